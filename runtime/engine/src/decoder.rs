@@ -1,0 +1,273 @@
+//! The seam under the engine: one forward run over rows of KV memory.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::ids::{RowId, TokenId};
+
+/// A decoder-only transformer with its KV memory.
+///
+/// Rows are numbered `0..caps().rows`. A row holds the keys and values of the first `past` tokens of a
+/// sequence; only the engine knows what they are. All calls come from one thread.
+pub trait Decoder {
+    /// What one run may mix and what a token costs. Constant for the decoder's life.
+    fn caps(&self) -> &Caps;
+
+    /// Runs the graph once over `step` and returns the wanted logits, in the order of `step.rows`.
+    ///
+    /// Each row's input is appended at `past`; keys and values at and after `past` are overwritten.
+    /// After an error the rows of the step may hold partly written tokens at and after their `past`:
+    /// the engine rewinds to `past` or drops the row.
+    fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError>;
+
+    /// Makes room for `len` tokens in `row`.
+    fn ensure(&mut self, row: RowId, len: usize) -> Result<(), DecodeError>;
+
+    /// Copies the first `len` tokens' keys and values from one row to another.
+    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError>;
+
+    /// Forgets what `row` holds after its first `len` tokens; their memory may be given back.
+    fn truncate(&mut self, row: RowId, len: usize);
+
+    /// Forgets the whole row and gives its memory back.
+    fn release(&mut self, row: RowId);
+
+    /// The first `len` tokens' keys and values of `row` as bytes, for [`Decoder::load`] of the same model.
+    fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError>;
+
+    /// Fills `row` with what [`Decoder::save`] returned and says how many tokens that was.
+    fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError>;
+}
+
+/// What a decoder can do.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Caps {
+    /// The element type of the KV memory.
+    pub kv_type: KvType,
+    /// One run may hold several rows of several tokens each, with past.
+    pub ragged_chunks: bool,
+    /// A run may hold rows without input.
+    pub idle_rows: bool,
+    /// One run may mix rows of both rope regimes.
+    pub mixed_regimes: bool,
+    /// Past and present share memory: nothing is copied per step.
+    pub shared_kv: bool,
+    /// Rows of one run must be neighbours in the slab, in ascending order.
+    pub contiguous_rows: bool,
+    /// Bytes of KV memory one token takes, over all layers, keys and values.
+    pub kv_bytes_per_token: u64,
+    /// The most tokens a row can hold.
+    pub context_length: usize,
+    /// LongRoPE: a sequence of more tokens than this is computed under the long factors, from its first
+    /// token on. `None`: the model has one regime, [`Regime::Short`].
+    pub rope_boundary: Option<usize>,
+    /// Width of a row of logits.
+    pub vocab_size: usize,
+    /// How many rows the slab has.
+    pub rows: usize,
+}
+
+/// The element type of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum KvType {
+    /// 32-bit floats.
+    F32,
+    /// 16-bit floats.
+    F16,
+    /// 8-bit integers with static scales.
+    I8,
+}
+
+/// Which rope factors a sequence is computed with (LongRoPE, arXiv 2402.13753). Keys of one regime are
+/// wrong in the other, so a sequence that crosses the boundary is computed anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Regime {
+    /// At most `rope_boundary` tokens.
+    Short,
+    /// More.
+    Long,
+}
+
+/// One run of the graph.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// The rows that take part. Never empty.
+    pub rows: &'a [Row<'a>],
+}
+
+/// One row's part in a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Row<'a> {
+    /// The row.
+    pub row: RowId,
+    /// Tokens the row holds already; the input follows them.
+    pub past: usize,
+    /// What to append.
+    pub input: Input<'a>,
+    /// Which logits are wanted.
+    pub logits: Wanted,
+    /// The rope factors of the whole sequence.
+    pub regime: Regime,
+}
+
+/// What a row appends.
+#[derive(Debug, Clone, Copy)]
+pub enum Input<'a> {
+    /// Token ids.
+    Tokens(&'a [TokenId]),
+    /// Embeddings `[tokens, hidden]`, row-major (pictures and the text around them).
+    Embeddings {
+        /// `tokens * hidden` floats.
+        data: &'a [f32],
+        /// How many positions.
+        tokens: usize,
+    },
+}
+
+impl Input<'_> {
+    /// Positions the input takes.
+    pub fn len(&self) -> usize {
+        match self {
+            Input::Tokens(ids) => ids.len(),
+            Input::Embeddings { tokens, .. } => *tokens,
+        }
+    }
+
+    /// True for no positions at all (an idle row).
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Which logits of a row are wanted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// None (a prefill chunk before the last).
+    None,
+    /// Those after the row's last input token.
+    Last,
+    /// Those after each of its input tokens (verification of guesses).
+    All,
+}
+
+/// Logits of a run: `rows() x vocab` floats, row-major, in the order of the step.
+#[derive(Debug, Clone, Copy)]
+pub struct Logits<'a> {
+    data: &'a [f32],
+    vocab: usize,
+}
+
+impl<'a> Logits<'a> {
+    /// `data` holds whole rows of `vocab` floats.
+    pub fn new(data: &'a [f32], vocab: usize) -> Self {
+        debug_assert!(vocab > 0 && data.len().is_multiple_of(vocab));
+        Self { data, vocab }
+    }
+
+    /// How many rows there are.
+    pub fn rows(&self) -> usize {
+        self.data.len() / self.vocab
+    }
+
+    /// Row `index`, or `None` past the end.
+    pub fn row(&self, index: usize) -> Option<&'a [f32]> {
+        self.data.get(index * self.vocab..(index + 1) * self.vocab)
+    }
+}
+
+/// Why a run failed.
+#[derive(Debug, thiserror::Error)]
+pub enum DecodeError {
+    /// [`Interrupt::raise`] ended the run.
+    #[error("the run was interrupted")]
+    Interrupted,
+    /// No memory for the row or the run.
+    #[error("not enough memory: {0}")]
+    OutOfMemory(String),
+    /// The step asks for what [`Caps`] excludes. A fault of the scheduler.
+    #[error("the decoder cannot run this step: {0}")]
+    Unsupported(String),
+    /// The graph itself failed.
+    #[error("the model failed: {0}")]
+    Failed(String),
+}
+
+type Hook = Arc<dyn Fn() + Send + Sync>;
+
+/// Ends a run from another thread. Clones share one state.
+///
+/// The decoder registers, for the time of a run, what ends it ([`Interrupt::during`]); whoever wants the
+/// run ended calls [`Interrupt::raise`]. A raise before the run is kept and ends it at its start.
+#[derive(Clone, Default)]
+pub struct Interrupt {
+    state: Arc<Mutex<InterruptState>>,
+}
+
+#[derive(Default)]
+struct InterruptState {
+    raised: bool,
+    hook: Option<Hook>,
+}
+
+impl Interrupt {
+    /// An interrupt that nobody has raised.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Ends the run under way, or the next one.
+    pub fn raise(&self) {
+        let hook = {
+            let mut state = self.lock();
+            state.raised = true;
+            state.hook.clone()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+
+    /// Takes a raise back.
+    pub fn clear(&self) {
+        self.lock().raised = false;
+    }
+
+    /// True between [`Interrupt::raise`] and [`Interrupt::clear`].
+    pub fn is_raised(&self) -> bool {
+        self.lock().raised
+    }
+
+    /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already.
+    pub fn during(&self, hook: Hook) -> InterruptGuard<'_> {
+        let raised = {
+            let mut state = self.lock();
+            state.hook = Some(hook.clone());
+            state.raised
+        };
+        if raised {
+            hook();
+        }
+        InterruptGuard { interrupt: self }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, InterruptState> {
+        // The state is two plain values: a panic elsewhere can't have left it half written.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Interrupt {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Interrupt").field("raised", &self.is_raised()).finish_non_exhaustive()
+    }
+}
+
+/// Unregisters the hook of [`Interrupt::during`].
+pub struct InterruptGuard<'a> {
+    interrupt: &'a Interrupt,
+}
+
+impl Drop for InterruptGuard<'_> {
+    fn drop(&mut self) {
+        self.interrupt.lock().hook = None;
+    }
+}

@@ -1,0 +1,16 @@
+//! Schedules sequences over a [`Decoder`], samples, stops and streams text.
+//!
+//! Pure and synchronous: time, randomness and cancellation come in as arguments. It must never know ONNX
+//! Runtime, tokio, MQTT, files or clocks.
+
+mod decoder;
+mod detokenizer;
+mod ids;
+mod request;
+
+pub use decoder::{
+    Caps, DecodeError, Decoder, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row, Step, Wanted,
+};
+pub use detokenizer::Detokenizer;
+pub use ids::{RequestId, RowId, TokenId};
+pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};

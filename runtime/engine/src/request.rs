@@ -1,0 +1,141 @@
+//! What the engine is asked and what it tells.
+
+use std::time::Duration;
+
+use crate::detokenizer::Detokenizer;
+use crate::ids::{RequestId, TokenId};
+
+/// One answer to generate.
+pub struct GenerateRequest {
+    /// The caller's name for it; must not be in use.
+    pub id: RequestId,
+    /// The prompt. Not empty.
+    pub prompt: Vec<TokenId>,
+    /// The most new tokens, the stop token not counted. At least 1.
+    pub max_tokens: usize,
+    /// How a token is chosen.
+    pub sampling: Sampling,
+    /// What ends the answer before that.
+    pub stop: Stop,
+    /// Turns the new ids into text.
+    pub detokenizer: Box<dyn Detokenizer>,
+    /// Time since the engine's epoch after which the answer is of no use.
+    pub deadline: Option<Duration>,
+}
+
+/// How a token is chosen from its logits, applied in this order: repetition penalty, temperature, top-k,
+/// top-p, min-p.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Sampling {
+    /// 0 is greedy (the largest logit, the lowest id among equals).
+    pub temperature: f32,
+    /// Keep the k most probable; 0 keeps all.
+    pub top_k: usize,
+    /// Keep the smallest set of this total probability (nucleus, arXiv 1904.09751); 1 keeps all.
+    pub top_p: f32,
+    /// Keep tokens of at least this share of the best one's probability (arXiv 2407.01082); 0 keeps all.
+    pub min_p: f32,
+    /// Divides positive and multiplies negative logits of tokens seen before (arXiv 1909.05858); 1 is none.
+    pub repetition_penalty: f32,
+    /// Same seed, same text.
+    pub seed: u64,
+}
+
+impl Default for Sampling {
+    fn default() -> Self {
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0, seed: 0 }
+    }
+}
+
+/// What ends an answer.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Stop {
+    /// End-of-sequence ids; not part of the answer.
+    pub ids: Vec<TokenId>,
+    /// Strings; the text ends before the first of them. None is empty.
+    pub strings: Vec<String>,
+}
+
+/// Something happened to a request. A request ends with exactly one `Finished` or `Failed`.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Event {
+    /// Its prefill began.
+    Started {
+        /// The request.
+        id: RequestId,
+    },
+    /// New text: whole characters that no stop string can take back.
+    Text {
+        /// The request.
+        id: RequestId,
+        /// The text.
+        delta: String,
+    },
+    /// It is done.
+    Finished {
+        /// The request.
+        id: RequestId,
+        /// Why and at what cost.
+        summary: Summary,
+    },
+    /// It can't be answered.
+    Failed {
+        /// The request.
+        id: RequestId,
+        /// Why.
+        reason: Failure,
+    },
+}
+
+/// The end of an answer. The text is the concatenation of the `Text` events.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Summary {
+    /// Why it ended.
+    pub finish: Finish,
+    /// The new ids, without the stop id.
+    pub tokens: Vec<TokenId>,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// Prompt tokens whose keys and values were there already.
+    pub cached_tokens: usize,
+    /// From submission to start.
+    pub queued: Duration,
+    /// From start to the first token.
+    pub prefill: Duration,
+    /// From the first token to the end.
+    pub decode: Duration,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Finish {
+    /// A stop id or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+    /// The text went round in circles; told as `length`.
+    Repetition,
+    /// [`crate::Engine::cancel`].
+    Cancelled,
+    /// Its deadline passed.
+    Deadline,
+}
+
+/// Why a request can't be answered.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Failure {
+    /// It does not fit the context.
+    #[error("the prompt has {prompt} tokens; with room for one new token the context takes {context}")]
+    ContextOverflow {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// Tokens a sequence can have.
+        context: usize,
+    },
+    /// It is malformed (empty prompt, id out of the vocabulary, duplicate request id, …).
+    #[error("{0}")]
+    Invalid(String),
+    /// The model failed.
+    #[error("{0}")]
+    Decoder(String),
+}

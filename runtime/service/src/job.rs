@@ -1,0 +1,61 @@
+//! What a client asks for, validated.
+
+use std::time::Duration;
+
+use phi_edge_engine::Sampling;
+use phi_edge_models::Message;
+
+/// Names a job: the id is unique per client.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct JobKey {
+    /// The `{client}` of the request's topic; `None` on the shared topic.
+    pub client: Option<String>,
+    /// The request's id: 1 to 64 of `A-Z a-z 0-9 . _ -`.
+    pub id: String,
+}
+
+/// Where a reply goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ReplyAddress {
+    /// A topic that the allow-list lets through.
+    pub topic: String,
+    /// Correlation data of the request, returned as it came.
+    pub correlation: Option<Vec<u8>>,
+}
+
+/// Who goes first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub enum Priority {
+    /// When nothing else waits.
+    Background,
+    /// The default.
+    #[default]
+    Normal,
+    /// A person waits for it.
+    Interactive,
+}
+
+/// A request that passed the edge.
+#[derive(Debug, Clone, PartialEq)]
+pub struct NewJob {
+    /// Its name.
+    pub key: JobKey,
+    /// A digest of the request's body: the same id with another body is refused.
+    pub body_digest: [u8; 32],
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The most new tokens.
+    pub max_tokens: usize,
+    /// How tokens are chosen.
+    pub sampling: Sampling,
+    /// Stop strings.
+    pub stop: Vec<String>,
+    /// Publish chunks as the text grows.
+    pub stream: bool,
+    /// Who goes first.
+    pub priority: Priority,
+    /// Time left until the answer is of no use.
+    pub deadline: Option<Duration>,
+    /// Where the replies go.
+    pub reply: ReplyAddress,
+}

@@ -1,0 +1,130 @@
+//! What a client is told.
+
+use std::time::Duration;
+
+use crate::job::{JobKey, ReplyAddress};
+
+/// One message to a client.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Reply {
+    /// The job it is about.
+    pub key: JobKey,
+    /// Where it goes.
+    pub address: ReplyAddress,
+    /// What it says.
+    pub body: ReplyBody,
+}
+
+/// The three kinds of reply.
+#[derive(Debug, Clone, PartialEq)]
+pub enum ReplyBody {
+    /// Text as it grows; loss does no harm.
+    Chunk {
+        /// 1, and one more after each restart of the job.
+        attempt: u32,
+        /// 0, 1, 2, … within the attempt.
+        seq: u32,
+        /// The new text.
+        delta: String,
+    },
+    /// The answer.
+    Final(Answer),
+    /// Why there is none.
+    Error(Refusal),
+}
+
+/// A finished answer.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Answer {
+    /// The same for every copy of this reply.
+    pub reply_id: String,
+    /// The whole text.
+    pub text: String,
+    /// Why it ended.
+    pub finish_reason: FinishReason,
+    /// Tokens of the prompt.
+    pub prompt_tokens: usize,
+    /// New tokens.
+    pub completion_tokens: usize,
+    /// Prompt tokens that needed no work.
+    pub cached_tokens: usize,
+    /// From acceptance to start.
+    pub queued: Duration,
+    /// From start to the first token.
+    pub prefill: Duration,
+    /// From the first token to the end.
+    pub decode: Duration,
+}
+
+/// Why an answer ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FinishReason {
+    /// A stop token or stop string.
+    Stop,
+    /// `max_tokens`, a full context, or a text that went round in circles.
+    Length,
+    /// The client took it back.
+    Cancelled,
+    /// Its deadline passed.
+    Deadline,
+}
+
+/// Why a request gets no answer.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{code}: {message}")]
+pub struct Refusal {
+    /// The same for every copy of this reply.
+    pub reply_id: String,
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people: one line, what and what to do.
+    pub message: String,
+    /// When to try again.
+    pub retry_after: Option<Duration>,
+}
+
+/// Error codes of the wire contract.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum ErrorCode {
+    /// The request is malformed.
+    BadRequest,
+    /// The payload is larger than the limit.
+    TooLarge,
+    /// The queue is full.
+    Busy,
+    /// The deadline passed before the job started.
+    Expired,
+    /// Cancelled before it started.
+    Cancelled,
+    /// The prompt does not fit the context.
+    ContextOverflow,
+    /// Asks for what this model or version can't do.
+    Unsupported,
+    /// The daemon can't take work now.
+    Unavailable,
+    /// A fault of ours.
+    Internal,
+}
+
+impl ErrorCode {
+    /// The code's spelling on the wire.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad_request",
+            Self::TooLarge => "too_large",
+            Self::Busy => "busy",
+            Self::Expired => "expired",
+            Self::Cancelled => "cancelled",
+            Self::ContextOverflow => "context_overflow",
+            Self::Unsupported => "unsupported",
+            Self::Unavailable => "unavailable",
+            Self::Internal => "internal",
+        }
+    }
+}
+
+impl std::fmt::Display for ErrorCode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
