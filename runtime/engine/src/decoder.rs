@@ -257,7 +257,9 @@ impl Interrupt {
 
 impl std::fmt::Debug for Interrupt {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Interrupt").field("raised", &self.is_raised()).finish_non_exhaustive()
+        f.debug_struct("Interrupt")
+            .field("raised", &self.is_raised())
+            .finish_non_exhaustive()
     }
 }
 

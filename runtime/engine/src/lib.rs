@@ -5,12 +5,18 @@
 
 mod decoder;
 mod detokenizer;
+mod engine;
 mod ids;
+mod repetition;
 mod request;
+mod sampler;
+mod sequence;
+mod stop;
 
 pub use decoder::{
     Caps, DecodeError, Decoder, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row, Step, Wanted,
 };
 pub use detokenizer::Detokenizer;
+pub use engine::{Engine, EngineConfig};
 pub use ids::{RequestId, RowId, TokenId};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};

@@ -1,0 +1,64 @@
+//! Notices an answer that goes round in circles.
+
+use crate::ids::TokenId;
+
+/// The longest circle looked for, in tokens.
+const LONGEST_PERIOD: usize = 64;
+/// A circle must come round this often …
+const ROUNDS: usize = 8;
+/// … and take at least this many tokens: short rows of equal tokens (rules, tables) are honest text.
+const LEAST_TOKENS: usize = 128;
+
+/// Watches the new tokens of one sequence.
+#[derive(Debug, Default)]
+pub(crate) struct RepetitionGuard {
+    tokens: Vec<TokenId>,
+    /// `run[p - 1]`: how many of the latest tokens equal the one `p` before them.
+    run: Vec<usize>,
+}
+
+impl RepetitionGuard {
+    /// Takes the next token; true once the end of the text is one circle, many times over.
+    pub(crate) fn push(&mut self, id: TokenId) -> bool {
+        self.run.resize(LONGEST_PERIOD, 0);
+        let mut circles = false;
+        for (index, run) in self.run.iter_mut().enumerate() {
+            let period = index + 1;
+            let same = self
+                .tokens
+                .len()
+                .checked_sub(period)
+                .is_some_and(|at| self.tokens[at] == id);
+            *run = if same { *run + 1 } else { 0 };
+            circles |= *run >= LEAST_TOKENS.max(ROUNDS * period);
+        }
+        self.tokens.push(id);
+        circles
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fires_after(tokens: impl Iterator<Item = u32>) -> Option<usize> {
+        let mut guard = RepetitionGuard::default();
+        tokens
+            .enumerate()
+            .find(|(_, t)| guard.push(TokenId(*t)))
+            .map(|(n, _)| n + 1)
+    }
+
+    #[test]
+    fn circles_are_noticed_and_plain_text_is_not() {
+        assert_eq!(fires_after(std::iter::repeat_n(5, 1000)), Some(1 + LEAST_TOKENS));
+        assert_eq!(fires_after((0..1000).map(|n| n % 40)), Some(40 + ROUNDS * 40));
+        assert_eq!(fires_after((0..1000).map(|n| n % 65)), None);
+        assert_eq!(fires_after(0..1000), None);
+        // A row of 100 equal tokens amid others is no endless circle.
+        assert_eq!(
+            fires_after((0..1000).map(|n| if n % 200 < 100 { 7 } else { n })),
+            None
+        );
+    }
+}

@@ -1,0 +1,161 @@
+//! One request on its way through the engine.
+
+use std::time::Duration;
+
+use crate::decoder::Regime;
+use crate::ids::{RequestId, RowId, TokenId};
+use crate::repetition::RepetitionGuard;
+use crate::request::{Finish, GenerateRequest, Summary};
+use crate::sampler::Sampler;
+use crate::stop::StopWatch;
+
+/// A request and all that its answer needs.
+pub(crate) struct Sequence {
+    pub(crate) request: GenerateRequest,
+    /// Prompt and new tokens.
+    pub(crate) tokens: Vec<TokenId>,
+    /// How many of `tokens` the row holds keys and values of.
+    pub(crate) computed: usize,
+    pub(crate) row: RowId,
+    pub(crate) regime: Regime,
+    /// Set by a cancellation: ends the sequence before its next token.
+    pub(crate) ended: Option<Finish>,
+    pub(crate) submitted: Duration,
+    started: Duration,
+    first_token: Option<Duration>,
+    sampler: Sampler,
+    stop: StopWatch,
+    repetition: Option<RepetitionGuard>,
+}
+
+/// What a new token meant.
+pub(crate) struct Accepted {
+    /// Text that is certain now.
+    pub(crate) text: String,
+    /// The answer is over.
+    pub(crate) finish: Option<Finish>,
+}
+
+impl Sequence {
+    pub(crate) fn new(waiting: Waiting, row: RowId, now: Duration, guard: bool) -> Self {
+        let Waiting {
+            request, submitted, ..
+        } = waiting;
+        let mut sampler = Sampler::new(request.sampling.clone());
+        for id in &request.prompt {
+            sampler.observe(*id);
+        }
+        Self {
+            tokens: request.prompt.clone(),
+            computed: 0,
+            row,
+            regime: Regime::Short,
+            ended: None,
+            submitted,
+            started: now,
+            first_token: None,
+            sampler,
+            stop: StopWatch::new(&request.stop.strings),
+            repetition: guard.then(RepetitionGuard::default),
+            request,
+        }
+    }
+
+    pub(crate) fn id(&self) -> RequestId {
+        self.request.id
+    }
+
+    fn new_tokens(&self) -> usize {
+        self.tokens.len() - self.request.prompt.len()
+    }
+
+    /// Samples from the logits after the last token and takes the choice in.
+    pub(crate) fn sample(
+        &mut self,
+        logits: &[f32],
+        context: usize,
+        now: Duration,
+    ) -> Result<Accepted, crate::sampler::NoLogits> {
+        let id = self.sampler.sample(logits)?;
+        self.first_token.get_or_insert(now);
+        if self.request.stop.ids.contains(&id) {
+            return Ok(self.close(Finish::Stop));
+        }
+        self.sampler.observe(id);
+        self.tokens.push(id);
+        let piece = self.request.detokenizer.push(id);
+        let released = self.stop.push(&piece);
+        let mut text = released.text;
+        if released.stopped {
+            return Ok(Accepted {
+                text,
+                finish: Some(Finish::Stop),
+            });
+        }
+        let finish = if self.repetition.as_mut().is_some_and(|guard| guard.push(id)) {
+            Finish::Repetition
+        } else if self.new_tokens() >= self.request.max_tokens || self.tokens.len() >= context {
+            Finish::Length
+        } else {
+            return Ok(Accepted { text, finish: None });
+        };
+        let closed = self.close(finish);
+        text.push_str(&closed.text);
+        Ok(Accepted {
+            text,
+            finish: closed.finish,
+        })
+    }
+
+    /// Gives out what is held back; a stop string that shows up in it still ends the text.
+    pub(crate) fn close(&mut self, finish: Finish) -> Accepted {
+        let piece = self.request.detokenizer.finish();
+        let released = self.stop.push(&piece);
+        let mut text = released.text;
+        if released.stopped {
+            return Accepted {
+                text,
+                finish: Some(Finish::Stop),
+            };
+        }
+        text.push_str(&self.stop.finish());
+        Accepted {
+            text,
+            finish: Some(finish),
+        }
+    }
+
+    pub(crate) fn summary(&self, finish: Finish, now: Duration) -> Summary {
+        let first = self.first_token.unwrap_or(now);
+        Summary {
+            finish,
+            tokens: self.tokens[self.request.prompt.len()..].to_vec(),
+            prompt_tokens: self.request.prompt.len(),
+            cached_tokens: 0,
+            queued: self.started.saturating_sub(self.submitted),
+            prefill: first.saturating_sub(self.started),
+            decode: now.saturating_sub(first),
+        }
+    }
+}
+
+/// A request that waits for a slot.
+pub(crate) struct Waiting {
+    pub(crate) request: GenerateRequest,
+    pub(crate) submitted: Duration,
+    pub(crate) ended: Option<Finish>,
+}
+
+impl Waiting {
+    pub(crate) fn summary(&self, finish: Finish, now: Duration) -> Summary {
+        Summary {
+            finish,
+            tokens: Vec::new(),
+            prompt_tokens: self.request.prompt.len(),
+            cached_tokens: 0,
+            queued: now.saturating_sub(self.submitted),
+            prefill: Duration::ZERO,
+            decode: Duration::ZERO,
+        }
+    }
+}
