@@ -1,1 +1,22 @@
-//! stub
+//! ONNX Runtime under the engine: finds and loads the library, chooses the execution provider, owns the KV
+//! memory, binds it, and runs exported graphs as the engine's [`Decoder`](phi_edge_engine::Decoder).
+//!
+//! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
+
+pub mod bare;
+mod decoder;
+mod error;
+mod feeds;
+mod graph;
+mod kv;
+mod library;
+mod processor;
+mod provider;
+mod raw;
+mod session;
+
+pub use decoder::{DecoderConfig, OnnxDecoder};
+pub use error::OnnxError;
+pub use library::{Library, MINIMUM_VERSION, PINNED_VERSION};
+pub use processor::processor_warning;
+pub use provider::Provider;

@@ -1,0 +1,38 @@
+//! The yardstick of the benchmarks: the same session in the plainest loop there is, whole prompt in one run,
+//! past and present in one buffer, no engine and no sampling.
+
+use std::time::{Duration, Instant};
+
+use phi_edge_engine::{DecodeError, Interrupt, TokenId};
+
+use crate::decoder::OnnxDecoder;
+
+/// What a bare loop took.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BareTimes {
+    /// The prompt's run.
+    pub prefill: Duration,
+    /// All runs of one token after it.
+    pub decode: Duration,
+}
+
+/// Runs `prompt` and then `new_tokens` steps of one token in row 0 of `decoder`, which must be idle.
+pub fn run(
+    decoder: &mut OnnxDecoder,
+    prompt: &[TokenId],
+    new_tokens: usize,
+) -> Result<BareTimes, DecodeError> {
+    let interrupt = Interrupt::new();
+    let token = prompt.last().copied().unwrap_or(TokenId(0));
+    let started = Instant::now();
+    decoder.run_plain(prompt, 0, &interrupt)?;
+    let prefill = started.elapsed();
+    let started = Instant::now();
+    for step in 0..new_tokens {
+        decoder.run_plain(&[token], prompt.len() + step, &interrupt)?;
+    }
+    Ok(BareTimes {
+        prefill,
+        decode: started.elapsed(),
+    })
+}

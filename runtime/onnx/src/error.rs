@@ -1,0 +1,73 @@
+//! What can go wrong between the model's files and the first run.
+
+use std::path::PathBuf;
+
+/// One line each: what, where, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum OnnxError {
+    /// No library anywhere.
+    #[error(
+        "ONNX Runtime was not found; looked at {}. Install version {} or newer there, or name the file by runtime.library or ORT_DYLIB_PATH (in a source checkout: cargo xtask library)",
+        .looked.join(", "), crate::MINIMUM_VERSION
+    )]
+    LibraryNotFound {
+        /// The places looked at, in order.
+        looked: Vec<String>,
+    },
+    /// A library that can't be used.
+    #[error("{}: ONNX Runtime can't be loaded: {fault}. It must be version {} or newer, built for this processor", .path.display(), crate::MINIMUM_VERSION)]
+    LibraryUnusable {
+        /// The file.
+        path: PathBuf,
+        /// What the loader said.
+        fault: String,
+    },
+    /// The provider that the operator asked for can't be had.
+    #[error(
+        "runtime.provider = \"{provider}\" can't be served: {fault}. Install what is missing, or set runtime.provider to \"cpu\" or \"auto\""
+    )]
+    ProviderUnavailable {
+        /// Its name in the configuration.
+        provider: &'static str,
+        /// What is missing.
+        fault: String,
+    },
+    /// The graph or its weights.
+    #[error("{}: {fault}", .path.display())]
+    Model {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it and what to do.
+        fault: String,
+    },
+    /// No address space or memory for the KV cache.
+    #[error(
+        "the KV cache of {rows} rows of {context} tokens can't be reserved: {fault}. Lower runtime.slots or the context, or allow more address space"
+    )]
+    KvMemory {
+        /// Rows of the slab.
+        rows: usize,
+        /// Tokens a row holds.
+        context: usize,
+        /// What the system said.
+        fault: String,
+    },
+    /// ONNX Runtime itself.
+    #[error("ONNX Runtime: {0}")]
+    Runtime(String),
+}
+
+/// An error of ONNX Runtime as one line.
+pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
+    message
+        .to_string()
+        .split_whitespace()
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+impl<T> From<ort::Error<T>> for OnnxError {
+    fn from(error: ort::Error<T>) -> Self {
+        Self::Runtime(one_line(error))
+    }
+}

@@ -1,0 +1,187 @@
+//! The integer inputs of a run: ids, mask, positions.
+
+use phi_edge_engine::{DecodeError, Input, Regime, Row};
+
+/// Buffers that the bound tensors point into. They are refilled before each run, and never while one is
+/// under way.
+#[derive(Debug, Default)]
+pub(crate) struct Feeds {
+    /// `[rows, width]`, row-major.
+    pub(crate) ids: Vec<i64>,
+    /// `[rows, width]`; used only by graphs that ask for positions.
+    pub(crate) positions: Vec<i64>,
+    /// `[rows, mask_width]`.
+    pub(crate) mask: Vec<i64>,
+    /// Tokens a row has in this run, a pad token included.
+    pub(crate) width: usize,
+    mask_is_ones: bool,
+    /// Columns of the mask: past and input of the longest row, or wide enough for the long factors.
+    pub(crate) mask_width: usize,
+}
+
+/// What the graph needs to know to choose its rope factors.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RopeForm {
+    /// Sequences of more tokens are computed under the long factors.
+    pub(crate) boundary: Option<usize>,
+    /// The graph takes `position_ids` and chooses by the largest of them; else by the mask's width.
+    pub(crate) by_position: bool,
+}
+
+impl Feeds {
+    /// Fills the buffers for rows that all have the same number of input tokens and the same regime.
+    pub(crate) fn fill(&mut self, rows: &[Row<'_>], rope: RopeForm) -> Result<(), DecodeError> {
+        let long = rows.iter().any(|row| row.regime == Regime::Long);
+        let input = rows.iter().map(|row| row.input.len()).max().unwrap_or(0);
+        let ends = rows.iter().map(|row| row.past + row.input.len());
+        let (shortest, longest) =
+            ends.fold((usize::MAX, 0), |(low, high), end| (low.min(end), high.max(end)));
+        // A graph that looks at positions takes the long factors only when one of them lies beyond the
+        // boundary. A row that is still short gets a pad token at such a position behind its own: causal
+        // attention keeps it from them, and the next run overwrites its keys.
+        let pad = match rope.boundary {
+            Some(boundary) if rope.by_position && long && longest <= boundary => {
+                if rows.len() > 1 {
+                    return Err(DecodeError::Unsupported(
+                        "several short rows of the long regime in one run".into(),
+                    ));
+                }
+                Some(boundary)
+            }
+            _ => None,
+        };
+        self.width = input + usize::from(pad.is_some());
+        self.mask_width = longest + usize::from(pad.is_some());
+        if let Some(boundary) = rope.boundary.filter(|_| long && !rope.by_position) {
+            // The mask's width alone chooses the factors; its sum still says how long a row is.
+            self.mask_width = self.mask_width.max(boundary + 1);
+        }
+        self.fill_ids(rows, pad)?;
+        self.fill_mask(rows, pad, shortest);
+        Ok(())
+    }
+
+    fn fill_ids(&mut self, rows: &[Row<'_>], pad: Option<usize>) -> Result<(), DecodeError> {
+        self.ids.clear();
+        self.positions.clear();
+        for row in rows {
+            let Input::Tokens(tokens) = row.input else {
+                return Err(DecodeError::Unsupported(
+                    "this graph takes token ids, not embeddings".into(),
+                ));
+            };
+            self.ids.extend(tokens.iter().map(|id| i64::from(id.0)));
+            let end = row.past + tokens.len();
+            self.positions.extend((row.past..end).map(to_i64));
+            if let Some(boundary) = pad {
+                self.ids.push(0);
+                self.positions.push(to_i64(boundary));
+            }
+        }
+        Ok(())
+    }
+
+    fn fill_mask(&mut self, rows: &[Row<'_>], pad: Option<usize>, shortest: usize) {
+        let pad = usize::from(pad.is_some());
+        if rows.len() == 1 && shortest + pad == self.mask_width {
+            // One row without zeros: the ones of the last run serve, so that a decode step writes one.
+            if !self.mask_is_ones {
+                self.mask.clear();
+                self.mask_is_ones = true;
+            }
+            self.mask.resize(self.mask_width, 1);
+            return;
+        }
+        self.mask_is_ones = false;
+        self.mask.clear();
+        for row in rows {
+            let ones = row.past + row.input.len() + pad;
+            self.mask.extend(std::iter::repeat_n(1, ones));
+            self.mask.extend(std::iter::repeat_n(0, self.mask_width - ones));
+        }
+    }
+}
+
+fn to_i64(position: usize) -> i64 {
+    i64::try_from(position).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use phi_edge_engine::{RowId, TokenId, Wanted};
+
+    use super::*;
+
+    fn row(past: usize, input: &[TokenId], regime: Regime) -> Row<'_> {
+        Row {
+            row: RowId(0),
+            past,
+            input: Input::Tokens(input),
+            logits: Wanted::Last,
+            regime,
+        }
+    }
+
+    const MASKED: RopeForm = RopeForm {
+        boundary: Some(8),
+        by_position: false,
+    };
+    const POSITIONED: RopeForm = RopeForm {
+        boundary: Some(8),
+        by_position: true,
+    };
+
+    #[test]
+    fn a_plain_row() {
+        let mut feeds = Feeds::default();
+        feeds
+            .fill(&[row(2, &[TokenId(7), TokenId(9)], Regime::Short)], MASKED)
+            .unwrap();
+        assert_eq!((feeds.ids.as_slice(), feeds.width), ([7, 9].as_slice(), 2));
+        assert_eq!((feeds.mask.as_slice(), feeds.mask_width), ([1; 4].as_slice(), 4));
+        assert_eq!(feeds.positions, [2, 3]);
+    }
+
+    #[test]
+    fn a_short_row_of_the_long_regime_widens_the_mask_or_gets_a_pad() {
+        let mut feeds = Feeds::default();
+        feeds
+            .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], MASKED)
+            .unwrap();
+        assert_eq!(feeds.mask, [1, 1, 1, 0, 0, 0, 0, 0, 0]);
+        feeds
+            .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], POSITIONED)
+            .unwrap();
+        assert_eq!(
+            (feeds.ids.as_slice(), feeds.positions.as_slice()),
+            ([7, 9, 0].as_slice(), [1, 2, 8].as_slice())
+        );
+        assert_eq!(feeds.mask, [1; 4]);
+        // Beyond the boundary nothing needs help.
+        feeds
+            .fill(&[row(8, &[TokenId(7)], Regime::Long)], POSITIONED)
+            .unwrap();
+        assert_eq!(
+            (feeds.positions.as_slice(), feeds.mask.len()),
+            ([8].as_slice(), 9)
+        );
+    }
+
+    #[test]
+    fn masks_of_earlier_runs_leave_no_trace() {
+        let mut feeds = Feeds::default();
+        let one = [TokenId(1)];
+        feeds.fill(&[row(1, &one, Regime::Long)], MASKED).unwrap();
+        feeds.fill(&[row(3, &one, Regime::Short)], MASKED).unwrap();
+        assert_eq!(feeds.mask, [1; 4]);
+        feeds.fill(&[row(1, &one, Regime::Short)], MASKED).unwrap();
+        assert_eq!(feeds.mask, [1; 2]);
+        feeds
+            .fill(
+                &[row(1, &one, Regime::Short), row(3, &one, Regime::Short)],
+                MASKED,
+            )
+            .unwrap();
+        assert_eq!(feeds.mask, [1, 1, 0, 0, 1, 1, 1, 1]);
+    }
+}

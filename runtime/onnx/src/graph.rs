@@ -1,0 +1,240 @@
+//! What a graph file says about itself that ONNX Runtime's API does not tell.
+//!
+//! Field numbers are those of onnx.proto (ONNX IR specification). Fields that are not named here are
+//! skipped, the weights and the inlined rope tables among them.
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use prost::Message;
+
+use crate::error::OnnxError;
+
+/// What was read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct GraphFacts {
+    /// LongRoPE: sequences of more tokens are computed under the long factors.
+    pub(crate) rope_boundary: Option<usize>,
+}
+
+/// Reads the facts of the graph at `path`.
+pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
+    let fault = |fault: String| OnnxError::Model {
+        path: path.to_path_buf(),
+        fault,
+    };
+    let map = std::fs::File::open(path)
+        // SAFETY: the map is read only here, before the session opens the same file; a model file that
+        // changes in that moment gives wrong bytes, which decoding reports.
+        .and_then(|file| unsafe { memmap2::Mmap::map(&file) })
+        .map_err(|error| fault(format!("can't be read: {error}")))?;
+    // Over a map, the weights of a graph that holds them itself are not copied.
+    let model = ModelProto::decode(prost::bytes::Bytes::from_owner(map))
+        .map_err(|_| fault("is no ONNX graph, or a truncated one: copy or export it again".into()))?;
+    let graph = model
+        .graph
+        .ok_or_else(|| fault("holds no graph: copy or export it again".into()))?;
+    Ok(GraphFacts {
+        rope_boundary: rope_boundary(&graph).map_err(fault)?,
+    })
+}
+
+/// The boundary is the whole number that the mask's width (graphs with `If`) or the largest position
+/// (graphs with `position_ids`) is compared with. `width > n` and `position >= n` both mean: more than n tokens.
+fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
+    let mut constants: HashMap<&str, i64> = HashMap::new();
+    for initializer in &graph.initializer {
+        if let Some(value) = initializer.scalar() {
+            constants.insert(&initializer.name, value);
+        }
+    }
+    for node in graph.node.iter().filter(|node| node.op_type == "Constant") {
+        let value = node
+            .attribute
+            .iter()
+            .find_map(|attribute| match attribute.name.as_str() {
+                "value" => attribute.t.as_ref().and_then(TensorProto::scalar),
+                "value_int" => Some(attribute.i),
+                _ => None,
+            });
+        if let (Some(value), Some(output)) = (value, node.output.first()) {
+            constants.insert(output, value);
+        }
+    }
+    let mut found: Vec<i64> = Vec::new();
+    for node in &graph.node {
+        // `Less` and its kin compare the same two things the other way round.
+        if ["Greater", "GreaterOrEqual", "Less", "LessOrEqual"].contains(&node.op_type.as_str()) {
+            let compared = node.input.iter().find_map(|input| constants.get(input.as_str()));
+            found.extend(compared.filter(|value| **value > 1));
+        }
+    }
+    found.sort_unstable();
+    found.dedup();
+    match found.as_slice() {
+        [] => Ok(None),
+        [boundary] => usize::try_from(*boundary)
+            .map(Some)
+            .map_err(|error| error.to_string()),
+        several => Err(format!(
+            "compares lengths with several numbers ({several:?}), so its LongRoPE boundary is not known: this form of graph is not supported"
+        )),
+    }
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct ModelProto {
+    #[prost(message, optional, tag = "7")]
+    graph: Option<GraphProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct GraphProto {
+    #[prost(message, repeated, tag = "1")]
+    node: Vec<NodeProto>,
+    #[prost(message, repeated, tag = "5")]
+    initializer: Vec<TensorProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct NodeProto {
+    #[prost(string, repeated, tag = "1")]
+    input: Vec<String>,
+    #[prost(string, repeated, tag = "2")]
+    output: Vec<String>,
+    #[prost(string, tag = "4")]
+    op_type: String,
+    #[prost(message, repeated, tag = "5")]
+    attribute: Vec<AttributeProto>,
+}
+
+#[derive(Clone, PartialEq, prost::Message)]
+struct AttributeProto {
+    #[prost(string, tag = "1")]
+    name: String,
+    #[prost(int64, tag = "3")]
+    i: i64,
+    #[prost(message, optional, tag = "5")]
+    t: Option<TensorProto>,
+}
+
+/// Only what a whole number needs: a table's floats are skipped.
+#[derive(Clone, PartialEq, prost::Message)]
+struct TensorProto {
+    #[prost(int64, repeated, tag = "1")]
+    dims: Vec<i64>,
+    #[prost(int32, tag = "2")]
+    data_type: i32,
+    #[prost(int32, repeated, tag = "5")]
+    int32_data: Vec<i32>,
+    #[prost(int64, repeated, tag = "7")]
+    int64_data: Vec<i64>,
+    #[prost(string, tag = "8")]
+    name: String,
+    #[prost(bytes = "bytes", tag = "9")]
+    raw_data: prost::bytes::Bytes,
+}
+
+impl TensorProto {
+    /// The value of a whole number (of no or of one dimension).
+    fn scalar(&self) -> Option<i64> {
+        const INT32: i32 = 6;
+        const INT64: i32 = 7;
+        if self.dims.iter().product::<i64>() != 1 {
+            return None;
+        }
+        match self.data_type {
+            INT64 => self
+                .int64_data
+                .first()
+                .copied()
+                .or_else(|| self.raw_data.as_ref().try_into().ok().map(i64::from_le_bytes)),
+            INT32 => self.int32_data.first().copied().map(i64::from).or_else(|| {
+                self.raw_data
+                    .as_ref()
+                    .try_into()
+                    .ok()
+                    .map(|bytes| i64::from(i32::from_le_bytes(bytes)))
+            }),
+            _ => None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn constant(name: &str, value: i64) -> NodeProto {
+        let t = TensorProto {
+            data_type: 7,
+            raw_data: value.to_le_bytes().to_vec().into(),
+            ..TensorProto::default()
+        };
+        let attribute = AttributeProto {
+            name: "value".into(),
+            t: Some(t),
+            ..AttributeProto::default()
+        };
+        NodeProto {
+            output: vec![name.into()],
+            op_type: "Constant".into(),
+            attribute: vec![attribute],
+            ..NodeProto::default()
+        }
+    }
+
+    fn compare(op: &str, a: &str, b: &str) -> NodeProto {
+        NodeProto {
+            input: vec![a.into(), b.into()],
+            op_type: op.into(),
+            ..NodeProto::default()
+        }
+    }
+
+    fn boundary(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Result<Option<usize>, String> {
+        rope_boundary(&GraphProto { node, initializer })
+    }
+
+    #[test]
+    fn finds_the_boundary_in_every_form() {
+        let greater = vec![constant("c", 4096), compare("Greater", "width", "c")];
+        assert_eq!(boundary(greater, vec![]), Ok(Some(4096)));
+        let less = vec![constant("c", 64), compare("LessOrEqual", "c", "position")];
+        assert_eq!(boundary(less, vec![]), Ok(Some(64)));
+        let initializer = TensorProto {
+            name: "c".into(),
+            data_type: 7,
+            int64_data: vec![64],
+            dims: vec![1],
+            ..TensorProto::default()
+        };
+        assert_eq!(
+            boundary(vec![compare("GreaterOrEqual", "p", "c")], vec![initializer]),
+            Ok(Some(64))
+        );
+        assert_eq!(boundary(vec![constant("c", 64)], vec![]), Ok(None));
+    }
+
+    #[test]
+    fn several_numbers_are_an_error() {
+        let nodes = vec![
+            constant("a", 64),
+            constant("b", 65),
+            compare("Greater", "x", "a"),
+            compare("Greater", "x", "b"),
+        ];
+        assert!(boundary(nodes, vec![]).is_err());
+    }
+
+    #[test]
+    fn garbage_is_an_error_that_names_the_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), [0xff; 100]).unwrap();
+        let error = read(file.path()).unwrap_err().to_string();
+        assert!(
+            error.contains(&file.path().display().to_string()) && error.contains("no ONNX graph"),
+            "{error}"
+        );
+    }
+}

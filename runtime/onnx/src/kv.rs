@@ -1,0 +1,396 @@
+//! The KV slab: keys and values of all rows, one region a layer and side.
+//!
+//! Layout of a region: `[rows, heads, capacity, head_size]`, so that one row is a `[1, H, C, D]` tensor and
+//! neighbouring rows are a `[B, H, C, D]` one, both without copying. On the host the whole slab is reserved as
+//! address space and takes memory only where tokens were written.
+
+use std::ffi::c_void;
+
+use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::Session;
+use phi_edge_engine::KvType;
+
+use crate::error::{OnnxError, one_line};
+use crate::raw::{Element, View};
+
+/// The slab's dimensions.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct KvShape {
+    pub(crate) layers: usize,
+    pub(crate) rows: usize,
+    pub(crate) heads: usize,
+    /// Tokens a row can hold.
+    pub(crate) capacity: usize,
+    pub(crate) head_size: usize,
+    pub(crate) element: Element,
+}
+
+impl KvShape {
+    pub(crate) fn bytes_per_token(&self) -> usize {
+        2 * self.layers * self.heads * self.head_size * self.element.bytes()
+    }
+
+    pub(crate) fn kv_type(&self) -> KvType {
+        if self.element == Element::F16 {
+            KvType::F16
+        } else {
+            KvType::F32
+        }
+    }
+
+    fn token_bytes(&self) -> usize {
+        self.head_size * self.element.bytes()
+    }
+
+    fn head_bytes(&self) -> usize {
+        self.capacity * self.token_bytes()
+    }
+
+    fn row_bytes(&self) -> usize {
+        self.heads * self.head_bytes()
+    }
+
+    fn region_bytes(&self) -> usize {
+        self.rows * self.row_bytes()
+    }
+}
+
+/// Keys or values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Side {
+    Key,
+    Value,
+}
+
+/// The slab's memory, and views into it.
+pub(crate) struct KvSlab {
+    shape: KvShape,
+    memory: Memory,
+    info: MemoryInfo<'static>,
+}
+
+enum Memory {
+    Host(Mapping),
+    /// One block per region. Freed with the allocator that gave it.
+    Device {
+        allocator: Allocator,
+        regions: Vec<*mut c_void>,
+    },
+}
+
+// SAFETY: the slab owns its memory and is used by one thread at a time (`&mut self` for every write).
+unsafe impl Send for KvSlab {}
+
+impl KvSlab {
+    /// Reserves a slab in the host's address space.
+    pub(crate) fn on_host(shape: KvShape) -> Result<Self, OnnxError> {
+        let fault = |fault: String| OnnxError::KvMemory {
+            rows: shape.rows,
+            context: shape.capacity,
+            fault,
+        };
+        let info = MemoryInfo::new(
+            AllocationDevice::CPU,
+            0,
+            AllocatorType::Device,
+            MemoryType::Default,
+        )
+        .map_err(|error| fault(one_line(error)))?;
+        let bytes = shape
+            .region_bytes()
+            .checked_mul(2 * shape.layers)
+            .ok_or_else(|| fault("more than the address space".into()))?;
+        let mapping = Mapping::reserve(bytes).map_err(|error| fault(error.to_string()))?;
+        Ok(Self {
+            shape,
+            memory: Memory::Host(mapping),
+            info,
+        })
+    }
+
+    /// Allocates a slab in the memory of a session's device.
+    pub(crate) fn on_device(
+        shape: KvShape,
+        session: &Session,
+        device: AllocationDevice<'_>,
+    ) -> Result<Self, OnnxError> {
+        let fault = |error: ort::Error| OnnxError::KvMemory {
+            rows: shape.rows,
+            context: shape.capacity,
+            fault: one_line(error),
+        };
+        let info = MemoryInfo::new(device, 0, AllocatorType::Device, MemoryType::Default).map_err(fault)?;
+        let allocator = Allocator::new(session, info.to_owned()).map_err(fault)?;
+        let mut slab = Self {
+            shape,
+            memory: Memory::Device {
+                allocator,
+                regions: Vec::new(),
+            },
+            info: info.to_owned(),
+        };
+        for _ in 0..2 * shape.layers {
+            if let Memory::Device { allocator, regions } = &mut slab.memory {
+                regions.push(
+                    allocator
+                        .alloc::<u8>(shape.region_bytes())
+                        .map_err(fault)?
+                        .into_raw(),
+                );
+            }
+        }
+        Ok(slab)
+    }
+
+    /// The slab's dimensions.
+    pub(crate) fn shape(&self) -> &KvShape {
+        &self.shape
+    }
+
+    /// Tokens a sequence can have: the model's context, or less where the memory is less.
+    pub(crate) fn context(&self, model: usize) -> usize {
+        model.min(self.shape.capacity - 1)
+    }
+
+    /// Rows `first..first + count` of one layer and side as a `[count, H, C, D]` tensor. It must be dropped
+    /// before the slab.
+    pub(crate) fn view(&self, layer: usize, side: Side, first: usize, count: usize) -> Result<View, String> {
+        let shape = &self.shape;
+        if first + count > shape.rows || layer >= shape.layers {
+            return Err(format!(
+                "rows {first}..{} are outside the KV slab of {}",
+                first + count,
+                shape.rows
+            ));
+        }
+        let dims = [count, shape.heads, shape.capacity, shape.head_size]
+            .map(|d| i64::try_from(d).unwrap_or(i64::MAX));
+        // SAFETY: the rows lie within the region by the check above; writes during a run come from that
+        // run alone, since the decoder is borrowed mutably for it.
+        unsafe {
+            View::new(
+                &self.info,
+                self.row(layer, side, first).cast(),
+                &dims,
+                shape.element,
+            )
+        }
+    }
+
+    /// Copies the first `len` tokens of one row to another.
+    pub(crate) fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<(), String> {
+        self.host_only()?;
+        if from == to {
+            return Ok(());
+        }
+        let bytes = len * self.shape.token_bytes();
+        for (layer, side) in self.regions() {
+            for head in 0..self.shape.heads {
+                let offset = head * self.shape.head_bytes();
+                // SAFETY: both segments lie within their rows (`len` is at most the capacity: checked by
+                // the caller) and two rows never overlap.
+                unsafe {
+                    let source = self.row(layer, side, from).add(offset);
+                    let target = self.row(layer, side, to).add(offset);
+                    std::ptr::copy_nonoverlapping(source, target, bytes);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives the memory after the first `len` tokens of a row back to the system.
+    pub(crate) fn shrink(&mut self, row: usize, len: usize) {
+        let Memory::Host(mapping) = &self.memory else {
+            return;
+        };
+        let base = mapping.base();
+        for (layer, side) in self.regions() {
+            let start = self.row(layer, side, row) as usize - base as usize;
+            if len == 0 {
+                // The whole row is one run of bytes: one call instead of one a head.
+                mapping.give_back(start, self.shape.row_bytes());
+                continue;
+            }
+            for head in 0..self.shape.heads {
+                let kept = len * self.shape.token_bytes();
+                mapping.give_back(
+                    start + head * self.shape.head_bytes() + kept,
+                    self.shape.head_bytes() - kept,
+                );
+            }
+        }
+    }
+
+    /// The first `len` tokens of a row: layer by layer, keys then values, head by head.
+    pub(crate) fn read(&self, row: usize, len: usize, out: &mut Vec<u8>) -> Result<(), String> {
+        self.host_only()?;
+        for (layer, side) in self.regions() {
+            for head in 0..self.shape.heads {
+                // SAFETY: the segment lies within the row and was reserved; unwritten pages read as zeros.
+                let segment = unsafe {
+                    let start = self.row(layer, side, row).add(head * self.shape.head_bytes());
+                    std::slice::from_raw_parts(start, len * self.shape.token_bytes())
+                };
+                out.extend_from_slice(segment);
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes what [`KvSlab::read`] gave. `bytes` must be exactly that long.
+    pub(crate) fn write(&mut self, row: usize, len: usize, bytes: &[u8]) -> Result<(), String> {
+        self.host_only()?;
+        let segment = len * self.shape.token_bytes();
+        if segment == 0 || bytes.len() != segment * self.shape.heads * 2 * self.shape.layers {
+            return Err("the saved keys and values have another size than this model's".into());
+        }
+        let mut segments = bytes.chunks_exact(segment);
+        for (layer, side) in self.regions() {
+            for head in 0..self.shape.heads {
+                let Some(source) = segments.next() else { break };
+                // SAFETY: the target lies within the row; the source is a slice of the same length.
+                unsafe {
+                    let target = self.row(layer, side, row).add(head * self.shape.head_bytes());
+                    std::ptr::copy_nonoverlapping(source.as_ptr(), target, segment);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn regions(&self) -> impl Iterator<Item = (usize, Side)> + use<> {
+        (0..self.shape.layers).flat_map(|layer| [(layer, Side::Key), (layer, Side::Value)])
+    }
+
+    /// Where a row of a region begins; `row` may be one past the last.
+    fn row(&self, layer: usize, side: Side, row: usize) -> *mut u8 {
+        let region = 2 * layer + usize::from(side == Side::Value);
+        let offset = row * self.shape.row_bytes();
+        match &self.memory {
+            // SAFETY: the mapping has `2 * layers` regions of `rows` rows.
+            Memory::Host(mapping) => unsafe {
+                mapping.base().add(region * self.shape.region_bytes() + offset)
+            },
+            // An address on the device: computed, never read through.
+            Memory::Device { regions, .. } => regions[region].cast::<u8>().wrapping_add(offset),
+        }
+    }
+
+    fn host_only(&self) -> Result<(), String> {
+        match self.memory {
+            Memory::Host(_) => Ok(()),
+            Memory::Device { .. } => Err("rows in device memory can't be copied by this version".into()),
+        }
+    }
+}
+
+impl Drop for KvSlab {
+    fn drop(&mut self) {
+        if let Memory::Device { allocator, regions } = &self.memory {
+            for region in regions {
+                // SAFETY: each block came from this allocator and is freed once.
+                unsafe { allocator.free(region.cast::<u8>()) };
+            }
+        }
+    }
+}
+
+/// Zeroed memory that is reserved now and paid for page by page as it is written.
+struct Mapping {
+    base: *mut u8,
+    bytes: usize,
+}
+
+#[cfg(unix)]
+impl Mapping {
+    fn reserve(bytes: usize) -> std::io::Result<Self> {
+        // SAFETY: an anonymous private mapping at an address of the system's choice touches nothing else.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                bytes,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                -1,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(std::io::Error::last_os_error());
+        }
+        // With huge pages always on, each of a row's many head segments would cost 2 MiB at its first token.
+        // Advice only: kernels without huge pages refuse it, and nothing is lost.
+        #[cfg(target_os = "linux")]
+        // SAFETY: the range is the mapping just made.
+        unsafe {
+            libc::madvise(base, bytes, libc::MADV_NOHUGEPAGE);
+        }
+        Ok(Self {
+            base: base.cast(),
+            bytes,
+        })
+    }
+
+    /// Drops the whole pages within `start..start + bytes`; they read as zeros afterwards.
+    fn give_back(&self, start: usize, bytes: usize) {
+        let page = page_size();
+        let from = start.next_multiple_of(page);
+        let to = (start + bytes).min(self.bytes) / page * page;
+        if from < to {
+            // SAFETY: whole pages within the mapping; nothing borrows them (`&mut` on the slab above).
+            unsafe { libc::madvise(self.base.add(from).cast(), to - from, libc::MADV_DONTNEED) };
+        }
+    }
+}
+
+#[cfg(unix)]
+fn page_size() -> usize {
+    // SAFETY: no preconditions.
+    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
+}
+
+#[cfg(unix)]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is ours and unmapped once.
+        unsafe { libc::munmap(self.base.cast(), self.bytes) };
+    }
+}
+
+/// Elsewhere the system's zeroed allocation serves, which counts the whole slab against the commit limit:
+/// `DecoderConfig::kv_memory` bounds it.
+#[cfg(not(unix))]
+impl Mapping {
+    fn layout(bytes: usize) -> std::io::Result<std::alloc::Layout> {
+        std::alloc::Layout::from_size_align(bytes, 64).map_err(std::io::Error::other)
+    }
+
+    fn reserve(bytes: usize) -> std::io::Result<Self> {
+        // SAFETY: the layout is not empty: a model has at least one layer, row, head and token.
+        let base = unsafe { std::alloc::alloc_zeroed(Self::layout(bytes)?) };
+        if base.is_null() {
+            Err(std::io::ErrorKind::OutOfMemory.into())
+        } else {
+            Ok(Self { base, bytes })
+        }
+    }
+
+    fn give_back(&self, _start: usize, _bytes: usize) {}
+}
+
+#[cfg(not(unix))]
+impl Drop for Mapping {
+    fn drop(&mut self) {
+        if let Ok(layout) = Self::layout(self.bytes) {
+            // SAFETY: allocated with the same layout, freed once.
+            unsafe { std::alloc::dealloc(self.base, layout) };
+        }
+    }
+}
+
+impl Mapping {
+    fn base(&self) -> *mut u8 {
+        self.base
+    }
+}

@@ -1,0 +1,160 @@
+//! Opens a model's graph on an execution provider and checks that it is the graph its config describes.
+
+use std::path::Path;
+
+use ort::session::Session;
+use ort::session::builder::GraphOptimizationLevel;
+use ort::value::{Outlet, TensorElementType, ValueType};
+use phi_edge_models::{GenaiConfig, ModelDir};
+
+use crate::error::{OnnxError, one_line};
+use crate::library::Library;
+use crate::provider::Provider;
+use crate::raw::Element;
+
+/// An open graph.
+pub(crate) struct OpenGraph {
+    pub(crate) session: Session,
+    /// What runs: never `auto`.
+    pub(crate) provider: Provider,
+    pub(crate) kv_element: Element,
+    pub(crate) logits_element: Element,
+    /// The graph's vocabulary where it is fixed; the config's may be padded.
+    pub(crate) vocab_size: usize,
+}
+
+/// Opens the decoder graph of `model`.
+pub(crate) fn open(
+    library: &Library,
+    model: &ModelDir,
+    wanted: Provider,
+    threads: usize,
+) -> Result<OpenGraph, OnnxError> {
+    let path = model.decoder_path();
+    let mut refused = Vec::new();
+    for provider in wanted.candidates() {
+        match open_on(library, &path, provider, threads) {
+            Ok(session) => return check(session, provider, model.config(), &path),
+            // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
+            // registration, so what fails there is the model's fault.
+            Err(error @ OnnxError::ProviderUnavailable { .. }) if wanted == Provider::Auto => {
+                tracing::info!(provider = provider.as_str(), %error, "An execution provider can't be used here.");
+                refused.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Err(refused
+        .pop()
+        .unwrap_or_else(|| wanted.unavailable("no candidate")))
+}
+
+fn open_on(library: &Library, path: &Path, provider: Provider, threads: usize) -> Result<Session, OnnxError> {
+    let builder = Session::builder(library.environment())?
+        .with_optimization_level(GraphOptimizationLevel::All)?
+        .with_intra_threads(threads)?
+        // The mask grows with every token: a memory pattern per shape would be kept for each of them.
+        .with_memory_pattern(false)?;
+    let mut builder = match provider.registration() {
+        Some(registration) => builder
+            .with_execution_providers([registration])
+            .map_err(|error| provider.unavailable(one_line(error)))?,
+        None => builder,
+    };
+    builder.commit_from_file(path).map_err(|error| OnnxError::Model {
+        path: path.to_path_buf(),
+        fault: format!(
+            "ONNX Runtime refuses it: {}. Copy or export the model again",
+            one_line(error)
+        ),
+    })
+}
+
+fn check(
+    session: Session,
+    provider: Provider,
+    config: &GenaiConfig,
+    path: &Path,
+) -> Result<OpenGraph, OnnxError> {
+    let fault = |fault: String| OnnxError::Model {
+        path: path.to_path_buf(),
+        fault,
+    };
+    let inputs = session.inputs();
+    let outputs = session.outputs();
+    let find = |outlets: &[Outlet],
+                name: &str,
+                kind: &str|
+     -> Result<(TensorElementType, Vec<i64>), OnnxError> {
+        match outlets
+            .iter()
+            .find(|outlet| outlet.name() == name)
+            .map(Outlet::dtype)
+        {
+            Some(ValueType::Tensor { ty, shape, .. }) => Ok((*ty, shape.to_vec())),
+            Some(_) => Err(fault(format!("its {kind} \"{name}\" is no tensor"))),
+            None => Err(fault(format!(
+                "has no {kind} \"{name}\", which genai_config.json names: the two files are not of the same export"
+            ))),
+        }
+    };
+    let mut integers = vec![config.inputs.attention_mask.as_str()];
+    integers.extend(config.inputs.input_ids.as_deref());
+    integers.extend(config.inputs.position_ids.as_deref());
+    for name in integers {
+        let (element, _) = find(inputs, name, "input")?;
+        if element != TensorElementType::Int64 {
+            return Err(fault(format!(
+                "its input \"{name}\" is {element}, not int64: this form of export is not supported"
+            )));
+        }
+    }
+    if config.inputs.position_ids.is_none() && inputs.iter().any(|input| input.name() == "position_ids") {
+        return Err(fault("has an input \"position_ids\" that genai_config.json does not name: the two files are not of the same export".into()));
+    }
+    let element = |name: &str, kind: &str, found: TensorElementType| match found {
+        TensorElementType::Float32 => Ok(Element::F32),
+        TensorElementType::Float16 => Ok(Element::F16),
+        other => Err(fault(format!(
+            "its {kind} \"{name}\" is {other}; fp32 and fp16 are supported"
+        ))),
+    };
+    let mut kv_element = None;
+    for layer in 0..config.num_layers {
+        let pairs = [
+            (config.past_key(layer), config.present_key(layer)),
+            (config.past_value(layer), config.present_value(layer)),
+        ];
+        for (past, present) in pairs {
+            let (ty, shape) = find(inputs, &past, "input")?;
+            find(outputs, &present, "output")?;
+            // -1 stands for a symbolic dimension: today's exporter leaves the head size open.
+            let wanted = [(1, config.num_kv_heads), (3, config.head_size)];
+            for (axis, size) in wanted {
+                let found = shape.get(axis).copied().unwrap_or(0);
+                if found != -1 && usize::try_from(found) != Ok(size) {
+                    return Err(fault(format!(
+                        "its input \"{past}\" has shape {shape:?}, but genai_config.json says {} KV heads of size {}",
+                        config.num_kv_heads, config.head_size
+                    )));
+                }
+            }
+            kv_element = Some(element(&past, "input", ty)?);
+        }
+    }
+    let logits = config.outputs.logits.as_str();
+    let (ty, shape) = find(outputs, logits, "output")?;
+    let logits_element = element(logits, "output", ty)?;
+    let vocab_size = shape
+        .last()
+        .and_then(|size| usize::try_from(*size).ok())
+        .filter(|size| *size > 0)
+        .unwrap_or(config.vocab_size);
+    Ok(OpenGraph {
+        provider,
+        kv_element: kv_element.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
+        logits_element,
+        vocab_size,
+        session,
+    })
+}
