@@ -1,0 +1,158 @@
+//! Text to token ids and back, by the model's own tokenizer and chat template.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use phi_edge_engine::{Detokenizer, TokenId};
+use serde_json::Value;
+use tokenizers::Tokenizer;
+
+use crate::chat_template::{ChatTemplate, Message};
+use crate::detokenizer::StreamDetokenizer;
+use crate::error::{ModelError, read};
+use crate::genai_config::GenaiConfig;
+use crate::special_tokens::{Part, SpecialTokens, unused_mark};
+
+/// Tokens that end a turn of Phi-3's, whatever the configuration lists: a published configuration that
+/// forgets one lets answers run on into an invented next turn.
+const TURN_ENDS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
+
+/// A model's tokenizer and chat template. Clones share them.
+#[derive(Debug, Clone)]
+pub struct TextModel {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    /// As the model ships it: spellings of added tokens become tokens. Also decodes.
+    shipped: Arc<Tokenizer>,
+    /// For text of users: no spelling becomes a token.
+    plain: Tokenizer,
+    special: SpecialTokens,
+    template: ChatTemplate,
+    stop_ids: Vec<TokenId>,
+}
+
+impl TextModel {
+    pub(crate) fn load(folder: &Path, config: &GenaiConfig) -> Result<Self, ModelError> {
+        let path = folder.join("tokenizer.json");
+        let bytes = read(
+            &path,
+            "prompts and answers need it (token ids can be run without)",
+        )?;
+        let invalid = |fault: String| {
+            ModelError::invalid(
+                &path,
+                format!("is no tokenizer that can be used: {fault}; copy or export it again"),
+            )
+        };
+        let mut json: Value = serde_json::from_slice(&bytes).map_err(|error| invalid(error.to_string()))?;
+        let special = SpecialTokens::read(&json).map_err(invalid)?;
+        let shipped = Tokenizer::from_bytes(&bytes).map_err(|error| invalid(error.to_string()))?;
+        // An added token that is not flagged as special would still be found in text that is to stay text.
+        if let Some(tokens) = json["added_tokens"].as_array_mut() {
+            for token in tokens {
+                token["special"] = Value::Bool(true);
+            }
+        }
+        let patched = serde_json::to_vec(&json).map_err(|error| invalid(error.to_string()))?;
+        let mut plain = Tokenizer::from_bytes(patched).map_err(|error| invalid(error.to_string()))?;
+        plain.set_encode_special_tokens(true);
+        let template = ChatTemplate::load(folder)?;
+        let mut stop_ids = config.eos.clone();
+        stop_ids.extend(TURN_ENDS.iter().filter_map(|spelling| special.id(spelling)));
+        stop_ids.sort_unstable();
+        stop_ids.dedup();
+        let inner = Inner {
+            shipped: Arc::new(shipped),
+            plain,
+            special,
+            template,
+            stop_ids,
+        };
+        Ok(Self {
+            inner: Arc::new(inner),
+        })
+    }
+
+    /// The ids of a conversation, ready for the model's answer. What messages hold is text: no spelling in it
+    /// becomes a control token. Where they hold none, the ids are those of the template's whole text.
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
+        self.encode_turns(messages, true)
+    }
+
+    /// As [`TextModel::encode_chat`], with a choice of whether the model's turn begins.
+    pub fn encode_turns(
+        &self,
+        messages: &[Message],
+        generation_prompt: bool,
+    ) -> Result<Vec<TokenId>, ModelError> {
+        let mark = unused_mark(messages.iter().map(|message| message.content.as_str())).ok_or_else(|| {
+            ModelError::Encode("it uses every private-use character from U+F8A0 to U+F8FF".into())
+        })?;
+        // The template may trim or cut what it is given, so content and template can't be told apart
+        // afterwards by position: content's spellings are broken before, and mended in the text between tokens.
+        let disarmed: Vec<(&str, String)> = messages
+            .iter()
+            .map(|message| {
+                (
+                    message.role.as_str(),
+                    self.inner.special.disarm(&message.content, mark),
+                )
+            })
+            .collect();
+        let rendered = self.inner.template.render(&disarmed, generation_prompt)?;
+        let mut ids = Vec::new();
+        for part in self.inner.special.split(&rendered) {
+            match part {
+                Part::Token(id) => ids.push(id),
+                Part::Text(text) if text.contains(mark) => {
+                    ids.extend(self.encode_raw(&text.replace(mark, ""))?)
+                }
+                Part::Text(text) => ids.extend(self.encode_raw(text)?),
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The ids of a text that is nothing but text.
+    pub fn encode_raw(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        encode(&self.inner.plain, text)
+    }
+
+    /// The ids of a text in which spellings of added tokens are meant as tokens.
+    pub fn encode_with_specials(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
+        encode(&self.inner.shipped, text)
+    }
+
+    /// Tokens that end an answer: the configuration's, and Phi-3's turn ends by their spelling.
+    pub fn stop_ids(&self) -> Vec<TokenId> {
+        self.inner.stop_ids.clone()
+    }
+
+    /// Text of one answer's ids, special tokens left out.
+    pub fn detokenizer(&self) -> Box<dyn Detokenizer> {
+        Box::new(StreamDetokenizer::new(Arc::clone(&self.inner.shipped), true))
+    }
+
+    /// As [`TextModel::detokenizer`], special tokens shown.
+    pub fn detokenizer_with_specials(&self) -> Box<dyn Detokenizer> {
+        Box::new(StreamDetokenizer::new(Arc::clone(&self.inner.shipped), false))
+    }
+
+    /// Entries of the tokenizer, added tokens included.
+    pub fn vocab_size(&self) -> usize {
+        self.inner
+            .shipped
+            .get_vocab_size(true)
+            .max(self.inner.special.len())
+    }
+}
+
+fn encode(tokenizer: &Tokenizer, text: &str) -> Result<Vec<TokenId>, ModelError> {
+    let encoding = tokenizer
+        .encode_fast(text, false)
+        .map_err(|error| ModelError::Encode(error.to_string()))?;
+    Ok(encoding.get_ids().iter().copied().map(TokenId).collect())
+}
