@@ -88,9 +88,10 @@ impl TextModel {
         messages: &[Message],
         generation_prompt: bool,
     ) -> Result<Vec<TokenId>, ModelError> {
-        let mark = unused_mark(messages.iter().map(|message| message.content.as_str())).ok_or_else(|| {
-            ModelError::Encode("it uses every private-use character from U+F8A0 to U+F8FF".into())
-        })?;
+        let mark =
+            unused_mark(&messages.iter().map(|message| message.content.as_str())).ok_or_else(|| {
+                ModelError::Encode("it uses every private-use character from U+F8A0 to U+F8FF".into())
+            })?;
         // The template may trim or cut what it is given, so content and template can't be told apart
         // afterwards by position: content's spellings are broken before, and mended in the text between tokens.
         let disarmed: Vec<(&str, String)> = messages

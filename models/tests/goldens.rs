@@ -1,5 +1,7 @@
 //! Phi-3.5's tokenizer against encodings, renderings and decodings of the reference implementations.
 
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
+
 use std::path::{Path, PathBuf};
 
 use phi_edge_engine::TokenId;

@@ -191,7 +191,8 @@ pub enum DecodeError {
     Failed(String),
 }
 
-type Hook = Arc<dyn Fn() + Send + Sync>;
+/// What ends a run; callable from any thread.
+pub type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// Ends a run from another thread. Clones share one state.
 ///
@@ -237,10 +238,10 @@ impl Interrupt {
     }
 
     /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already.
-    pub fn during(&self, hook: Hook) -> InterruptGuard<'_> {
+    pub fn during(&self, hook: &Hook) -> InterruptGuard<'_> {
         let raised = {
             let mut state = self.lock();
-            state.hook = Some(hook.clone());
+            state.hook = Some(Arc::clone(hook));
             state.raised
         };
         if raised {

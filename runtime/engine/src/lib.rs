@@ -14,7 +14,8 @@ mod sequence;
 mod stop;
 
 pub use decoder::{
-    Caps, DecodeError, Decoder, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row, Step, Wanted,
+    Caps, DecodeError, Decoder, Hook, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row, Step,
+    Wanted,
 };
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig};

@@ -144,11 +144,9 @@ impl Sampler {
         let mut total = 0.0f64;
         for candidate in &mut self.candidates {
             // An infinite logit takes everything: inf - inf would be NaN.
-            let distance = if candidate.weight == max {
-                0.0
-            } else {
-                candidate.weight - max
-            };
+            #[expect(clippy::float_cmp, reason = "the same value, infinite or not")]
+            let is_best = candidate.weight == max;
+            let distance = if is_best { 0.0 } else { candidate.weight - max };
             candidate.weight = distance.exp();
             total += f64::from(candidate.weight);
         }
@@ -228,6 +226,7 @@ mod tests {
         for _ in 0..draws {
             counts[sampler.sample(logits).unwrap().0 as usize] += 1;
         }
+        #[expect(clippy::cast_precision_loss, reason = "small counts")]
         counts.iter().map(|&c| c as f64 / draws as f64).collect()
     }
 

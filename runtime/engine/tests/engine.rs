@@ -1,6 +1,8 @@
 //! The engine over a scripted decoder that keeps what a real one would keep, and objects to what a real
 //! one would get wrong.
 
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
+
 use std::cell::Cell;
 use std::time::Duration;
 

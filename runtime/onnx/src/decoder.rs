@@ -7,7 +7,7 @@ use std::sync::Arc;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Input, Interrupt, Logits, Regime, Row, RowId, Step, TokenId, Wanted,
+    Caps, DecodeError, Decoder, Hook, Input, Interrupt, Logits, Regime, Row, RowId, Step, TokenId, Wanted,
 };
 use phi_edge_models::{GenaiConfig, ModelDir};
 
@@ -229,15 +229,12 @@ impl OnnxDecoder {
             i64::try_from(self.caps.vocab_size).unwrap_or(i64::MAX),
         ];
         let elements = rows * self.feeds.width * self.caps.vocab_size;
-        let data = match self.logits_element {
-            Element::F16 => {
-                self.f16_logits.resize(elements, half::f16::ZERO);
-                self.f16_logits.as_mut_ptr().cast()
-            }
-            _ => {
-                self.f32_logits.resize(elements, 0.0);
-                self.f32_logits.as_mut_ptr().cast()
-            }
+        let data = if self.logits_element == Element::F16 {
+            self.f16_logits.resize(elements, half::f16::ZERO);
+            self.f16_logits.as_mut_ptr().cast()
+        } else {
+            self.f32_logits.resize(elements, 0.0);
+            self.f32_logits.as_mut_ptr().cast()
         };
         // SAFETY: the buffer has just been made large enough, and only this run writes it.
         let view = unsafe { View::new(&self.host, data, &shape, self.logits_element)? };
@@ -273,11 +270,12 @@ impl OnnxDecoder {
 
     fn run_bound(&mut self, interrupt: &Interrupt) -> Result<(), DecodeError> {
         let options = Arc::clone(&self.options);
-        let guard = interrupt.during(Arc::new(move || {
+        let hook: Hook = Arc::new(move || {
             if let Err(error) = options.terminate() {
                 tracing::warn!(%error, "A run could not be interrupted.");
             }
-        }));
+        });
+        let guard = interrupt.during(&hook);
         let outcome = raw::run(&mut self.session, &self.options, &self.binding);
         drop(guard);
         if interrupt.is_raised() {

@@ -3,6 +3,8 @@
 //! The fixtures are models and golden outputs beside the repository (`PHI_EDGE_FIXTURES`); where they are
 //! absent these tests say that they skip, and fail under `CI=true`.
 
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 

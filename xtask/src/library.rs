@@ -1,0 +1,118 @@
+//! Fetches the pinned ONNX Runtime library: the Python wheel's, by pip, with its hash.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::ValueEnum;
+
+use crate::process::{root, run, target};
+
+const VERSION: &str = "1.32.0";
+
+/// A platform that the library is fetched for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Platform {
+    LinuxX64,
+    LinuxArm64,
+    WindowsX64,
+}
+
+impl Platform {
+    pub(crate) fn of_this_machine() -> Result<Self> {
+        match (std::env::consts::OS, std::env::consts::ARCH) {
+            ("linux", "x86_64") => Ok(Self::LinuxX64),
+            ("linux", "aarch64") => Ok(Self::LinuxArm64),
+            ("windows", "x86_64") => Ok(Self::WindowsX64),
+            (os, arch) => bail!(
+                "no ONNX Runtime is pinned for {os} on {arch}; install version {VERSION} and set ORT_DYLIB_PATH to its library"
+            ),
+        }
+    }
+
+    /// The platform's tag in the names of wheels.
+    fn tag(self) -> &'static str {
+        match self {
+            Self::LinuxX64 => "manylinux_2_28_x86_64",
+            Self::LinuxArm64 => "manylinux_2_28_aarch64",
+            Self::WindowsX64 => "win_amd64",
+        }
+    }
+
+    /// The library within the wheel.
+    fn file(self) -> String {
+        match self {
+            Self::LinuxX64 | Self::LinuxArm64 => format!("onnxruntime/capi/libonnxruntime.so.{VERSION}"),
+            Self::WindowsX64 => "onnxruntime/capi/onnxruntime.dll".to_owned(),
+        }
+    }
+}
+
+/// The library's path, fetched if it is not there yet.
+pub(crate) fn fetch(platform: Platform) -> Result<PathBuf> {
+    let folder = target().join("onnxruntime").join(VERSION).join(platform.tag());
+    let library = folder.join(platform.file());
+    if library.is_file() {
+        return Ok(library);
+    }
+    eprintln!("Fetching ONNX Runtime {VERSION} for {} …", platform.tag());
+    let python = python()?;
+    let download = folder.join("download");
+    std::fs::create_dir_all(&download).with_context(|| format!("{} can't be made", download.display()))?;
+    let arguments = [
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-deps",
+        "--only-binary=:all:",
+        "--require-hashes",
+    ];
+    let tags = [
+        "--python-version",
+        "3.12",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp312",
+        "--platform",
+        platform.tag(),
+    ];
+    run(Command::new(python)
+        .args(arguments)
+        .args(tags)
+        .arg("-d")
+        .arg(&download)
+        .arg("-r")
+        .arg(root().join("xtask/onnxruntime.txt")))
+    .context("the library could not be fetched; is python3-pip installed, and is there a network? A library that is there already can be named by ORT_DYLIB_PATH")?;
+    let wheel = std::fs::read_dir(&download)?
+        .filter_map(Result::ok)
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
+        .context("pip downloaded no wheel")?;
+    run(Command::new(python)
+        .args(["-m", "zipfile", "-e"])
+        .arg(&wheel)
+        .arg(&folder))?;
+    std::fs::remove_dir_all(&download)?;
+    if !library.is_file() {
+        bail!("the wheel of ONNX Runtime {VERSION} holds no {}", platform.file());
+    }
+    Ok(library)
+}
+
+/// The library for this machine: `ORT_DYLIB_PATH` where it is set, else the pinned one.
+pub(crate) fn for_this_machine() -> Result<PathBuf> {
+    match std::env::var_os("ORT_DYLIB_PATH").filter(|path| !path.is_empty()) {
+        Some(path) => Ok(PathBuf::from(path)),
+        None => fetch(Platform::of_this_machine()?),
+    }
+}
+
+fn python() -> Result<&'static str> {
+    ["python3", "python"]
+        .into_iter()
+        .find(|program| crate::process::works(program, "--version"))
+        .context("Python 3 was not found; install python3 and python3-pip, or set ORT_DYLIB_PATH to an ONNX Runtime library")
+}

@@ -1,0 +1,102 @@
+//! `cargo xtask test` and `cargo xtask lint`.
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::library;
+use crate::process::{cargo, on_ci, root, run, target, works};
+use crate::python;
+
+/// The version of cargo-deny that CI runs.
+const CARGO_DENY: &str = "0.20.2";
+
+/// Sets everything up and runs every test.
+pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    let library = library::for_this_machine()?;
+    broker()?;
+    let mut tests = cargo();
+    tests
+        .args(["test", "--workspace", "--locked"])
+        .args(arguments)
+        .env("ORT_DYLIB_PATH", library);
+    match python::environment("test-tools") {
+        Ok(interpreter) => {
+            tests.env("PHI_EDGE_TEST_PYTHON", interpreter);
+        }
+        Err(error) if on_ci() => return Err(error),
+        Err(error) => eprintln!("Tests with the Python client will skip: {error:#}"),
+    }
+    run(&mut tests)
+}
+
+/// The tests' broker is Debian's mosquitto. Installed where that is possible without asking anybody.
+fn broker() -> Result<()> {
+    let there = || works("mosquitto", "-h") && works("mosquitto_rr", "--help");
+    if there() {
+        return Ok(());
+    }
+    if on_ci() {
+        let apt = || -> Result<()> {
+            run(Command::new("apt-get").args(["-qq", "update"]))?;
+            run(Command::new("apt-get").args(["-qq", "install", "-y", "mosquitto", "mosquitto-clients"]))
+        };
+        return apt().context("mosquitto could not be installed");
+    }
+    eprintln!(
+        "Tests with mosquitto will skip: install the packages mosquitto and mosquitto-clients to run them."
+    );
+    Ok(())
+}
+
+/// Formatting, lints, dependency rules.
+pub(crate) fn lint() -> Result<()> {
+    run(cargo().args(["fmt", "--all", "--check"]))?;
+    run(cargo().args([
+        "clippy",
+        "--workspace",
+        "--all-targets",
+        "--locked",
+        "--quiet",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    let deny = deny()?;
+    // Advisories need a database that can't be reached everywhere: docs/decisions/0004.
+    run(Command::new(deny).current_dir(root()).args([
+        "--log-level",
+        "warn",
+        "check",
+        "bans",
+        "licenses",
+        "sources",
+    ]))
+}
+
+fn deny() -> Result<PathBuf> {
+    let folder = target().join("tools").join(CARGO_DENY);
+    let program = folder.join("bin").join(if cfg!(windows) {
+        "cargo-deny.exe"
+    } else {
+        "cargo-deny"
+    });
+    if !program.exists() {
+        eprintln!("Building cargo-deny {CARGO_DENY} …");
+        run(cargo()
+            .args([
+                "install",
+                "cargo-deny",
+                "--quiet",
+                "--locked",
+                "--debug",
+                "--version",
+                CARGO_DENY,
+                "--root",
+            ])
+            .arg(&folder)
+            .env("CARGO_TARGET_DIR", target().join("tools/build")))?;
+    }
+    Ok(program)
+}
