@@ -1,1 +1,55 @@
-//! stub
+//! Support of the end-to-end tests: where the fixtures, the library and the brokers are.
+
+#![allow(clippy::missing_panics_doc)]
+
+use std::path::{Path, PathBuf};
+
+/// True on CI, where nothing may be skipped.
+pub fn on_ci() -> bool {
+    std::env::var_os("CI").is_some_and(|value| value == "true")
+}
+
+/// Says that a test skips; on CI it fails instead.
+pub fn skip(what: &str) {
+    assert!(!on_ci(), "{what}");
+    println!("SKIPPED: {what}");
+}
+
+/// A folder of the model fixtures, `None` (and said so) where they are absent.
+pub fn fixture(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("PHI_EDGE_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../shared/fixtures"),
+        PathBuf::from,
+    );
+    let folder = root.join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    skip(&format!("the fixture {} is absent", folder.display()));
+    None
+}
+
+/// True if `cargo xtask test` named an ONNX Runtime library; says so where not.
+pub fn has_library() -> bool {
+    let named = std::env::var_os("ORT_DYLIB_PATH").is_some();
+    if !named {
+        skip("no ONNX Runtime library: run cargo xtask test");
+    }
+    named
+}
+
+/// The daemon's binary, which `cargo test --workspace` builds beside the tests.
+pub fn phi_edge() -> PathBuf {
+    let test = std::env::current_exe().expect("a test has a path");
+    let folder = test
+        .parent()
+        .and_then(Path::parent)
+        .expect("tests lie in target/PROFILE/deps");
+    let binary = folder.join(format!("phi-edge{}", std::env::consts::EXE_SUFFIX));
+    assert!(
+        binary.exists(),
+        "{} is not built: run cargo test --workspace",
+        binary.display()
+    );
+    binary
+}

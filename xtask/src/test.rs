@@ -16,6 +16,8 @@ const CARGO_DENY: &str = "0.20.2";
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
     let library = library::for_this_machine()?;
     broker()?;
+    // The end-to-end tests run the daemon's own binary, which `cargo test` alone does not build.
+    run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo();
     tests
         .args(["test", "--workspace", "--locked"])

@@ -68,6 +68,11 @@ impl<D: Decoder> Engine<D> {
         &self.decoder
     }
 
+    /// The decoder, for measurements while the engine is idle. What its rows hold is the engine's business.
+    pub fn decoder_mut(&mut self) -> &mut D {
+        &mut self.decoder
+    }
+
     /// How many sequences run at once.
     pub fn slots(&self) -> usize {
         self.config.slots

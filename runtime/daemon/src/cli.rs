@@ -1,0 +1,128 @@
+//! The command line.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand};
+use phi_edge_onnx::Provider;
+
+/// Answers prompts with an exported Phi-3.5 model, on this machine.
+#[derive(Parser)]
+#[command(name = "phi-edge", version, about, long_about = None, arg_required_else_help = true)]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum Command {
+    /// Run one prompt here and print the answer as it grows.
+    #[command(after_help = ASK_EXAMPLES)]
+    Ask(AskArgs),
+    /// Measure loading, prefill, decoding and memory.
+    Bench(BenchArgs),
+    /// Print the completions of a shell, to be loaded by it.
+    Completions {
+        /// The shell.
+        shell: clap_complete::Shell,
+    },
+}
+
+const ASK_EXAMPLES: &str = "Examples:
+  phi-edge ask --model /var/lib/phi-edge/models/phi-3.5-mini \"Why is the sky blue?\"
+  journalctl -n 50 | phi-edge ask --model DIR --system \"Summarise in one sentence.\" -
+  phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json";
+
+/// Which model, and how it is run.
+#[derive(Args, Clone)]
+pub(crate) struct ModelArgs {
+    /// The model directory: the folder that holds genai_config.json.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: PathBuf,
+    /// Where it runs: auto, cpu, cuda or directml. An explicit choice is never replaced by another.
+    #[arg(long, value_name = "NAME", default_value = "auto")]
+    pub(crate) provider: Provider,
+    /// Threads of a run [default: all processors this process may use].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) threads: Option<u16>,
+    /// The ONNX Runtime library, a file or its folder [default: looked for].
+    #[arg(long, value_name = "PATH")]
+    pub(crate) library: Option<PathBuf>,
+    /// The most prompt tokens computed in one go.
+    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prefill_chunk: u32,
+}
+
+#[derive(Args)]
+pub(crate) struct AskArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What the model is told before the prompt.
+    #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
+    pub(crate) system: Option<String>,
+    /// The most new tokens.
+    #[arg(long, value_name = "N", default_value = "256", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) max_tokens: u32,
+    /// 0 always takes the likeliest token; higher is more varied.
+    #[arg(long, value_name = "T", default_value = "0", value_parser = temperature)]
+    pub(crate) temperature: f32,
+    /// Keep only the K likeliest tokens; 0 keeps all.
+    #[arg(long, value_name = "K", default_value = "0")]
+    pub(crate) top_k: u32,
+    /// Keep the likeliest tokens that make up this share; 1 keeps all.
+    #[arg(long, value_name = "P", default_value = "1", value_parser = share)]
+    pub(crate) top_p: f32,
+    /// The same seed gives the same text.
+    #[arg(long, value_name = "N", default_value = "0")]
+    pub(crate) seed: u64,
+    /// End the answer before this text; may be given several times.
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) stop: Vec<String>,
+    /// Give the prompt to the model as it is, without its chat template.
+    #[arg(long, conflicts_with = "ids")]
+    pub(crate) raw: bool,
+    /// Token ids instead of a prompt, separated by commas.
+    #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "prompt")]
+    pub(crate) ids: Option<Vec<u32>>,
+    /// Print one JSON object on one line instead of the text.
+    #[arg(long)]
+    pub(crate) json: bool,
+    /// The prompt; `-` reads it from standard input.
+    #[arg(required_unless_present = "ids")]
+    pub(crate) prompt: Option<String>,
+}
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// Tokens of each prompt.
+    #[arg(long, value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prompt_tokens: u32,
+    /// New tokens of each stream.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) new_tokens: u32,
+    /// Streams at once.
+    #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub(crate) concurrency: u32,
+    /// Measure a bare loop over the same session too, in turns, this many pairs.
+    #[arg(long, value_name = "PAIRS", default_value = "0")]
+    pub(crate) bare: u32,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn temperature(text: &str) -> Result<f32, String> {
+    number(text, 0.0, 10.0)
+}
+
+fn share(text: &str) -> Result<f32, String> {
+    number(text, 0.0, 1.0)
+}
+
+fn number(text: &str, least: f32, most: f32) -> Result<f32, String> {
+    match text.parse::<f32>() {
+        Ok(value) if (least..=most).contains(&value) => Ok(value),
+        _ => Err(format!("must be a number from {least} to {most}")),
+    }
+}

@@ -1,0 +1,81 @@
+//! Exit codes, in one place. Systemd does not restart on 77 and 78.
+
+use std::process::ExitCode;
+
+use phi_edge_models::ModelError;
+use phi_edge_onnx::OnnxError;
+
+/// How the process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Exit {
+    /// Failed at run time.
+    Failed = 1,
+    /// Wrong usage of the command line.
+    Usage = 2,
+    /// Library, provider or (for client commands) broker not there: `EX_UNAVAILABLE`.
+    Unavailable = 69,
+    /// Bad configuration or model directory: `EX_CONFIG`.
+    Config = 78,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit as u8)
+    }
+}
+
+/// A fault that ends the process: one line for people, and the code for programs.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub(crate) struct Fault {
+    pub(crate) exit: Exit,
+    pub(crate) message: String,
+}
+
+impl Fault {
+    pub(crate) fn new(exit: Exit, message: impl Into<String>) -> Self {
+        Self {
+            exit,
+            message: message.into(),
+        }
+    }
+
+    pub(crate) fn failed(message: impl std::fmt::Display) -> Self {
+        Self::new(Exit::Failed, message.to_string())
+    }
+}
+
+impl From<ModelError> for Fault {
+    fn from(error: ModelError) -> Self {
+        let exit = match &error {
+            ModelError::Template(_) | ModelError::Encode(_) => Exit::Failed,
+            _ => Exit::Config,
+        };
+        Self::new(exit, chain(&error))
+    }
+}
+
+impl From<OnnxError> for Fault {
+    fn from(error: OnnxError) -> Self {
+        let exit = match &error {
+            OnnxError::LibraryNotFound { .. }
+            | OnnxError::LibraryUnusable { .. }
+            | OnnxError::ProviderUnavailable { .. } => Exit::Unavailable,
+            OnnxError::Model { .. } | OnnxError::KvMemory { .. } => Exit::Config,
+            OnnxError::Runtime(_) => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
+    }
+}
+
+/// An error with its sources, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut line = error.to_string();
+    let mut source = error.source();
+    while let Some(error) = source {
+        line.push_str(": ");
+        line.push_str(&error.to_string());
+        source = error.source();
+    }
+    line
+}
