@@ -1,1 +1,39 @@
-//! stub
+//! Reads, layers and validates the configuration; it must never know any other crate of the workspace, a
+//! network, a clock, or any state of the machine beyond the files it is told to read.
+//!
+//! [`load`] takes everything it depends on in [`LoadOptions`], environment and host name included, and gives a
+//! [`Config`] in which every value has been checked, together with where each value came from.
+//! `default.toml` ([`DEFAULT_FILE`]) is the reference for operators; a test holds it against the structs.
+
+mod derive;
+mod error;
+mod file;
+mod layer;
+mod load;
+mod nearest;
+mod origin;
+mod render;
+mod rules;
+mod schema;
+mod secret;
+mod sections;
+mod shape;
+mod topic;
+mod units;
+mod validate;
+
+pub use error::ConfigError;
+pub use load::{LoadOptions, Loaded, load};
+pub use origin::Origin;
+pub use render::render;
+pub use rules::Rule;
+pub use schema::{Key, Preset, known_keys};
+pub use secret::Secret;
+pub use sections::{
+    Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls,
+};
+pub use shape::{Shape, Wording};
+pub use units::{ByteSize, TimeSpan, UnitError};
+
+/// The commented default file: every key with its meaning, unit and default, all keys commented out.
+pub const DEFAULT_FILE: &str = include_str!("../default.toml");

@@ -1,0 +1,171 @@
+//! Values that follow from others: the name from the host, the port from TLS, placeholders, credentials.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use toml::Value;
+
+use crate::layer::{Entry, Layer};
+use crate::schema::KEYS;
+use crate::shape::CREDENTIAL;
+use crate::topic::{MAX_NAME, is_name_char};
+use crate::{ConfigError, Origin, Shape, topic};
+
+const PLAIN_PORT: i64 = 1883;
+const TLS_PORT: i64 = 8883;
+
+/// The values of all layers, the later ones over the earlier.
+pub(crate) type Effective = BTreeMap<&'static str, Entry>;
+
+/// Works out what was left open and fills in placeholders; the result is the topmost layer.
+pub(crate) fn derive(
+    effective: &Effective,
+    hostname: &str,
+    credentials: Option<&str>,
+) -> Result<Layer, ConfigError> {
+    let mut derived = Layer::default();
+    let name = if let Some(name) = text(effective, "node.name") {
+        name.to_owned()
+    } else {
+        let name = name_from_host(hostname);
+        add(
+            &mut derived,
+            "node.name",
+            Value::String(name.clone()),
+            Origin::Derived("the host name"),
+        );
+        name
+    };
+    if !is_set(effective, "mqtt.port") {
+        let tls = ["mqtt.tls.ca", "mqtt.tls.cert", "mqtt.tls.key"]
+            .iter()
+            .any(|key| is_set(effective, key));
+        let (port, from) = if tls {
+            (TLS_PORT, "mqtt.tls being set")
+        } else {
+            (PLAIN_PORT, "mqtt.tls not being set")
+        };
+        add(
+            &mut derived,
+            "mqtt.port",
+            Value::Integer(port),
+            Origin::Derived(from),
+        );
+    }
+    let base = text(effective, "node.base")
+        .unwrap_or_default()
+        .replace("{node.name}", &name);
+    fill(&mut derived, effective, "node.base", topic::is_base, |text| {
+        text.replace("{node.name}", &name)
+    })?;
+    fill(
+        &mut derived,
+        effective,
+        "mqtt.reply_topics",
+        topic::is_filter,
+        |text| text.replace("{base}", &base).replace("{node.name}", &name),
+    )?;
+    find_credentials(&mut derived, effective, credentials)?;
+    Ok(derived)
+}
+
+/// The host name as a node name: what a name can't hold becomes `-`.
+fn name_from_host(hostname: &str) -> String {
+    let kept = |c: char| if is_name_char(c) { c } else { '-' };
+    let name: String = hostname.trim().chars().map(kept).take(MAX_NAME).collect();
+    if name.is_empty() {
+        "phi-edge".to_owned()
+    } else {
+        name
+    }
+}
+
+/// Fills in the placeholders of a text or list; its origin stays.
+fn fill(
+    derived: &mut Layer,
+    effective: &Effective,
+    key: &'static str,
+    accepts: fn(&str) -> bool,
+    replace: impl Fn(&str) -> String,
+) -> Result<(), ConfigError> {
+    let Some(Entry {
+        value: Some(value),
+        origin,
+    }) = effective.get(key)
+    else {
+        return Ok(());
+    };
+    let one = |item: &Value| {
+        let filled = replace(item.as_str().unwrap_or_default());
+        if accepts(&filled) {
+            return Ok(Value::String(filled));
+        }
+        // Each part was checked by itself: only the length can be wrong, or a name within a wildcard level.
+        let problem = format!("becomes {filled:?}, which is no valid topic; shorten it or write it out");
+        Err(ConfigError::Conflict {
+            key,
+            origin: origin.clone(),
+            problem,
+        })
+    };
+    let filled = match value {
+        Value::Array(items) => Value::Array(items.iter().map(one).collect::<Result<_, _>>()?),
+        other => one(other)?,
+    };
+    if filled != *value {
+        add(derived, key, filled, origin.clone());
+    }
+    Ok(())
+}
+
+/// Turns `credential:NAME` into the file that systemd put there.
+fn find_credentials(
+    derived: &mut Layer,
+    effective: &Effective,
+    folder: Option<&str>,
+) -> Result<(), ConfigError> {
+    for key in KEYS.iter().filter(|key| matches!(key.shape, Shape::Path)) {
+        let Some(Entry {
+            value: Some(Value::String(text)),
+            origin,
+        }) = effective.get(key.path)
+        else {
+            continue;
+        };
+        let Some(name) = text.strip_prefix(CREDENTIAL) else {
+            continue;
+        };
+        let file = folder.map(|folder| Path::new(folder).join(name));
+        let Some(file) = file.as_deref().and_then(Path::to_str) else {
+            let problem = format!(
+                "the credential {name:?} needs $CREDENTIALS_DIRECTORY, which is not set; run under systemd with \
+                 LoadCredential={name}:/path/of/the/file in the unit, or name a file"
+            );
+            return Err(ConfigError::Conflict {
+                key: key.path,
+                origin: origin.clone(),
+                problem,
+            });
+        };
+        add(derived, key.path, Value::String(file.to_owned()), origin.clone());
+    }
+    Ok(())
+}
+
+fn add(layer: &mut Layer, key: &'static str, value: Value, origin: Origin) {
+    layer.entries.insert(
+        key,
+        Entry {
+            value: Some(value),
+            origin,
+        },
+    );
+}
+
+fn is_set(effective: &Effective, key: &str) -> bool {
+    effective.get(key).is_some_and(|entry| entry.value.is_some())
+}
+
+fn text<'a>(effective: &'a Effective, key: &str) -> Option<&'a str> {
+    effective.get(key)?.value.as_ref()?.as_str()
+}

@@ -1,0 +1,126 @@
+//! From files, environment and flags to a checked configuration.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use toml::Value;
+
+use crate::derive::{Effective, derive};
+use crate::layer::{Layer, find};
+use crate::secret::HIDDEN;
+use crate::validate::{validate, warnings};
+use crate::{Config, ConfigError, Origin, file, rules};
+
+/// Everything that the configuration depends on. [`Default`] reads no file and no environment.
+#[derive(Debug, Clone, Default)]
+pub struct LoadOptions {
+    /// The file named on the command line; it must exist.
+    pub config: Option<PathBuf>,
+    /// The environment; only `PHI_EDGE__…` and `CREDENTIALS_DIRECTORY` are looked at.
+    pub env: Vec<(String, String)>,
+    /// What flags set, as keys (`model.path`) and texts.
+    pub flags: Vec<(String, String)>,
+    /// The folder of `config.toml` and `conf.d` (`/etc/phi-edge` on an installed system), which may be missing; empty means none.
+    pub system_dir: PathBuf,
+    /// The machine's host name, from which `node.name` follows.
+    pub hostname: String,
+}
+
+/// A configuration, and where its values came from.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// The configuration, every value checked.
+    pub config: Config,
+    /// Where each value came from, by key; optional keys that nothing set are left out.
+    pub origins: BTreeMap<String, Origin>,
+    /// What is allowed but should be said to the operator, one line each.
+    pub warnings: Vec<String>,
+    /// The files that were read, in their order.
+    pub files: Vec<PathBuf>,
+    /// The effective values by key for printing, secrets already hidden.
+    pub(crate) values: BTreeMap<&'static str, Value>,
+}
+
+/// Loads the configuration: built-in defaults, `config.toml` and `conf.d/*.toml` of the system's folder, the named
+/// file, the environment, flags; a later one wins.
+pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
+    let mut files = Vec::new();
+    let mut layers = vec![Layer::defaults()];
+    if !options.system_dir.as_os_str().is_empty() {
+        let main = options.system_dir.join("config.toml");
+        if let Some(layer) = file::read_if_there(&main)? {
+            layers.push(layer);
+            files.push(main);
+        }
+        for path in file::folder(&options.system_dir.join("conf.d"))? {
+            layers.push(file::read(&path)?);
+            files.push(path);
+        }
+    }
+    if let Some(path) = options.config {
+        layers.push(file::read(&path)?);
+        files.push(path);
+    }
+    layers.push(Layer::environment(&options.env)?);
+    layers.push(Layer::flags(&options.flags)?);
+
+    let credentials = options
+        .env
+        .iter()
+        .find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
+    let derived = derive(
+        &overlay(&layers),
+        &options.hostname,
+        credentials.map(|(_, folder)| folder.as_str()),
+    )?;
+    layers.push(derived);
+    assemble(layers, files)
+}
+
+fn overlay(layers: &[Layer]) -> Effective {
+    let entries = layers.iter().flat_map(|layer| layer.entries.iter());
+    entries.map(|(key, entry)| (*key, entry.clone())).collect()
+}
+
+fn assemble(mut layers: Vec<Layer>, files: Vec<PathBuf>) -> Result<Loaded, ConfigError> {
+    let effective = overlay(&layers);
+    let mut all_rules = Vec::new();
+    let mut builder = config::Config::builder();
+    for layer in &mut layers {
+        rules::merge(&mut all_rules, std::mem::take(&mut layer.rules));
+    }
+    for layer in layers {
+        builder = builder.add_source(layer);
+    }
+    let merged = builder
+        .build()
+        .and_then(config::Config::try_deserialize::<Config>);
+    let mut config = merged.map_err(|fault| ConfigError::Internal(fault.to_string()))?;
+    config.rules = all_rules;
+
+    let mut origins = BTreeMap::new();
+    let mut values = BTreeMap::new();
+    for (key, entry) in effective {
+        if let Some(value) = entry.value {
+            origins.insert(key.to_owned(), entry.origin);
+            values.insert(key, hide_secret(key, value));
+        }
+    }
+    validate(&config, &origins)?;
+    let warnings = warnings(&config, &origins);
+    Ok(Loaded {
+        config,
+        origins,
+        warnings,
+        files,
+        values,
+    })
+}
+
+fn hide_secret(key: &str, value: Value) -> Value {
+    if find(key).is_some_and(|key| key.secret) {
+        Value::String(HIDDEN.to_owned())
+    } else {
+        value
+    }
+}

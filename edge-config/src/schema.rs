@@ -1,0 +1,150 @@
+//! Every key there is: its path, the shape of its value, and its default.
+
+use crate::Shape;
+use crate::shape::{
+    at_least, choice, duration, filters, host, log_filter, name, number, pool_base, size, text, topic_base,
+};
+
+/// A key of the configuration.
+#[derive(Debug, Clone, Copy)]
+pub struct Key {
+    /// The key with its sections, such as `mqtt.tls.ca`.
+    pub path: &'static str,
+    /// What a value must look like.
+    pub shape: Shape,
+    /// The built-in default.
+    pub default: Preset,
+    /// Whether the value is never shown.
+    pub secret: bool,
+}
+
+/// A built-in default.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Preset {
+    /// No value: the feature is off, or the value is worked out (which, the default file says).
+    Unset,
+    /// A text, also for durations, sizes, paths, addresses and choices.
+    Text(&'static str),
+    /// A whole number.
+    Number(i64),
+    /// On or off.
+    Switch(bool),
+    /// A list of texts.
+    List(&'static [&'static str]),
+}
+
+/// Every known key, in the order in which they are shown.
+pub fn known_keys() -> &'static [Key] {
+    &KEYS
+}
+
+/// The sections that may stand before a key, and the array of rules.
+pub(crate) const SECTIONS: [&str; 10] = [
+    "node", "mqtt", "mqtt.tls", "model", "runtime", "limits", "store", "metrics", "log", RULES,
+];
+
+/// The one name at the top level that is no section.
+pub(crate) const RULES: &str = "rules";
+
+const KIB: u64 = 1 << 10;
+const MIB: u64 = 1 << 20;
+const TIB: u64 = 1 << 40;
+
+const SECOND: u64 = 1_000;
+const HOUR: u64 = 3_600 * SECOND;
+const DAY: u64 = 24 * HOUR;
+
+/// The largest MQTT packet (MQTT 5.0, section 1.5.5), rounded down to whole MiB.
+const MAX_PACKET: u64 = 255 * MIB;
+/// The longest MQTT keep-alive (16 bits of seconds).
+const MAX_KEEP_ALIVE: u64 = 65_535 * SECOND;
+/// The longest MQTT session expiry short of "never ends" (32 bits of seconds), in whole days.
+const MAX_SESSION: u64 = 49_710 * DAY;
+
+const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
+    Key {
+        path,
+        shape,
+        default,
+        secret: false,
+    }
+}
+
+pub(crate) static KEYS: [Key; 39] = [
+    key("node.name", name(), Preset::Unset),
+    key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
+    key(
+        "node.rules_dir",
+        Shape::Path,
+        Preset::Text("/etc/phi-edge/rules.d"),
+    ),
+    key("mqtt.host", host(), Preset::Text("localhost")),
+    key("mqtt.port", number(1, 65_535), Preset::Unset),
+    key("mqtt.username", text(), Preset::Unset),
+    Key {
+        path: "mqtt.password",
+        shape: text(),
+        default: Preset::Unset,
+        secret: true,
+    },
+    key("mqtt.password_file", Shape::Path, Preset::Unset),
+    key("mqtt.client_id", text(), Preset::Unset),
+    key(
+        "mqtt.keep_alive",
+        duration(5 * SECOND, MAX_KEEP_ALIVE),
+        Preset::Text("30s"),
+    ),
+    key(
+        "mqtt.session_expiry",
+        duration(0, MAX_SESSION),
+        Preset::Text("1d"),
+    ),
+    key("mqtt.pool", name(), Preset::Unset),
+    key("mqtt.pool_base", pool_base(), Preset::Text("phi-edge/v1/pool")),
+    key("mqtt.embedded", Shape::Switch, Preset::Switch(false)),
+    key(
+        "mqtt.embedded_listen",
+        Shape::Address,
+        Preset::Text("127.0.0.1:1883"),
+    ),
+    key("mqtt.embedded_password_file", Shape::Path, Preset::Unset),
+    key("mqtt.embedded_acl_file", Shape::Path, Preset::Unset),
+    key(
+        "mqtt.reply_topics",
+        filters(),
+        Preset::List(&["{base}/response/#"]),
+    ),
+    key(
+        "mqtt.max_packet",
+        size(16 * KIB, MAX_PACKET),
+        Preset::Text("2MiB"),
+    ),
+    key("mqtt.tls.ca", Shape::Path, Preset::Unset),
+    key("mqtt.tls.cert", Shape::Path, Preset::Unset),
+    key("mqtt.tls.key", Shape::Path, Preset::Unset),
+    key("model.path", Shape::Path, Preset::Text("/var/lib/phi-edge/model")),
+    key(
+        "runtime.provider",
+        choice(&["auto", "cpu", "cuda", "directml"]),
+        Preset::Text("auto"),
+    ),
+    key("runtime.threads", number(1, 1_024), Preset::Unset),
+    key("runtime.slots", number(1, 1_024), Preset::Number(1)),
+    key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),
+    key("runtime.library", Shape::Path, Preset::Unset),
+    key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),
+    key(
+        "limits.max_deadline",
+        duration(SECOND, 30 * DAY),
+        Preset::Text("10m"),
+    ),
+    key("limits.max_payload", size(KIB, MAX_PACKET), Preset::Text("1MiB")),
+    key("limits.max_tokens", number(1, 1_048_576), Preset::Number(4_096)),
+    key("limits.max_prompt_tokens", at_least(1), Preset::Unset),
+    key("limits.queue", number(1, 1_000_000), Preset::Number(64)),
+    key("limits.drain_grace", duration(0, HOUR), Preset::Text("20s")),
+    key("store.path", Shape::Path, Preset::Text("/var/lib/phi-edge/store")),
+    key("metrics.listen", Shape::Address, Preset::Unset),
+    key("log.level", log_filter(), Preset::Text("info")),
+    key("log.format", choice(&["text", "json"]), Preset::Text("text")),
+];

@@ -1,0 +1,296 @@
+//! The shapes of values: what is accepted for a key, how it is said, and how text from the environment becomes it.
+
+use std::fmt;
+use std::net::SocketAddr;
+
+use toml::Value;
+
+use crate::topic;
+use crate::{ByteSize, TimeSpan};
+
+/// What a value must look like.
+#[derive(Clone, Copy)]
+pub enum Shape {
+    /// A text that a check accepts.
+    Text(Wording),
+    /// A list of texts that a check accepts each.
+    List(Wording),
+    /// The path of a file or folder, or `credential:NAME`.
+    Path,
+    /// An IP address and port.
+    Address,
+    /// `true` or `false`.
+    Switch,
+    /// A whole number within bounds.
+    Number {
+        /// The least value.
+        min: u64,
+        /// The greatest value.
+        max: u64,
+    },
+    /// A duration within bounds, in milliseconds.
+    Duration {
+        /// The least value.
+        min: u64,
+        /// The greatest value.
+        max: u64,
+    },
+    /// A size within bounds, in bytes.
+    Size {
+        /// The least value.
+        min: u64,
+        /// The greatest value.
+        max: u64,
+    },
+    /// One of several words.
+    Choice(&'static [&'static str]),
+}
+
+/// A check of a text, and how its demand is worded.
+#[derive(Clone, Copy)]
+pub struct Wording {
+    expected: &'static str,
+    accepts: fn(&str) -> bool,
+}
+
+pub(crate) const fn number(min: u64, max: u64) -> Shape {
+    Shape::Number { min, max }
+}
+
+pub(crate) const fn at_least(min: u64) -> Shape {
+    Shape::Number {
+        min,
+        max: i64::MAX.unsigned_abs(),
+    }
+}
+
+pub(crate) const fn duration(min: u64, max: u64) -> Shape {
+    Shape::Duration { min, max }
+}
+
+pub(crate) const fn size(min: u64, max: u64) -> Shape {
+    Shape::Size { min, max }
+}
+
+pub(crate) const fn choice(words: &'static [&'static str]) -> Shape {
+    Shape::Choice(words)
+}
+
+pub(crate) const fn text() -> Shape {
+    Shape::Text(Wording {
+        expected: "a text without control characters",
+        accepts: is_text,
+    })
+}
+
+pub(crate) const fn host() -> Shape {
+    Shape::Text(Wording {
+        expected: "a host name or IP address without scheme and port, such as \"broker.local\"",
+        accepts: is_host,
+    })
+}
+
+pub(crate) const fn name() -> Shape {
+    Shape::Text(Wording {
+        expected: "1 to 64 of A-Z a-z 0-9 . _ -",
+        accepts: topic::is_name,
+    })
+}
+
+pub(crate) const fn topic_base() -> Shape {
+    Shape::Text(Wording {
+        expected: "a topic without wildcards (+ #), empty levels and leading $, such as \"phi-edge/v1/{node.name}\"",
+        accepts: |text| topic::is_base(text) && only_placeholders(text, &["{node.name}"]),
+    })
+}
+
+pub(crate) const fn pool_base() -> Shape {
+    Shape::Text(Wording {
+        expected: "a topic without wildcards (+ #), empty levels and leading $, such as \"phi-edge/v1/pool\"",
+        accepts: |text| topic::is_base(text) && only_placeholders(text, &[]),
+    })
+}
+
+pub(crate) const fn filters() -> Shape {
+    Shape::List(Wording {
+        expected: "a list of topic filters without leading $, such as [\"{base}/response/#\", \"plant/+/answer\"]",
+        accepts: |text| topic::is_filter(text) && only_placeholders(text, &["{base}", "{node.name}"]),
+    })
+}
+
+pub(crate) const fn log_filter() -> Shape {
+    Shape::Text(Wording {
+        expected: "off, error, warn, info, debug or trace, also by module as in \"info,phi_edge_mqtt=debug\"",
+        accepts: |text| text.split(',').all(is_log_directive),
+    })
+}
+
+impl Shape {
+    /// Gives the value in the form in which it is kept, or nothing if it is not of this shape.
+    pub(crate) fn accept(self, value: &Value) -> Option<Value> {
+        match (self, value) {
+            (Self::Text(check), Value::String(text)) => (check.accepts)(text).then(|| value.clone()),
+            (Self::List(check), Value::Array(items)) => {
+                let good = |item: &Value| item.as_str().is_some_and(check.accepts);
+                (!items.is_empty() && items.iter().all(good)).then(|| value.clone())
+            }
+            (Self::Path, Value::String(text)) => is_path(text).then(|| value.clone()),
+            (Self::Address, Value::String(text)) => text
+                .parse::<SocketAddr>()
+                .ok()
+                .map(|address| Value::String(address.to_string())),
+            (Self::Switch, Value::Boolean(_)) => Some(value.clone()),
+            (Self::Number { min, max }, Value::Integer(number)) => u64::try_from(*number)
+                .is_ok_and(|number| (min..=max).contains(&number))
+                .then(|| value.clone()),
+            (Self::Duration { min, max }, Value::String(text)) => {
+                let span: TimeSpan = text.parse().ok()?;
+                (min..=max)
+                    .contains(&span.as_millis())
+                    .then(|| Value::String(span.to_string()))
+            }
+            (Self::Size { min, max }, Value::String(text)) => {
+                let size: ByteSize = text.parse().ok()?;
+                (min..=max)
+                    .contains(&size.bytes())
+                    .then(|| Value::String(size.to_string()))
+            }
+            (Self::Size { .. }, Value::Integer(bytes)) => self.accept(&Value::String(bytes.to_string())),
+            (Self::Choice(words), Value::String(text)) => {
+                words.contains(&text.as_str()).then(|| value.clone())
+            }
+            _ => None,
+        }
+    }
+
+    /// Turns text of the environment or the command line into a TOML value; what can't be one stays text, so that
+    /// [`Self::accept`] refuses it.
+    pub(crate) fn value_of_text(self, text: &str) -> Value {
+        let typed = match self {
+            Self::Switch => text.trim().parse().ok().map(Value::Boolean),
+            Self::Number { .. } => text.trim().parse().ok().map(Value::Integer),
+            Self::List(_) => Some(list_from_text(text)),
+            _ => None,
+        };
+        typed.unwrap_or_else(|| Value::String(text.to_owned()))
+    }
+
+    /// What is wrong with a duration's or size's text beyond its bounds, to be said with the error.
+    pub(crate) fn hint(self, value: &Value) -> Option<String> {
+        match self {
+            Self::Duration { .. } => value
+                .as_str()?
+                .parse::<TimeSpan>()
+                .err()
+                .map(|fault| fault.to_string()),
+            Self::Size { .. } => value
+                .as_str()?
+                .parse::<ByteSize>()
+                .err()
+                .map(|fault| fault.to_string()),
+            _ => None,
+        }
+    }
+}
+
+impl fmt::Display for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Text(check) | Self::List(check) => f.write_str(check.expected),
+            Self::Path => f.write_str("the path of a file or folder, or \"credential:NAME\""),
+            Self::Address => f.write_str("an IP address and port, such as \"127.0.0.1:9464\""),
+            Self::Switch => f.write_str("true or false"),
+            Self::Number { min, max } if *max == i64::MAX.unsigned_abs() => {
+                write!(f, "a whole number of at least {min}")
+            }
+            Self::Number { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::Duration { min, max } => {
+                let (min, max) = (TimeSpan::from_millis(*min), TimeSpan::from_millis(*max));
+                write!(f, "a duration from {min} to {max}, such as \"30s\" or \"10m\"")
+            }
+            Self::Size { min, max } => {
+                let (min, max) = (ByteSize::from_bytes(*min), ByteSize::from_bytes(*max));
+                write!(f, "a size from {min} to {max}, such as \"512MiB\"")
+            }
+            Self::Choice(words) => {
+                f.write_str("one of ")?;
+                for (place, word) in words.iter().enumerate() {
+                    write!(f, "{}\"{word}\"", if place == 0 { "" } else { ", " })?;
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Shape {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A list in the environment is a TOML array, or texts parted by commas (no topic filter needs a comma).
+fn list_from_text(text: &str) -> Value {
+    if text.trim_start().starts_with('[')
+        && let Ok(mut table) = format!("list = {text}").parse::<toml::Table>()
+        && let Some(value) = table.remove("list")
+    {
+        return value;
+    }
+    Value::Array(
+        text.split(',')
+            .map(|item| Value::String(item.trim().to_owned()))
+            .collect(),
+    )
+}
+
+fn is_text(text: &str) -> bool {
+    (1..=1024).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+fn is_path(text: &str) -> bool {
+    let named = text.strip_prefix(CREDENTIAL).is_none_or(is_credential_name);
+    named && (1..=4096).contains(&text.len()) && !text.chars().any(char::is_control)
+}
+
+/// What stands before the name of a systemd credential.
+pub(crate) const CREDENTIAL: &str = "credential:";
+
+fn is_credential_name(name: &str) -> bool {
+    topic::is_name(name) && name != "." && name != ".."
+}
+
+fn is_host(text: &str) -> bool {
+    // A colon is in no host name; IPv6 addresses are the only texts that may hold one.
+    let plain = text
+        .chars()
+        .all(|c| c.is_alphanumeric() || matches!(c, '.' | '-' | '_'));
+    (1..=253).contains(&text.len()) && (plain || text.parse::<std::net::Ipv6Addr>().is_ok())
+}
+
+fn is_log_directive(text: &str) -> bool {
+    let is_level = |level: &str| {
+        ["off", "error", "warn", "info", "debug", "trace"]
+            .iter()
+            .any(|known| known.eq_ignore_ascii_case(level))
+    };
+    let is_module = |module: &str| {
+        !module.is_empty()
+            && module
+                .chars()
+                .all(|c| c.is_alphanumeric() || matches!(c, '_' | ':'))
+    };
+    match text.trim().split_once('=') {
+        Some((module, level)) => is_module(module) && is_level(level),
+        None => is_level(text.trim()),
+    }
+}
+
+/// Whether braces occur only as these placeholders, so that a slip in one is not taken for a topic.
+fn only_placeholders(text: &str, known: &[&str]) -> bool {
+    let mut rest = text.to_owned();
+    for placeholder in known {
+        rest = rest.replace(placeholder, "");
+    }
+    !rest.contains(['{', '}'])
+}

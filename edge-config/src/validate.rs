@@ -1,0 +1,108 @@
+//! Values that are right by themselves but must also go together.
+
+use std::collections::BTreeMap;
+
+use crate::{ByteSize, Config, ConfigError, Origin};
+
+/// What a packet holds beyond its payload: topic, properties, headers. Room that `mqtt.max_packet` must leave, so
+/// that a payload just above the limit still arrives and is answered `too_large`.
+const PACKET_ROOM: u64 = 4 << 10;
+
+type Origins = BTreeMap<String, Origin>;
+
+/// Refuses values that contradict each other.
+pub(crate) fn validate(config: &Config, origins: &Origins) -> Result<(), ConfigError> {
+    let mqtt = &config.mqtt;
+    let conflict = |key: &'static str, problem: String| {
+        let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
+        Err(ConfigError::Conflict { key, origin, problem })
+    };
+    let tls = &mqtt.tls;
+    if tls.cert.is_some() && tls.key.is_none() {
+        return conflict(
+            "mqtt.tls.cert",
+            "is set without `mqtt.tls.key`; name the certificate's key".to_owned(),
+        );
+    }
+    if tls.key.is_some() && tls.cert.is_none() {
+        return conflict(
+            "mqtt.tls.key",
+            "is set without `mqtt.tls.cert`; name the key's certificate".to_owned(),
+        );
+    }
+    if tls.cert.is_some() && tls.ca.is_none() {
+        let problem = "is set without `mqtt.tls.ca`; name the certificates that the broker's descends from \
+                       (for a public one often /etc/ssl/certs/ca-certificates.crt)";
+        return conflict("mqtt.tls.cert", problem.to_owned());
+    }
+    if mqtt.password.is_some()
+        && let Some(file) = &mqtt.password_file
+    {
+        let problem = format!(
+            "is set, and so is `mqtt.password_file` ({}); remove one",
+            file.display()
+        );
+        return conflict("mqtt.password", problem);
+    }
+    if mqtt.username.is_none() {
+        let key = if mqtt.password.is_some() {
+            "mqtt.password"
+        } else {
+            "mqtt.password_file"
+        };
+        if mqtt.password.is_some() || mqtt.password_file.is_some() {
+            return conflict(key, "is set without `mqtt.username`; name the user".to_owned());
+        }
+    }
+    if !mqtt.keep_alive.as_millis().is_multiple_of(1_000) {
+        return conflict(
+            "mqtt.keep_alive",
+            "must be whole seconds, as MQTT counts them".to_owned(),
+        );
+    }
+    if !mqtt.session_expiry.as_millis().is_multiple_of(1_000) {
+        return conflict(
+            "mqtt.session_expiry",
+            "must be whole seconds, as MQTT counts them".to_owned(),
+        );
+    }
+    if config.limits.max_payload.bytes().saturating_add(PACKET_ROOM) > mqtt.max_packet.bytes() {
+        let problem = format!(
+            "({}) must be at least {} more than `limits.max_payload` ({}), for topic and properties",
+            mqtt.max_packet,
+            ByteSize::from_bytes(PACKET_ROOM),
+            config.limits.max_payload
+        );
+        return conflict("mqtt.max_packet", problem);
+    }
+    Ok(())
+}
+
+/// What is allowed but should be known: one line each.
+pub(crate) fn warnings(config: &Config, origins: &Origins) -> Vec<String> {
+    let mqtt = &config.mqtt;
+    let mut warnings = Vec::new();
+    let origin = |key: &str| origins.get(key).map(ToString::to_string).unwrap_or_default();
+    if mqtt.password.is_some() {
+        warnings.push(format!(
+            "{}: `mqtt.password` holds a password in clear; put it into a file that only the service user may \
+             read and name it in `mqtt.password_file`",
+            origin("mqtt.password")
+        ));
+    }
+    if mqtt.embedded && mqtt.tls.is_on() {
+        warnings.push(format!(
+            "{}: `mqtt.tls` has no effect with `mqtt.embedded`, whose broker is reached within the machine",
+            origin("mqtt.tls.ca")
+        ));
+    }
+    if mqtt.embedded && !mqtt.embedded_listen.ip().is_loopback() && mqtt.embedded_password_file.is_none() {
+        warnings.push(format!(
+            "{}: `mqtt.embedded_listen` ({}) is open to the network without passwords; set \
+             `mqtt.embedded_password_file`",
+            origin("mqtt.embedded_listen"),
+            mqtt.embedded_listen
+        ));
+    }
+    warnings
+}
