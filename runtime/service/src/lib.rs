@@ -1,1 +1,29 @@
-//! stub
+//! Jobs: admission, queue, duplicates, deadlines, the engine's thread and what clients are told.
+//!
+//! It must never know MQTT client types, topics' meaning, wire formats, or ONNX Runtime.
+//!
+//! A job enters by [`Service::submit`], waits in the ledger, runs on the engine's thread and leaves as
+//! [`Reply`]s on the channel given to [`Service::start`]: chunks that may be lost, and exactly one outcome.
+
+mod chunks;
+mod dispatcher;
+mod engine_handle;
+mod engine_thread;
+mod generation;
+mod job;
+mod ledger;
+mod pace;
+mod prompts;
+mod reply;
+mod runner;
+mod service;
+mod stats;
+
+pub use engine_handle::{EngineHandle, EngineInfo, EngineLost};
+pub use engine_thread::{StartError, spawn_engine};
+pub use generation::{EngineCommand, Generation, Sink, Update};
+pub use job::{JobKey, NewJob, Priority, ReplyAddress};
+pub use prompts::Prompts;
+pub use reply::{Answer, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
+pub use service::{Service, ServiceConfig};
+pub use stats::Stats;

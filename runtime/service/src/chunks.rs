@@ -1,0 +1,83 @@
+//! When streamed text goes out.
+
+use std::time::Duration;
+
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use crate::job::{JobKey, ReplyAddress};
+use crate::reply::{Reply, ReplyBody};
+
+/// Collects one answer's text and sends it on at intervals, the first piece at once.
+///
+/// It never waits: where the channel has no room, the text stays and goes with the next chunk. What never
+/// finds room is in the final reply.
+pub(crate) struct Chunks {
+    key: JobKey,
+    address: ReplyAddress,
+    replies: mpsc::Sender<Reply>,
+    interval: Duration,
+    pending: String,
+    not_before: Option<Instant>,
+    seq: u32,
+}
+
+impl Chunks {
+    pub(crate) fn new(
+        key: JobKey,
+        address: ReplyAddress,
+        replies: mpsc::Sender<Reply>,
+        interval: Duration,
+    ) -> Self {
+        Self {
+            key,
+            address,
+            replies,
+            interval,
+            pending: String::new(),
+            not_before: None,
+            seq: 0,
+        }
+    }
+
+    pub(crate) fn push(&mut self, delta: &str) {
+        self.pending.push_str(delta);
+    }
+
+    /// When [`Chunks::send_due`] has something to do next.
+    pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
+        (!self.pending.is_empty()).then(|| self.not_before.unwrap_or(now))
+    }
+
+    pub(crate) fn send_due(&mut self, now: Instant) {
+        if self.due(now).is_some_and(|due| due <= now) {
+            self.not_before = Some(now + self.interval);
+            self.send();
+        }
+    }
+
+    /// Sends what is left.
+    pub(crate) fn flush(&mut self) {
+        if !self.pending.is_empty() {
+            self.send();
+        }
+    }
+
+    fn send(&mut self) {
+        // Full, or nobody there any more: the text stays, the final reply has it all.
+        let Ok(permit) = self.replies.try_reserve() else {
+            return;
+        };
+        permit.send(Reply {
+            key: self.key.clone(),
+            address: self.address.clone(),
+            body: ReplyBody::Chunk {
+                // Jobs don't outlive the process yet, so that each has one attempt.
+                attempt: 1,
+                seq: self.seq,
+                delta: std::mem::take(&mut self.pending),
+            },
+        });
+        self.seq += 1;
+    }
+}

@@ -1,0 +1,101 @@
+//! The task that stands between the ledger, the jobs that run, and the reply channel.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use tokio::task::{Id, JoinError, JoinSet};
+use tokio::time::Instant;
+
+use crate::engine_handle::EngineHandle;
+use crate::job::JobKey;
+use crate::ledger::Closed;
+use crate::reply::ErrorCode;
+use crate::runner::{Ended, Runner, until};
+use crate::service::{HANDOVER, Shared};
+
+/// The task that starts jobs, takes their ends and hands outcomes on.
+pub(crate) struct Dispatcher {
+    shared: Arc<Shared>,
+    runner: Runner,
+    running: JoinSet<Ended>,
+    keys: HashMap<Id, JobKey>,
+}
+
+impl Dispatcher {
+    pub(crate) fn new(shared: Arc<Shared>, runner: Runner) -> Self {
+        Self {
+            shared,
+            runner,
+            running: JoinSet::new(),
+            keys: HashMap::new(),
+        }
+    }
+
+    /// Works until [`Shared::finish`] says so, then ends the engine.
+    pub(crate) async fn run(mut self, engine: EngineHandle) {
+        let replies = self.runner.replies.clone();
+        let mut finish = self.shared.finish.subscribe();
+        let mut lost = false;
+        loop {
+            self.start_jobs();
+            let (expiry, has_outgoing) = {
+                let ledger = self.shared.ledger();
+                (ledger.next_expiry(), ledger.has_outgoing())
+            };
+            tokio::select! {
+                () = self.shared.wake.notified() => {}
+                Some(ended) = self.running.join_next_with_id() => self.ended(ended),
+                permit = replies.reserve(), if has_outgoing => match permit {
+                    Ok(permit) => {
+                        if let Some(reply) = self.shared.ledger().take_outgoing() {
+                            permit.send(reply);
+                        }
+                    }
+                    Err(_) => {
+                        let outcomes = self.shared.ledger().discard_outgoing();
+                        tracing::error!(outcomes, "nobody takes replies any more; outcomes are lost");
+                    }
+                },
+                () = until(expiry) => {}
+                () = engine.lost(), if !lost => {
+                    lost = true;
+                    tracing::error!("the engine is lost; requests are refused from now on");
+                    self.shared.ledger().close(Closed::EngineLost, Instant::now());
+                    self.shared.engine_lost.send_replace(true);
+                }
+                _ = finish.wait_for(|finish| *finish) => break,
+            }
+        }
+        self.running.shutdown().await;
+        drop(self.runner);
+        if !engine.stop(HANDOVER).await {
+            tracing::warn!("the engine's thread did not end in time");
+        }
+    }
+
+    fn start_jobs(&mut self) {
+        loop {
+            let Some(start) = self.shared.ledger().start_next(Instant::now()) else {
+                break;
+            };
+            let key = start.job.key.clone();
+            let task = self.running.spawn(self.runner.clone().run(start));
+            self.keys.insert(task.id(), key);
+        }
+        self.shared.publish_stats();
+    }
+
+    fn ended(&mut self, ended: Result<(Id, Ended), JoinError>) {
+        let (id, ended) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                tracing::error!(%error, "a job's task failed");
+                let message = "a fault inside the service ended the request";
+                (error.id(), Ended::failed(ErrorCode::Internal, message))
+            }
+        };
+        if let Some(key) = self.keys.remove(&id) {
+            self.shared.ledger().ended(&key, ended, Instant::now());
+        }
+    }
+}

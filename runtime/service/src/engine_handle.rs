@@ -1,0 +1,134 @@
+//! The way to the engine's thread.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId};
+use tokio::sync::{mpsc, oneshot};
+
+use crate::generation::{EngineCommand, Generation};
+
+/// What the service must know of the engine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineInfo {
+    /// The most tokens of prompt and answer together.
+    pub context_length: usize,
+    /// How many requests run at once.
+    pub slots: usize,
+}
+
+/// The engine's thread is gone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the engine has stopped")]
+pub struct EngineLost;
+
+/// Owns the engine's thread: it ends when this is dropped or [`EngineHandle::stop`]ped.
+pub struct EngineHandle {
+    client: EngineClient,
+    info: EngineInfo,
+    thread: Option<EngineThread>,
+}
+
+pub(crate) struct EngineThread {
+    pub(crate) join: JoinHandle<()>,
+    /// Resolves when the thread has dropped all it had.
+    pub(crate) done: oneshot::Receiver<()>,
+}
+
+impl EngineHandle {
+    /// A handle whose commands `commands`' receiver takes: a scripted engine for tests. Dropping the
+    /// receiver is the death of the engine.
+    pub fn from_parts(commands: mpsc::Sender<EngineCommand>, interrupt: Interrupt, info: EngineInfo) -> Self {
+        Self {
+            client: EngineClient {
+                commands,
+                interrupt,
+                active: Arc::default(),
+                next_id: Arc::default(),
+            },
+            info,
+            thread: None,
+        }
+    }
+
+    pub(crate) fn with_thread(mut self, thread: EngineThread) -> Self {
+        self.thread = Some(thread);
+        self
+    }
+
+    /// What the engine can do.
+    pub fn info(&self) -> &EngineInfo {
+        &self.info
+    }
+
+    pub(crate) fn client(&self) -> EngineClient {
+        self.client.clone()
+    }
+
+    /// Waits until the engine's thread is gone.
+    pub async fn lost(&self) {
+        self.client.commands.closed().await;
+    }
+
+    /// Ends the thread and waits for it, `limit` at most; what it still runs is cut short. False if it did
+    /// not end in time.
+    pub async fn stop(self, limit: Duration) -> bool {
+        let Self { client, thread, .. } = self;
+        // In this order: the thread clears the interrupt before it looks whether it is still wanted.
+        let interrupt = client.interrupt.clone();
+        drop(client);
+        interrupt.raise();
+        let Some(EngineThread { join, done }) = thread else {
+            return true;
+        };
+        // An error means that the sender is gone, and with it the thread.
+        if tokio::time::timeout(limit, done).await.is_err() {
+            return false;
+        }
+        // The thread has nothing left to do but return: this does not block.
+        join.join().is_ok()
+    }
+}
+
+/// What a job needs of the engine.
+#[derive(Clone)]
+pub(crate) struct EngineClient {
+    commands: mpsc::Sender<EngineCommand>,
+    interrupt: Interrupt,
+    /// Requests that the engine has not ended yet.
+    active: Arc<AtomicUsize>,
+    next_id: Arc<AtomicU64>,
+}
+
+/// One answer to generate.
+pub(crate) struct Ask {
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) max_tokens: usize,
+    pub(crate) sampling: Sampling,
+    pub(crate) stop: Stop,
+    pub(crate) detokenizer: Box<dyn Detokenizer>,
+}
+
+impl EngineClient {
+    /// Hands a request to the engine. The engine takes commands between its steps, so the wait is short.
+    pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, EngineLost> {
+        let (generation, sink) = Generation::new(self.interrupt.clone(), Arc::clone(&self.active));
+        let request = GenerateRequest {
+            id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+            prompt: ask.prompt,
+            max_tokens: ask.max_tokens,
+            sampling: ask.sampling,
+            stop: ask.stop,
+            detokenizer: ask.detokenizer,
+            // The job's own task watches the deadline: it also cuts short the run under way.
+            deadline: None,
+        };
+        self.commands
+            .send(EngineCommand::Generate { request, sink })
+            .await
+            .map_err(|_| EngineLost)?;
+        Ok(generation)
+    }
+}

@@ -1,0 +1,100 @@
+//! How fast work has been going lately.
+
+use std::time::Duration;
+
+use crate::reply::Answer;
+
+/// What a job is taken to last before one was measured.
+const FIRST_GUESS: Duration = Duration::from_secs(5);
+
+/// The weight of the newest measurement: about the last ten jobs count.
+const WEIGHT: f64 = 0.2;
+
+/// Exponentially weighted means over finished jobs.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    job_seconds: Option<f64>,
+    tokens_per_s: Option<f64>,
+}
+
+impl Pace {
+    /// Takes in a finished answer.
+    pub(crate) fn observe(&mut self, answer: &Answer) {
+        blend(
+            &mut self.job_seconds,
+            (answer.prefill + answer.decode).as_secs_f64(),
+        );
+        // The first token comes out of the prefill: decoding made the others.
+        let decoded = answer.completion_tokens.saturating_sub(1);
+        let seconds = answer.decode.as_secs_f64();
+        if decoded > 0 && seconds > 0.0 {
+            // Token counts are far below 2^32; beyond it the mean may as well saturate.
+            let decoded = f64::from(u32::try_from(decoded).unwrap_or(u32::MAX));
+            blend(&mut self.tokens_per_s, decoded / seconds);
+        }
+    }
+
+    pub(crate) fn tokens_per_s(&self) -> f64 {
+        self.tokens_per_s.unwrap_or(0.0)
+    }
+
+    /// When to come back to a full queue: at least a second, at most `most`.
+    ///
+    /// Told is the time in which half of the queue is worked off. By then there is room for several who
+    /// come back at once, and there is still work, so that nothing stands idle meanwhile.
+    pub(crate) fn retry_after(&self, queued: usize, slots: usize, most: Duration) -> Duration {
+        let job = self
+            .job_seconds
+            .map_or(FIRST_GUESS, |s| Duration::try_from_secs_f64(s).unwrap_or(most));
+        let jobs = u32::try_from(queued.div_ceil(2).div_ceil(slots.max(1))).unwrap_or(u32::MAX);
+        let least = Duration::from_secs(1);
+        job.saturating_mul(jobs.max(1)).clamp(least, most.max(least))
+    }
+}
+
+fn blend(mean: &mut Option<f64>, new: f64) {
+    *mean = Some(match *mean {
+        Some(old) => old + WEIGHT * (new - old),
+        None => new,
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::reply::FinishReason;
+
+    fn answer(tokens: usize, prefill: u64, decode: u64) -> Answer {
+        Answer {
+            reply_id: String::new(),
+            text: String::new(),
+            finish_reason: FinishReason::Stop,
+            prompt_tokens: 1,
+            completion_tokens: tokens,
+            cached_tokens: 0,
+            queued: Duration::ZERO,
+            prefill: Duration::from_secs(prefill),
+            decode: Duration::from_secs(decode),
+        }
+    }
+
+    #[test]
+    fn the_wait_follows_what_jobs_took() {
+        let mut pace = Pace::default();
+        let most = Duration::from_secs(600);
+        assert_eq!(pace.retry_after(8, 1, most), FIRST_GUESS * 4);
+        pace.observe(&answer(21, 1, 2));
+        assert_eq!(pace.retry_after(8, 1, most), Duration::from_secs(12));
+        assert_eq!(pace.retry_after(8, 2, most), Duration::from_secs(6));
+        assert_eq!(pace.retry_after(100_000, 1, most), most);
+        assert!((pace.tokens_per_s() - 10.0).abs() < 1e-9);
+    }
+
+    #[test]
+    fn an_answer_of_no_tokens_says_nothing_about_speed() {
+        let mut pace = Pace::default();
+        pace.observe(&answer(0, 0, 0));
+        assert!(pace.tokens_per_s().abs() < f64::EPSILON);
+        assert_eq!(pace.retry_after(0, 1, Duration::ZERO), Duration::from_secs(1));
+    }
+}

@@ -1,0 +1,30 @@
+//! What the service needs of a model's text side.
+
+use phi_edge_engine::{Detokenizer, TokenId};
+use phi_edge_models::{Message, TextModel};
+
+/// Turns conversations into token ids and ids into text.
+pub trait Prompts: Send + Sync {
+    /// The prompt's ids, up to and with the start of the model's turn. The error is one line for the client.
+    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
+
+    /// A fresh one per answer.
+    fn detokenizer(&self) -> Box<dyn Detokenizer>;
+
+    /// Ids that end an answer.
+    fn stop_ids(&self) -> Vec<TokenId>;
+}
+
+impl Prompts for TextModel {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        self.encode_chat(messages).map_err(|error| error.to_string())
+    }
+
+    fn detokenizer(&self) -> Box<dyn Detokenizer> {
+        TextModel::detokenizer(self)
+    }
+
+    fn stop_ids(&self) -> Vec<TokenId> {
+        TextModel::stop_ids(self)
+    }
+}

@@ -1,0 +1,187 @@
+//! One job's time on the engine.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_engine::{Failure, Finish, Stop, Summary};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep_until};
+
+use crate::chunks::Chunks;
+use crate::engine_handle::{Ask, EngineClient, EngineLost};
+use crate::generation::{Generation, Update};
+use crate::ledger::Start;
+use crate::prompts::Prompts;
+use crate::reply::{ErrorCode, FinishReason, Reply};
+
+/// How long the engine may take to end what it was asked to end. A run of the graph is cut short within
+/// milliseconds, so that an engine that takes longer hangs.
+pub(crate) const END_WAIT: Duration = Duration::from_secs(10);
+
+/// How a job ended.
+#[derive(Debug, PartialEq)]
+pub(crate) enum Ended {
+    Answered {
+        text: String,
+        finish: FinishReason,
+        /// From acceptance to the engine's start.
+        queued: Duration,
+        summary: Summary,
+    },
+    Failed {
+        code: ErrorCode,
+        message: String,
+    },
+}
+
+impl Ended {
+    pub(crate) fn failed(code: ErrorCode, message: impl Into<String>) -> Self {
+        Self::Failed {
+            code,
+            message: message.into(),
+        }
+    }
+
+    fn lost() -> Self {
+        Self::failed(
+            ErrorCode::Unavailable,
+            format!("{EngineLost}; send the request again later"),
+        )
+    }
+}
+
+/// What all runners share.
+#[derive(Clone)]
+pub(crate) struct Runner {
+    pub(crate) engine: EngineClient,
+    pub(crate) prompts: Arc<dyn Prompts>,
+    pub(crate) replies: mpsc::Sender<Reply>,
+    pub(crate) chunk_interval: Duration,
+}
+
+impl Runner {
+    /// Runs a job to its end: by itself, by its deadline, or by `start.stop`.
+    pub(crate) async fn run(self, start: Start) -> Ended {
+        let waited = start.accepted.elapsed();
+        let ask = Ask {
+            prompt: start.prompt,
+            max_tokens: start.job.max_tokens,
+            sampling: start.job.sampling,
+            stop: Stop {
+                ids: self.prompts.stop_ids(),
+                strings: start.job.stop,
+            },
+            detokenizer: self.prompts.detokenizer(),
+        };
+        let Ok(generation) = self.engine.generate(ask).await else {
+            return Ended::lost();
+        };
+        let chunks = start
+            .job
+            .stream
+            .then(|| Chunks::new(start.job.key, start.job.reply, self.replies, self.chunk_interval));
+        follow(Run {
+            generation,
+            chunks,
+            stop: start.stop,
+            expires: start.expires,
+            waited,
+        })
+        .await
+    }
+}
+
+struct Run {
+    generation: Generation,
+    chunks: Option<Chunks>,
+    stop: tokio::sync::watch::Receiver<bool>,
+    expires: Instant,
+    waited: Duration,
+}
+
+async fn follow(mut run: Run) -> Ended {
+    let mut text = String::new();
+    // Why the engine was asked to end, and until when it is waited for.
+    let mut ending: Option<(FinishReason, Instant)> = None;
+    loop {
+        let chunk_due = run.chunks.as_ref().and_then(|c| c.due(Instant::now()));
+        let end = tokio::select! {
+            update = run.generation.next() => match update {
+                Update::Text(delta) => {
+                    if let Some(chunks) = &mut run.chunks {
+                        chunks.push(&delta);
+                    }
+                    text.push_str(&delta);
+                    None
+                }
+                end => Some(end),
+            },
+            // An error means that the ledger is gone, and with it everybody who would read the answer.
+            _ = run.stop.wait_for(|stop| *stop), if ending.is_none() => {
+                ending = Some((FinishReason::Cancelled, Instant::now() + END_WAIT));
+                run.generation.cancel();
+                None
+            }
+            () = sleep_until(run.expires), if ending.is_none() => {
+                ending = Some((FinishReason::Deadline, Instant::now() + END_WAIT));
+                run.generation.cancel();
+                None
+            }
+            () = until(ending.map(|(_, until)| until)) => {
+                return Ended::failed(
+                    ErrorCode::Unavailable,
+                    "the engine does not end the answer; send the request again later",
+                );
+            }
+            () = until(chunk_due) => None,
+        };
+        if let Some(chunks) = &mut run.chunks {
+            chunks.send_due(Instant::now());
+        }
+        match end {
+            None => {}
+            Some(Update::Finished(summary)) => {
+                if let Some(chunks) = &mut run.chunks {
+                    chunks.flush();
+                }
+                let finish = finish_reason(summary.finish, ending.map(|(reason, _)| reason));
+                return Ended::Answered {
+                    text,
+                    finish,
+                    queued: run.waited + summary.queued,
+                    summary,
+                };
+            }
+            Some(Update::Failed(reason)) => return failed(reason),
+            Some(_) => return Ended::lost(),
+        }
+    }
+}
+
+/// Waits for a moment, or for ever.
+pub(crate) async fn until(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
+fn finish_reason(finish: Finish, asked: Option<FinishReason>) -> FinishReason {
+    match finish {
+        Finish::Stop => FinishReason::Stop,
+        Finish::Length | Finish::Repetition => FinishReason::Length,
+        Finish::Cancelled => asked.unwrap_or(FinishReason::Cancelled),
+        Finish::Deadline => FinishReason::Deadline,
+    }
+}
+
+fn failed(reason: Failure) -> Ended {
+    match reason {
+        Failure::ContextOverflow { .. } => Ended::failed(ErrorCode::ContextOverflow, reason.to_string()),
+        Failure::Invalid(message) => Ended::failed(ErrorCode::BadRequest, message),
+        Failure::Decoder(message) => Ended::failed(
+            ErrorCode::Internal,
+            format!("the model could not answer: {message}"),
+        ),
+    }
+}

@@ -1,0 +1,281 @@
+//! The service: a handle for those who bring requests, and the task behind it.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::dispatcher::Dispatcher;
+use crate::engine_handle::{EngineHandle, EngineInfo};
+use crate::job::{JobKey, NewJob};
+use crate::ledger::{Closed, Ledger, Limits, Verdict};
+use crate::prompts::Prompts;
+use crate::reply::{ErrorCode, Refusal, Reply};
+use crate::runner::{END_WAIT, Runner};
+use crate::stats::Stats;
+
+/// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
+pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Bounds and times of the service.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ServiceConfig {
+    /// The most jobs that wait for a slot; one more is refused as `busy`. Also the most outcomes that may
+    /// wait to be taken before new requests are refused.
+    pub queue: usize,
+    /// The longest time a job may take from acceptance to its end, and the default.
+    pub max_deadline: Duration,
+    /// The least time between two chunks of an answer.
+    pub chunk_interval: Duration,
+    /// How long an outcome is kept for a client that asks again.
+    pub keep_for: Duration,
+    /// The most outcomes that are kept; the oldest go first.
+    pub keep_outcomes: usize,
+    /// The most text, in bytes, of all outcomes that are kept.
+    pub keep_bytes: usize,
+}
+
+impl Default for ServiceConfig {
+    fn default() -> Self {
+        Self {
+            queue: 64,
+            max_deadline: Duration::from_secs(600),
+            chunk_interval: Duration::from_millis(100),
+            keep_for: Duration::from_secs(600),
+            keep_outcomes: 1024,
+            keep_bytes: 8 << 20,
+        }
+    }
+}
+
+/// Takes jobs and sees to it that each gets its one outcome. Clones share one service; when the last is
+/// dropped, it ends without ceremony: [`Service::drain`] is the orderly way.
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+    dispatcher: Arc<Dispatching>,
+}
+
+pub(crate) struct Shared {
+    ledger: Mutex<Ledger>,
+    prompts: Arc<dyn Prompts>,
+    engine: EngineInfo,
+    /// Tells the dispatcher that the ledger has something for it.
+    pub(crate) wake: Notify,
+    stats: watch::Sender<Stats>,
+    /// Ends the dispatcher.
+    pub(crate) finish: watch::Sender<bool>,
+    pub(crate) engine_lost: watch::Sender<bool>,
+}
+
+/// Ends the dispatcher with the last handle.
+struct Dispatching(Mutex<Option<JoinHandle<()>>>);
+
+impl Drop for Dispatching {
+    fn drop(&mut self) {
+        if let Some(task) = lock(&self.0).take() {
+            task.abort();
+        }
+    }
+}
+
+impl Service {
+    /// Starts the service on the current tokio runtime. Chunks and outcomes go to `replies`: chunks only
+    /// while it has room, outcomes as soon as it has.
+    pub fn start(
+        config: ServiceConfig,
+        engine: EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        replies: mpsc::Sender<Reply>,
+    ) -> Self {
+        let limits = Limits {
+            slots: engine.info().slots.max(1),
+            queue: config.queue.max(1),
+            max_deadline: config.max_deadline,
+            keep_for: config.keep_for,
+            keep_outcomes: config.keep_outcomes,
+            keep_bytes: config.keep_bytes,
+        };
+        // The standard library's hasher seeds are random: unique enough to tell processes apart.
+        let boot = RandomState::new().hash_one(std::process::id());
+        let ledger = Ledger::new(limits, boot);
+        let shared = Arc::new(Shared {
+            stats: watch::Sender::new(ledger.stats()),
+            ledger: Mutex::new(ledger),
+            prompts: Arc::clone(&prompts),
+            engine: engine.info().clone(),
+            wake: Notify::new(),
+            finish: watch::Sender::new(false),
+            engine_lost: watch::Sender::new(false),
+        });
+        let runner = Runner {
+            engine: engine.client(),
+            prompts,
+            replies,
+            chunk_interval: config.chunk_interval,
+        };
+        let dispatcher = Dispatcher::new(Arc::clone(&shared), runner);
+        let task = tokio::spawn(dispatcher.run(engine));
+        Self {
+            shared,
+            dispatcher: Arc::new(Dispatching(Mutex::new(Some(task)))),
+        }
+    }
+
+    /// Takes a request. `Ok`: it is accepted (or is a repeat of one that was) and its outcome will come
+    /// on the reply channel. `Err`: it is not, and the refusal is all there will be.
+    ///
+    /// A repeat of a known id with the same body gets the stored outcome again or waits for it.
+    pub async fn submit(&self, job: NewJob) -> Result<(), Refusal> {
+        self.take(job, false).await
+    }
+
+    /// As [`Service::submit`], for a message that the broker marked as sent again: where the request is
+    /// known nothing more is sent.
+    pub async fn submit_redelivered(&self, job: NewJob) -> Result<(), Refusal> {
+        self.take(job, true).await
+    }
+
+    async fn take(&self, job: NewJob, redelivered: bool) -> Result<(), Refusal> {
+        let key = job.key.clone();
+        let taken = self.try_take(job, redelivered).await;
+        self.shared.changed();
+        if let Err(refusal) = &taken {
+            tracing::info!(
+                job.id = key.id,
+                job.client = key.client,
+                code = refusal.code.as_str(),
+                error = refusal.message,
+                "request refused"
+            );
+        }
+        taken
+    }
+
+    async fn try_take(&self, mut job: NewJob, redelivered: bool) -> Result<(), Refusal> {
+        if self.shared.ledger().admit(&job, redelivered)? == Verdict::Known {
+            return Ok(());
+        }
+        let prompts = Arc::clone(&self.shared.prompts);
+        let messages = std::mem::take(&mut job.messages);
+        // Long prompts take the tokenizer long: not on a thread that others wait for.
+        let encoded = tokio::task::spawn_blocking(move || prompts.encode(&messages)).await;
+        let mut ledger = self.shared.ledger();
+        let prompt = match encoded {
+            Ok(Ok(prompt)) => prompt,
+            Ok(Err(message)) => {
+                return Err(ledger.refuse(
+                    ErrorCode::BadRequest,
+                    format!("messages: the prompt can't be built: {message}"),
+                ));
+            }
+            Err(error) => {
+                tracing::error!(%error, "encoding a prompt panicked");
+                return Err(ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"));
+            }
+        };
+        let context = self.shared.engine.context_length;
+        if prompt.len() >= context {
+            let overflow = phi_edge_engine::Failure::ContextOverflow {
+                prompt: prompt.len(),
+                context,
+            };
+            return Err(ledger.refuse(ErrorCode::ContextOverflow, overflow.to_string()));
+        }
+        // The commit point: what is accepted here is promised. A durable store writes before this line.
+        ledger.accept(job, prompt, Instant::now())?;
+        Ok(())
+    }
+
+    /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
+    /// job of this name waits or runs.
+    pub fn cancel(&self, key: &JobKey) -> bool {
+        let found = self.shared.ledger().cancel(key, Instant::now());
+        tracing::debug!(
+            job.id = key.id,
+            job.client = key.client,
+            found,
+            "cancel asked for"
+        );
+        self.shared.changed();
+        found
+    }
+
+    /// How things stand.
+    pub fn stats(&self) -> Stats {
+        *self.shared.stats.borrow()
+    }
+
+    /// How things stand, and each change.
+    pub fn watch_stats(&self) -> watch::Receiver<Stats> {
+        self.shared.stats.subscribe()
+    }
+
+    /// Waits until the engine is gone (it panicked). From then on all requests are refused: the process
+    /// should end, so that whoever supervises it starts it anew.
+    pub async fn engine_lost(&self) {
+        let mut lost = self.shared.engine_lost.subscribe();
+        // The sender lives in `self`: no error can come.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
+    /// Ends the service. From now on requests are refused as `unavailable`, and so end those that have not
+    /// started; what runs may end within `grace` and is then cut short. Returns when all outcomes are taken
+    /// off the reply channel's queue, or a few seconds after nobody took them, with the engine's thread gone.
+    pub async fn drain(&self, grace: Duration) {
+        tracing::info!(grace_s = grace.as_secs_f64(), "draining");
+        self.shared.ledger().close(Closed::Draining, Instant::now());
+        self.shared.changed();
+        let mut stats = self.watch_stats();
+        if timeout(grace, stats.wait_for(|s| s.running == 0)).await.is_err() {
+            self.shared.ledger().stop_running();
+            // A runner gives up by itself after END_WAIT: this only bounds what can't be.
+            let _ = timeout(END_WAIT + HANDOVER, stats.wait_for(|s| s.running == 0)).await;
+        }
+        let handed_over = stats.wait_for(|s| s.outcomes_waiting == 0);
+        if timeout(HANDOVER, handed_over).await.is_err() {
+            tracing::warn!(
+                outcomes = self.stats().outcomes_waiting,
+                "outcomes were not taken in time"
+            );
+        }
+        self.shared.finish.send_replace(true);
+        let task = lock(&self.dispatcher.0).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the dispatcher failed");
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
+    }
+
+    /// Tells the world that the ledger has changed.
+    fn changed(&self) {
+        self.publish_stats();
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn publish_stats(&self) {
+        // Taken under the channel's lock, so that an older snapshot can't overwrite a newer one.
+        self.stats.send_if_modified(|stats| {
+            let new = self.ledger().stats();
+            let changed = *stats != new;
+            *stats = new;
+            changed
+        });
+    }
+}
+
+/// A panic while the lock was held is a bug that was reported; the ledger's own state is still the best
+/// account of what was promised.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,22 @@
+//! How the service is doing.
+
+/// A snapshot; [`crate::Service::watch_stats`] tells of changes.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Stats {
+    /// Accepted jobs that wait for a slot.
+    pub queued: usize,
+    /// Jobs that have a slot.
+    pub running: usize,
+    /// How many jobs can run at once.
+    pub slots: usize,
+    /// New tokens per second of one answer's decoding, averaged over recent answers; 0 until there is one.
+    pub tokens_per_s: f64,
+    /// Jobs that ended with an answer, complete or cut short.
+    pub served: u64,
+    /// Jobs that were accepted and ended with an error.
+    pub failed: u64,
+    /// Requests that were not accepted.
+    pub refused: u64,
+    /// Outcomes that nobody has taken off the reply channel yet.
+    pub outcomes_waiting: usize,
+}

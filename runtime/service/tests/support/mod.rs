@@ -1,0 +1,170 @@
+//! A service over an engine that the test plays.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test file uses its part of one module"
+)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, TokenId};
+use phi_edge_models::{Message, Role};
+use phi_edge_service::{
+    EngineCommand, EngineHandle, EngineInfo, JobKey, NewJob, Priority, Prompts, Refusal, Reply, ReplyAddress,
+    ReplyBody, Service, ServiceConfig, Sink,
+};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+
+/// Longer than anything a test waits for on purpose. Time is paused: waiting costs nothing.
+const PATIENCE: Duration = Duration::from_hours(1);
+
+/// One token per byte; text that starts with `!` can't be encoded, `*` panics.
+pub struct Bytes;
+
+impl Prompts for Bytes {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        let text: String = messages.iter().map(|m| m.content.as_str()).collect();
+        assert!(!text.starts_with('*'), "asked to panic");
+        if text.starts_with('!') {
+            return Err("the template refuses it".to_owned());
+        }
+        Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
+    }
+
+    fn detokenizer(&self) -> Box<dyn Detokenizer> {
+        Box::new(Letters)
+    }
+
+    fn stop_ids(&self) -> Vec<TokenId> {
+        vec![TokenId(0)]
+    }
+}
+
+/// Each id is a character.
+pub struct Letters;
+
+impl Detokenizer for Letters {
+    fn push(&mut self, id: TokenId) -> String {
+        char::from_u32(id.0).map(String::from).unwrap_or_default()
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+/// The service, and the hands of the test on its other ends.
+pub struct Bench {
+    pub service: Service,
+    pub commands: mpsc::Receiver<EngineCommand>,
+    pub replies: mpsc::Receiver<Reply>,
+    pub interrupt: Interrupt,
+}
+
+impl Bench {
+    pub fn new() -> Self {
+        Self::with(ServiceConfig::default(), 1, 64)
+    }
+
+    pub fn with(config: ServiceConfig, slots: usize, replies: usize) -> Self {
+        let (commands_tx, commands) = mpsc::channel(16);
+        let (replies_tx, replies) = mpsc::channel(replies);
+        let interrupt = Interrupt::new();
+        let info = EngineInfo {
+            context_length: 100,
+            slots,
+        };
+        let engine = EngineHandle::from_parts(commands_tx, interrupt.clone(), info);
+        Self {
+            service: Service::start(config, engine, Arc::new(Bytes), replies_tx),
+            commands,
+            replies,
+            interrupt,
+        }
+    }
+
+    /// What the service asks of the engine next.
+    pub async fn asked(&mut self) -> (GenerateRequest, Sink) {
+        match timeout(PATIENCE, self.commands.recv()).await {
+            Ok(Some(EngineCommand::Generate { request, sink })) => (request, sink),
+            other => panic!("the service asks nothing: {}", other.is_ok()),
+        }
+    }
+
+    /// True if the service asks nothing of the engine by itself.
+    pub async fn asks_nothing(&mut self) -> bool {
+        settle().await;
+        self.commands.try_recv().is_err()
+    }
+
+    pub async fn reply(&mut self) -> Reply {
+        match timeout(PATIENCE, self.replies.recv()).await {
+            Ok(Some(reply)) => reply,
+            other => panic!("no reply: {other:?}"),
+        }
+    }
+
+    pub async fn body(&mut self) -> ReplyBody {
+        self.reply().await.body
+    }
+
+    pub async fn error(&mut self) -> Refusal {
+        match self.body().await {
+            ReplyBody::Error(refusal) => refusal,
+            other => panic!("not an error: {other:?}"),
+        }
+    }
+
+    /// True if no reply comes by itself.
+    pub async fn is_silent(&mut self) -> bool {
+        settle().await;
+        self.replies.try_recv().is_err()
+    }
+}
+
+/// Lets everything run that can: paused time moves on only when nothing else does.
+pub async fn settle() {
+    tokio::time::sleep(Duration::from_millis(1)).await;
+}
+
+pub fn key(id: &str) -> JobKey {
+    JobKey {
+        client: Some("c".to_owned()),
+        id: id.to_owned(),
+    }
+}
+
+pub fn job(id: &str) -> NewJob {
+    NewJob {
+        key: key(id),
+        body_digest: [7; 32],
+        messages: vec![Message {
+            role: Role::User,
+            content: format!("question {id}"),
+        }],
+        max_tokens: 16,
+        sampling: Sampling::default(),
+        stop: vec![],
+        stream: false,
+        priority: Priority::Normal,
+        deadline: None,
+        reply: ReplyAddress {
+            topic: format!("replies/{id}"),
+            correlation: Some(vec![1, 2]),
+        },
+    }
+}
+
+pub fn summary(finish: Finish, tokens: usize) -> Summary {
+    Summary {
+        finish,
+        tokens: vec![TokenId(65); tokens],
+        prompt_tokens: 10,
+        cached_tokens: 0,
+        queued: Duration::ZERO,
+        prefill: Duration::from_millis(20),
+        decode: Duration::from_millis(30),
+    }
+}

@@ -1,0 +1,223 @@
+//! The engine's thread with a real engine over a scripted decoder. Time is real here: the thread is.
+
+mod support;
+
+use std::sync::Arc;
+use std::sync::mpsc as std_mpsc;
+use std::time::Duration;
+
+use phi_edge_engine::{
+    Caps, DecodeError, Decoder, Engine, EngineConfig, Input, Interrupt, KvType, Logits, RowId, Step, Wanted,
+};
+use phi_edge_service::{
+    ErrorCode, FinishReason, Reply, ReplyBody, Service, ServiceConfig, StartError, spawn_engine,
+};
+use support::{Bytes, job, key};
+use tokio::sync::mpsc;
+
+const VOCAB: usize = 128;
+const PATIENCE: Duration = Duration::from_secs(30);
+
+#[derive(Clone, Copy, PartialEq)]
+enum Mood {
+    /// Says the alphabet, from the prompt's last letter on, and stops after `z`.
+    Works,
+    /// Runs until it is interrupted.
+    Hangs,
+    Panics,
+}
+
+struct Alphabet {
+    caps: Caps,
+    mood: Mood,
+    logits: Vec<f32>,
+    hanging: std_mpsc::Sender<()>,
+}
+
+impl Alphabet {
+    fn new(mood: Mood, hanging: std_mpsc::Sender<()>) -> Self {
+        let caps = Caps {
+            kv_type: KvType::F32,
+            ragged_chunks: false,
+            idle_rows: false,
+            mixed_regimes: false,
+            shared_kv: true,
+            contiguous_rows: true,
+            kv_bytes_per_token: 8,
+            context_length: 100,
+            rope_boundary: None,
+            vocab_size: VOCAB,
+            rows: 2,
+        };
+        Self {
+            caps,
+            mood,
+            logits: vec![],
+            hanging,
+        }
+    }
+}
+
+impl Decoder for Alphabet {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
+        match self.mood {
+            Mood::Works => {}
+            Mood::Panics => panic!("scripted panic"),
+            Mood::Hangs => {
+                let (tx, rx) = std_mpsc::channel();
+                let hook: phi_edge_engine::Hook = Arc::new(move || {
+                    let _ = tx.send(());
+                });
+                let _guard = interrupt.during(&hook);
+                let _ = self.hanging.send(());
+                rx.recv_timeout(PATIENCE).expect("nobody interrupts the run");
+                return Err(DecodeError::Interrupted);
+            }
+        }
+        self.logits.clear();
+        for row in step.rows.iter().filter(|row| row.logits == Wanted::Last) {
+            let Input::Tokens(ids) = row.input else {
+                panic!("tokens only")
+            };
+            let next = ids
+                .last()
+                .map_or(0, |id| if id.0 == u32::from('z') { 0 } else { id.0 + 1 });
+            let mut logits = vec![0.0; VOCAB];
+            logits[next as usize] = 9.0;
+            self.logits.extend(logits);
+        }
+        Ok(Logits::new(&self.logits, VOCAB))
+    }
+
+    fn ensure(&mut self, _row: RowId, _len: usize) -> Result<(), DecodeError> {
+        Ok(())
+    }
+
+    fn copy(&mut self, _from: RowId, _to: RowId, _len: usize) -> Result<(), DecodeError> {
+        Ok(())
+    }
+
+    fn truncate(&mut self, _row: RowId, _len: usize) {}
+
+    fn release(&mut self, _row: RowId) {}
+
+    fn save(&mut self, _row: RowId, _len: usize) -> Result<Vec<u8>, DecodeError> {
+        Err(DecodeError::Unsupported("not here".to_owned()))
+    }
+
+    fn load(&mut self, _row: RowId, _saved: &[u8]) -> Result<usize, DecodeError> {
+        Err(DecodeError::Unsupported("not here".to_owned()))
+    }
+}
+
+struct Ends {
+    service: Service,
+    replies: mpsc::Receiver<Reply>,
+    hanging: std_mpsc::Receiver<()>,
+}
+
+async fn start(mood: Mood) -> Ends {
+    let (hanging_tx, hanging) = std_mpsc::channel();
+    let engine = spawn_engine("engine-test", move || {
+        Ok::<_, std::convert::Infallible>(Engine::new(
+            Alphabet::new(mood, hanging_tx),
+            EngineConfig::default(),
+        ))
+    })
+    .await
+    .expect("the engine starts");
+    assert_eq!(engine.info().context_length, 100);
+    let (replies_tx, replies) = mpsc::channel(16);
+    Ends {
+        service: Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx),
+        replies,
+        hanging,
+    }
+}
+
+async fn outcome(ends: &mut Ends) -> ReplyBody {
+    tokio::time::timeout(PATIENCE, ends.replies.recv())
+        .await
+        .expect("a reply in time")
+        .expect("a reply")
+        .body
+}
+
+/// Waits until the decoder is in a run, without holding up the runtime's threads.
+async fn a_run_hangs(ends: Ends) -> Ends {
+    tokio::task::spawn_blocking(move || {
+        ends.hanging.recv_timeout(PATIENCE).expect("a run");
+        ends
+    })
+    .await
+    .expect("the wait ends")
+}
+
+#[tokio::test]
+async fn an_answer_comes_out_of_the_engine() {
+    let mut ends = start(Mood::Works).await;
+    ends.service.submit(job("v")).await.unwrap();
+    ends.service.submit(job("x")).await.unwrap();
+    for text in ["wxyz", "yz"] {
+        let ReplyBody::Final(answer) = outcome(&mut ends).await else {
+            panic!("not an answer")
+        };
+        assert_eq!(
+            (answer.text.as_str(), answer.finish_reason),
+            (text, FinishReason::Stop)
+        );
+        assert_eq!(answer.completion_tokens, text.len());
+        assert_eq!(answer.prompt_tokens, "question x".len());
+    }
+    ends.service.drain(PATIENCE).await;
+    assert!(
+        ends.hanging.recv().is_err(),
+        "the engine was dropped with its thread"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_is_cut_short_by_a_cancellation() {
+    let mut ends = start(Mood::Hangs).await;
+    ends.service.submit(job("a")).await.unwrap();
+    ends = a_run_hangs(ends).await;
+    assert!(ends.service.cancel(&key("a")));
+    let ReplyBody::Final(answer) = outcome(&mut ends).await else {
+        panic!("not an answer")
+    };
+    assert_eq!(answer.finish_reason, FinishReason::Cancelled);
+    // Nothing of it is left over: the next job starts and ends as the first did.
+    ends.service.submit(job("b")).await.unwrap();
+    ends = a_run_hangs(ends).await;
+    ends.service.drain(Duration::ZERO).await;
+    let ReplyBody::Final(answer) = outcome(&mut ends).await else {
+        panic!("not an answer")
+    };
+    assert_eq!(answer.finish_reason, FinishReason::Cancelled);
+}
+
+#[tokio::test]
+async fn a_panic_in_the_engine_makes_the_service_unavailable() {
+    let mut ends = start(Mood::Panics).await;
+    ends.service.submit(job("a")).await.unwrap();
+    let ReplyBody::Error(error) = outcome(&mut ends).await else {
+        panic!("not an error")
+    };
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    ends.service.engine_lost().await;
+    let refusal = ends.service.submit(job("b")).await.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unavailable);
+    ends.service.drain(PATIENCE).await;
+}
+
+#[tokio::test]
+async fn a_failed_build_is_told() {
+    let failed = spawn_engine("engine-test", || Err::<Engine<Alphabet>, _>("no model")).await;
+    assert!(matches!(failed, Err(StartError::Build("no model"))));
+    let panicked = spawn_engine("engine-test", || -> Result<Engine<Alphabet>, ()> { panic!("oh") }).await;
+    assert!(matches!(panicked, Err(StartError::Panicked(message)) if message == "oh"));
+}
