@@ -3,13 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
+use tokio::sync::mpsc::Permit;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::engine_handle::EngineHandle;
 use crate::job::JobKey;
 use crate::ledger::Closed;
-use crate::reply::ErrorCode;
+use crate::reply::{ErrorCode, Reply};
 use crate::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
 
@@ -45,17 +46,7 @@ impl Dispatcher {
             tokio::select! {
                 () = self.shared.wake.notified() => {}
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended),
-                permit = replies.reserve(), if has_outgoing => match permit {
-                    Ok(permit) => {
-                        if let Some(reply) = self.shared.ledger().take_outgoing() {
-                            permit.send(reply);
-                        }
-                    }
-                    Err(_) => {
-                        let outcomes = self.shared.ledger().discard_outgoing();
-                        tracing::error!(outcomes, "nobody takes replies any more; outcomes are lost");
-                    }
-                },
+                permit = replies.reserve(), if has_outgoing => self.hand_over(permit.ok()),
                 () = until(expiry) => {}
                 () = engine.lost(), if !lost => {
                     lost = true;
@@ -70,6 +61,19 @@ impl Dispatcher {
         drop(self.runner);
         if !engine.stop(HANDOVER).await {
             tracing::warn!("the engine's thread did not end in time");
+        }
+    }
+
+    /// Sends the oldest outcome on. Without a permit there is nobody to send it to.
+    fn hand_over(&self, permit: Option<Permit<'_, Reply>>) {
+        let mut ledger = self.shared.ledger();
+        if let Some(permit) = permit {
+            if let Some(reply) = ledger.take_outgoing() {
+                permit.send(reply);
+            }
+        } else {
+            let outcomes = ledger.discard_outgoing();
+            tracing::error!(outcomes, "nobody takes replies any more; outcomes are lost");
         }
     }
 

@@ -157,11 +157,11 @@ impl Ledger {
             return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
         }
         if self.queue.len() >= self.limits.queue {
-            return Err(self.busy(format!("{} requests wait already", self.queue.len())));
+            return Err(self.busy(&format!("{} requests wait already", self.queue.len())));
         }
         if self.outgoing.len() >= self.limits.queue {
             let waiting = self.outgoing.len();
-            return Err(self.busy(format!("{waiting} replies wait to be sent")));
+            return Err(self.busy(&format!("{waiting} replies wait to be sent")));
         }
         Ok(Verdict::New)
     }
@@ -180,13 +180,13 @@ impl Ledger {
             // One that has not left yet serves both.
             if !self.outgoing.contains(&copy) {
                 if self.outgoing.len() >= self.limits.queue {
-                    return Err(self.busy("replies wait to be sent".to_owned()));
+                    return Err(self.busy("replies wait to be sent"));
                 }
                 self.outgoing.push_back(copy);
             }
         } else if !entry.addresses.contains(&job.reply) {
             if entry.addresses.len() >= ADDRESSES {
-                return Err(self.busy(format!(
+                return Err(self.busy(&format!(
                     "{ADDRESSES} response topics wait for this request already"
                 )));
             }
@@ -256,7 +256,7 @@ impl Ledger {
         }
     }
 
-    fn busy(&mut self, why: String) -> Refusal {
+    fn busy(&mut self, why: &str) -> Refusal {
         let retry_after =
             self.pace
                 .retry_after(self.queue.len(), self.limits.slots, self.limits.max_deadline);

@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn the_wait_follows_what_jobs_took() {
         let mut pace = Pace::default();
-        let most = Duration::from_secs(600);
+        let most = Duration::from_mins(10);
         assert_eq!(pace.retry_after(8, 1, most), FIRST_GUESS * 4);
         pace.observe(&answer(21, 1, 2));
         assert_eq!(pace.retry_after(8, 1, most), Duration::from_secs(12));

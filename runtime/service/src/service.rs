@@ -21,7 +21,7 @@ use crate::stats::Stats;
 pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Bounds and times of the service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// The most jobs that wait for a slot; one more is refused as `busy`. Also the most outcomes that may
     /// wait to be taken before new requests are refused.
@@ -42,9 +42,9 @@ impl Default for ServiceConfig {
     fn default() -> Self {
         Self {
             queue: 64,
-            max_deadline: Duration::from_secs(600),
+            max_deadline: Duration::from_mins(10),
             chunk_interval: Duration::from_millis(100),
-            keep_for: Duration::from_secs(600),
+            keep_for: Duration::from_mins(10),
             keep_outcomes: 1024,
             keep_bytes: 8 << 20,
         }
