@@ -1,1 +1,23 @@
-//! stub
+//! The MQTT side: topics, the wire format, and the link that carries requests in and replies out.
+//!
+//! The only crate that names the MQTT client library. It must never know ONNX Runtime or the engine's inside.
+//!
+//! [`Link`] is the daemon's end. [`Client`] is the other one: what `phi-edge ask --broker`, the demo and the
+//! tests talk to a daemon with. [`wire`] holds the messages themselves.
+
+mod broker_url;
+mod client;
+#[cfg(feature = "embedded-broker")]
+mod embedded;
+mod link;
+mod tls;
+mod topics;
+pub mod wire;
+
+pub use broker_url::{BrokerUrl, BrokerUrlError};
+pub use client::{Client, ClientError, ClientOptions, Received};
+#[cfg(feature = "embedded-broker")]
+pub use embedded::{EmbeddedBroker, EmbeddedBrokerConfig, EmbeddedBrokerError};
+pub use link::{Link, LinkConfig, LinkCounters, LinkState, RequestLimits};
+pub use tls::{TlsError, TlsFiles};
+pub use topics::{TopicError, Topics, filter_matches};

@@ -20,6 +20,9 @@ mod service;
 mod stats;
 
 pub use engine_handle::{EngineHandle, EngineInfo, EngineLost};
+pub use phi_edge_engine::Sampling;
+pub use phi_edge_models::{Message, Role};
+
 pub use engine_thread::{StartError, spawn_engine};
 pub use generation::{EngineCommand, Generation, Sink, Update};
 pub use job::{JobKey, NewJob, Priority, ReplyAddress};

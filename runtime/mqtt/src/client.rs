@@ -1,0 +1,238 @@
+//! A client of the daemon: asks over MQTT and takes the replies.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use rumqttc::{
+    AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet, Publish,
+    PublishOptions, PublishProperties, QoS,
+};
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::link::fault;
+use crate::tls::{TlsError, TlsFiles};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// The largest packet that is taken.
+const MAX_PACKET: u32 = 16 << 20;
+
+/// Where the broker is and who calls.
+#[derive(Debug, Clone, Default)]
+pub struct ClientOptions {
+    /// Name or address.
+    pub host: String,
+    /// The port.
+    pub port: u16,
+    /// This client's id.
+    pub client_id: String,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+    /// TLS.
+    pub tls: Option<TlsFiles>,
+}
+
+/// Why the client can't go on.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// A TLS file can't be used.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// The broker can't be reached or does not want us.
+    #[error("no connection to the broker at {broker}: {reason}")]
+    Broker {
+        /// Host and port.
+        broker: String,
+        /// One line.
+        reason: String,
+    },
+    /// The request can't be sent.
+    #[error("the message can't be sent: {0}")]
+    Send(String),
+}
+
+/// A message that came in.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Received {
+    /// Its topic.
+    pub topic: String,
+    /// Its bytes.
+    pub payload: Bytes,
+    /// Correlation data.
+    pub correlation: Option<Bytes>,
+    /// User properties.
+    pub user_properties: Vec<(String, String)>,
+    /// Kept by the broker from before.
+    pub retained: bool,
+}
+
+/// A connection that asks. It ends when it is dropped, or when the broker ends it.
+pub struct Client {
+    mqtt: AsyncClient,
+    received: mpsc::UnboundedReceiver<Received>,
+    poller: JoinHandle<()>,
+    failure: mpsc::Receiver<String>,
+    broker: String,
+}
+
+impl Client {
+    /// Connects.
+    ///
+    /// # Errors
+    /// A TLS file or the broker can't be used.
+    pub async fn connect(options: ClientOptions) -> Result<Self, ClientError> {
+        let broker = format!("{}:{}", options.host, options.port);
+        let mut mqtt = MqttOptions::new(options.client_id, Broker::tcp(options.host, options.port));
+        mqtt.set_clean_start(true)
+            .set_keep_alive(30)
+            .set_max_packet_size(Some(MAX_PACKET))
+            .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET))
+            .set_connect_timeout(CONNECT_TIMEOUT);
+        let mut network = NetworkOptions::new();
+        network.set_tcp_nodelay(true);
+        mqtt.set_network_options(network);
+        if let Some((user, password)) = options.credentials {
+            mqtt.set_credentials(user, password.into_bytes());
+        }
+        if let Some(tls) = options.tls {
+            mqtt.set_transport(tls.transport()?);
+        }
+        let (client, mut events) = AsyncClient::builder(mqtt).unbounded().build();
+        let (received_tx, received) = mpsc::unbounded_channel();
+        let (failure_tx, failure) = mpsc::channel(1);
+        let (up_tx, mut up) = mpsc::channel(1);
+        let poller = tokio::spawn(async move {
+            loop {
+                match events.poll().await {
+                    Ok(Event::Incoming(Packet::ConnAck(_))) => {
+                        let _ = up_tx.try_send(());
+                    }
+                    Ok(Event::Incoming(Packet::Publish(publish))) => {
+                        let _ = received_tx.send(Received::from(publish));
+                    }
+                    Ok(_) => {}
+                    Err(error) => {
+                        let reason = match fault::Fault::of(&error) {
+                            fault::Fault::Refused(reason) | fault::Fault::Down(reason) => reason,
+                            fault::Fault::TakenOver => "another client has the same id".into(),
+                            fault::Fault::Closed => break,
+                        };
+                        let _ = failure_tx.try_send(reason);
+                        break;
+                    }
+                }
+            }
+        });
+        let mut connected = Self {
+            mqtt: client,
+            received,
+            poller,
+            failure,
+            broker,
+        };
+        tokio::select! {
+            Some(()) = up.recv() => Ok(connected),
+            reason = connected.failure.recv() => Err(connected.lost(reason)),
+        }
+    }
+
+    /// Subscribes, and waits until the broker has agreed.
+    ///
+    /// # Errors
+    /// The broker is gone or refuses.
+    pub async fn subscribe(&mut self, filter: &str) -> Result<(), ClientError> {
+        let notice = self
+            .mqtt
+            .try_subscribe_tracked(filter, QoS::AtLeastOnce)
+            .map_err(|error| ClientError::Send(error.to_string()))?;
+        tokio::select! {
+            done = notice.wait_async() => done.map(drop).map_err(|error| ClientError::Send(error.to_string())),
+            reason = self.failure.recv() => Err(self.lost(reason)),
+        }
+    }
+
+    /// Publishes with QoS 1 and waits for the broker's acknowledgement. `response` is MQTT 5's response topic
+    /// and correlation data.
+    ///
+    /// # Errors
+    /// The broker is gone or refuses.
+    pub async fn publish(
+        &mut self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+        response: Option<(&str, &[u8])>,
+    ) -> Result<(), ClientError> {
+        let properties = PublishProperties {
+            response_topic: response.map(|(topic, _)| topic.to_owned()),
+            correlation_data: response.map(|(_, data)| Bytes::copy_from_slice(data)),
+            ..PublishProperties::default()
+        };
+        let options = PublishOptions::at_least_once().properties(properties);
+        let notice = self
+            .mqtt
+            .try_publish_tracked(topic, payload.into(), options)
+            .map_err(|error| ClientError::Send(error.to_string()))?;
+        tokio::select! {
+            done = notice.wait_async() => done.map(drop).map_err(|error| ClientError::Send(error.to_string())),
+            reason = self.failure.recv() => Err(self.lost(reason)),
+        }
+    }
+
+    /// The next message; `None` if none comes within `limit`.
+    ///
+    /// # Errors
+    /// The broker is gone.
+    pub async fn receive(&mut self, limit: Duration) -> Result<Option<Received>, ClientError> {
+        match timeout(limit, self.received.recv()).await {
+            Ok(Some(received)) => Ok(Some(received)),
+            Ok(None) => {
+                let reason = self.failure.recv().await;
+                Err(self.lost(reason))
+            }
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Leaves in good order.
+    pub async fn close(mut self) {
+        let _ = self.mqtt.try_disconnect();
+        let _ = timeout(CONNECT_TIMEOUT, &mut self.poller).await;
+    }
+
+    fn lost(&self, reason: Option<String>) -> ClientError {
+        ClientError::Broker {
+            broker: self.broker.clone(),
+            reason: reason.unwrap_or_else(|| "the connection ended".into()),
+        }
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        self.poller.abort();
+    }
+}
+
+impl Received {
+    /// The value of a user property.
+    pub fn property(&self, name: &str) -> Option<&str> {
+        self.user_properties
+            .iter()
+            .find(|(key, _)| key == name)
+            .map(|(_, value)| value.as_str())
+    }
+}
+
+impl From<Publish> for Received {
+    fn from(publish: Publish) -> Self {
+        let properties = publish.properties.unwrap_or_default();
+        Self {
+            topic: String::from_utf8_lossy(&publish.topic).into_owned(),
+            payload: publish.payload,
+            correlation: properties.correlation_data,
+            user_properties: properties.user_properties,
+            retained: publish.retain,
+        }
+    }
+}

@@ -1,0 +1,117 @@
+//! A broker inside the process, for boxes that have none.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use mqtt5::broker::config::{AuthConfig, AuthMethod, StorageBackend, StorageConfig};
+use mqtt5::broker::{BrokerConfig, MqttBroker};
+use tokio::task::JoinHandle;
+
+/// How the broker is set up.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EmbeddedBrokerConfig {
+    /// Where it listens; port 0 is any free one.
+    pub listen: SocketAddr,
+    /// Users and password hashes; without it anybody may connect.
+    pub password_file: Option<PathBuf>,
+    /// Who may do what.
+    pub acl_file: Option<PathBuf>,
+    /// Where it keeps sessions and retained messages; none keeps them in memory.
+    pub storage: Option<PathBuf>,
+    /// The largest packet, in bytes.
+    pub max_packet: usize,
+}
+
+/// Why the broker does not run.
+#[derive(Debug, thiserror::Error)]
+pub enum EmbeddedBrokerError {
+    /// Open to everybody on a network.
+    #[error(
+        "mqtt.embedded_listen is {0}, which others can reach: set mqtt.embedded_password_file, or listen on 127.0.0.1"
+    )]
+    Open(SocketAddr),
+    /// It can't start.
+    #[error("the embedded broker can't start on {listen}: {reason}")]
+    Start {
+        /// Where it should listen.
+        listen: SocketAddr,
+        /// One line.
+        reason: String,
+    },
+}
+
+/// A running broker. It ends when this is dropped.
+pub struct EmbeddedBroker {
+    address: SocketAddr,
+    task: JoinHandle<()>,
+}
+
+impl EmbeddedBroker {
+    /// Starts the broker and waits until it takes connections.
+    ///
+    /// # Errors
+    /// It would be open to the network, or can't listen.
+    pub async fn start(config: EmbeddedBrokerConfig) -> Result<Self, EmbeddedBrokerError> {
+        let listen = config.listen;
+        if config.password_file.is_none() && !listen.ip().is_loopback() {
+            return Err(EmbeddedBrokerError::Open(listen));
+        }
+        let fault = |reason: String| EmbeddedBrokerError::Start { listen, reason };
+        let auth = AuthConfig {
+            allow_anonymous: config.password_file.is_none(),
+            auth_method: if config.password_file.is_some() {
+                AuthMethod::Password
+            } else {
+                AuthMethod::None
+            },
+            password_file: config.password_file,
+            acl_file: config.acl_file,
+            ..AuthConfig::default()
+        };
+        let storage = match config.storage {
+            Some(base_dir) => StorageConfig {
+                base_dir,
+                ..StorageConfig::default()
+            },
+            None => StorageConfig {
+                backend: StorageBackend::Memory,
+                enable_persistence: false,
+                ..StorageConfig::default()
+            },
+        };
+        let broker = BrokerConfig::default()
+            .with_bind_address(listen)
+            .with_max_packet_size(config.max_packet)
+            .with_session_expiry(Duration::from_hours(24))
+            .with_sys_topics_enabled(false)
+            .with_auth(auth)
+            .with_storage(storage);
+        let mut broker = MqttBroker::with_config(broker)
+            .await
+            .map_err(|error| fault(error.to_string()))?;
+        let address = broker.local_addr().unwrap_or(listen);
+        let mut ready = broker.ready_receiver();
+        let task = tokio::spawn(async move {
+            if let Err(error) = broker.run().await {
+                tracing::error!(%error, "the embedded broker failed");
+            }
+        });
+        let started = Self { address, task };
+        match ready.wait_for(|ready| *ready).await {
+            Ok(_) => Ok(started),
+            Err(_) => Err(fault("it ended at once".into())),
+        }
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for EmbeddedBroker {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}

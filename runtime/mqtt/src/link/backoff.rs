@@ -1,0 +1,70 @@
+//! How long to wait before the next attempt.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+const FIRST: Duration = Duration::from_millis(250);
+const LONGEST: Duration = Duration::from_secs(30);
+/// Credentials don't mend themselves, and brokers lock out who tries too often.
+const REFUSED: Duration = Duration::from_mins(1);
+/// A connection that lived as long was a good one.
+const GOOD: Duration = Duration::from_secs(5);
+
+/// Doubles the wait with every failure. Jitter keeps a fleet from coming back all at once.
+#[derive(Debug, Default)]
+pub(crate) struct Backoff {
+    failures: u32,
+}
+
+impl Backoff {
+    /// The wait after a connection that lived for `lived`, or an attempt that failed (`None`).
+    pub(crate) fn after(&mut self, lived: Option<Duration>) -> Duration {
+        if lived.is_some_and(|lived| lived >= GOOD) {
+            self.failures = 0;
+        }
+        let wait = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
+        self.failures += 1;
+        jittered(wait)
+    }
+
+    /// The wait after the broker refused us.
+    pub(crate) fn refused() -> Duration {
+        jittered(REFUSED)
+    }
+
+    pub(crate) fn failures(&self) -> u32 {
+        self.failures
+    }
+}
+
+/// Between half of `wait` and all of it.
+fn jittered(wait: Duration) -> Duration {
+    // The standard library's hasher seeds are random: enough to spread a fleet.
+    let random = RandomState::new().hash_one(0) >> 32;
+    let half = wait / 2;
+    half + half.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn waits_double_up_to_a_bound_and_start_over_after_a_good_connection() {
+        let mut backoff = Backoff::default();
+        let mut bound = FIRST;
+        for _ in 0..40 {
+            let wait = backoff.after(None);
+            assert!(wait >= bound / 2 && wait <= bound, "{wait:?} of {bound:?}");
+            bound = (bound * 2).min(LONGEST);
+        }
+        assert!(backoff.after(Some(Duration::from_secs(1))) >= LONGEST / 2);
+        assert!(backoff.after(Some(Duration::from_mins(1))) <= FIRST);
+    }
+
+    #[test]
+    fn two_nodes_wait_differently() {
+        let waits: std::collections::HashSet<_> = (0..20).map(|_| Backoff::default().after(None)).collect();
+        assert!(waits.len() > 10);
+    }
+}

@@ -1,0 +1,60 @@
+//! What the link has seen, for status and metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use serde::Serialize;
+
+/// Numbers since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
+pub struct LinkCounters {
+    /// Messages that arrived.
+    pub received: u64,
+    /// Empty payloads.
+    pub ignored: u64,
+    /// Requests that were refused at the edge.
+    pub refused: u64,
+    /// Requests without an id or a response topic to tell their sender on.
+    pub unanswerable: u64,
+    /// Replies that the broker has acknowledged.
+    pub published: u64,
+    /// Chunks that were not sent: the link was down.
+    pub chunks_dropped: u64,
+    /// Messages to the dead-letter topic.
+    pub dead_letters: u64,
+    /// Connections made.
+    pub connections: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) received: AtomicU64,
+    pub(crate) ignored: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    pub(crate) unanswerable: AtomicU64,
+    pub(crate) published: AtomicU64,
+    pub(crate) chunks_dropped: AtomicU64,
+    pub(crate) dead_letters: AtomicU64,
+    pub(crate) connections: AtomicU64,
+    /// QoS 0 messages between poller and inbox: not bounded by the receive maximum.
+    pub(crate) qos0_waiting: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn read(&self) -> LinkCounters {
+        let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        LinkCounters {
+            received: get(&self.received),
+            ignored: get(&self.ignored),
+            refused: get(&self.refused),
+            unanswerable: get(&self.unanswerable),
+            published: get(&self.published),
+            chunks_dropped: get(&self.chunks_dropped),
+            dead_letters: get(&self.dead_letters),
+            connections: get(&self.connections),
+        }
+    }
+}
+
+pub(crate) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Ordering::Relaxed);
+}

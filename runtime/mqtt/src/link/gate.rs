@@ -1,0 +1,50 @@
+//! Acknowledgements reach only the connection that their message came by.
+
+use std::sync::{Mutex, PoisonError};
+
+use rumqttc::{AsyncClient, Publish};
+
+/// Knows which connection lives. A packet id means nothing on the next one: the broker would take the
+/// acknowledgement for another message's, and the library for a fault.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    client: AsyncClient,
+    epoch: Mutex<u64>,
+}
+
+/// Names a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Epoch(u64);
+
+impl Gate {
+    pub(crate) fn new(client: AsyncClient) -> Self {
+        Self {
+            client,
+            epoch: Mutex::new(0),
+        }
+    }
+
+    pub(crate) fn epoch(&self) -> Epoch {
+        Epoch(*self.lock())
+    }
+
+    /// From now on nothing of the old connection is acknowledged. What was queued before must be cleaned
+    /// out of the event loop after this.
+    pub(crate) fn close(&self) {
+        *self.lock() += 1;
+    }
+
+    pub(crate) fn acknowledge(&self, epoch: Epoch, publish: &Publish) {
+        let now = self.lock();
+        if *now == epoch.0 {
+            // The queue is unbounded: it fails only when the link has ended.
+            let _ = self.client.try_ack(publish);
+        } else {
+            tracing::debug!("a message of an earlier connection is left to be delivered again");
+        }
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
+        self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

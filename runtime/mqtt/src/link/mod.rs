@@ -1,0 +1,210 @@
+//! The link to the broker: one task polls, one takes requests in, one brings replies out.
+//!
+//! The poller waits for nothing but the network. What arrives goes through an unbounded queue that the
+//! receive maximum bounds; what leaves is published without waiting. Our own outbox is the truth about what
+//! the broker has acknowledged; the client library's queue holds no more than a window of it.
+
+mod backoff;
+mod counters;
+pub(crate) mod fault;
+mod gate;
+mod inbox;
+mod options;
+mod outbox;
+mod outgoing;
+mod poller;
+mod session;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_service::{Reply, Service};
+use rumqttc::AsyncClient;
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use crate::tls::{TlsError, TlsFiles};
+use crate::topics::Topics;
+use crate::wire::Status;
+pub use counters::LinkCounters;
+
+use counters::Counters;
+use gate::Gate;
+use inbox::Inbox;
+use outbox::Outbox;
+use poller::Poller;
+
+/// QoS 1 messages that the broker may have under way to us, unacknowledged.
+pub(crate) const RECEIVE_MAXIMUM: u16 = 64;
+/// How long an orderly goodbye may take once everything is sent.
+const GOODBYE: Duration = Duration::from_secs(2);
+
+/// How a node is linked to its broker.
+#[derive(Debug, Clone)]
+pub struct LinkConfig {
+    /// The broker's name or address.
+    pub host: String,
+    /// The broker's port.
+    pub port: u16,
+    /// Stable over restarts, unlike any other client's.
+    pub client_id: String,
+    /// User and password.
+    pub credentials: Option<(String, String)>,
+    /// TLS, if the link uses it.
+    pub tls: Option<TlsFiles>,
+    /// Silence after which the link counts as dead.
+    pub keep_alive: Duration,
+    /// How long the broker keeps requests for a node that is away.
+    pub session_expiry: Duration,
+    /// The largest packet that is taken, in bytes; the broker is told.
+    pub max_packet: u32,
+    /// The node's topics.
+    pub topics: Topics,
+    /// The node's name.
+    pub node: String,
+    /// What requests may ask for.
+    pub limits: RequestLimits,
+}
+
+/// Bounds that are checked at the edge.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct RequestLimits {
+    /// The largest request payload, in bytes.
+    pub max_payload: usize,
+    /// The largest `max_tokens`.
+    pub max_tokens: usize,
+}
+
+/// How the link is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum LinkState {
+    /// The first attempt is under way.
+    Connecting,
+    /// Connected.
+    Up,
+    /// Not connected; attempts go on.
+    Down {
+        /// One line.
+        reason: String,
+    },
+    /// The broker does not want us; attempts go on slowly.
+    Refused {
+        /// One line.
+        reason: String,
+    },
+    /// Another client of the same id has the session: attempts would fight over it.
+    TakenOver,
+    /// Ended by [`Link::shutdown`].
+    Closed,
+}
+
+/// What the poller tells the outbox.
+#[derive(Debug)]
+pub(crate) enum Note {
+    Up(BrokerLimits),
+    Down,
+}
+
+/// What the broker said in its CONNACK.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct BrokerLimits {
+    pub(crate) max_packet: usize,
+    pub(crate) receive_maximum: usize,
+}
+
+/// The daemon's end of the link. Dropping it cuts the connection, and the broker publishes the will.
+pub struct Link {
+    state: watch::Receiver<LinkState>,
+    counters: Arc<Counters>,
+    close: mpsc::Sender<Duration>,
+    inbox: JoinHandle<()>,
+    outbox: JoinHandle<()>,
+    poller: JoinHandle<()>,
+}
+
+impl Link {
+    /// Connects, and goes on doing so. Requests wait until `service` is there; what it answers comes by
+    /// `replies`. `status` and `stats` are published, retained, as they change.
+    ///
+    /// # Errors
+    /// A TLS file can't be used.
+    pub fn start(
+        config: LinkConfig,
+        service: watch::Receiver<Option<Service>>,
+        replies: mpsc::Receiver<Reply>,
+        status: watch::Receiver<Status>,
+        stats: watch::Receiver<Value>,
+    ) -> Result<Self, TlsError> {
+        let offline = status
+            .borrow()
+            .with(crate::wire::State::Offline, Some("connection lost".into()));
+        let options = options::options(&config, &offline)?;
+        // Unbounded: the outbox bounds what is under way by itself, and acknowledgements must never fail.
+        let (client, events) = AsyncClient::builder(options).unbounded().build();
+        let gate = Arc::new(Gate::new(client.clone()));
+        let counters = Arc::new(Counters::default());
+        let (received_tx, received) = mpsc::unbounded_channel();
+        let (notes_tx, notes) = mpsc::unbounded_channel();
+        let (own_tx, own) = mpsc::channel(outbox::QUEUE);
+        let (close, closing) = mpsc::channel(1);
+        let (state_tx, state) = watch::channel(LinkState::Connecting);
+        let broker = format!("{}:{}", config.host, config.port);
+        let poller = Poller {
+            events,
+            gate: Arc::clone(&gate),
+            received: received_tx,
+            notes: notes_tx,
+            state: state_tx,
+            counters: Arc::clone(&counters),
+            broker,
+        };
+        let inbox = Inbox::new(
+            &config,
+            service,
+            gate,
+            own_tx,
+            Arc::clone(&counters),
+            &status.borrow().boot_id,
+        );
+        let outbox = Outbox::new(client, config, status, stats, Arc::clone(&counters));
+        Ok(Self {
+            state,
+            counters,
+            close,
+            inbox: tokio::spawn(inbox.run(received)),
+            outbox: tokio::spawn(outbox.run(replies, own, notes, closing)),
+            poller: tokio::spawn(poller.run()),
+        })
+    }
+
+    /// How the link is, and each change.
+    pub fn state(&self) -> watch::Receiver<LinkState> {
+        self.state.clone()
+    }
+
+    /// What the link has seen so far.
+    pub fn counters(&self) -> LinkCounters {
+        self.counters.read()
+    }
+
+    /// Takes no more requests: those that come stay with the broker for the next start.
+    pub fn stop_taking(&self) {
+        self.inbox.abort();
+    }
+
+    /// Sends what there is to send, within `limit`, says `offline` and leaves. What the broker has not
+    /// acknowledged by then is lost with this process (the log says how much).
+    pub async fn shutdown(self, limit: Duration) {
+        self.inbox.abort();
+        let _ = self.close.send(limit).await;
+        if timeout(limit + GOODBYE, self.outbox).await.is_err() {
+            tracing::warn!("the link did not close in time");
+        }
+        let abort = self.poller.abort_handle();
+        if timeout(GOODBYE, self.poller).await.is_err() {
+            abort.abort();
+        }
+    }
+}

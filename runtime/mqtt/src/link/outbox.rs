@@ -1,0 +1,368 @@
+//! Replies out: the truth about what the broker has acknowledged.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_service::Reply;
+use rumqttc::{
+    AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
+    SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode,
+};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout_at};
+
+use super::counters::{Counters, count};
+use super::inbox::OwnMessage;
+use super::outgoing::{Outgoing, What};
+use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
+use crate::wire::{self, State, Status};
+
+/// Messages that may wait here; beyond them the service keeps its outcomes and the inbox waits.
+pub(super) const QUEUE: usize = 256;
+/// Messages under way at once.
+const WINDOW: usize = 32;
+/// Between two attempts at a subscription that the broker refused.
+const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
+
+pub(super) struct Outbox {
+    client: AsyncClient,
+    config: LinkConfig,
+    status: watch::Receiver<Status>,
+    stats: watch::Receiver<Value>,
+    counters: Arc<Counters>,
+    queue: VecDeque<Outgoing>,
+    /// Messages that the broker has not answered yet. They survive a reconnection: the library sends them
+    /// again, or says that it can't, and then we do.
+    flights: JoinSet<Landed>,
+    broker: Option<BrokerLimits>,
+    subscription: Subscription,
+    status_due: bool,
+    stats_due: bool,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Subscription {
+    Asked,
+    Done,
+    Refused { reason: String, again: Instant },
+}
+
+enum Landed {
+    Published(Box<Outgoing>, Result<PublishResult, PublishNoticeError>),
+    Subscribed(Result<SubAck, SubscribeNoticeError>),
+}
+
+impl Outbox {
+    pub(super) fn new(
+        client: AsyncClient,
+        config: LinkConfig,
+        status: watch::Receiver<Status>,
+        stats: watch::Receiver<Value>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        Self {
+            client,
+            config,
+            status,
+            stats,
+            counters,
+            queue: VecDeque::new(),
+            flights: JoinSet::new(),
+            broker: None,
+            subscription: Subscription::Asked,
+            status_due: true,
+            stats_due: false,
+        }
+    }
+
+    pub(super) async fn run(
+        mut self,
+        mut replies: mpsc::Receiver<Reply>,
+        mut own: mpsc::Receiver<OwnMessage>,
+        mut notes: mpsc::UnboundedReceiver<Note>,
+        mut closing: mpsc::Receiver<Duration>,
+    ) {
+        let mut close_by: Option<Instant> = None;
+        let mut status_open = true;
+        let mut stats_open = true;
+        loop {
+            self.pump();
+            if close_by.is_some() && self.idle() && replies.is_empty() && own.is_empty() {
+                break;
+            }
+            let room = self.queue.len() < QUEUE;
+            let again = match &self.subscription {
+                Subscription::Refused { again, .. } if self.broker.is_some() => Some(*again),
+                _ => None,
+            };
+            tokio::select! {
+                Some(note) = notes.recv() => self.note(&note),
+                Some(landed) = self.flights.join_next() => match landed {
+                    Ok(landed) => self.landed(landed),
+                    Err(error) => tracing::error!(%error, "a publication's task failed"),
+                },
+                Some(reply) = replies.recv(), if room => self.reply(&reply),
+                Some(message) = own.recv(), if room => self.own(message),
+                changed = self.status.changed(), if status_open => match changed {
+                    Ok(()) => self.status_due = true,
+                    Err(_) => status_open = false,
+                },
+                changed = self.stats.changed(), if stats_open => match changed {
+                    Ok(()) => self.stats_due = true,
+                    Err(_) => stats_open = false,
+                },
+                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => self.subscribe(),
+                Some(limit) = closing.recv(), if close_by.is_none() => close_by = Some(Instant::now() + limit),
+                () = sleep_until(close_by.unwrap_or_else(Instant::now)), if close_by.is_some() => break,
+            }
+        }
+        self.goodbye().await;
+    }
+
+    fn idle(&self) -> bool {
+        self.queue.is_empty() && self.flights.is_empty() && (self.broker.is_none() || !self.status_due)
+    }
+
+    fn note(&mut self, note: &Note) {
+        match note {
+            Note::Up(limits) => {
+                self.broker = Some(*limits);
+                self.subscribe();
+                self.status_due = true;
+                self.stats_due = true;
+            }
+            Note::Down => self.broker = None,
+        }
+    }
+
+    /// Always anew: the broker may have forgotten us. Messages that it kept are not sent again for it.
+    fn subscribe(&mut self) {
+        let filters = self.config.topics.subscriptions().map(|filter| {
+            SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
+                .preserve_retain(true)
+                .retain_forward_rule(RetainForwardRule::Never)
+        });
+        self.subscription = Subscription::Asked;
+        match self.client.try_subscribe_many_tracked(filters) {
+            Ok(notice) => {
+                self.flights
+                    .spawn(async { Landed::Subscribed(notice.wait_async().await) });
+            }
+            Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
+        }
+    }
+
+    fn reply(&mut self, reply: &Reply) {
+        let model = self.status.borrow().model.clone().unwrap_or_default();
+        let outgoing = Outgoing::reply(reply, &model, &self.config.node);
+        if outgoing.what == What::Chunk {
+            self.chunk(outgoing);
+        } else {
+            self.queue.push_back(outgoing);
+        }
+    }
+
+    /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
+    fn chunk(&mut self, chunk: Outgoing) {
+        let fits = self
+            .broker
+            .is_some_and(|broker| chunk.packet_size() <= broker.max_packet);
+        let options = PublishOptions::at_most_once().properties(chunk.properties);
+        if !fits
+            || self
+                .client
+                .try_publish(chunk.topic, chunk.payload, options)
+                .is_err()
+        {
+            count(&self.counters.chunks_dropped);
+        }
+    }
+
+    fn own(&mut self, message: OwnMessage) {
+        match message {
+            OwnMessage::Refusal(reply) => self.reply(&reply),
+            OwnMessage::DeadLetter(letter) => self.dead_letter(letter),
+        }
+    }
+
+    fn dead_letter(&mut self, letter: Vec<u8>) {
+        count(&self.counters.dead_letters);
+        self.queue
+            .push_back(Outgoing::dead_letter(self.config.topics.dead_letter(), letter));
+    }
+
+    /// Publishes as much as may be under way.
+    fn pump(&mut self) {
+        let Some(broker) = self.broker else { return };
+        if self.status_due && self.subscription != Subscription::Asked {
+            self.status_due = false;
+            let status = self.visible_status();
+            self.publish(
+                Outgoing::retained(self.config.topics.status(), status.encode(), What::Status),
+                broker,
+            );
+        }
+        if self.stats_due && self.subscription != Subscription::Asked {
+            self.stats_due = false;
+            let stats = self.stats.borrow_and_update().to_string().into_bytes();
+            if stats != b"null" {
+                self.publish(
+                    Outgoing::retained(self.config.topics.stats(), stats, What::Stats),
+                    broker,
+                );
+            }
+        }
+        while self.flights.len() < WINDOW.min(broker.receive_maximum) {
+            let Some(outgoing) = self.queue.pop_front() else {
+                break;
+            };
+            self.publish(outgoing, broker);
+        }
+    }
+
+    /// The node's status as far as the link lets it be true.
+    fn visible_status(&mut self) -> Status {
+        let status = self.status.borrow_and_update().clone();
+        match &self.subscription {
+            Subscription::Refused { reason, .. } if status.state == State::Ready => {
+                status.with(State::Degraded, Some(reason.clone()))
+            }
+            _ => status,
+        }
+    }
+
+    fn publish(&mut self, outgoing: Outgoing, broker: BrokerLimits) {
+        let size = outgoing.packet_size();
+        // Checked here: the library would keep such a message under way for ever.
+        if size > broker.max_packet {
+            return self.too_large(outgoing, size, broker.max_packet);
+        }
+        let options = PublishOptions::at_least_once()
+            .retain(outgoing.retain)
+            .properties(outgoing.properties.clone());
+        let sent = self
+            .client
+            .try_publish_tracked(outgoing.topic.clone(), outgoing.payload.clone(), options);
+        match sent {
+            Ok(notice) => {
+                self.flights
+                    .spawn(async move { Landed::Published(Box::new(outgoing), notice.wait_async().await) });
+            }
+            Err(error) => self.rejected(&outgoing, &error.to_string()),
+        }
+    }
+
+    fn landed(&mut self, landed: Landed) {
+        match landed {
+            Landed::Published(outgoing, Ok(_)) => self.acknowledged(&outgoing),
+            Landed::Published(outgoing, Err(PublishNoticeError::V5PubAck(reason))) => match reason {
+                PubAckReason::Success | PubAckReason::NoMatchingSubscribers => self.acknowledged(&outgoing),
+                reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
+            },
+            Landed::Published(outgoing, Err(PublishNoticeError::RetainNotSupported)) => {
+                tracing::warn!(topic = outgoing.topic, "the broker keeps no retained messages");
+            }
+            Landed::Published(outgoing, Err(error)) => {
+                tracing::debug!(topic = outgoing.topic, %error, "to be published again");
+                match outgoing.what {
+                    // The newest one is sent when the link is back.
+                    What::Status => self.status_due = true,
+                    What::Stats => self.stats_due = true,
+                    _ => self.queue.push_front(*outgoing),
+                }
+            }
+            Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
+            // The connection went with it: the next one subscribes anew.
+            Landed::Subscribed(Err(error)) => tracing::debug!(%error, "the subscription was not answered"),
+        }
+    }
+
+    fn acknowledged(&mut self, outgoing: &Outgoing) {
+        if let What::Outcome { id, reply_id } = &outgoing.what {
+            count(&self.counters.published);
+            tracing::debug!(job.id = id, reply_id, "reply acknowledged");
+        }
+    }
+
+    fn subscribed(&mut self, suback: &SubAck) {
+        let refused = suback
+            .return_codes
+            .iter()
+            .zip(self.config.topics.subscriptions())
+            .find(|(code, _)| !matches!(code, SubscribeReasonCode::Success(_)));
+        self.subscription = match refused {
+            None => Subscription::Done,
+            Some((code, filter)) => {
+                let reason = format!("the broker refuses the subscription to {filter}: {code:?}");
+                tracing::error!(reason, "not subscribed");
+                Subscription::Refused {
+                    reason,
+                    again: Instant::now() + SUBSCRIBE_AGAIN,
+                }
+            }
+        };
+        self.status_due = true;
+    }
+
+    /// An answer that the broker can't carry becomes an error that it can.
+    fn too_large(&mut self, outgoing: Outgoing, size: usize, limit: usize) {
+        tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
+        if let What::Outcome { id, reply_id } = &outgoing.what {
+            let payload = wire::too_large_reply(id, reply_id, size, limit);
+            let mut error = Outgoing {
+                payload: payload.into(),
+                what: outgoing.what.clone(),
+                ..outgoing
+            };
+            error.properties.user_properties = vec![("kind".into(), "error".into())];
+            if error.packet_size() <= limit {
+                self.queue.push_front(error);
+            }
+        }
+    }
+
+    /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
+    fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
+        tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
+        if let What::Outcome { id, .. } = &outgoing.what {
+            let letter = wire::dead_letter(
+                "internal",
+                reason,
+                &outgoing.topic,
+                Some(id),
+                &self.config.node,
+                &outgoing.payload,
+            );
+            self.dead_letter(letter);
+        }
+    }
+
+    async fn goodbye(mut self) {
+        let lost = self.queue.len() + self.flights.len();
+        if lost > 0 {
+            tracing::warn!(messages = lost, "not everything could be sent");
+        }
+        if self.broker.is_some() {
+            let until = Instant::now() + GOODBYE / 2;
+            let status = self
+                .status
+                .borrow()
+                .with(State::Offline, Some("shut down".into()));
+            let offline = Outgoing::retained(self.config.topics.status(), status.encode(), What::Status);
+            let options = PublishOptions::at_least_once()
+                .retain(true)
+                .properties(offline.properties);
+            if let Ok(notice) = self
+                .client
+                .try_publish_tracked(offline.topic, offline.payload, options)
+            {
+                let _ = timeout_at(until, notice.wait_async()).await;
+            }
+        }
+        self.flights.abort_all();
+        let _ = self.client.try_disconnect_with_timeout(GOODBYE / 2);
+    }
+}

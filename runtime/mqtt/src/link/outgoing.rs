@@ -1,0 +1,95 @@
+//! A message on its way out.
+
+use bytes::Bytes;
+use phi_edge_service::{Reply, ReplyBody};
+use rumqttc::PublishProperties;
+
+use crate::wire;
+
+/// A message and what must be known of it when the broker answers.
+#[derive(Debug, Clone)]
+pub(crate) struct Outgoing {
+    pub(crate) topic: String,
+    pub(crate) payload: Bytes,
+    pub(crate) properties: PublishProperties,
+    pub(crate) retain: bool,
+    pub(crate) what: What,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum What {
+    Chunk,
+    /// A final reply or an error.
+    Outcome {
+        id: String,
+        reply_id: String,
+    },
+    DeadLetter,
+    Status,
+    Stats,
+}
+
+impl Outgoing {
+    pub(crate) fn reply(reply: &Reply, model: &str, node: &str) -> Self {
+        let outcome = |reply_id: &str| What::Outcome {
+            id: reply.key.id.clone(),
+            reply_id: reply_id.to_owned(),
+        };
+        let mut properties = json();
+        properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
+        properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+        Self {
+            topic: reply.address.topic.clone(),
+            payload: wire::encode_reply(reply, model, node).into(),
+            properties,
+            retain: false,
+            what: match &reply.body {
+                ReplyBody::Chunk { .. } => What::Chunk,
+                ReplyBody::Final(answer) => outcome(&answer.reply_id),
+                ReplyBody::Error(refusal) => outcome(&refusal.reply_id),
+            },
+        }
+    }
+
+    pub(crate) fn retained(topic: String, payload: Vec<u8>, what: What) -> Self {
+        Self {
+            topic,
+            payload: payload.into(),
+            properties: json(),
+            retain: true,
+            what,
+        }
+    }
+
+    pub(crate) fn dead_letter(topic: String, payload: Vec<u8>) -> Self {
+        Self {
+            topic,
+            payload: payload.into(),
+            properties: json(),
+            retain: false,
+            what: What::DeadLetter,
+        }
+    }
+
+    /// An upper bound of the packet's size in bytes.
+    pub(crate) fn packet_size(&self) -> usize {
+        // Fixed header, topic length, packet id, property length and the small properties.
+        const HEAD: usize = 64;
+        let correlation = self.properties.correlation_data.as_ref().map_or(0, Bytes::len);
+        let user: usize = self
+            .properties
+            .user_properties
+            .iter()
+            .map(|(k, v)| k.len() + v.len() + 5)
+            .sum();
+        HEAD + self.topic.len() + correlation + user + self.payload.len()
+    }
+}
+
+fn json() -> PublishProperties {
+    PublishProperties {
+        payload_format_indicator: Some(1),
+        content_type: Some("application/json".into()),
+        ..PublishProperties::default()
+    }
+}

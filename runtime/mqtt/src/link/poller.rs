@@ -1,0 +1,137 @@
+//! The one task that polls the network. It waits for nothing else.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use rumqttc::{ConnAck, Event, EventLoop, Packet, Publish, QoS};
+use tokio::sync::{mpsc, watch};
+use tokio::time::Instant;
+
+use super::backoff::Backoff;
+use super::counters::{Counters, count};
+use super::fault::Fault;
+use super::gate::{Epoch, Gate};
+use super::{BrokerLimits, LinkState, Note};
+
+/// QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
+const QOS0_WAITING: u64 = 64;
+
+/// A message and the connection it came by.
+#[derive(Debug)]
+pub(crate) struct Received {
+    pub(crate) epoch: Epoch,
+    pub(crate) publish: Publish,
+}
+
+pub(crate) struct Poller {
+    pub(crate) events: EventLoop,
+    pub(crate) gate: Arc<Gate>,
+    pub(crate) received: mpsc::UnboundedSender<Received>,
+    pub(crate) notes: mpsc::UnboundedSender<Note>,
+    pub(crate) state: watch::Sender<LinkState>,
+    pub(crate) counters: Arc<Counters>,
+    /// For the log.
+    pub(crate) broker: String,
+}
+
+impl Poller {
+    /// Polls until the link is closed or taken over.
+    pub(crate) async fn run(mut self) {
+        let mut backoff = Backoff::default();
+        let mut since: Option<Instant> = None;
+        loop {
+            match self.events.poll().await {
+                Ok(Event::Incoming(Packet::ConnAck(connack))) => {
+                    since = Some(Instant::now());
+                    self.up(&connack);
+                }
+                Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
+                Ok(_) => {}
+                Err(error) => {
+                    // First no more acknowledgements for this connection, then out with those that wait.
+                    self.gate.close();
+                    self.events.clean();
+                    let lived = since.take().map(|since| since.elapsed());
+                    match Fault::of(&error) {
+                        Fault::Closed => break self.end(LinkState::Closed),
+                        Fault::TakenOver => {
+                            tracing::error!(broker = self.broker, "another client took over the session");
+                            break self.end(LinkState::TakenOver);
+                        }
+                        Fault::Refused(reason) => {
+                            let wait = Backoff::refused();
+                            tracing::error!(
+                                broker = self.broker,
+                                reason,
+                                retry_s = wait.as_secs_f64(),
+                                "refused"
+                            );
+                            self.down(LinkState::Refused { reason }, wait).await;
+                        }
+                        Fault::Down(reason) => {
+                            let wait = backoff.after(lived);
+                            self.log_down(&reason, wait, backoff.failures());
+                            self.down(LinkState::Down { reason }, wait).await;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn up(&self, connack: &ConnAck) {
+        count(&self.counters.connections);
+        let properties = connack.properties.as_ref();
+        let limits = BrokerLimits {
+            max_packet: properties
+                .and_then(|p| p.max_packet_size)
+                .map_or(usize::MAX, |n| n as usize),
+            receive_maximum: properties.and_then(|p| p.receive_max).map_or(65_535, usize::from),
+        };
+        tracing::info!(
+            broker = self.broker,
+            session_present = connack.session_present,
+            "connected"
+        );
+        let _ = self.notes.send(Note::Up(limits));
+        self.state.send_replace(LinkState::Up);
+    }
+
+    fn hand_on(&self, publish: Publish) {
+        count(&self.counters.received);
+        if publish.qos == QoS::AtMostOnce {
+            let waiting = self.counters.qos0_waiting.fetch_add(1, Ordering::Relaxed);
+            if waiting >= QOS0_WAITING {
+                self.counters.qos0_waiting.fetch_sub(1, Ordering::Relaxed);
+                count(&self.counters.unanswerable);
+                tracing::warn!("a QoS 0 request is dropped: too many wait; clients should use QoS 1");
+                return;
+            }
+        }
+        let epoch = self.gate.epoch();
+        // An error: the inbox has ended, and the broker keeps the message for the next start.
+        let _ = self.received.send(Received { epoch, publish });
+    }
+
+    async fn down(&self, state: LinkState, wait: Duration) {
+        let _ = self.notes.send(Note::Down);
+        self.state.send_replace(state);
+        tokio::time::sleep(wait).await;
+    }
+
+    fn end(&self, state: LinkState) {
+        let _ = self.notes.send(Note::Down);
+        self.state.send_replace(state);
+    }
+
+    /// The first failure and every tenth: a broker that is away for a week must not fill the log.
+    fn log_down(&self, reason: &str, wait: Duration, failures: u32) {
+        let retry_s = wait.as_secs_f64();
+        if failures % 10 == 1 {
+            tracing::warn!(broker = self.broker, reason, retry_s, failures, "no connection");
+        } else {
+            tracing::debug!(broker = self.broker, reason, retry_s, failures, "no connection");
+        }
+    }
+}

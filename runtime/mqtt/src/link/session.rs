@@ -1,0 +1,74 @@
+//! The client library's record of a session, in memory.
+//!
+//! Without a record of its own the library refuses to resume a session that the broker kept over a restart
+//! of this process, or resumes it and then refuses to publish. We need no record: replies that were not
+//! acknowledged are in our outbox and are published anew, and at QoS 1 the broker keeps nothing of what we
+//! sent. So the first record is an empty one.
+
+use std::pin::Pin;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use rumqttc::{PersistedAckMode, PersistedSession, SessionStore, SessionStoreError, SessionStoreKey};
+
+/// What the library's trait returns; it does not export its own name for it.
+type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
+
+/// The version of the library's record.
+const FORMAT: u16 = 1;
+
+#[derive(Debug)]
+pub(crate) struct MemorySession {
+    session_expiry: u32,
+    record: Mutex<Option<PersistedSession>>,
+}
+
+impl MemorySession {
+    pub(crate) fn new(session_expiry: u32) -> Self {
+        Self {
+            session_expiry,
+            record: Mutex::new(None),
+        }
+    }
+
+    fn empty(&self, client_id: &str) -> PersistedSession {
+        PersistedSession {
+            format_version: FORMAT,
+            client_id: client_id.to_owned(),
+            clean_start: false,
+            session_expiry_interval: Some(self.session_expiry),
+            outgoing_inflight_upper_limit: None,
+            ack_mode: PersistedAckMode::Manual,
+            last_pkid: 0,
+            last_puback: 0,
+            replay: Vec::new(),
+            incoming_qos2: Vec::new(),
+        }
+    }
+
+    fn record(&self) -> MutexGuard<'_, Option<PersistedSession>> {
+        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl SessionStore for MemorySession {
+    fn load<'a>(&'a self, key: &'a SessionStoreKey) -> Answer<'a, Option<PersistedSession>> {
+        Box::pin(async {
+            let record = self.record().clone();
+            Ok(Some(record.unwrap_or_else(|| self.empty(key.client_id()))))
+        })
+    }
+
+    fn save<'a>(&'a self, _: &'a SessionStoreKey, session: &'a PersistedSession) -> Answer<'a, ()> {
+        Box::pin(async {
+            *self.record() = Some(session.clone());
+            Ok(())
+        })
+    }
+
+    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> Answer<'a, ()> {
+        Box::pin(async {
+            *self.record() = None;
+            Ok(())
+        })
+    }
+}

@@ -1,0 +1,88 @@
+//! TLS for the link: files in PEM, checked before they are used.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use rumqttc::tokio_rustls::rustls::pki_types::pem::PemObject;
+use rumqttc::tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rumqttc::tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
+use rumqttc::{TlsConfiguration, Transport};
+
+/// The files of a TLS connection.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TlsFiles {
+    /// Certificates that the broker's must descend from.
+    pub ca: PathBuf,
+    /// The client's chain and key, for brokers that ask who calls.
+    pub identity: Option<(PathBuf, PathBuf)>,
+}
+
+/// A file that TLS can't be set up with.
+#[derive(Debug, thiserror::Error)]
+#[error("{file}: {fault}", file = .file.display())]
+pub struct TlsError {
+    /// The file.
+    pub file: PathBuf,
+    /// What is wrong with it.
+    pub fault: String,
+}
+
+impl TlsFiles {
+    /// Reads the files; each fault names its file.
+    pub fn check(&self) -> Result<(), TlsError> {
+        self.client_config().map(drop)
+    }
+
+    pub(crate) fn transport(&self) -> Result<Transport, TlsError> {
+        let config = self.client_config()?;
+        Ok(Transport::tls_with_config(TlsConfiguration::Rustls(Arc::new(
+            config,
+        ))))
+    }
+
+    fn client_config(&self) -> Result<ClientConfig, TlsError> {
+        let mut roots = RootCertStore::empty();
+        for certificate in certificates(&self.ca)? {
+            roots
+                .add(certificate)
+                .map_err(|error| fault(&self.ca, format!("holds a certificate that is no CA's: {error}")))?;
+        }
+        let provider = Arc::new(ring::default_provider());
+        let builder = ClientConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .map_err(|error| fault(&self.ca, error.to_string()))?
+            .with_root_certificates(roots);
+        let Some((chain, key)) = &self.identity else {
+            return Ok(builder.with_no_client_auth());
+        };
+        let secret = PrivateKeyDer::from_pem_file(key)
+            .map_err(|error| fault(key, format!("no private key can be read from it: {error}")))?;
+        builder
+            .with_client_auth_cert(certificates(chain)?, secret)
+            .map_err(|error| {
+                fault(
+                    key,
+                    format!("does not go with the certificate in {}: {error}", chain.display()),
+                )
+            })
+    }
+}
+
+fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
+    let read = CertificateDer::pem_file_iter(file).and_then(Iterator::collect::<Result<Vec<_>, _>>);
+    match read {
+        Ok(certificates) if certificates.is_empty() => Err(fault(file, "holds no certificate in PEM form")),
+        Ok(certificates) => Ok(certificates),
+        Err(error) => Err(fault(
+            file,
+            format!("no certificate can be read from it: {error}"),
+        )),
+    }
+}
+
+fn fault(file: &Path, fault: impl Into<String>) -> TlsError {
+    TlsError {
+        file: file.to_owned(),
+        fault: fault.into(),
+    }
+}

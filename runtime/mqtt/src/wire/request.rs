@@ -1,0 +1,621 @@
+//! Requests: what a payload is, and the strict reading of the JSON form.
+
+use std::time::Duration;
+
+use phi_edge_service::{ErrorCode, Message, Priority, Role, Sampling};
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+/// The default of `max_tokens`.
+const MAX_TOKENS: usize = 256;
+/// Bounds on stop strings: each is compared with every piece of text.
+const STOPS: usize = 16;
+const STOP_BYTES: usize = 256;
+
+/// A request's payload and the message properties that say how to read it.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// MQTT 5's content type.
+    pub content_type: Option<&'a str>,
+}
+
+/// A request that can be served as far as its text tells.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Parsed {
+    /// The client's name for it.
+    pub id: Option<String>,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The most new tokens.
+    pub max_tokens: usize,
+    /// How tokens are chosen; a seed that was not given is left to the caller.
+    pub sampling: Sampling,
+    /// Whether the client gave the seed.
+    pub seeded: bool,
+    /// Stop strings.
+    pub stop: Vec<String>,
+    /// Publish chunks.
+    pub stream: bool,
+    /// Who goes first.
+    pub priority: Priority,
+    /// The client's own deadline.
+    pub deadline: Option<Duration>,
+}
+
+/// A request that can't be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Rejected {
+    /// Its id, where one could be read.
+    pub id: Option<String>,
+    /// For programs.
+    pub code: ErrorCode,
+    /// For people.
+    pub message: String,
+}
+
+/// Reads a payload. `Ok(None)`: it is empty, and nothing is asked. `most_tokens` bounds `max_tokens`.
+pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<Parsed>, Rejected> {
+    let Payload { bytes, content_type } = payload;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if bytes[0] == b'{' || content_type.is_some_and(is_json) {
+        return object(bytes, most_tokens).map(Some);
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.trim().is_empty() => Err(bad(None, "the prompt is blank")),
+        Ok(text) => Ok(Some(Parsed {
+            id: None,
+            messages: vec![user(text)],
+            max_tokens: MAX_TOKENS.min(most_tokens),
+            sampling: Sampling::default(),
+            seeded: false,
+            stop: Vec::new(),
+            stream: false,
+            priority: Priority::default(),
+            deadline: None,
+        })),
+        Err(error) => Err(bad(
+            None,
+            format!(
+                "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one)",
+                error.valid_up_to()
+            ),
+        )),
+    }
+}
+
+/// Whether `id` is 1 to 64 of `A-Z a-z 0-9 . _ -`; the error says what is wrong.
+pub fn valid_id(id: &str) -> Result<(), String> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if (1..=64).contains(&id.len()) && id.chars().all(allowed) {
+        return Ok(());
+    }
+    Err(format!(
+        "id: {} is no id: 1 to 64 of A-Z a-z 0-9 . _ - are",
+        brief(id)
+    ))
+}
+
+fn is_json(content_type: &str) -> bool {
+    let kind = content_type.split(';').next().unwrap_or_default().trim();
+    kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json")
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Body {
+    id: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<WireMessage>>,
+    system: Option<String>,
+    images: Option<Vec<IgnoredAny>>,
+    max_tokens: Option<u64>,
+    temperature: Option<f64>,
+    top_p: Option<f64>,
+    top_k: Option<u32>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    seed: Option<Seed>,
+    stop: Option<Stop>,
+    response_format: Option<Value>,
+    stream: Option<bool>,
+    priority: Option<WirePriority>,
+    deadline_ms: Option<u64>,
+    session: Option<Value>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WireMessage {
+    role: WireRole,
+    content: Value,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum WireRole {
+    System,
+    User,
+    Assistant,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+enum WirePriority {
+    Interactive,
+    Normal,
+    Background,
+}
+
+/// Clients of other servers send negative seeds.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a whole number of 64 bits")]
+enum Seed {
+    Plain(u64),
+    Negative(i64),
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or a list of strings")]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
+    let mut json = serde_json::Deserializer::from_slice(bytes);
+    let read = serde_path_to_error::deserialize::<_, Body>(&mut json)
+        .map_err(|error| {
+            let path = error.path().to_string();
+            match path.as_str() {
+                "." => error.into_inner().to_string(),
+                // The name of an unknown field is in the message already.
+                _ => format!("{path}: {}", error.into_inner()),
+            }
+        })
+        .and_then(|body| json.end().map(|()| body).map_err(|error| error.to_string()));
+    let body = match read {
+        Ok(body) => body,
+        Err(message) => return Err(bad(id_of(bytes), message)),
+    };
+    let id = body.id.clone();
+    if let Some(id) = &id {
+        valid_id(id).map_err(|message| bad(None, message))?;
+    }
+    validated(body, most_tokens).map_err(|(code, message)| Rejected { id, code, message })
+}
+
+/// The id of a request that is wrong elsewhere, so that its sender can be told.
+fn id_of(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct OnlyId {
+        id: String,
+    }
+    let OnlyId { id } = serde_json::from_slice(bytes).ok()?;
+    valid_id(&id).is_ok().then_some(id)
+}
+
+type Fault = (ErrorCode, String);
+
+fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
+    unsupported(&body)?;
+    let max_tokens = match body.max_tokens {
+        None => MAX_TOKENS.min(most_tokens),
+        Some(asked) => usize::try_from(asked)
+            .ok()
+            .filter(|asked| (1..=most_tokens).contains(asked))
+            .ok_or_else(|| wrong(format!("max_tokens: {asked} is not in 1 to {most_tokens}")))?,
+    };
+    let deadline = match body.deadline_ms {
+        Some(0) => return Err(wrong("deadline_ms: must be at least 1")),
+        other => other.map(Duration::from_millis),
+    };
+    let plain = Sampling::default();
+    let sampling = Sampling {
+        temperature: number("temperature", body.temperature, plain.temperature, 0.0, 10.0)?,
+        top_k: body.top_k.map_or(plain.top_k, |k| k as usize),
+        top_p: match body.top_p {
+            Some(0.0) => return Err(wrong("top_p: must be above 0")),
+            top_p => number("top_p", top_p, plain.top_p, 0.0, 1.0)?,
+        },
+        min_p: number("min_p", body.min_p, plain.min_p, 0.0, 1.0)?,
+        repetition_penalty: number(
+            "repetition_penalty",
+            body.repetition_penalty,
+            plain.repetition_penalty,
+            0.1,
+            10.0,
+        )?,
+        seed: match body.seed {
+            None => plain.seed,
+            Some(Seed::Plain(seed)) => seed,
+            Some(Seed::Negative(seed)) => seed.cast_unsigned(),
+        },
+    };
+    Ok(Parsed {
+        stop: stops(body.stop)?,
+        messages: conversation(body.system, body.prompt, body.messages)?,
+        id: body.id,
+        max_tokens,
+        sampling,
+        seeded: body.seed.is_some(),
+        stream: body.stream.unwrap_or(false),
+        priority: match body.priority {
+            None | Some(WirePriority::Normal) => Priority::Normal,
+            Some(WirePriority::Interactive) => Priority::Interactive,
+            Some(WirePriority::Background) => Priority::Background,
+        },
+        deadline,
+    })
+}
+
+/// What the contract has and this version has not.
+fn unsupported(body: &Body) -> Result<(), Fault> {
+    let no = |message: &str| Err((ErrorCode::Unsupported, message.to_owned()));
+    if body.images.as_ref().is_some_and(|images| !images.is_empty()) {
+        return no("images: this model takes text alone");
+    }
+    if body.session.is_some() {
+        return no("session: sessions are not supported by this version");
+    }
+    match &body.response_format {
+        None => Ok(()),
+        Some(Value::Object(format)) => match format.get("type").and_then(Value::as_str) {
+            Some("text") => Ok(()),
+            Some(kind @ ("json_object" | "json_schema" | "regex" | "choice")) => no(&format!(
+                "response_format: {kind} is not supported by this version"
+            )),
+            _ => Err(wrong(
+                "response_format: type must be text, json_object, json_schema, regex or choice",
+            )),
+        },
+        Some(_) => Err(wrong("response_format: must be an object with a type")),
+    }
+}
+
+fn conversation(
+    system: Option<String>,
+    prompt: Option<String>,
+    messages: Option<Vec<WireMessage>>,
+) -> Result<Vec<Message>, Fault> {
+    let mut conversation: Vec<Message> = system
+        .map(|content| Message {
+            role: Role::System,
+            content,
+        })
+        .into_iter()
+        .collect();
+    match (prompt, messages) {
+        (Some(prompt), None) if prompt.trim().is_empty() => return Err(wrong("prompt: is blank")),
+        (Some(prompt), None) => conversation.push(user(&prompt)),
+        (None, Some(messages)) if messages.is_empty() => return Err(wrong("messages: is empty")),
+        (None, Some(messages)) => {
+            for (n, message) in messages.into_iter().enumerate() {
+                conversation.push(Message {
+                    role: match message.role {
+                        WireRole::System => Role::System,
+                        WireRole::User => Role::User,
+                        WireRole::Assistant => Role::Assistant,
+                    },
+                    content: content(n, message.content)?,
+                });
+            }
+        }
+        (Some(_), Some(_)) => return Err(wrong("prompt and messages: give one of them")),
+        (None, None) => return Err(wrong("prompt or messages: one of them is needed")),
+    }
+    Ok(conversation)
+}
+
+/// The text of a message: a string, or parts of type text.
+fn content(n: usize, content: Value) -> Result<String, Fault> {
+    let parts = match content {
+        Value::String(text) => return Ok(text),
+        Value::Array(parts) => parts,
+        _ => {
+            return Err(wrong(format!(
+                "messages[{n}].content: must be a string or a list of parts"
+            )));
+        }
+    };
+    let mut text = String::new();
+    for (m, part) in parts.iter().enumerate() {
+        match part.get("type").and_then(Value::as_str) {
+            Some("text") => match part.get("text").and_then(Value::as_str) {
+                Some(piece) => text.push_str(piece),
+                None => {
+                    return Err(wrong(format!(
+                        "messages[{n}].content[{m}].text: must be a string"
+                    )));
+                }
+            },
+            Some("image") => {
+                return Err((
+                    ErrorCode::Unsupported,
+                    format!("messages[{n}].content[{m}]: this model takes text alone"),
+                ));
+            }
+            _ => {
+                return Err(wrong(format!(
+                    "messages[{n}].content[{m}].type: must be text or image"
+                )));
+            }
+        }
+    }
+    Ok(text)
+}
+
+fn stops(stop: Option<Stop>) -> Result<Vec<String>, Fault> {
+    let stops = match stop {
+        None => Vec::new(),
+        Some(Stop::One(stop)) => vec![stop],
+        Some(Stop::Many(stops)) => stops,
+    };
+    if stops.len() > STOPS {
+        return Err(wrong(format!(
+            "stop: {} strings, {STOPS} are the most",
+            stops.len()
+        )));
+    }
+    if let Some(n) = stops.iter().position(String::is_empty) {
+        return Err(wrong(format!("stop[{n}]: is empty")));
+    }
+    if let Some(n) = stops.iter().position(|stop| stop.len() > STOP_BYTES) {
+        return Err(wrong(format!("stop[{n}]: is longer than {STOP_BYTES} bytes")));
+    }
+    Ok(stops)
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    reason = "JSON has doubles, sampling singles"
+)]
+fn number(name: &str, given: Option<f64>, default: f32, least: f64, most: f64) -> Result<f32, Fault> {
+    match given {
+        None => Ok(default),
+        Some(value) if (least..=most).contains(&value) => Ok(value as f32),
+        Some(value) => Err(wrong(format!("{name}: {value} is not in {least} to {most}"))),
+    }
+}
+
+fn user(text: &str) -> Message {
+    Message {
+        role: Role::User,
+        content: text.to_owned(),
+    }
+}
+
+fn wrong(message: impl Into<String>) -> Fault {
+    (ErrorCode::BadRequest, message.into())
+}
+
+fn bad(id: Option<String>, message: impl Into<String>) -> Rejected {
+    Rejected {
+        id,
+        code: ErrorCode::BadRequest,
+        message: message.into(),
+    }
+}
+
+/// A client's text, short enough for a message.
+fn brief(text: &str) -> String {
+    let short: String = text.chars().take(40).collect();
+    if short.len() < text.len() {
+        format!("{short:?}…")
+    } else {
+        format!("{short:?}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn parse(text: &str) -> Result<Option<Parsed>, Rejected> {
+        parse_request(
+            Payload {
+                bytes: text.as_bytes(),
+                content_type: None,
+            },
+            1000,
+        )
+    }
+
+    fn error(text: &str) -> Rejected {
+        parse(text).expect_err(text)
+    }
+
+    #[test]
+    fn plain_text_is_the_prompt() {
+        let parsed = parse("Why is the sky blue?").unwrap().unwrap();
+        assert_eq!(parsed.messages, [user("Why is the sky blue?")]);
+        assert_eq!((parsed.id, parsed.max_tokens), (None, 256));
+    }
+
+    #[test]
+    fn nothing_asks_nothing() {
+        assert_eq!(parse(""), Ok(None));
+    }
+
+    #[test]
+    fn every_field_arrives() {
+        let parsed = parse(
+            r#"{"id":"a.b_c-1","prompt":"p","system":"s","max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,
+            "min_p":0.1,"repetition_penalty":1.1,"seed":-1,"stop":["x","y"],"stream":true,"priority":"interactive",
+            "deadline_ms":1500,"response_format":{"type":"text"},"images":[]}"#,
+        )
+        .unwrap()
+        .unwrap();
+        assert_eq!(
+            parsed,
+            Parsed {
+                id: Some("a.b_c-1".into()),
+                messages: vec![
+                    Message {
+                        role: Role::System,
+                        content: "s".into()
+                    },
+                    user("p")
+                ],
+                max_tokens: 7,
+                sampling: Sampling {
+                    temperature: 0.5,
+                    top_k: 40,
+                    top_p: 0.9,
+                    min_p: 0.1,
+                    repetition_penalty: 1.1,
+                    seed: u64::MAX
+                },
+                seeded: true,
+                stop: vec!["x".into(), "y".into()],
+                stream: true,
+                priority: Priority::Interactive,
+                deadline: Some(Duration::from_millis(1500)),
+            }
+        );
+    }
+
+    #[test]
+    fn content_may_be_parts() {
+        let parsed = parse(
+            r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+            {"role":"assistant","content":"c"},{"role":"user","content":"d"}]}"#,
+        )
+        .unwrap()
+        .unwrap();
+        let texts: Vec<_> = parsed.messages.iter().map(|m| m.content.as_str()).collect();
+        assert_eq!(texts, ["s", "ab", "c", "d"]);
+    }
+
+    #[test]
+    fn faults_are_named() {
+        for (text, says) in [
+            ("{", "EOF"),
+            (r#"{"prompt":"x"} y"#, "trailing"),
+            (r#"{"prompt":3}"#, "prompt: invalid type"),
+            (r#"{"prompt":"x","max_token":3}"#, "max_token"),
+            (r#"{"prompt":"x","max_tokens":0}"#, "max_tokens: 0"),
+            (r#"{"prompt":"x","max_tokens":1001}"#, "1 to 1000"),
+            (r#"{"prompt":"x","max_tokens":1.5}"#, "max_tokens"),
+            (r#"{"prompt":"x","temperature":-1}"#, "temperature"),
+            (r#"{"prompt":"x","top_p":0}"#, "top_p"),
+            (r#"{"prompt":"x","seed":"a"}"#, "seed"),
+            (r#"{"prompt":"x","stop":[""]}"#, "stop[0]"),
+            (r#"{"prompt":"x","stop":3}"#, "stop"),
+            (r#"{"prompt":"x","priority":"high"}"#, "priority"),
+            (r#"{"prompt":"x","deadline_ms":0}"#, "deadline_ms"),
+            (r#"{"prompt":"x","messages":[]}"#, "prompt and messages"),
+            (r#"{"prompt":" "}"#, "blank"),
+            (r#"{"messages":[]}"#, "empty"),
+            (
+                r#"{"messages":[{"role":"robot","content":"x"}]}"#,
+                "messages[0].role",
+            ),
+            (r#"{"messages":[{"role":"user"}]}"#, "content"),
+            (
+                r#"{"messages":[{"role":"user","content":3}]}"#,
+                "messages[0].content",
+            ),
+            (
+                r#"{"messages":[{"role":"user","content":[{"type":"sound"}]}]}"#,
+                "type",
+            ),
+            (r#"{"id":"a b","prompt":"x"}"#, "id:"),
+            (
+                r#"{"prompt":"x","response_format":{"type":"xml"}}"#,
+                "response_format",
+            ),
+            ("{}", "prompt or messages"),
+            (r#"{"prompt":"x","prompt":"y"}"#, "duplicate"),
+        ] {
+            let rejected = error(text);
+            assert_eq!(rejected.code, ErrorCode::BadRequest, "{text}");
+            assert!(rejected.message.contains(says), "{text}: {}", rejected.message);
+            assert!(!rejected.message.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn what_is_to_come_is_unsupported() {
+        for text in [
+            r#"{"prompt":"x","images":["…"]}"#,
+            r#"{"prompt":"x","session":"s"}"#,
+            r#"{"prompt":"x","response_format":{"type":"json_object"}}"#,
+            r#"{"messages":[{"role":"user","content":[{"type":"image","data":"…"}]}]}"#,
+        ] {
+            assert_eq!(error(text).code, ErrorCode::Unsupported, "{text}");
+        }
+    }
+
+    #[test]
+    fn the_id_is_found_in_what_is_wrong() {
+        assert_eq!(error(r#"{"id":"a","prompt":3}"#).id.as_deref(), Some("a"));
+        assert_eq!(error(r#"{"id":"a b","prompt":3}"#).id, None);
+        assert_eq!(
+            error(r#"{"id":"a","prompt":"x","max_tokens":0}"#).id.as_deref(),
+            Some("a")
+        );
+    }
+
+    #[test]
+    fn the_content_type_decides_before_the_first_byte() {
+        let as_type = |bytes, content_type| {
+            parse_request(
+                Payload {
+                    bytes,
+                    content_type: Some(content_type),
+                },
+                10,
+            )
+        };
+        assert!(
+            as_type(b" {\"prompt\":\"x\"}", "application/json; charset=utf-8")
+                .unwrap()
+                .is_some()
+        );
+        assert!(as_type(b"Hello", "application/json").is_err());
+        assert!(as_type(b"Hello", "text/plain").unwrap().is_some());
+        assert!(
+            parse_request(
+                Payload {
+                    bytes: b"\xff\xfe",
+                    content_type: None
+                },
+                10
+            )
+            .is_err()
+        );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(1024))]
+
+        /// Whatever comes: an error that says something in one line, or a request that could be served.
+        #[test]
+        fn no_payload_is_too_strange(bytes in prop_oneof![
+            proptest::collection::vec(any::<u8>(), 0..200),
+            r#"\{"(prompt|id|messages|seed|stop|max_tokens)":("[a-z\\u0-9]{0,8}"|-?[0-9]{1,25}|\[\]|null|true|\{\}|1e999)(,|\}|)"#
+                .prop_map(String::into_bytes),
+        ]) {
+            match parse_request(Payload { bytes: &bytes, content_type: None }, 100) {
+                Ok(None) => prop_assert!(bytes.is_empty()),
+                Ok(Some(parsed)) => {
+                    prop_assert!(!parsed.messages.is_empty());
+                    prop_assert!((1..=100).contains(&parsed.max_tokens));
+                }
+                Err(rejected) => {
+                    prop_assert!(!rejected.message.is_empty());
+                    prop_assert!(!rejected.message.contains('\n'));
+                }
+            }
+        }
+    }
+}
