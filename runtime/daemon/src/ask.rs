@@ -10,15 +10,19 @@ use serde_json::json;
 
 use crate::cli::AskArgs;
 use crate::exit::{Exit, Fault};
-use crate::local::Local;
+use crate::local::{Choice, Local};
 
 /// Runs the prompt and prints the answer.
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     // Read before the load: whoever types it should not wait.
     let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
-    let spinner = spinner(&args.model.model.display().to_string());
+    if let Some(url) = &args.broker {
+        return crate::remote::ask(args, url, prompt.unwrap_or_default());
+    }
     // Whoever feeds ids wants exactly what the model does with them.
-    let mut local = Local::load(&args.model, 1, args.ids.is_none())?;
+    let choice = Choice::of_flags(&args.model, 1, args.ids.is_none())?;
+    let spinner = spinner(&choice.model.display().to_string());
+    let mut local = Local::load(&choice)?;
     let text = match (&args.ids, local.model.text()) {
         (_, Ok(text)) => Some(text),
         (Some(_), Err(_)) => None,

@@ -10,12 +10,12 @@ use serde_json::json;
 
 use crate::cli::BenchArgs;
 use crate::exit::Fault;
-use crate::local::Local;
+use crate::local::{Choice, Local};
 
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     let streams = args.concurrency as usize;
-    let mut local = Local::load(&args.model, streams, false)?;
+    let mut local = Local::load(&Choice::of_flags(&args.model, streams, false)?)?;
     // The first run pays for memory and kernels that all later ones have.
     measure(&mut local, 1, 8, 2)?;
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);

@@ -3,9 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
+use phi_edge_mqtt::BrokerUrl;
 use phi_edge_onnx::Provider;
 
-/// Answers prompts with an exported Phi-3.5 model, on this machine.
+/// Answers prompts over MQTT with an exported Phi-3.5 model, on this machine.
 #[derive(Parser)]
 #[command(name = "phi-edge", version, about, long_about = None, arg_required_else_help = true)]
 pub(crate) struct Cli {
@@ -15,11 +16,18 @@ pub(crate) struct Cli {
 
 #[derive(Subcommand)]
 pub(crate) enum Command {
-    /// Run one prompt here and print the answer as it grows.
+    /// Run the daemon: take requests from the broker and publish the answers.
+    #[command(after_help = RUN_EXAMPLES)]
+    Run(ConfigArgs),
+    /// Check configuration, model, library, provider and broker, and say what to do about each fault.
+    Check(CheckArgs),
+    /// Run one prompt, here or at a broker, and print the answer as it grows.
     #[command(after_help = ASK_EXAMPLES)]
-    Ask(AskArgs),
+    Ask(Box<AskArgs>),
     /// Measure loading, prefill, decoding and memory.
     Bench(BenchArgs),
+    /// Print the effective configuration and where each value came from.
+    Config(ConfigArgs),
     /// Print the completions of a shell, to be loaded by it.
     Completions {
         /// The shell.
@@ -27,35 +35,75 @@ pub(crate) enum Command {
     },
 }
 
+const RUN_EXAMPLES: &str = "Examples:
+  phi-edge run --config ./phi-edge.toml
+  phi-edge run --set mqtt.embedded=true --set model.path=DIR
+
+Then, from any machine that reaches the broker:
+  mosquitto_rr -t phi-edge/v1/NODE/request -e phi-edge/v1/NODE/response/1 -m 'Why is the sky blue?'";
+
+/// Where the configuration comes from, beside /etc/phi-edge and the environment.
+#[derive(Args, Clone, Default)]
+pub(crate) struct ConfigArgs {
+    /// A configuration file, read after those in /etc/phi-edge.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+    /// Set one key, after all files and the environment; may be given several times.
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Leave out the broker.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
 const ASK_EXAMPLES: &str = "Examples:
   phi-edge ask --model /var/lib/phi-edge/models/phi-3.5-mini \"Why is the sky blue?\"
   journalctl -n 50 | phi-edge ask --model DIR --system \"Summarise in one sentence.\" -
-  phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json";
+  phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json
+  phi-edge ask --broker mqtt://broker.local \"Why is the sky blue?\"";
 
 /// Which model, and how it is run.
 #[derive(Args, Clone)]
 pub(crate) struct ModelArgs {
-    /// The model directory: the folder that holds genai_config.json.
+    /// The model directory: the folder that holds genai_config.json [default: model.path of the configuration].
     #[arg(long, value_name = "DIR")]
-    pub(crate) model: PathBuf,
-    /// Where it runs: auto, cpu, cuda or directml. An explicit choice is never replaced by another.
-    #[arg(long, value_name = "NAME", default_value = "auto")]
-    pub(crate) provider: Provider,
+    pub(crate) model: Option<PathBuf>,
+    /// Where it runs: auto, cpu, cuda or directml. An explicit choice is never replaced by another [default: auto].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) provider: Option<Provider>,
     /// Threads of a run [default: all processors this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
     /// The ONNX Runtime library, a file or its folder [default: looked for].
     #[arg(long, value_name = "PATH")]
     pub(crate) library: Option<PathBuf>,
-    /// The most prompt tokens computed in one go.
-    #[arg(long, value_name = "N", default_value = "512", value_parser = clap::value_parser!(u32).range(1..))]
-    pub(crate) prefill_chunk: u32,
+    /// The most prompt tokens computed in one go [default: 512].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) prefill_chunk: Option<u32>,
 }
 
 #[derive(Args)]
 pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
+    /// Ask the daemon at this broker instead: mqtt://[user:password@]host[:port][/base/topic], or mqtts://
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "provider", "threads", "library", "prefill_chunk", "raw", "ids"])]
+    pub(crate) broker: Option<BrokerUrl>,
+    /// For mqtts://: the authority that signed the broker's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "broker")]
+    pub(crate) ca: Option<PathBuf>,
+    /// For mqtts://: the client's own certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// For mqtts://: the key of the client's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
     /// What the model is told before the prompt.
     #[arg(long, value_name = "TEXT", conflicts_with_all = ["raw", "ids"])]
     pub(crate) system: Option<String>,
@@ -110,6 +158,13 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+fn setting(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE, as in mqtt.host=broker.local".to_owned()),
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

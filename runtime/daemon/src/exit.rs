@@ -14,6 +14,8 @@ pub(crate) enum Exit {
     Usage = 2,
     /// Library, provider or (for client commands) broker not there: `EX_UNAVAILABLE`.
     Unavailable = 69,
+    /// Another client of the same id has the MQTT session.
+    TakenOver = 77,
     /// Bad configuration or model directory: `EX_CONFIG`.
     Config = 78,
 }

@@ -1,15 +1,97 @@
-//! A model on this machine, for the commands that need no broker.
+//! A model on this machine.
 
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use phi_edge_config::{ByteSize, Config};
 use phi_edge_engine::{Engine, EngineConfig};
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder};
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
 
-use crate::cli::ModelArgs;
+use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
+use crate::settings;
 
-/// A loaded model.
+/// Which model, and how it is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) model: PathBuf,
+    pub(crate) library: Option<PathBuf>,
+    pub(crate) decoder: DecoderConfig,
+    pub(crate) engine: EngineConfig,
+}
+
+impl Choice {
+    /// What the configuration says.
+    pub(crate) fn of(config: &Config) -> Self {
+        let runtime = &config.runtime;
+        Self {
+            model: config.model.path.clone(),
+            library: runtime.library.clone(),
+            decoder: DecoderConfig {
+                provider: settings::provider(runtime.provider),
+                threads: runtime.threads,
+                rows: runtime.slots,
+                kv_memory: runtime.kv_memory.map(ByteSize::bytes),
+            },
+            engine: EngineConfig {
+                prefill_chunk: runtime.prefill_chunk,
+                slots: runtime.slots,
+                stop_repetition: true,
+            },
+        }
+    }
+
+    /// What flags say. Without `--model` the configuration names the model and whatever else flags don't.
+    pub(crate) fn of_flags(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
+        let mut choice = match &args.model {
+            Some(model) => Self {
+                model: model.clone(),
+                library: None,
+                decoder: DecoderConfig {
+                    provider: Provider::Auto,
+                    threads: None,
+                    rows: slots,
+                    kv_memory: None,
+                },
+                engine: EngineConfig {
+                    prefill_chunk: 512,
+                    slots,
+                    stop_repetition,
+                },
+            },
+            None => Self::of(&settings::load(&ConfigArgs::default())?.config),
+        };
+        choice.decoder.rows = slots;
+        choice.engine.slots = slots;
+        choice.engine.stop_repetition = stop_repetition;
+        if let Some(provider) = args.provider {
+            choice.decoder.provider = provider;
+        }
+        if let Some(threads) = args.threads {
+            choice.decoder.threads = Some(threads.into());
+        }
+        if args.library.is_some() {
+            choice.library.clone_from(&args.library);
+        }
+        if let Some(chunk) = args.prefill_chunk {
+            choice.engine.prefill_chunk = chunk as usize;
+        }
+        Ok(choice)
+    }
+
+    /// Loads the graph of `model` and puts the engine around it.
+    pub(crate) fn engine(&self, model: &ModelDir) -> Result<Engine<OnnxDecoder>, Fault> {
+        let library = Library::find(self.library.as_deref())?;
+        if let Some(warning) = phi_edge_onnx::processor_warning() {
+            tracing::warn!("{warning}");
+        }
+        let decoder = OnnxDecoder::load(&library, model, &self.decoder)?;
+        Ok(Engine::new(decoder, self.engine.clone()))
+    }
+}
+
+/// A loaded model, for the commands that need no broker.
 pub(crate) struct Local {
     pub(crate) model: ModelDir,
     pub(crate) engine: Engine<OnnxDecoder>,
@@ -18,30 +100,15 @@ pub(crate) struct Local {
 }
 
 impl Local {
-    /// Loads the model that `args` names, with room for `slots` streams at once.
-    pub(crate) fn load(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
+    /// Loads the model of `choice`.
+    pub(crate) fn load(choice: &Choice) -> Result<Self, Fault> {
         let epoch = Instant::now();
         // The directory first: a wrong path is the commonest fault, and needs no library to be told.
-        let model = ModelDir::open(&args.model)?;
-        let library = Library::find(args.library.as_deref())?;
-        if let Some(warning) = phi_edge_onnx::processor_warning() {
-            tracing::warn!("{warning}");
-        }
-        let config = DecoderConfig {
-            provider: args.provider,
-            threads: args.threads.map(usize::from),
-            rows: slots,
-            kv_memory: None,
-        };
-        let decoder = OnnxDecoder::load(&library, &model, &config)?;
-        let config = EngineConfig {
-            prefill_chunk: args.prefill_chunk as usize,
-            slots,
-            stop_repetition,
-        };
+        let model = ModelDir::open(&choice.model)?;
+        let engine = choice.engine(&model)?;
         Ok(Self {
             model,
-            engine: Engine::new(decoder, config),
+            engine,
             load: epoch.elapsed(),
             epoch,
         })

@@ -2,21 +2,33 @@
 
 mod ask;
 mod bench;
+mod check;
 mod cli;
 mod exit;
+mod identity;
 mod local;
+mod logging;
+mod remote;
+mod run;
+mod settings;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
-use tracing_subscriber::EnvFilter;
 
 use crate::cli::{Cli, Command};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    log_to_stderr();
+    if !matches!(cli.command, Command::Run(_)) {
+        logging::quiet();
+    }
     let outcome = match &cli.command {
+        Command::Run(args) => run::run(args),
+        Command::Check(args) => check::check(args),
+        Command::Config(args) => {
+            settings::load(args).map(|loaded| print!("{}", phi_edge_config::render(&loaded)))
+        }
         Command::Ask(args) => ask::ask(args),
         Command::Bench(args) => bench::bench(args),
         Command::Completions { shell } => {
@@ -31,13 +43,4 @@ fn main() -> ExitCode {
             fault.exit.into()
         }
     }
-}
-
-/// Warnings only, unless `RUST_LOG` says otherwise: the answer is what these commands are run for.
-fn log_to_stderr() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter)
-        .init();
 }

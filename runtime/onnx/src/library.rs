@@ -164,6 +164,13 @@ fn load(path: &Path) -> Result<Library, OnnxError> {
         .with_telemetry(false)
         .build()
         .map_err(|error| unusable(one_line(error)))?;
+    // At its own default the library formats a line for every allocation, whether anybody reads it or not.
+    let level = if tracing::enabled!(target: "ort", tracing::Level::INFO) {
+        ort::logging::LogLevel::Info
+    } else {
+        ort::logging::LogLevel::Warning
+    };
+    environment.set_log_level(level);
     Ok(Library {
         environment,
         path: path.to_path_buf(),

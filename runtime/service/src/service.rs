@@ -28,6 +28,8 @@ pub struct ServiceConfig {
     pub queue: usize,
     /// The longest time a job may take from acceptance to its end, and the default.
     pub max_deadline: Duration,
+    /// The most tokens a prompt may have; none means what the model's context holds.
+    pub max_prompt_tokens: Option<usize>,
     /// The least time between two chunks of an answer.
     pub chunk_interval: Duration,
     /// How long an outcome is kept for a client that asks again.
@@ -43,6 +45,7 @@ impl Default for ServiceConfig {
         Self {
             queue: 64,
             max_deadline: Duration::from_mins(10),
+            max_prompt_tokens: None,
             chunk_interval: Duration::from_millis(100),
             keep_for: Duration::from_mins(10),
             keep_outcomes: 1024,
@@ -63,6 +66,7 @@ pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     prompts: Arc<dyn Prompts>,
     engine: EngineInfo,
+    max_prompt_tokens: Option<usize>,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
     stats: watch::Sender<Stats>,
@@ -107,6 +111,7 @@ impl Service {
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
             engine: engine.info().clone(),
+            max_prompt_tokens: config.max_prompt_tokens,
             wake: Notify::new(),
             finish: watch::Sender::new(false),
             engine_lost: watch::Sender::new(false),
@@ -184,6 +189,15 @@ impl Service {
                 context,
             };
             return Err(ledger.refuse(ErrorCode::ContextOverflow, overflow.to_string()));
+        }
+        if let Some(most) = self.shared.max_prompt_tokens
+            && prompt.len() > most
+        {
+            let message = format!(
+                "the prompt has {} tokens, limits.max_prompt_tokens is {most}",
+                prompt.len()
+            );
+            return Err(ledger.refuse(ErrorCode::TooLarge, message));
         }
         // The commit point: what is accepted here is promised. A durable store writes before this line.
         ledger.accept(job, prompt, Instant::now())?;

@@ -58,3 +58,14 @@ impl Counters {
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
+
+/// Reads the numbers while the link lives, without holding it.
+#[derive(Debug, Clone)]
+pub struct CounterReader(pub(crate) std::sync::Arc<Counters>);
+
+impl CounterReader {
+    /// The numbers now.
+    pub fn read(&self) -> LinkCounters {
+        self.0.read()
+    }
+}

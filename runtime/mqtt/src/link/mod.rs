@@ -28,7 +28,7 @@ use tokio::time::timeout;
 use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
 use crate::wire::Status;
-pub use counters::LinkCounters;
+pub use counters::{CounterReader, LinkCounters};
 
 use counters::Counters;
 use gate::Gate;
@@ -184,9 +184,9 @@ impl Link {
         self.state.clone()
     }
 
-    /// What the link has seen so far.
-    pub fn counters(&self) -> LinkCounters {
-        self.counters.read()
+    /// What the link has seen so far, now and later.
+    pub fn watch_counters(&self) -> CounterReader {
+        CounterReader(Arc::clone(&self.counters))
     }
 
     /// Takes no more requests: those that come stay with the broker for the next start.

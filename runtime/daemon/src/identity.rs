@@ -1,0 +1,84 @@
+//! Who this machine and this start of the daemon are.
+
+use std::hash::{BuildHasher, RandomState};
+use std::path::Path;
+
+use sha2::{Digest, Sha256};
+
+use crate::exit::{Exit, Fault};
+
+/// The machine's name, without its domain.
+pub(crate) fn hostname() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
+        .or_else(|_| std::fs::read_to_string("/etc/hostname"))
+        .ok()
+        .or_else(|| std::env::var("COMPUTERNAME").ok())
+        .unwrap_or_default();
+    let name = name.trim().split('.').next().unwrap_or_default();
+    if name.is_empty() {
+        "localhost".to_owned()
+    } else {
+        name.to_owned()
+    }
+}
+
+/// Tells one start from another.
+pub(crate) fn boot_id() -> String {
+    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
+}
+
+/// The same for every start on this machine, another on any other: eight hexadecimal digits. The machine's own
+/// id is not to be published, so a digest of it is; where there is none, one is made and kept in `state`.
+pub(crate) fn machine_id(state: &Path) -> Result<String, Fault> {
+    if let Ok(id) = std::fs::read_to_string("/etc/machine-id")
+        && !id.trim().is_empty()
+    {
+        return Ok(digest(id.trim()));
+    }
+    let file = state.join("machine-id");
+    if let Ok(id) = std::fs::read_to_string(&file)
+        && !id.trim().is_empty()
+    {
+        return Ok(digest(id.trim()));
+    }
+    let id = boot_id();
+    std::fs::create_dir_all(state)
+        .and_then(|()| std::fs::write(&file, &id))
+        .map_err(|error| {
+            Fault::new(
+                Exit::Config,
+                format!(
+                    "{}: can't be written: {error}; this machine has no /etc/machine-id, so store.path must be \
+                     writable or mqtt.client_id set",
+                    file.display()
+                ),
+            )
+        })?;
+    Ok(digest(&id))
+}
+
+fn digest(id: &str) -> String {
+    let digest = Sha256::digest(format!("phi-edge {id}"));
+    format!(
+        "{:02x}{:02x}{:02x}{:02x}",
+        digest[0], digest[1], digest[2], digest[3]
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_keeps_its_id() {
+        let state = tempfile::tempdir().expect("a folder");
+        let first = machine_id(state.path()).expect("an id");
+        assert_eq!(first.len(), 8);
+        assert_eq!(machine_id(state.path()).expect("an id"), first);
+    }
+
+    #[test]
+    fn starts_differ() {
+        assert_ne!(boot_id(), boot_id());
+    }
+}

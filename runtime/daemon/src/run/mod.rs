@@ -1,0 +1,232 @@
+//! `phi-edge run`: the daemon. Configuration, parts, signals, an orderly end.
+
+pub(crate) mod parts;
+mod signals;
+mod stats;
+
+use std::time::Duration;
+
+use phi_edge_config::{Config, Loaded};
+use phi_edge_models::ModelDir;
+use phi_edge_mqtt::wire::{State, Status};
+use phi_edge_mqtt::{Link, LinkState};
+use phi_edge_service::{Service, ServiceConfig, StartError, spawn_engine};
+use tokio::sync::{mpsc, watch};
+
+use crate::cli::ConfigArgs;
+use crate::exit::{Exit, Fault};
+use crate::identity;
+use crate::local::Choice;
+use crate::logging;
+use crate::settings;
+
+use signals::Signals;
+
+/// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
+const REPLIES: usize = 64;
+/// How long the last replies may take to reach the broker.
+const LAST_REPLIES: Duration = Duration::from_secs(5);
+
+/// Runs until a signal, the loss of the session or the loss of the engine.
+pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
+    let loaded = settings::load(args)?;
+    logging::daemon(&loaded.config.log);
+    announce(&loaded);
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        // The engine has its own thread; what is left is light.
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
+    let outcome = runtime.block_on(App::new(&loaded.config).and_run());
+    // A model that is still being loaded is not worth waiting for.
+    runtime.shutdown_background();
+    outcome
+}
+
+fn announce(loaded: &Loaded) {
+    let files: Vec<_> = loaded
+        .files
+        .iter()
+        .map(|file| file.display().to_string())
+        .collect();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        files = files.join(" "),
+        "phi-edge starts"
+    );
+    for warning in &loaded.warnings {
+        tracing::warn!("{warning}");
+    }
+}
+
+struct App<'a> {
+    config: &'a Config,
+    status: watch::Sender<Status>,
+}
+
+/// Why the daemon ends.
+enum End {
+    Signal,
+    TakenOver,
+    EngineLost,
+}
+
+impl<'a> App<'a> {
+    fn new(config: &'a Config) -> Self {
+        let status = Status {
+            state: State::Starting,
+            reason: Some("the model is loading".into()),
+            boot_id: identity::boot_id(),
+            version: env!("CARGO_PKG_VERSION").into(),
+            model: None,
+            context: None,
+            provider: None,
+            features: vec!["chat".into(), "stream".into(), "cancel".into()],
+            limits: parts::limits(config),
+        };
+        Self {
+            config,
+            status: watch::Sender::new(status),
+        }
+    }
+
+    async fn and_run(self) -> Result<(), Fault> {
+        let config = self.config;
+        let mut signals = Signals::new()?;
+        // Before anything is connected: a wrong folder is the commonest fault.
+        let model = ModelDir::open(&config.model.path)?;
+        let text = model.text()?;
+        let broker = parts::embedded_broker(config).await?;
+        let link_config = parts::link(config, broker.as_ref())?;
+        let (service_tx, service_rx) = watch::channel(None);
+        let (replies_tx, replies) = mpsc::channel(REPLIES);
+        let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
+        let link = Link::start(link_config, service_rx, replies, self.status.subscribe(), stats)
+            .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        let mut link_state = link.state();
+
+        let name = model.name();
+        let loading = self.load(model);
+        let (engine, provider) = tokio::select! {
+            loaded = loading => match loaded {
+                Ok(loaded) => loaded,
+                Err(fault) => {
+                    self.state(State::Degraded, Some(fault.message.clone()));
+                    link.shutdown(LAST_REPLIES).await;
+                    return Err(fault);
+                }
+            },
+            () = signals.next() => {
+                self.state(State::Draining, Some("stopped while the model was loading".into()));
+                link.shutdown(LAST_REPLIES).await;
+                return Ok(());
+            }
+            () = taken_over(&mut link_state) => return Err(parts::taken_over()),
+        };
+
+        let context = engine.info().context_length;
+        let service = Service::start(
+            ServiceConfig {
+                queue: config.limits.queue,
+                max_deadline: config.limits.max_deadline.get(),
+                max_prompt_tokens: config.limits.max_prompt_tokens,
+                ..ServiceConfig::default()
+            },
+            engine,
+            std::sync::Arc::new(text),
+            replies_tx,
+        );
+        service_tx.send_replace(Some(service.clone()));
+        self.status.send_modify(|status| {
+            status.state = State::Ready;
+            status.reason = None;
+            status.model = Some(name.clone());
+            status.context = Some(context);
+            status.provider = Some(provider.into());
+        });
+        tracing::info!(model = name, provider, context, base = config.node.base, "ready");
+        let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
+
+        let end = tokio::select! {
+            () = signals.next() => End::Signal,
+            () = taken_over(&mut link_state) => End::TakenOver,
+            () = service.engine_lost() => End::EngineLost,
+        };
+        self.end(end, signals, service, link, publisher).await
+    }
+
+    /// Loads the model on the engine's thread.
+    async fn load(&self, model: ModelDir) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
+        let choice = Choice::of(self.config);
+        let (provider_tx, provider) = tokio::sync::oneshot::channel();
+        let path = model.path().display().to_string();
+        tracing::info!(model = path, "loading the model");
+        let handle = spawn_engine("engine", move || {
+            let engine = choice.engine(&model)?;
+            let _ = provider_tx.send(engine.decoder().provider().as_str());
+            Ok::<_, Fault>(engine)
+        })
+        .await
+        .map_err(|error| match error {
+            StartError::Build(fault) => fault,
+            other => Fault::failed(other),
+        })?;
+        let provider = provider.await.unwrap_or("unknown");
+        Ok((handle, provider))
+    }
+
+    async fn end(
+        self,
+        end: End,
+        mut signals: Signals,
+        service: Service,
+        link: Link,
+        publisher: tokio::task::JoinHandle<()>,
+    ) -> Result<(), Fault> {
+        let grace = self.config.limits.drain_grace.get();
+        let (reason, outcome) = match end {
+            End::Signal => ("stopped".to_owned(), Ok(())),
+            End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),
+            End::EngineLost => {
+                let fault = Fault::failed("the engine has failed; the log above says how");
+                (fault.message.clone(), Err(fault))
+            }
+        };
+        self.state(State::Draining, Some(reason));
+        link.stop_taking();
+        let orderly = async {
+            service.drain(grace).await;
+            publisher.abort();
+            link.shutdown(LAST_REPLIES).await;
+        };
+        tokio::select! {
+            () = orderly => tracing::info!("phi-edge ends"),
+            () = signals.next() => {
+                tracing::warn!("a second signal: ending at once");
+                return Err(Fault::failed("ended at once by a second signal"));
+            }
+        }
+        outcome
+    }
+
+    fn state(&self, state: State, reason: Option<String>) {
+        tracing::info!(state = ?state, reason, "state");
+        self.status.send_modify(|status| {
+            status.state = state;
+            status.reason = reason;
+        });
+    }
+}
+
+/// Waits until another client has our session.
+async fn taken_over(state: &mut watch::Receiver<LinkState>) {
+    if state
+        .wait_for(|state| *state == LinkState::TakenOver)
+        .await
+        .is_err()
+    {
+        // The link is gone without that: whoever ended it knows.
+        std::future::pending::<()>().await;
+    }
+}

@@ -1,0 +1,124 @@
+//! From sections of the configuration to what each crate wants.
+
+use std::path::Path;
+
+use phi_edge_config::Config;
+use phi_edge_mqtt::{EmbeddedBroker, EmbeddedBrokerConfig, LinkConfig, RequestLimits, TlsFiles, Topics};
+use serde_json::{Value, json};
+
+use crate::exit::{Exit, Fault};
+use crate::identity;
+
+/// The broker in this process, if the configuration wants one.
+pub(crate) async fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBroker>, Fault> {
+    let mqtt = &config.mqtt;
+    if !mqtt.embedded {
+        return Ok(None);
+    }
+    let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+        listen: mqtt.embedded_listen,
+        password_file: mqtt.embedded_password_file.clone(),
+        acl_file: mqtt.embedded_acl_file.clone(),
+        storage: Some(config.store.path.join("broker")),
+        max_packet: usize_of(mqtt.max_packet.bytes()),
+    })
+    .await
+    .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+    tracing::info!(address = %broker.address(), "the embedded broker listens");
+    Ok(Some(broker))
+}
+
+/// The link's configuration.
+pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result<LinkConfig, Fault> {
+    let mqtt = &config.mqtt;
+    let client_id = match &mqtt.client_id {
+        Some(id) => id.clone(),
+        None => format!(
+            "{}-{}",
+            config.node.name,
+            identity::machine_id(&config.store.path)?
+        ),
+    };
+    let (host, port) = match embedded {
+        Some(broker) => (broker.address().ip().to_string(), broker.address().port()),
+        None => (mqtt.host.clone(), mqtt.port),
+    };
+    Ok(LinkConfig {
+        host,
+        port,
+        client_id,
+        credentials: credentials(config)?,
+        tls: if embedded.is_some() { None } else { tls(config) },
+        keep_alive: mqtt.keep_alive.get(),
+        session_expiry: mqtt.session_expiry.get(),
+        max_packet: u32::try_from(mqtt.max_packet.bytes()).unwrap_or(u32::MAX),
+        topics: Topics::new(config.node.base.as_str(), mqtt.reply_topics.clone()),
+        node: config.node.name.clone(),
+        limits: RequestLimits {
+            max_payload: usize_of(config.limits.max_payload.bytes()),
+            max_tokens: config.limits.max_tokens,
+        },
+    })
+}
+
+/// User and password of the link.
+pub(crate) fn credentials(config: &Config) -> Result<Option<(String, String)>, Fault> {
+    let mqtt = &config.mqtt;
+    let Some(username) = mqtt.username.clone() else {
+        return Ok(None);
+    };
+    let password = match (&mqtt.password, &mqtt.password_file) {
+        (Some(password), _) => password.expose().to_owned(),
+        (None, Some(file)) => first_line(file)?,
+        (None, None) => String::new(),
+    };
+    Ok(Some((username, password)))
+}
+
+/// The TLS files of the link, if it uses TLS.
+pub(crate) fn tls(config: &Config) -> Option<TlsFiles> {
+    let tls = &config.mqtt.tls;
+    Some(TlsFiles {
+        ca: tls.ca.clone()?,
+        identity: tls.cert.clone().zip(tls.key.clone()),
+    })
+}
+
+fn first_line(file: &Path) -> Result<String, Fault> {
+    let text = std::fs::read_to_string(file).map_err(|error| {
+        Fault::new(
+            Exit::Config,
+            format!(
+                "{}: the password can't be read: {error} (mqtt.password_file)",
+                file.display()
+            ),
+        )
+    })?;
+    Ok(text.lines().next().unwrap_or_default().to_owned())
+}
+
+/// What clients are told of the bounds, in the status.
+pub(crate) fn limits(config: &Config) -> Value {
+    let limits = &config.limits;
+    json!({
+        "max_payload": limits.max_payload.bytes(),
+        "max_tokens": limits.max_tokens,
+        "max_prompt_tokens": limits.max_prompt_tokens,
+        "max_deadline_ms": limits.max_deadline.as_millis(),
+        "queue": limits.queue,
+        "slots": config.runtime.slots,
+    })
+}
+
+/// The fault of a session that another client took.
+pub(crate) fn taken_over() -> Fault {
+    Fault::new(
+        Exit::TakenOver,
+        "another client with the same id took over the MQTT session: give each node its own node.name or \
+         mqtt.client_id",
+    )
+}
+
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

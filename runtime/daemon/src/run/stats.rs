@@ -1,0 +1,78 @@
+//! The retained numbers on `{base}/stats`.
+
+use std::time::Duration;
+
+use phi_edge_mqtt::CounterReader;
+use phi_edge_service::{Service, Stats};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+
+/// The least time between two publications.
+const PACE: Duration = Duration::from_secs(2);
+/// Published at least this often, for the numbers that always change.
+const REST: Duration = Duration::from_mins(1);
+
+/// Publishes while the service lives.
+pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: CounterReader) {
+    let mut last: Option<(Stats, Instant)> = None;
+    let mut ticks = interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = service.stats();
+        let due = last.is_none_or(|(before, at)| before != now || at.elapsed() >= REST);
+        if due {
+            last = Some((now, Instant::now()));
+            out.send_replace(encode(&now, &link));
+        }
+    }
+}
+
+fn encode(stats: &Stats, link: &CounterReader) -> Value {
+    json!({
+        "queued": stats.queued,
+        "running": stats.running,
+        "slots": stats.slots,
+        "tokens_per_s": (stats.tokens_per_s * 10.0).round() / 10.0,
+        "served": stats.served,
+        "failed": stats.failed,
+        "refused": stats.refused,
+        "outcomes_waiting": stats.outcomes_waiting,
+        "link": link.read(),
+        "memory": {"rss_bytes": resident_bytes()},
+        "temperatures": temperatures(),
+    })
+}
+
+/// Memory that this process has in RAM; Linux only.
+fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// Degrees Celsius of the thermal zones that have a reading; Linux only.
+fn temperatures() -> Vec<Value> {
+    let Ok(zones) = std::fs::read_dir("/sys/class/thermal") else {
+        return Vec::new();
+    };
+    let mut readings: Vec<(String, f64)> = zones
+        .flatten()
+        .filter_map(|zone| {
+            let milli: f64 = std::fs::read_to_string(zone.path().join("temp"))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()?;
+            let name = std::fs::read_to_string(zone.path().join("type")).ok()?;
+            Some((name.trim().to_owned(), milli / 1000.0))
+        })
+        .collect();
+    readings.sort_by(|a, b| a.0.cmp(&b.0));
+    readings
+        .into_iter()
+        .map(|(name, celsius)| json!({"name": name, "celsius": celsius}))
+        .collect()
+}
