@@ -2,7 +2,15 @@
 
 #![allow(clippy::missing_panics_doc)]
 
+mod broker;
+mod daemon;
+
 use std::path::{Path, PathBuf};
+use std::process::{Child, Command};
+use std::sync::atomic::{AtomicU32, Ordering};
+
+pub use broker::{Mosquitto, free_port};
+pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
 
 /// True on CI, where nothing may be skipped.
 pub fn on_ci() -> bool {
@@ -52,4 +60,24 @@ pub fn phi_edge() -> PathBuf {
         binary.display()
     );
     binary
+}
+
+/// The model that the repository brings along.
+pub fn demo_model() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
+}
+
+/// A number that no other caller in this process gets.
+pub fn unique() -> u32 {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Sends a signal by name (`TERM`, `INT`, `KILL`, `STOP`, …).
+pub fn signal(process: &Child, name: &str) {
+    let status = Command::new("kill")
+        .args(["-s", name, &process.id().to_string()])
+        .status()
+        .expect("kill runs");
+    assert!(status.success(), "kill -s {name}");
 }

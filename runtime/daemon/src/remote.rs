@@ -31,10 +31,7 @@ pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
 
 async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
     let mut client = Client::connect(options(args, url)?).await?;
-    let base = match &url.base {
-        Some(base) => base.clone(),
-        None => discover(&mut client).await?,
-    };
+    let base = find(&mut client, url.base.as_deref()).await?;
     let topics = Topics::new(base, Vec::new());
     let id = format!("ask-{}", identity::boot_id());
     let response = topics.response(None, &id);
@@ -149,29 +146,40 @@ fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
     })
 }
 
-/// Finds the one daemon at the broker by its retained status.
-async fn discover(client: &mut Client) -> Result<String, Fault> {
-    client.subscribe("phi-edge/v1/+/status").await?;
+/// Finds the daemon by its retained status: the one of that base, or the only one at the broker. A daemon says
+/// how it is once it takes requests, so what is sent from now on reaches it.
+async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> {
+    let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
+    client.subscribe(&filter).await?;
     let mut found: Vec<String> = Vec::new();
+    let mut offline = None;
     let mut wait = DISCOVERY;
     while let Some(message) = client.receive(wait).await? {
-        // More than one would come right behind the first.
-        wait = Duration::from_millis(300);
+        // More would come right behind the first.
+        wait = Duration::from_millis(if base.is_some() { 0 } else { 300 });
         let status: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
-        if status["state"] != "offline"
-            && let Some(base) = message.topic.strip_suffix("/status")
-        {
+        let Some(base) = message.topic.strip_suffix("/status") else {
+            continue;
+        };
+        if status["state"] == "offline" {
+            offline = Some(base.to_owned());
+        } else {
             found.push(base.to_owned());
         }
     }
-    match found.as_slice() {
-        [base] => Ok(base.clone()),
-        [] => Err(Fault::new(
+    match (found.as_slice(), offline) {
+        ([base], _) => Ok(base.clone()),
+        ([], Some(base)) => Err(Fault::new(
             Exit::Unavailable,
-            "no phi-edge is at this broker (looked for phi-edge/v1/+/status); name its base in the URL: \
-             mqtt://host/base/topic",
+            format!("the daemon at {base} is offline"),
         )),
-        many => Err(Fault::new(
+        ([], None) => Err(Fault::new(
+            Exit::Unavailable,
+            format!(
+                "no phi-edge is at this broker (looked for {filter}); name its base in the URL: mqtt://host/base/topic"
+            ),
+        )),
+        (many, _) => Err(Fault::new(
             Exit::Usage,
             format!(
                 "several are at this broker, name one in the URL, as in mqtt://host/{}: {}",

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use phi_edge_mqtt::CounterReader;
+use phi_edge_mqtt::{CounterReader, LinkCounters};
 use phi_edge_service::{Service, Stats};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -15,21 +15,23 @@ const REST: Duration = Duration::from_mins(1);
 
 /// Publishes while the service lives.
 pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: CounterReader) {
-    let mut last: Option<(Stats, Instant)> = None;
+    let mut last: Option<(Stats, LinkCounters, Instant)> = None;
     let mut ticks = interval(PACE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let now = service.stats();
-        let due = last.is_none_or(|(before, at)| before != now || at.elapsed() >= REST);
+        let (now, seen) = (service.stats(), link.read());
+        // A publication of this kind changes no counter: it does not call for the next one.
+        let due =
+            last.is_none_or(|(stats, counters, at)| stats != now || counters != seen || at.elapsed() >= REST);
         if due {
-            last = Some((now, Instant::now()));
-            out.send_replace(encode(&now, &link));
+            last = Some((now, seen, Instant::now()));
+            out.send_replace(encode(&now, &seen));
         }
     }
 }
 
-fn encode(stats: &Stats, link: &CounterReader) -> Value {
+fn encode(stats: &Stats, link: &LinkCounters) -> Value {
     json!({
         "queued": stats.queued,
         "running": stats.running,
@@ -39,7 +41,7 @@ fn encode(stats: &Stats, link: &CounterReader) -> Value {
         "failed": stats.failed,
         "refused": stats.refused,
         "outcomes_waiting": stats.outcomes_waiting,
-        "link": link.read(),
+        "link": link,
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures(),
     })

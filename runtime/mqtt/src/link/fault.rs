@@ -71,7 +71,7 @@ impl Fault {
 fn tls(error: &str) -> String {
     let hint = if error.contains("NotValidYet") || error.contains("not valid yet") {
         " (is this machine's clock right?)"
-    } else if error.contains("UnknownIssuer") {
+    } else if error.contains("UnknownIssuer") || error.contains("BadSignature") {
         " (mqtt.tls.ca does not hold the authority that signed the broker's certificate)"
     } else if error.contains("CertificateRequired") || error.contains("certificate required") {
         " (the broker wants a client certificate: see mqtt.tls.cert and mqtt.tls.key)"

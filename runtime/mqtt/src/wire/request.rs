@@ -172,8 +172,8 @@ fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
         .map_err(|error| {
             let path = error.path().to_string();
             match path.as_str() {
-                "." => error.into_inner().to_string(),
-                // The name of an unknown field is in the message already.
+                // Where there is no path: the whole, or a key that is none.
+                "." | "?" => error.into_inner().to_string(),
                 _ => format!("{path}: {}", error.into_inner()),
             }
         })

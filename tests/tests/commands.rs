@@ -1,0 +1,225 @@
+//! The commands besides `ask` and `bench`, and their exit codes.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::process::{Command, Output};
+
+use phi_edge_tests::{BASE, Daemon, Mosquitto, client, demo_model, free_port, has_library, phi_edge, state};
+use serde_json::Value;
+
+fn phi(arguments: &[&str]) -> Output {
+    Command::new(phi_edge()).args(arguments).output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8(bytes.to_vec()).unwrap()
+}
+
+#[test]
+fn config_prints_values_and_where_they_came_from() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("my.toml");
+    std::fs::write(
+        &file,
+        "[mqtt]\nhost = \"broker.local\"\npassword = \"secret\"\nusername = \"u\"\n",
+    )
+    .unwrap();
+    let output = Command::new(phi_edge())
+        .args([
+            "config",
+            "--config",
+            file.to_str().unwrap(),
+            "--set",
+            "runtime.slots=2",
+        ])
+        .env("PHI_EDGE__NODE__NAME", "press-7")
+        .output()
+        .unwrap();
+    let said = text(&output.stdout);
+    assert!(output.status.success());
+    assert!(
+        said.contains("host = \"broker.local\"") && said.contains("my.toml"),
+        "{said}"
+    );
+    assert!(
+        said.contains("name = \"press-7\"") && said.contains("PHI_EDGE__NODE__NAME"),
+        "{said}"
+    );
+    assert!(said.contains("slots = 2"), "{said}");
+    assert!(!said.contains("secret"), "{said}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_neighbour() {
+    let output = phi(&["config", "--set", "mqtt.hots=x"]);
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    assert!(said.contains("mqtt.hots") && said.contains("mqtt.host"), "{said}");
+}
+
+#[test]
+fn what_keeps_the_daemon_from_running_has_its_exit_code() {
+    let model = format!("model.path={}", demo_model().display());
+    for (settings, code, says) in [
+        (vec!["model.path=/nowhere"], 78, "/nowhere"),
+        (
+            vec![model.as_str(), "runtime.library=/nowhere/lib.so"],
+            69,
+            "/nowhere/lib.so",
+        ),
+        (
+            vec![model.as_str(), "mqtt.tls.ca=/nowhere/ca.pem"],
+            78,
+            "/nowhere/ca.pem",
+        ),
+        (
+            vec![
+                model.as_str(),
+                "mqtt.embedded=true",
+                "mqtt.embedded_listen=0.0.0.0:0",
+            ],
+            78,
+            "embedded_password_file",
+        ),
+        (vec!["log.level=loud=very=much"], 78, "log.level"),
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let store = format!("store.path={}", folder.path().display());
+        let port = format!("mqtt.port={}", free_port());
+        let mut arguments = vec!["run", "--set", &store, "--set", &port];
+        for setting in &settings {
+            arguments.extend(["--set", setting]);
+        }
+        let output = phi(&arguments);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{settings:?}: {said}");
+        assert!(
+            said.lines().last().unwrap().contains(says),
+            "{settings:?}: {said}"
+        );
+    }
+}
+
+#[test]
+fn an_explicit_provider_is_never_replaced() {
+    if !has_library() {
+        return;
+    }
+    let model = format!("model.path={}", demo_model().display());
+    let other = if cfg!(windows) {
+        "runtime.provider=cuda"
+    } else {
+        "runtime.provider=directml"
+    };
+    let output = phi(&["check", "--offline", "--set", &model, "--set", other]);
+    assert_eq!(output.status.code(), Some(69), "{}", text(&output.stdout));
+    assert!(
+        text(&output.stdout).contains("fault  provider"),
+        "{}",
+        text(&output.stdout)
+    );
+}
+
+#[test]
+fn check_says_what_is_right_and_what_is_not() {
+    if !has_library() {
+        return;
+    }
+    let model = format!("model.path={}", demo_model().display());
+    let port = format!("mqtt.port={}", free_port());
+    let output = phi(&["check", "--set", &model, "--set", &port]);
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(69), "{said}");
+    for line in [
+        "ok     config",
+        "ok     model",
+        "ok     library",
+        "ok     provider",
+        "fault  broker",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let output = phi(&["check", "--offline", "--set", &model, "--set", &port]);
+    assert!(output.status.success());
+}
+
+#[tokio::test]
+async fn a_daemon_waits_for_its_broker() {
+    if !has_library() {
+        return;
+    }
+    let Some(mut broker) = Mosquitto::start() else {
+        return;
+    };
+    broker.stop();
+    let _daemon = Daemon::start(broker.port, &demo_model(), &[]);
+    broker.start_again();
+    let mut client = client(broker.port).await;
+    state(&mut client, "ready").await;
+}
+
+#[tokio::test]
+async fn the_embedded_broker_serves_other_clients() {
+    if !has_library() {
+        return;
+    }
+    let port = free_port();
+    let listen = format!("mqtt.embedded_listen=127.0.0.1:{port}");
+    let mut daemon = Daemon::start(port, &demo_model(), &["mqtt.embedded=true", &listen]);
+    let url = format!("mqtt://127.0.0.1:{port}/{BASE}");
+    let output = tokio::task::spawn_blocking(move || {
+        // The broker comes up with the daemon: the first attempts may find none.
+        for _ in 0..600 {
+            let output = phi(&["ask", "--broker", &url, "--json", "Who are you?"]);
+            if output.status.code() != Some(69) {
+                return output;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        panic!("no broker");
+    })
+    .await
+    .unwrap();
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    let reply: Value = serde_json::from_str(&text(&output.stdout)).unwrap();
+    assert!(
+        reply["text"].as_str().unwrap().contains("demonstration"),
+        "{reply}"
+    );
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+}
+
+#[tokio::test]
+async fn ask_finds_the_daemon_at_a_broker() {
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let url = format!("mqtt://localhost:{}", broker.port);
+    let nobody = phi(&["ask", "--broker", &url, "Hello"]);
+    assert_eq!(nobody.status.code(), Some(69));
+    assert!(
+        text(&nobody.stderr).contains("no phi-edge"),
+        "{}",
+        text(&nobody.stderr)
+    );
+    let _daemon = Daemon::start(broker.port, &demo_model(), &[]);
+    let mut client = client(broker.port).await;
+    let status = state(&mut client, "ready").await;
+    assert_eq!(
+        (status["model"].as_str(), status["provider"].as_str()),
+        (Some("phi-edge-demo"), Some("cpu"))
+    );
+    let output = phi(&["ask", "--broker", &url, "Who are you?"]);
+    assert!(output.status.success(), "{}", text(&output.stderr));
+    assert!(
+        text(&output.stdout).contains("demonstration"),
+        "{}",
+        text(&output.stdout)
+    );
+    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
+    let bad = phi(&["ask", "--broker", &url, "--max-tokens", "100000", "x"]);
+    assert_eq!(bad.status.code(), Some(1));
+    assert!(text(&bad.stderr).contains("max_tokens"), "{}", text(&bad.stderr));
+}
