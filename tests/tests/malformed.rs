@@ -13,7 +13,7 @@ const PAYLOADS: usize = 1000;
 
 /// No request, whatever it is: broken JSON, wrong types, wrong values, binary.
 fn malformed() -> impl Strategy<Value = Vec<u8>> {
-    let broken = r#"\{[^}]{0,40}"#.prop_map(String::into_bytes);
+    let broken = r"\{[^}]{0,40}".prop_map(String::into_bytes);
     let wrong = r#"\{"prompt":("x"|3|null|\[\]),"(max_tokens|top_p|priority|nonsense|id)":(-1|\{\}|"[ !]{1,9}"|1e400)\}"#
         .prop_map(String::into_bytes);
     let empty = Just(b"{}".to_vec());
