@@ -233,3 +233,51 @@ fn damaged_models_are_named() {
         &["model.onnx", "scores"],
     );
 }
+
+#[cfg(unix)]
+#[test]
+fn ctrl_c_ends_it_with_what_there_is() {
+    use std::io::Read as _;
+    let Some(folder) = fixture("phi3-mini-tiny-int4") else {
+        return;
+    };
+    if !has_library() {
+        return;
+    }
+    let mut process = Command::new(phi_edge())
+        .args([
+            "ask",
+            "--model",
+            folder.to_str().unwrap(),
+            "--max-tokens",
+            "1900",
+            "--json",
+            "x",
+        ])
+        .env("RUST_LOG", "debug,ort=warn")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The log says when the answer begins.
+    let mut stderr = process.stderr.take().unwrap();
+    let mut log = Vec::new();
+    let mut byte = [0];
+    while !String::from_utf8_lossy(&log).contains("The prompt is encoded.") {
+        assert_eq!(
+            stderr.read(&mut byte).unwrap(),
+            1,
+            "{}",
+            String::from_utf8_lossy(&log)
+        );
+        log.push(byte[0]);
+    }
+    phi_edge_tests::signal(&process, "INT");
+    let output = process.wait_with_output().unwrap();
+    // The signal may come a moment before it is listened for: then it ends the process as it always does.
+    if let Some(code) = output.status.code() {
+        assert_eq!(code, 1);
+        let reply: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(reply["finish_reason"], "cancelled");
+    }
+}

@@ -1,6 +1,9 @@
 //! Developer commands. Each does its own set-up on a fresh checkout.
 
+mod bench;
+mod demo;
 mod library;
+mod model;
 mod process;
 mod python;
 mod test;
@@ -24,6 +27,8 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Show everything at work: an embedded broker, the daemon, a prompt, a burst of sensor messages.
+    Demo,
     /// Fetch the pinned ONNX Runtime library and print its path.
     Library {
         /// The platform to fetch it for; this machine's unless given.
@@ -36,6 +41,16 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
+    /// Write a model directory of Phi-3.5-mini's full shape with random weights.
+    BenchModel {
+        /// How many layers; the real model has 32.
+        #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(2..=64))]
+        layers: u32,
+        /// The folder to write.
+        dir: std::path::PathBuf,
+    },
+    /// Compare with onnxruntime-genai, in turns, and write docs/benchmarks.md.
+    Bench(bench::BenchArgs),
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
 }
@@ -59,6 +74,9 @@ fn run(command: Command) -> Result<()> {
             Ok(())
         }
         Command::Test { arguments } => test::test(&arguments),
+        Command::Demo => demo::demo(),
+        Command::BenchModel { layers, dir } => model::write(&dir, layers),
+        Command::Bench(args) => bench::bench(&args),
         Command::Lint => test::lint(),
     }
 }

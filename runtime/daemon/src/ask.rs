@@ -1,6 +1,8 @@
 //! `phi-edge ask`: one prompt, here.
 
 use std::io::{IsTerminal, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
     Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
@@ -11,6 +13,9 @@ use serde_json::json;
 use crate::cli::AskArgs;
 use crate::exit::{Exit, Fault};
 use crate::local::{Choice, Local};
+
+/// There is but one.
+const REQUEST: RequestId = RequestId(0);
 
 /// Runs the prompt and prints the answer.
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
@@ -64,7 +69,7 @@ fn request(
     };
     let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
     Ok(GenerateRequest {
-        id: RequestId(0),
+        id: REQUEST,
         prompt: ids,
         max_tokens: args.max_tokens as usize,
         sampling: Sampling {
@@ -102,8 +107,13 @@ fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
 fn generate(local: &mut Local, printer: &mut Printer) -> Result<Summary, Fault> {
     let clock = local.clock();
     let interrupt = Interrupt::new();
+    let stop = stop_on_ctrl_c(&interrupt)?;
     let mut events = Vec::new();
     loop {
+        if stop.load(Ordering::SeqCst) {
+            interrupt.clear();
+            local.engine.cancel(REQUEST);
+        }
         local.engine.step(&clock, &interrupt, &mut events);
         for event in events.drain(..) {
             match event {
@@ -114,6 +124,24 @@ fn generate(local: &mut Local, printer: &mut Printer) -> Result<Summary, Fault> 
             }
         }
     }
+}
+
+/// True once Ctrl-C came; the run under way is cut short.
+fn stop_on_ctrl_c(interrupt: &Interrupt) -> Result<Arc<AtomicBool>, Fault> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (seen, interrupt) = (Arc::clone(&stop), interrupt.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    // It waits for as long as the process lives.
+    std::thread::spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            seen.store(true, Ordering::SeqCst);
+            interrupt.raise();
+        }
+    });
+    Ok(stop)
 }
 
 fn read_prompt(argument: &str) -> Result<String, Fault> {
@@ -186,7 +214,11 @@ impl Printer {
         } else {
             String::new()
         };
-        writeln!(std::io::stdout().lock(), "{line}").map_err(broken_output)
+        writeln!(std::io::stdout().lock(), "{line}").map_err(broken_output)?;
+        if summary.finish == Finish::Cancelled {
+            return Err(Fault::failed("interrupted"));
+        }
+        Ok(())
     }
 }
 

@@ -91,6 +91,18 @@ impl Choice {
     }
 }
 
+/// Says that a model is only a demonstration, where it is one.
+pub(crate) fn warn_of_demonstration(model: &ModelDir) {
+    let manifest = model.manifest();
+    if manifest.demonstration {
+        let note = manifest
+            .note
+            .as_deref()
+            .unwrap_or("its answers are not to be relied on");
+        tracing::warn!("{} is a demonstration: {note}", model.name());
+    }
+}
+
 /// A loaded model, for the commands that need no broker.
 pub(crate) struct Local {
     pub(crate) model: ModelDir,
@@ -105,6 +117,7 @@ impl Local {
         let epoch = Instant::now();
         // The directory first: a wrong path is the commonest fault, and needs no library to be told.
         let model = ModelDir::open(&choice.model)?;
+        warn_of_demonstration(&model);
         let engine = choice.engine(&model)?;
         Ok(Self {
             model,

@@ -97,8 +97,9 @@ impl OnnxDecoder {
             kv_element,
             logits_element,
             vocab_size,
+            position_ids,
         } = graph;
-        let names = Names::of(genai).ok_or_else(|| OnnxError::Model {
+        let names = Names::of(genai, position_ids.as_deref()).ok_or_else(|| OnnxError::Model {
             path: path.clone(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
@@ -146,7 +147,7 @@ impl OnnxDecoder {
             logits_element,
             rope: RopeForm {
                 boundary: facts.rope_boundary,
-                by_position: genai.inputs.position_ids.is_some(),
+                by_position: position_ids.is_some(),
             },
             caps,
             provider,
@@ -412,7 +413,7 @@ impl OnnxDecoder {
 
 impl Names {
     /// `None` for graphs that take embeddings.
-    fn of(config: &GenaiConfig) -> Option<Self> {
+    fn of(config: &GenaiConfig, position_ids: Option<&str>) -> Option<Self> {
         let c = |name: &str| CString::new(name).ok();
         let mut kv = Vec::with_capacity(2 * config.num_layers);
         for layer in 0..config.num_layers {
@@ -422,7 +423,7 @@ impl Names {
         Some(Self {
             ids: c(config.inputs.input_ids.as_deref()?)?,
             mask: c(&config.inputs.attention_mask)?,
-            positions: match config.inputs.position_ids.as_deref() {
+            positions: match position_ids {
                 Some(name) => Some(c(name)?),
                 None => None,
             },

@@ -21,6 +21,8 @@ pub(crate) struct OpenGraph {
     pub(crate) logits_element: Element,
     /// The graph's vocabulary where it is fixed; the config's may be padded.
     pub(crate) vocab_size: usize,
+    /// The input that takes positions, if the graph has one.
+    pub(crate) position_ids: Option<String>,
 }
 
 /// Opens the decoder graph of `model`.
@@ -70,6 +72,16 @@ fn open_on(library: &Library, path: &Path, provider: Provider, threads: usize) -
     })
 }
 
+/// Exporters of different ages differ in whether they name this input where the graph has none, and the other way
+/// round: the graph decides.
+fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
+    let named = config.inputs.position_ids.as_deref().unwrap_or("position_ids");
+    inputs
+        .iter()
+        .any(|input| input.name() == named)
+        .then(|| named.to_owned())
+}
+
 fn check(
     session: Session,
     provider: Provider,
@@ -100,7 +112,8 @@ fn check(
     };
     let mut integers = vec![config.inputs.attention_mask.as_str()];
     integers.extend(config.inputs.input_ids.as_deref());
-    integers.extend(config.inputs.position_ids.as_deref());
+    let position_ids = position_ids(inputs, config);
+    integers.extend(position_ids.as_deref());
     for name in integers {
         let (element, _) = find(inputs, name, "input")?;
         if element != TensorElementType::Int64 {
@@ -108,9 +121,6 @@ fn check(
                 "its input \"{name}\" is {element}, not int64: this form of export is not supported"
             )));
         }
-    }
-    if config.inputs.position_ids.is_none() && inputs.iter().any(|input| input.name() == "position_ids") {
-        return Err(fault("has an input \"position_ids\" that genai_config.json does not name: the two files are not of the same export".into()));
     }
     let element = |name: &str, kind: &str, found: TensorElementType| match found {
         TensorElementType::Float32 => Ok(Element::F32),
@@ -155,6 +165,7 @@ fn check(
         kv_element: kv_element.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,
         vocab_size,
+        position_ids,
         session,
     })
 }

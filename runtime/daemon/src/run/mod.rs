@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, watch};
 use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
 use crate::identity;
-use crate::local::Choice;
+use crate::local::{self, Choice};
 use crate::logging;
 use crate::settings;
 
@@ -107,6 +107,7 @@ impl<'a> App<'a> {
         let mut link_state = link.state();
 
         let name = model.name();
+        local::warn_of_demonstration(&model);
         let loading = self.load(model);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {

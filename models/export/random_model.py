@@ -1,0 +1,221 @@
+"""Writes a model directory as onnxruntime-genai's exporter does, with random weights and without PyTorch.
+
+    python random_model.py OUT [--layers 32] [--hidden 3072] … [--form 2026|2024]
+
+Speed does not depend on the weights, so performance is measured on these. `--form 2024` writes what the exporter wrote
+in 2024: opset 14, IR 7, fixed KV dimensions, zero points in the quantised blocks, a file name of its own, `position_ids`
+named in genai_config.json although the graph takes none. The two forms of one seed compute the same.
+
+The tokenizer of `--tokenizer FOLDER` is copied beside it; ids that it does not know have no text.
+"""
+
+import argparse
+import json
+import math
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+
+FLOAT, INT64, INT32, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8
+
+
+class Weights:
+    """The external data: tensors are written as they come, so that memory holds one at a time."""
+
+    def __init__(self, path, seed):
+        self.file, self.name, self.rng = open(path, "wb"), path.name, np.random.default_rng(seed)
+        self.tensors = []
+
+    def add(self, name, dims, data_type, data):
+        tensor = TensorProto(name=name, dims=dims, data_type=data_type, data_location=TensorProto.EXTERNAL)
+        # Pages: the library maps the file.
+        self.file.write(b"\0" * (-self.file.tell() % 4096))
+        for key, value in (("location", self.name), ("offset", self.file.tell()), ("length", len(data))):
+            tensor.external_data.add(key=key, value=str(value))
+        self.file.write(data)
+        self.tensors.append(tensor)
+        return name
+
+    def floats(self, name, dims, mean, spread):
+        values = self.rng.standard_normal(dims, dtype=np.float32)
+        values *= spread
+        values += mean
+        return self.add(name, dims, FLOAT, values.tobytes())
+
+
+def tables(shape, factors, length):
+    """LongRoPE's cosines and sines (arXiv 2402.13753, with Phi-3's attention factor), as the exporter computes them."""
+    half = shape.head // 2
+    inverse = 1.0 / (np.asarray(factors) * 10000.0 ** (np.arange(half) * 2 / shape.head))
+    ratio = shape.context / shape.original
+    scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original)) if ratio > 1 else 1.0
+    angles = np.outer(np.arange(length), inverse)
+    return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+
+def rope_caches(shape):
+    """The `If` that chooses the tables by the mask's width."""
+    half = shape.head // 2
+    long_factors = [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
+
+    def branch(name, factors, length):
+        nodes = []
+        for part, table in zip(("cos", "sin"), tables(shape, factors, length)):
+            tensor = helper.make_tensor(f"{part}_cache_{name}", FLOAT, table.shape, table.tobytes(), raw=True)
+            nodes.append(helper.make_node("Constant", [], [f"{part}_cache_{name}"], f"/{name}/{part}_cache/Constant", value=tensor))
+        outputs = [helper.make_tensor_value_info(n.output[0], FLOAT, [length, half]) for n in nodes]
+        return helper.make_graph(nodes, f"{name}_rotemb_caches_graph", [], outputs)
+
+    return helper.make_node(
+        "If", ["/model/rope_caches_subgraph/Greater/output_0"], ["cos_cache", "sin_cache"], "/model/rope_caches_subgraph/If",
+        then_branch=branch("large", long_factors, shape.context), else_branch=branch("small", [1.0] * half, shape.original),
+    )
+
+
+def graph(shape, weights):
+    nodes = []
+
+    def node(kind, inputs, outputs, name, **attributes):
+        domain = "com.microsoft" if kind in ("MatMulNBits", "GroupQueryAttention", "SkipSimplifiedLayerNormalization") else ""
+        nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
+        return outputs[0]
+
+    def constant(value, dims=()):
+        name = f"/model/constants/INT64/{list(dims) and [value] or value}"
+        tensor = helper.make_tensor(name, INT64, dims, [value])
+        return node("Constant", [], [name], name.replace("constants", "constant_nodes"), value=tensor)
+
+    def matmul(source, name, k, n):
+        blocks = k // shape.block
+        root = name.strip("/").replace("/", ".").removeprefix("model.")
+        root = root if root.startswith("lm_head") else f"model.{root}"
+        quantised = weights.add(f"{root}.MatMul.weight_Q4", [n, blocks, shape.block // 2], UINT8, weights.rng.bytes(n * k // 2))
+        # int4 values spread by 4.6 about 8: the product has the spread of its input.
+        spread = 1 / (4.6 * math.sqrt(k))
+        inputs = [source, quantised, weights.floats(f"{root}.MatMul.weight_scales", [n, blocks], spread, spread / 20)]
+        if shape.form == 2024:
+            # The published models have zero points; 8 everywhere is what symmetric blocks mean.
+            inputs.append(weights.add(f"{root}.MatMul.weight_zp", [n * ((blocks + 1) // 2)], UINT8, b"\x88" * (n * ((blocks + 1) // 2))))
+        return node("MatMulNBits", inputs, [f"{name}/MatMul/output_0"], f"{name}/MatMul_Q4", K=k, N=n, bits=4,
+                    block_size=shape.block, accuracy_level=shape.accuracy)
+
+    boundary = constant(shape.original)
+    mask = "/model/attn_mask_reformat/attn_mask_subgraph"
+    node("Shape", ["attention_mask"], [f"{mask}/Shape/output_0"], f"{mask}/Shape")
+    width = node("Gather", [f"{mask}/Shape/output_0", constant(1)], [f"{mask}/Gather/output_0"], f"{mask}/Gather", axis=0)
+    node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
+    nodes.append(rope_caches(shape))
+    one = constant(1, (1,))
+    node("ReduceSum", ["attention_mask", one], [f"{mask}/ReduceSum/output_0"], f"{mask}/ReduceSum", keepdims=0)
+    node("Sub", [f"{mask}/ReduceSum/output_0", one], [f"{mask}/Sub/output_0"], f"{mask}/Sub")
+    lengths = node("Cast", [f"{mask}/Sub/output_0"], [f"{mask}/Sub/Cast/output_0"], f"{mask}/Sub/Cast", to=INT32)
+    total = node("Cast", [width], [f"{mask}/Gather/Cast/output_0"], f"{mask}/Gather/Cast", to=INT32)
+
+    hidden, inner = shape.hidden, shape.inner
+    embedding = weights.floats("model.embed_tokens.weight", [shape.vocab, hidden], 0.0, 1.0)
+    stream = node("Gather", [embedding, "input_ids"], ["/model/embed_tokens/Gather/output_0"], "/model/embed_tokens/Gather")
+    pending = None
+
+    def norm(name, last=False):
+        """The norm that also adds what the block before it has computed."""
+        nonlocal stream
+        weight = weights.floats(f"{name.strip('/').replace('/', '.')}.weight", [hidden], 1.0, 0.05)
+        if pending is None:
+            return node("SimplifiedLayerNormalization", [stream, weight], [f"{name}/output_0"], f"{name}/LayerNorm",
+                        axis=-1, epsilon=1e-5, stash_type=1)
+        outputs = [f"{name}/output_0"] if last else [f"{name}/output_0", "", "", f"{name}/output_3"]
+        node("SkipSimplifiedLayerNormalization", [stream, pending, weight], outputs, f"{name}/SkipLayerNorm", epsilon=1e-5)
+        stream = outputs[-1]
+        return outputs[0]
+
+    for i in range(shape.layers):
+        layer = f"/model/layers.{i}"
+        qkv = matmul(norm(f"{layer}/input_layernorm"), f"{layer}/attn/qkv_proj", hidden, 3 * hidden)
+        attention = node(
+            "GroupQueryAttention",
+            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, "cos_cache", "sin_cache"],
+            [f"{layer}/attn/GroupQueryAttention/output_0", f"present.{i}.key", f"present.{i}.value"],
+            f"{layer}/attn/GroupQueryAttention", num_heads=shape.heads, kv_num_heads=shape.heads,
+            scale=1 / math.sqrt(shape.head), do_rotary=1, rotary_interleaved=0,
+        )
+        pending = matmul(attention, f"{layer}/attn/o_proj", hidden, hidden)
+        normed = norm(f"{layer}/post_attention_layernorm")
+        gate = matmul(normed, f"{layer}/mlp/gate_proj", hidden, inner)
+        up = matmul(normed, f"{layer}/mlp/up_proj", hidden, inner)
+        open_ = node("Sigmoid", [gate], [f"{layer}/mlp/act_fn/Sigmoid/output_0"], f"{layer}/mlp/act_fn/Sigmoid")
+        gated = node("Mul", [gate, open_], [f"{layer}/mlp/act_fn/Mul/output_0"], f"{layer}/mlp/act_fn/Mul")
+        both = node("Mul", [gated, up], [f"{layer}/mlp/Mul/output_0"], f"{layer}/mlp/Mul")
+        pending = matmul(both, f"{layer}/mlp/down_proj", inner, hidden)
+    logits = matmul(norm(f"/model/layers.{shape.layers}/final_norm_layernorm", last=True), "/lm_head", hidden, shape.vocab)
+    nodes[-1].output[0] = "logits"
+    assert logits != "logits"
+
+    # Fixed dimensions in 2024; today the last one is left open.
+    kv_dim = shape.head if shape.form == 2024 else "kv_cache_dim"
+    info = helper.make_tensor_value_info
+    inputs = [info("input_ids", INT64, ["batch_size", "sequence_length"]),
+              info("attention_mask", INT64, ["batch_size", "total_sequence_length"])]
+    outputs = [info("logits", FLOAT, ["batch_size", "sequence_length", shape.vocab])]
+    for i in range(shape.layers):
+        for part in ("key", "value"):
+            inputs.append(info(f"past_key_values.{i}.{part}", FLOAT, ["batch_size", shape.heads, "past_sequence_length", kv_dim]))
+            outputs.append(info(f"present.{i}.{part}", FLOAT, ["batch_size", shape.heads, "total_sequence_length", kv_dim]))
+    return helper.make_graph(nodes, "main_graph", inputs, outputs, weights.tensors)
+
+
+def genai_config(shape, filename):
+    inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask",
+              "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
+    if shape.form == 2024:
+        inputs["position_ids"] = "position_ids"
+    end = shape.vocab - 57
+    return {
+        "model": {
+            "bos_token_id": 1, "context_length": shape.context,
+            "decoder": {
+                "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+                "filename": filename, "head_size": shape.head, "hidden_size": shape.hidden, "inputs": inputs,
+                "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
+                "num_attention_heads": shape.heads, "num_hidden_layers": shape.layers, "num_key_value_heads": shape.heads,
+            },
+            "eos_token_id": [end, end - 6, end - 7], "pad_token_id": end - 7, "type": "phi3", "vocab_size": shape.vocab,
+        },
+        "search": {"do_sample": False, "max_length": shape.context, "past_present_share_buffer": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
+    }
+
+
+def write(shape, out, tokenizer):
+    out.mkdir(parents=True, exist_ok=True)
+    filename = "phi3-random-cpu-int4.onnx" if shape.form == 2024 else "model.onnx"
+    weights = Weights(out / f"{filename}.data", shape.seed)
+    opset, ir = (14, 7) if shape.form == 2024 else (22, 10)
+    model = helper.make_model(graph(shape, weights), ir_version=ir, producer_name="phi-edge random_model.py",
+                              opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)])
+    weights.file.close()
+    onnx.save(model, out / filename)
+    (out / "genai_config.json").write_text(json.dumps(genai_config(shape, filename), indent=4) + "\n")
+    manifest = {"name": out.name, "note": "Random weights, for measurements and tests: its answers mean nothing."}
+    (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if tokenizer else ():
+        if (tokenizer / name).exists():
+            shutil.copy(tokenizer / name, out / name)
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    for name, value in (("layers", 32), ("hidden", 3072), ("inner", 8192), ("heads", 32), ("vocab", 32064), ("context", 131072),
+                        ("original", 4096), ("block", 128), ("accuracy", 4), ("seed", 1), ("form", 2026)):
+        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--tokenizer", type=Path)
+    shape = parser.parse_args()
+    shape.head = shape.hidden // shape.heads
+    return shape
+
+
+if __name__ == "__main__":
+    chosen = arguments()
+    write(chosen, chosen.out, chosen.tokenizer)

@@ -1,0 +1,163 @@
+//! The exporter's forms of 2024 and of today, on models of the repository's own (models/export/forms.py).
+
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use phi_edge_engine::{
+    Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
+};
+use phi_edge_models::ModelDir;
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
+use serde_json::Value;
+
+/// Logits closer than this may change places with the number of tokens in a run.
+const NEAR: f64 = 0.01;
+
+fn forms() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/forms")
+}
+
+fn library() -> Option<Library> {
+    match Library::find(None) {
+        Ok(library) => Some(library),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+            println!("SKIPPED: {error}");
+            None
+        }
+    }
+}
+
+fn load(library: &Library, folder: &Path) -> OnnxDecoder {
+    let config = DecoderConfig {
+        provider: Provider::Cpu,
+        threads: Some(2),
+        rows: 1,
+        kv_memory: None,
+    };
+    OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
+}
+
+struct Silent;
+
+impl Detokenizer for Silent {
+    fn push(&mut self, _: TokenId) -> String {
+        String::new()
+    }
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+fn ids(value: &Value) -> Vec<TokenId> {
+    let number = |id: &Value| TokenId(id.as_u64().unwrap() as u32);
+    value.as_array().unwrap().iter().map(number).collect()
+}
+
+fn generate(engine: &mut Engine<OnnxDecoder>, prompt: Vec<TokenId>, max_tokens: usize) -> Vec<TokenId> {
+    let request = GenerateRequest {
+        id: RequestId(1),
+        prompt,
+        max_tokens,
+        sampling: Sampling::default(),
+        stop: Stop::default(),
+        detokenizer: Box::new(Silent),
+        deadline: None,
+    };
+    engine.submit(request, Duration::ZERO).unwrap();
+    let mut events = Vec::new();
+    loop {
+        engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Finished { summary, .. } => return summary.tokens,
+                Event::Failed { reason, .. } => panic!("{reason}"),
+                _ => {}
+            }
+        }
+    }
+}
+
+#[test]
+fn both_forms_give_the_reference_without_a_cache() {
+    let Some(library) = library() else { return };
+    let golden: Value = serde_json::from_slice(&std::fs::read(forms().join("golden.json")).unwrap()).unwrap();
+    for form in ["2024", "2026"] {
+        for prefill_chunk in [512, 16, 7] {
+            let config = EngineConfig {
+                prefill_chunk,
+                slots: 1,
+                stop_repetition: false,
+            };
+            let mut engine = Engine::new(load(&library, &forms().join(form)), config);
+            for (n, case) in golden.as_array().unwrap().iter().enumerate() {
+                let expected = ids(&case["ids"]);
+                let got = generate(&mut engine, ids(&case["prompt_ids"]), expected.len());
+                assert_eq!(got.len(), expected.len(), "{form}, case {n}");
+                let differs = got
+                    .iter()
+                    .zip(&expected)
+                    .position(|(got, expected)| got != expected);
+                if let Some(at) = differs {
+                    let gap = case["gaps"][at].as_f64().unwrap();
+                    assert!(
+                        gap < NEAR,
+                        "{form}, case {n}, chunks of {prefill_chunk}: token {at} is {:?}, not {:?}, by {gap}",
+                        got[at],
+                        expected[at]
+                    );
+                }
+            }
+        }
+    }
+}
+
+/// A copy of a form with its genai_config.json changed.
+fn changed(form: &str, change: impl FnOnce(&mut Value)) -> tempfile::TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    for file in std::fs::read_dir(forms().join(form)).unwrap() {
+        let file = file.unwrap();
+        std::fs::copy(file.path(), folder.path().join(file.file_name())).unwrap();
+    }
+    let path = folder.path().join("genai_config.json");
+    let mut config: Value = serde_json::from_slice(&std::fs::read(&path).unwrap()).unwrap();
+    change(&mut config);
+    std::fs::write(&path, config.to_string()).unwrap();
+    folder
+}
+
+#[test]
+fn a_list_or_a_number_of_end_tokens_and_unknown_keys_are_fine() {
+    let Some(library) = library() else { return };
+    let folder = changed("2024", |config| {
+        config["model"]["eos_token_id"] = 263.into();
+        config["model"]["decoder"]["a_key_of_2027"] = serde_json::json!({"x": [1]});
+        config["search"]["a_key_of_2027"] = true.into();
+    });
+    load(&library, folder.path());
+}
+
+#[test]
+fn a_graph_that_lacks_what_the_config_names_is_told() {
+    let Some(library) = library() else { return };
+    let folder = changed("2026", |config| {
+        config["model"]["decoder"]["inputs"]["past_key_names"] = "past.%d.key".into();
+    });
+    let config = DecoderConfig {
+        provider: Provider::Cpu,
+        threads: Some(1),
+        rows: 1,
+        kv_memory: None,
+    };
+    let model = ModelDir::open(folder.path()).unwrap();
+    let error = OnnxDecoder::load(&library, &model, &config)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(
+        error.contains("past.0.key") && error.contains("model.onnx"),
+        "{error}"
+    );
+}

@@ -1,0 +1,224 @@
+//! The demonstration behind `cargo xtask demo`: `phi-edge-demo MODEL`.
+//!
+//! Starts the daemon with its embedded broker, asks it something as a client would, lets simulated machines
+//! send readings over MQTT, computes the facts of the burst and has the model word them.
+
+#![allow(clippy::print_stdout)]
+
+mod burst;
+
+use std::io::Write as _;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use phi_edge_mqtt::{Client, ClientOptions};
+use phi_edge_tests::{free_port, phi_edge_beside};
+use serde_json::{Value, json};
+
+use burst::Reading;
+
+const BASE: &str = "phi-edge/v1/demo";
+/// The whole demonstration takes seconds; on a slow machine it must still end.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+fn main() -> Result<()> {
+    let model = std::env::args_os()
+        .nth(1)
+        .map(PathBuf::from)
+        .context("usage: phi-edge-demo MODEL")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(demo(model))
+}
+
+async fn demo(model: PathBuf) -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let port = free_port();
+    println!("Starting phi-edge with its embedded broker on port {port} …");
+    let mut daemon = Daemon::start(&model, port, folder.path())?;
+    let mut client = connect(port, &mut daemon).await?;
+    let status = ready(&mut client).await?;
+    println!(
+        "Ready: model {}, context of {} tokens, on {}.",
+        status["model"].as_str().unwrap_or("?"),
+        status["context"],
+        status["provider"].as_str().unwrap_or("?")
+    );
+    println!(
+        "This is a demonstration model of 2 million parameters: it words facts and knows nothing else.\n"
+    );
+
+    client.subscribe(&format!("{BASE}/response/#")).await?;
+    for question in ["Who are you?", "Was kannst du?"] {
+        println!("> {question}");
+        ask(&mut client, question).await?;
+    }
+
+    println!("\nThree machines send readings over MQTT:");
+    client.subscribe("plant/+/temperature").await?;
+    let readings = machines(&mut client).await?;
+    for (language, instruction) in [
+        ("en", "Summarise for the operator."),
+        ("de", "Fasse für den Betrieb zusammen."),
+    ] {
+        let prompt = burst::prompt(&readings, instruction, language)?;
+        println!("\n> {instruction}");
+        ask(&mut client, &prompt).await?;
+    }
+    client.close().await;
+    daemon.end()?;
+    println!("\nThe same by hand, while `phi-edge run` is up:");
+    println!("  mosquitto_rr -t {BASE}/request -e {BASE}/response/1 -m 'Who are you?'");
+    Ok(())
+}
+
+/// The daemon as a process.
+struct Daemon(Child);
+
+impl Daemon {
+    fn start(model: &std::path::Path, port: u16, folder: &std::path::Path) -> Result<Self> {
+        let mut command = Command::new(phi_edge_beside()?);
+        command.arg("run");
+        for setting in [
+            format!("model.path={}", model.display()),
+            format!("store.path={}", folder.display()),
+            "node.name=demo".to_owned(),
+            "mqtt.embedded=true".to_owned(),
+            format!("mqtt.embedded_listen=127.0.0.1:{port}"),
+            "log.level=warn".to_owned(),
+        ] {
+            command.args(["--set", &setting]);
+        }
+        Ok(Self(
+            command
+                .stdout(Stdio::null())
+                .spawn()
+                .context("phi-edge can't be started")?,
+        ))
+    }
+
+    fn end(mut self) -> Result<()> {
+        if cfg!(unix) {
+            phi_edge_tests::signal(&self.0, "TERM");
+        } else {
+            self.0.kill()?;
+        }
+        let status = self.0.wait()?;
+        if cfg!(unix) && !status.success() {
+            bail!("phi-edge ended with {status}");
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+async fn connect(port: u16, daemon: &mut Daemon) -> Result<Client> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let options = ClientOptions {
+            host: "127.0.0.1".into(),
+            port,
+            client_id: "phi-edge-demo".into(),
+            ..ClientOptions::default()
+        };
+        match Client::connect(options).await {
+            Ok(client) => return Ok(client),
+            Err(error) if Instant::now() > deadline => return Err(error.into()),
+            Err(_) => {
+                if let Some(status) = daemon.0.try_wait()? {
+                    bail!("phi-edge ended with {status}");
+                }
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+}
+
+async fn ready(client: &mut Client) -> Result<Value> {
+    client.subscribe(&format!("{BASE}/status")).await?;
+    loop {
+        let message = client
+            .receive(PATIENCE)
+            .await?
+            .context("the daemon does not get ready")?;
+        let status: Value = serde_json::from_slice(&message.payload)?;
+        if status["state"] == "ready" {
+            return Ok(status);
+        }
+    }
+}
+
+/// Sends a prompt and prints the answer as it streams in.
+async fn ask(client: &mut Client, prompt: &str) -> Result<()> {
+    let id = format!("demo-{}", phi_edge_tests::unique());
+    let request = json!({"id": id, "prompt": prompt, "stream": true, "max_tokens": 120});
+    client
+        .publish(&format!("{BASE}/request"), request.to_string(), None)
+        .await?;
+    let mut shown = String::new();
+    loop {
+        let message = client.receive(PATIENCE).await?.context("no answer came")?;
+        let body: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
+        if body["id"] != id.as_str() {
+            continue;
+        }
+        match message.property("kind") {
+            Some("chunk") => {
+                let delta = body["delta"].as_str().unwrap_or_default();
+                shown.push_str(delta);
+                print!("{delta}");
+                std::io::stdout().flush()?;
+            }
+            Some("final") => {
+                let text = body["text"].as_str().unwrap_or_default();
+                println!("{}", text.strip_prefix(shown.as_str()).unwrap_or_default());
+                println!(
+                    "  [{} + {} tokens, {} ms to the first, {} ms for the rest]",
+                    body["usage"]["prompt_tokens"],
+                    body["usage"]["completion_tokens"],
+                    body["timing"]["prefill_ms"],
+                    body["timing"]["decode_ms"]
+                );
+                return Ok(());
+            }
+            _ => bail!("{}", body["error"]["message"]),
+        }
+    }
+}
+
+/// Lets the machines publish, and takes what arrives at a subscriber.
+async fn machines(client: &mut Client) -> Result<Vec<Reading>> {
+    let sent = burst::readings();
+    for reading in &sent {
+        let topic = format!("plant/{}/temperature", reading.device);
+        client
+            .publish(&topic, serde_json::to_vec(&reading.payload())?, None)
+            .await?;
+    }
+    let mut arrived = Vec::new();
+    while arrived.len() < sent.len() {
+        let message = client.receive(PATIENCE).await?.context("readings got lost")?;
+        if let Some(device) = message
+            .topic
+            .strip_prefix("plant/")
+            .and_then(|rest| rest.strip_suffix("/temperature"))
+        {
+            println!(
+                "  {} {}",
+                message.topic,
+                String::from_utf8_lossy(&message.payload)
+            );
+            arrived.push(Reading::read(device, &message.payload)?);
+        }
+    }
+    Ok(arrived)
+}
