@@ -15,7 +15,11 @@ use crate::local::{Choice, Local};
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     let streams = args.concurrency as usize;
-    let mut local = Local::load(&Choice::of_flags(&args.model, streams, false)?)?;
+    let mut choice = Choice::of_flags(&args.model, streams, false)?;
+    // Every measurement pays for all of its tokens.
+    choice.engine.prefix_cache = false;
+    choice.engine.speculation = false;
+    let mut local = Local::load(&choice)?;
     // The first run pays for memory and kernels that all later ones have.
     measure(&mut local, 1, 8, 2)?;
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);

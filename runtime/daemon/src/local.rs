@@ -12,6 +12,9 @@ use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
 use crate::settings;
 
+/// Rows that only remember, beside those that run. They cost address space, and memory only for what they hold.
+const CACHE_ROWS: usize = 8;
+
 /// Which model, and how it is run.
 #[derive(Debug, Clone)]
 pub(crate) struct Choice {
@@ -31,13 +34,14 @@ impl Choice {
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
                 threads: runtime.threads,
-                rows: runtime.slots,
+                rows: runtime.slots + CACHE_ROWS,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
                 slots: runtime.slots,
-                stop_repetition: true,
+                kv_budget: runtime.kv_memory.map(ByteSize::bytes),
+                ..EngineConfig::default()
             },
         }
     }
@@ -55,9 +59,8 @@ impl Choice {
                     kv_memory: None,
                 },
                 engine: EngineConfig {
-                    prefill_chunk: 512,
                     slots,
-                    stop_repetition,
+                    ..EngineConfig::default()
                 },
             },
             None => Self::of(&settings::load(&ConfigArgs::default())?.config),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::ids::{RowId, TokenId};
+use crate::ids::{RequestId, RowId, TokenId};
 
 /// A decoder-only transformer with its KV memory.
 ///
@@ -168,6 +168,15 @@ impl<'a> Logits<'a> {
         self.data.len() / self.vocab
     }
 
+    /// The same without its first `rows` rows.
+    #[must_use]
+    pub fn skip(&self, rows: usize) -> Self {
+        Self {
+            data: self.data.get(rows * self.vocab..).unwrap_or_default(),
+            vocab: self.vocab,
+        }
+    }
+
     /// Row `index`, or `None` past the end.
     pub fn row(&self, index: usize) -> Option<&'a [f32]> {
         self.data.get(index * self.vocab..(index + 1) * self.vocab)
@@ -196,6 +205,9 @@ pub type Hook = Arc<dyn Fn() + Send + Sync>;
 
 /// Ends a run from another thread. Clones share one state.
 ///
+/// A run that carries one request alone can be ended for its sake ([`Interrupt::raise_for`]); one that carries
+/// several can't, except for all of them ([`Interrupt::raise`]).
+///
 /// The decoder registers, for the time of a run, what ends it ([`Interrupt::during`]); whoever wants the
 /// run ended calls [`Interrupt::raise`]. A raise before the run is kept and ends it at its start.
 #[derive(Clone, Default)]
@@ -206,6 +218,8 @@ pub struct Interrupt {
 #[derive(Default)]
 struct InterruptState {
     raised: bool,
+    /// Whom the run under way serves alone.
+    only: Option<RequestId>,
     hook: Option<Hook>,
 }
 
@@ -225,6 +239,32 @@ impl Interrupt {
         if let Some(hook) = hook {
             hook();
         }
+    }
+
+    /// Ends the run under way if it serves `id` alone. Otherwise nothing happens: between two runs the engine
+    /// looks at what was asked of it anyway.
+    pub fn raise_for(&self, id: RequestId) {
+        let hook = {
+            let mut state = self.lock();
+            if state.only != Some(id) {
+                return;
+            }
+            state.raised = true;
+            state.hook.clone()
+        };
+        if let Some(hook) = hook {
+            hook();
+        }
+    }
+
+    /// The run to come serves `id` alone.
+    pub fn only(&self, id: RequestId) {
+        self.lock().only = Some(id);
+    }
+
+    /// The run to come serves several, or there is none.
+    pub fn nobody(&self) {
+        self.lock().only = None;
     }
 
     /// Takes a raise back.

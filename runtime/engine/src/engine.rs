@@ -1,15 +1,18 @@
-//! The engine: which sequence runs next, and what its logits mean.
+//! The engine: which sequences run next, and what their logits mean.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
-use crate::ids::{RequestId, RowId};
+use crate::ids::{RequestId, RowId, TokenId};
+use crate::pace::Pace;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
+use crate::rows::{Match, Rows, common};
+use crate::schedule::{Turns, Work};
 use crate::sequence::{Sequence, Waiting};
 
 /// How the engine works.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
     /// The most tokens of one prefill run. A cancellation takes effect between runs at the latest.
     pub prefill_chunk: usize,
@@ -17,6 +20,12 @@ pub struct EngineConfig {
     pub slots: usize,
     /// End an answer that goes round in circles.
     pub stop_repetition: bool,
+    /// Rows keep what they hold when their sequence has ended, for prompts that begin alike.
+    pub prefix_cache: bool,
+    /// Guess how a text goes on from how it went on before, and verify several tokens in one run.
+    pub speculation: bool,
+    /// The most bytes of keys and values, of running and remembered sequences together.
+    pub kv_budget: Option<u64>,
 }
 
 impl Default for EngineConfig {
@@ -25,6 +34,9 @@ impl Default for EngineConfig {
             prefill_chunk: 512,
             slots: 1,
             stop_repetition: true,
+            prefix_cache: true,
+            speculation: true,
+            kv_budget: None,
         }
     }
 }
@@ -35,26 +47,37 @@ pub struct Engine<D> {
     config: EngineConfig,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
-    free_rows: Vec<RowId>,
-    /// Index into `running` of the sequence whose turn it is.
-    turn: usize,
+    rows: Rows,
+    turns: Turns,
+    pace: Pace,
+    /// Decode steps of single sequences so far: tells who was served last.
+    steps: u64,
+    /// Idle rows that took part in a run between others, and hold a token behind their own since.
+    bystanders: BTreeSet<RowId>,
+    /// Raised by nobody: for runs that must not be cut short for the sake of one of their rows.
+    undisturbed: Interrupt,
+    /// The input of rows that take part in a run only because they lie between others.
+    filler: [TokenId; 1],
 }
 
 impl<D: Decoder> Engine<D> {
     /// An engine without work.
     pub fn new(decoder: D, mut config: EngineConfig) -> Self {
-        config.slots = config.slots.clamp(1, decoder.caps().rows.max(1));
+        let rows = decoder.caps().rows.max(1);
+        config.slots = config.slots.clamp(1, rows);
         config.prefill_chunk = config.prefill_chunk.max(1);
-        let mut free_rows: Vec<RowId> = (0u32..).take(config.slots).map(RowId).collect();
-        // Rows are taken from the end: the first sequence gets row 0.
-        free_rows.reverse();
         Self {
+            rows: Rows::new(rows, config.slots),
             decoder,
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            free_rows,
-            turn: 0,
+            turns: Turns::default(),
+            pace: Pace::default(),
+            steps: 0,
+            bystanders: BTreeSet::new(),
+            undisturbed: Interrupt::new(),
+            filler: [TokenId(0)],
         }
     }
 
@@ -68,8 +91,9 @@ impl<D: Decoder> Engine<D> {
         &self.decoder
     }
 
-    /// The decoder, for measurements while the engine is idle. What its rows hold is the engine's business.
+    /// The decoder, for measurements while the engine is idle. What its rows held is forgotten.
     pub fn decoder_mut(&mut self) -> &mut D {
+        self.forget();
         &mut self.decoder
     }
 
@@ -81,6 +105,59 @@ impl<D: Decoder> Engine<D> {
     /// True when nothing runs and nothing waits: a step would do nothing.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Gives up all that idle rows remember, but for pinned prefixes.
+    pub fn forget(&mut self) {
+        while let Some(row) = self.rows.forget_oldest(None) {
+            self.decoder.release(row);
+        }
+    }
+
+    /// Computes `prefix` now and remembers it for good: a template that many prompts begin with. Meant for the
+    /// time before the first request. `saved`, as [`Engine::saved_prefix`] gave it for the same prefix and model,
+    /// spares the computation.
+    pub fn pin(&mut self, prefix: &[TokenId], saved: Option<&[u8]>) -> Result<(), Failure> {
+        let decoder_fault = |error: DecodeError| Failure::Decoder(error.to_string());
+        let context = self.decoder.caps().context_length;
+        if prefix.is_empty() || prefix.len() >= context {
+            return Err(Failure::ContextOverflow {
+                prompt: prefix.len(),
+                context,
+            });
+        }
+        let Some(row) = self.rows.row_to_pin() else {
+            return Err(Failure::Invalid("all rows for pinned prefixes are taken".into()));
+        };
+        self.decoder.release(row);
+        let regime = regime_of(prefix.len(), self.decoder.caps());
+        let loaded =
+            saved.is_some_and(|saved| self.decoder.load(row, saved).is_ok_and(|len| len == prefix.len()));
+        let mut computed = if loaded { prefix.len() } else { 0 };
+        while computed < prefix.len() {
+            let end = prefix.len().min(computed + self.config.prefill_chunk);
+            self.decoder.ensure(row, end).map_err(decoder_fault)?;
+            let part = Row {
+                row,
+                past: computed,
+                input: Input::Tokens(&prefix[computed..end]),
+                logits: Wanted::None,
+                regime,
+            };
+            self.decoder
+                .run(&Step { rows: &[part] }, &self.undisturbed)
+                .map_err(decoder_fault)?;
+            computed = end;
+        }
+        self.rows.leave(row, prefix.to_vec(), regime);
+        self.rows.pin(row);
+        Ok(())
+    }
+
+    /// The keys and values of a pinned prefix, to be given to [`Engine::pin`] at the next start.
+    pub fn saved_prefix(&mut self, prefix: &[TokenId]) -> Option<Vec<u8>> {
+        let row = self.rows.pinned(prefix)?;
+        self.decoder.save(row, prefix.len()).ok()
     }
 
     /// Takes a request. On `Err` there will be no event for it.
@@ -109,13 +186,12 @@ impl<D: Decoder> Engine<D> {
     pub fn step(&mut self, now: &dyn Fn() -> Duration, interrupt: &Interrupt, events: &mut Vec<Event>) {
         self.end_what_is_over(now(), events);
         self.start_waiting(now(), events);
-        if self.running.is_empty() {
-            return;
+        self.settle_regimes();
+        match self.turns.next(&self.running, self.config.prefix_cache) {
+            Some(Work::Prefill(index)) => self.prefill(index, now, interrupt, events),
+            Some(Work::Decode(regime)) => self.decode(regime, now, interrupt, events),
+            None => {}
         }
-        self.turn %= self.running.len();
-        let turn = self.turn;
-        self.turn += 1;
-        self.advance(turn, now, interrupt, events);
     }
 
     fn validate(&self, request: &GenerateRequest) -> Result<(), Failure> {
@@ -139,6 +215,18 @@ impl<D: Decoder> Engine<D> {
                 context: caps.context_length,
             });
         }
+        if let Some(budget) = self.budget_tokens() {
+            // Room for the prompt and one token at least; the answer may be cut short by its own limit alone.
+            let promised = promised(request, caps.context_length);
+            let usable = budget.saturating_sub(self.rows.pinned_tokens());
+            if promised > usable {
+                return Err(Failure::MemoryOverflow {
+                    prompt,
+                    new: promised - prompt,
+                    budget: usable,
+                });
+            }
+        }
         let known = self.running.iter().any(|s| s.id() == request.id)
             || self.waiting.iter().any(|w| w.request.id == request.id);
         if known {
@@ -148,6 +236,13 @@ impl<D: Decoder> Engine<D> {
             )));
         }
         Ok(())
+    }
+
+    /// Tokens that the budget has room for.
+    fn budget_tokens(&self) -> Option<usize> {
+        let per_token = self.decoder.caps().kv_bytes_per_token.max(1);
+        let budget = self.config.kv_budget?;
+        Some(usize::try_from(budget / per_token).unwrap_or(usize::MAX))
     }
 
     fn end_what_is_over(&mut self, now: Duration, events: &mut Vec<Event>) {
@@ -178,103 +273,404 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
+    /// Starts what has waited longest, as far as rows and memory reach. What does not fit waits for its memory and
+    /// is not overtaken: otherwise small requests would starve a large one.
     fn start_waiting(&mut self, now: Duration, events: &mut Vec<Event>) {
-        while !self.waiting.is_empty() {
-            let Some(row) = self.free_rows.pop() else { return };
+        while self.rows.has_room() && self.waiting.front().is_some_and(|w| self.fits(&w.request)) {
             let Some(waiting) = self.waiting.pop_front() else {
                 return;
             };
-            events.push(Event::Started {
-                id: waiting.request.id,
-            });
-            self.running
-                .push(Sequence::new(waiting, row, now, self.config.stop_repetition));
+            let id = waiting.request.id;
+            self.make_room(promised(&waiting.request, self.decoder.caps().context_length));
+            let found = self.remembered(
+                &waiting.request.prompt,
+                regime_of(waiting.request.prompt.len(), self.caps()),
+            );
+            let Some(place) = self.rows.place(id, found) else {
+                self.waiting.push_front(waiting);
+                return;
+            };
+            if let Some((refuge, len)) = place.rescue
+                && self.decoder.copy(place.row, refuge, len).is_err()
+            {
+                self.rows.shorten(refuge, 0);
+            }
+            let mut sequence = Sequence::new(waiting, place.row, now, self.config.stop_repetition);
+            sequence.regime = regime_of(sequence.tokens.len(), self.decoder.caps());
+            events.push(Event::Started { id });
+            self.reuse(&mut sequence, found);
+            self.running.push(sequence);
         }
     }
 
-    /// One run for one sequence: a chunk of its prefill, or its next token.
-    fn advance(
+    /// The idle row that begins as `prompt` does.
+    fn remembered(&self, prompt: &[TokenId], regime: Regime) -> Option<Match> {
+        // The last token is always computed: its logits choose the next one.
+        let most = prompt.len().saturating_sub(1);
+        self.rows
+            .best_match(prompt, most, regime)
+            .filter(|_| self.config.prefix_cache)
+    }
+
+    /// Puts what another row holds of a sequence's beginning into its own.
+    fn reuse(&mut self, sequence: &mut Sequence, found: Option<Match>) {
+        let Some(found) = found.filter(|found| found.len > sequence.computed) else {
+            self.decoder.truncate(sequence.row, sequence.computed);
+            return;
+        };
+        if found.row == sequence.row {
+            self.decoder.truncate(sequence.row, found.len);
+        } else {
+            let copied = self
+                .decoder
+                .ensure(sequence.row, found.len)
+                .and_then(|()| self.decoder.copy(found.row, sequence.row, found.len));
+            if copied.is_err() {
+                // Nothing is lost but time: the prompt is computed.
+                return;
+            }
+            if self.rows.is_idle(found.row) {
+                self.rows.touch(found.row);
+            }
+        }
+        sequence.computed = found.len;
+        sequence.cached = found.len;
+    }
+
+    /// Takes over what a running sequence has computed of the same beginning meanwhile.
+    fn reuse_running(&mut self, index: usize) {
+        if !self.config.prefix_cache {
+            return;
+        }
+        let sequence = &self.running[index];
+        let most = sequence.tokens.len() - 1;
+        let best = self
+            .running
+            .iter()
+            .filter(|other| other.id() != sequence.id() && other.regime == sequence.regime)
+            .map(|other| Match {
+                row: other.row,
+                len: common(&other.tokens[..other.computed], &sequence.tokens).min(most),
+            })
+            .chain(self.rows.best_match(&sequence.tokens, most, sequence.regime))
+            .max_by_key(|found| found.len);
+        if best.is_some_and(|found| found.len > sequence.computed) {
+            let mut sequence = self.running.swap_remove(index);
+            self.reuse(&mut sequence, best);
+            self.running.push(sequence);
+            let last = self.running.len() - 1;
+            self.running.swap(index, last);
+        }
+    }
+
+    fn fits(&self, request: &GenerateRequest) -> bool {
+        let Some(budget) = self.budget_tokens() else {
+            return true;
+        };
+        let context = self.decoder.caps().context_length;
+        let running: usize = self.running.iter().map(|s| promised(&s.request, context)).sum();
+        running + self.rows.pinned_tokens() + promised(request, context) <= budget
+    }
+
+    /// Forgets idle rows until `tokens` more fit the budget beside what is promised.
+    fn make_room(&mut self, tokens: usize) {
+        let Some(budget) = self.budget_tokens() else {
+            return;
+        };
+        let context = self.decoder.caps().context_length;
+        let running: usize = self.running.iter().map(|s| promised(&s.request, context)).sum();
+        while running + tokens + self.rows.pinned_tokens() + self.rows.spare_tokens() > budget {
+            let Some(row) = self.rows.forget_oldest(None) else {
+                return;
+            };
+            self.decoder.release(row);
+        }
+    }
+
+    /// Keys of one regime are wrong in the other: a sequence that crosses the boundary is computed anew.
+    fn settle_regimes(&mut self) {
+        for sequence in &mut self.running {
+            let regime = regime_of(sequence.tokens.len(), self.decoder.caps());
+            if regime != sequence.regime {
+                sequence.regime = regime;
+                sequence.cached = 0;
+                if sequence.computed > 0 {
+                    sequence.computed = 0;
+                    self.decoder.truncate(sequence.row, 0);
+                }
+            }
+        }
+    }
+
+    /// One chunk of one sequence's prompt.
+    fn prefill(
         &mut self,
         index: usize,
         now: &dyn Fn() -> Duration,
         interrupt: &Interrupt,
         events: &mut Vec<Event>,
     ) {
-        let caps = self.decoder.caps();
-        let (context, boundary) = (caps.context_length, caps.rope_boundary);
-        let sequence = &mut self.running[index];
-        let regime = regime_of(sequence.tokens.len(), boundary);
-        if regime != sequence.regime {
-            // Keys of the other regime are wrong in this one: the sequence is computed anew.
-            sequence.regime = regime;
-            if sequence.computed > 0 {
-                sequence.computed = 0;
-                self.decoder.truncate(sequence.row, 0);
-            }
+        if self.running[index].computed == 0 || self.running[index].chunks == 0 {
+            self.reuse_running(index);
         }
-        let end = sequence
-            .tokens
-            .len()
-            .min(sequence.computed + self.config.prefill_chunk);
+        let context = self.decoder.caps().context_length;
+        let others_decode = self.running.iter().any(Sequence::decodes);
+        let most = self.config.prefill_chunk;
+        let chunk = if others_decode {
+            self.pace.chunk(most)
+        } else {
+            most
+        };
+        let sequence = &mut self.running[index];
+        sequence.chunks += 1;
+        let end = sequence.tokens.len().min(sequence.computed + chunk);
         let logits = if end == sequence.tokens.len() {
             Wanted::Last
         } else {
             Wanted::None
         };
+        let started = now();
         let outcome = match self.decoder.ensure(sequence.row, end) {
             Ok(()) => {
-                let input = Input::Tokens(&sequence.tokens[sequence.computed..end]);
                 let row = Row {
                     row: sequence.row,
                     past: sequence.computed,
-                    input,
+                    input: Input::Tokens(&sequence.tokens[sequence.computed..end]),
                     logits,
-                    regime,
+                    regime: sequence.regime,
                 };
+                // A lone run: whoever cancels it may cut it short.
+                interrupt.only(sequence.id());
                 self.decoder.run(&Step { rows: &[row] }, interrupt)
             }
             Err(error) => Err(error),
         };
-        let failure = match outcome {
-            Ok(_) if logits == Wanted::None => {
-                sequence.computed = end;
-                return;
-            }
+        interrupt.nobody();
+        let time = now();
+        match outcome {
             Ok(logits) => {
+                self.pace
+                    .prefilled(end - sequence.computed, time.saturating_sub(started));
                 sequence.computed = end;
-                let time = now();
-                match logits.row(0).map(|row| sequence.sample(row, context, time)) {
-                    Some(Ok(accepted)) => {
-                        match accepted.finish {
-                            Some(finish) => self.finish(index, accepted.text, finish, time, events),
-                            None if accepted.text.is_empty() => {}
-                            None => events.push(Event::Text {
-                                id: sequence.id(),
-                                delta: accepted.text,
-                            }),
-                        }
-                        return;
-                    }
-                    Some(Err(error)) => error.to_string(),
-                    None => "the decoder returned no logits".to_owned(),
+                if end < sequence.tokens.len() {
+                    return;
+                }
+                let choices = choices(sequence, &logits, &[], context, time);
+                self.conclude(index, choices, time, events);
+            }
+            // The row still holds what it held before; whoever raised it says by `cancel` what ends.
+            Err(DecodeError::Interrupted) => interrupt.clear(),
+            Err(error) => self.fail(index, &error.to_string(), events),
+        }
+    }
+
+    /// The next token of every sequence of `regime` that is through with its prompt.
+    fn decode(
+        &mut self,
+        regime: Regime,
+        now: &dyn Fn() -> Duration,
+        interrupt: &Interrupt,
+        events: &mut Vec<Event>,
+    ) {
+        let caps = self.decoder.caps().clone();
+        let mut ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| self.running[index].decodes() && self.running[index].regime == regime)
+            .collect();
+        ready.sort_by_key(|&index| self.running[index].row);
+        let mut members = self.segment(ready, regime);
+        for &index in &members {
+            self.steps += 1;
+            self.running[index].served = self.steps;
+        }
+        let guesses = self.guess(&members, &caps);
+        let mut failed = None;
+        for &index in &members {
+            let end = self.running[index].tokens.len() + guesses[index].len();
+            if let Err(error) = self.decoder.ensure(self.running[index].row, end) {
+                failed = Some((index, error.to_string()));
+                break;
+            }
+        }
+        if let Some((index, error)) = failed {
+            return self.fail(index, &error, events);
+        }
+        for between in self.between(&members) {
+            if self.rows.is_idle(between) {
+                self.bystanders.insert(between);
+            }
+            let held = held_by(&self.running, &self.rows, between);
+            // Refused only where the row is full, and then it would fail in the run as well.
+            let _ = self.decoder.ensure(between, held + 1);
+        }
+        let started = now();
+        let lone = members.len() == 1;
+        let rows = batch(
+            &self.running,
+            &self.rows,
+            &members,
+            &guesses,
+            caps.contiguous_rows.then_some(&self.filler),
+        );
+        if let (true, Some(&index)) = (lone, members.first()) {
+            interrupt.only(self.running[index].id());
+        }
+        let interrupted = if lone { interrupt } else { &self.undisturbed };
+        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
+        interrupt.nobody();
+        let time = now();
+        let guessed = guesses.iter().any(|guess| !guess.is_empty());
+        let outcome = match outcome {
+            Ok(logits) => {
+                if !guessed {
+                    self.pace.decoded(time.saturating_sub(started));
+                }
+                let mut at = 0;
+                let mut concluded = Vec::with_capacity(members.len());
+                for &index in &members {
+                    let sequence = &mut self.running[index];
+                    let guess = &guesses[index];
+                    let rows = logits.skip(at);
+                    at += guess.len() + 1;
+                    concluded.push((index, choices(sequence, &rows, guess, caps.context_length, time)));
+                }
+                Ok(concluded)
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(mut concluded) => {
+                // From the end: a sequence that leaves moves those behind it.
+                concluded.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+                for (index, choices) in concluded {
+                    self.conclude(index, choices, time, events);
                 }
             }
-            Err(DecodeError::Interrupted) => {
-                // The row still holds what it held before; whoever raised it says by `cancel` what ends.
-                interrupt.clear();
-                return;
+            Err(DecodeError::Interrupted) => interrupt.clear(),
+            Err(error) => {
+                let error = error.to_string();
+                members.sort_by_key(|index| std::cmp::Reverse(*index));
+                for index in members {
+                    self.fail(index, &error, events);
+                }
             }
-            Err(error) => error.to_string(),
+        }
+    }
+
+    /// The members that can share a run, of those the one that has waited longest among them. A run of the short
+    /// regime can't carry a row beyond the boundary: the graph would choose the long factors for all.
+    fn segment(&mut self, members: Vec<usize>, regime: Regime) -> Vec<usize> {
+        let boundary = match (self.decoder.caps().rope_boundary, regime) {
+            (Some(boundary), Regime::Short) if !self.decoder.caps().mixed_regimes => boundary,
+            _ => return members,
         };
-        let sequence = self.take(index);
+        let mut segments: Vec<Vec<usize>> = vec![Vec::new()];
+        for index in members {
+            let last = segments.last().and_then(|segment| segment.last()).copied();
+            if let Some(last) = last {
+                for between in self.between(&[last, index]) {
+                    if held_by(&self.running, &self.rows, between) < boundary {
+                        continue;
+                    }
+                    if self.rows.is_idle(between) {
+                        // What it remembers is worth less than a shared run.
+                        self.rows.shorten(between, 0);
+                        self.decoder.release(between);
+                    } else if segments.last().is_some_and(|segment| !segment.is_empty()) {
+                        segments.push(Vec::new());
+                    }
+                }
+            }
+            if let Some(segment) = segments.last_mut() {
+                segment.push(index);
+            }
+        }
+        let waited = |segment: &Vec<usize>| segment.iter().map(|&index| self.running[index].served).min();
+        segments.into_iter().min_by_key(waited).unwrap_or_default()
+    }
+
+    /// What each running sequence guesses; by index, empty for most.
+    fn guess(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
+        let mut guesses = vec![Vec::new(); self.running.len()];
+        // Several rows of several tokens need a graph that takes them.
+        if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) || members.len() > 2 {
+            return guesses;
+        }
+        for &index in members {
+            let sequence = &mut self.running[index];
+            let length = sequence.tokens.len();
+            let mut room = caps.context_length.saturating_sub(length + 1);
+            room = room.min(sequence.tokens_left().saturating_sub(1));
+            if let Some(boundary) = caps.rope_boundary.filter(|_| sequence.regime == Regime::Short) {
+                room = room.min(boundary.saturating_sub(length));
+            }
+            let Sequence { guesser, tokens, .. } = sequence;
+            guesses[index] = guesser.propose(tokens, room).to_vec();
+            sequence.guess_input.clear();
+            sequence.guess_input.extend(sequence.tokens.last());
+            sequence.guess_input.extend(&guesses[index]);
+        }
+        guesses
+    }
+
+    /// Rows that lie between those of `members` (in the order of their rows) and must take part in their run. Each
+    /// appends a token behind what it holds, where it does no harm.
+    fn between(&self, members: &[usize]) -> Vec<RowId> {
+        if !self.decoder.caps().contiguous_rows {
+            return Vec::new();
+        }
+        let rows: Vec<RowId> = members.iter().map(|&index| self.running[index].row).collect();
+        let between = rows.windows(2).flat_map(|pair| pair[0].0 + 1..pair[1].0);
+        between.map(RowId).collect()
+    }
+
+    /// Passes on what a run has meant for a sequence.
+    fn conclude(
+        &mut self,
+        index: usize,
+        choices: Result<Choices, String>,
+        now: Duration,
+        events: &mut Vec<Event>,
+    ) {
+        match choices {
+            Ok(Choices {
+                text,
+                finish: Some(finish),
+            }) => self.finish(index, text, finish, now, events),
+            Ok(Choices { text, finish: None }) => {
+                if !text.is_empty() {
+                    events.push(Event::Text {
+                        id: self.running[index].id(),
+                        delta: text,
+                    });
+                }
+            }
+            Err(error) => self.fail(index, &error, events),
+        }
+    }
+
+    /// Gives back what bystanders took, once nothing runs any more.
+    fn tidy(&mut self) {
+        if self.running.is_empty() {
+            while let Some(row) = self.bystanders.pop_first() {
+                self.decoder.truncate(row, self.rows.held(row).len());
+            }
+        }
+    }
+
+    fn fail(&mut self, index: usize, error: &str, events: &mut Vec<Event>) {
+        let sequence = self.running.remove(index);
+        // A failed run may have written some layers and not others.
+        self.decoder.release(sequence.row);
+        self.rows.leave(sequence.row, Vec::new(), sequence.regime);
         events.push(Event::Failed {
             id: sequence.id(),
-            reason: Failure::Decoder(failure),
+            reason: Failure::Decoder(error.to_owned()),
         });
+        self.tidy();
     }
 
     fn finish(&mut self, index: usize, text: String, finish: Finish, now: Duration, events: &mut Vec<Event>) {
-        let sequence = self.take(index);
+        let sequence = self.running.remove(index);
         let id = sequence.id();
         if !text.is_empty() {
             events.push(Event::Text { id, delta: text });
@@ -283,22 +679,125 @@ impl<D: Decoder> Engine<D> {
             id,
             summary: sequence.summary(finish, now),
         });
-    }
-
-    fn take(&mut self, index: usize) -> Sequence {
-        let sequence = self.running.remove(index);
-        // The sequence after the removed one has moved into its place.
-        if self.turn > index {
-            self.turn -= 1;
-        }
-        self.decoder.release(sequence.row);
-        self.free_rows.push(sequence.row);
-        sequence
+        let mut held = sequence.tokens;
+        held.truncate(if self.config.prefix_cache {
+            sequence.computed
+        } else {
+            0
+        });
+        self.decoder.truncate(sequence.row, held.len());
+        self.rows.leave(sequence.row, held, sequence.regime);
+        self.make_room(0);
+        self.tidy();
     }
 }
 
-fn regime_of(tokens: usize, boundary: Option<usize>) -> Regime {
-    match boundary {
+/// The rows of a run: the members in the order of their rows, and between them, where the decoder wants neighbours,
+/// rows that only take part, with `filler` for their input.
+fn batch<'a>(
+    running: &'a [Sequence],
+    idle: &Rows,
+    members: &[usize],
+    guesses: &[Vec<TokenId>],
+    filler: Option<&'a [TokenId; 1]>,
+) -> Vec<Row<'a>> {
+    let mut rows: Vec<Row<'a>> = Vec::with_capacity(members.len());
+    for &index in members {
+        let sequence = &running[index];
+        let last = rows.last().map_or(sequence.row, |row| row.row);
+        for between in (last.0 + 1..sequence.row.0).map(RowId) {
+            let Some(filler) = filler else { break };
+            rows.push(Row {
+                row: between,
+                past: held_by(running, idle, between),
+                input: Input::Tokens(filler),
+                logits: Wanted::None,
+                regime: sequence.regime,
+            });
+        }
+        let guesses = &guesses[index];
+        rows.push(Row {
+            row: sequence.row,
+            past: sequence.computed,
+            input: Input::Tokens(if guesses.is_empty() {
+                &sequence.tokens[sequence.computed..]
+            } else {
+                &sequence.guess_input
+            }),
+            logits: if guesses.is_empty() {
+                Wanted::Last
+            } else {
+                Wanted::All
+            },
+            regime: sequence.regime,
+        });
+    }
+    rows
+}
+
+/// Tokens that a row holds: always at least one less than the context.
+fn held_by(running: &[Sequence], idle: &Rows, row: RowId) -> usize {
+    match running.iter().find(|sequence| sequence.row == row) {
+        Some(sequence) => sequence.computed,
+        None => idle.held(row).len(),
+    }
+}
+
+/// What a run's logits have meant for one sequence.
+struct Choices {
+    text: String,
+    finish: Option<Finish>,
+}
+
+/// Chooses tokens from the logits after the last token and after each guess, for as long as the guesses are what is
+/// chosen. The choices are those of plain decoding, one by one: so the text is, too.
+fn choices(
+    sequence: &mut Sequence,
+    logits: &crate::decoder::Logits<'_>,
+    guess: &[TokenId],
+    context: usize,
+    now: Duration,
+) -> Result<Choices, String> {
+    let mut text = String::new();
+    let mut right = 0;
+    sequence.computed = sequence.tokens.len();
+    loop {
+        let row = logits.row(right).ok_or("the decoder returned no logits")?;
+        let accepted = sequence
+            .sample(row, context, now)
+            .map_err(|error| error.to_string())?;
+        text.push_str(&accepted.text);
+        let goes_on = accepted.finish.is_none();
+        let as_guessed = guess
+            .get(right)
+            .is_some_and(|guess| sequence.tokens.last() == Some(guess));
+        if goes_on && as_guessed {
+            // Its keys and values are there already.
+            right += 1;
+            sequence.computed = sequence.tokens.len();
+            continue;
+        }
+        if !guess.is_empty() {
+            sequence.guesser.learn(guess.len(), right);
+        }
+        return Ok(Choices {
+            text,
+            finish: accepted.finish,
+        });
+    }
+}
+
+/// Tokens that a request may come to hold.
+fn promised(request: &GenerateRequest, context: usize) -> usize {
+    request
+        .prompt
+        .len()
+        .saturating_add(request.max_tokens)
+        .min(context)
+}
+
+fn regime_of(tokens: usize, caps: &Caps) -> Regime {
+    match caps.rope_boundary {
         Some(boundary) if tokens > boundary => Regime::Long,
         _ => Regime::Short,
     }

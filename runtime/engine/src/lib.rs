@@ -6,10 +6,14 @@
 mod decoder;
 mod detokenizer;
 mod engine;
+mod guess;
 mod ids;
+mod pace;
 mod repetition;
 mod request;
+mod rows;
 mod sampler;
+mod schedule;
 mod sequence;
 mod stop;
 

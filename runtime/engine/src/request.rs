@@ -105,6 +105,10 @@ pub struct Summary {
     pub prompt_tokens: usize,
     /// Prompt tokens whose keys and values were there already.
     pub cached_tokens: usize,
+    /// Tokens that were guessed and verified.
+    pub guessed: usize,
+    /// Guesses that were right: runs that were saved.
+    pub guessed_right: usize,
     /// From submission to start.
     pub queued: Duration,
     /// From start to the first token.
@@ -138,6 +142,18 @@ pub enum Failure {
         prompt: usize,
         /// Tokens a sequence can have.
         context: usize,
+    },
+    /// It does not fit the memory, even alone.
+    #[error(
+        "the prompt of {prompt} tokens and {new} new ones need more key-value memory than there is: {budget} tokens fit"
+    )]
+    MemoryOverflow {
+        /// Tokens of the prompt.
+        prompt: usize,
+        /// New tokens asked for, as far as the context takes them.
+        new: usize,
+        /// Tokens that the memory holds.
+        budget: usize,
     },
     /// It is malformed (empty prompt, id out of the vocabulary, duplicate request id, …).
     #[error("{0}")]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::decoder::Regime;
+use crate::guess::Guesser;
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::repetition::RepetitionGuard;
 use crate::request::{Finish, GenerateRequest, Summary};
@@ -21,6 +22,15 @@ pub(crate) struct Sequence {
     /// Set by a cancellation: ends the sequence before its next token.
     pub(crate) ended: Option<Finish>,
     pub(crate) submitted: Duration,
+    /// Prompt tokens that were there already.
+    pub(crate) cached: usize,
+    /// Prefill runs so far.
+    pub(crate) chunks: u32,
+    pub(crate) guesser: Guesser,
+    /// When it last took part in a decode step.
+    pub(crate) served: u64,
+    /// The last token and what is guessed to follow: the input of a verification.
+    pub(crate) guess_input: Vec<TokenId>,
     started: Duration,
     first_token: Option<Duration>,
     sampler: Sampler,
@@ -52,6 +62,11 @@ impl Sequence {
             regime: Regime::Short,
             ended: None,
             submitted,
+            cached: 0,
+            chunks: 0,
+            guesser: Guesser::default(),
+            served: 0,
+            guess_input: Vec::new(),
             started: now,
             first_token: None,
             sampler,
@@ -63,6 +78,21 @@ impl Sequence {
 
     pub(crate) fn id(&self) -> RequestId {
         self.request.id
+    }
+
+    /// True if only the last token is to be computed: the next run gives a new one.
+    pub(crate) fn decodes(&self) -> bool {
+        self.computed + 1 == self.tokens.len()
+    }
+
+    /// Tokens to compute before the next new one.
+    pub(crate) fn rest(&self) -> usize {
+        self.tokens.len() - self.computed
+    }
+
+    /// New tokens that the answer may still have.
+    pub(crate) fn tokens_left(&self) -> usize {
+        self.request.max_tokens.saturating_sub(self.new_tokens())
     }
 
     fn new_tokens(&self) -> usize {
@@ -131,7 +161,9 @@ impl Sequence {
             finish,
             tokens: self.tokens[self.request.prompt.len()..].to_vec(),
             prompt_tokens: self.request.prompt.len(),
-            cached_tokens: 0,
+            cached_tokens: self.cached,
+            guessed: self.guesser.proposed,
+            guessed_right: self.guesser.accepted,
             queued: self.started.saturating_sub(self.submitted),
             prefill: first.saturating_sub(self.started),
             decode: now.saturating_sub(first),
@@ -153,6 +185,8 @@ impl Waiting {
             tokens: Vec::new(),
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: 0,
+            guessed: 0,
+            guessed_right: 0,
             queued: now.saturating_sub(self.submitted),
             prefill: Duration::ZERO,
             decode: Duration::ZERO,

@@ -446,7 +446,10 @@ fn reserve(graph: &OpenGraph, genai: &GenaiConfig, config: &DecoderConfig) -> Re
     let on_host = graph.provider == Provider::Cpu;
     let budget = config.kv_memory.or((!on_host).then_some(DEVICE_KV_BYTES));
     if let Some(budget) = budget {
-        let tokens = budget / (shape.bytes_per_token() * shape.rows).max(1) as u64;
+        // The host pays for what is written, and the engine keeps the sum below the budget: one row may have it all.
+        // A device pays for all rows at once.
+        let rows = if on_host { 1 } else { shape.rows };
+        let tokens = budget / (shape.bytes_per_token() * rows).max(1) as u64;
         shape.capacity = shape
             .capacity
             .min(usize::try_from(tokens).unwrap_or(usize::MAX))

@@ -90,6 +90,7 @@ fn both_forms_give_the_reference_without_a_cache() {
                 prefill_chunk,
                 slots: 1,
                 stop_repetition: false,
+                ..EngineConfig::default()
             };
             let mut engine = Engine::new(load(&library, &forms().join(form)), config);
             for (n, case) in golden.as_array().unwrap().iter().enumerate() {

@@ -204,6 +204,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
             prefill_chunk: chunk,
             slots: 1,
             stop_repetition: true,
+            ..EngineConfig::default()
         };
         let mut engine = Engine::new(load(&library, &folder, 1), config);
         for golden in &goldens {

@@ -1,7 +1,7 @@
 //! The way to the engine's thread.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -45,7 +45,6 @@ impl EngineHandle {
             client: EngineClient {
                 commands,
                 interrupt,
-                active: Arc::default(),
                 next_id: Arc::default(),
             },
             info,
@@ -97,8 +96,6 @@ impl EngineHandle {
 pub(crate) struct EngineClient {
     commands: mpsc::Sender<EngineCommand>,
     interrupt: Interrupt,
-    /// Requests that the engine has not ended yet.
-    active: Arc<AtomicUsize>,
     next_id: Arc<AtomicU64>,
 }
 
@@ -114,9 +111,10 @@ pub(crate) struct Ask {
 impl EngineClient {
     /// Hands a request to the engine. The engine takes commands between its steps, so the wait is short.
     pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, EngineLost> {
-        let (generation, sink) = Generation::new(self.interrupt.clone(), Arc::clone(&self.active));
+        let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let (generation, sink) = Generation::new(self.interrupt.clone(), id);
         let request = GenerateRequest {
-            id: RequestId(self.next_id.fetch_add(1, Ordering::Relaxed)),
+            id,
             prompt: ask.prompt,
             max_tokens: ask.max_tokens,
             sampling: ask.sampling,

@@ -3,10 +3,7 @@
 //! Between them lie a growing text and an end, not a queue of events: the engine never waits for a reader,
 //! a reader that lags gets the pieces joined, and what is held is one answer's text at most.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-
-use phi_edge_engine::{Failure, GenerateRequest, Interrupt, Summary};
+use phi_edge_engine::{Failure, GenerateRequest, Interrupt, RequestId, Summary};
 use tokio::sync::watch;
 
 /// What the engine's thread is asked.
@@ -30,7 +27,6 @@ struct Progress {
 pub struct Sink {
     progress: watch::Sender<Progress>,
     cancelled: watch::Receiver<bool>,
-    active: Arc<AtomicUsize>,
 }
 
 impl Sink {
@@ -64,12 +60,6 @@ impl Sink {
     }
 }
 
-impl Drop for Sink {
-    fn drop(&mut self) {
-        self.active.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// What [`Generation::next`] tells.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
@@ -88,27 +78,25 @@ pub struct Generation {
     progress: watch::Receiver<Progress>,
     cancel: watch::Sender<bool>,
     interrupt: Interrupt,
-    active: Arc<AtomicUsize>,
+    id: RequestId,
     /// Bytes of the text that were given out.
     taken: usize,
     ended: bool,
 }
 
 impl Generation {
-    pub(crate) fn new(interrupt: Interrupt, active: Arc<AtomicUsize>) -> (Self, Sink) {
+    pub(crate) fn new(interrupt: Interrupt, id: RequestId) -> (Self, Sink) {
         let (progress_tx, progress) = watch::channel(Progress::default());
         let (cancel, cancelled) = watch::channel(false);
-        active.fetch_add(1, Ordering::Relaxed);
         let sink = Sink {
             progress: progress_tx,
             cancelled,
-            active: Arc::clone(&active),
         };
         let generation = Self {
             progress,
             cancel,
             interrupt,
-            active,
+            id,
             taken: 0,
             ended: false,
         };
@@ -145,9 +133,7 @@ impl Generation {
     pub fn cancel(&self) {
         // Flag first: the engine's thread clears the interrupt before it looks at the flags.
         self.cancel.send_replace(true);
-        if self.active.load(Ordering::Relaxed) <= 1 {
-            self.interrupt.raise();
-        }
+        self.interrupt.raise_for(self.id);
     }
 }
 

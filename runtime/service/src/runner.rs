@@ -177,7 +177,9 @@ fn finish_reason(finish: Finish, asked: Option<FinishReason>) -> FinishReason {
 
 fn failed(reason: Failure) -> Ended {
     match reason {
-        Failure::ContextOverflow { .. } => Ended::failed(ErrorCode::ContextOverflow, reason.to_string()),
+        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } => {
+            Ended::failed(ErrorCode::ContextOverflow, reason.to_string())
+        }
         Failure::Invalid(message) => Ended::failed(ErrorCode::BadRequest, message),
         Failure::Decoder(message) => Ended::failed(
             ErrorCode::Internal,

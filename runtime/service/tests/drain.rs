@@ -39,7 +39,8 @@ async fn what_runs_may_end_within_the_grace_time() {
 async fn what_runs_longer_is_cut_short() {
     let mut bench = Bench::new();
     bench.service.submit(job("a")).await.unwrap();
-    let (_request, mut sink) = bench.asked().await;
+    let (request, mut sink) = bench.asked().await;
+    bench.interrupt.only(request.id);
     sink.text("so far");
     let service = bench.service.clone();
     let started = Instant::now();

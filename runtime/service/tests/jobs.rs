@@ -269,7 +269,9 @@ async fn cancelling_before_the_start_is_an_error() {
 async fn cancelling_a_running_job_keeps_its_text() {
     let mut bench = Bench::new();
     bench.service.submit(job("a")).await.unwrap();
-    let (_request, mut sink) = bench.asked().await;
+    let (request, mut sink) = bench.asked().await;
+    // What the engine says of a run that serves one alone.
+    bench.interrupt.only(request.id);
     sink.text("so far");
     settle().await;
     assert!(!sink.is_cancelled());
@@ -293,6 +295,8 @@ async fn a_shared_run_is_not_cut_short() {
     bench.service.submit(job("b")).await.unwrap();
     let (_a, mut a) = bench.asked().await;
     let (_b, _b_sink) = bench.asked().await;
+    // What the engine says of a run that serves several.
+    bench.interrupt.nobody();
     bench.service.cancel(&key("a"));
     a.cancelled().await;
     assert!(!bench.interrupt.is_raised());

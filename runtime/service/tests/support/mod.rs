@@ -163,6 +163,8 @@ pub fn summary(finish: Finish, tokens: usize) -> Summary {
         tokens: vec![TokenId(65); tokens],
         prompt_tokens: 10,
         cached_tokens: 0,
+        guessed: 0,
+        guessed_right: 0,
         queued: Duration::ZERO,
         prefill: Duration::from_millis(20),
         decode: Duration::from_millis(30),

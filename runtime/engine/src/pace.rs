@@ -1,0 +1,71 @@
+//! How long runs take, and how large a chunk may be while others wait for their next token.
+
+use std::time::Duration;
+
+/// A chunk that enters beside running answers takes about this many of their steps.
+const STEPS: f64 = 4.0;
+/// Smaller chunks waste the weights that each run reads.
+const LEAST: usize = 32;
+
+/// Measured run times, smoothed.
+#[derive(Debug, Default)]
+pub(crate) struct Pace {
+    /// Seconds of a decode step.
+    decode: Option<f64>,
+    /// Seconds of a prefill token.
+    prefill: Option<f64>,
+}
+
+impl Pace {
+    /// Takes note of a decode step.
+    pub(crate) fn decoded(&mut self, took: Duration) {
+        smooth(&mut self.decode, took.as_secs_f64());
+    }
+
+    /// Takes note of a prefill run of `tokens`.
+    #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+    pub(crate) fn prefilled(&mut self, tokens: usize, took: Duration) {
+        // Short ones are a decode step's cost and say little about the next chunk.
+        if tokens >= LEAST / 2 {
+            smooth(&mut self.prefill, took.as_secs_f64() / tokens as f64);
+        }
+    }
+
+    /// Tokens of a chunk that runs between two decode steps; at most `most`.
+    #[expect(
+        clippy::cast_possible_truncation,
+        clippy::cast_sign_loss,
+        reason = "a positive number of tokens"
+    )]
+    pub(crate) fn chunk(&self, most: usize) -> usize {
+        let wanted = match (self.decode, self.prefill) {
+            (Some(decode), Some(prefill)) if prefill > 0.0 => (STEPS * decode / prefill) as usize,
+            // Nothing is known yet.
+            _ => 2 * LEAST,
+        };
+        wanted.max(LEAST).min(most.max(1))
+    }
+}
+
+fn smooth(mean: &mut Option<f64>, value: f64) {
+    *mean = Some(mean.map_or(value, |mean| 0.7 * mean + 0.3 * value));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn chunks_follow_the_measured_times() {
+        let mut pace = Pace::default();
+        assert_eq!(pace.chunk(512), 64);
+        pace.decoded(Duration::from_millis(60));
+        pace.prefilled(512, Duration::from_millis(5120));
+        assert_eq!(pace.chunk(512), 32);
+        let mut quick = Pace::default();
+        quick.decoded(Duration::from_millis(50));
+        quick.prefilled(100, Duration::from_millis(100));
+        assert_eq!(quick.chunk(512), 200);
+        assert_eq!(quick.chunk(100), 100);
+    }
+}

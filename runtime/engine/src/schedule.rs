@@ -1,0 +1,88 @@
+//! Whose turn it is.
+
+use crate::decoder::Regime;
+use crate::rows::common;
+use crate::sequence::Sequence;
+
+/// A piece of work: one run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Work {
+    /// A chunk of the prompt of the sequence at this index.
+    Prefill(usize),
+    /// The next token of all sequences of this regime that are through with their prompts.
+    Decode(Regime),
+}
+
+/// Takes turns: prompts enter chunk by chunk between the steps of running answers, so that neither waits long.
+#[derive(Debug, Default)]
+pub(crate) struct Turns {
+    last: Option<Work>,
+    prefills: u32,
+}
+
+/// Every so many chunks the oldest prompt goes first, however long it is.
+const OLDEST_FIRST: u32 = 4;
+/// A beginning in common that is worth waiting for, in tokens.
+const WORTH_WAITING: usize = 16;
+
+impl Turns {
+    /// The next piece of work; `None` if nothing runs. `running` is in the order of starting. With `share`,
+    /// a sequence waits for an older one that is about to compute their common beginning.
+    pub(crate) fn next(&mut self, running: &[Sequence], share: bool) -> Option<Work> {
+        let prefill = self.prefill(running, share);
+        let decode = self.decode(running);
+        let work = match (prefill, decode) {
+            (Some(index), Some(_)) if !matches!(self.last, Some(Work::Prefill(_))) => Work::Prefill(index),
+            (_, Some(regime)) => Work::Decode(regime),
+            (Some(index), None) => Work::Prefill(index),
+            (None, None) => return None,
+        };
+        if matches!(work, Work::Prefill(_)) {
+            self.prefills = self.prefills.wrapping_add(1);
+        }
+        self.last = Some(work);
+        Some(work)
+    }
+
+    /// The shortest rest first, so that short prompts don't wait for long ones; the oldest now and then, so that
+    /// long ones get through.
+    fn prefill(&self, running: &[Sequence], share: bool) -> Option<usize> {
+        let open = |index: &usize| !(running[*index].decodes() || (share && waits(running, *index)));
+        let mut open = (0..running.len()).filter(open);
+        if self.prefills % OLDEST_FIRST == OLDEST_FIRST - 1 {
+            open.next()
+        } else {
+            open.min_by_key(|&index| running[index].rest())
+        }
+    }
+
+    /// The regime whose turn it is, if sequences of both are decoding.
+    fn decode(&self, running: &[Sequence]) -> Option<Regime> {
+        let has = |regime| running.iter().any(|s| s.decodes() && s.regime == regime);
+        match (has(Regime::Short), has(Regime::Long)) {
+            (true, true) if self.last_decode() == Some(Regime::Short) => Some(Regime::Long),
+            (true, _) => Some(Regime::Short),
+            (false, true) => Some(Regime::Long),
+            (false, false) => None,
+        }
+    }
+
+    fn last_decode(&self) -> Option<Regime> {
+        match self.last {
+            Some(Work::Decode(regime)) => Some(regime),
+            _ => None,
+        }
+    }
+}
+
+/// Whether an older sequence is computing what `running[index]` begins with.
+fn waits(running: &[Sequence], index: usize) -> bool {
+    let sequence = &running[index];
+    running[..index].iter().any(|older| {
+        if older.decodes() || older.regime != sequence.regime {
+            return false;
+        }
+        let shared = common(&older.tokens, &sequence.tokens).min(sequence.tokens.len() - 1);
+        shared >= sequence.computed + WORTH_WAITING && older.computed < shared
+    })
+}
