@@ -36,6 +36,7 @@ impl Choice {
                 threads: runtime.threads,
                 rows: runtime.slots + CACHE_ROWS,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
+                prepare: true,
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -57,6 +58,7 @@ impl Choice {
                     threads: None,
                     rows: slots,
                     kv_memory: None,
+                    prepare: true,
                 },
                 engine: EngineConfig {
                     slots,

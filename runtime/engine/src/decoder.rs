@@ -109,6 +109,17 @@ pub struct Row<'a> {
     pub regime: Regime,
 }
 
+impl Row<'_> {
+    /// How many rows of logits it gives.
+    pub fn logits_count(&self) -> usize {
+        match self.logits {
+            Wanted::None => 0,
+            Wanted::Last => 1,
+            Wanted::All => self.input.len(),
+        }
+    }
+}
+
 /// What a row appends.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {

@@ -314,13 +314,13 @@ impl<D: Decoder> Engine<D> {
 
     /// Puts what another row holds of a sequence's beginning into its own.
     fn reuse(&mut self, sequence: &mut Sequence, found: Option<Match>) {
+        // What the sequence is going to write over keeps its memory: the system need not give it anew.
+        let promised = promised(&sequence.request, self.decoder.caps().context_length);
+        self.decoder.truncate(sequence.row, promised);
         let Some(found) = found.filter(|found| found.len > sequence.computed) else {
-            self.decoder.truncate(sequence.row, sequence.computed);
             return;
         };
-        if found.row == sequence.row {
-            self.decoder.truncate(sequence.row, found.len);
-        } else {
+        if found.row != sequence.row {
             let copied = self
                 .decoder
                 .ensure(sequence.row, found.len)

@@ -32,6 +32,8 @@ pub struct DecoderConfig {
     /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
     /// a device, where the slab is allocated whole, `None` means 4 GiB.
     pub kv_memory: Option<u64>,
+    /// Edit the graph in memory where that makes it faster; the plain graph runs otherwise.
+    pub prepare: bool,
 }
 
 impl Default for DecoderConfig {
@@ -41,6 +43,7 @@ impl Default for DecoderConfig {
             threads: None,
             rows: 1,
             kv_memory: None,
+            prepare: true,
         }
     }
 }
@@ -61,12 +64,14 @@ pub struct OnnxDecoder {
     host: MemoryInfo<'static>,
     names: Names,
     feeds: Feeds,
-    /// Logits as the graph writes them, `[rows, width, vocab]`.
+    /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
     f16_logits: Vec<half::f16>,
     /// The wanted rows, where they are not one run of `f32_logits`.
     wanted: Vec<f32>,
     logits_element: Element,
+    /// The graph computes only the logits that `feeds.logits_rows` names.
+    chooses_logits: bool,
     rope: RopeForm,
     caps: Caps,
     provider: Provider,
@@ -77,6 +82,7 @@ struct Names {
     ids: CString,
     mask: CString,
     positions: Option<CString>,
+    logits_rows: CString,
     logits: CString,
     /// `(past, present)` per layer, key then value.
     kv: Vec<(CString, CString)>,
@@ -88,7 +94,7 @@ impl OnnxDecoder {
         let path = model.decoder_path();
         let facts = graph::read(&path)?;
         let threads = config.threads.unwrap_or_else(available_threads);
-        let graph = session::open(library, model, config.provider, threads)?;
+        let graph = session::open(library, model, config.provider, threads, config.prepare)?;
         let genai = model.config();
         let slab = reserve(&graph, genai, config)?;
         let OpenGraph {
@@ -97,6 +103,7 @@ impl OnnxDecoder {
             kv_element,
             logits_element,
             vocab_size,
+            chooses_logits,
             position_ids,
         } = graph;
         let names = Names::of(genai, position_ids.as_deref()).ok_or_else(|| OnnxError::Model {
@@ -119,6 +126,7 @@ impl OnnxDecoder {
         };
         tracing::info!(
             provider = provider.as_str(),
+            prepared = chooses_logits,
             threads,
             context,
             rope_boundary = facts.rope_boundary,
@@ -145,6 +153,7 @@ impl OnnxDecoder {
             f16_logits: Vec::new(),
             wanted: Vec::new(),
             logits_element,
+            chooses_logits,
             rope: RopeForm {
                 boundary: facts.rope_boundary,
                 by_position: position_ids.is_some(),
@@ -216,20 +225,31 @@ impl OnnxDecoder {
         if let Some(name) = &self.names.positions {
             inputs.push((name, &mut self.feeds.positions, narrow));
         }
+        let chosen = self.feeds.logits_rows.len();
+        let vector = [i64::try_from(chosen).unwrap_or(i64::MAX), 0];
+        if self.chooses_logits {
+            inputs.push((&self.names.logits_rows, &mut self.feeds.logits_rows, vector));
+        }
         self.input_views.clear();
         for (name, buffer, shape) in inputs {
+            let shape = if *name == self.names.logits_rows {
+                &shape[..1]
+            } else {
+                &shape[..]
+            };
             // SAFETY: the buffer has `shape`'s elements (`Feeds::fill`) and is neither moved nor written
             // before the next `bind_feeds`, which comes before the next run.
-            let view = unsafe { View::new(&self.host, buffer.as_mut_ptr().cast(), &shape, Element::I64)? };
+            let view = unsafe { View::new(&self.host, buffer.as_mut_ptr().cast(), shape, Element::I64)? };
             raw::bind_input(&mut self.binding, name, &view)?;
             self.input_views.push(view);
         }
-        let shape = [
-            narrow[0],
-            narrow[1],
-            i64::try_from(self.caps.vocab_size).unwrap_or(i64::MAX),
-        ];
-        let elements = rows * self.feeds.width * self.caps.vocab_size;
+        let vocab = i64::try_from(self.caps.vocab_size).unwrap_or(i64::MAX);
+        let (shape, tokens) = if self.chooses_logits {
+            ([1, vector[0], vocab], chosen)
+        } else {
+            ([narrow[0], narrow[1], vocab], rows * self.feeds.width)
+        };
+        let elements = tokens * self.caps.vocab_size;
         let data = if self.logits_element == Element::F16 {
             self.f16_logits.resize(elements, half::f16::ZERO);
             self.f16_logits.as_mut_ptr().cast()
@@ -298,6 +318,16 @@ impl OnnxDecoder {
     /// The wanted logits as one run of floats.
     fn collect(&mut self, step: &Step<'_>) -> &[f32] {
         let (vocab, width) = (self.caps.vocab_size, self.feeds.width);
+        if self.chooses_logits {
+            let wanted = step.rows.iter().map(Row::logits_count).sum::<usize>() * vocab;
+            if self.logits_element != Element::F16 {
+                return &self.f32_logits[..wanted];
+            }
+            self.wanted.clear();
+            self.wanted
+                .extend(self.f16_logits[..wanted].iter().map(|value| value.to_f32()));
+            return &self.wanted;
+        }
         let mut ranges = Vec::with_capacity(step.rows.len());
         for (index, row) in step.rows.iter().enumerate() {
             let start = index * width;
@@ -427,6 +457,7 @@ impl Names {
                 Some(name) => Some(c(name)?),
                 None => None,
             },
+            logits_rows: c(crate::prepare::LOGITS_ROWS)?,
             logits: c(&config.outputs.logits)?,
             kv,
         })

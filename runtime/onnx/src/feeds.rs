@@ -1,6 +1,6 @@
 //! The integer inputs of a run: ids, mask, positions.
 
-use phi_edge_engine::{DecodeError, Input, Regime, Row};
+use phi_edge_engine::{DecodeError, Input, Regime, Row, Wanted};
 
 /// Buffers that the bound tensors point into. They are refilled before each run, and never while one is
 /// under way.
@@ -12,6 +12,8 @@ pub(crate) struct Feeds {
     pub(crate) positions: Vec<i64>,
     /// `[rows, mask_width]`.
     pub(crate) mask: Vec<i64>,
+    /// Indices of the tokens whose logits are wanted, into the run's `rows * width` tokens; never empty.
+    pub(crate) logits_rows: Vec<i64>,
     /// Tokens a row has in this run, a pad token included.
     pub(crate) width: usize,
     mask_is_ones: bool,
@@ -58,6 +60,7 @@ impl Feeds {
         }
         self.fill_ids(rows, pad)?;
         self.fill_mask(rows, pad, shortest);
+        self.fill_logits_rows(rows);
         Ok(())
     }
 
@@ -79,6 +82,24 @@ impl Feeds {
             }
         }
         Ok(())
+    }
+
+    fn fill_logits_rows(&mut self, rows: &[Row<'_>]) {
+        self.logits_rows.clear();
+        for (index, row) in rows.iter().enumerate() {
+            let start = index * self.width;
+            let end = start + row.input.len();
+            let wanted = match row.logits {
+                Wanted::None => end..end,
+                Wanted::Last => end - 1..end,
+                Wanted::All => start..end,
+            };
+            self.logits_rows.extend(wanted.map(to_i64));
+        }
+        if self.logits_rows.is_empty() {
+            // A matrix product of no rows is not what kernels are tested with.
+            self.logits_rows.push(0);
+        }
     }
 
     fn fill_mask(&mut self, rows: &[Row<'_>], pad: Option<usize>, shortest: usize) {
@@ -108,7 +129,7 @@ fn to_i64(position: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use phi_edge_engine::{RowId, TokenId, Wanted};
+    use phi_edge_engine::{RowId, TokenId};
 
     use super::*;
 

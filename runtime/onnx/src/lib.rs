@@ -10,6 +10,7 @@ mod feeds;
 mod graph;
 mod kv;
 mod library;
+mod prepare;
 mod processor;
 mod provider;
 mod raw;

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use ort::session::Session;
-use ort::session::builder::GraphOptimizationLevel;
+use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 use phi_edge_models::{GenaiConfig, ModelDir};
 
@@ -21,6 +21,8 @@ pub(crate) struct OpenGraph {
     pub(crate) logits_element: Element,
     /// The graph's vocabulary where it is fixed; the config's may be padded.
     pub(crate) vocab_size: usize,
+    /// The graph computes chosen logits alone ([`crate::prepare::LOGITS_ROWS`]).
+    pub(crate) chooses_logits: bool,
     /// The input that takes positions, if the graph has one.
     pub(crate) position_ids: Option<String>,
 }
@@ -31,11 +33,21 @@ pub(crate) fn open(
     model: &ModelDir,
     wanted: Provider,
     threads: usize,
+    prepare: bool,
 ) -> Result<OpenGraph, OnnxError> {
     let path = model.decoder_path();
+    let prepared = if prepare {
+        prepared(&path, &model.config().outputs.logits)
+    } else {
+        None
+    };
     let mut refused = Vec::new();
     for provider in wanted.candidates() {
-        match open_on(library, &path, provider, threads) {
+        let graph = Graph {
+            path: &path,
+            prepared: prepared.as_deref(),
+        };
+        match open_on(library, &graph, provider, threads) {
             Ok(session) => return check(session, provider, model.config(), &path),
             // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
             // registration, so what fails there is the model's fault.
@@ -51,25 +63,83 @@ pub(crate) fn open(
         .unwrap_or_else(|| wanted.unavailable("no candidate")))
 }
 
-fn open_on(library: &Library, path: &Path, provider: Provider, threads: usize) -> Result<Session, OnnxError> {
+/// A graph's file, and what is opened in its place.
+struct Graph<'a> {
+    path: &'a Path,
+    prepared: Option<&'a [u8]>,
+}
+
+/// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
+const PREPARED_AT_MOST: u64 = 256 << 20;
+
+fn prepared(path: &Path, logits: &str) -> Option<Vec<u8>> {
+    let size = std::fs::metadata(path).ok()?.len();
+    if size > PREPARED_AT_MOST {
+        return None;
+    }
+    // A file that can't be read is told by whoever opens it.
+    crate::prepare::choose_logits(&std::fs::read(path).ok()?, logits)
+}
+
+fn open_on(
+    library: &Library,
+    graph: &Graph<'_>,
+    provider: Provider,
+    threads: usize,
+) -> Result<Session, OnnxError> {
+    let Some(bytes) = graph.prepared else {
+        return open_plain(library, graph.path, provider, threads);
+    };
+    let folder = graph.path.parent().unwrap_or(Path::new("."));
+    let opened = builder(library, provider, threads)?
+        .with_config_entry(
+            "session.model_external_initializers_file_folder_path",
+            folder.display().to_string(),
+        )?
+        .commit_from_memory(bytes);
+    match opened {
+        Ok(session) => Ok(session),
+        // What is wrong with the file itself is told by opening it as it is.
+        Err(error) => {
+            let session = open_plain(library, graph.path, provider, threads)?;
+            tracing::warn!(
+                error = one_line(error),
+                "The prepared graph is refused; the plain one runs."
+            );
+            Ok(session)
+        }
+    }
+}
+
+fn builder(library: &Library, provider: Provider, threads: usize) -> Result<SessionBuilder, OnnxError> {
     let builder = Session::builder(library.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
         // The mask grows with every token: a memory pattern per shape would be kept for each of them.
         .with_memory_pattern(false)?;
-    let mut builder = match provider.registration() {
+    match provider.registration() {
         Some(registration) => builder
             .with_execution_providers([registration])
-            .map_err(|error| provider.unavailable(one_line(error)))?,
-        None => builder,
-    };
-    builder.commit_from_file(path).map_err(|error| OnnxError::Model {
-        path: path.to_path_buf(),
-        fault: format!(
-            "ONNX Runtime refuses it: {}. Copy or export the model again",
-            one_line(error)
-        ),
-    })
+            .map_err(|error| provider.unavailable(one_line(error))),
+        None => Ok(builder),
+    }
+}
+
+fn open_plain(
+    library: &Library,
+    path: &Path,
+    provider: Provider,
+    threads: usize,
+) -> Result<Session, OnnxError> {
+    builder(library, provider, threads)?
+        .commit_from_file(path)
+        .map_err(|error| OnnxError::Model {
+            path: path.to_path_buf(),
+            fault: format!(
+                "ONNX Runtime refuses it: {}. Copy or export the model again",
+                one_line(error)
+            ),
+        })
 }
 
 /// Exporters of different ages differ in whether they name this input where the graph has none, and the other way
@@ -165,6 +235,9 @@ fn check(
         kv_element: kv_element.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,
         vocab_size,
+        chooses_logits: inputs
+            .iter()
+            .any(|input| input.name() == crate::prepare::LOGITS_ROWS),
         position_ids,
         session,
     })

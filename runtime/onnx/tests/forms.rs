@@ -30,12 +30,13 @@ fn library() -> Option<Library> {
     }
 }
 
-fn load(library: &Library, folder: &Path) -> OnnxDecoder {
+fn load(library: &Library, folder: &Path, prepare: bool) -> OnnxDecoder {
     let config = DecoderConfig {
         provider: Provider::Cpu,
         threads: Some(2),
         rows: 1,
         kv_memory: None,
+        prepare,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
@@ -85,14 +86,14 @@ fn both_forms_give_the_reference_without_a_cache() {
     let Some(library) = library() else { return };
     let golden: Value = serde_json::from_slice(&std::fs::read(forms().join("golden.json")).unwrap()).unwrap();
     for form in ["2024", "2026"] {
-        for prefill_chunk in [512, 16, 7] {
+        for (prefill_chunk, prepare) in [(512, true), (16, true), (7, true), (16, false)] {
             let config = EngineConfig {
                 prefill_chunk,
                 slots: 1,
                 stop_repetition: false,
                 ..EngineConfig::default()
             };
-            let mut engine = Engine::new(load(&library, &forms().join(form)), config);
+            let mut engine = Engine::new(load(&library, &forms().join(form), prepare), config);
             for (n, case) in golden.as_array().unwrap().iter().enumerate() {
                 let expected = ids(&case["ids"]);
                 let got = generate(&mut engine, ids(&case["prompt_ids"]), expected.len());
@@ -137,7 +138,7 @@ fn a_list_or_a_number_of_end_tokens_and_unknown_keys_are_fine() {
         config["model"]["decoder"]["a_key_of_2027"] = serde_json::json!({"x": [1]});
         config["search"]["a_key_of_2027"] = true.into();
     });
-    load(&library, folder.path());
+    load(&library, folder.path(), true);
 }
 
 #[test]
@@ -151,6 +152,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         threads: Some(1),
         rows: 1,
         kv_memory: None,
+        prepare: true,
     };
     let model = ModelDir::open(folder.path()).unwrap();
     let error = OnnxDecoder::load(&library, &model, &config)

@@ -98,13 +98,14 @@ fn goldens(folder: &Path) -> Vec<Golden> {
     cases.iter().map(golden).collect()
 }
 
-fn load(library: &Library, folder: &Path, rows: usize) -> OnnxDecoder {
+fn load(library: &Library, folder: &Path, rows: usize, prepare: bool) -> OnnxDecoder {
     let model = ModelDir::open(folder).unwrap();
     let config = DecoderConfig {
         provider: Provider::Cpu,
         threads: Some(2),
         rows,
         kv_memory: None,
+        prepare,
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
 }
@@ -186,7 +187,8 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
         return;
     };
     let goldens = goldens(&folder);
-    let mut reference = load(&library, &folder, 1);
+    // The plain graph, against which the prepared one is held.
+    let mut reference = load(&library, &folder, 1, false);
     assert_eq!(reference.caps().rope_boundary, Some(64));
     for golden in &goldens {
         let logits = logits_after(&mut reference, &golden.prompt);
@@ -199,14 +201,14 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
             );
         }
     }
-    for chunk in [512, 32, 7] {
+    for (chunk, prepare) in [(512, true), (32, false), (32, true), (7, true)] {
         let config = EngineConfig {
             prefill_chunk: chunk,
             slots: 1,
             stop_repetition: true,
             ..EngineConfig::default()
         };
-        let mut engine = Engine::new(load(&library, &folder, 1), config);
+        let mut engine = Engine::new(load(&library, &folder, 1, prepare), config);
         for golden in &goldens {
             let got = generate(&mut engine, &[golden]);
             check_ids(
@@ -218,16 +220,21 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
             );
         }
     }
-    // In company each answer is what it is alone.
+    // In company each answer is what it is alone: those of one group step by step together, and all of them, of
+    // both regimes, coming and going.
     let group: Vec<&Golden> = goldens.iter().filter(|golden| golden.group.is_some()).collect();
     assert!(group.len() > 1);
-    let config = EngineConfig {
-        slots: group.len(),
-        ..EngineConfig::default()
-    };
-    let mut engine = Engine::new(load(&library, &folder, group.len()), config);
-    for (golden, got) in group.iter().zip(generate(&mut engine, &group)) {
-        check_ids(&mut reference, golden, &got, near_tie, "in company");
+    let all: Vec<&Golden> = goldens.iter().collect();
+    for (company, slots, prepare) in [(&group, group.len(), true), (&all, 4, true), (&all, 3, false)] {
+        let config = EngineConfig {
+            slots,
+            prefill_chunk: 24,
+            ..EngineConfig::default()
+        };
+        let mut engine = Engine::new(load(&library, &folder, slots + 2, prepare), config);
+        for (golden, got) in company.iter().zip(generate(&mut engine, company)) {
+            check_ids(&mut reference, golden, &got, near_tie, "in company");
+        }
     }
 }
 
@@ -258,7 +265,7 @@ fn an_interrupt_from_another_thread_ends_a_run_and_leaves_the_row_usable() {
     };
     let goldens = goldens(&folder);
     let long = goldens.iter().max_by_key(|golden| golden.prompt.len()).unwrap();
-    let mut decoder = load(&library, &folder, 1);
+    let mut decoder = load(&library, &folder, 1, true);
     let row = Row {
         row: RowId(0),
         past: 0,
@@ -290,7 +297,7 @@ fn saved_rows_load_and_copied_rows_answer_alike() {
     let (Some(folder), Some(library)) = (fixture("phi3-mini-tiny-fp32"), library()) else {
         return;
     };
-    let mut decoder = load(&library, &folder, 3);
+    let mut decoder = load(&library, &folder, 3, true);
     let prompt: Vec<TokenId> = (100..120).map(TokenId).collect();
     let (head, tail) = prompt.split_at(15);
     let expected = logits_after(&mut decoder, &prompt);
