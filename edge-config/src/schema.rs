@@ -129,7 +129,7 @@ pub(crate) static KEYS: [Key; 39] = [
         Preset::Text("auto"),
     ),
     key("runtime.threads", number(1, 1_024), Preset::Unset),
-    key("runtime.slots", number(1, 1_024), Preset::Number(1)),
+    key("runtime.slots", number(1, 1_024), Preset::Number(4)),
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),
     key("runtime.library", Shape::Path, Preset::Unset),
     key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),

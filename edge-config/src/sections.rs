@@ -123,7 +123,7 @@ pub struct Runtime {
     pub threads: Option<usize>,
     /// How many sequences run at once.
     pub slots: usize,
-    /// The most memory for keys and values; none means what the slots need.
+    /// The most memory for keys and values; none means a share of what is free.
     pub kv_memory: Option<ByteSize>,
     /// The ONNX Runtime library; none means that it is searched for.
     pub library: Option<PathBuf>,

@@ -350,7 +350,7 @@ async fn a_full_queue_is_busy_and_says_when_to_return() {
         return;
     }
     let Some(broker) = Mosquitto::start() else { return };
-    let _daemon = Daemon::start(broker.port, &model, &["limits.queue=1"]);
+    let _daemon = Daemon::start(broker.port, &model, &["limits.queue=1", "runtime.slots=1"]);
     let mut client = client(broker.port).await;
     state(&mut client, "ready").await;
     replies(&mut client).await;
@@ -424,7 +424,7 @@ async fn a_message_that_expires_in_the_queue_is_not_started() {
         return;
     }
     let Some(broker) = Mosquitto::start() else { return };
-    let _daemon = Daemon::start(broker.port, &model, &[]);
+    let _daemon = Daemon::start(broker.port, &model, &["runtime.slots=1"]);
     let mut client = client(broker.port).await;
     state(&mut client, "ready").await;
     replies(&mut client).await;

@@ -143,12 +143,22 @@ pub(crate) struct AskArgs {
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
-    /// Tokens of each prompt.
+    /// What to measure: streams side by side; a burst of requests that begin alike; the first token with and without
+    /// a remembered beginning; the gaps of running streams while a long prompt enters.
+    #[arg(long, value_name = "NAME", value_enum, default_value = "streams")]
+    pub(crate) scenario: Scenario,
+    /// Tokens of each prompt; of `burst` and `cached`, those of its own.
     #[arg(long, value_name = "N", default_value = "128", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) prompt_tokens: u32,
     /// New tokens of each stream.
     #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) new_tokens: u32,
+    /// Requests of a burst.
+    #[arg(long, value_name = "N", default_value = "32", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub(crate) requests: u32,
+    /// Tokens that the prompts of `burst` and `cached` have in common.
+    #[arg(long, value_name = "N", default_value = "600")]
+    pub(crate) shared_tokens: u32,
     /// Streams at once.
     #[arg(long, value_name = "N", default_value = "1", value_parser = clap::value_parser!(u32).range(1..=64))]
     pub(crate) concurrency: u32,
@@ -158,6 +168,15 @@ pub(crate) struct BenchArgs {
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+/// What `bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scenario {
+    Streams,
+    Burst,
+    Cached,
+    Gaps,
 }
 
 fn setting(text: &str) -> Result<(String, String), String> {

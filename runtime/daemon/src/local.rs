@@ -10,6 +10,7 @@ use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
 
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
+use crate::memory;
 use crate::settings;
 
 /// Rows that only remember, beside those that run. They cost address space, and memory only for what they hold.
@@ -92,7 +93,12 @@ impl Choice {
             tracing::warn!("{warning}");
         }
         let decoder = OnnxDecoder::load(&library, model, &self.decoder)?;
-        Ok(Engine::new(decoder, self.engine.clone()))
+        let mut config = self.engine.clone();
+        // Asked for once the weights are in memory. On a device the slab is allocated whole: nothing to share out.
+        if config.kv_budget.is_none() && decoder.provider() == Provider::Cpu {
+            config.kv_budget = memory::kv_budget();
+        }
+        Ok(Engine::new(decoder, config))
     }
 }
 

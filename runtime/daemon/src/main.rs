@@ -8,6 +8,7 @@ mod exit;
 mod identity;
 mod local;
 mod logging;
+mod memory;
 mod remote;
 mod run;
 mod settings;

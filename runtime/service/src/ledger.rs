@@ -21,6 +21,9 @@ use crate::stats::Stats;
 /// that changes its response topic when it reconnects.
 const ADDRESSES: usize = 4;
 
+/// Waiting time that outweighs one step of priority.
+const AGEING: Duration = Duration::from_secs(30);
+
 /// Bounds of the ledger.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
@@ -59,7 +62,7 @@ struct Waiting {
     expires: Instant,
 }
 
-/// Order of the queue: the highest priority first, then who came first.
+/// A place in the queue: who came first within a priority. [`Ledger::next_place`] chooses among priorities.
 type Place = (Reverse<Priority>, u64);
 
 enum State {
@@ -272,7 +275,8 @@ impl Ledger {
         if self.closed.is_some() || self.running >= self.limits.slots {
             return None;
         }
-        let (_, key) = self.queue.pop_first()?;
+        let place = self.next_place(now)?;
+        let key = self.queue.remove(&place)?;
         let entry = self.jobs.get_mut(&key)?;
         let (stop, stopped) = watch::channel(false);
         let State::Queued(waiting) = std::mem::replace(&mut entry.state, State::Running { stop }) else {
@@ -286,6 +290,22 @@ impl Ledger {
             expires: waiting.expires,
             stop: stopped,
         })
+    }
+
+    /// The place in the queue that is served next: the highest priority, where waiting counts for as much as a
+    /// higher one every [`AGEING`], so that nobody waits for ever behind those who may go first.
+    fn next_place(&self, now: Instant) -> Option<Place> {
+        let heads = [Priority::Interactive, Priority::Normal, Priority::Background].map(|priority| {
+            let class = (Reverse(priority), 0)..=(Reverse(priority), u64::MAX);
+            let (place, key) = self.queue.range(class).next()?;
+            let State::Queued(waiting) = &self.jobs.get(key)?.state else {
+                return None;
+            };
+            let waited = now.saturating_duration_since(waiting.accepted);
+            let rank = u128::from(priority as u8) * AGEING.as_millis() + waited.as_millis();
+            Some((rank, Reverse(place.1), *place))
+        });
+        heads.into_iter().flatten().max().map(|(_, _, place)| place)
     }
 
     /// The end of a job that [`Ledger::start_next`] gave out.

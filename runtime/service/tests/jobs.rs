@@ -501,3 +501,20 @@ async fn reply_ids_differ() {
     ids.dedup();
     assert_eq!(ids.len(), 3);
 }
+
+#[tokio::test(start_paused = true)]
+async fn waiting_long_outweighs_priority() {
+    let mut bench = Bench::new();
+    bench.service.submit(job("runs")).await.unwrap();
+    let (_request, sink) = bench.asked().await;
+    let background = question("old", |job| job.priority = Priority::Background);
+    bench.service.submit(background).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(70)).await;
+    let interactive = question("new", |job| job.priority = Priority::Interactive);
+    bench.service.submit(interactive).await.unwrap();
+    sink.finish(summary(Finish::Stop, 1));
+    bench.reply().await;
+    let (_request, sink) = bench.asked().await;
+    sink.finish(summary(Finish::Stop, 1));
+    assert_eq!(bench.reply().await.key, key("old"));
+}

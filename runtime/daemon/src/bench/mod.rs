@@ -1,5 +1,7 @@
 //! `phi-edge bench`: how fast this machine runs this model.
 
+mod scenarios;
+
 use std::time::Duration;
 
 use phi_edge_engine::{
@@ -8,7 +10,7 @@ use phi_edge_engine::{
 use phi_edge_onnx::bare;
 use serde_json::json;
 
-use crate::cli::BenchArgs;
+use crate::cli::{BenchArgs, Scenario};
 use crate::exit::Fault;
 use crate::local::{Choice, Local};
 
@@ -18,9 +20,23 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     let mut choice = Choice::of_flags(&args.model, streams, false)?;
     // Guesses would depend on the text, and random weights give none.
     choice.engine.speculation = false;
+    choice.engine.kv_budget = Some(u64::MAX);
     let mut local = Local::load(&choice)?;
     // The first run pays for memory and kernels that all later ones have.
     measure(&mut local, 1, 8, 2)?;
+    let of_many = match args.scenario {
+        Scenario::Streams => None,
+        Scenario::Burst => Some(scenarios::burst(&mut local, args)?),
+        Scenario::Cached => Some(scenarios::cached(&mut local, args)?),
+        Scenario::Gaps => Some(scenarios::gaps(&mut local, args)?),
+    };
+    if let Some(mut report) = of_many {
+        report["load_ms"] = json!(local.load.as_millis());
+        report["rss_bytes"] = json!(peak_memory());
+        report["streams"] = json!(streams);
+        print(&report, args.json);
+        return Ok(());
+    }
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
     let mut ours = Vec::new();
     let mut plain = Vec::new();
@@ -53,17 +69,21 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
         report["decode_over_bare"] = json!(self::median(ratios(|s| s.decode)));
         report["pairs"] = json!(args.bare);
     }
-    if args.json {
+    print(&report, args.json);
+    Ok(())
+}
+
+fn print(report: &serde_json::Value, json: bool) {
+    if json {
         println!("{report}");
-        return Ok(());
+        return;
     }
     for (name, value) in report.as_object().into_iter().flatten() {
         match value.as_f64().filter(|_| value.is_f64()) {
-            Some(number) => println!("{name:28} {number:.2}"),
-            None => println!("{name:28} {value}"),
+            Some(number) => println!("{name:32} {number:.2}"),
+            None => println!("{name:32} {value}"),
         }
     }
-    Ok(())
 }
 
 /// One measurement, per second, and the time to the first token in seconds.
@@ -86,7 +106,7 @@ fn measure(local: &mut Local, streams: usize, prompt: usize, new: usize) -> Resu
             sampling: Sampling::default(),
             // Nothing ends a stream early: all do the same work.
             stop: Stop::default(),
-            detokenizer: Box::new(Silent),
+            detokenizer: Box::new(Silent { text: "" }),
             deadline: None,
         };
         local.engine.submit(request, started).map_err(Fault::failed)?;
@@ -172,11 +192,14 @@ fn peak_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-struct Silent;
+/// Gives every token the same text.
+struct Silent {
+    text: &'static str,
+}
 
 impl Detokenizer for Silent {
     fn push(&mut self, _: TokenId) -> String {
-        String::new()
+        self.text.to_owned()
     }
 
     fn finish(&mut self) -> String {

@@ -1,0 +1,99 @@
+//! How much memory keys and values may have where the configuration does not say.
+
+use std::path::Path;
+
+/// The share of what is free once the model is loaded.
+const SHARE: f64 = 0.6;
+
+/// The budget for keys and values, in bytes: a share of what this process may still take. `None` where the system
+/// does not tell (not Linux).
+pub(crate) fn kv_budget() -> Option<u64> {
+    budget(Path::new("/"))
+}
+
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    reason = "a share of bytes, far below 2^52"
+)]
+fn budget(root: &Path) -> Option<u64> {
+    let free = [available(root), left_in_cgroup(root)]
+        .into_iter()
+        .flatten()
+        .min()?;
+    Some((free as f64 * SHARE) as u64)
+}
+
+/// What the kernel could give without swapping.
+fn available(root: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// What the unit's limit (cgroup v2, `MemoryMax=`) leaves; the least on the way to the root.
+fn left_in_cgroup(root: &Path) -> Option<u64> {
+    let own = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
+    let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
+    let mounted = root.join("sys/fs/cgroup");
+    let mut folder = mounted.join(path.trim());
+    let mut least = None;
+    loop {
+        let number = |name: &str| -> Option<u64> {
+            std::fs::read_to_string(folder.join(name))
+                .ok()?
+                .trim()
+                .parse()
+                .ok()
+        };
+        // `max` is no number, and no limit.
+        if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
+            let left = limit.saturating_sub(used);
+            least = Some(least.map_or(left, |least: u64| least.min(left)));
+        }
+        if folder == mounted || !folder.pop() {
+            return least;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn file(root: &Path, name: &str, text: &str) {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    #[test]
+    fn the_tightest_bound_counts() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(budget(root.path()), None);
+        file(
+            root.path(),
+            "proc/meminfo",
+            "MemTotal: 9000 kB\nMemAvailable:    1000 kB\n",
+        );
+        assert_eq!(budget(root.path()), Some(614_400));
+        file(
+            root.path(),
+            "proc/self/cgroup",
+            "0::/system.slice/phi-edge.service\n",
+        );
+        let unit = "sys/fs/cgroup/system.slice/phi-edge.service";
+        file(root.path(), &format!("{unit}/memory.max"), "max\n");
+        file(root.path(), &format!("{unit}/memory.current"), "100\n");
+        assert_eq!(budget(root.path()), Some(614_400));
+        file(root.path(), &format!("{unit}/memory.max"), "1100\n");
+        assert_eq!(budget(root.path()), Some(600));
+        file(root.path(), "sys/fs/cgroup/system.slice/memory.max", "150\n");
+        file(root.path(), "sys/fs/cgroup/system.slice/memory.current", "100\n");
+        assert_eq!(budget(root.path()), Some(30));
+    }
+}
