@@ -1,5 +1,6 @@
 //! `phi-edge ask --broker`: one prompt, answered by a daemon elsewhere.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -151,8 +152,8 @@ fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
 async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> {
     let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
     client.subscribe(&filter).await?;
-    let mut found: Vec<String> = Vec::new();
-    let mut offline = None;
+    // The last word of each: one that has just started says so more than once.
+    let mut states: BTreeMap<String, bool> = BTreeMap::new();
     let mut wait = DISCOVERY;
     while let Some(message) = client.receive(wait).await? {
         // More would come right behind the first.
@@ -161,14 +162,13 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> 
         let Some(base) = message.topic.strip_suffix("/status") else {
             continue;
         };
-        if status["state"] == "offline" {
-            offline = Some(base.to_owned());
-        } else {
-            found.push(base.to_owned());
-        }
+        states.insert(base.to_owned(), status["state"] != "offline");
     }
+    let there = states.iter().filter(|(_, there)| **there);
+    let found: Vec<&str> = there.map(|(base, _)| base.as_str()).collect();
+    let offline = states.keys().next();
     match (found.as_slice(), offline) {
-        ([base], _) => Ok(base.clone()),
+        ([base], _) => Ok((*base).to_owned()),
         ([], Some(base)) => Err(Fault::new(
             Exit::Unavailable,
             format!("the daemon at {base} is offline"),
