@@ -204,16 +204,11 @@ async fn a_restart_of_the_broker_costs_no_answer() {
     let Some(mut broker) = Mosquitto::start() else {
         return;
     };
-    let mut daemon = Daemon::start(broker.port, &model, &[]);
+    // One slot: "next" is answered after "long", so both final replies follow the restart.
+    let mut daemon = Daemon::start(broker.port, &model, &["runtime.slots=1"]);
     let mut first = client(broker.port).await;
     state(&mut first, "ready").await;
     replies(&mut first).await;
-    request(
-        &mut first,
-        &json!({"id":"long","prompt":"x","max_tokens":1500,"stream":true}),
-    )
-    .await;
-    request(&mut first, &json!({"id":"next","prompt":"y","max_tokens":5})).await;
     // A session that the broker keeps over its restart: what comes meanwhile waits for it.
     let listener = || {
         let mut command = Command::new("mosquitto_sub");
@@ -236,6 +231,12 @@ async fn a_restart_of_the_broker_costs_no_answer() {
         listener().arg("-E").status().unwrap().success(),
         "mosquitto_sub subscribes"
     );
+    request(
+        &mut first,
+        &json!({"id":"long","prompt":"x","max_tokens":1500,"stream":true}),
+    )
+    .await;
+    request(&mut first, &json!({"id":"next","prompt":"y","max_tokens":5})).await;
     next(&mut first, "a chunk", |m| {
         (m.property("kind") == Some("chunk")).then_some(())
     })
