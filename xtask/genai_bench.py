@@ -1,6 +1,7 @@
-"""One measurement of onnxruntime-genai in a fresh process: python genai_bench.py MODEL THREADS PROMPT NEW.
+"""Measurements of onnxruntime-genai: python genai_bench.py MODEL THREADS PROMPT NEW.
 
-Prints one JSON object with the keys of `phi-edge bench --json`.
+Does what `phi-edge bench --turns --json` does: prints one object when the model is loaded, then one for every line
+on standard input.
 """
 
 import json
@@ -35,12 +36,12 @@ def generate(prompt, new):
 
 # The first run pays for memory and kernels that all later ones have.
 generate(8, 2)
-first, decode = generate(prompt, new)
-print(json.dumps({
-    "load_ms": loaded * 1000,
-    "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
-    "prefill_tokens_per_s": prompt / first,
-    "decode_tokens_per_s": decode,
-    "first_token_ms": first * 1000,
-    "version": og.__version__,
-}))
+print(json.dumps({"load_ms": loaded * 1000, "version": og.__version__}), flush=True)
+for _ in sys.stdin:
+    first, decode = generate(prompt, new)
+    print(json.dumps({
+        "rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "prefill_tokens_per_s": prompt / first,
+        "decode_tokens_per_s": decode,
+        "first_token_ms": first * 1000,
+    }), flush=True)

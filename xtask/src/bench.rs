@@ -7,6 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::peer::Peer;
 use crate::process::{cargo, root, run, target};
 use crate::{library, model, python};
 
@@ -16,9 +17,12 @@ pub(crate) struct BenchArgs {
     /// The model directory; a random one of full shape under target/ unless given.
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Pairs of runs.
-    #[arg(long, default_value = "7", value_parser = clap::value_parser!(u32).range(1..))]
+    /// Pairs of processes.
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
     pairs: u32,
+    /// Measurements in each pair of processes, in turns.
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    turns: u32,
     /// Tokens of the prompt.
     #[arg(long, default_value = "512")]
     prompt_tokens: u32,
@@ -38,6 +42,28 @@ const FIGURES: [(&str, &str, bool, f64); 4] = [
     ("load_ms", "start to ready, ms", false, 1.2),
 ];
 
+/// One process of ours and one of the peer's, both loaded, measured in turns: what the machine does to one it does to
+/// the other a few seconds later. The medians of each.
+fn pair(ours: Command, theirs: Command, turns: u32, ours_first: bool) -> Result<(Value, Value)> {
+    let (mut ours, mut theirs) = if ours_first {
+        let ours = Peer::start(ours)?;
+        (ours, Peer::start(theirs)?)
+    } else {
+        let theirs = Peer::start(theirs)?;
+        (Peer::start(ours)?, theirs)
+    };
+    for turn in 0..turns {
+        if ours_first == (turn % 2 == 0) {
+            ours.measure()?;
+            theirs.measure()?;
+        } else {
+            theirs.measure()?;
+            ours.measure()?;
+        }
+    }
+    Ok((ours.medians(), theirs.medians()))
+}
+
 /// Measures and writes docs/benchmarks.md.
 pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
     let model = match &args.model {
@@ -52,55 +78,30 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
         .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
         .to_string();
     let (prompt, new) = (args.prompt_tokens.to_string(), args.new_tokens.to_string());
-    let ours = |pairs: &str| -> Result<Value> {
-        json(
-            Command::new(target().join("release/phi-edge"))
-                .args([
-                    "bench",
-                    "--provider",
-                    "cpu",
-                    "--json",
-                    "--threads",
-                    &threads,
-                    "--bare",
-                    pairs,
-                ])
-                .args([
-                    "--prompt-tokens",
-                    &prompt,
-                    "--new-tokens",
-                    &new,
-                    "--prefill-chunk",
-                    &prompt,
-                    "--model",
-                ])
-                .arg(&model)
-                .env("ORT_DYLIB_PATH", &library),
-        )
-    };
-    let theirs = || -> Result<Value> {
-        json(
-            Command::new(&peer)
-                .arg(root().join("xtask/genai_bench.py"))
-                .arg(&model)
-                .args([&threads, &prompt, &new]),
-        )
+    let command = |flags: &[&str]| {
+        let mut command = Command::new(target().join("release/phi-edge"));
+        command
+            .args(["bench", "--provider", "cpu", "--json", "--threads", &threads])
+            .args(["--prompt-tokens", &prompt, "--new-tokens", &new])
+            .args(["--prefill-chunk", &prompt, "--model"])
+            .arg(&model)
+            .args(flags)
+            .env("ORT_DYLIB_PATH", &library);
+        command
     };
     let mut pairs = Vec::new();
-    for pair in 0..args.pairs {
-        // Each first in half of the pairs: what runs second finds a warmer machine.
-        let (a, b) = if pair % 2 == 0 {
-            let a = ours("0")?;
-            (a, theirs()?)
-        } else {
-            let b = theirs()?;
-            (ours("0")?, b)
-        };
-        eprintln!("pair {}: {}", pair + 1, line(&a, &b));
-        pairs.push((a, b));
+    for number in 0..args.pairs {
+        let mut genai = Command::new(&peer);
+        genai
+            .arg(root().join("xtask/genai_bench.py"))
+            .arg(&model)
+            .args([&threads, &prompt, &new]);
+        let pair = pair(command(&["--turns"]), genai, args.turns, number % 2 == 0)?;
+        eprintln!("pair {}: {}", number + 1, line(&pair.0, &pair.1));
+        pairs.push(pair);
     }
     eprintln!("Measuring the bare loop in the same process …");
-    let bare = ours(&args.pairs.to_string())?;
+    let bare = json(&mut command(&["--bare", &(args.pairs + 2).to_string()]))?;
     let report = report(args, &threads, &pairs, &bare)?;
     print!("{report}");
     let file = root().join("docs/benchmarks.md");
@@ -158,8 +159,9 @@ fn report(args: &BenchArgs, threads: &str, pairs: &[(Value, Value)], bare: &Valu
     let version = pairs[0].1["version"].as_str().unwrap_or("?");
     writeln!(
         text,
-        "\n{} pairs, {threads} threads, a prompt of {} tokens, {} new ones, {}. Medians, with the least and the greatest.\n",
+        "\n{} pairs of processes, {} measurements each in turns, {threads} threads, a prompt of {} tokens, {} new ones, {}. Medians, with the least and the greatest.\n",
         pairs.len(),
+        args.turns,
         args.prompt_tokens,
         args.new_tokens,
         processor()
@@ -199,17 +201,21 @@ fn report(args: &BenchArgs, threads: &str, pairs: &[(Value, Value)], bare: &Valu
 
 fn spread(mut values: Vec<f64>, digits: usize) -> String {
     values.sort_by(f64::total_cmp);
-    let n = values.len();
-    let median = if n % 2 == 1 {
-        values[n / 2]
-    } else {
-        f64::midpoint(values[n / 2 - 1], values[n / 2])
-    };
+    let (n, median) = (values.len(), median(&values));
     format!(
         "{median:.digits$} ({:.digits$}–{:.digits$})",
         values[0],
         values[n - 1]
     )
+}
+
+/// The middle of values in ascending order.
+pub(crate) fn median(sorted: &[f64]) -> f64 {
+    match sorted.len() {
+        0 => f64::NAN,
+        n if n % 2 == 1 => sorted[n / 2],
+        n => f64::midpoint(sorted[n / 2 - 1], sorted[n / 2]),
+    }
 }
 
 fn processor() -> String {

@@ -4,6 +4,7 @@ mod bench;
 mod demo;
 mod library;
 mod model;
+mod peer;
 mod process;
 mod python;
 mod test;

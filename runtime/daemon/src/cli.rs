@@ -165,6 +165,9 @@ pub(crate) struct BenchArgs {
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]
     pub(crate) bare: u32,
+    /// Load, then measure `streams` once for every line on standard input: for comparisons in turns with another process.
+    #[arg(long, requires = "json", conflicts_with_all = ["bare", "scenario"])]
+    pub(crate) turns: bool,
     /// Print one JSON object on one line.
     #[arg(long)]
     pub(crate) json: bool,

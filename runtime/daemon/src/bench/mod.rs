@@ -38,6 +38,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
         return Ok(());
     }
     let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
+    if args.turns {
+        return turns(&mut local, args);
+    }
     let mut ours = Vec::new();
     let mut plain = Vec::new();
     for pair in 0..args.bare.max(1) {
@@ -70,6 +73,28 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
         report["pairs"] = json!(args.bare);
     }
     print(&report, args.json);
+    Ok(())
+}
+
+/// One measurement for every line that comes, after one object that says that the model is loaded.
+fn turns(local: &mut Local, args: &BenchArgs) -> Result<(), Fault> {
+    print(&json!({ "load_ms": local.load.as_millis() }), true);
+    for line in std::io::stdin().lines() {
+        line.map_err(Fault::failed)?;
+        let speed = measure(
+            local,
+            args.concurrency as usize,
+            args.prompt_tokens as usize,
+            args.new_tokens as usize,
+        )?;
+        let report = json!({
+            "rss_bytes": peak_memory(),
+            "prefill_tokens_per_s": speed.prefill,
+            "decode_tokens_per_s": speed.decode,
+            "first_token_ms": speed.first_token * 1000.0,
+        });
+        print(&report, true);
+    }
     Ok(())
 }
 

@@ -1,0 +1,82 @@
+//! A process that measures once for every line it is given.
+
+use std::io::{BufRead, BufReader, Lines, Write};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Map, Value};
+
+use crate::bench::median;
+
+/// A loaded model that waits for its turn.
+pub(crate) struct Peer {
+    child: Child,
+    turns: Option<ChildStdin>,
+    answers: Lines<BufReader<ChildStdout>>,
+    loaded: Value,
+    measured: Vec<Value>,
+}
+
+impl Peer {
+    /// Starts `command` and waits until its model is loaded.
+    pub(crate) fn start(mut command: Command) -> Result<Self> {
+        let shown = format!("{command:?}");
+        let mut child = command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .with_context(|| format!("{shown} can't be started"))?;
+        let (Some(turns), Some(answers)) = (child.stdin.take(), child.stdout.take()) else {
+            bail!("{shown} has no pipes");
+        };
+        let mut peer = Self {
+            child,
+            turns: Some(turns),
+            answers: BufReader::new(answers).lines(),
+            loaded: Value::Null,
+            measured: Vec::new(),
+        };
+        peer.loaded = peer.answer().with_context(|| shown)?;
+        Ok(peer)
+    }
+
+    /// Takes one measurement.
+    pub(crate) fn measure(&mut self) -> Result<()> {
+        let turns = self.turns.as_mut().context("the peer has ended")?;
+        writeln!(turns, "go").context("the peer takes no more turns")?;
+        let answer = self.answer()?;
+        self.measured.push(answer);
+        Ok(())
+    }
+
+    /// What it said when it was loaded, with the medians of its measurements.
+    pub(crate) fn medians(&self) -> Value {
+        let mut all: Map<String, Value> = self.loaded.as_object().cloned().unwrap_or_default();
+        let keys = self.measured.first().and_then(Value::as_object);
+        for key in keys.into_iter().flat_map(Map::keys) {
+            let mut values: Vec<f64> = self.measured.iter().filter_map(|m| m[key].as_f64()).collect();
+            values.sort_by(f64::total_cmp);
+            all.insert(key.clone(), Value::from(median(&values)));
+        }
+        Value::Object(all)
+    }
+
+    /// Its next object; other lines, of a library that talks, are passed over.
+    fn answer(&mut self) -> Result<Value> {
+        for line in self.answers.by_ref() {
+            if let Ok(value @ Value::Object(_)) = serde_json::from_str(&line?) {
+                return Ok(value);
+            }
+        }
+        bail!("the peer ended without an answer")
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        // Without turns it ends by itself; a peer that does not is not waited for.
+        self.turns = None;
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
