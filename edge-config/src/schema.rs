@@ -2,7 +2,8 @@
 
 use crate::Shape;
 use crate::shape::{
-    at_least, choice, duration, filters, host, log_filter, name, number, pool_base, size, text, topic_base,
+    at_least, choice, duration, filters, host, log_filter, name, number, pool_base, size, text, texts,
+    topic_base,
 };
 
 /// A key of the configuration.
@@ -70,7 +71,7 @@ const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     }
 }
 
-pub(crate) static KEYS: [Key; 39] = [
+pub(crate) static KEYS: [Key; 44] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -133,6 +134,9 @@ pub(crate) static KEYS: [Key; 39] = [
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),
     key("runtime.library", Shape::Path, Preset::Unset),
     key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),
+    key("runtime.prefix_cache", Shape::Switch, Preset::Switch(true)),
+    key("runtime.speculation", Shape::Switch, Preset::Switch(true)),
+    key("runtime.system_prompts", texts(), Preset::Unset),
     key(
         "limits.max_deadline",
         duration(SECOND, 30 * DAY),
@@ -143,6 +147,12 @@ pub(crate) static KEYS: [Key; 39] = [
     key("limits.max_prompt_tokens", at_least(1), Preset::Unset),
     key("limits.queue", number(1, 1_000_000), Preset::Number(64)),
     key("limits.drain_grace", duration(0, HOUR), Preset::Text("20s")),
+    key(
+        "limits.session_ttl",
+        duration(SECOND, 30 * DAY),
+        Preset::Text("30m"),
+    ),
+    key("limits.session_memory", size(0, TIB), Preset::Text("16MiB")),
     key("store.path", Shape::Path, Preset::Text("/var/lib/phi-edge/store")),
     key("metrics.listen", Shape::Address, Preset::Unset),
     key("log.level", log_filter(), Preset::Text("info")),

@@ -129,6 +129,12 @@ pub struct Runtime {
     pub library: Option<PathBuf>,
     /// How many prompt tokens one step computes at most.
     pub prefill_chunk: usize,
+    /// Whether what prompts have in common is computed once.
+    pub prefix_cache: bool,
+    /// Whether tokens are guessed from the text so far and verified together.
+    pub speculation: bool,
+    /// System prompts that are computed at start and kept.
+    pub system_prompts: Option<Vec<String>>,
 }
 
 /// What computes: an ONNX Runtime execution provider.
@@ -161,6 +167,10 @@ pub struct Limits {
     pub queue: usize,
     /// How long running answers may go on at shutdown.
     pub drain_grace: TimeSpan,
+    /// How long a session that nobody uses is kept.
+    pub session_ttl: TimeSpan,
+    /// The most memory of the sessions that nobody uses.
+    pub session_memory: ByteSize,
 }
 
 /// `[store]`

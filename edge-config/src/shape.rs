@@ -118,6 +118,13 @@ pub(crate) const fn filters() -> Shape {
     })
 }
 
+pub(crate) const fn texts() -> Shape {
+    Shape::List(Wording {
+        expected: "a list of texts, none of them blank",
+        accepts: |text| !text.trim().is_empty(),
+    })
+}
+
 pub(crate) const fn log_filter() -> Shape {
     Shape::Text(Wording {
         expected: "off, error, warn, info, debug or trace, also by module as in \"info,phi_edge_mqtt=debug\"",

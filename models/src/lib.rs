@@ -5,6 +5,7 @@
 mod chat_template;
 mod detokenizer;
 mod error;
+mod fingerprint;
 mod genai_config;
 mod manifest;
 mod model_dir;

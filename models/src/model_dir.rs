@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::ModelError;
+use crate::fingerprint;
 use crate::genai_config::GenaiConfig;
 use crate::manifest::Manifest;
 use crate::text_model::TextModel;
@@ -76,6 +77,12 @@ impl ModelDir {
             .clone()
             .or_else(directory)
             .unwrap_or_else(|| "model".to_owned())
+    }
+
+    /// What tells this model from others: a digest over all of its files, in hex. `remembered` is a file that keeps the
+    /// digests of single files by their inode, size and time, so that weights are read once and not at every start.
+    pub fn fingerprint(&self, remembered: Option<&Path>) -> Result<String, ModelError> {
+        fingerprint::of_folder(&self.path, remembered)
     }
 
     /// Loads tokenizer and chat template.

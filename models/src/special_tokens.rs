@@ -70,6 +70,11 @@ impl SpecialTokens {
             .map(|token| token.id)
     }
 
+    /// Whether `id` is an added token.
+    pub(crate) fn is_one(&self, id: TokenId) -> bool {
+        self.tokens.iter().any(|token| token.id == id)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.tokens.len()
     }

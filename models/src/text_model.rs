@@ -7,7 +7,7 @@ use phi_edge_engine::{Detokenizer, TokenId};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::chat_template::{ChatTemplate, Message};
+use crate::chat_template::{ChatTemplate, Message, Role};
 use crate::detokenizer::StreamDetokenizer;
 use crate::error::{ModelError, read};
 use crate::genai_config::GenaiConfig;
@@ -115,6 +115,48 @@ impl TextModel {
             }
         }
         Ok(ids)
+    }
+
+    /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then `messages`,
+    /// up to and with the start of the next answer. So that what stands before can stay as it was computed: encoding
+    /// its text again need not give the same ids.
+    pub fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
+        let turn = |role, content: &str| Message {
+            role,
+            content: content.to_owned(),
+        };
+        let question = turn(Role::User, "x");
+        let asked = self.encode_turns(std::slice::from_ref(&question), true)?;
+        let mut conversation = vec![question, turn(Role::Assistant, "x")];
+        conversation.extend_from_slice(messages);
+        let all = self.encode_turns(&conversation, true)?;
+        // From the control token that begins the answer: the next one ends it.
+        let control = |id: &TokenId| self.inner.special.is_one(*id);
+        let begins = asked.iter().rposition(control);
+        let ends = begins
+            .filter(|&at| all.get(..=at) == asked.get(..=at))
+            .and_then(|at| Some(at + 1 + all[at + 1..].iter().position(control)?));
+        match ends {
+            Some(ends) => Ok(all[ends..].to_vec()),
+            None => Err(ModelError::Encode(
+                "the model's chat template marks no end of a turn, so that no conversation can be continued"
+                    .into(),
+            )),
+        }
+    }
+
+    /// The ids that all prompts with this system message begin with, whatever the user says.
+    pub fn system_prefix(&self, system: &str) -> Result<Vec<TokenId>, ModelError> {
+        let with = |content: &str| {
+            let turn = |role, content: &str| Message {
+                role,
+                content: content.to_owned(),
+            };
+            self.encode_turns(&[turn(Role::System, system), turn(Role::User, content)], true)
+        };
+        let (one, other) = (with("a")?, with("1")?);
+        let shared = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
+        Ok(one[..shared].to_vec())
     }
 
     /// The ids of a text that is nothing but text.

@@ -236,3 +236,30 @@ fn user_text_never_becomes_a_control_token_and_streams_equal_whole_decodings() {
         }
     });
 }
+
+#[test]
+fn a_continuation_is_what_the_whole_template_has_after_the_answer() {
+    let Some(root) = fixtures() else { return };
+    let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
+    let turn = |role, content: &str| Message {
+        role,
+        content: content.into(),
+    };
+    let (question, answer) = (
+        turn(Role::User, "How warm?"),
+        turn(Role::Assistant, "21 degrees."),
+    );
+    let next = [turn(Role::User, "And <|end|> outside?")];
+    let mut ids = text.encode_chat(std::slice::from_ref(&question)).unwrap();
+    ids.extend(text.encode_raw("21 degrees.").unwrap());
+    ids.extend(text.encode_continuation(&next).unwrap());
+    let whole = text.encode_chat(&[question, answer, next[0].clone()]).unwrap();
+    assert_eq!(ids, whole);
+    let prefix = text.system_prefix("Be brief.").unwrap();
+    for content in ["x", "A longer one"] {
+        let whole = text
+            .encode_chat(&[turn(Role::System, "Be brief."), turn(Role::User, content)])
+            .unwrap();
+        assert!(whole.starts_with(&prefix) && prefix.len() > 4);
+    }
+}

@@ -282,7 +282,11 @@ async fn refusals_say_what_is_wrong() {
     for (payload, code, says) in [
         (r#"{"prompt":3}"#, "bad_request", "prompt"),
         (r#"{"prompt":"x","max_tokens":101}"#, "bad_request", "1 to 100"),
-        (r#"{"prompt":"x","session":"s"}"#, "unsupported", "session"),
+        (
+            r#"{"prompt":"x","response_format":{"type":"regex"}}"#,
+            "unsupported",
+            "response_format",
+        ),
         ("{broken", "bad_request", "line 1"),
         (long.as_str(), "too_large", "2048"),
     ] {

@@ -11,6 +11,7 @@ use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
 use crate::memory;
+use crate::prefixes;
 use crate::settings;
 
 /// Rows that only remember, beside those that run. They cost address space, and memory only for what they hold.
@@ -23,19 +24,22 @@ pub(crate) struct Choice {
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
     pub(crate) engine: EngineConfig,
+    /// System prompts to remember, and the folder of the store that keeps them.
+    pub(crate) pinned: Option<(Vec<String>, PathBuf)>,
 }
 
 impl Choice {
     /// What the configuration says.
     pub(crate) fn of(config: &Config) -> Self {
         let runtime = &config.runtime;
+        let pinned = runtime.system_prompts.clone().unwrap_or_default();
         Self {
             model: config.model.path.clone(),
             library: runtime.library.clone(),
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
                 threads: runtime.threads,
-                rows: runtime.slots + CACHE_ROWS,
+                rows: runtime.slots + CACHE_ROWS + pinned.len(),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: true,
             },
@@ -43,8 +47,11 @@ impl Choice {
                 prefill_chunk: runtime.prefill_chunk,
                 slots: runtime.slots,
                 kv_budget: runtime.kv_memory.map(ByteSize::bytes),
+                prefix_cache: runtime.prefix_cache,
+                speculation: runtime.speculation,
                 ..EngineConfig::default()
             },
+            pinned: Some((pinned, config.store.path.clone())),
         }
     }
 
@@ -65,10 +72,12 @@ impl Choice {
                     slots,
                     ..EngineConfig::default()
                 },
+                pinned: None,
             },
             None => Self::of(&settings::load(&ConfigArgs::default())?.config),
         };
         choice.decoder.rows = slots;
+        choice.pinned = None;
         choice.engine.slots = slots;
         choice.engine.stop_repetition = stop_repetition;
         if let Some(provider) = args.provider {
@@ -98,7 +107,12 @@ impl Choice {
         if config.kv_budget.is_none() && decoder.provider() == Provider::Cpu {
             config.kv_budget = memory::kv_budget();
         }
-        Ok(Engine::new(decoder, config))
+        let mut engine = Engine::new(decoder, config);
+        if let Some((system_prompts, store)) = self.pinned.as_ref().filter(|(prompts, _)| !prompts.is_empty())
+        {
+            prefixes::pin(&mut engine, model, &model.text()?, system_prompts, store)?;
+        }
+        Ok(engine)
     }
 }
 

@@ -9,6 +9,7 @@ mod identity;
 mod local;
 mod logging;
 mod memory;
+mod prefixes;
 mod remote;
 mod run;
 mod settings;

@@ -116,8 +116,8 @@ impl<D: Decoder> Engine<D> {
 
     /// Computes `prefix` now and remembers it for good: a template that many prompts begin with. Meant for the
     /// time before the first request. `saved`, as [`Engine::saved_prefix`] gave it for the same prefix and model,
-    /// spares the computation.
-    pub fn pin(&mut self, prefix: &[TokenId], saved: Option<&[u8]>) -> Result<(), Failure> {
+    /// spares the computation. True if it did.
+    pub fn pin(&mut self, prefix: &[TokenId], saved: Option<&[u8]>) -> Result<bool, Failure> {
         let decoder_fault = |error: DecodeError| Failure::Decoder(error.to_string());
         let context = self.decoder.caps().context_length;
         if prefix.is_empty() || prefix.len() >= context {
@@ -125,6 +125,17 @@ impl<D: Decoder> Engine<D> {
                 prompt: prefix.len(),
                 context,
             });
+        }
+        if let Some(budget) = self.budget_tokens() {
+            // At least half of the memory is for requests.
+            let room = (budget / 2).saturating_sub(self.rows.pinned_tokens());
+            if prefix.len() > room {
+                return Err(Failure::MemoryOverflow {
+                    prompt: prefix.len(),
+                    new: 0,
+                    budget: room,
+                });
+            }
         }
         let Some(row) = self.rows.row_to_pin() else {
             return Err(Failure::Invalid("all rows for pinned prefixes are taken".into()));
@@ -151,7 +162,7 @@ impl<D: Decoder> Engine<D> {
         }
         self.rows.leave(row, prefix.to_vec(), regime);
         self.rows.pin(row);
-        Ok(())
+        Ok(loaded)
     }
 
     /// The keys and values of a pinned prefix, to be given to [`Engine::pin`] at the next start.

@@ -56,6 +56,8 @@ pub struct NewJob {
     pub priority: Priority,
     /// Time left until the answer is of no use.
     pub deadline: Option<Duration>,
+    /// The conversation of the same client that this goes on, or begins.
+    pub session: Option<String>,
     /// Where the replies go.
     pub reply: ReplyAddress,
 }

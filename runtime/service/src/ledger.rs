@@ -15,6 +15,7 @@ use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::pace::Pace;
 use crate::reply::{Answer, ErrorCode, Refusal, Reply, ReplyBody};
 use crate::runner::Ended;
+use crate::sessions::Sessions;
 use crate::stats::Stats;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
@@ -33,6 +34,8 @@ pub(crate) struct Limits {
     pub(crate) keep_for: Duration,
     pub(crate) keep_outcomes: usize,
     pub(crate) keep_bytes: usize,
+    pub(crate) session_ttl: Duration,
+    pub(crate) session_memory: usize,
 }
 
 /// What a request is to the ledger.
@@ -75,6 +78,8 @@ struct Entry {
     digest: [u8; 32],
     /// Who waits for the outcome.
     addresses: Vec<ReplyAddress>,
+    /// The session that it has reserved.
+    session: Option<String>,
     state: State,
 }
 
@@ -110,6 +115,7 @@ pub(crate) struct Ledger {
     kept_bytes: usize,
     outgoing: VecDeque<Reply>,
     closed: Option<Closed>,
+    sessions: Sessions,
     pace: Pace,
     places: u64,
     replies: u64,
@@ -123,6 +129,7 @@ pub(crate) struct Ledger {
 impl Ledger {
     pub(crate) fn new(limits: Limits, boot: u64) -> Self {
         Self {
+            sessions: Sessions::new(limits.session_ttl, limits.session_memory),
             limits,
             jobs: HashMap::new(),
             queue: BTreeMap::new(),
@@ -229,6 +236,9 @@ impl Ledger {
             ahead = self.queue.len() + self.running,
             "job accepted"
         );
+        if let Some(session) = &job.session {
+            self.sessions.asked(&job.key, session, &prompt);
+        }
         let place = (Reverse(job.priority), self.places);
         self.places += 1;
         let key = job.key.clone();
@@ -236,6 +246,7 @@ impl Ledger {
         let entry = Entry {
             digest: job.body_digest,
             addresses: vec![job.reply.clone()],
+            session: job.session.clone(),
             state: State::Queued(Box::new(Waiting {
                 place,
                 prompt,
@@ -246,6 +257,28 @@ impl Ledger {
         };
         self.jobs.insert(key, entry);
         Ok(Verdict::New)
+    }
+
+    /// What was said so far in the session that `job` names; from here on the session is the job's own, until the job
+    /// ends or [`Ledger::release_session`] says that it was not accepted.
+    pub(crate) fn begin_session(&mut self, job: &NewJob, now: Instant) -> Result<Vec<TokenId>, Refusal> {
+        let Some(session) = &job.session else {
+            return Ok(Vec::new());
+        };
+        match self.sessions.begin(&job.key, session, now) {
+            Ok(said) => Ok(said),
+            Err(occupied) => Err(self.busy(&format!(
+                "session: request {:?} of {session:?} is not answered yet",
+                occupied.by
+            ))),
+        }
+    }
+
+    /// Gives the session of a request back that was refused.
+    pub(crate) fn release_session(&mut self, key: &JobKey, session: &str, now: Instant) {
+        if !self.jobs.contains_key(key) {
+            self.sessions.answered(key, session, None, now);
+        }
     }
 
     /// Makes a refusal.
@@ -310,6 +343,10 @@ impl Ledger {
 
     /// The end of a job that [`Ledger::start_next`] gave out.
     pub(crate) fn ended(&mut self, key: &JobKey, ended: Ended, now: Instant) {
+        let session = self.jobs.get(key).and_then(|entry| entry.session.as_deref());
+        if let (Ended::Answered { summary, .. }, Some(session)) = (&ended, session) {
+            self.sessions.answered(key, session, Some(&summary.tokens), now);
+        }
         let body = match ended {
             Ended::Answered {
                 text,
@@ -366,6 +403,7 @@ impl Ledger {
             );
             self.settle(&key, body, now);
         }
+        self.sessions.expire(now);
         while self.kept.front().is_some_and(|kept| kept.until <= now) {
             self.forget_oldest();
         }
@@ -380,7 +418,10 @@ impl Ledger {
                 State::Queued(ref waiting) => Some(waiting.expires),
                 State::Running { .. } | State::Done(_) => None,
             });
-        queued.chain(self.kept.front().map(|kept| kept.until)).min()
+        queued
+            .chain(self.kept.front().map(|kept| kept.until))
+            .chain(self.sessions.next_expiry())
+            .min()
     }
 
     /// Accepts nothing more and ends what has not started. What runs goes on.
@@ -464,6 +505,10 @@ impl Ledger {
             }
             State::Running { .. } => self.running -= 1,
             State::Done(_) => return,
+        }
+        if let Some(session) = entry.session.take() {
+            // Already its own again after an answer: this is for those that have none.
+            self.sessions.answered(key, &session, None, now);
         }
         let bytes = match &body {
             ReplyBody::Final(answer) => {

@@ -17,6 +17,7 @@ mod prompts;
 mod reply;
 mod runner;
 mod service;
+mod sessions;
 mod stats;
 
 pub use engine_handle::{EngineHandle, EngineInfo, EngineLost};

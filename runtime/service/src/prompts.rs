@@ -8,6 +8,10 @@ pub trait Prompts: Send + Sync {
     /// The prompt's ids, up to and with the start of the model's turn. The error is one line for the client.
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
 
+    /// What follows the ids of an answer when the conversation goes on: the end of its turn, `messages`, the start of
+    /// the next answer.
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
+
     /// A fresh one per answer.
     fn detokenizer(&self) -> Box<dyn Detokenizer>;
 
@@ -18,6 +22,10 @@ pub trait Prompts: Send + Sync {
 impl Prompts for TextModel {
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
         self.encode_chat(messages).map_err(|error| error.to_string())
+    }
+
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        TextModel::encode_continuation(self, messages).map_err(|error| error.to_string())
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {

@@ -1,9 +1,11 @@
 //! The service: a handle for those who bring requests, and the task behind it.
 
+use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use phi_edge_engine::TokenId;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
@@ -38,6 +40,10 @@ pub struct ServiceConfig {
     pub keep_outcomes: usize,
     /// The most text, in bytes, of all outcomes that are kept.
     pub keep_bytes: usize,
+    /// How long a session that nobody uses is kept.
+    pub session_ttl: Duration,
+    /// The most memory of sessions that nobody uses, in bytes: four a token.
+    pub session_memory: usize,
 }
 
 impl Default for ServiceConfig {
@@ -50,6 +56,8 @@ impl Default for ServiceConfig {
             keep_for: Duration::from_mins(10),
             keep_outcomes: 1024,
             keep_bytes: 8 << 20,
+            session_ttl: Duration::from_mins(30),
+            session_memory: 16 << 20,
         }
     }
 }
@@ -102,6 +110,8 @@ impl Service {
             keep_for: config.keep_for,
             keep_outcomes: config.keep_outcomes,
             keep_bytes: config.keep_bytes,
+            session_ttl: config.session_ttl,
+            session_memory: config.session_memory,
         };
         // The standard library's hasher seeds are random: unique enough to tell processes apart.
         let boot = RandomState::new().hash_one(std::process::id());
@@ -160,14 +170,38 @@ impl Service {
         taken
     }
 
-    async fn try_take(&self, mut job: NewJob, redelivered: bool) -> Result<(), Refusal> {
-        if self.shared.ledger().admit(&job, redelivered)? == Verdict::Known {
-            return Ok(());
+    async fn try_take(&self, job: NewJob, redelivered: bool) -> Result<(), Refusal> {
+        let said = {
+            let mut ledger = self.shared.ledger();
+            if ledger.admit(&job, redelivered)? == Verdict::Known {
+                return Ok(());
+            }
+            ledger.begin_session(&job, Instant::now())?
+        };
+        let reserved = job.session.clone().map(|session| (job.key.clone(), session));
+        let taken = self.encode_and_accept(job, said).await;
+        if let (Err(_), Some((key, session))) = (&taken, reserved) {
+            self.shared
+                .ledger()
+                .release_session(&key, &session, Instant::now());
         }
+        taken
+    }
+
+    async fn encode_and_accept(&self, mut job: NewJob, said: Vec<TokenId>) -> Result<(), Refusal> {
         let prompts = Arc::clone(&self.shared.prompts);
         let messages = std::mem::take(&mut job.messages);
+        let said_before = said.len();
         // Long prompts take the tokenizer long: not on a thread that others wait for.
-        let encoded = tokio::task::spawn_blocking(move || prompts.encode(&messages)).await;
+        let encoded = tokio::task::spawn_blocking(move || {
+            if said.is_empty() {
+                return prompts.encode(&messages);
+            }
+            let mut prompt = said;
+            prompt.extend(prompts.encode_continuation(&messages)?);
+            Ok(prompt)
+        })
+        .await;
         let mut ledger = self.shared.ledger();
         let prompt = match encoded {
             Ok(Ok(prompt)) => prompt,
@@ -188,7 +222,14 @@ impl Service {
                 prompt: prompt.len(),
                 context,
             };
-            return Err(ledger.refuse(ErrorCode::ContextOverflow, overflow.to_string()));
+            let mut message = overflow.to_string();
+            if said_before > 0 {
+                let _ = write!(
+                    message,
+                    "; {said_before} of them are what the session has said so far: begin a new one"
+                );
+            }
+            return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
         }
         if let Some(most) = self.shared.max_prompt_tokens
             && prompt.len() > most

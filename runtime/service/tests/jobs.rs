@@ -518,3 +518,53 @@ async fn waiting_long_outweighs_priority() {
     sink.finish(summary(Finish::Stop, 1));
     assert_eq!(bench.reply().await.key, key("old"));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_session_goes_on_with_the_ids_of_what_was_said() {
+    let mut bench = Bench::new();
+    let in_session = |id: &str| question(id, |job| job.session = Some("talk".into()));
+    let text = |ids: &[phi_edge_engine::TokenId]| -> String {
+        ids.iter().filter_map(|id| char::from_u32(id.0)).collect()
+    };
+    bench.service.submit(in_session("a")).await.unwrap();
+    let (_, sink) = bench.asked().await;
+    let refused = bench.service.submit(in_session("b")).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::Busy);
+    assert!(
+        refused.message.contains("talk") && refused.retry_after.is_some(),
+        "{refused:?}"
+    );
+    // A repeat of the running one is none of that.
+    bench.service.submit(in_session("a")).await.unwrap();
+    sink.finish(summary(Finish::Stop, 2));
+    answer(bench.body().await);
+    // What can't be encoded leaves the session as it was, and so does what fails.
+    let broken = question("c", |job| {
+        job.session = Some("talk".into());
+        job.messages[0].content = "!".into();
+    });
+    bench.service.submit(broken).await.unwrap_err();
+    bench.service.submit(in_session("d")).await.unwrap();
+    let (request, sink) = bench.asked().await;
+    assert_eq!(text(&request.prompt), "question aAA|question d");
+    sink.fail(Failure::Decoder("broken".into()));
+    bench.error().await;
+    bench.service.submit(in_session("e")).await.unwrap();
+    let (request, sink) = bench.asked().await;
+    assert_eq!(text(&request.prompt), "question aAA|question e");
+    sink.finish(summary(Finish::Stop, 1));
+    answer(bench.body().await);
+    // Too long is said with what the session holds of it.
+    let long = question("f", |job| {
+        job.session = Some("talk".into());
+        job.messages[0].content = "x".repeat(90);
+    });
+    let refused = bench.service.submit(long).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::ContextOverflow);
+    assert!(refused.message.contains("session"), "{}", refused.message);
+    // In time it is forgotten.
+    tokio::time::advance(Duration::from_mins(31)).await;
+    bench.service.submit(in_session("g")).await.unwrap();
+    let (request, _sink) = bench.asked().await;
+    assert_eq!(text(&request.prompt), "question g");
+}

@@ -82,7 +82,7 @@ impl<'a> App<'a> {
             model: None,
             context: None,
             provider: None,
-            features: vec!["chat".into(), "stream".into(), "cancel".into()],
+            features: vec!["chat".into(), "stream".into(), "cancel".into(), "session".into()],
             limits: parts::limits(config),
         };
         Self {
@@ -132,6 +132,8 @@ impl<'a> App<'a> {
                 queue: config.limits.queue,
                 max_deadline: config.limits.max_deadline.get(),
                 max_prompt_tokens: config.limits.max_prompt_tokens,
+                session_ttl: config.limits.session_ttl.get(),
+                session_memory: usize::try_from(config.limits.session_memory.bytes()).unwrap_or(usize::MAX),
                 ..ServiceConfig::default()
             },
             engine,

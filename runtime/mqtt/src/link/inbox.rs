@@ -228,6 +228,7 @@ impl Inbox {
             stream: parsed.stream,
             priority: parsed.priority,
             deadline,
+            session: parsed.session,
         }
     }
 

@@ -43,6 +43,8 @@ pub struct Parsed {
     pub priority: Priority,
     /// The client's own deadline.
     pub deadline: Option<Duration>,
+    /// The conversation that this goes on, or begins.
+    pub session: Option<String>,
 }
 
 /// A request that can't be served.
@@ -77,6 +79,7 @@ pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<
             stream: false,
             priority: Priority::default(),
             deadline: None,
+            session: None,
         })),
         Err(error) => Err(bad(
             None,
@@ -90,13 +93,17 @@ pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<
 
 /// Whether `id` is 1 to 64 of `A-Z a-z 0-9 . _ -`; the error says what is wrong.
 pub fn valid_id(id: &str) -> Result<(), String> {
+    valid_name(id).map_err(|reason| format!("id: {reason}"))
+}
+
+fn valid_name(name: &str) -> Result<(), String> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
-    if (1..=64).contains(&id.len()) && id.chars().all(allowed) {
+    if (1..=64).contains(&name.len()) && name.chars().all(allowed) {
         return Ok(());
     }
     Err(format!(
-        "id: {} is no id: 1 to 64 of A-Z a-z 0-9 . _ - are",
-        brief(id)
+        "{} is no id: 1 to 64 of A-Z a-z 0-9 . _ - are",
+        brief(name)
     ))
 }
 
@@ -125,7 +132,7 @@ struct Body {
     stream: Option<bool>,
     priority: Option<WirePriority>,
     deadline_ms: Option<u64>,
-    session: Option<Value>,
+    session: Option<String>,
 }
 
 #[derive(Deserialize)]
@@ -203,6 +210,9 @@ type Fault = (ErrorCode, String);
 
 fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
     unsupported(&body)?;
+    if let Some(session) = &body.session {
+        valid_name(session).map_err(|reason| wrong(format!("session: {reason}")))?;
+    }
     let max_tokens = match body.max_tokens {
         None => MAX_TOKENS.min(most_tokens),
         Some(asked) => usize::try_from(asked)
@@ -250,6 +260,7 @@ fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
             Some(WirePriority::Background) => Priority::Background,
         },
         deadline,
+        session: body.session,
     })
 }
 
@@ -258,9 +269,6 @@ fn unsupported(body: &Body) -> Result<(), Fault> {
     let no = |message: &str| Err((ErrorCode::Unsupported, message.to_owned()));
     if body.images.as_ref().is_some_and(|images| !images.is_empty()) {
         return no("images: this model takes text alone");
-    }
-    if body.session.is_some() {
-        return no("session: sessions are not supported by this version");
     }
     match &body.response_format {
         None => Ok(()),
@@ -450,7 +458,7 @@ mod tests {
         let parsed = parse(
             r#"{"id":"a.b_c-1","prompt":"p","system":"s","max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,
             "min_p":0.1,"repetition_penalty":1.1,"seed":-1,"stop":["x","y"],"stream":true,"priority":"interactive",
-            "deadline_ms":1500,"response_format":{"type":"text"},"images":[]}"#,
+            "deadline_ms":1500,"session":"talk-1","response_format":{"type":"text"},"images":[]}"#,
         )
         .unwrap()
         .unwrap();
@@ -479,6 +487,7 @@ mod tests {
                 stream: true,
                 priority: Priority::Interactive,
                 deadline: Some(Duration::from_millis(1500)),
+                session: Some("talk-1".into()),
             }
         );
     }
@@ -529,6 +538,8 @@ mod tests {
                 "type",
             ),
             (r#"{"id":"a b","prompt":"x"}"#, "id:"),
+            (r#"{"session":"a b","prompt":"x"}"#, "session:"),
+            (r#"{"session":7,"prompt":"x"}"#, "session:"),
             (
                 r#"{"prompt":"x","response_format":{"type":"xml"}}"#,
                 "response_format",
@@ -547,7 +558,6 @@ mod tests {
     fn what_is_to_come_is_unsupported() {
         for text in [
             r#"{"prompt":"x","images":["…"]}"#,
-            r#"{"prompt":"x","session":"s"}"#,
             r#"{"prompt":"x","response_format":{"type":"json_object"}}"#,
             r#"{"messages":[{"role":"user","content":[{"type":"image","data":"…"}]}]}"#,
         ] {

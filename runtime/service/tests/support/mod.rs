@@ -33,6 +33,12 @@ impl Prompts for Bytes {
         Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
     }
 
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        let mut ids = vec![TokenId(u32::from(b'|'))];
+        ids.extend(self.encode(messages)?);
+        Ok(ids)
+    }
+
     fn detokenizer(&self) -> Box<dyn Detokenizer> {
         Box::new(Letters)
     }
@@ -150,6 +156,7 @@ pub fn job(id: &str) -> NewJob {
         stream: false,
         priority: Priority::Normal,
         deadline: None,
+        session: None,
         reply: ReplyAddress {
             topic: format!("replies/{id}"),
             correlation: Some(vec![1, 2]),

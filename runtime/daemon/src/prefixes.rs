@@ -1,0 +1,209 @@
+//! Prefixes that are computed at start and kept on disk: system prompts that many requests begin with.
+//!
+//! One file a prefix below the store: a line of JSON that says what it is of, then keys and values, then a digest of
+//! all of it. A file that is damaged or of something else is left unused with a warning and written anew.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use phi_edge_engine::{Decoder, Engine, TokenId};
+use phi_edge_models::{ModelDir, TextModel};
+use serde_json::{Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::exit::{Exit, Fault};
+
+/// What a prefix file begins with; another number is another form.
+const FORM: &str = "phi-edge prefix 1";
+const EXTENSION: &str = "prefix";
+
+/// Has `engine` remember what prompts with each of `system_prompts` begin with.
+pub(crate) fn pin<D: Decoder>(
+    engine: &mut Engine<D>,
+    model: &ModelDir,
+    text: &TextModel,
+    system_prompts: &[String],
+    store: &Path,
+) -> Result<(), Fault> {
+    if system_prompts.is_empty() {
+        return Ok(());
+    }
+    let files = PrefixFiles::open(engine, model, store);
+    let mut used = Vec::new();
+    for (n, system) in system_prompts.iter().enumerate() {
+        let wrong = |reason: String| {
+            Fault::new(
+                Exit::Config,
+                format!("runtime.system_prompts: number {} can't be kept: {reason}", n + 1),
+            )
+        };
+        let ids = text
+            .system_prefix(system)
+            .map_err(|error| wrong(error.to_string()))?;
+        let file = files.as_ref().map(|files| files.path(&ids));
+        let saved = files.as_ref().and_then(|files| files.read(&ids));
+        let loaded = engine
+            .pin(&ids, saved.as_deref())
+            .map_err(|failure| wrong(failure.to_string()))?;
+        drop(saved);
+        tracing::info!(tokens = ids.len(), loaded, "prefix of a system prompt kept");
+        if let Some(files) = files.as_ref().filter(|_| !loaded) {
+            files.write(engine, &ids);
+        }
+        used.extend(file);
+    }
+    if let Some(files) = files {
+        files.remove_all_but(&used);
+    }
+    Ok(())
+}
+
+/// The folder of prefix files, and what their content depends on beside the tokens.
+struct PrefixFiles {
+    folder: PathBuf,
+    /// Model, tokenizer, KV type and rope boundary.
+    made_of: Value,
+}
+
+impl PrefixFiles {
+    /// `None`, with a warning, where nothing can be kept: prefixes are then computed at each start.
+    fn open<D: Decoder>(engine: &Engine<D>, model: &ModelDir, store: &Path) -> Option<Self> {
+        let folder = store.join("prefixes");
+        if let Err(error) = fs::create_dir_all(&folder) {
+            tracing::warn!(
+                folder = %folder.display(),
+                %error,
+                "prefixes can't be kept on disk: they are computed at each start"
+            );
+            return None;
+        }
+        let model = match model.fingerprint(Some(&store.join("model-digests.json"))) {
+            Ok(fingerprint) => fingerprint,
+            Err(error) => {
+                tracing::warn!(%error, "prefixes are not kept on disk: the model's files can't be read");
+                return None;
+            }
+        };
+        let caps = engine.caps();
+        let made_of = json!({
+            "form": FORM, "model": model, "kv": format!("{:?}", caps.kv_type),
+            "bytes_per_token": caps.kv_bytes_per_token, "rope_boundary": caps.rope_boundary,
+        });
+        Some(Self { folder, made_of })
+    }
+
+    fn header(&self, ids: &[TokenId]) -> String {
+        let mut header = self.made_of.clone();
+        header["tokens"] = ids.iter().map(|id| id.0).collect();
+        header.to_string()
+    }
+
+    fn path(&self, ids: &[TokenId]) -> PathBuf {
+        let digest = Sha256::digest(self.header(ids));
+        let name: u64 = digest
+            .iter()
+            .take(8)
+            .fold(0, |name, byte| name << 8 | u64::from(*byte));
+        self.folder.join(format!("{name:016x}.{EXTENSION}"))
+    }
+
+    /// The keys and values of `ids`, if they were kept.
+    fn read(&self, ids: &[TokenId]) -> Option<Vec<u8>> {
+        let path = self.path(ids);
+        let mut bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return None,
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "a kept prefix can't be read; it is computed");
+                return None;
+            }
+        };
+        match payload(&bytes, &self.header(ids)) {
+            Ok(range) => {
+                bytes.truncate(range.end);
+                bytes.drain(..range.start);
+                Some(bytes)
+            }
+            Err(reason) => {
+                tracing::warn!(file = %path.display(), reason, "a kept prefix is not used; it is computed");
+                None
+            }
+        }
+    }
+
+    /// Keeps what the engine has computed. That it can't costs the next start time, nothing else.
+    fn write<D: Decoder>(&self, engine: &mut Engine<D>, ids: &[TokenId]) {
+        let Some(saved) = engine.saved_prefix(ids) else {
+            return;
+        };
+        let path = self.path(ids);
+        if let Err(error) = write_whole(&path, &self.header(ids), &saved) {
+            tracing::warn!(file = %path.display(), %error, "a prefix can't be kept; it is computed at the next start");
+        }
+    }
+
+    /// Other models' and other configurations' files would lie there for ever.
+    fn remove_all_but(&self, used: &[PathBuf]) {
+        for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
+            let path = entry.path();
+            let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
+            if ours && !used.contains(&path) {
+                let _ = fs::remove_file(&path);
+            }
+        }
+    }
+}
+
+/// Under another name until all of it is on disk, so that a power cut leaves a whole file or none.
+fn write_whole(path: &Path, header: &str, saved: &[u8]) -> std::io::Result<()> {
+    let partial = path.with_extension("partial");
+    let mut file = File::create(&partial)?;
+    let mut digest = Sha256::new();
+    for part in [header.as_bytes(), b"\n", saved] {
+        digest.update(part);
+        file.write_all(part)?;
+    }
+    file.write_all(&digest.finalize())?;
+    file.sync_all()?;
+    fs::rename(&partial, path)
+}
+
+/// Where keys and values stand in a file of this header.
+fn payload(bytes: &[u8], header: &str) -> Result<std::ops::Range<usize>, &'static str> {
+    const DIGEST: usize = 32;
+    let start = header.len() + 1;
+    if bytes.get(..header.len()) != Some(header.as_bytes()) || bytes.get(header.len()) != Some(&b'\n') {
+        return Err("it is of another model or another form");
+    }
+    let end = bytes.len().checked_sub(DIGEST).filter(|end| *end >= start);
+    let end = end.ok_or("it is cut short")?;
+    if Sha256::digest(&bytes[..end]).as_slice() != &bytes[end..] {
+        return Err("it is damaged");
+    }
+    Ok(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[test]
+    fn a_damaged_or_foreign_file_is_told_from_a_good_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("x.prefix");
+        write_whole(&path, "header", b"keys and values").unwrap();
+        let good = fs::read(&path).unwrap();
+        let range = payload(&good, "header").unwrap();
+        assert_eq!(&good[range], b"keys and values");
+        assert!(payload(&good, "other!").is_err());
+        for at in 0..good.len() {
+            let mut damaged = good.clone();
+            damaged[at] ^= 1;
+            assert!(payload(&damaged, "header").is_err(), "byte {at}");
+            assert!(payload(&good[..at], "header").is_err(), "{at} bytes");
+        }
+    }
+}

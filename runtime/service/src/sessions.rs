@@ -1,0 +1,224 @@
+//! Conversations that go on: what was asked and answered, as token ids.
+//!
+//! Kept as ids and not as text, because encoding an answer's text again need not give the ids that were generated: only
+//! what is the same to the last id is found in the engine's memory. Lost on a restart: a conversation then begins anew.
+
+use std::collections::HashMap;
+use std::mem::size_of;
+use std::time::Duration;
+
+use phi_edge_engine::TokenId;
+use tokio::time::Instant;
+
+use crate::job::JobKey;
+
+/// Names a session: per client.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct SessionKey {
+    client: Option<String>,
+    name: String,
+}
+
+/// Another request of the session is not answered yet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Occupied {
+    pub(crate) by: String,
+}
+
+/// All conversations that may go on.
+#[derive(Debug)]
+pub(crate) struct Sessions {
+    keep_for: Duration,
+    /// The most bytes of token ids of those that nobody is using.
+    memory: usize,
+    all: HashMap<SessionKey, Session>,
+}
+
+#[derive(Debug)]
+struct Session {
+    ids: Vec<TokenId>,
+    /// The request that is going on.
+    asked: Option<Asked>,
+    last_used: Instant,
+}
+
+#[derive(Debug)]
+struct Asked {
+    id: String,
+    prompt: Vec<TokenId>,
+}
+
+impl Sessions {
+    pub(crate) fn new(keep_for: Duration, memory: usize) -> Self {
+        Self {
+            keep_for,
+            memory,
+            all: HashMap::new(),
+        }
+    }
+
+    /// Reserves a session for a request; gives what was said so far, nothing in a new one.
+    pub(crate) fn begin(
+        &mut self,
+        job: &JobKey,
+        session: &str,
+        now: Instant,
+    ) -> Result<Vec<TokenId>, Occupied> {
+        self.expire(now);
+        let session = self.all.entry(key(job, session)).or_insert_with(|| Session {
+            ids: Vec::new(),
+            asked: None,
+            last_used: now,
+        });
+        match &session.asked {
+            Some(asked) if asked.id != job.id => Err(Occupied { by: asked.id.clone() }),
+            _ => {
+                session.asked.get_or_insert_with(|| Asked {
+                    id: job.id.clone(),
+                    prompt: Vec::new(),
+                });
+                Ok(session.ids.clone())
+            }
+        }
+    }
+
+    /// The request that reserved the session is accepted with this prompt.
+    pub(crate) fn asked(&mut self, job: &JobKey, session: &str, prompt: &[TokenId]) {
+        if let Some(asked) = self.of(job, session).and_then(|session| session.asked.as_mut()) {
+            asked.prompt = prompt.to_vec();
+        }
+    }
+
+    /// The end of the request that reserved the session: what was answered belongs to it from now on. `None`: there
+    /// was no answer, and the session is as it was before.
+    pub(crate) fn answered(&mut self, job: &JobKey, session: &str, answer: Option<&[TokenId]>, now: Instant) {
+        let Some(found) = self.of(job, session) else {
+            return;
+        };
+        if let (Some(asked), Some(answer)) = (found.asked.take(), answer) {
+            found.ids = asked.prompt;
+            found.ids.extend_from_slice(answer);
+        }
+        found.last_used = now;
+        if found.ids.is_empty() {
+            self.all.remove(&key(job, session));
+        }
+        self.fit();
+    }
+
+    /// Forgets what was not used for long enough.
+    pub(crate) fn expire(&mut self, now: Instant) {
+        let keep_for = self.keep_for;
+        self.all
+            .retain(|_, session| session.asked.is_some() || session.last_used + keep_for > now);
+    }
+
+    /// When [`Sessions::expire`] has something to do next.
+    pub(crate) fn next_expiry(&self) -> Option<Instant> {
+        let idle = self.all.values().filter(|session| session.asked.is_none());
+        idle.map(|session| session.last_used + self.keep_for).min()
+    }
+
+    /// The session that `job` has reserved.
+    fn of(&mut self, job: &JobKey, session: &str) -> Option<&mut Session> {
+        let session = self.all.get_mut(&key(job, session))?;
+        let mine = session.asked.as_ref().is_some_and(|asked| asked.id == job.id);
+        mine.then_some(session)
+    }
+
+    fn fit(&mut self) {
+        let bytes = |session: &Session| (session.ids.len() * size_of::<TokenId>()).max(LEAST);
+        let mut held: usize = self.all.values().map(bytes).sum();
+        while held > self.memory {
+            let idle = self.all.iter().filter(|(_, session)| session.asked.is_none());
+            let Some(oldest) = idle
+                .min_by_key(|(_, session)| session.last_used)
+                .map(|(key, _)| key.clone())
+            else {
+                return;
+            };
+            if let Some(gone) = self.all.remove(&oldest) {
+                held -= bytes(&gone);
+                tracing::info!(
+                    session = oldest.name,
+                    client = oldest.client,
+                    "session forgotten for its memory"
+                );
+            }
+        }
+    }
+}
+
+/// What the shortest session is taken to cost, in bytes: its names and its place.
+const LEAST: usize = 256;
+
+fn key(job: &JobKey, session: &str) -> SessionKey {
+    SessionKey {
+        client: job.client.clone(),
+        name: session.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn job(id: &str) -> JobKey {
+        JobKey {
+            client: None,
+            id: id.to_owned(),
+        }
+    }
+
+    fn ids(range: std::ops::Range<u32>) -> Vec<TokenId> {
+        range.map(TokenId).collect()
+    }
+
+    fn say(sessions: &mut Sessions, id: &str, session: &str, now: Instant) {
+        let mut prompt = sessions.begin(&job(id), session, now).unwrap();
+        prompt.extend(ids(0..100));
+        sessions.asked(&job(id), session, &prompt);
+        sessions.answered(&job(id), session, Some(&ids(0..10)), now);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_conversation_grows_and_is_used_by_one_at_a_time() {
+        let now = Instant::now();
+        let mut sessions = Sessions::new(Duration::from_mins(1), 1 << 20);
+        say(&mut sessions, "1", "s", now);
+        assert_eq!(sessions.begin(&job("2"), "s", now).unwrap().len(), 110);
+        assert_eq!(
+            sessions.begin(&job("3"), "s", now),
+            Err(Occupied { by: "2".into() })
+        );
+        // Without an answer it is as before.
+        sessions.answered(&job("3"), "s", Some(&[]), now);
+        sessions.answered(&job("2"), "s", None, now);
+        assert_eq!(sessions.begin(&job("3"), "s", now).unwrap().len(), 110);
+        let other = JobKey {
+            client: Some("other".into()),
+            id: "3".into(),
+        };
+        assert!(sessions.begin(&other, "s", now).unwrap().is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn sessions_end_by_age_and_by_memory() {
+        let start = Instant::now();
+        let mut sessions = Sessions::new(Duration::from_mins(1), 1000);
+        say(&mut sessions, "1", "old", start);
+        let later = start + Duration::from_secs(30);
+        say(&mut sessions, "2", "new", later);
+        say(&mut sessions, "3", "newest", later);
+        assert!(
+            sessions.begin(&job("4"), "old", later).unwrap().is_empty(),
+            "no memory for three"
+        );
+        sessions.answered(&job("4"), "old", None, later);
+        assert_eq!(sessions.next_expiry(), Some(later + Duration::from_mins(1)));
+        sessions.expire(later + Duration::from_mins(1));
+        assert_eq!(sessions.next_expiry(), None);
+    }
+}
