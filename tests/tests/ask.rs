@@ -12,6 +12,8 @@ fn ask(arguments: &[&str]) -> Output {
     Command::new(phi_edge())
         .arg("ask")
         .args(arguments)
+        // What is tried of the models is remembered here, not among the user's files.
+        .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
         .output()
         .unwrap()
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use phi_edge_mqtt::BrokerUrl;
-use phi_edge_onnx::Provider;
+use phi_edge_onnx::{Prepare, Provider};
 
 /// Answers prompts over MQTT with an exported Phi-3.5 model, on this machine.
 #[derive(Parser)]
@@ -83,6 +83,9 @@ pub(crate) struct ModelArgs {
     /// The ONNX Runtime library, a file or its folder [default: looked for].
     #[arg(long, value_name = "PATH")]
     pub(crate) library: Option<PathBuf>,
+    /// How far the graph may be edited in memory: plain, logits, rope or ragged [default: ragged].
+    #[arg(long, value_name = "LEVEL")]
+    pub(crate) prepare: Option<Prepare>,
     /// The most prompt tokens computed in one go [default: 512].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub(crate) prefill_chunk: Option<u32>,

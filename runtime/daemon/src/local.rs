@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use phi_edge_config::{ByteSize, Config};
 use phi_edge_engine::{Engine, EngineConfig};
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
@@ -16,6 +16,9 @@ use crate::settings;
 
 /// Rows that only remember, beside those that run. They cost address space, and memory only for what they hold.
 const CACHE_ROWS: usize = 8;
+
+/// The file that remembers which edits of a graph hold.
+const VERDICTS: &str = "graph-verdicts.json";
 
 /// Which model, and how it is run.
 #[derive(Debug, Clone)]
@@ -41,7 +44,8 @@ impl Choice {
                 threads: runtime.threads,
                 rows: runtime.slots + CACHE_ROWS + pinned.len(),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
-                prepare: true,
+                prepare: Prepare::Ragged,
+                verdicts: Some(config.store.path.join(VERDICTS)),
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -66,7 +70,8 @@ impl Choice {
                     threads: None,
                     rows: slots,
                     kv_memory: None,
-                    prepare: true,
+                    prepare: Prepare::Ragged,
+                    verdicts: None,
                 },
                 engine: EngineConfig {
                     slots,
@@ -77,6 +82,8 @@ impl Choice {
             None => Self::of(&settings::load(&ConfigArgs::default())?.config),
         };
         choice.decoder.rows = slots;
+        // The store is the service's own; whoever runs a command may not be allowed to write there.
+        choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
         choice.pinned = None;
         choice.engine.slots = slots;
         choice.engine.stop_repetition = stop_repetition;
@@ -85,6 +92,9 @@ impl Choice {
         }
         if let Some(threads) = args.threads {
             choice.decoder.threads = Some(threads.into());
+        }
+        if let Some(prepare) = args.prepare {
+            choice.decoder.prepare = prepare;
         }
         if args.library.is_some() {
             choice.library.clone_from(&args.library);
@@ -114,6 +124,21 @@ impl Choice {
         }
         Ok(engine)
     }
+}
+
+/// Where commands keep what spares them time: the user's cache folder.
+fn cache_folder() -> Option<PathBuf> {
+    let named = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = if cfg!(windows) {
+        named("LOCALAPPDATA")
+    } else {
+        named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))
+    };
+    Some(folder?.join("phi-edge"))
 }
 
 /// Says that a model is only a demonstration, where it is one.

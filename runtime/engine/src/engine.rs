@@ -198,7 +198,8 @@ impl<D: Decoder> Engine<D> {
         self.end_what_is_over(now(), events);
         self.start_waiting(now(), events);
         self.settle_regimes();
-        match self.turns.next(&self.running, self.config.prefix_cache) {
+        let mixed = self.decoder.caps().mixed_regimes;
+        match self.turns.next(&self.running, self.config.prefix_cache, mixed) {
             Some(Work::Prefill(index)) => self.prefill(index, now, interrupt, events),
             Some(Work::Decode(regime)) => self.decode(regime, now, interrupt, events),
             None => {}
@@ -475,17 +476,20 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// The next token of every sequence of `regime` that is through with its prompt.
+    /// The next token of every sequence that is through with its prompt, or of those of `regime`.
     fn decode(
         &mut self,
-        regime: Regime,
+        regime: Option<Regime>,
         now: &dyn Fn() -> Duration,
         interrupt: &Interrupt,
         events: &mut Vec<Event>,
     ) {
         let caps = self.decoder.caps().clone();
         let mut ready: Vec<usize> = (0..self.running.len())
-            .filter(|&index| self.running[index].decodes() && self.running[index].regime == regime)
+            .filter(|&index| {
+                let sequence = &self.running[index];
+                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
+            })
             .collect();
         ready.sort_by_key(|&index| self.running[index].row);
         let mut members = self.segment(ready, regime);
@@ -505,7 +509,13 @@ impl<D: Decoder> Engine<D> {
         if let Some((index, error)) = failed {
             return self.fail(index, &error, events);
         }
-        for between in self.between(&members) {
+        // Rows that may stand idle in a run give nothing for it.
+        let between = if caps.idle_rows {
+            Vec::new()
+        } else {
+            self.between(&members)
+        };
+        for between in between {
             if self.rows.is_idle(between) {
                 self.bystanders.insert(between);
             }
@@ -520,7 +530,11 @@ impl<D: Decoder> Engine<D> {
             &self.rows,
             &members,
             &guesses,
-            caps.contiguous_rows.then_some(&self.filler),
+            match (caps.contiguous_rows, caps.idle_rows) {
+                (false, _) => None,
+                (true, true) => Some(&[]),
+                (true, false) => Some(&self.filler),
+            },
         );
         if let (true, Some(&index)) = (lone, members.first()) {
             interrupt.only(self.running[index].id());
@@ -569,10 +583,9 @@ impl<D: Decoder> Engine<D> {
 
     /// The members that can share a run, of those the one that has waited longest among them. A run of the short
     /// regime can't carry a row beyond the boundary: the graph would choose the long factors for all.
-    fn segment(&mut self, members: Vec<usize>, regime: Regime) -> Vec<usize> {
-        let boundary = match (self.decoder.caps().rope_boundary, regime) {
-            (Some(boundary), Regime::Short) if !self.decoder.caps().mixed_regimes => boundary,
-            _ => return members,
+    fn segment(&mut self, members: Vec<usize>, regime: Option<Regime>) -> Vec<usize> {
+        let (Some(boundary), Some(Regime::Short)) = (self.decoder.caps().rope_boundary, regime) else {
+            return members;
         };
         let mut segments: Vec<Vec<usize>> = vec![Vec::new()];
         for index in members {
@@ -603,13 +616,22 @@ impl<D: Decoder> Engine<D> {
     fn guess(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
         let mut guesses = vec![Vec::new(); self.running.len()];
         // Several rows of several tokens need a graph that takes them.
-        if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) || members.len() > 2 {
+        if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) {
+            return guesses;
+        }
+        let rows = || members.iter().map(|&index| self.running[index].row.0);
+        let span = match (rows().min(), rows().max()) {
+            (Some(first), Some(last)) if caps.contiguous_rows => (last - first + 1) as usize,
+            _ => members.len(),
+        };
+        let most = crate::guess::most(span);
+        if most == 0 {
             return guesses;
         }
         for &index in members {
             let sequence = &mut self.running[index];
             let length = sequence.tokens.len();
-            let mut room = caps.context_length.saturating_sub(length + 1);
+            let mut room = caps.context_length.saturating_sub(length + 1).min(most);
             room = room.min(sequence.tokens_left().saturating_sub(1));
             if let Some(boundary) = caps.rope_boundary.filter(|_| sequence.regime == Regime::Short) {
                 room = room.min(boundary.saturating_sub(length));
@@ -710,7 +732,7 @@ fn batch<'a>(
     idle: &Rows,
     members: &[usize],
     guesses: &[Vec<TokenId>],
-    filler: Option<&'a [TokenId; 1]>,
+    filler: Option<&'a [TokenId]>,
 ) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'a>> = Vec::with_capacity(members.len());
     for &index in members {

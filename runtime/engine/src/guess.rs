@@ -8,6 +8,8 @@ use crate::ids::TokenId;
 
 /// The most tokens that are proposed at once.
 const MOST: usize = 4;
+/// Tokens of a run, over all of its rows, that cost little more than the weights they are computed with.
+const RUN: usize = 6;
 /// The last tokens that must have stood before, longest first.
 const NEEDLE: std::ops::RangeInclusive<usize> = 2..=4;
 /// How far back is looked: a scan of this many tokens takes microseconds.
@@ -46,6 +48,15 @@ impl Guesser {
         } else if accepted * 2 >= proposed {
             self.next_pause = 0;
         }
+    }
+}
+
+/// The most tokens that each row of a run of `rows` rows may propose: shorter rows are filled up to the longest, so all
+/// of them count as if they did.
+pub(crate) fn most(rows: usize) -> usize {
+    match rows {
+        0 | 1 => MOST,
+        rows => (RUN / rows).saturating_sub(1).min(MOST),
     }
 }
 

@@ -73,12 +73,15 @@ impl Rows {
             .max_by_key(|found| (found.len, self.in_running_zone(found.row)))
     }
 
-    /// Gives a row of the running zone to `owner`. `wanted` is the row that holds its prefix: taken in place if
-    /// that is possible.
+    /// Gives a row of the running zone to `owner`, close to those that run already: rows between them cost as much in
+    /// a run as they do. `wanted` is the row that holds its prefix: taken in place if that is possible.
     pub(crate) fn place(&mut self, owner: RequestId, wanted: Option<Match>) -> Option<Place> {
         let in_place = wanted.filter(|found| {
             let slot = &self.slots[index(found.row)];
-            self.in_running_zone(found.row) && slot.owner.is_none() && !slot.pinned
+            self.in_running_zone(found.row)
+                && slot.owner.is_none()
+                && !slot.pinned
+                && self.widening(index(found.row)) <= self.least_widening()
         });
         let row = match in_place {
             Some(found) => found.row,
@@ -191,17 +194,37 @@ impl Rows {
         self.slots[index(row)].held.truncate(len);
     }
 
+    /// By how many rows a run of all that runs would grow if this one joined.
+    fn widening(&self, index: usize) -> usize {
+        let busy = || (0..self.running).filter(|&at| self.slots[at].owner.is_some());
+        match (busy().min(), busy().max()) {
+            (Some(first), Some(last)) => first.saturating_sub(index) + index.saturating_sub(last),
+            _ => 0,
+        }
+    }
+
+    fn least_widening(&self) -> usize {
+        let idle = (0..self.running).filter(|&at| self.slots[at].owner.is_none());
+        idle.map(|at| self.widening(at)).min().unwrap_or(0)
+    }
+
     fn in_running_zone(&self, row: RowId) -> bool {
         index(row) < self.running
     }
 
-    /// An idle row of `range`: an empty one, else the least recently used; `keep` only if nothing else is left.
+    /// An idle row of `range`: one that keeps runs narrow, of those an empty one, else the least recently used; `keep`
+    /// only if nothing else is left.
     fn least_wanted(&self, range: std::ops::Range<usize>, keep: Option<RowId>) -> Option<RowId> {
         let idle = range.filter(|&index| self.slots[index].owner.is_none() && !self.slots[index].pinned);
         idle.min_by_key(|&index| {
             let row = &self.slots[index];
             (
                 Some(row_id(index)) == keep,
+                if index < self.running {
+                    self.widening(index)
+                } else {
+                    0
+                },
                 !row.held.is_empty(),
                 if row.held.is_empty() { 0 } else { row.last_used },
             )
@@ -277,6 +300,28 @@ mod tests {
                 row: first,
                 rescue: None
             }
+        );
+    }
+
+    #[test]
+    fn what_runs_together_lies_together() {
+        let mut rows = Rows::new(10, 8);
+        for request in 0..8u64 {
+            let row = rows.place(RequestId(request), None).unwrap().row;
+            assert_eq!(u64::from(row.0), request);
+        }
+        // The last one leaves first, so its row would be the least recently used.
+        for row in [7u32, 0, 1, 2, 3, 5, 6] {
+            rows.leave(RowId(row), tokens(row * 100..row * 100 + 60), Regime::Short);
+        }
+        let next = rows.place(RequestId(9), None).unwrap().row;
+        assert!([3, 5].contains(&next.0), "{next:?} is no neighbour of row 4");
+        // A prefix far away is copied.
+        let found = rows.best_match(&tokens(700..760), 59, Regime::Short).unwrap();
+        let place = rows.place(RequestId(10), Some(found)).unwrap();
+        assert!(
+            place.row.0.abs_diff(4) <= 2 && place.row != found.row,
+            "{place:?}"
         );
     }
 

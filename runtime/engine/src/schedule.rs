@@ -9,8 +9,8 @@ use crate::sequence::Sequence;
 pub(crate) enum Work {
     /// A chunk of the prompt of the sequence at this index.
     Prefill(usize),
-    /// The next token of all sequences of this regime that are through with their prompts.
-    Decode(Regime),
+    /// The next token of all sequences that are through with their prompts, or of those of one regime.
+    Decode(Option<Regime>),
 }
 
 /// Takes turns: prompts enter chunk by chunk between the steps of running answers, so that neither waits long.
@@ -27,10 +27,15 @@ const WORTH_WAITING: usize = 16;
 
 impl Turns {
     /// The next piece of work; `None` if nothing runs. `running` is in the order of starting. With `share`,
-    /// a sequence waits for an older one that is about to compute their common beginning.
-    pub(crate) fn next(&mut self, running: &[Sequence], share: bool) -> Option<Work> {
+    /// a sequence waits for an older one that is about to compute their common beginning. With `mixed`, sequences of
+    /// both regimes decode together.
+    pub(crate) fn next(&mut self, running: &[Sequence], share: bool, mixed: bool) -> Option<Work> {
         let prefill = self.prefill(running, share);
-        let decode = self.decode(running);
+        let decode = if mixed {
+            running.iter().any(Sequence::decodes).then_some(None)
+        } else {
+            self.decode(running).map(Some)
+        };
         let work = match (prefill, decode) {
             (Some(index), Some(_)) if !matches!(self.last, Some(Work::Prefill(_))) => Work::Prefill(index),
             (_, Some(regime)) => Work::Decode(regime),
@@ -69,7 +74,7 @@ impl Turns {
 
     fn last_decode(&self) -> Option<Regime> {
         match self.last {
-            Some(Work::Decode(regime)) => Some(regime),
+            Some(Work::Decode(regime)) => regime,
             _ => None,
         }
     }

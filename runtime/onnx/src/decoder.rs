@@ -2,6 +2,7 @@
 //! copies nothing but its few integers.
 
 use std::ffi::CString;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
@@ -12,13 +13,14 @@ use phi_edge_engine::{
 use phi_edge_models::{GenaiConfig, ModelDir};
 
 use crate::error::{OnnxError, one_line};
-use crate::feeds::{Feeds, RopeForm};
-use crate::graph;
+use crate::feeds::{Factors, Feeds, RopeForm};
 use crate::kv::{KvShape, KvSlab, Side};
 use crate::library::Library;
+use crate::open::{self, Opened};
+use crate::prepare::{LENGTHS, LOGITS_ROWS, POSITIONS, Prepare, Tables};
 use crate::provider::Provider;
 use crate::raw::{self, Element, View};
-use crate::session::{self, OpenGraph};
+use crate::session::OpenGraph;
 
 /// How a decoder is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,8 +34,11 @@ pub struct DecoderConfig {
     /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
     /// a device, where the slab is allocated whole, `None` means 4 GiB.
     pub kv_memory: Option<u64>,
-    /// Edit the graph in memory where that makes it faster; the plain graph runs otherwise.
-    pub prepare: bool,
+    /// How far the graph may be edited in memory, where that makes it faster. What does not hold against the plain
+    /// graph is left out.
+    pub prepare: Prepare,
+    /// The file that remembers which edits hold; `None`: they are tried at each load.
+    pub verdicts: Option<PathBuf>,
 }
 
 impl Default for DecoderConfig {
@@ -43,7 +48,8 @@ impl Default for DecoderConfig {
             threads: None,
             rows: 1,
             kv_memory: None,
-            prepare: true,
+            prepare: Prepare::Ragged,
+            verdicts: None,
         }
     }
 }
@@ -56,14 +62,17 @@ pub struct OnnxDecoder {
     // Declared first, dropped first: the binding and the views point into the slab and the session.
     kv_views: Vec<View>,
     input_views: Vec<View>,
+    table_views: Vec<View>,
     binding: IoBinding,
     bound_rows: Option<(usize, usize)>,
+    bound_table: Option<Table>,
     slab: KvSlab,
     session: Session,
     options: Arc<RunOptions>,
     host: MemoryInfo<'static>,
     names: Names,
     feeds: Feeds,
+    tables: Option<Tables>,
     /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
     f16_logits: Vec<half::f16>,
@@ -72,9 +81,17 @@ pub struct OnnxDecoder {
     logits_element: Element,
     /// The graph computes only the logits that `feeds.logits_rows` names.
     chooses_logits: bool,
+    prepared: Prepare,
     rope: RopeForm,
     caps: Caps,
     provider: Provider,
+}
+
+/// Which rows of the rope tables a run is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Of(Regime),
+    Joined,
 }
 
 /// The graph's names as C strings.
@@ -82,6 +99,7 @@ struct Names {
     ids: CString,
     mask: CString,
     positions: Option<CString>,
+    lengths: Option<CString>,
     logits_rows: CString,
     logits: CString,
     /// `(past, present)` per layer, key then value.
@@ -91,31 +109,57 @@ struct Names {
 impl OnnxDecoder {
     /// Loads `model`'s decoder graph and reserves its KV memory.
     pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
-        let path = model.decoder_path();
-        let facts = graph::read(&path)?;
         let threads = config.threads.unwrap_or_else(available_threads);
-        let graph = session::open(library, model, config.provider, threads, config.prepare)?;
-        let genai = model.config();
+        let opened = open::open(library, model, config, threads)?;
+        let decoder = Self::over(opened, &model.decoder_path(), model.config(), config)?;
+        tracing::info!(
+            provider = decoder.provider.as_str(),
+            prepared = decoder.prepared.as_str(),
+            threads,
+            context = decoder.caps.context_length,
+            rope_boundary = decoder.rope.boundary,
+            kv = ?decoder.caps.kv_type,
+            library = %library.path().display(),
+            "The model is loaded."
+        );
+        Ok(decoder)
+    }
+
+    /// Reserves KV memory for an open graph, whose file is `path`.
+    pub(crate) fn over(
+        opened: Opened,
+        path: &Path,
+        genai: &GenaiConfig,
+        config: &DecoderConfig,
+    ) -> Result<Self, OnnxError> {
+        let Opened {
+            graph,
+            facts,
+            mut tables,
+            level,
+        } = opened;
         let slab = reserve(&graph, genai, config)?;
         let OpenGraph {
             session,
             provider,
-            kv_element,
+            kv_element: _,
             logits_element,
             vocab_size,
             chooses_logits,
             position_ids,
         } = graph;
-        let names = Names::of(genai, position_ids.as_deref()).ok_or_else(|| OnnxError::Model {
-            path: path.clone(),
+        let ragged = level == Prepare::Ragged;
+        let positions = position_ids.as_deref().or(ragged.then_some(POSITIONS));
+        let names = Names::of(genai, positions, ragged).ok_or_else(|| OnnxError::Model {
+            path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
         let context = slab.context(genai.context_length);
         let caps = Caps {
             kv_type: slab.shape().kv_type(),
-            ragged_chunks: false,
-            idle_rows: false,
-            mixed_regimes: false,
+            ragged_chunks: ragged,
+            idle_rows: ragged,
+            mixed_regimes: ragged,
             shared_kv: true,
             contiguous_rows: true,
             kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
@@ -124,21 +168,26 @@ impl OnnxDecoder {
             vocab_size,
             rows: slab.shape().rows,
         };
-        tracing::info!(
-            provider = provider.as_str(),
-            prepared = chooses_logits,
-            threads,
-            context,
-            rope_boundary = facts.rope_boundary,
-            kv = ?kv_element,
-            library = %library.path().display(),
-            "The model is loaded."
-        );
+        let factors = match &mut tables {
+            Some(tables) => {
+                tables.limit(slab.shape().capacity);
+                if ragged {
+                    Factors::Offset(tables.short)
+                } else {
+                    Factors::Table
+                }
+            }
+            None if ragged => Factors::Offset(0),
+            None if position_ids.is_some() => Factors::OwnPositions,
+            None => Factors::MaskWidth,
+        };
         Ok(Self {
             kv_views: Vec::new(),
             input_views: Vec::new(),
+            table_views: Vec::new(),
             binding: session.create_binding()?,
             bound_rows: None,
+            bound_table: None,
             slab,
             options: Arc::new(RunOptions::new()?),
             host: MemoryInfo::new(
@@ -149,19 +198,26 @@ impl OnnxDecoder {
             )?,
             names,
             feeds: Feeds::default(),
+            tables,
             f32_logits: Vec::new(),
             f16_logits: Vec::new(),
             wanted: Vec::new(),
             logits_element,
             chooses_logits,
+            prepared: level,
             rope: RopeForm {
                 boundary: facts.rope_boundary,
-                by_position: position_ids.is_some(),
+                factors,
             },
             caps,
             provider,
             session,
         })
+    }
+
+    /// How far the graph is edited.
+    pub fn prepared(&self) -> Prepare {
+        self.prepared
     }
 
     /// What runs: never `auto`.
@@ -178,18 +234,21 @@ impl OnnxDecoder {
             if row.row.0 as usize != first.row.0 as usize + index {
                 return unsupported("rows that are no neighbours in ascending order");
             }
-            if row.input.is_empty() {
+            if row.input.is_empty() && (!self.caps.idle_rows || row.logits == Wanted::Last) {
                 return unsupported("a row without input");
             }
-            if step.rows.len() > 1 && row.input.len() != 1 {
+            if step.rows.len() > 1 && row.input.len() > 1 && !self.caps.ragged_chunks {
                 return unsupported("several rows of several tokens");
             }
-            if row.regime != first.regime {
+            if row.regime != first.regime && !self.caps.mixed_regimes {
                 return unsupported("rows of both rope regimes");
             }
             if row.past + row.input.len() > self.caps.context_length {
                 return unsupported("more tokens than the context holds");
             }
+        }
+        if step.rows.iter().all(|row| row.input.is_empty()) {
+            return unsupported("a step without input");
         }
         if first.row.0 as usize + step.rows.len() > self.caps.rows {
             return unsupported("rows outside the slab");
@@ -215,35 +274,80 @@ impl OnnxDecoder {
         Ok(())
     }
 
+    /// Binds the rope tables, where they are inputs: both, or the one of the run's regime.
+    fn bind_tables(&mut self, regime: Regime) -> Result<(), String> {
+        let Some(tables) = &mut self.tables else {
+            return Ok(());
+        };
+        let (table, from, rows) = match (self.rope.factors, regime) {
+            (Factors::Offset(_), _) => (Table::Joined, 0, tables.short + tables.long),
+            (_, Regime::Short) => (Table::Of(regime), 0, tables.short),
+            (_, Regime::Long) => (Table::Of(regime), tables.short, tables.long),
+        };
+        if self.bound_table == Some(table) {
+            return Ok(());
+        }
+        self.bound_table = None;
+        self.table_views.clear();
+        let shape = [rows, tables.width].map(to_i64);
+        let start = from * tables.width * tables.element.bytes();
+        for (name, data) in tables.names.iter().zip(&mut tables.data) {
+            let name = CString::new(name.as_str()).map_err(|error| error.to_string())?;
+            let rows = data.get_mut(start..).ok_or("the rope tables are too short")?;
+            // SAFETY: the tables hold `short + long` rows of `width` elements (`Tables::limit` keeps it so), which
+            // nothing moves or writes while the decoder lives.
+            let view = unsafe { View::new(&self.host, rows.as_mut_ptr().cast(), &shape, tables.element)? };
+            raw::bind_input(&mut self.binding, &name, &view)?;
+            self.table_views.push(view);
+        }
+        self.bound_table = Some(table);
+        Ok(())
+    }
+
     fn bind_feeds(&mut self, rows: usize) -> Result<(), String> {
-        let dims = |columns: usize| [rows, columns].map(|d| i64::try_from(d).unwrap_or(i64::MAX));
-        let (narrow, wide) = (dims(self.feeds.width), dims(self.feeds.mask_width));
+        let narrow = [rows, self.feeds.width].map(to_i64);
+        let wide = [rows, self.feeds.mask_width].map(to_i64);
+        let chosen = self.feeds.logits_rows.len();
+        let feeds = &mut self.feeds;
         let mut inputs = vec![
-            (&self.names.ids, &mut self.feeds.ids, narrow),
-            (&self.names.mask, &mut self.feeds.mask, wide),
+            (
+                &self.names.ids,
+                feeds.ids.as_mut_ptr().cast(),
+                &narrow[..],
+                Element::I64,
+            ),
+            (
+                &self.names.mask,
+                feeds.mask.as_mut_ptr().cast(),
+                &wide,
+                Element::I64,
+            ),
         ];
         if let Some(name) = &self.names.positions {
-            inputs.push((name, &mut self.feeds.positions, narrow));
+            inputs.push((name, feeds.positions.as_mut_ptr().cast(), &narrow, Element::I64));
         }
-        let chosen = self.feeds.logits_rows.len();
-        let vector = [i64::try_from(chosen).unwrap_or(i64::MAX), 0];
+        if let Some(name) = &self.names.lengths {
+            inputs.push((
+                name,
+                feeds.lengths.as_mut_ptr().cast(),
+                &narrow[..1],
+                Element::I32,
+            ));
+        }
+        let vector = [to_i64(chosen)];
         if self.chooses_logits {
-            inputs.push((&self.names.logits_rows, &mut self.feeds.logits_rows, vector));
+            let rows = feeds.logits_rows.as_mut_ptr().cast();
+            inputs.push((&self.names.logits_rows, rows, &vector, Element::I64));
         }
         self.input_views.clear();
-        for (name, buffer, shape) in inputs {
-            let shape = if *name == self.names.logits_rows {
-                &shape[..1]
-            } else {
-                &shape[..]
-            };
+        for (name, data, shape, element) in inputs {
             // SAFETY: the buffer has `shape`'s elements (`Feeds::fill`) and is neither moved nor written
             // before the next `bind_feeds`, which comes before the next run.
-            let view = unsafe { View::new(&self.host, buffer.as_mut_ptr().cast(), shape, Element::I64)? };
+            let view = unsafe { View::new(&self.host, data, shape, element)? };
             raw::bind_input(&mut self.binding, name, &view)?;
             self.input_views.push(view);
         }
-        let vocab = i64::try_from(self.caps.vocab_size).unwrap_or(i64::MAX);
+        let vocab = to_i64(self.caps.vocab_size);
         let (shape, tokens) = if self.chooses_logits {
             ([1, vector[0], vocab], chosen)
         } else {
@@ -284,6 +388,7 @@ impl OnnxDecoder {
         };
         self.feeds.fill(&[row], self.rope)?;
         self.bind_rows(0, 1)
+            .and_then(|()| self.bind_tables(regime))
             .and_then(|()| self.bind_feeds(1))
             .map_err(DecodeError::Failed)?;
         self.run_bound(interrupt)
@@ -365,7 +470,9 @@ impl Decoder for OnnxDecoder {
         self.check(step)?;
         self.feeds.fill(step.rows, self.rope)?;
         let first = step.rows.first().map_or(0, |row| row.row.0 as usize);
+        let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
         self.bind_rows(first, step.rows.len())
+            .and_then(|()| self.bind_tables(regime))
             .and_then(|()| self.bind_feeds(step.rows.len()))
             .map_err(DecodeError::Failed)?;
         self.run_bound(interrupt)?;
@@ -443,7 +550,7 @@ impl OnnxDecoder {
 
 impl Names {
     /// `None` for graphs that take embeddings.
-    fn of(config: &GenaiConfig, position_ids: Option<&str>) -> Option<Self> {
+    fn of(config: &GenaiConfig, positions: Option<&str>, ragged: bool) -> Option<Self> {
         let c = |name: &str| CString::new(name).ok();
         let mut kv = Vec::with_capacity(2 * config.num_layers);
         for layer in 0..config.num_layers {
@@ -453,11 +560,12 @@ impl Names {
         Some(Self {
             ids: c(config.inputs.input_ids.as_deref()?)?,
             mask: c(&config.inputs.attention_mask)?,
-            positions: match position_ids {
+            positions: match positions {
                 Some(name) => Some(c(name)?),
                 None => None,
             },
-            logits_rows: c(crate::prepare::LOGITS_ROWS)?,
+            lengths: if ragged { Some(c(LENGTHS)?) } else { None },
+            logits_rows: c(LOGITS_ROWS)?,
             logits: c(&config.outputs.logits)?,
             kv,
         })
@@ -495,6 +603,10 @@ fn reserve(graph: &OpenGraph, genai: &GenaiConfig, config: &DecoderConfig) -> Re
         AllocationDevice::DIRECTML
     };
     KvSlab::on_device(shape, &graph.session, device)
+}
+
+fn to_i64(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
 }
 
 /// Processors this process may use (affinity and cgroup limits counted).

@@ -10,6 +10,8 @@ pub(crate) struct Feeds {
     pub(crate) ids: Vec<i64>,
     /// `[rows, width]`; used only by graphs that ask for positions.
     pub(crate) positions: Vec<i64>,
+    /// `[rows]`: tokens of each row; used only by graphs that take rows of different numbers.
+    pub(crate) lengths: Vec<i32>,
     /// `[rows, mask_width]`.
     pub(crate) mask: Vec<i64>,
     /// Indices of the tokens whose logits are wanted, into the run's `rows * width` tokens; never empty.
@@ -21,17 +23,30 @@ pub(crate) struct Feeds {
     pub(crate) mask_width: usize,
 }
 
-/// What the graph needs to know to choose its rope factors.
-#[derive(Debug, Clone, Copy)]
+/// How a run gets its rope factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RopeForm {
     /// Sequences of more tokens are computed under the long factors.
     pub(crate) boundary: Option<usize>,
-    /// The graph takes `position_ids` and chooses by the largest of them; else by the mask's width.
-    pub(crate) by_position: bool,
+    pub(crate) factors: Factors,
+}
+
+/// What chooses a run's rope factors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Factors {
+    /// The mask's width.
+    MaskWidth,
+    /// The largest of the graph's own `position_ids`.
+    OwnPositions,
+    /// The table that is bound for the run.
+    Table,
+    /// Each token's position in the joined tables; those of the long factors start at this one.
+    Offset(usize),
 }
 
 impl Feeds {
-    /// Fills the buffers for rows that all have the same number of input tokens and the same regime.
+    /// Fills the buffers. Rows may differ in their number of tokens and in their regime if tokens choose their factors
+    /// themselves ([`Factors::Offset`]).
     pub(crate) fn fill(&mut self, rows: &[Row<'_>], rope: RopeForm) -> Result<(), DecodeError> {
         let long = rows.iter().any(|row| row.regime == Regime::Long);
         let input = rows.iter().map(|row| row.input.len()).max().unwrap_or(0);
@@ -42,7 +57,7 @@ impl Feeds {
         // boundary. A row that is still short gets a pad token at such a position behind its own: causal
         // attention keeps it from them, and the next run overwrites its keys.
         let pad = match rope.boundary {
-            Some(boundary) if rope.by_position && long && longest <= boundary => {
+            Some(boundary) if rope.factors == Factors::OwnPositions && long && longest <= boundary => {
                 if rows.len() > 1 {
                     return Err(DecodeError::Unsupported(
                         "several short rows of the long regime in one run".into(),
@@ -54,32 +69,50 @@ impl Feeds {
         };
         self.width = input + usize::from(pad.is_some());
         self.mask_width = longest + usize::from(pad.is_some());
-        if let Some(boundary) = rope.boundary.filter(|_| long && !rope.by_position) {
+        if let Some(boundary) = rope
+            .boundary
+            .filter(|_| long && rope.factors == Factors::MaskWidth)
+        {
             // The mask's width alone chooses the factors; its sum still says how long a row is.
             self.mask_width = self.mask_width.max(boundary + 1);
         }
-        self.fill_ids(rows, pad)?;
+        self.fill_ids(rows, rope.factors, pad)?;
         self.fill_mask(rows, pad, shortest);
         self.fill_logits_rows(rows);
         Ok(())
     }
 
-    fn fill_ids(&mut self, rows: &[Row<'_>], pad: Option<usize>) -> Result<(), DecodeError> {
+    fn fill_ids(
+        &mut self,
+        rows: &[Row<'_>],
+        factors: Factors,
+        pad: Option<usize>,
+    ) -> Result<(), DecodeError> {
         self.ids.clear();
         self.positions.clear();
+        self.lengths.clear();
         for row in rows {
             let Input::Tokens(tokens) = row.input else {
                 return Err(DecodeError::Unsupported(
                     "this graph takes token ids, not embeddings".into(),
                 ));
             };
+            let offset = match (factors, row.regime) {
+                (Factors::Offset(offset), Regime::Long) => offset,
+                _ => 0,
+            };
+            let start = offset + row.past;
             self.ids.extend(tokens.iter().map(|id| i64::from(id.0)));
-            let end = row.past + tokens.len();
-            self.positions.extend((row.past..end).map(to_i64));
+            self.positions.extend((start..start + tokens.len()).map(to_i64));
+            self.lengths.push(i32::try_from(tokens.len()).unwrap_or(i32::MAX));
             if let Some(boundary) = pad {
                 self.ids.push(0);
                 self.positions.push(to_i64(boundary));
             }
+            // Shorter rows are filled up; the lengths say what counts.
+            let filled = self.lengths.len() * self.width;
+            self.ids.resize(filled, 0);
+            self.positions.resize(filled, 0);
         }
         Ok(())
     }
@@ -91,7 +124,7 @@ impl Feeds {
             let end = start + row.input.len();
             let wanted = match row.logits {
                 Wanted::None => end..end,
-                Wanted::Last => end - 1..end,
+                Wanted::Last => end.max(start + 1) - 1..end,
                 Wanted::All => start..end,
             };
             self.logits_rows.extend(wanted.map(to_i64));
@@ -116,7 +149,8 @@ impl Feeds {
         self.mask_is_ones = false;
         self.mask.clear();
         for row in rows {
-            let ones = row.past + row.input.len() + pad;
+            // An idle row of nothing has one all the same: a length of 0 is refused, and nothing is computed of it.
+            let ones = (row.past + row.input.len() + pad).max(1);
             self.mask.extend(std::iter::repeat_n(1, ones));
             self.mask.extend(std::iter::repeat_n(0, self.mask_width - ones));
         }
@@ -145,11 +179,11 @@ mod tests {
 
     const MASKED: RopeForm = RopeForm {
         boundary: Some(8),
-        by_position: false,
+        factors: Factors::MaskWidth,
     };
     const POSITIONED: RopeForm = RopeForm {
         boundary: Some(8),
-        by_position: true,
+        factors: Factors::OwnPositions,
     };
 
     #[test]
@@ -186,6 +220,27 @@ mod tests {
             (feeds.positions.as_slice(), feeds.mask.len()),
             ([8].as_slice(), 9)
         );
+    }
+
+    #[test]
+    fn rows_of_any_length_and_regime_share_a_run() {
+        let joined = RopeForm {
+            boundary: Some(8),
+            factors: Factors::Offset(8),
+        };
+        let mut feeds = Feeds::default();
+        let (two, one) = ([TokenId(7), TokenId(9)], [TokenId(5)]);
+        let idle = Row {
+            logits: Wanted::None,
+            ..row(0, &[], Regime::Short)
+        };
+        let rows = [row(1, &two, Regime::Short), idle, row(3, &one, Regime::Long)];
+        feeds.fill(&rows, joined).unwrap();
+        assert_eq!(feeds.ids, [7, 9, 0, 0, 5, 0]);
+        assert_eq!(feeds.positions, [1, 2, 0, 0, 11, 0]);
+        assert_eq!(feeds.lengths, [2, 0, 1]);
+        assert_eq!(feeds.mask, [1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(feeds.logits_rows, [1, 4]);
     }
 
     #[test]

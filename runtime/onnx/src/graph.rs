@@ -11,7 +11,7 @@ use prost::Message;
 use crate::error::OnnxError;
 
 /// What was read.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GraphFacts {
     /// LongRoPE: sequences of more tokens are computed under the long factors.
     pub(crate) rope_boundary: Option<usize>,

@@ -4,20 +4,24 @@
 //! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
 
 pub mod bare;
+mod check;
 mod decoder;
 mod error;
 mod feeds;
 mod graph;
 mod kv;
 mod library;
+mod open;
 mod prepare;
 mod processor;
 mod provider;
 mod raw;
 mod session;
+mod verdicts;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
 pub use library::{Library, MINIMUM_VERSION, PINNED_VERSION};
+pub use prepare::Prepare;
 pub use processor::processor_warning;
 pub use provider::Provider;

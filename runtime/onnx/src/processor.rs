@@ -11,3 +11,18 @@ pub fn processor_warning() -> Option<&'static str> {
     }
     None
 }
+
+/// What kind of processor this is, as far as results may depend on it.
+pub(crate) fn processor_name() -> String {
+    // Windows says it in the environment, Linux in a file; on Arm that gives numbers in place of a name.
+    let described = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let of = |key: &str| {
+        described
+            .lines()
+            .find(|line| line.starts_with(key))
+            .unwrap_or_default()
+    };
+    let environment = std::env::var("PROCESSOR_IDENTIFIER").unwrap_or_default();
+    let lines = ["model name", "flags", "CPU implementer", "CPU part", "Features"].map(of);
+    format!("{} {environment} {}", std::env::consts::ARCH, lines.join(" "))
+}

@@ -15,13 +15,14 @@ use crate::error::one_line;
 pub(crate) enum Element {
     F32,
     F16,
+    I32,
     I64,
 }
 
 impl Element {
     pub(crate) fn bytes(self) -> usize {
         match self {
-            Self::F32 => 4,
+            Self::F32 | Self::I32 => 4,
             Self::F16 => 2,
             Self::I64 => 8,
         }
@@ -32,6 +33,7 @@ impl Element {
         match self {
             Self::F32 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT,
             Self::F16 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
+            Self::I32 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
             Self::I64 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
         }
     }

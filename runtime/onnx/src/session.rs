@@ -5,7 +5,7 @@ use std::path::Path;
 use ort::session::Session;
 use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
-use phi_edge_models::{GenaiConfig, ModelDir};
+use phi_edge_models::GenaiConfig;
 
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
@@ -27,88 +27,43 @@ pub(crate) struct OpenGraph {
     pub(crate) position_ids: Option<String>,
 }
 
-/// Opens the decoder graph of `model`.
+/// What is opened.
+pub(crate) struct Source<'a> {
+    /// The graph's file; its weights lie beside it.
+    pub(crate) path: &'a Path,
+    /// An edited graph to open in the file's place.
+    pub(crate) edited: Option<&'a [u8]>,
+    pub(crate) config: &'a GenaiConfig,
+}
+
+/// Opens a graph on one provider.
 pub(crate) fn open(
     library: &Library,
-    model: &ModelDir,
-    wanted: Provider,
-    threads: usize,
-    prepare: bool,
-) -> Result<OpenGraph, OnnxError> {
-    let path = model.decoder_path();
-    let prepared = if prepare {
-        prepared(&path, &model.config().outputs.logits)
-    } else {
-        None
-    };
-    let mut refused = Vec::new();
-    for provider in wanted.candidates() {
-        let graph = Graph {
-            path: &path,
-            prepared: prepared.as_deref(),
-        };
-        match open_on(library, &graph, provider, threads) {
-            Ok(session) => return check(session, provider, model.config(), &path),
-            // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
-            // registration, so what fails there is the model's fault.
-            Err(error @ OnnxError::ProviderUnavailable { .. }) if wanted == Provider::Auto => {
-                tracing::info!(provider = provider.as_str(), %error, "An execution provider can't be used here.");
-                refused.push(error);
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Err(refused
-        .pop()
-        .unwrap_or_else(|| wanted.unavailable("no candidate")))
-}
-
-/// A graph's file, and what is opened in its place.
-struct Graph<'a> {
-    path: &'a Path,
-    prepared: Option<&'a [u8]>,
-}
-
-/// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
-const PREPARED_AT_MOST: u64 = 256 << 20;
-
-fn prepared(path: &Path, logits: &str) -> Option<Vec<u8>> {
-    let size = std::fs::metadata(path).ok()?.len();
-    if size > PREPARED_AT_MOST {
-        return None;
-    }
-    // A file that can't be read is told by whoever opens it.
-    crate::prepare::choose_logits(&std::fs::read(path).ok()?, logits)
-}
-
-fn open_on(
-    library: &Library,
-    graph: &Graph<'_>,
+    source: &Source<'_>,
     provider: Provider,
     threads: usize,
-) -> Result<Session, OnnxError> {
-    let Some(bytes) = graph.prepared else {
-        return open_plain(library, graph.path, provider, threads);
+) -> Result<OpenGraph, OnnxError> {
+    let fault = |error: ort::Error| OnnxError::Model {
+        path: source.path.to_path_buf(),
+        fault: format!(
+            "ONNX Runtime refuses it: {}. Copy or export the model again",
+            one_line(error)
+        ),
     };
-    let folder = graph.path.parent().unwrap_or(Path::new("."));
-    let opened = builder(library, provider, threads)?
-        .with_config_entry(
-            "session.model_external_initializers_file_folder_path",
-            folder.display().to_string(),
-        )?
-        .commit_from_memory(bytes);
-    match opened {
-        Ok(session) => Ok(session),
-        // What is wrong with the file itself is told by opening it as it is.
-        Err(error) => {
-            let session = open_plain(library, graph.path, provider, threads)?;
-            tracing::warn!(
-                error = one_line(error),
-                "The prepared graph is refused; the plain one runs."
-            );
-            Ok(session)
+    let mut builder = builder(library, provider, threads)?;
+    let session = match source.edited {
+        None => builder.commit_from_file(source.path),
+        Some(bytes) => {
+            let folder = source.path.parent().unwrap_or(Path::new("."));
+            builder
+                .with_config_entry(
+                    "session.model_external_initializers_file_folder_path",
+                    folder.display().to_string(),
+                )?
+                .commit_from_memory(bytes)
         }
-    }
+    };
+    check(session.map_err(fault)?, provider, source.config, source.path)
 }
 
 fn builder(library: &Library, provider: Provider, threads: usize) -> Result<SessionBuilder, OnnxError> {
@@ -123,23 +78,6 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
             .map_err(|error| provider.unavailable(one_line(error))),
         None => Ok(builder),
     }
-}
-
-fn open_plain(
-    library: &Library,
-    path: &Path,
-    provider: Provider,
-    threads: usize,
-) -> Result<Session, OnnxError> {
-    builder(library, provider, threads)?
-        .commit_from_file(path)
-        .map_err(|error| OnnxError::Model {
-            path: path.to_path_buf(),
-            fault: format!(
-                "ONNX Runtime refuses it: {}. Copy or export the model again",
-                one_line(error)
-            ),
-        })
 }
 
 /// Exporters of different ages differ in whether they name this input where the graph has none, and the other way

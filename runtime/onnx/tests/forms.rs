@@ -9,7 +9,7 @@ use phi_edge_engine::{
     Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 
 /// Logits closer than this may change places with the number of tokens in a run.
@@ -30,13 +30,14 @@ fn library() -> Option<Library> {
     }
 }
 
-fn load(library: &Library, folder: &Path, prepare: bool) -> OnnxDecoder {
+fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
     let config = DecoderConfig {
         provider: Provider::Cpu,
         threads: Some(2),
         rows: 1,
         kv_memory: None,
         prepare,
+        verdicts: None,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
@@ -86,7 +87,13 @@ fn both_forms_give_the_reference_without_a_cache() {
     let Some(library) = library() else { return };
     let golden: Value = serde_json::from_slice(&std::fs::read(forms().join("golden.json")).unwrap()).unwrap();
     for form in ["2024", "2026"] {
-        for (prefill_chunk, prepare) in [(512, true), (16, true), (7, true), (16, false)] {
+        for (prefill_chunk, prepare) in [
+            (512, Prepare::Ragged),
+            (16, Prepare::Ragged),
+            (16, Prepare::Rope),
+            (7, Prepare::Logits),
+            (16, Prepare::Plain),
+        ] {
             let config = EngineConfig {
                 prefill_chunk,
                 slots: 1,
@@ -138,7 +145,7 @@ fn a_list_or_a_number_of_end_tokens_and_unknown_keys_are_fine() {
         config["model"]["decoder"]["a_key_of_2027"] = serde_json::json!({"x": [1]});
         config["search"]["a_key_of_2027"] = true.into();
     });
-    load(&library, folder.path(), true);
+    load(&library, folder.path(), Prepare::Ragged);
 }
 
 #[test]
@@ -152,7 +159,8 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         threads: Some(1),
         rows: 1,
         kv_memory: None,
-        prepare: true,
+        prepare: Prepare::Ragged,
+        verdicts: None,
     };
     let model = ModelDir::open(folder.path()).unwrap();
     let error = OnnxDecoder::load(&library, &model, &config)

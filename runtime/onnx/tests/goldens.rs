@@ -13,7 +13,7 @@ use phi_edge_engine::{
     Row, RowId, Sampling, Step, Stop, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Provider};
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 
 fn fixture(name: &str) -> Option<PathBuf> {
@@ -98,7 +98,7 @@ fn goldens(folder: &Path) -> Vec<Golden> {
     cases.iter().map(golden).collect()
 }
 
-fn load(library: &Library, folder: &Path, rows: usize, prepare: bool) -> OnnxDecoder {
+fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> OnnxDecoder {
     let model = ModelDir::open(folder).unwrap();
     let config = DecoderConfig {
         provider: Provider::Cpu,
@@ -106,6 +106,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: bool) -> OnnxDec
         rows,
         kv_memory: None,
         prepare,
+        verdicts: None,
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
 }
@@ -182,13 +183,14 @@ fn check_ids(decoder: &mut OnnxDecoder, golden: &Golden, got: &[TokenId], near_t
     );
 }
 
-fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
+/// `most`: how far the graph can be edited.
+fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
     let (Some(folder), Some(library)) = (fixture(name), library()) else {
         return;
     };
     let goldens = goldens(&folder);
     // The plain graph, against which the prepared one is held.
-    let mut reference = load(&library, &folder, 1, false);
+    let mut reference = load(&library, &folder, 1, Prepare::Plain);
     assert_eq!(reference.caps().rope_boundary, Some(64));
     for golden in &goldens {
         let logits = logits_after(&mut reference, &golden.prompt);
@@ -201,7 +203,16 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
             );
         }
     }
-    for (chunk, prepare) in [(512, true), (32, false), (32, true), (7, true)] {
+    assert_eq!(load(&library, &folder, 1, Prepare::Ragged).prepared(), most);
+    let levels = [
+        (512, Prepare::Ragged),
+        (32, Prepare::Plain),
+        (32, Prepare::Logits),
+        (32, Prepare::Rope),
+        (32, Prepare::Ragged),
+        (7, Prepare::Ragged),
+    ];
+    for (chunk, prepare) in levels {
         let config = EngineConfig {
             prefill_chunk: chunk,
             slots: 1,
@@ -216,7 +227,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
                 golden,
                 &got[0],
                 near_tie,
-                &format!("in chunks of {chunk}"),
+                &format!("in chunks of {chunk}, {prepare:?}"),
             );
         }
     }
@@ -225,7 +236,14 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
     let group: Vec<&Golden> = goldens.iter().filter(|golden| golden.group.is_some()).collect();
     assert!(group.len() > 1);
     let all: Vec<&Golden> = goldens.iter().collect();
-    for (company, slots, prepare) in [(&group, group.len(), true), (&all, 4, true), (&all, 3, false)] {
+    let companies = [
+        (&group, group.len(), Prepare::Ragged),
+        (&group, group.len(), Prepare::Plain),
+        (&all, 4, Prepare::Ragged),
+        (&all, 4, Prepare::Logits),
+        (&all, 3, Prepare::Plain),
+    ];
+    for (company, slots, prepare) in companies {
         let config = EngineConfig {
             slots,
             prefill_chunk: 24,
@@ -233,29 +251,35 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
         };
         let mut engine = Engine::new(load(&library, &folder, slots + 2, prepare), config);
         for (golden, got) in company.iter().zip(generate(&mut engine, company)) {
-            check_ids(&mut reference, golden, &got, near_tie, "in company");
+            check_ids(
+                &mut reference,
+                golden,
+                &got,
+                near_tie,
+                &format!("in company, {prepare:?}"),
+            );
         }
     }
 }
 
 #[test]
 fn fp32() {
-    check("phi3-mini-tiny-fp32", 1e-3, 0.0);
+    check("phi3-mini-tiny-fp32", 1e-3, 0.0, Prepare::Ragged);
 }
 
 #[test]
 fn int4() {
-    check("phi3-mini-tiny-int4", 0.15, 0.25);
+    check("phi3-mini-tiny-int4", 0.15, 0.25, Prepare::Ragged);
 }
 
 #[test]
 fn directml_form_on_the_processor() {
-    check("phi3-mini-tiny-dml", 0.15, 0.25);
+    check("phi3-mini-tiny-dml", 0.15, 0.25, Prepare::Logits);
 }
 
 #[test]
 fn cuda_form_on_the_processor() {
-    check("phi3-mini-tiny-cuda", 0.05, 0.0);
+    check("phi3-mini-tiny-cuda", 0.05, 0.0, Prepare::Ragged);
 }
 
 #[test]
@@ -265,7 +289,7 @@ fn an_interrupt_from_another_thread_ends_a_run_and_leaves_the_row_usable() {
     };
     let goldens = goldens(&folder);
     let long = goldens.iter().max_by_key(|golden| golden.prompt.len()).unwrap();
-    let mut decoder = load(&library, &folder, 1, true);
+    let mut decoder = load(&library, &folder, 1, Prepare::Ragged);
     let row = Row {
         row: RowId(0),
         past: 0,
@@ -297,7 +321,7 @@ fn saved_rows_load_and_copied_rows_answer_alike() {
     let (Some(folder), Some(library)) = (fixture("phi3-mini-tiny-fp32"), library()) else {
         return;
     };
-    let mut decoder = load(&library, &folder, 3, true);
+    let mut decoder = load(&library, &folder, 3, Prepare::Ragged);
     let prompt: Vec<TokenId> = (100..120).map(TokenId).collect();
     let (head, tail) = prompt.split_at(15);
     let expected = logits_after(&mut decoder, &prompt);

@@ -1,0 +1,284 @@
+//! Whether an edited graph does what the plain one does, tried on its first layers.
+
+use std::path::Path;
+
+use phi_edge_engine::{DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_models::GenaiConfig;
+
+use crate::decoder::{DecoderConfig, OnnxDecoder};
+use crate::error::OnnxError;
+use crate::graph::GraphFacts;
+use crate::library::Library;
+use crate::open::Opened;
+use crate::prepare::{self, Prepare, Prepared, Tables};
+use crate::provider::Provider;
+use crate::session::{self, Source};
+
+/// Layers of the trial: the second one reads what the edits made of the first.
+const LAYERS: usize = 2;
+/// Tokens a row of the trial may hold beyond the boundary of the rope factors.
+const ROOM: usize = 32;
+/// Tokens that each row takes in each step of the trial.
+const STEPS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
+/// The largest difference of a logit, as a share of the largest logit. Seen: none at all for small models of fp32 and
+/// int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
+const TOLERANCE: f32 = 5e-3;
+
+/// What a trial needs.
+pub(crate) struct Trial<'a> {
+    pub(crate) library: &'a Library,
+    pub(crate) path: &'a Path,
+    pub(crate) facts: GraphFacts,
+    pub(crate) genai: &'a GenaiConfig,
+    pub(crate) provider: Provider,
+    pub(crate) threads: usize,
+}
+
+impl Trial<'_> {
+    /// Runs the same steps on the plain graph and on the one edited to `level`. The inner result is the verdict; the
+    /// outer one fails where the plain graph can't be run either.
+    pub(crate) fn run(&self, model: &[u8], level: Prepare) -> Result<Result<(), String>, OnnxError> {
+        let mut genai = self.genai.clone();
+        genai.num_layers = genai.num_layers.min(LAYERS);
+        let mut outputs = vec![genai.outputs.logits.clone()];
+        for layer in 0..genai.num_layers {
+            outputs.extend([genai.present_key(layer), genai.present_value(layer)]);
+        }
+        let cut = if self.genai.num_layers > LAYERS {
+            let Some(cut) = prepare::cut(model, LAYERS, &outputs) else {
+                return Ok(Err(
+                    "its layers can't be told apart, so that it can't be tried".into()
+                ));
+            };
+            cut
+        } else {
+            model.to_vec()
+        };
+        let boundary = crate::graph::read(self.path)?.rope_boundary;
+        genai.context_length = genai.context_length.min(boundary.unwrap_or(0) + ROOM);
+        let plain = session::open(
+            self.library,
+            &self.source(&genai, &cut),
+            self.provider,
+            self.threads,
+        )?;
+        let mut plain = self.decoder(plain, None, Prepare::Plain, &genai)?;
+        let expected = steps(&mut plain).map_err(|error| OnnxError::Runtime(error.to_string()))?;
+        drop(plain);
+        Ok(match prepare::prepare(&cut, &genai.outputs.logits, level) {
+            Some(prepared) => self.hold(prepared, level, &expected, &genai),
+            None => Err("its first layers are of another form than the whole".into()),
+        })
+    }
+
+    /// Whether `prepared` gives the `expected` logits.
+    fn hold(
+        &self,
+        prepared: Prepared,
+        level: Prepare,
+        expected: &[f32],
+        genai: &GenaiConfig,
+    ) -> Result<(), String> {
+        let said = |error: OnnxError| error.to_string();
+        let source = self.source(genai, &prepared.graph);
+        let graph = session::open(self.library, &source, self.provider, self.threads).map_err(said)?;
+        let mut edited = self.decoder(graph, prepared.tables, level, genai).map_err(said)?;
+        let got = steps(&mut edited).map_err(|error| error.to_string())?;
+        let largest = expected
+            .iter()
+            .fold(0f32, |largest, value| largest.max(value.abs()));
+        let differences = expected.iter().zip(&got).map(|(a, b)| (a - b).abs());
+        // Not a number is the largest difference there is.
+        let difference = differences.fold(0f32, |most, d| if d.is_nan() || d > most { d } else { most });
+        if got.len() == expected.len() && difference <= TOLERANCE * largest {
+            tracing::debug!(
+                edit = level.as_str(),
+                difference,
+                largest,
+                "An edit of the graph holds."
+            );
+            return Ok(());
+        }
+        Err(format!(
+            "logits of up to {largest} differ by up to {difference} from those of the plain graph"
+        ))
+    }
+
+    fn source<'a>(&'a self, genai: &'a GenaiConfig, graph: &'a [u8]) -> Source<'a> {
+        Source {
+            path: self.path,
+            edited: Some(graph),
+            config: genai,
+        }
+    }
+
+    fn decoder(
+        &self,
+        graph: session::OpenGraph,
+        tables: Option<Tables>,
+        level: Prepare,
+        genai: &GenaiConfig,
+    ) -> Result<OnnxDecoder, OnnxError> {
+        let config = DecoderConfig {
+            provider: self.provider,
+            threads: Some(self.threads),
+            rows: 3,
+            kv_memory: None,
+            prepare: level,
+            verdicts: None,
+        };
+        let opened = Opened {
+            graph,
+            facts: self.facts,
+            tables,
+            level,
+        };
+        OnnxDecoder::over(opened, self.path, genai, &config)
+    }
+}
+
+/// Three sequences that enter, go on and stand still; their logits one after the other. Where the decoder takes rows
+/// of any length and regime in one run, they share their runs; else each has its own.
+///
+/// Two tokens at least: kernels for quantised weights round differently for a single one.
+fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
+    let long = if decoder.caps().rope_boundary.is_some() {
+        Regime::Long
+    } else {
+        Regime::Short
+    };
+    let regimes = [Regime::Short, long, Regime::Short];
+    let caps = decoder.caps();
+    let together = caps.ragged_chunks && caps.idle_rows && caps.mixed_regimes;
+    let vocab = u32::try_from(caps.vocab_size).unwrap_or(u32::MAX);
+    let mut past = [0usize; 3];
+    let mut logits = Vec::new();
+    for (index, lengths) in STEPS.iter().enumerate() {
+        let tokens: Vec<Vec<TokenId>> = (0u32..3)
+            .zip(lengths)
+            .map(|(row, &length)| some_tokens(row, past[row as usize], length, vocab))
+            .collect();
+        let rows: Vec<Row<'_>> = (0u32..3)
+            .zip(&tokens)
+            .map(|(row, tokens)| Row {
+                row: RowId(row),
+                past: past[row as usize],
+                input: Input::Tokens(tokens),
+                logits: match (tokens.is_empty(), index % 2) {
+                    (true, _) => Wanted::None,
+                    (false, 0) => Wanted::All,
+                    (false, _) => Wanted::Last,
+                },
+                regime: regimes[row as usize],
+            })
+            .collect();
+        let interrupt = Interrupt::new();
+        if together {
+            let found = decoder.run(&Step { rows: &rows }, &interrupt)?;
+            (0..found.rows()).for_each(|row| logits.extend_from_slice(found.row(row).unwrap_or_default()));
+        } else {
+            for row in rows.into_iter().filter(|row| !row.input.is_empty()) {
+                let found = decoder.run(&Step { rows: &[row] }, &interrupt)?;
+                (0..found.rows())
+                    .for_each(|row| logits.extend_from_slice(found.row(row).unwrap_or_default()));
+            }
+        }
+        past.iter_mut()
+            .zip(lengths)
+            .for_each(|(past, length)| *past += length);
+    }
+    Ok(logits)
+}
+
+/// Any tokens: spread over the vocabulary, and different for each row and position.
+fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<TokenId> {
+    let past = u32::try_from(past).unwrap_or(0);
+    (0u32..)
+        .take(length)
+        .map(|at| {
+            TokenId(
+                (past + at + 1)
+                    .wrapping_mul(2_654_435_761)
+                    .wrapping_add(row * 7_919)
+                    % vocab.max(1),
+            )
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use phi_edge_models::ModelDir;
+
+    use super::*;
+
+    /// The repository's own exports, where the library is at hand.
+    fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &[u8])) {
+        let library = match Library::find(None) {
+            Ok(library) => library,
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+                println!("SKIPPED: {error}");
+                return;
+            }
+        };
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(form);
+        let model = ModelDir::open(&folder).unwrap();
+        let path = model.decoder_path();
+        let trial = Trial {
+            library: &library,
+            path: &path,
+            facts: crate::graph::read(&path).unwrap(),
+            genai: model.config(),
+            provider: Provider::Cpu,
+            threads: 1,
+        };
+        judge(&trial, &std::fs::read(&path).unwrap());
+    }
+
+    #[test]
+    fn every_edit_holds_on_the_exporters_graphs() {
+        for form in [
+            "models/demo",
+            "tests/fixtures/forms/2024",
+            "tests/fixtures/forms/2026",
+        ] {
+            trial(form, |trial, graph| {
+                for level in Prepare::ALL {
+                    assert_eq!(trial.run(graph, level).unwrap(), Ok(()), "{form}, {level:?}");
+                }
+            });
+        }
+    }
+
+    #[test]
+    fn a_wrong_edit_does_not_hold() {
+        trial("models/demo", |trial, graph| {
+            let mut genai = trial.genai.clone();
+            genai.context_length = 1024 + ROOM;
+            let plain = session::open(trial.library, &trial.source(&genai, graph), Provider::Cpu, 1).unwrap();
+            let mut plain = trial.decoder(plain, None, Prepare::Plain, &genai).unwrap();
+            let expected = steps(&mut plain).unwrap();
+            let judge = |wrong: fn(&mut Tables)| {
+                let mut prepared = prepare::prepare(graph, "logits", Prepare::Ragged).unwrap();
+                prepared.tables.iter_mut().for_each(wrong);
+                trial.hold(prepared, Prepare::Ragged, &expected, &genai)
+            };
+            assert_eq!(judge(|_| ()), Ok(()));
+            // The short factors in the place of the long ones.
+            let same = judge(|tables| {
+                for data in &mut tables.data {
+                    let short = data[..200 * tables.width * 4].to_vec();
+                    let long = tables.short * tables.width * 4;
+                    data[long..long + short.len()].copy_from_slice(&short);
+                }
+            });
+            assert!(same.unwrap_err().contains("differ by"));
+            // Sines for cosines.
+            assert!(judge(|tables| tables.data.swap(0, 1)).is_err());
+            // Numbers that are none.
+            let broken = judge(|tables| tables.data[0][..400].fill(0xff));
+            assert!(broken.unwrap_err().contains("NaN"));
+        });
+    }
+}

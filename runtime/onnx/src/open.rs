@@ -1,0 +1,205 @@
+//! Which provider runs a model, and how far its graph is edited for it.
+
+use std::path::Path;
+
+use phi_edge_models::{GenaiConfig, ModelDir};
+
+use crate::check;
+use crate::decoder::DecoderConfig;
+use crate::error::OnnxError;
+use crate::graph::{self, GraphFacts};
+use crate::library::Library;
+use crate::prepare::{self, Prepare, Tables};
+use crate::processor::processor_name;
+use crate::provider::Provider;
+use crate::session::{self, OpenGraph, Source};
+use crate::verdicts::Verdicts;
+
+/// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
+const EDITED_AT_MOST: u64 = 256 << 20;
+
+/// An open graph, and what was done to it.
+pub(crate) struct Opened {
+    pub(crate) graph: OpenGraph,
+    pub(crate) facts: GraphFacts,
+    pub(crate) tables: Option<Tables>,
+    pub(crate) level: Prepare,
+}
+
+/// Opens `model`'s decoder on the first provider that can be had.
+pub(crate) fn open(
+    library: &Library,
+    model: &ModelDir,
+    config: &DecoderConfig,
+    threads: usize,
+) -> Result<Opened, OnnxError> {
+    let path = model.decoder_path();
+    // Before anything is tried with the file: this says best what is wrong with a damaged one.
+    let facts = graph::read(&path)?;
+    let bytes = editable(&path, config.prepare);
+    let mut refused = None;
+    for provider in config.provider.candidates() {
+        let attempt = Attempt {
+            library,
+            path: &path,
+            facts,
+            genai: model.config(),
+            config,
+            provider,
+            threads,
+        };
+        match attempt.open(bytes.as_deref()) {
+            // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
+            // registration, so what fails there is the model's fault.
+            Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
+                tracing::info!(provider = provider.as_str(), %error, "An execution provider can't be used here.");
+                refused = Some(error);
+            }
+            outcome => return outcome,
+        }
+    }
+    Err(refused.unwrap_or_else(|| config.provider.unavailable("no candidate")))
+}
+
+/// The graph's bytes, where it may be edited. A file that can't be read is told by whoever opens it.
+fn editable(path: &Path, level: Prepare) -> Option<Vec<u8>> {
+    let size = std::fs::metadata(path).ok()?.len();
+    (level > Prepare::Plain && size <= EDITED_AT_MOST)
+        .then(|| std::fs::read(path).ok())
+        .flatten()
+}
+
+fn warn(left_out: &[(Prepare, String)]) {
+    for (level, fault) in left_out {
+        tracing::warn!(
+            edit = level.as_str(),
+            fault,
+            "An edit of the graph is left out: the model answers as it should, but slower."
+        );
+    }
+}
+
+/// One provider's turn.
+struct Attempt<'a> {
+    library: &'a Library,
+    path: &'a Path,
+    facts: GraphFacts,
+    genai: &'a GenaiConfig,
+    config: &'a DecoderConfig,
+    provider: Provider,
+    threads: usize,
+}
+
+impl Attempt<'_> {
+    fn open(&self, bytes: Option<&[u8]>) -> Result<Opened, OnnxError> {
+        if let Some(bytes) = bytes {
+            let processor = processor_name();
+            // The config says which of the graph's inputs and outputs are used, and how.
+            let config = format!("{:?}", self.genai);
+            let circumstances = [
+                self.library.description(),
+                self.provider.as_str(),
+                &processor,
+                &config,
+            ];
+            let verdicts = Verdicts::on(bytes, &circumstances, self.config.verdicts.as_deref());
+            let mut left_out = Vec::new();
+            for level in Prepare::ALL {
+                // Elsewhere the tables would be copied to the device for each run.
+                let possible = self.provider == Provider::Cpu || level == Prepare::Logits;
+                if possible
+                    && level <= self.config.prepare
+                    && let Some(edited) = self.edited(bytes, level, &verdicts)?
+                {
+                    match edited {
+                        Ok(opened) => {
+                            warn(&left_out);
+                            return Ok(opened);
+                        }
+                        Err(fault) => left_out.push((level, fault)),
+                    }
+                }
+            }
+            let opened = self.plain()?;
+            // Not before: where the plain graph can't be opened either, that alone is worth telling.
+            warn(&left_out);
+            return Ok(opened);
+        }
+        self.plain()
+    }
+
+    fn plain(&self) -> Result<Opened, OnnxError> {
+        let graph = session::open(self.library, &self.source(None), self.provider, self.threads)?;
+        Ok(Opened {
+            graph,
+            facts: self.facts,
+            tables: None,
+            level: Prepare::Plain,
+        })
+    }
+
+    /// The graph edited to this level, or why that does not hold; `None` where it does not apply.
+    fn edited(
+        &self,
+        bytes: &[u8],
+        level: Prepare,
+        verdicts: &Verdicts,
+    ) -> Result<Option<Result<Opened, String>>, OnnxError> {
+        let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, level) else {
+            return Ok(None);
+        };
+        let verdict = match verdicts.known(level) {
+            Some(verdict) => verdict,
+            None => match self.check(bytes, level)? {
+                Some(verdict) => {
+                    verdicts.keep(level, &verdict);
+                    verdict
+                }
+                // The model itself can't be opened, which opening it as it is tells best.
+                None => return Ok(None),
+            },
+        };
+        let outcome = verdict.and_then(|()| {
+            session::open(
+                self.library,
+                &self.source(Some(&prepared.graph)),
+                self.provider,
+                self.threads,
+            )
+            .map_err(|error| error.to_string())
+        });
+        Ok(Some(outcome.map(|graph| Opened {
+            graph,
+            facts: self.facts,
+            tables: prepared.tables,
+            level,
+        })))
+    }
+
+    fn check(&self, bytes: &[u8], level: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+        let trial = check::Trial {
+            library: self.library,
+            path: self.path,
+            facts: self.facts,
+            genai: self.genai,
+            provider: self.provider,
+            threads: self.threads,
+        };
+        match trial.run(bytes, level) {
+            Ok(verdict) => Ok(Some(verdict)),
+            Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
+            Err(error) => {
+                tracing::debug!(%error, "An edit of the graph can't be tried.");
+                Ok(None)
+            }
+        }
+    }
+
+    fn source<'a>(&'a self, edited: Option<&'a [u8]>) -> Source<'a> {
+        Source {
+            path: self.path,
+            edited,
+            config: self.genai,
+        }
+    }
+}

@@ -1,0 +1,238 @@
+//! Logits of chosen tokens only.
+
+use std::collections::{BTreeSet, HashMap};
+
+use prost::Message;
+
+use crate::prepare::proto::{
+    Attribute, Change, Draft, Node, Part, Tensor, Value, element, graph_field, with_inputs,
+};
+
+/// The input that says which logits are wanted: indices into the run's tokens, rows one after the other.
+pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
+
+/// What may stand between the last attention and the logits: all that treats each token for itself.
+const BY_TOKEN: [&str; 12] = [
+    "Add",
+    "Cast",
+    "Gelu",
+    "MatMul",
+    "MatMulNBits",
+    "Mul",
+    "QuickGelu",
+    "Sigmoid",
+    "SimplifiedLayerNormalization",
+    "SkipSimplifiedLayerNormalization",
+    "Split",
+    "Tanh",
+];
+
+/// Has what follows the last attention computed only for the tokens whose logits are wanted: `logits` becomes
+/// `[1, wanted, vocab]`.
+///
+/// Of a prefill chunk at most one is wanted, and the last matrix is the largest of the graph; most of the last layer
+/// is spared as well. Keys and values are computed for all, before. `None`: the graph is of another form.
+pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
+    let draft = Draft::read(model)?;
+    let tail = Tail::of(&draft.nodes, logits).or_else(|| projection(&draft.nodes, logits))?;
+    let chosen = |name: &String| match tail.sources.iter().position(|source| source == name) {
+        Some(at) => format!("{CHOSEN}.{at}"),
+        None => name.clone(),
+    };
+    // [rows, width, hidden] as [1, rows * width, hidden]: 0 keeps a dimension, -1 takes the rest.
+    let shape = Tensor {
+        dims: vec![3],
+        data_type: element::INT64,
+        int64_data: vec![1, -1, 0],
+        name: FLAT_SHAPE.into(),
+        ..Tensor::default()
+    };
+    let mut extra = vec![(graph_field::INITIALIZER, shape.encode_to_vec())];
+    for (at, source) in tail.sources.iter().enumerate() {
+        let (flat, chosen) = (format!("{FLAT}.{at}"), format!("{CHOSEN}.{at}"));
+        let reshape = Node::new("Reshape", &[source, FLAT_SHAPE], &flat);
+        extra.push((graph_field::NODE, reshape.encode_to_vec()));
+        let mut gather = Node::new("Gather", &[&flat, LOGITS_ROWS], &chosen);
+        gather.attribute.push(Attribute::int("axis", 1));
+        extra.push((graph_field::NODE, gather.encode_to_vec()));
+    }
+    let rows = Value::open(LOGITS_ROWS, element::INT64, &["wanted_logits"]);
+    extra.push((graph_field::INPUT, rows.encode_to_vec()));
+    draft.write(
+        |part| match part {
+            Part::Node(index) if tail.nodes.contains(&index) => {
+                let inputs: Vec<String> = draft.nodes[index].input.iter().map(chosen).collect();
+                Some(Change::Put(with_inputs(draft.node(index)?, &inputs)?))
+            }
+            _ => Some(Change::Keep),
+        },
+        &extra,
+    )
+}
+
+/// The end of a graph that is computed for chosen tokens alone.
+pub(crate) struct Tail {
+    /// Indices of its nodes.
+    pub(crate) nodes: BTreeSet<usize>,
+    /// What it takes from the rest of the graph, one vector a token each.
+    pub(crate) sources: Vec<String>,
+}
+
+impl Tail {
+    /// All that follows the last attention, if all of it treats each token for itself. It takes the attention's result and
+    /// the stream beside it.
+    pub(crate) fn of(nodes: &[Node], logits: &str) -> Option<Self> {
+        let attention = nodes
+            .iter()
+            .rposition(|node| node.op_type == "GroupQueryAttention")?;
+        let produced: HashMap<&str, usize> = nodes
+            .iter()
+            .enumerate()
+            .flat_map(|(at, node)| node.outputs().map(move |output| (output, at)))
+            .collect();
+        let mut inside = BTreeSet::new();
+        let mut open = vec![nodes[attention].output.first()?.as_str()];
+        while let Some(name) = open.pop() {
+            for (at, node) in nodes.iter().enumerate() {
+                if node.input.iter().any(|input| input == name) && inside.insert(at) {
+                    open.extend(node.outputs());
+                }
+            }
+        }
+        let by_token = inside
+            .iter()
+            .all(|&at| BY_TOKEN.contains(&nodes[at].op_type.as_str()));
+        if !by_token || !inside.contains(produced.get(logits)?) {
+            return None;
+        }
+        let mut sources: Vec<String> = Vec::new();
+        for input in inside.iter().flat_map(|&at| &nodes[at].input) {
+            // Weights come from no node, or from one that only holds them.
+            let from = produced.get(input.as_str()).filter(|from| !inside.contains(from));
+            if from.is_some_and(|&from| nodes[from].op_type != "Constant") && !sources.contains(input) {
+                sources.push(input.clone());
+            }
+        }
+        (sources.len() == 2).then_some(Self {
+            nodes: inside,
+            sources,
+        })
+    }
+}
+
+/// The last matrix alone.
+fn projection(nodes: &[Node], logits: &str) -> Option<Tail> {
+    let at = nodes
+        .iter()
+        .position(|node| node.output.first().is_some_and(|output| output == logits))?;
+    if !["MatMul", "MatMulNBits"].contains(&nodes[at].op_type.as_str()) {
+        return None;
+    }
+    Some(Tail {
+        nodes: BTreeSet::from([at]),
+        sources: vec![nodes[at].input.first()?.clone()],
+    })
+}
+
+const FLAT_SHAPE: &str = "phi_edge.flat_shape";
+const FLAT: &str = "phi_edge.flat_hidden";
+const CHOSEN: &str = "phi_edge.chosen_hidden";
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::prepare::proto::testing::{Model, exported, graph_of};
+
+    fn model(last: &str) -> Vec<u8> {
+        graph_of(vec![
+            Node::new("Gather", &["table", "ids"], "hidden"),
+            Node::new(last, &["hidden", "weight"], "logits"),
+        ])
+    }
+
+    #[test]
+    fn without_an_attention_the_projection_alone_gets_the_chosen_tokens() {
+        let edited = choose_logits(&model("MatMulNBits"), "logits").unwrap();
+        let edited = Model::decode(edited.as_slice()).unwrap();
+        assert_eq!((edited.ir_version, edited.producer.as_str()), (10, "test"));
+        let graph = edited.graph.unwrap();
+        assert_eq!(graph.node[1].input, ["phi_edge.chosen_hidden.0", "weight"]);
+        assert_eq!(graph.node[2].input, ["hidden", FLAT_SHAPE]);
+        assert_eq!(graph.node[3].input, ["phi_edge.flat_hidden.0", LOGITS_ROWS]);
+        assert_eq!(graph.input[0].name(), LOGITS_ROWS);
+    }
+
+    fn layer(between: &str) -> Vec<u8> {
+        graph_of(vec![
+            Node::new("Gather", &["table", "ids"], "stream"),
+            Node::new("MatMul", &["stream", "w1"], "qkv"),
+            Node::new("GroupQueryAttention", &["qkv", "past"], "attended"),
+            Node::new("MatMul", &["attended", "w2"], "projected"),
+            Node::new(
+                "SkipSimplifiedLayerNormalization",
+                &["stream", "projected", "w3"],
+                "normed",
+            ),
+            Node::new(between, &["normed"], "active"),
+            Node::new("MatMul", &["active", "w4"], "logits"),
+        ])
+    }
+
+    #[test]
+    fn what_follows_the_last_attention_gets_the_chosen_tokens() {
+        let edited = choose_logits(&layer("Sigmoid"), "logits").unwrap();
+        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        assert_eq!(
+            graph.node[1].input,
+            ["stream", "w1"],
+            "keys and values are computed for all"
+        );
+        assert_eq!(graph.node[3].input, ["phi_edge.chosen_hidden.0", "w2"]);
+        assert_eq!(
+            graph.node[4].input,
+            ["phi_edge.chosen_hidden.1", "projected", "w3"]
+        );
+        assert_eq!(graph.node[6].input, ["active", "w4"]);
+        assert_eq!(graph.node.len(), 7 + 4);
+    }
+
+    #[test]
+    fn what_mixes_tokens_is_not_cut() {
+        let edited = choose_logits(&layer("ReduceMean"), "logits").unwrap();
+        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        assert_eq!(graph.node[3].input, ["attended", "w2"]);
+        assert_eq!(graph.node[6].input, ["phi_edge.chosen_hidden.0", "w4"]);
+    }
+
+    #[test]
+    fn the_exporters_graphs_are_cut_behind_the_last_attention() {
+        for (file, graph) in exported() {
+            let edited = choose_logits(&graph, "logits").unwrap();
+            let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+            let gathers = graph
+                .node
+                .iter()
+                .filter(|node| node.output[0].starts_with(CHOSEN))
+                .count();
+            assert_eq!(gathers, 2, "{file}");
+        }
+    }
+
+    #[test]
+    fn other_forms_are_left_alone() {
+        assert_eq!(choose_logits(&model("Softmax"), "logits"), None);
+        assert_eq!(choose_logits(&model("MatMul"), "scores"), None);
+        assert_eq!(choose_logits(b"no protobuf at all", "logits"), None);
+    }
+
+    proptest! {
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
+            let _ = choose_logits(&bytes, "logits");
+            let whole = model("MatMul");
+            let _ = choose_logits(&whole[..cut.min(whole.len())], "logits");
+        }
+    }
+}

@@ -1,0 +1,89 @@
+//! Rows of different numbers of tokens in one run, of none, and of both rope regimes: each row's number of tokens and
+//! each token's position become inputs of the attention (GroupQueryAttention's inputs 16, of ONNX Runtime 1.32, and 9).
+
+use prost::Message;
+
+use crate::prepare::proto::{Change, Draft, Part, Value, element, graph_field, with_inputs};
+
+/// The input that says how many of a row's tokens count: `i32 [rows]`.
+pub(crate) const LENGTHS: &str = "phi_edge.query_lengths";
+/// The input with each token's row in the rope tables: `i64 [rows, width]`.
+pub(crate) const POSITIONS: &str = "phi_edge.positions";
+
+const POSITIONS_AT: usize = 9;
+const LENGTHS_AT: usize = 16;
+
+/// Wires both inputs to every attention. `None`: the graph is of another form.
+pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
+    let draft = Draft::read(model)?;
+    let attention = |index: &usize| draft.nodes[*index].op_type == "GroupQueryAttention";
+    let attentions: Vec<usize> = (0..draft.nodes.len()).filter(attention).collect();
+    let wired = |index: usize, at: usize| {
+        draft.nodes[index]
+            .input
+            .get(at)
+            .is_some_and(|name| !name.is_empty())
+    };
+    let fit = attentions.iter().all(|&index| {
+        // A node that does not rotate gets its positions elsewhere; one that is wired already says something else.
+        let rotates = draft.nodes[index]
+            .attribute
+            .iter()
+            .any(|attribute| attribute.name == "do_rotary" && attribute.i == 1);
+        rotates && !wired(index, POSITIONS_AT) && !wired(index, LENGTHS_AT)
+    });
+    // A graph that still chooses its table by the mask's width can't mix.
+    let chooses = draft.nodes.iter().any(|node| node.op_type == "If");
+    if attentions.is_empty() || !fit || chooses {
+        return None;
+    }
+    let inputs = [
+        Value::open(POSITIONS, element::INT64, &["phi_edge.rows", "phi_edge.width"]),
+        Value::open(LENGTHS, element::INT32, &["phi_edge.rows"]),
+    ];
+    let extra = inputs.map(|input| (graph_field::INPUT, input.encode_to_vec()));
+    draft.write(
+        |part| match part {
+            Part::Node(index) if attentions.contains(&index) => {
+                let mut inputs = draft.nodes[index].input.clone();
+                inputs.resize(inputs.len().max(LENGTHS_AT + 1), String::new());
+                POSITIONS.clone_into(&mut inputs[POSITIONS_AT]);
+                LENGTHS.clone_into(&mut inputs[LENGTHS_AT]);
+                Some(Change::Put(with_inputs(draft.node(index)?, &inputs)?))
+            }
+            _ => Some(Change::Keep),
+        },
+        &extra,
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::rope::take_tables;
+
+    #[test]
+    fn every_attention_of_the_exporters_graphs_is_wired() {
+        for (file, graph) in exported() {
+            assert_eq!(wire_lengths(&graph), None, "{file} chooses its table itself");
+            let (graph, _) = take_tables(&graph).unwrap();
+            let edited = wire_lengths(&graph).unwrap();
+            let mut attentions = 0;
+            for node in read(&edited)
+                .node
+                .iter()
+                .filter(|node| node.op_type == "GroupQueryAttention")
+            {
+                assert_eq!(
+                    (node.input[9].as_str(), node.input[16].as_str()),
+                    (POSITIONS, LENGTHS),
+                    "{file}"
+                );
+                attentions += 1;
+            }
+            assert!(attentions > 1, "{file}");
+            assert_eq!(wire_lengths(&edited), None, "{file} is wired already");
+        }
+    }
+}

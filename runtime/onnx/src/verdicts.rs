@@ -1,0 +1,120 @@
+//! What came of trying an edited graph, remembered from one start to the next.
+//!
+//! A verdict holds for one graph, one library, one provider and one processor. The file is a cache: that it can't be
+//! read or written costs the time of another trial, and nothing else.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Map, Value, json};
+use sha2::{Digest, Sha256};
+
+use crate::prepare::Prepare;
+
+/// Changed when the edits or the trial change.
+const REVISION: &str = "1";
+/// Graphs whose verdicts are kept. More than that many come from experiments.
+const MOST_GRAPHS: usize = 32;
+/// What is written where an edited graph does what the plain one does.
+const HOLDS: &str = "holds";
+
+/// The verdicts on one graph.
+pub(crate) struct Verdicts {
+    file: Option<PathBuf>,
+    key: String,
+}
+
+impl Verdicts {
+    /// Verdicts on `graph`, run under these circumstances.
+    pub(crate) fn on(graph: &[u8], circumstances: &[&str], file: Option<&Path>) -> Self {
+        let mut digest = Sha256::new();
+        digest.update(graph);
+        for circumstance in [REVISION].iter().chain(circumstances) {
+            digest.update([0]);
+            digest.update(circumstance);
+        }
+        let mut key = String::new();
+        for byte in digest.finalize() {
+            // Writing to a string can't fail.
+            let _ = write!(key, "{byte:02x}");
+        }
+        Self {
+            file: file.map(Path::to_path_buf),
+            key,
+        }
+    }
+
+    /// What is known of `level`: the reason where it does not hold.
+    pub(crate) fn known(&self, level: Prepare) -> Option<Result<(), String>> {
+        let all = self.read();
+        let verdict = all.get(&self.key)?.get(level.as_str())?.as_str()?;
+        Some(if verdict == HOLDS {
+            Ok(())
+        } else {
+            Err(verdict.to_owned())
+        })
+    }
+
+    /// Remembers what came of `level`.
+    pub(crate) fn keep(&self, level: Prepare, verdict: &Result<(), String>) {
+        let Some(file) = &self.file else { return };
+        let mut all = self.read();
+        if all.len() >= MOST_GRAPHS && !all.contains_key(&self.key) {
+            all.clear();
+        }
+        let entry = all.entry(self.key.clone()).or_insert_with(|| json!({}));
+        let text = verdict.as_ref().map_or_else(String::as_str, |()| HOLDS);
+        if let Some(entry) = entry.as_object_mut() {
+            entry.insert(level.as_str().to_owned(), Value::from(text));
+        }
+        if let Err(error) = write(file, &Value::Object(all).to_string()) {
+            tracing::debug!(file = %file.display(), %error, "Verdicts on prepared graphs can't be kept.");
+        }
+    }
+
+    fn read(&self) -> Map<String, Value> {
+        let bytes = self.file.as_ref().and_then(|file| std::fs::read(file).ok());
+        bytes
+            .and_then(|bytes| serde_json::from_slice(&bytes).ok())
+            .unwrap_or_default()
+    }
+}
+
+/// At once or not at all, so that a reader never sees half a file.
+fn write(file: &Path, text: &str) -> std::io::Result<()> {
+    if let Some(folder) = file.parent() {
+        std::fs::create_dir_all(folder)?;
+    }
+    let aside = file.with_extension(format!("{}.new", std::process::id()));
+    std::fs::write(&aside, text)?;
+    std::fs::rename(&aside, file)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn verdicts_are_kept_for_the_same_circumstances_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("cache/verdicts.json");
+        let verdicts = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
+        assert_eq!(verdicts.known(Prepare::Ragged), None);
+        verdicts.keep(Prepare::Ragged, &Err("differs".into()));
+        verdicts.keep(Prepare::Rope, &Ok(()));
+        let again = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
+        assert_eq!(again.known(Prepare::Ragged), Some(Err("differs".into())));
+        assert_eq!(again.known(Prepare::Rope), Some(Ok(())));
+        for other in [
+            Verdicts::on(b"graph", &["1.33", "cpu"], Some(&file)),
+            Verdicts::on(b"other", &["1.32", "cpu"], Some(&file)),
+            Verdicts::on(b"graph", &["1.32", "cpu"], None),
+        ] {
+            assert_eq!(other.known(Prepare::Rope), None);
+        }
+        std::fs::write(&file, "no JSON").unwrap();
+        assert_eq!(again.known(Prepare::Rope), None);
+        again.keep(Prepare::Rope, &Ok(()));
+        assert_eq!(again.known(Prepare::Rope), Some(Ok(())));
+    }
+}
