@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use phi_edge_config::{ByteSize, Config};
-use phi_edge_engine::{Engine, EngineConfig};
+use phi_edge_engine::{Decoder, Engine, EngineConfig};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 
@@ -107,6 +107,15 @@ impl Choice {
 
     /// Loads the graph of `model` and puts the engine around it.
     pub(crate) fn engine(&self, model: &ModelDir) -> Result<Engine<OnnxDecoder>, Fault> {
+        self.engine_over(model, |decoder| decoder)
+    }
+
+    /// The same with what `wrap` makes of the decoder.
+    fn engine_over<D: Decoder>(
+        &self,
+        model: &ModelDir,
+        wrap: impl FnOnce(OnnxDecoder) -> D,
+    ) -> Result<Engine<D>, Fault> {
         let library = Library::find(self.library.as_deref())?;
         if let Some(warning) = phi_edge_onnx::processor_warning() {
             tracing::warn!("{warning}");
@@ -117,7 +126,7 @@ impl Choice {
         if config.kv_budget.is_none() && decoder.provider() == Provider::Cpu {
             config.kv_budget = memory::kv_budget();
         }
-        let mut engine = Engine::new(decoder, config);
+        let mut engine = Engine::new(wrap(decoder), config);
         if let Some((system_prompts, store)) = self.pinned.as_ref().filter(|(prompts, _)| !prompts.is_empty())
         {
             prefixes::pin(&mut engine, model, &model.text()?, system_prompts, store)?;
@@ -154,9 +163,9 @@ pub(crate) fn warn_of_demonstration(model: &ModelDir) {
 }
 
 /// A loaded model, for the commands that need no broker.
-pub(crate) struct Local {
+pub(crate) struct Local<D: Decoder = OnnxDecoder> {
     pub(crate) model: ModelDir,
-    pub(crate) engine: Engine<OnnxDecoder>,
+    pub(crate) engine: Engine<D>,
     pub(crate) load: Duration,
     epoch: Instant,
 }
@@ -164,11 +173,18 @@ pub(crate) struct Local {
 impl Local {
     /// Loads the model of `choice`.
     pub(crate) fn load(choice: &Choice) -> Result<Self, Fault> {
+        Self::load_over(choice, |decoder| decoder)
+    }
+}
+
+impl<D: Decoder> Local<D> {
+    /// Loads the model of `choice`, with what `wrap` makes of its decoder.
+    pub(crate) fn load_over(choice: &Choice, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
         let epoch = Instant::now();
         // The directory first: a wrong path is the commonest fault, and needs no library to be told.
         let model = ModelDir::open(&choice.model)?;
         warn_of_demonstration(&model);
-        let engine = choice.engine(&model)?;
+        let engine = choice.engine_over(&model, wrap)?;
         Ok(Self {
             model,
             engine,
@@ -183,7 +199,7 @@ impl Local {
     }
 
     /// The engine's clock, free of a borrow of the engine.
-    pub(crate) fn clock(&self) -> impl Fn() -> Duration + use<> {
+    pub(crate) fn clock(&self) -> impl Fn() -> Duration + use<D> {
         let epoch = self.epoch;
         move || epoch.elapsed()
     }

@@ -97,6 +97,11 @@ impl<D: Decoder> Engine<D> {
         &mut self.decoder
     }
 
+    /// Has texts guessed and verified from now on, or not ([`EngineConfig::speculation`]).
+    pub fn set_speculation(&mut self, on: bool) {
+        self.config.speculation = on;
+    }
+
     /// How many sequences run at once.
     pub fn slots(&self) -> usize {
         self.config.slots

@@ -1,101 +1,119 @@
 //! `phi-edge bench`: how fast this machine runs this model.
 
+mod replay;
 mod scenarios;
+mod summary;
 
+use std::collections::HashSet;
 use std::time::Duration;
 
-use phi_edge_engine::{
-    Detokenizer, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
-};
+use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, TokenId};
 use phi_edge_onnx::bare;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::cli::{BenchArgs, Scenario};
 use crate::exit::Fault;
 use crate::local::{Choice, Local};
+use replay::Replay;
+
+/// A loaded model whose words can be prescribed.
+type Bench = Local<Replay>;
 
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
-    let streams = args.concurrency as usize;
-    let mut choice = Choice::of_flags(&args.model, streams, false)?;
+    let mut choice = Choice::of_flags(&args.model, args.concurrency(), false)?;
     // Guesses would depend on the text, and random weights give none.
     choice.engine.speculation = false;
     choice.engine.kv_budget = Some(u64::MAX);
-    let mut local = Local::load(&choice)?;
+    let mut local = Bench::load_over(&choice, Replay::new)?;
     // The first run pays for memory and kernels that all later ones have.
     measure(&mut local, 1, 8, 2)?;
-    let of_many = match args.scenario {
-        Scenario::Streams => None,
-        Scenario::Burst => Some(scenarios::burst(&mut local, args)?),
-        Scenario::Cached => Some(scenarios::cached(&mut local, args)?),
-        Scenario::Gaps => Some(scenarios::gaps(&mut local, args)?),
-    };
-    if let Some(mut report) = of_many {
-        report["load_ms"] = json!(local.load.as_millis());
-        report["rss_bytes"] = json!(peak_memory());
-        report["streams"] = json!(streams);
-        print(&report, args.json);
-        return Ok(());
-    }
-    let (prompt, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
-    if args.turns {
-        return turns(&mut local, args);
-    }
-    let mut ours = Vec::new();
-    let mut plain = Vec::new();
-    for pair in 0..args.bare.max(1) {
-        // In turns, and each first in half of the pairs: the machine's pace drifts.
-        if args.bare > 0 && pair % 2 == 0 {
-            plain.push(measure_bare(&mut local, prompt, new)?);
-        }
-        ours.push(measure(&mut local, streams, prompt, new)?);
-        if args.bare > 0 && pair % 2 == 1 {
-            plain.push(measure_bare(&mut local, prompt, new)?);
-        }
-    }
-    let median = |pick: fn(&Speed) -> f64, of: &[Speed]| median(of.iter().map(pick).collect());
-    let mut report = json!({
+    let loaded = json!({
         "load_ms": local.load.as_millis(),
-        "rss_bytes": peak_memory(),
-        "prefill_tokens_per_s": median(|s| s.prefill, &ours),
-        "decode_tokens_per_s": median(|s| s.decode, &ours),
-        "first_token_ms": median(|s| s.first_token * 1000.0, &ours),
-        "streams": streams, "prompt_tokens": prompt, "new_tokens": new,
-        "provider": local.engine.decoder().provider().as_str(),
+        "provider": local.engine.decoder().inner().provider().as_str(),
+        "prepared": local.engine.decoder().inner().prepared().as_str(),
     });
-    if args.bare > 0 {
-        report["bare_prefill_tokens_per_s"] = json!(median(|s| s.prefill, &plain));
-        report["bare_decode_tokens_per_s"] = json!(median(|s| s.decode, &plain));
-        let ratios =
-            |pick: fn(&Speed) -> f64| ours.iter().zip(&plain).map(|(a, b)| pick(a) / pick(b)).collect();
-        report["prefill_over_bare"] = json!(self::median(ratios(|s| s.prefill)));
-        report["decode_over_bare"] = json!(self::median(ratios(|s| s.decode)));
-        report["pairs"] = json!(args.bare);
+    if args.turns {
+        return turns(&mut local, args, &loaded);
+    }
+    let mut report = if args.bare > 0 {
+        beside_bare(&mut local, args)?
+    } else {
+        once(&mut local, args)?
+    };
+    if let (Some(report), Value::Object(loaded)) = (report.as_object_mut(), loaded) {
+        report.extend(loaded);
     }
     print(&report, args.json);
     Ok(())
 }
 
+/// One measurement of the scenario.
+fn once(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let mut report = match args.scenario {
+        Scenario::Streams => streams(local, args)?,
+        Scenario::Burst => scenarios::burst(local, args)?,
+        Scenario::Arrivals => scenarios::arrivals(local, args)?,
+        Scenario::Cached => scenarios::cached(local, args)?,
+        Scenario::Gaps => scenarios::gaps(local, args)?,
+        Scenario::Summary => summary::summary(local, args)?,
+    };
+    report["streams"] = json!(args.concurrency());
+    report["rss_bytes"] = json!(peak_memory());
+    Ok(report)
+}
+
 /// One measurement for every line that comes, after one object that says that the model is loaded.
-fn turns(local: &mut Local, args: &BenchArgs) -> Result<(), Fault> {
-    print(&json!({ "load_ms": local.load.as_millis() }), true);
+fn turns(local: &mut Bench, args: &BenchArgs, loaded: &Value) -> Result<(), Fault> {
+    print(loaded, true);
     for line in std::io::stdin().lines() {
         line.map_err(Fault::failed)?;
-        let speed = measure(
-            local,
-            args.concurrency as usize,
-            args.prompt_tokens as usize,
-            args.new_tokens as usize,
-        )?;
-        let report = json!({
-            "rss_bytes": peak_memory(),
-            "prefill_tokens_per_s": speed.prefill,
-            "decode_tokens_per_s": speed.decode,
-            "first_token_ms": speed.first_token * 1000.0,
-        });
-        print(&report, true);
+        print(&once(local, args)?, true);
     }
     Ok(())
+}
+
+fn streams(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let (prompt, new) = (args.prompt_tokens(), args.new_tokens as usize);
+    let speed = measure(local, args.concurrency(), prompt, new)?;
+    Ok(json!({
+        "prefill_tokens_per_s": speed.prefill,
+        "decode_tokens_per_s": speed.decode,
+        "first_token_ms": speed.first_token * 1000.0,
+        "total_s": speed.total,
+        "prompt_tokens": prompt,
+        "new_tokens": new,
+    }))
+}
+
+/// `streams` and a bare loop over the same session, in turns.
+fn beside_bare(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let (prompt, new) = (args.prompt_tokens(), args.new_tokens as usize);
+    let (mut ours, mut plain) = (Vec::new(), Vec::new());
+    for pair in 0..args.bare {
+        // Each first in half of the pairs: the machine's pace drifts.
+        if pair % 2 == 0 {
+            plain.push(measure_bare(local, prompt, new)?);
+        }
+        ours.push(measure(local, args.concurrency(), prompt, new)?);
+        if pair % 2 == 1 {
+            plain.push(measure_bare(local, prompt, new)?);
+        }
+    }
+    let median_of = |pick: fn(&Speed) -> f64, of: &[Speed]| median(of.iter().map(pick).collect());
+    let ratio =
+        |pick: fn(&Speed) -> f64| median(ours.iter().zip(&plain).map(|(a, b)| pick(a) / pick(b)).collect());
+    Ok(json!({
+        "rss_bytes": peak_memory(),
+        "prefill_tokens_per_s": median_of(|s| s.prefill, &ours),
+        "decode_tokens_per_s": median_of(|s| s.decode, &ours),
+        "first_token_ms": median_of(|s| s.first_token * 1000.0, &ours),
+        "bare_prefill_tokens_per_s": median_of(|s| s.prefill, &plain),
+        "bare_decode_tokens_per_s": median_of(|s| s.decode, &plain),
+        "prefill_over_bare": ratio(|s| s.prefill),
+        "decode_over_bare": ratio(|s| s.decode),
+        "pairs": args.bare,
+    }))
 }
 
 fn print(report: &serde_json::Value, json: bool) {
@@ -111,79 +129,83 @@ fn print(report: &serde_json::Value, json: bool) {
     }
 }
 
-/// One measurement, per second, and the time to the first token in seconds.
+/// One measurement: tokens per second and seconds.
 struct Speed {
     prefill: f64,
     decode: f64,
     first_token: f64,
+    total: f64,
 }
 
-fn measure(local: &mut Local, streams: usize, prompt: usize, new: usize) -> Result<Speed, Fault> {
-    // Another prompt each time: every measurement pays for all of its tokens.
-    let rounds = usize::try_from(local.now().as_micros()).unwrap_or(0);
+fn measure(local: &mut Bench, streams: usize, prompt: usize, new: usize) -> Result<Speed, Fault> {
+    let salt = salt(local);
     let clock = local.clock();
     let started = clock();
     for stream in 0..streams {
-        let request = GenerateRequest {
-            id: RequestId(stream as u64),
-            prompt: prompt_of(local, rounds + stream, prompt),
-            max_tokens: new,
-            sampling: Sampling::default(),
-            // Nothing ends a stream early: all do the same work.
-            stop: Stop::default(),
-            detokenizer: Box::new(Silent { text: "" }),
-            deadline: None,
-        };
+        let request = scenarios::request_of(
+            RequestId(stream as u64),
+            prompt_of(local, salt + stream, prompt),
+            new,
+        );
         local.engine.submit(request, started).map_err(Fault::failed)?;
     }
-    let interrupt = Interrupt::new();
-    let mut events = Vec::new();
+    let (interrupt, mut events) = (Interrupt::new(), Vec::new());
+    // When the last stream had its first token, and how many events there were by then: what came before is prefill.
+    let mut all_run = None;
     while !local.engine.is_idle() {
         local.engine.step(&clock, &interrupt, &mut events);
-    }
-    let wall = clock().saturating_sub(started);
-    let mut summaries: Vec<Summary> = Vec::new();
-    for event in events {
-        match event {
-            Event::Finished { summary, .. } => summaries.push(summary),
-            Event::Failed { reason, .. } => return Err(Fault::failed(reason)),
-            Event::Started { .. } | Event::Text { .. } => {}
+        if all_run.is_none() && speaking(&events) == streams {
+            all_run = Some((clock(), events.len()));
         }
     }
-    let first: Vec<f64> = summaries
+    let ended = clock();
+    let (all_run, before) = all_run.unwrap_or((ended, events.len()));
+    let written = events[before..]
         .iter()
-        .map(|s| (s.queued + s.prefill).as_secs_f64())
-        .collect();
-    let first_token = median(first);
-    let slowest = summaries
+        .filter(|event| matches!(event, Event::Text { .. }))
+        .count();
+    let summaries = scenarios::summaries_of(events)?;
+    let firsts = summaries
         .iter()
-        .map(|s| s.queued + s.prefill)
-        .max()
-        .unwrap_or_default();
-    let decoding = if streams == 1 {
-        wall.saturating_sub(slowest)
-    } else {
-        wall
-    };
+        .map(|s: &Summary| (s.queued + s.prefill).as_secs_f64());
     Ok(Speed {
-        prefill: per_second(prompt * streams, slowest),
-        decode: per_second(new.saturating_sub(1) * streams, decoding),
-        first_token,
+        prefill: per_second(prompt * streams, all_run.saturating_sub(started)),
+        decode: per_second(written, ended.saturating_sub(all_run)),
+        first_token: median(firsts.collect()),
+        total: ended.saturating_sub(started).as_secs_f64(),
     })
 }
 
-fn measure_bare(local: &mut Local, prompt: usize, new: usize) -> Result<Speed, Fault> {
+/// How many streams have said something.
+fn speaking(events: &[Event]) -> usize {
+    let ids: HashSet<RequestId> = events
+        .iter()
+        .filter_map(|event| match event {
+            Event::Text { id, .. } => Some(*id),
+            _ => None,
+        })
+        .collect();
+    ids.len()
+}
+
+fn measure_bare(local: &mut Bench, prompt: usize, new: usize) -> Result<Speed, Fault> {
     let ids = prompt_of(local, 0, prompt);
-    let times = bare::run(local.engine.decoder_mut(), &ids, new - 1).map_err(Fault::failed)?;
+    let times = bare::run(local.engine.decoder_mut().inner_mut(), &ids, new - 1).map_err(Fault::failed)?;
     Ok(Speed {
         prefill: per_second(prompt, times.prefill),
         decode: per_second(new - 1, times.decode),
         first_token: times.prefill.as_secs_f64(),
+        total: (times.prefill + times.decode).as_secs_f64(),
     })
 }
 
+/// Another number each time: every measurement pays for all of its prompts.
+fn salt(local: &Bench) -> usize {
+    usize::try_from(local.now().as_micros()).unwrap_or(0)
+}
+
 /// Ids spread over the vocabulary, another sequence for each stream.
-fn prompt_of(local: &Local, stream: usize, tokens: usize) -> Vec<TokenId> {
+fn prompt_of(local: &Bench, stream: usize, tokens: usize) -> Vec<TokenId> {
     let vocabulary = local.engine.caps().vocab_size;
     (0..tokens)
         .map(|n| {
@@ -217,14 +239,12 @@ fn peak_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-/// Gives every token the same text.
-struct Silent {
-    text: &'static str,
-}
+/// Gives every token the same text, so that each can be counted as it comes.
+struct Marks;
 
-impl Detokenizer for Silent {
+impl Detokenizer for Marks {
     fn push(&mut self, _: TokenId) -> String {
-        self.text.to_owned()
+        ".".to_owned()
     }
 
     fn finish(&mut self) -> String {

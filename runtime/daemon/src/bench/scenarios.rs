@@ -6,19 +6,19 @@ use std::time::Duration;
 use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId};
 use serde_json::{Value, json};
 
-use super::{Silent, median, prompt_of};
+use super::{Bench, Marks, median, prompt_of, salt};
 use crate::cli::BenchArgs;
 use crate::exit::Fault;
-use crate::local::Local;
 
 /// Requests that arrive together and share the beginning of their prompts.
-pub(crate) fn burst(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault> {
-    let (own, new) = (args.prompt_tokens as usize, args.new_tokens as usize);
-    let shared = prompt_of(local, 1, args.shared_tokens as usize);
+pub(crate) fn burst(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let (own, new) = (args.prompt_tokens(), args.new_tokens as usize);
+    let salt = salt(local);
+    let shared = prompt_of(local, salt, args.shared_tokens as usize);
     let started = local.now();
-    for n in 0..args.requests as usize {
+    for n in 0..args.requests() {
         let mut prompt = shared.clone();
-        prompt.extend(prompt_of(local, 1000 + n, own));
+        prompt.extend(prompt_of(local, salt + 1000 + n, own));
         submit(local, n as u64, prompt, new)?;
     }
     let summaries = finish_all(local)?;
@@ -26,7 +26,7 @@ pub(crate) fn burst(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault>
     let of = |pick: fn(&Summary) -> usize| summaries.iter().map(pick).sum::<usize>();
     Ok(json!({
         "total_s": took,
-        "requests": args.requests,
+        "requests": args.requests(),
         "cached_tokens": of(|s| s.cached_tokens),
         "prompt_tokens": of(|s| s.prompt_tokens),
         "new_tokens": of(|s| s.tokens.len()),
@@ -35,10 +35,11 @@ pub(crate) fn burst(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault>
 }
 
 /// Time to the first token of a prompt whose beginning is remembered, and of one whose beginning is not.
-pub(crate) fn cached(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault> {
+pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let salt = salt(local);
     let mut first_token = |shared: usize, own: usize| -> Result<(f64, usize), Fault> {
         let mut prompt = prompt_of(local, shared, args.shared_tokens as usize);
-        prompt.extend(prompt_of(local, own, args.prompt_tokens as usize));
+        prompt.extend(prompt_of(local, own, args.prompt_tokens()));
         submit(local, 0, prompt, 1)?;
         let summaries = finish_all(local)?;
         let summary = &summaries[0];
@@ -47,8 +48,8 @@ pub(crate) fn cached(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault
             summary.cached_tokens,
         ))
     };
-    let (uncached, _) = first_token(1, 2)?;
-    let (remembered, tokens) = first_token(1, 3)?;
+    let (uncached, _) = first_token(salt, salt + 2)?;
+    let (remembered, tokens) = first_token(salt, salt + 3)?;
     Ok(json!({
         "uncached_first_token_ms": uncached,
         "cached_first_token_ms": remembered,
@@ -58,12 +59,13 @@ pub(crate) fn cached(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault
 }
 
 /// The gaps between a stream's tokens while a long prompt enters.
-pub(crate) fn gaps(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault> {
+pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     const LONG: u64 = 1 << 32;
-    let streams = u64::from(args.concurrency);
+    let streams = args.concurrency() as u64;
+    let salt = salt(local);
     let clock = local.clock();
     for n in 0..streams {
-        let prompt = prompt_of(local, usize::try_from(n).unwrap_or(0), 16);
+        let prompt = prompt_of(local, salt + usize::try_from(n).unwrap_or(0), 16);
         submit(local, n, prompt, args.new_tokens as usize)?;
     }
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
@@ -99,8 +101,8 @@ pub(crate) fn gaps(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault> 
                 Event::Started { .. } | Event::Finished { .. } => {}
             }
         }
-        if entered.is_none() && before.len() > 8 * args.concurrency as usize {
-            let prompt = prompt_of(local, 77, args.prompt_tokens as usize);
+        if entered.is_none() && before.len() > 8 * args.concurrency() {
+            let prompt = prompt_of(local, salt + 77, args.prompt_tokens());
             submit(local, LONG, prompt, 2)?;
             entered = Some((clock(), Duration::ZERO));
         }
@@ -117,27 +119,72 @@ pub(crate) fn gaps(local: &mut Local, args: &BenchArgs) -> Result<Value, Fault> 
     }))
 }
 
-fn submit(local: &mut Local, id: u64, prompt: Vec<TokenId>, new: usize) -> Result<(), Fault> {
+/// Requests that come one after the other over some seconds, whatever those before them are doing.
+pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    const OVER: Duration = Duration::from_secs(5);
+    let salt = salt(local);
+    let clock = local.clock();
+    let requests = args.requests();
+    let gap = OVER / u32::try_from(requests).unwrap_or(u32::MAX);
+    let started = clock();
+    let (interrupt, mut events) = (Interrupt::new(), Vec::new());
+    let mut arrived = 0;
+    while arrived < requests || !local.engine.is_idle() {
+        let due = |n: usize| gap * u32::try_from(n).unwrap_or(u32::MAX);
+        let elapsed = clock().saturating_sub(started);
+        while arrived < requests && due(arrived) <= elapsed {
+            let prompt = prompt_of(local, salt + arrived, args.prompt_tokens());
+            submit(local, arrived as u64, prompt, args.new_tokens as usize)?;
+            arrived += 1;
+        }
+        if local.engine.is_idle() {
+            std::thread::sleep(due(arrived).saturating_sub(elapsed));
+        } else {
+            local.engine.step(&clock, &interrupt, &mut events);
+        }
+    }
+    let took = clock().saturating_sub(started).as_secs_f64();
+    let summaries = summaries_of(events)?;
+    Ok(json!({
+        "total_s": took,
+        "requests": requests,
+        "new_tokens": summaries.iter().map(|s| s.tokens.len()).sum::<usize>(),
+        "first_token_ms": median(summaries.iter().map(|s| (s.queued + s.prefill).as_secs_f64() * 1000.0).collect()),
+    }))
+}
+
+fn submit(local: &mut Bench, id: u64, prompt: Vec<TokenId>, new: usize) -> Result<(), Fault> {
     let now = local.now();
-    let request = GenerateRequest {
-        id: RequestId(id),
+    local
+        .engine
+        .submit(request_of(RequestId(id), prompt, new), now)
+        .map_err(Fault::failed)
+}
+
+/// Nothing ends it early: all do the same work.
+pub(crate) fn request_of(id: RequestId, prompt: Vec<TokenId>, new: usize) -> GenerateRequest {
+    GenerateRequest {
+        id,
         prompt,
         max_tokens: new,
         sampling: Sampling::default(),
         stop: Stop::default(),
         // Text marks each token as it comes.
-        detokenizer: Box::new(Silent { text: "." }),
+        detokenizer: Box::new(Marks),
         deadline: None,
-    };
-    local.engine.submit(request, now).map_err(Fault::failed)
+    }
 }
 
-fn finish_all(local: &mut Local) -> Result<Vec<Summary>, Fault> {
+pub(crate) fn finish_all(local: &mut Bench) -> Result<Vec<Summary>, Fault> {
     let clock = local.clock();
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
     while !local.engine.is_idle() {
         local.engine.step(&clock, &interrupt, &mut events);
     }
+    summaries_of(events)
+}
+
+pub(crate) fn summaries_of(events: Vec<Event>) -> Result<Vec<Summary>, Fault> {
     let mut summaries = Vec::new();
     for event in events {
         match event {

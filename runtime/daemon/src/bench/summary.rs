@@ -1,0 +1,171 @@
+//! What guessing gains: the same texts with and without it, in turns.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use phi_edge_engine::{RequestId, Summary, TokenId};
+use phi_edge_models::{Message, Role, TextModel};
+use serde_json::{Value, json};
+
+use super::scenarios::{finish_all, request_of};
+use super::{Bench, median};
+use crate::cli::BenchArgs;
+use crate::exit::{Exit, Fault};
+
+/// Each text is written this often with guessing, and as often without.
+const PAIRS: usize = 5;
+/// What a model would write that quotes.
+const QUOTING: &str = include_str!("quoting.txt");
+/// What a model would write that neither quotes nor repeats itself.
+const PROSE: &str = include_str!("prose.txt");
+
+/// Measures the texts that `args` name, or those that come along.
+pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
+    let text = local.model.text()?;
+    if let Some(file) = &args.prompts {
+        return answers(local, &text, file, args.new_tokens as usize);
+    }
+    let prompt = log_lines(&text, args.prompt_tokens())?;
+    if let Some(file) = &args.replay {
+        return forced(local, &text, &prompt, &read(file)?);
+    }
+    Ok(json!({
+        "quoting": forced(local, &text, &prompt, QUOTING)?,
+        "prose": forced(local, &text, &prompt, PROSE)?,
+    }))
+}
+
+/// `said` after `prompt`, whatever the model would say.
+fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -> Result<Value, Fault> {
+    let said = text.encode_raw(said)?;
+    let mut script = prompt.to_vec();
+    script.extend(&said);
+    local.engine.decoder_mut().prescribe(script);
+    // Once for the prompt, which is remembered from then on.
+    write(local, prompt, 1)?;
+    let (mut plain, mut guessed) = (Vec::new(), Vec::new());
+    for pair in 0..PAIRS {
+        for guessing in [pair % 2 == 0, pair % 2 != 0] {
+            local.engine.set_speculation(guessing);
+            let summary = write(local, prompt, said.len())?;
+            if summary.tokens != said {
+                return Err(Fault::failed("the model did not write what it was made to write"));
+            }
+            if guessing { &mut guessed } else { &mut plain }.push(summary);
+        }
+    }
+    local.engine.decoder_mut().prescribe(Vec::new());
+    Ok(compared(&plain, &guessed, said.len()))
+}
+
+/// What the model says by itself to each of the prompts in `file`.
+fn answers(local: &mut Bench, text: &TextModel, file: &Path, most: usize) -> Result<Value, Fault> {
+    let (mut plain, mut guessed) = (Vec::new(), Vec::new());
+    for (n, line) in read(file)?.lines().enumerate() {
+        let prompt: String = serde_json::from_str(line).map_err(|error| {
+            Fault::new(
+                Exit::Usage,
+                format!("{}: line {} is no JSON string: {error}", file.display(), n + 1),
+            )
+        })?;
+        let ids = text.encode_chat(&[Message {
+            role: Role::User,
+            content: prompt,
+        }])?;
+        for guessing in [n % 2 == 0, n % 2 != 0] {
+            local.engine.set_speculation(guessing);
+            let summary = write_until(local, &ids, most, text.stop_ids())?;
+            if guessing { &mut guessed } else { &mut plain }.push(summary);
+        }
+    }
+    let same = plain
+        .iter()
+        .zip(&guessed)
+        .filter(|(a, b)| a.tokens == b.tokens)
+        .count();
+    let tokens = plain.iter().map(|s| s.tokens.len()).sum();
+    let mut report = compared(&plain, &guessed, tokens);
+    report["answers"] = json!(plain.len());
+    report["answers_alike"] = json!(same);
+    Ok(report)
+}
+
+#[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+fn compared(plain: &[Summary], guessed: &[Summary], tokens: usize) -> Value {
+    let speed = |of: &[Summary]| -> Vec<f64> {
+        let speed = |s: &Summary| s.tokens.len().saturating_sub(1) as f64 / s.decode.as_secs_f64().max(1e-9);
+        of.iter().map(speed).collect()
+    };
+    let (plain, fast) = (speed(plain), speed(guessed));
+    let ratios = fast
+        .iter()
+        .zip(&plain)
+        .map(|(fast, plain)| fast / plain)
+        .collect();
+    let all = |pick: fn(&Summary) -> usize| guessed.iter().map(pick).sum::<usize>();
+    json!({
+        "tokens": tokens,
+        "plain_tokens_per_s": median(plain),
+        "guessing_tokens_per_s": median(fast),
+        "guessing_over_plain": median(ratios),
+        "guessed": all(|s| s.guessed),
+        "guessed_right": all(|s| s.guessed_right),
+        "written": all(|s| s.tokens.len()),
+    })
+}
+
+fn write(local: &mut Bench, prompt: &[TokenId], new: usize) -> Result<Summary, Fault> {
+    write_until(local, prompt, new, Vec::new())
+}
+
+fn write_until(
+    local: &mut Bench,
+    prompt: &[TokenId],
+    new: usize,
+    end: Vec<TokenId>,
+) -> Result<Summary, Fault> {
+    let mut request = request_of(RequestId(0), prompt.to_vec(), new);
+    request.stop.ids = end;
+    let now = local.now();
+    local.engine.submit(request, now).map_err(Fault::failed)?;
+    let mut summaries = finish_all(local)?;
+    summaries.pop().ok_or_else(|| Fault::failed("no answer came"))
+}
+
+/// Lines as machines log them, `tokens` of them.
+fn log_lines(text: &TextModel, tokens: usize) -> Result<Vec<TokenId>, Fault> {
+    let mut lines = String::from("Summarise these lines and quote what matters.\n");
+    let mut ids = Vec::new();
+    for n in 0_usize.. {
+        let (device, quantity) = match n % 4 {
+            0 => ("press-07", "pressure"),
+            1 => ("oven-2", "temperature"),
+            2 => ("pump-A3", "flow"),
+            _ => ("line-11", "speed"),
+        };
+        let value = 100 + (n * 37) % 83;
+        let level = if n % 9 == 4 {
+            "WARN above limit"
+        } else {
+            "INFO in range"
+        };
+        let (minute, second) = ((n / 6) % 60, (n * 10) % 60);
+        // Writing to a string can't fail.
+        let _ = writeln!(
+            lines,
+            "06:{minute:02}:{second:02} {device} {quantity} {value}.{} {level}",
+            n % 10
+        );
+        ids = text.encode_raw(&lines)?;
+        if ids.len() >= tokens {
+            break;
+        }
+    }
+    ids.truncate(tokens);
+    Ok(ids)
+}
+
+fn read(file: &Path) -> Result<String, Fault> {
+    std::fs::read_to_string(file)
+        .map_err(|error| Fault::new(Exit::Usage, format!("{} can't be read: {error}", file.display())))
+}
