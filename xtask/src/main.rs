@@ -4,7 +4,6 @@ mod bench;
 mod demo;
 mod library;
 mod model;
-mod peer;
 mod process;
 mod python;
 mod test;
@@ -47,10 +46,13 @@ enum Command {
         /// How many layers; the real model has 32.
         #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(2..=64))]
         layers: u32,
-        /// The folder to write.
+        /// Write one GGUF file for llama.cpp, of random Q4_0 blocks, instead of a folder.
+        #[arg(long)]
+        gguf: bool,
+        /// The folder to write, or the file.
         dir: std::path::PathBuf,
     },
-    /// Compare with onnxruntime-genai, in turns, and write docs/benchmarks.md.
+    /// Compare with onnxruntime-genai and llama.cpp, in turns, and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
@@ -76,7 +78,12 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { arguments } => test::test(&arguments),
         Command::Demo => demo::demo(),
-        Command::BenchModel { layers, dir } => model::write(&dir, layers),
+        Command::BenchModel {
+            layers,
+            gguf: true,
+            dir,
+        } => model::write_gguf(&dir, layers),
+        Command::BenchModel { layers, dir, .. } => model::write(&dir, layers),
         Command::Bench(args) => bench::bench(&args),
         Command::Lint => test::lint(),
     }

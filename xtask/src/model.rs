@@ -18,3 +18,13 @@ pub(crate) fn write(out: &Path, layers: u32) -> Result<()> {
         .args(["--layers", &layers.to_string(), "--tokenizer"])
         .arg(root().join("models/demo")))
 }
+
+/// Writes a GGUF file of the same shape for llama.cpp.
+pub(crate) fn write_gguf(out: &Path, layers: u32) -> Result<()> {
+    let interpreter = python::environment("llama-tools")?;
+    eprintln!("Writing {} …", out.display());
+    run(Command::new(interpreter)
+        .arg(root().join("models/export/random_gguf.py"))
+        .arg(out)
+        .args(["--layers", &layers.to_string()]))
+}

@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
+use crate::cost::Cost;
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
+use crate::guess::{self, Proposal};
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::pace::Pace;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
@@ -50,6 +52,7 @@ pub struct Engine<D> {
     rows: Rows,
     turns: Turns,
     pace: Pace,
+    cost: Cost,
     /// Decode steps of single sequences so far: tells who was served last.
     steps: u64,
     /// Idle rows that took part in a run between others, and hold a token behind their own since.
@@ -74,6 +77,7 @@ impl<D: Decoder> Engine<D> {
             running: Vec::new(),
             turns: Turns::default(),
             pace: Pace::default(),
+            cost: Cost::default(),
             steps: 0,
             bystanders: BTreeSet::new(),
             undisturbed: Interrupt::new(),
@@ -528,6 +532,7 @@ impl<D: Decoder> Engine<D> {
             // Refused only where the row is full, and then it would fail in the run as well.
             let _ = self.decoder.ensure(between, held + 1);
         }
+        let span = self.span(&members, &caps);
         let started = now();
         let lone = members.len() == 1;
         let rows = batch(
@@ -545,14 +550,19 @@ impl<D: Decoder> Engine<D> {
             interrupt.only(self.running[index].id());
         }
         let interrupted = if lone { interrupt } else { &self.undisturbed };
+        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
+        // Shorter rows are filled up.
+        let computed = span * longest;
         let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
         interrupt.nobody();
         let time = now();
         let guessed = guesses.iter().any(|guess| !guess.is_empty());
         let outcome = match outcome {
             Ok(logits) => {
+                let took = time.saturating_sub(started);
+                self.cost.learn(computed, took);
                 if !guessed {
-                    self.pace.decoded(time.saturating_sub(started));
+                    self.pace.decoded(took);
                 }
                 let mut at = 0;
                 let mut concluded = Vec::with_capacity(members.len());
@@ -617,6 +627,15 @@ impl<D: Decoder> Engine<D> {
         segments.into_iter().min_by_key(waited).unwrap_or_default()
     }
 
+    /// Rows that a run of `members` computes: those between them too.
+    fn span(&self, members: &[usize], caps: &Caps) -> usize {
+        let rows = || members.iter().map(|&index| self.running[index].row.0);
+        match (rows().min(), rows().max()) {
+            (Some(first), Some(last)) if caps.contiguous_rows => (last - first + 1) as usize,
+            _ => members.len(),
+        }
+    }
+
     /// What each running sequence guesses; by index, empty for most.
     fn guess(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
         let mut guesses = vec![Vec::new(); self.running.len()];
@@ -624,28 +643,43 @@ impl<D: Decoder> Engine<D> {
         if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) {
             return guesses;
         }
-        let rows = || members.iter().map(|&index| self.running[index].row.0);
-        let span = match (rows().min(), rows().max()) {
-            (Some(first), Some(last)) if caps.contiguous_rows => (last - first + 1) as usize,
-            _ => members.len(),
-        };
-        let most = crate::guess::most(span);
-        if most == 0 {
-            return guesses;
-        }
-        for &index in members {
-            let sequence = &mut self.running[index];
+        let span = self.span(members, caps);
+        let room = |sequence: &Sequence| {
             let length = sequence.tokens.len();
-            let mut room = caps.context_length.saturating_sub(length + 1).min(most);
+            let mut room = caps.context_length.saturating_sub(length + 1);
             room = room.min(sequence.tokens_left().saturating_sub(1));
             if let Some(boundary) = caps.rope_boundary.filter(|_| sequence.regime == Regime::Short) {
                 room = room.min(boundary.saturating_sub(length));
             }
-            let Sequence { guesser, tokens, .. } = sequence;
-            guesses[index] = guesser.propose(tokens, room).to_vec();
+            room
+        };
+        let proposals: Vec<(usize, Proposal<'_>)> = members
+            .iter()
+            .filter_map(|&index| {
+                let sequence = &self.running[index];
+                let proposal = guess::propose(&sequence.tokens, room(sequence))?;
+                Some((index, proposal))
+            })
+            .collect();
+        let weighed: Vec<_> = proposals
+            .iter()
+            .map(|(index, proposal)| (&self.running[*index].guesser, proposal.clone()))
+            .collect();
+        let length = guess::worth(&weighed, span, members.len(), &self.cost);
+        let chosen: Vec<_> = proposals
+            .into_iter()
+            .map(|(index, proposal)| {
+                let tokens = &proposal.tokens[..length.min(proposal.tokens.len())];
+                (index, proposal.class(), tokens.to_vec())
+            })
+            .collect();
+        for (index, class, tokens) in chosen {
+            let sequence = &mut self.running[index];
+            sequence.guesser.verify(class, length > 0);
             sequence.guess_input.clear();
             sequence.guess_input.extend(sequence.tokens.last());
-            sequence.guess_input.extend(&guesses[index]);
+            sequence.guess_input.extend(&tokens);
+            guesses[index] = tokens;
         }
         guesses
     }

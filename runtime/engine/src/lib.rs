@@ -3,6 +3,7 @@
 //! Pure and synchronous: time, randomness and cancellation come in as arguments. It must never know ONNX
 //! Runtime, tokio, MQTT, files or clocks.
 
+mod cost;
 mod decoder;
 mod detokenizer;
 mod engine;

@@ -2,18 +2,22 @@
 
 use std::fmt::Write as _;
 use std::path::Path;
+use std::time::Duration;
 
-use phi_edge_engine::{RequestId, Summary, TokenId};
+use phi_edge_engine::{Event, Interrupt, RequestId, Summary, TokenId};
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::{Value, json};
 
-use super::scenarios::{finish_all, request_of};
+use super::scenarios::{finish_all, request_of, summaries_of};
 use super::{Bench, median};
 use crate::cli::BenchArgs;
 use crate::exit::{Exit, Fault};
 
-/// Each text is written this often with guessing, and as often without.
-const PAIRS: usize = 5;
+/// Each text is written this often in either phase.
+const ROUNDS: usize = 3;
+/// Guessing goes on and off every so many tokens, so that a machine whose pace drifts treats both alike; in the other
+/// phase, off and on.
+const STRETCH: usize = 16;
 /// What a model would write that quotes.
 const QUOTING: &str = include_str!("quoting.txt");
 /// What a model would write that neither quotes nor repeats itself.
@@ -43,19 +47,94 @@ fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -
     local.engine.decoder_mut().prescribe(script);
     // Once for the prompt, which is remembered from then on.
     write(local, prompt, 1)?;
-    let (mut plain, mut guessed) = (Vec::new(), Vec::new());
-    for pair in 0..PAIRS {
-        for guessing in [pair % 2 == 0, pair % 2 != 0] {
-            local.engine.set_speculation(guessing);
-            let summary = write(local, prompt, said.len())?;
+    let mut ratios = Vec::new();
+    let (mut with, mut without) = (Side::default(), Side::default());
+    let (mut guessed, mut right) = (0, 0);
+    for _ in 0..ROUNDS {
+        let mut round = [Side::default(), Side::default()];
+        for phase in [0, 1] {
+            let summary = in_stretches(local, prompt, said.len(), phase, &mut round)?;
             if summary.tokens != said {
                 return Err(Fault::failed("the model did not write what it was made to write"));
             }
-            if guessing { &mut guessed } else { &mut plain }.push(summary);
+            guessed += summary.guessed;
+            right += summary.guessed_right;
         }
+        ratios.push(round[0].tokens_per_s() / round[1].tokens_per_s());
+        with.add(&round[0]);
+        without.add(&round[1]);
     }
     local.engine.decoder_mut().prescribe(Vec::new());
-    Ok(compared(&plain, &guessed, said.len()))
+    Ok(json!({
+        "tokens": said.len(),
+        "plain_tokens_per_s": without.tokens_per_s(),
+        "guessing_tokens_per_s": with.tokens_per_s(),
+        "guessing_over_plain": median(ratios.clone()),
+        "ratios": ratios,
+        "guessed": guessed,
+        "guessed_right": right,
+        "written": with.tokens,
+    }))
+}
+
+/// What was written in one way of the two.
+#[derive(Default)]
+struct Side {
+    tokens: usize,
+    time: Duration,
+}
+
+impl Side {
+    #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
+    fn tokens_per_s(&self) -> f64 {
+        self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
+    }
+
+    fn add(&mut self, other: &Self) {
+        self.tokens += other.tokens;
+        self.time += other.time;
+    }
+}
+
+/// Writes `new` tokens, with guessing (the first of `sides`) and without in turns.
+fn in_stretches(
+    local: &mut Bench,
+    prompt: &[TokenId],
+    new: usize,
+    phase: usize,
+    sides: &mut [Side; 2],
+) -> Result<Summary, Fault> {
+    let now = local.now();
+    let request = request_of(RequestId(0), prompt.to_vec(), new);
+    local.engine.submit(request, now).map_err(Fault::failed)?;
+    let clock = local.clock();
+    let (interrupt, mut events) = (Interrupt::new(), Vec::new());
+    let mut written = 0;
+    while !local.engine.is_idle() {
+        let side = (written / STRETCH + phase) % 2;
+        local.engine.set_speculation(side == 0);
+        let (began, seen) = (clock(), events.len());
+        local.engine.step(&clock, &interrupt, &mut events);
+        let tokens: usize = events[seen..].iter().map(marks).sum();
+        // The first token comes with what the prompt costs.
+        if written > 0 {
+            sides[side].add(&Side {
+                tokens,
+                time: clock().saturating_sub(began),
+            });
+        }
+        written += tokens;
+    }
+    let mut summaries = summaries_of(events)?;
+    summaries.pop().ok_or_else(|| Fault::failed("no answer came"))
+}
+
+/// Tokens of an event: each has one mark for its text.
+fn marks(event: &Event) -> usize {
+    match event {
+        Event::Text { delta, .. } => delta.len(),
+        _ => 0,
+    }
 }
 
 /// What the model says by itself to each of the prompts in `file`.

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::{Map, Value};
 
-use crate::bench::median;
+use super::table::median;
 
 /// A loaded model that waits for its turn.
 pub(crate) struct Peer {
@@ -49,6 +49,16 @@ impl Peer {
         Ok(())
     }
 
+    /// What it said when it was loaded.
+    pub(crate) fn loaded(&self) -> &Value {
+        &self.loaded
+    }
+
+    /// What it measured, turn by turn.
+    pub(crate) fn measured(&self) -> &[Value] {
+        &self.measured
+    }
+
     /// What it said when it was loaded, with the medians of its measurements.
     pub(crate) fn medians(&self) -> Value {
         let mut all: Map<String, Value> = self.loaded.as_object().cloned().unwrap_or_default();
@@ -72,10 +82,32 @@ impl Peer {
     }
 }
 
+/// Loads all of them and has them measure in turns, each first in its share of the turns: what the machine does to one it
+/// does to the others a little later.
+pub(crate) fn in_turns(commands: Vec<Command>, turns: u32) -> Result<Vec<Peer>> {
+    let mut peers = commands
+        .into_iter()
+        .map(Peer::start)
+        .collect::<Result<Vec<_>>>()?;
+    let count = peers.len();
+    for turn in 0..turns as usize {
+        for n in 0..count {
+            peers[(turn + n) % count].measure()?;
+        }
+    }
+    Ok(peers)
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Without turns it ends by itself; a peer that does not is not waited for.
+        // Without turns it ends by itself, and ends what it has started.
         self.turns = None;
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

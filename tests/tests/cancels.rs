@@ -1,0 +1,173 @@
+//! A thousand cancels at random moments leave nothing behind: no slot, no memory, no thread.
+
+#![cfg(target_os = "linux")]
+#![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
+
+use std::collections::HashMap;
+
+use phi_edge_mqtt::Client;
+use phi_edge_tests::{BASE, Daemon, Mosquitto, client, demo_model, has_library, json, next, state};
+use serde_json::json;
+
+/// Requests that are under way at once.
+const AT_ONCE: usize = 12;
+
+#[tokio::test]
+async fn a_thousand_cancels_leave_nothing_behind() {
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let daemon = Daemon::start(broker.port, &demo_model(), &[]);
+    let mut client = client(broker.port).await;
+    state(&mut client, "ready").await;
+    for topic in ["response/#", "stats"] {
+        client.subscribe(&format!("{BASE}/{topic}")).await.unwrap();
+    }
+    // The same work beforehand, so that what is kept on purpose (remembered prompts, buffers) is there already.
+    let mut moments = Moments(0x2545_F491_4F6C_DD1D);
+    cancel_all(&mut client, 0..200, &mut moments).await;
+    idle(&mut client, 200).await;
+    let before = Process::of(&daemon);
+    let cancelled = cancel_all(&mut client, 200..1200, &mut moments).await;
+    idle(&mut client, 1200).await;
+    let after = Process::of(&daemon);
+    assert!(
+        cancelled > 500,
+        "only {cancelled} of 1,000 were cancelled before they ended"
+    );
+    assert_eq!(after.threads, before.threads);
+    let most = before.resident_kib + (before.resident_kib / 50).max(32 << 10);
+    assert!(
+        after.resident_kib <= most,
+        "{} KiB before, {} KiB after",
+        before.resident_kib,
+        after.resident_kib
+    );
+    // All of its slots still serve.
+    let whole = json!({"id": "whole", "prompt": "Hello", "max_tokens": 8});
+    client
+        .publish(&format!("{BASE}/request"), whole.to_string(), None)
+        .await
+        .unwrap();
+    next(&mut client, "an answer", |message| {
+        let reply = json(message);
+        (reply["id"] == "whole" && message.property("kind") == Some("final")).then_some(())
+    })
+    .await;
+    println!(
+        "{cancelled} of 1,000 cancelled; {} KiB and {} threads before, {} KiB and {} after",
+        before.resident_kib, before.threads, after.resident_kib, after.threads
+    );
+}
+
+/// Asks and cancels, `AT_ONCE` side by side; returns how many ended as cancelled. Each has exactly one outcome.
+async fn cancel_all(client: &mut Client, numbers: std::ops::Range<u32>, moments: &mut Moments) -> usize {
+    let mut left = numbers;
+    // By id: chunks to go until it is cancelled.
+    let mut under_way: HashMap<String, u64> = HashMap::new();
+    let mut cancelled = 0;
+    loop {
+        while under_way.len() < AT_ONCE
+            && let Some(n) = left.next()
+        {
+            let id = format!("r{n}");
+            let words = "press-07 182 bar, ".repeat(1 + moments.next() as usize % 40);
+            let body = json!({"id": id, "prompt": words, "max_tokens": 200, "stream": true});
+            client
+                .publish(&format!("{BASE}/request"), body.to_string(), None)
+                .await
+                .unwrap();
+            let chunks = moments.next() % 6;
+            if chunks == 0 {
+                cancel(client, &id).await;
+            }
+            under_way.insert(id, chunks);
+        }
+        if under_way.is_empty() {
+            return cancelled;
+        }
+        let (id, kind, finish) = next(client, "a reply", |message| {
+            let reply = json(message);
+            let kind = message.property("kind")?.to_owned();
+            Some((
+                reply["id"].as_str()?.to_owned(),
+                kind,
+                reply["finish_reason"].clone(),
+            ))
+        })
+        .await;
+        if kind == "chunk" {
+            let now = under_way.get_mut(&id).is_some_and(|chunks| {
+                let last = *chunks == 1;
+                *chunks = chunks.saturating_sub(1);
+                last
+            });
+            if now {
+                cancel(client, &id).await;
+            }
+        } else {
+            assert!(under_way.remove(&id).is_some(), "a second outcome of {id}");
+            assert_eq!(kind, "final", "{id}");
+            cancelled += usize::from(finish == "cancelled");
+        }
+    }
+}
+
+async fn cancel(client: &mut Client, id: &str) {
+    let body = json!({ "id": id }).to_string();
+    client
+        .publish(&format!("{BASE}/cancel"), body, None)
+        .await
+        .unwrap();
+}
+
+/// Waits until all of `requests` are over and no slot is taken.
+async fn idle(client: &mut Client, requests: u64) {
+    let topic = format!("{BASE}/stats");
+    // Retained: what was published before counts too.
+    client.subscribe(&topic).await.unwrap();
+    next(client, "idle slots", |message| {
+        let stats = json(message);
+        let count = |name: &str| stats[name].as_u64().unwrap_or(u64::MAX);
+        let over = message.topic == topic
+            && count("served").saturating_add(count("failed")) >= requests
+            && ["queued", "running", "outcomes_waiting"]
+                .iter()
+                .all(|name| count(name) == 0);
+        over.then_some(())
+    })
+    .await;
+}
+
+/// What the system says of a process.
+struct Process {
+    resident_kib: u64,
+    threads: u64,
+}
+
+impl Process {
+    fn of(daemon: &Daemon) -> Self {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", daemon.id())).unwrap();
+        let field = |name: &str| {
+            let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+            line.split_whitespace().next().unwrap().parse().unwrap()
+        };
+        Self {
+            resident_kib: field("VmRSS:"),
+            threads: field("Threads:"),
+        }
+    }
+}
+
+/// Random moments from a seed (xorshift64; G. Marsaglia, 2003).
+struct Moments(u64);
+
+impl Moments {
+    fn next(&mut self) -> u64 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 7;
+        self.0 ^= self.0 << 17;
+        self.0
+    }
+}

@@ -1,0 +1,209 @@
+//! `cargo xtask bench`: phi-edge and its peers on one model, in turns.
+
+mod llama;
+mod many;
+mod one;
+mod peer;
+mod table;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use anyhow::{Context, Result};
+
+use crate::process::{cargo, root, run, target};
+use crate::{library, model, python};
+
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct BenchArgs {
+    /// Only these; all unless given.
+    #[arg(long, value_enum, value_delimiter = ',')]
+    only: Vec<Section>,
+    /// The model directory; a random one of full shape under target/ unless given.
+    #[arg(long)]
+    model: Option<PathBuf>,
+    /// llama.cpp's server; built under target/ from the source package of llama-cpp-python unless given.
+    #[arg(long, value_name = "PATH")]
+    llama_server: Option<PathBuf>,
+    /// Leave llama.cpp out.
+    #[arg(long, conflicts_with = "llama_server")]
+    without_llama: bool,
+    /// Pairs of processes for one stream.
+    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: u32,
+    /// Measurements in each pair of processes, in turns.
+    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
+    turns: u32,
+    /// Tokens of the prompt of one stream.
+    #[arg(long, default_value = "512")]
+    prompt_tokens: u32,
+    /// New tokens.
+    #[arg(long, default_value = "64")]
+    new_tokens: u32,
+    /// Threads of all [default: all processors].
+    #[arg(long)]
+    threads: Option<usize>,
+}
+
+/// One table of docs/benchmarks.md.
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Section {
+    /// One stream, against genai and a bare loop.
+    One,
+    /// 2, 4 and 8 streams, against one.
+    Streams,
+    /// Requests that arrive over five seconds, against genai.
+    Arrivals,
+    /// A burst of requests that begin alike, against genai and llama.cpp.
+    Burst,
+    /// A remembered prefix, against none.
+    Cached,
+    /// A long prompt that enters beside running streams.
+    Gaps,
+    /// Guessing, against none.
+    Summary,
+}
+
+impl Section {
+    const ALL: [Self; 7] = [
+        Self::One,
+        Self::Streams,
+        Self::Arrivals,
+        Self::Burst,
+        Self::Cached,
+        Self::Gaps,
+        Self::Summary,
+    ];
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::Streams => "streams",
+            Self::Arrivals => "arrivals",
+            Self::Burst => "burst",
+            Self::Cached => "cached",
+            Self::Gaps => "gaps",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+/// Measures and writes docs/benchmarks.md, a table as soon as it is there.
+pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
+    let bench = Setup::of(args)?;
+    for section in Section::ALL {
+        if !args.only.is_empty() && !args.only.contains(&section) {
+            continue;
+        }
+        eprintln!("Measuring: {} …", section.name());
+        let report = match section {
+            Section::One => one::measure(&bench, args)?,
+            Section::Streams => many::streams(&bench, args)?,
+            Section::Arrivals => many::arrivals(&bench, args)?,
+            Section::Burst => many::burst(&bench, args)?,
+            Section::Cached => many::cached(&bench, args)?,
+            Section::Gaps => many::gaps(&bench, args)?,
+            Section::Summary => many::summary(&bench, args)?,
+        };
+        print!("{report}");
+        let file = root().join("docs/benchmarks.md");
+        let old = std::fs::read_to_string(&file).unwrap_or_default();
+        std::fs::write(&file, table::section(&old, section.name(), &report))
+            .with_context(|| format!("{} can't be written", file.display()))?;
+    }
+    Ok(())
+}
+
+/// Everything that is measured, ready to be started.
+struct Setup {
+    model: PathBuf,
+    library: PathBuf,
+    /// The interpreter that has onnxruntime-genai.
+    genai: PathBuf,
+    /// llama.cpp's server and a model of the same shape.
+    llama: Option<(PathBuf, PathBuf)>,
+    threads: String,
+}
+
+impl Setup {
+    fn of(args: &BenchArgs) -> Result<Self> {
+        let model = match &args.model {
+            Some(model) => model.clone(),
+            None => full_shape()?,
+        };
+        run(cargo().args(["build", "--release", "--locked", "-p", "phi-edge"]))?;
+        let wanted = |section| args.only.is_empty() || args.only.contains(&section);
+        let llama = if args.without_llama || !(wanted(Section::Burst) || wanted(Section::Streams)) {
+            None
+        } else {
+            let server = match &args.llama_server {
+                Some(server) => server.clone(),
+                None => llama::server()?,
+            };
+            Some((server, llama::model()?))
+        };
+        Ok(Self {
+            model,
+            library: library::for_this_machine()?,
+            genai: python::environment("bench-tools")?,
+            llama,
+            threads: args
+                .threads
+                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+                .to_string(),
+        })
+    }
+
+    /// `phi-edge bench` with these flags.
+    fn ours(&self, flags: &[&str]) -> Command {
+        self.ours_on(&self.model, flags)
+    }
+
+    fn ours_on(&self, model: &std::path::Path, flags: &[&str]) -> Command {
+        let mut command = Command::new(target().join("release/phi-edge"));
+        command
+            .args(["bench", "--provider", "cpu", "--json", "--threads", &self.threads])
+            .arg("--model")
+            .arg(model)
+            .args(flags)
+            .env("ORT_DYLIB_PATH", &self.library);
+        command
+    }
+
+    /// xtask/genai_bench.py with these settings.
+    fn genai(&self, scenario: &str, settings: &[(&str, u32)]) -> Command {
+        let mut command = Command::new(&self.genai);
+        command
+            .arg(root().join("xtask/genai_bench.py"))
+            .arg(&self.model)
+            .arg(scenario);
+        self.settings(&mut command, settings);
+        command
+    }
+
+    /// xtask/llama_bench.py with these settings, where llama.cpp is to be measured.
+    fn llama(&self, scenario: &str, settings: &[(&str, u32)]) -> Option<Command> {
+        let (server, model) = self.llama.as_ref()?;
+        let mut command = Command::new(&self.genai);
+        command
+            .arg(root().join("xtask/llama_bench.py"))
+            .args([server, model])
+            .arg(scenario);
+        self.settings(&mut command, settings);
+        Some(command)
+    }
+
+    fn settings(&self, command: &mut Command, settings: &[(&str, u32)]) {
+        command.arg(format!("threads={}", self.threads));
+        command.args(settings.iter().map(|(key, value)| format!("{key}={value}")));
+    }
+}
+
+fn full_shape() -> Result<PathBuf> {
+    let folder = target().join("bench-model");
+    if !folder.join("manifest.json").exists() {
+        model::write(&folder, 32)?;
+    }
+    Ok(folder)
+}
