@@ -34,7 +34,8 @@ class Blocks:
 def main(args):
     head = args.hidden // args.heads
     writer = gguf.GGUFWriter(args.out, "phi3", use_temp_file=False)
-    writer.add_name("random weights in the shape of Phi-3.5-mini")
+    # llama.cpp looks at the name: any that says "phi-3" is given attributes of tokens that this vocabulary lacks.
+    writer.add_name("random weights")
     writer.add_context_length(args.context)
     writer.add_rope_scaling_orig_ctx_len(args.original)
     writer.add_embedding_length(args.hidden)
