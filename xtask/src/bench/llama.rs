@@ -54,7 +54,8 @@ pub(crate) fn server() -> Result<PathBuf> {
         .arg(source.join("vendor/llama.cpp"))
         .arg("-B")
         .arg(folder.join("build"))
-        .args(["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release", "-DGGML_NATIVE=ON"])
+        .args(["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"])
+        .args(processor())
         .args([
             "-DLLAMA_CURL=OFF",
             "-DLLAMA_OPENSSL=OFF",
@@ -66,6 +67,41 @@ pub(crate) fn server() -> Result<PathBuf> {
         .arg(folder.join("build"))
         .args(["--target", "llama-server"]))?;
     Ok(server)
+}
+
+/// What the processor can do, for the build.
+///
+/// Not `-march=native`: a virtual machine may show AMX and not let anybody use it, and the server then dies of it.
+fn processor() -> Vec<String> {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::is_x86_feature_detected as has;
+        let features = [
+            ("AVX", has!("avx")),
+            ("AVX2", has!("avx2")),
+            ("FMA", has!("fma")),
+            ("F16C", has!("f16c")),
+            ("BMI2", has!("bmi2")),
+            ("AVX_VNNI", has!("avxvnni")),
+            (
+                "AVX512",
+                has!("avx512f")
+                    && has!("avx512cd")
+                    && has!("avx512vl")
+                    && has!("avx512dq")
+                    && has!("avx512bw"),
+            ),
+            ("AVX512_VBMI", has!("avx512vbmi")),
+            ("AVX512_VNNI", has!("avx512vnni")),
+            ("AVX512_BF16", has!("avx512bf16")),
+        ];
+        let switch = |(name, on)| format!("-DGGML_{name}={}", if on { "ON" } else { "OFF" });
+        let mut options = vec!["-DGGML_NATIVE=OFF".to_owned()];
+        options.extend(features.map(switch));
+        options
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    vec!["-DGGML_NATIVE=ON".to_owned()]
 }
 
 /// A GGUF of the bench model's shape.

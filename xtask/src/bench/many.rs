@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 use serde_json::Value;
 
-use super::peer::{Peer, in_turns};
+use super::peer::{Peer, in_turns, one_by_one};
 use super::table::{number, spread};
 use super::{BenchArgs, Setup};
 use crate::process::{root, target};
@@ -83,7 +83,7 @@ pub(crate) fn burst(setup: &Setup, args: &BenchArgs) -> Result<String> {
     let requests = REQUESTS.to_string();
     let new = args.new_tokens.to_string();
     let mut ours = setup.ours(&["--turns", "--scenario", "burst", "--requests", &requests]);
-    ours.args(["--new-tokens", &new, "--concurrency", "8"]);
+    ours.args(["--new-tokens", &new, "--concurrency", "16"]);
     let settings = |slots| {
         [
             ("prompt", 60),
@@ -95,11 +95,11 @@ pub(crate) fn burst(setup: &Setup, args: &BenchArgs) -> Result<String> {
     };
     let mut commands = vec![ours, setup.genai("burst", &settings(8))];
     commands.extend(setup.llama("burst", &settings(4)));
-    // Minutes each: one turn tells enough.
-    let peers = in_turns(commands, 1)?;
+    // Minutes and most of the memory each.
+    let peers = one_by_one(commands)?;
     let mut text = format!(
-        "{REQUESTS} requests at once, 600 tokens in common, 60 of their own, {new} new ones. phi-edge with 8 slots, genai \
-         {} by its `Engine`, llama.cpp's server with its cache of prompts on and 4 slots. One turn. Bounds: ≤ 1/4 of genai, \
+        "{REQUESTS} requests at once, 600 tokens in common, 60 of their own, {new} new ones. phi-edge with 16 slots, genai \
+         {} by its `Engine` with a batch of 8, llama.cpp's server with its cache of prompts on and 4 slots. One after the other. Bounds: ≤ 1/4 of genai, \
          ≤ 1/3 of llama.cpp.\n\n| | phi-edge | genai | ratio |{}\n|---|---|---|---|{}\n",
         version(&peers[1]),
         peers.get(2).map_or_else(String::new, |llama| format!(

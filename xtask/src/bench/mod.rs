@@ -4,7 +4,7 @@ mod llama;
 mod many;
 mod one;
 mod peer;
-mod table;
+pub(crate) mod table;
 
 use std::path::PathBuf;
 use std::process::Command;

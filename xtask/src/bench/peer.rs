@@ -71,6 +71,20 @@ impl Peer {
         Value::Object(all)
     }
 
+    /// Ends the process; what it measured stays.
+    fn end(&mut self) {
+        // Without turns it ends by itself, and ends what it has started.
+        self.turns = None;
+        for _ in 0..100 {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            std::thread::sleep(std::time::Duration::from_millis(100));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
     /// Its next object; other lines, of a library that talks, are passed over.
     fn answer(&mut self) -> Result<Value> {
         for line in self.answers.by_ref() {
@@ -98,17 +112,19 @@ pub(crate) fn in_turns(commands: Vec<Command>, turns: u32) -> Result<Vec<Peer>> 
     Ok(peers)
 }
 
+/// One after the other, each alone on the machine with a single measurement: for what needs most of the memory.
+pub(crate) fn one_by_one(commands: Vec<Command>) -> Result<Vec<Peer>> {
+    let measure = |command| {
+        let mut peer = Peer::start(command)?;
+        peer.measure()?;
+        peer.end();
+        Ok(peer)
+    };
+    commands.into_iter().map(measure).collect()
+}
+
 impl Drop for Peer {
     fn drop(&mut self) {
-        // Without turns it ends by itself, and ends what it has started.
-        self.turns = None;
-        for _ in 0..100 {
-            if !matches!(self.child.try_wait(), Ok(None)) {
-                return;
-            }
-            std::thread::sleep(std::time::Duration::from_millis(100));
-        }
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        self.end();
     }
 }

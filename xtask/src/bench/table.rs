@@ -6,10 +6,17 @@ use serde_json::Value;
 
 /// The document with the report of `name` in its place.
 pub(crate) fn section(old: &str, name: &str, report: &str) -> String {
-    let (begin, end) = (
-        format!("<!-- cargo xtask bench --only {name} -->"),
-        format!("<!-- end of {name} -->"),
-    );
+    between(
+        old,
+        &format!("cargo xtask bench --only {name}"),
+        &format!("end of {name}"),
+        report,
+    )
+}
+
+/// The document with `report` between two comments; at its end where there are none.
+pub(crate) fn between(old: &str, begin: &str, end: &str, report: &str) -> String {
+    let (begin, end) = (format!("<!-- {begin} -->"), format!("<!-- {end} -->"));
     match (old.find(&begin), old.find(&end)) {
         (Some(from), Some(to)) if from < to => {
             format!("{}{begin}\n\n{}\n\n{}", &old[..from], report.trim(), &old[to..])
