@@ -30,7 +30,7 @@ pub use rules::Rule;
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls,
+    Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls, WhenFailing,
 };
 pub use shape::{Shape, Wording};
 pub use units::{ByteSize, TimeSpan, UnitError};

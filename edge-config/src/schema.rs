@@ -62,6 +62,9 @@ const MAX_KEEP_ALIVE: u64 = 65_535 * SECOND;
 /// The longest MQTT session expiry short of "never ends" (32 bits of seconds), in whole days.
 const MAX_SESSION: u64 = 49_710 * DAY;
 
+/// The largest budget of a client in a minute.
+const MAX_BUDGET: u64 = 1_000_000_000;
+
 const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     Key {
         path,
@@ -71,7 +74,7 @@ const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     }
 }
 
-pub(crate) static KEYS: [Key; 44] = [
+pub(crate) static KEYS: [Key; 51] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -153,7 +156,30 @@ pub(crate) static KEYS: [Key; 44] = [
         Preset::Text("30m"),
     ),
     key("limits.session_memory", size(0, TIB), Preset::Text("16MiB")),
+    key(
+        "limits.client_requests_per_minute",
+        number(1, MAX_BUDGET),
+        Preset::Unset,
+    ),
+    key(
+        "limits.client_tokens_per_minute",
+        number(1, MAX_BUDGET),
+        Preset::Unset,
+    ),
     key("store.path", Shape::Path, Preset::Text("/var/lib/phi-edge/store")),
+    key("store.max_size", size(MIB, TIB), Preset::Text("1GiB")),
+    key("store.keep_for", duration(0, 30 * DAY), Preset::Text("10m")),
+    key(
+        "store.keep_outcomes",
+        number(0, 1_000_000),
+        Preset::Number(10_000),
+    ),
+    key("store.keep_memory", size(0, TIB), Preset::Text("32MiB")),
+    key(
+        "store.when_failing",
+        choice(&["refuse", "memory"]),
+        Preset::Text("refuse"),
+    ),
     key("metrics.listen", Shape::Address, Preset::Unset),
     key("log.level", log_filter(), Preset::Text("info")),
     key("log.format", choice(&["text", "json"]), Preset::Text("text")),

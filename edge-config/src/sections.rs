@@ -171,6 +171,10 @@ pub struct Limits {
     pub session_ttl: TimeSpan,
     /// The most memory of the sessions that nobody uses.
     pub session_memory: ByteSize,
+    /// Requests that one client may make in a minute.
+    pub client_requests_per_minute: Option<u32>,
+    /// Tokens of prompts and answers that one client may use in a minute.
+    pub client_tokens_per_minute: Option<u32>,
 }
 
 /// `[store]`
@@ -179,6 +183,26 @@ pub struct Limits {
 pub struct Store {
     /// The folder of the durable store.
     pub path: PathBuf,
+    /// The most that is stored before new requests are refused.
+    pub max_size: ByteSize,
+    /// How long an outcome is kept for those that ask again; never shorter than the request's deadline.
+    pub keep_for: TimeSpan,
+    /// The most outcomes that are kept.
+    pub keep_outcomes: usize,
+    /// The most memory of the texts of outcomes that are kept.
+    pub keep_memory: ByteSize,
+    /// What becomes of requests while the store can't be written.
+    pub when_failing: WhenFailing,
+}
+
+/// What becomes of requests while the store can't be written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenFailing {
+    /// They are refused.
+    Refuse,
+    /// They are answered; a crash or a power cut can lose them.
+    Memory,
 }
 
 /// `[metrics]`

@@ -106,6 +106,7 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
         port: link.port,
         credentials: link.credentials,
         tls: link.tls,
+        session: None,
     };
     let connect = async {
         let client = tokio::time::timeout(Duration::from_secs(10), Client::connect(options)).await;

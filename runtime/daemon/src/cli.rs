@@ -24,10 +24,15 @@ pub(crate) enum Command {
     /// Run one prompt, here or at a broker, and print the answer as it grows.
     #[command(after_help = ASK_EXAMPLES)]
     Ask(Box<AskArgs>),
+    /// Watch one node or a fleet: queue, slots, speed, errors.
+    Top(TopArgs),
     /// Measure loading, prefill, decoding and memory.
     Bench(BenchArgs),
     /// Print the effective configuration and where each value came from.
     Config(ConfigArgs),
+    /// Note how the daemon ended, for its next start: for ExecStopPost= in the systemd unit.
+    #[command(hide = true)]
+    RecordExit(ConfigArgs),
     /// Print the completions of a shell, to be loaded by it.
     Completions {
         /// The shell.
@@ -51,6 +56,25 @@ pub(crate) struct ConfigArgs {
     /// Set one key, after all files and the environment; may be given several times.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
     pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct TopArgs {
+    /// The broker: mqtt://[user:password@]host[:port][/base/topic], or mqtts://; all nodes unless a base topic is given.
+    #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
+    pub(crate) broker: BrokerUrl,
+    /// For mqtts://: the authority that signed the broker's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// For mqtts://: the client's own certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// For mqtts://: the key of the client's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print what there is as text, once; so too where the output is no terminal.
+    #[arg(long)]
+    pub(crate) once: bool,
 }
 
 #[derive(Args)]

@@ -13,6 +13,7 @@ mod prefixes;
 mod remote;
 mod run;
 mod settings;
+mod top;
 
 use std::process::ExitCode;
 
@@ -31,7 +32,9 @@ fn main() -> ExitCode {
         Command::Config(args) => {
             settings::load(args).map(|loaded| print!("{}", phi_edge_config::render(&loaded)))
         }
+        Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
+        Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "phi-edge", &mut std::io::stdout());

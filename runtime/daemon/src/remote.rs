@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use phi_edge_mqtt::{BrokerUrl, Client, ClientError, ClientOptions, Received, TlsFiles, Topics};
@@ -124,10 +125,25 @@ fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
 }
 
 fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
-    let tls = match (url.tls, &args.ca) {
+    client_options(
+        url,
+        "ask",
+        args.ca.as_ref(),
+        args.cert.as_ref().zip(args.key.as_ref()),
+    )
+}
+
+/// How a command of this program connects to a broker.
+pub(crate) fn client_options(
+    url: &BrokerUrl,
+    command: &str,
+    ca: Option<&PathBuf>,
+    identity: Option<(&PathBuf, &PathBuf)>,
+) -> Result<ClientOptions, Fault> {
+    let tls = match (url.tls, ca) {
         (true, Some(ca)) => Some(TlsFiles {
             ca: ca.clone(),
-            identity: args.cert.clone().zip(args.key.clone()),
+            identity: identity.map(|(cert, key)| (cert.clone(), key.clone())),
         }),
         (true, None) => {
             return Err(Fault::new(
@@ -141,9 +157,10 @@ fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
     Ok(ClientOptions {
         host: url.host.clone(),
         port: url.port,
-        client_id: format!("phi-edge-ask-{}", identity::boot_id()),
+        client_id: format!("phi-edge-{command}-{}", identity::boot_id()),
         credentials: url.username.clone().map(|user| (user, password)),
         tls,
+        session: None,
     })
 }
 

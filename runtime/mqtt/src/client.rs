@@ -4,14 +4,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::{
-    AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet, Publish,
-    PublishOptions, PublishProperties, QoS,
+    AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet,
+    PersistedAckMode, Publish, PublishOptions, PublishProperties, QoS,
 };
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::link::fault;
+use crate::link::{MemorySession, fault};
 use crate::tls::{TlsError, TlsFiles};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -31,6 +31,8 @@ pub struct ClientOptions {
     pub credentials: Option<(String, String)>,
     /// TLS.
     pub tls: Option<TlsFiles>,
+    /// How long the broker keeps messages for this client while it is away; `None` starts anew each time.
+    pub session: Option<Duration>,
 }
 
 /// Why the client can't go on.
@@ -84,7 +86,12 @@ impl Client {
     pub async fn connect(options: ClientOptions) -> Result<Self, ClientError> {
         let broker = format!("{}:{}", options.host, options.port);
         let mut mqtt = MqttOptions::new(options.client_id, Broker::tcp(options.host, options.port));
-        mqtt.set_clean_start(true)
+        if let Some(session) = options.session {
+            let seconds = u32::try_from(session.as_secs()).unwrap_or(u32::MAX);
+            mqtt.set_session_expiry_interval(Some(seconds))
+                .set_session_store(MemorySession::new(seconds, PersistedAckMode::Automatic));
+        }
+        mqtt.set_clean_start(options.session.is_none())
             .set_keep_alive(30)
             .set_max_packet_size(Some(MAX_PACKET))
             .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET))
@@ -116,6 +123,7 @@ impl Client {
                         let reason = match fault::Fault::of(&error) {
                             fault::Fault::Refused(reason) | fault::Fault::Down(reason) => reason,
                             fault::Fault::TakenOver => "another client has the same id".into(),
+                            fault::Fault::Dropped => "the broker closed the connection".into(),
                             fault::Fault::Closed => break,
                         };
                         let _ = failure_tx.try_send(reason);
@@ -177,6 +185,16 @@ impl Client {
             done = notice.wait_async() => done.map(drop).map_err(|error| ClientError::Send(error.to_string())),
             reason = self.failure.recv() => Err(self.lost(reason)),
         }
+    }
+
+    /// Publishes with QoS 1 and does not wait for the broker's acknowledgement.
+    ///
+    /// # Errors
+    /// The client has ended.
+    pub fn publish_later(&mut self, topic: &str, payload: impl Into<Bytes>) -> Result<(), ClientError> {
+        self.mqtt
+            .try_publish(topic, payload.into(), PublishOptions::at_least_once())
+            .map_err(|error| ClientError::Send(error.to_string()))
     }
 
     /// The next message; `None` if none comes within `limit`.

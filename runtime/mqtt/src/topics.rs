@@ -1,19 +1,44 @@
 //! Topics of the contract: building them, telling them apart, and what a response topic may be.
 
-/// The topics of one node.
+/// The topics of one node, and of the pool that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
     base: String,
     allowed: Vec<String>,
+    pool: Option<Pool>,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Pool {
+    /// The share's name.
+    name: String,
+    /// What stands before `/request`.
+    base: String,
 }
 
 /// What a message on one of our subscriptions is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Inbound<'a> {
-    /// `{base}/request[/{client}]`
-    Request(Option<&'a str>),
-    /// `{base}/cancel[/{client}]`
-    Cancel(Option<&'a str>),
+pub(crate) struct Inbound<'a> {
+    pub(crate) kind: Kind,
+    /// Below whose base.
+    pub(crate) scope: Scope,
+    /// The last level, where there is one.
+    pub(crate) client: Option<&'a str>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Request,
+    Cancel,
+}
+
+/// Who was asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Scope {
+    /// This node.
+    Node,
+    /// Any node of the pool.
+    Pool,
 }
 
 /// Why a response topic is refused.
@@ -43,7 +68,18 @@ impl Topics {
         Self {
             base: base.into(),
             allowed,
+            pool: None,
         }
+    }
+
+    /// The same node as a member of the pool `name`, whose topics are below `{pool_base}/{name}`.
+    #[must_use]
+    pub fn in_pool(mut self, pool_base: &str, name: &str) -> Self {
+        self.pool = Some(Pool {
+            name: name.to_owned(),
+            base: format!("{pool_base}/{name}"),
+        });
+        self
     }
 
     /// What stands before `/request`.
@@ -51,9 +87,26 @@ impl Topics {
         &self.base
     }
 
-    /// What the node subscribes to.
-    pub fn subscriptions(&self) -> [String; 4] {
-        ["request", "request/+", "cancel", "cancel/+"].map(|tail| format!("{}/{tail}", self.base))
+    /// What the node always subscribes to: its own requests, and cancellations, also of the pool's, as nobody but the node
+    /// that serves a request knows that it does.
+    pub fn subscriptions(&self) -> Vec<String> {
+        let below = |base: &str, tails: &[&str]| -> Vec<String> {
+            tails.iter().map(|tail| format!("{base}/{tail}")).collect()
+        };
+        let mut filters = below(&self.base, &["request", "request/+", "cancel", "cancel/+"]);
+        if let Some(pool) = &self.pool {
+            filters.extend(below(&pool.base, &["cancel", "cancel/+"]));
+        }
+        filters
+    }
+
+    /// The pool's requests, of which the broker gives each to one member; empty without a pool.
+    pub fn shared_subscriptions(&self) -> Vec<String> {
+        let pool = self.pool.iter();
+        pool.flat_map(|pool| {
+            ["request", "request/+"].map(|tail| format!("$share/{}/{}/{tail}", pool.name, pool.base))
+        })
+        .collect()
     }
 
     /// Where a request goes.
@@ -93,23 +146,50 @@ impl Topics {
         }
     }
 
+    /// Where replies go to a request that reached us in this way and names no response topic.
+    pub(crate) fn response_in(&self, scope: Scope, client: Option<&str>, id: &str) -> String {
+        let base = self.base_of(scope);
+        match client {
+            Some(client) => format!("{base}/response/{client}/{id}"),
+            None => format!("{base}/response/{id}"),
+        }
+    }
+
+    fn base_of(&self, scope: Scope) -> &str {
+        match (scope, &self.pool) {
+            (Scope::Pool, Some(pool)) => &pool.base,
+            _ => &self.base,
+        }
+    }
+
     /// Tells what a message is; `None` for a topic that was never subscribed to.
     pub(crate) fn inbound<'a>(&self, topic: &'a str) -> Option<Inbound<'a>> {
-        let tail = topic.strip_prefix(&self.base)?.strip_prefix('/')?;
+        let tail = |base: &str| topic.strip_prefix(base)?.strip_prefix('/');
+        let of_pool = || tail(&self.pool.as_ref()?.base);
+        let (scope, tail) = match tail(&self.base) {
+            Some(tail) => (Scope::Node, tail),
+            None => (Scope::Pool, of_pool()?),
+        };
         let (what, client) = match tail.split_once('/') {
             None => (tail, None),
             Some((what, client)) if !client.contains('/') => (what, Some(client)),
             Some(_) => return None,
         };
-        match what {
-            "request" => Some(Inbound::Request(client)),
-            "cancel" => Some(Inbound::Cancel(client)),
-            _ => None,
-        }
+        let kind = match what {
+            "request" => Kind::Request,
+            "cancel" => Kind::Cancel,
+            _ => return None,
+        };
+        Some(Inbound { kind, scope, client })
     }
 
     /// Whether replies to a request of `client` may go to `topic`.
-    pub fn check_response(&self, topic: &str, client: Option<&str>) -> Result<(), TopicError> {
+    pub(crate) fn check_response(
+        &self,
+        topic: &str,
+        scope: Scope,
+        client: Option<&str>,
+    ) -> Result<(), TopicError> {
         if topic.is_empty()
             || topic.len() > usize::from(u16::MAX)
             || topic.starts_with('$')
@@ -117,13 +197,17 @@ impl Topics {
         {
             return Err(TopicError::Invalid(topic.to_owned()));
         }
-        if !self.allowed.iter().any(|filter| filter_matches(filter, topic)) {
+        let responses = format!("{}/response/", self.base_of(scope));
+        let of_pool = scope == Scope::Pool && topic.starts_with(&responses);
+        // Own requests would be answers to ourselves, and so for ever.
+        let own = self.inbound(topic).is_some();
+        if own || !(of_pool || self.allowed.iter().any(|filter| filter_matches(filter, topic))) {
             return Err(TopicError::NotAllowed(topic.to_owned()));
         }
         let Some(client) = client else {
             return Ok(());
         };
-        let below = format!("{}/", self.below("response", Some(client)));
+        let below = format!("{responses}{client}/");
         if topic.len() > below.len() && topic.starts_with(&below) {
             return Ok(());
         }
@@ -195,21 +279,32 @@ mod tests {
 
     #[test]
     fn inbound_topics_are_told_apart() {
-        let t = topics();
-        assert_eq!(t.inbound("phi-edge/v1/box/request"), Some(Inbound::Request(None)));
-        assert_eq!(
-            t.inbound("phi-edge/v1/box/request/till-3"),
-            Some(Inbound::Request(Some("till-3")))
-        );
-        assert_eq!(
-            t.inbound("phi-edge/v1/box/cancel/x"),
-            Some(Inbound::Cancel(Some("x")))
-        );
+        let t = topics().in_pool("phi-edge/v1/pool", "plant");
+        for (topic, kind, scope, client) in [
+            ("phi-edge/v1/box/request", Kind::Request, Scope::Node, None),
+            (
+                "phi-edge/v1/box/request/till-3",
+                Kind::Request,
+                Scope::Node,
+                Some("till-3"),
+            ),
+            ("phi-edge/v1/box/cancel/x", Kind::Cancel, Scope::Node, Some("x")),
+            (
+                "phi-edge/v1/pool/plant/request/x",
+                Kind::Request,
+                Scope::Pool,
+                Some("x"),
+            ),
+            ("phi-edge/v1/pool/plant/cancel", Kind::Cancel, Scope::Pool, None),
+        ] {
+            assert_eq!(t.inbound(topic), Some(Inbound { kind, scope, client }), "{topic}");
+        }
         for other in [
             "phi-edge/v1/box",
             "phi-edge/v1/box/request/a/b",
             "phi-edge/v1/box/status",
             "phi-edge/v1/boxer/request",
+            "phi-edge/v1/pool/other/request",
             "x",
         ] {
             assert_eq!(t.inbound(other), None, "{other}");
@@ -219,20 +314,26 @@ mod tests {
     #[test]
     fn response_topics_are_bounded() {
         let t = topics();
-        assert!(t.check_response("phi-edge/v1/box/response/1", None).is_ok());
-        assert!(t.check_response("apps/till/answers", None).is_ok());
+        assert!(
+            t.check_response("phi-edge/v1/box/response/1", Scope::Node, None)
+                .is_ok()
+        );
+        assert!(t.check_response("apps/till/answers", Scope::Node, None).is_ok());
         for bad in ["", "a/+", "a/#", "$SYS/x", "a\0b"] {
             assert!(
-                matches!(t.check_response(bad, None), Err(TopicError::Invalid(_))),
+                matches!(
+                    t.check_response(bad, Scope::Node, None),
+                    Err(TopicError::Invalid(_))
+                ),
                 "{bad:?}"
             );
         }
         assert!(matches!(
-            t.check_response("elsewhere", None),
+            t.check_response("elsewhere", Scope::Node, None),
             Err(TopicError::NotAllowed(_))
         ));
         assert!(
-            t.check_response("phi-edge/v1/box/response/c/1", Some("c"))
+            t.check_response("phi-edge/v1/box/response/c/1", Scope::Node, Some("c"))
                 .is_ok()
         );
         for bad in [
@@ -242,12 +343,56 @@ mod tests {
         ] {
             assert!(
                 matches!(
-                    t.check_response(bad, Some("c")),
+                    t.check_response(bad, Scope::Node, Some("c")),
                     Err(TopicError::NotOfClient { .. })
                 ),
                 "{bad}"
             );
         }
+    }
+
+    #[test]
+    fn own_topics_are_never_answered_on() {
+        let t = Topics::new("b", vec!["#".into()]).in_pool("p", "x");
+        for own in ["b/request", "b/cancel/c", "p/x/request"] {
+            assert!(
+                matches!(
+                    t.check_response(own, Scope::Node, None),
+                    Err(TopicError::NotAllowed(_))
+                ),
+                "{own}"
+            );
+        }
+        assert!(t.check_response("elsewhere", Scope::Node, None).is_ok());
+    }
+
+    #[test]
+    fn a_pool_shares_its_requests_and_has_responses_of_its_own() {
+        let t = topics().in_pool("phi-edge/v1/pool", "plant");
+        assert_eq!(
+            t.shared_subscriptions(),
+            [
+                "$share/plant/phi-edge/v1/pool/plant/request",
+                "$share/plant/phi-edge/v1/pool/plant/request/+"
+            ]
+        );
+        assert!(
+            t.check_response("phi-edge/v1/pool/plant/response/c/1", Scope::Pool, Some("c"))
+                .is_ok()
+        );
+        assert!(
+            t.check_response("phi-edge/v1/pool/plant/response/d/1", Scope::Pool, Some("c"))
+                .is_err()
+        );
+        assert!(
+            t.check_response("phi-edge/v1/pool/plant/response/1", Scope::Node, None)
+                .is_err()
+        );
+        assert_eq!(
+            t.response_in(Scope::Pool, Some("c"), "1"),
+            "phi-edge/v1/pool/plant/response/c/1"
+        );
+        assert!(topics().shared_subscriptions().is_empty());
     }
 
     /// The standard's rules, written down level by level.

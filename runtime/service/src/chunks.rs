@@ -6,6 +6,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::job::{JobKey, ReplyAddress};
+use crate::ledger::Start;
 use crate::reply::{Reply, ReplyBody};
 
 /// Collects one answer's text and sends it on at intervals, the first piece at once.
@@ -15,6 +16,7 @@ use crate::reply::{Reply, ReplyBody};
 pub(crate) struct Chunks {
     key: JobKey,
     address: ReplyAddress,
+    attempt: u32,
     replies: mpsc::Sender<Reply>,
     interval: Duration,
     pending: String,
@@ -23,15 +25,11 @@ pub(crate) struct Chunks {
 }
 
 impl Chunks {
-    pub(crate) fn new(
-        key: JobKey,
-        address: ReplyAddress,
-        replies: mpsc::Sender<Reply>,
-        interval: Duration,
-    ) -> Self {
+    pub(crate) fn new(start: &Start, replies: mpsc::Sender<Reply>, interval: Duration) -> Self {
         Self {
-            key,
-            address,
+            key: start.job.key.clone(),
+            address: start.job.reply.clone(),
+            attempt: start.attempt,
             replies,
             interval,
             pending: String::new(),
@@ -72,11 +70,11 @@ impl Chunks {
             key: self.key.clone(),
             address: self.address.clone(),
             body: ReplyBody::Chunk {
-                // Jobs don't outlive the process yet, so that each has one attempt.
-                attempt: 1,
+                attempt: self.attempt,
                 seq: self.seq,
                 delta: std::mem::take(&mut self.pending),
             },
+            delivery: None,
         });
         self.seq += 1;
     }

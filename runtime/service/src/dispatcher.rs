@@ -13,6 +13,7 @@ use crate::ledger::Closed;
 use crate::reply::{ErrorCode, Reply};
 use crate::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
+use crate::store::Signals;
 
 /// The task that starts jobs, takes their ends and hands outcomes on.
 pub(crate) struct Dispatcher {
@@ -20,6 +21,8 @@ pub(crate) struct Dispatcher {
     runner: Runner,
     running: JoinSet<Ended>,
     keys: HashMap<Id, JobKey>,
+    /// The times that the store was given everything anew.
+    refilled: u64,
 }
 
 impl Dispatcher {
@@ -29,6 +32,7 @@ impl Dispatcher {
             runner,
             running: JoinSet::new(),
             keys: HashMap::new(),
+            refilled: 0,
         }
     }
 
@@ -45,6 +49,7 @@ impl Dispatcher {
             };
             tokio::select! {
                 () = self.shared.wake.notified() => {}
+                () = store_news(self.shared.signals.as_deref()) => self.heed_store(),
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended),
                 permit = replies.reserve(), if has_outgoing => self.hand_over(permit.ok()),
                 () = until(expiry) => {}
@@ -61,6 +66,20 @@ impl Dispatcher {
         drop(self.runner);
         if !engine.stop(HANDOVER).await {
             tracing::warn!("the engine's thread did not end in time");
+        }
+    }
+
+    /// Reads what the store could read at last, and writes all there is where the store asks for it.
+    fn heed_store(&mut self) {
+        let Some(signals) = &self.shared.signals else {
+            return;
+        };
+        let wanted = *signals.refill.borrow();
+        let mut ledger = self.shared.ledger();
+        ledger.restore_if_any(Instant::now());
+        if wanted != self.refilled {
+            self.refilled = wanted;
+            ledger.write_all();
         }
     }
 
@@ -101,5 +120,13 @@ impl Dispatcher {
         if let Some(key) = self.keys.remove(&id) {
             self.shared.ledger().ended(&key, ended, Instant::now());
         }
+    }
+}
+
+/// Waits until the store has something to tell; for ever without one.
+async fn store_news(signals: Option<&Signals>) {
+    match signals {
+        Some(signals) => signals.news.notified().await,
+        None => std::future::pending().await,
     }
 }

@@ -23,6 +23,16 @@ pub struct ReplyAddress {
     pub correlation: Option<Vec<u8>>,
 }
 
+impl ReplyAddress {
+    /// For what is sent elsewhere by its kind.
+    pub fn nowhere() -> Self {
+        Self {
+            topic: String::new(),
+            correlation: None,
+        }
+    }
+}
+
 /// Who goes first.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
@@ -60,4 +70,6 @@ pub struct NewJob {
     pub session: Option<String>,
     /// Where the replies go.
     pub reply: ReplyAddress,
+    /// Tells a message from others, the same again if the broker delivers it again; `None` where it never does.
+    pub receipt: Option<[u8; 32]>,
 }

@@ -3,7 +3,9 @@
 //! It must never know MQTT client types, topics' meaning, wire formats, or ONNX Runtime.
 //!
 //! A job enters by [`Service::submit`], waits in the ledger, runs on the engine's thread and leaves as
-//! [`Reply`]s on the channel given to [`Service::start`]: chunks that may be lost, and exactly one outcome.
+//! [`Reply`]s on the channel given to [`Service::start`]: chunks that may be lost, and exactly one outcome. With a
+//! [`Store`] it does so across restarts: what was accepted goes on, and outcomes are kept until
+//! [`Service::delivered`].
 
 mod chunks;
 mod dispatcher;
@@ -11,14 +13,17 @@ mod engine_handle;
 mod engine_thread;
 mod generation;
 mod job;
+mod journal;
 mod ledger;
 mod pace;
 mod prompts;
+mod quota;
 mod reply;
 mod runner;
 mod service;
 mod sessions;
 mod stats;
+mod store;
 
 pub use engine_handle::{EngineHandle, EngineInfo, EngineLost};
 pub use phi_edge_engine::Sampling;
@@ -28,6 +33,8 @@ pub use engine_thread::{StartError, spawn_engine};
 pub use generation::{EngineCommand, Generation, Sink, Update};
 pub use job::{JobKey, NewJob, Priority, ReplyAddress};
 pub use prompts::Prompts;
-pub use reply::{Answer, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
+pub use quota::Quota;
+pub use reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
 pub use service::{Service, ServiceConfig};
 pub use stats::Stats;
+pub use store::{LastEnd, Store, StoreConfig, StoreError, StoreHealth};

@@ -15,6 +15,7 @@ const WEIGHT: f64 = 0.2;
 pub(crate) struct Pace {
     job_seconds: Option<f64>,
     tokens_per_s: Option<f64>,
+    first_token: Option<f64>,
 }
 
 impl Pace {
@@ -23,6 +24,10 @@ impl Pace {
         blend(
             &mut self.job_seconds,
             (answer.prefill + answer.decode).as_secs_f64(),
+        );
+        blend(
+            &mut self.first_token,
+            (answer.queued + answer.prefill).as_secs_f64(),
         );
         // The first token comes out of the prefill: decoding made the others.
         let decoded = answer.completion_tokens.saturating_sub(1);
@@ -36,6 +41,12 @@ impl Pace {
 
     pub(crate) fn tokens_per_s(&self) -> f64 {
         self.tokens_per_s.unwrap_or(0.0)
+    }
+
+    /// From acceptance to the first token; zero until there was one.
+    pub(crate) fn first_token(&self) -> Duration {
+        let seconds = self.first_token.unwrap_or(0.0);
+        Duration::try_from_secs_f64(seconds).unwrap_or_default()
     }
 
     /// When to come back to a full queue: at least a second, at most `most`.
@@ -75,6 +86,7 @@ mod tests {
             queued: Duration::ZERO,
             prefill: Duration::from_secs(prefill),
             decode: Duration::from_secs(decode),
+            model: "".into(),
         }
     }
 

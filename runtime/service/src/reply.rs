@@ -1,5 +1,6 @@
 //! What a client is told.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::job::{JobKey, ReplyAddress};
@@ -13,9 +14,12 @@ pub struct Reply {
     pub address: ReplyAddress,
     /// What it says.
     pub body: ReplyBody,
+    /// Names a message that is kept until [`crate::Service::delivered`] is told that the broker has it; `None` for one
+    /// that is not kept.
+    pub delivery: Option<u64>,
 }
 
-/// The three kinds of reply.
+/// The kinds of reply.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplyBody {
     /// Text as it grows; loss does no harm.
@@ -31,6 +35,23 @@ pub enum ReplyBody {
     Final(Answer),
     /// Why there is none.
     Error(Refusal),
+    /// For the operator: what could not be served. Its address is nobody's.
+    DeadLetter(DeadLetter),
+}
+
+/// What could not be served.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// An error code's word.
+    pub reason: String,
+    /// One line.
+    pub message: String,
+    /// Where the original came from, or should have gone.
+    pub topic: String,
+    /// The request's id, if it has one.
+    pub id: Option<String>,
+    /// The original.
+    pub payload: Vec<u8>,
 }
 
 /// A finished answer.
@@ -54,6 +75,8 @@ pub struct Answer {
     pub prefill: Duration,
     /// From the first token to the end.
     pub decode: Duration,
+    /// The model that wrote it.
+    pub model: Arc<str>,
 }
 
 /// Why an answer ended.
@@ -67,6 +90,24 @@ pub enum FinishReason {
     Cancelled,
     /// Its deadline passed.
     Deadline,
+}
+
+impl FinishReason {
+    /// The reason's spelling on the wire and in the store.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Stop => "stop",
+            Self::Length => "length",
+            Self::Cancelled => "cancelled",
+            Self::Deadline => "deadline",
+        }
+    }
+
+    pub(crate) fn from_word(word: &str) -> Option<Self> {
+        [Self::Stop, Self::Length, Self::Cancelled, Self::Deadline]
+            .into_iter()
+            .find(|reason| reason.as_str() == word)
+    }
 }
 
 /// Why a request gets no answer.
@@ -120,6 +161,24 @@ impl ErrorCode {
             Self::Unavailable => "unavailable",
             Self::Internal => "internal",
         }
+    }
+}
+
+impl ErrorCode {
+    const ALL: [Self; 9] = [
+        Self::BadRequest,
+        Self::TooLarge,
+        Self::Busy,
+        Self::Expired,
+        Self::Cancelled,
+        Self::ContextOverflow,
+        Self::Unsupported,
+        Self::Unavailable,
+        Self::Internal,
+    ];
+
+    pub(crate) fn from_word(word: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|code| code.as_str() == word)
     }
 }
 

@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::chunks::Chunks;
-use crate::engine_handle::{Ask, EngineClient, EngineLost};
+use crate::engine_handle::{Ask, EngineClient};
 use crate::generation::{Generation, Update};
 use crate::ledger::Start;
 use crate::prompts::Prompts;
@@ -32,6 +32,8 @@ pub(crate) enum Ended {
         code: ErrorCode,
         message: String,
     },
+    /// The engine is gone.
+    Lost,
 }
 
 impl Ended {
@@ -40,13 +42,6 @@ impl Ended {
             code,
             message: message.into(),
         }
-    }
-
-    fn lost() -> Self {
-        Self::failed(
-            ErrorCode::Unavailable,
-            format!("{EngineLost}; send the request again later"),
-        )
     }
 }
 
@@ -63,6 +58,10 @@ impl Runner {
     /// Runs a job to its end: by itself, by its deadline, or by `start.stop`.
     pub(crate) async fn run(self, start: Start) -> Ended {
         let waited = start.accepted.elapsed();
+        let chunks = start
+            .job
+            .stream
+            .then(|| Chunks::new(&start, self.replies, self.chunk_interval));
         let ask = Ask {
             prompt: start.prompt,
             max_tokens: start.job.max_tokens,
@@ -74,12 +73,8 @@ impl Runner {
             detokenizer: self.prompts.detokenizer(),
         };
         let Ok(generation) = self.engine.generate(ask).await else {
-            return Ended::lost();
+            return Ended::Lost;
         };
-        let chunks = start
-            .job
-            .stream
-            .then(|| Chunks::new(start.job.key, start.job.reply, self.replies, self.chunk_interval));
         follow(Run {
             generation,
             chunks,
@@ -153,7 +148,7 @@ async fn follow(mut run: Run) -> Ended {
                 };
             }
             Some(Update::Failed(reason)) => return failed(reason),
-            Some(_) => return Ended::lost(),
+            Some(_) => return Ended::Lost,
         }
     }
 }

@@ -12,18 +12,22 @@ use tokio::time::{Instant, timeout};
 
 use crate::dispatcher::Dispatcher;
 use crate::engine_handle::{EngineHandle, EngineInfo};
+use crate::job::ReplyAddress;
 use crate::job::{JobKey, NewJob};
+use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger, Limits, Verdict};
 use crate::prompts::Prompts;
-use crate::reply::{ErrorCode, Refusal, Reply};
+use crate::quota::Quota;
+use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
+use crate::store::{Signals, Store};
 
 /// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Bounds and times of the service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceConfig {
     /// The most jobs that wait for a slot; one more is refused as `busy`. Also the most outcomes that may
     /// wait to be taken before new requests are refused.
@@ -44,6 +48,10 @@ pub struct ServiceConfig {
     pub session_ttl: Duration,
     /// The most memory of sessions that nobody uses, in bytes: four a token.
     pub session_memory: usize,
+    /// What one client may ask for.
+    pub quota: Quota,
+    /// The model's name, for answers.
+    pub model: String,
 }
 
 impl Default for ServiceConfig {
@@ -58,6 +66,8 @@ impl Default for ServiceConfig {
             keep_bytes: 8 << 20,
             session_ttl: Duration::from_mins(30),
             session_memory: 16 << 20,
+            quota: Quota::default(),
+            model: String::new(),
         }
     }
 }
@@ -78,6 +88,8 @@ pub(crate) struct Shared {
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
     stats: watch::Sender<Stats>,
+    /// What the store tells, if there is one.
+    pub(crate) signals: Option<Arc<Signals>>,
     /// Ends the dispatcher.
     pub(crate) finish: watch::Sender<bool>,
     pub(crate) engine_lost: watch::Sender<bool>,
@@ -95,13 +107,25 @@ impl Drop for Dispatching {
 }
 
 impl Service {
-    /// Starts the service on the current tokio runtime. Chunks and outcomes go to `replies`: chunks only
-    /// while it has room, outcomes as soon as it has.
+    /// Starts the service on the current tokio runtime, in memory alone. Chunks and outcomes go to `replies`: chunks
+    /// only while it has room, outcomes as soon as it has.
     pub fn start(
         config: ServiceConfig,
         engine: EngineHandle,
         prompts: Arc<dyn Prompts>,
         replies: mpsc::Sender<Reply>,
+    ) -> Self {
+        Self::start_with(config, engine, prompts, replies, None)
+    }
+
+    /// As [`Service::start`], with a store: what an earlier process left in it goes on, nothing is accepted before it is
+    /// stored, and no outcome leaves before it is.
+    pub fn start_with(
+        config: ServiceConfig,
+        engine: EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        replies: mpsc::Sender<Reply>,
+        store: Option<Store>,
     ) -> Self {
         let limits = Limits {
             slots: engine.info().slots.max(1),
@@ -112,11 +136,17 @@ impl Service {
             keep_bytes: config.keep_bytes,
             session_ttl: config.session_ttl,
             session_memory: config.session_memory,
+            quota: config.quota,
+            model: config.model.into(),
         };
         // The standard library's hasher seeds are random: unique enough to tell processes apart.
         let boot = RandomState::new().hash_one(std::process::id());
-        let ledger = Ledger::new(limits, boot);
+        let journal = Journal::new(store);
+        let signals = journal.signals();
+        let mut ledger = Ledger::new(limits, boot, journal);
+        ledger.restore_if_any(Instant::now());
         let shared = Arc::new(Shared {
+            signals,
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
@@ -140,109 +170,90 @@ impl Service {
         }
     }
 
-    /// Takes a request. `Ok`: it is accepted (or is a repeat of one that was) and its outcome will come
-    /// on the reply channel. `Err`: it is not, and the refusal is all there will be.
+    /// Takes a request. `Ok`: it is accepted (or is a repeat of one that was), can't be lost any more, and its outcome
+    /// will come on the reply channel. `Err`: it is not, and the refusal is all there will be.
     ///
     /// A repeat of a known id with the same body gets the stored outcome again or waits for it.
     pub async fn submit(&self, job: NewJob) -> Result<(), Refusal> {
-        self.take(job, false).await
+        self.receive(job, false).await
     }
 
     /// As [`Service::submit`], for a message that the broker marked as sent again: where the request is
     /// known nothing more is sent.
     pub async fn submit_redelivered(&self, job: NewJob) -> Result<(), Refusal> {
-        self.take(job, true).await
+        self.receive(job, true).await
     }
 
-    async fn take(&self, job: NewJob, redelivered: bool) -> Result<(), Refusal> {
+    /// As [`Service::submit`] or, if `redelivered`, [`Service::submit_redelivered`]. The request has its place among
+    /// others, and can be cancelled, when this returns; dropping what it returns takes nothing back.
+    pub fn receive(
+        &self,
+        job: NewJob,
+        redelivered: bool,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
         let key = job.key.clone();
-        let taken = self.try_take(job, redelivered).await;
-        self.shared.changed();
-        if let Err(refusal) = &taken {
-            tracing::info!(
-                job.id = key.id,
-                job.client = key.client,
-                code = refusal.code.as_str(),
-                error = refusal.message,
-                "request refused"
-            );
-        }
-        taken
-    }
-
-    async fn try_take(&self, job: NewJob, redelivered: bool) -> Result<(), Refusal> {
-        let said = {
-            let mut ledger = self.shared.ledger();
-            if ledger.admit(&job, redelivered)? == Verdict::Known {
-                return Ok(());
-            }
-            ledger.begin_session(&job, Instant::now())?
-        };
-        let reserved = job.session.clone().map(|session| (job.key.clone(), session));
-        let taken = self.encode_and_accept(job, said).await;
-        if let (Err(_), Some((key, session))) = (&taken, reserved) {
-            self.shared
-                .ledger()
-                .release_session(&key, &session, Instant::now());
-        }
-        taken
-    }
-
-    async fn encode_and_accept(&self, mut job: NewJob, said: Vec<TokenId>) -> Result<(), Refusal> {
-        let prompts = Arc::clone(&self.shared.prompts);
-        let messages = std::mem::take(&mut job.messages);
-        let said_before = said.len();
-        // Long prompts take the tokenizer long: not on a thread that others wait for.
-        let encoded = tokio::task::spawn_blocking(move || {
-            if said.is_empty() {
-                return prompts.encode(&messages);
-            }
-            let mut prompt = said;
-            prompt.extend(prompts.encode_continuation(&messages)?);
-            Ok(prompt)
-        })
-        .await;
-        let mut ledger = self.shared.ledger();
-        let prompt = match encoded {
-            Ok(Ok(prompt)) => prompt,
-            Ok(Err(message)) => {
-                return Err(ledger.refuse(
-                    ErrorCode::BadRequest,
-                    format!("messages: the prompt can't be built: {message}"),
-                ));
-            }
-            Err(error) => {
-                tracing::error!(%error, "encoding a prompt panicked");
-                return Err(ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"));
-            }
-        };
-        let context = self.shared.engine.context_length;
-        if prompt.len() >= context {
-            let overflow = phi_edge_engine::Failure::ContextOverflow {
-                prompt: prompt.len(),
-                context,
-            };
-            let mut message = overflow.to_string();
-            if said_before > 0 {
-                let _ = write!(
-                    message,
-                    "; {said_before} of them are what the session has said so far: begin a new one"
+        let first = shared.ledger().admit(&job, redelivered, Instant::now());
+        // A task of its own: whoever waits may leave.
+        let task = tokio::spawn(async move {
+            let taken = shared.take(job, redelivered, first).await;
+            shared.changed();
+            if let Err(refusal) = &taken {
+                tracing::info!(
+                    job.id = key.id,
+                    job.client = key.client,
+                    code = refusal.code.as_str(),
+                    error = refusal.message,
+                    "request refused"
                 );
             }
-            return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
+            taken
+        });
+        let shared = Arc::clone(&self.shared);
+        async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "taking a request failed");
+                Err(shared
+                    .ledger()
+                    .refuse(ErrorCode::Internal, "a fault inside the service"))
+            })
         }
-        if let Some(most) = self.shared.max_prompt_tokens
-            && prompt.len() > most
-        {
-            let message = format!(
-                "the prompt has {} tokens, limits.max_prompt_tokens is {most}",
-                prompt.len()
-            );
-            return Err(ledger.refuse(ErrorCode::TooLarge, message));
-        }
-        // The commit point: what is accepted here is promised. A durable store writes before this line.
-        ledger.accept(job, prompt, Instant::now())?;
-        Ok(())
+    }
+
+    /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
+    /// will not be; it leaves in any case. `receipt` is that of the message it answers.
+    pub fn post(
+        &self,
+        key: JobKey,
+        address: ReplyAddress,
+        body: ReplyBody,
+        receipt: Option<[u8; 32]>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        let stored = shared.ledger().post(key, address, body, receipt);
+        shared.changed();
+        async move { shared.stored_or_not(stored).await }
+    }
+
+    /// A name for a refusal's `reply_id`.
+    pub fn refusal(&self, code: ErrorCode, message: impl Into<String>) -> Refusal {
+        self.shared.ledger().refuse(code, message)
+    }
+
+    /// Whether a request of this receipt was refused, so that its redelivery needs no other answer.
+    pub fn was_refused(&self, receipt: &[u8; 32]) -> bool {
+        self.shared.ledger().was_refused(receipt)
+    }
+
+    /// Whether there is, or was lately, a job of this name.
+    pub fn knows(&self, key: &JobKey) -> bool {
+        self.shared.ledger().knows(key)
+    }
+
+    /// The broker has acknowledged the message of this [`Reply::delivery`]: it is kept no longer.
+    pub fn delivered(&self, delivery: u64) {
+        self.shared.ledger().delivered(delivery);
+        self.shared.changed();
     }
 
     /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
@@ -277,8 +288,9 @@ impl Service {
         let _ = lost.wait_for(|lost| *lost).await;
     }
 
-    /// Ends the service. From now on requests are refused as `unavailable`, and so end those that have not
-    /// started; what runs may end within `grace` and is then cut short. Returns when all outcomes are taken
+    /// Ends the service. From now on requests are refused as `unavailable`. What runs may end within `grace` and is then
+    /// cut short. With a store, what was cut short and what has not started is kept for the next process; without,
+    /// the former ends with the text it has and the latter as `unavailable`. Returns when all outcomes are taken
     /// off the reply channel's queue, or a few seconds after nobody took them, with the engine's thread gone.
     pub async fn drain(&self, grace: Duration) {
         tracing::info!(grace_s = grace.as_secs_f64(), "draining");
@@ -307,7 +319,123 @@ impl Service {
     }
 }
 
+impl Service {
+    /// Writes what is still to be written and lets the store go; nothing is kept after this.
+    pub async fn close_store(&self) {
+        let journal = self.shared.ledger().close_store();
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
+            tracing::error!(%error, "the store was not closed in good order");
+        }
+    }
+}
+
 impl Shared {
+    async fn take(
+        &self,
+        job: NewJob,
+        redelivered: bool,
+        mut verdict: Result<Verdict, Refusal>,
+    ) -> Result<(), Refusal> {
+        loop {
+            match verdict? {
+                Verdict::Known(stored) => {
+                    self.stored_or_not(stored).await;
+                    return Ok(());
+                }
+                Verdict::Arriving(mut arriving) => {
+                    // Ends with an error, when the other has arrived or was refused.
+                    while arriving.changed().await.is_ok() {}
+                    verdict = self.ledger().admit(&job, redelivered, Instant::now());
+                }
+                Verdict::New { said } => {
+                    let key = job.key.clone();
+                    let accepted = self.accept(job, said).await;
+                    let mut ledger = self.ledger();
+                    match accepted {
+                        Ok(()) => ledger.arrived(&key, Instant::now()),
+                        Err(_) => ledger.abandon(&key, Instant::now()),
+                    }
+                    return accepted;
+                }
+            }
+        }
+    }
+
+    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>) -> Result<(), Refusal> {
+        let prompts = Arc::clone(&self.prompts);
+        let messages = std::mem::take(&mut job.messages);
+        let said_before = said.len();
+        // Long prompts take the tokenizer long: not on a thread that others wait for.
+        let encoded = tokio::task::spawn_blocking(move || {
+            if said.is_empty() {
+                return prompts.encode(&messages);
+            }
+            let mut prompt = said;
+            prompt.extend(prompts.encode_continuation(&messages)?);
+            Ok(prompt)
+        })
+        .await;
+        let stored = {
+            let mut ledger = self.ledger();
+            let prompt = match encoded {
+                Ok(Ok(prompt)) => prompt,
+                Ok(Err(message)) => {
+                    return Err(ledger.refuse(
+                        ErrorCode::BadRequest,
+                        format!("messages: the prompt can't be built: {message}"),
+                    ));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "encoding a prompt panicked");
+                    return Err(ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"));
+                }
+            };
+            self.check_length(&mut ledger, prompt.len(), said_before)?;
+            ledger.accept(job, prompt, Instant::now())?
+        };
+        match stored {
+            None => Ok(()),
+            Some(stored) => stored.wait().await.map_err(|reason| {
+                self.ledger().refuse(
+                    ErrorCode::Unavailable,
+                    format!("the request can't be stored ({reason}); send it again later"),
+                )
+            }),
+        }
+    }
+
+    fn check_length(&self, ledger: &mut Ledger, prompt: usize, said_before: usize) -> Result<(), Refusal> {
+        let context = self.engine.context_length;
+        if prompt >= context {
+            let mut message = phi_edge_engine::Failure::ContextOverflow { prompt, context }.to_string();
+            if said_before > 0 {
+                let _ = write!(
+                    message,
+                    "; {said_before} of them are what the session has said so far: begin a new one"
+                );
+            }
+            return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
+        }
+        if let Some(most) = self.max_prompt_tokens
+            && prompt > most
+        {
+            let message = format!("the prompt has {prompt} tokens, limits.max_prompt_tokens is {most}");
+            return Err(ledger.refuse(ErrorCode::TooLarge, message));
+        }
+        Ok(())
+    }
+
+    /// Waits for messages that promise nothing: they leave even if they can't be stored.
+    async fn stored_or_not(&self, stored: Option<Stored>) {
+        let Some(stored) = stored else { return };
+        let batch = stored.batch;
+        if let Err(reason) = stored.wait().await {
+            tracing::debug!(%reason, "a message leaves without being stored");
+            self.ledger().leave_unstored(batch);
+            self.wake.notify_one();
+        }
+    }
+
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
         lock(&self.ledger)
     }

@@ -229,6 +229,7 @@ async fn the_same_id_with_another_body_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn outcomes_are_forgotten_in_the_end() {
     let config = ServiceConfig {
+        max_deadline: Duration::from_mins(1),
         keep_for: Duration::from_mins(1),
         keep_outcomes: 2,
         ..ServiceConfig::default()

@@ -1,16 +1,23 @@
 //! `phi-edge run`: the daemon. Configuration, parts, signals, an orderly end.
 
+#[cfg(unix)]
+mod crash;
+mod health;
+mod life;
 pub(crate) mod parts;
+mod pool;
 mod signals;
 mod stats;
 
 use std::time::Duration;
 
-use phi_edge_config::{Config, Loaded};
+use phi_edge_config::{Config, Loaded, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkState};
-use phi_edge_service::{Service, ServiceConfig, StartError, spawn_engine};
+use phi_edge_service::{
+    LastEnd, Quota, Service, ServiceConfig, StartError, Store, StoreConfig, spawn_engine,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;
@@ -20,6 +27,7 @@ use crate::local::{self, Choice};
 use crate::logging;
 use crate::settings;
 
+use life::Life;
 use signals::Signals;
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
@@ -42,6 +50,14 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     // A model that is still being loaded is not worth waiting for.
     runtime.shutdown_background();
     outcome
+}
+
+/// `phi-edge record-exit`: notes what systemd says of the daemon's end.
+pub(crate) fn record_exit(args: &ConfigArgs) -> Result<(), Fault> {
+    let loaded = settings::load(args)?;
+    let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
+    life::record(&loaded.config.store.path, &result);
+    Ok(())
 }
 
 fn announce(loaded: &Loaded) {
@@ -97,13 +113,24 @@ impl<'a> App<'a> {
         // Before anything is connected: a wrong folder is the commonest fault.
         let model = ModelDir::open(&config.model.path)?;
         let text = model.text()?;
+        let (life, last_end) = Life::begin(&config.store.path);
+        let store = self.store(last_end)?;
+        let store_health = store.health();
         let broker = parts::embedded_broker(config).await?;
         let link_config = parts::link(config, broker.as_ref())?;
         let (service_tx, service_rx) = watch::channel(None);
         let (replies_tx, replies) = mpsc::channel(REPLIES);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
-        let link = Link::start(link_config, service_rx, replies, self.status.subscribe(), stats)
-            .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        let (open_tx, open) = watch::channel(false);
+        let link = Link::start(
+            link_config,
+            service_rx,
+            replies,
+            self.status.subscribe(),
+            stats,
+            open,
+        )
+        .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         let mut link_state = link.state();
 
         let name = model.name();
@@ -115,30 +142,44 @@ impl<'a> App<'a> {
                 Err(fault) => {
                     self.state(State::Degraded, Some(fault.message.clone()));
                     link.shutdown(LAST_REPLIES).await;
+                    life.end();
                     return Err(fault);
                 }
             },
             () = signals.next() => {
                 self.state(State::Draining, Some("stopped while the model was loading".into()));
                 link.shutdown(LAST_REPLIES).await;
+                life.end();
                 return Ok(());
             }
-            () = taken_over(&mut link_state) => return Err(parts::taken_over()),
+            () = taken_over(&mut link_state) => {
+                life.end();
+                return Err(parts::taken_over());
+            }
         };
 
         let context = engine.info().context_length;
-        let service = Service::start(
+        let service = Service::start_with(
             ServiceConfig {
                 queue: config.limits.queue,
                 max_deadline: config.limits.max_deadline.get(),
                 max_prompt_tokens: config.limits.max_prompt_tokens,
                 session_ttl: config.limits.session_ttl.get(),
-                session_memory: usize::try_from(config.limits.session_memory.bytes()).unwrap_or(usize::MAX),
+                session_memory: parts::usize_of(config.limits.session_memory.bytes()),
+                keep_for: config.store.keep_for.get(),
+                keep_outcomes: config.store.keep_outcomes,
+                keep_bytes: parts::usize_of(config.store.keep_memory.bytes()),
+                quota: Quota {
+                    requests: config.limits.client_requests_per_minute,
+                    tokens: config.limits.client_tokens_per_minute,
+                },
+                model: name.clone(),
                 ..ServiceConfig::default()
             },
             engine,
             std::sync::Arc::new(text),
             replies_tx,
+            Some(store),
         );
         service_tx.send_replace(Some(service.clone()));
         self.status.send_modify(|status| {
@@ -149,6 +190,14 @@ impl<'a> App<'a> {
             status.provider = Some(provider.into());
         });
         tracing::info!(model = name, provider, context, base = config.node.base, "ready");
+        let health = tokio::spawn(health::watch(self.status.clone(), store_health));
+        let pool = pool::watch(
+            service.clone(),
+            self.status.subscribe(),
+            config.limits.queue,
+            open_tx,
+        );
+        let pool = tokio::spawn(pool);
         let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
 
         let end = tokio::select! {
@@ -156,7 +205,9 @@ impl<'a> App<'a> {
             () = taken_over(&mut link_state) => End::TakenOver,
             () = service.engine_lost() => End::EngineLost,
         };
-        self.end(end, signals, service, link, publisher).await
+        health.abort();
+        let helpers = vec![publisher, pool];
+        self.end(end, signals, service, link, helpers, life).await
     }
 
     /// Loads the model on the engine's thread.
@@ -185,13 +236,15 @@ impl<'a> App<'a> {
         mut signals: Signals,
         service: Service,
         link: Link,
-        publisher: tokio::task::JoinHandle<()>,
+        helpers: Vec<tokio::task::JoinHandle<()>>,
+        life: Life,
     ) -> Result<(), Fault> {
         let grace = self.config.limits.drain_grace.get();
         let (reason, outcome) = match end {
             End::Signal => ("stopped".to_owned(), Ok(())),
             End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),
             End::EngineLost => {
+                life.crashed();
                 let fault = Fault::failed("the engine has failed; the log above says how");
                 (fault.message.clone(), Err(fault))
             }
@@ -200,8 +253,9 @@ impl<'a> App<'a> {
         link.stop_taking();
         let orderly = async {
             service.drain(grace).await;
-            publisher.abort();
+            helpers.iter().for_each(tokio::task::JoinHandle::abort);
             link.shutdown(LAST_REPLIES).await;
+            service.close_store().await;
         };
         tokio::select! {
             () = orderly => tracing::info!("phi-edge ends"),
@@ -210,7 +264,22 @@ impl<'a> App<'a> {
                 return Err(Fault::failed("ended at once by a second signal"));
             }
         }
+        let crashed = outcome.as_ref().is_err_and(|fault| fault.exit != Exit::TakenOver);
+        if !crashed {
+            life.end();
+        }
         outcome
+    }
+
+    /// The durable store, or the beginnings of it where the disk fails.
+    fn store(&self, last_end: LastEnd) -> Result<Store, Fault> {
+        let config = &self.config.store;
+        let store = StoreConfig {
+            folder: config.path.clone(),
+            max_bytes: config.max_size.bytes(),
+            memory_fallback: config.when_failing == WhenFailing::Memory,
+        };
+        Store::open(store, last_end).map_err(|error| Fault::new(Exit::Config, error.to_string()))
     }
 
     fn state(&self, state: State, reason: Option<String>) {

@@ -52,13 +52,22 @@ pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result
         keep_alive: mqtt.keep_alive.get(),
         session_expiry: mqtt.session_expiry.get(),
         max_packet: u32::try_from(mqtt.max_packet.bytes()).unwrap_or(u32::MAX),
-        topics: Topics::new(config.node.base.as_str(), mqtt.reply_topics.clone()),
+        topics: topics(config),
         node: config.node.name.clone(),
         limits: RequestLimits {
             max_payload: usize_of(config.limits.max_payload.bytes()),
             max_tokens: config.limits.max_tokens,
         },
     })
+}
+
+fn topics(config: &Config) -> Topics {
+    let mqtt = &config.mqtt;
+    let topics = Topics::new(config.node.base.as_str(), mqtt.reply_topics.clone());
+    match &mqtt.pool {
+        Some(pool) => topics.in_pool(&mqtt.pool_base, pool),
+        None => topics,
+    }
 }
 
 /// User and password of the link.
@@ -119,6 +128,7 @@ pub(crate) fn taken_over() -> Fault {
     )
 }
 
-fn usize_of(bytes: u64) -> usize {
+/// Bytes as this machine counts them.
+pub(crate) fn usize_of(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

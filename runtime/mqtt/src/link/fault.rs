@@ -10,6 +10,8 @@ pub(crate) enum Fault {
     Refused(String),
     /// The link was closed from our side.
     Closed,
+    /// The broker closed the connection without a word. Some do so when another client takes the session.
+    Dropped,
     /// Anything else: try again.
     Down(String),
 }
@@ -34,9 +36,7 @@ impl Fault {
                     Self::Down(format!("the broker ended the connection: {code:?}{why}"))
                 }
             },
-            ConnectionError::MqttState(StateError::ConnectionAborted) => {
-                Self::Down("the broker closed the connection".into())
-            }
+            ConnectionError::MqttState(StateError::ConnectionAborted) => Self::Dropped,
             ConnectionError::MqttState(StateError::AwaitPingResp) => {
                 Self::Down("the broker did not answer in time".into())
             }

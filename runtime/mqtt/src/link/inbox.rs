@@ -1,49 +1,51 @@
 //! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
 
 use std::collections::VecDeque;
+use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use phi_edge_service::{
-    ErrorCode, JobKey, NewJob, Refusal, Reply, ReplyAddress, ReplyBody, Sampling, Service,
-};
+use phi_edge_service::{DeadLetter, ErrorCode, JobKey, NewJob, ReplyAddress, ReplyBody, Sampling, Service};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 
 use super::counters::{Counters, count};
 use super::gate::Gate;
 use super::poller::Received;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
-use crate::topics::{Inbound, Topics};
-use crate::wire::{self, Parsed, Payload, parse_cancel, parse_request};
+use crate::topics::{Inbound, Kind, Scope, Topics};
+use crate::wire::{Parsed, Payload, parse_cancel, parse_request};
 
-/// What the inbox itself has to say to the world.
-#[derive(Debug)]
-pub(crate) enum OwnMessage {
-    Refusal(Reply),
-    DeadLetter(Vec<u8>),
-}
+/// Replies that may wait to be sent before further messages are looked at.
+const REPLIES_WAITING: usize = 1024;
 
 pub(crate) struct Inbox {
     topics: Topics,
-    node: String,
     limits: RequestLimits,
     service: watch::Receiver<Option<Service>>,
     gate: Arc<Gate>,
-    out: mpsc::Sender<OwnMessage>,
     counters: Arc<Counters>,
     names: Names,
+}
+
+/// A message that has not been dealt with; it is acknowledged in its turn when it is.
+struct Pending {
+    received: Received,
+    done: JoinHandle<()>,
 }
 
 /// A request as far as MQTT tells.
 struct Request<'a> {
     client: Option<&'a str>,
+    scope: Scope,
     publish: &'a Publish,
     topic: &'a str,
     response_topic: Option<&'a str>,
     correlation: Option<Vec<u8>>,
+    receipt: Option<[u8; 32]>,
 }
 
 impl Inbox {
@@ -51,59 +53,98 @@ impl Inbox {
         config: &LinkConfig,
         service: watch::Receiver<Option<Service>>,
         gate: Arc<Gate>,
-        out: mpsc::Sender<OwnMessage>,
         counters: Arc<Counters>,
         boot_id: &str,
     ) -> Self {
         Self {
             topics: config.topics.clone(),
-            node: config.node.clone(),
             limits: config.limits,
             service,
             gate,
-            out,
             counters,
             names: Names::new(boot_id),
         }
     }
 
+    /// Takes messages in their order. Many may wait for the disk together: one flush serves them all.
     pub(crate) async fn run(mut self, mut received: mpsc::UnboundedReceiver<Received>) {
-        while let Some(Received { epoch, publish }) = received.recv().await {
-            if publish.qos == QoS::AtMostOnce {
-                self.counters.qos0_waiting.fetch_sub(1, Ordering::Relaxed);
+        // While the model loads, requests wait here and, beyond the receive maximum, in the broker.
+        let service = match self.service.wait_for(Option::is_some).await {
+            Ok(service) => service.clone(),
+            Err(_) => return,
+        };
+        let Some(service) = service else { return };
+        let mut stats = service.watch_stats();
+        let mut pending: VecDeque<Pending> = VecDeque::new();
+        loop {
+            let room = pending.len() < usize::from(RECEIVE_MAXIMUM);
+            tokio::select! {
+                () = first_done(&mut pending) => {
+                    if let Some(Pending { received, .. }) = pending.pop_front() {
+                        self.gate.acknowledge(received.epoch, &received.publish);
+                    }
+                }
+                next = received.recv(), if room => {
+                    let Some(received) = next else { break };
+                    if received.publish.qos == QoS::AtMostOnce {
+                        self.counters.qos0_waiting.fetch_sub(1, Ordering::Relaxed);
+                    }
+                    // A flood of what is refused must not become a flood of replies in memory.
+                    if stats.wait_for(|stats| stats.outcomes_waiting < REPLIES_WAITING).await.is_err() {
+                        return;
+                    }
+                    let done = self.handle(&received.publish, &service);
+                    pending.push_back(Pending { received, done });
+                }
             }
-            // While the model loads, requests wait here and, beyond the receive maximum, in the broker.
-            let service = match self.service.wait_for(Option::is_some).await {
-                Ok(service) => service.clone(),
-                Err(_) => return,
-            };
-            let Some(service) = service else { return };
-            self.handle(&publish, &service).await;
-            self.gate.acknowledge(epoch, &publish);
         }
     }
 
-    async fn handle(&mut self, publish: &Publish, service: &Service) {
+    /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
+    /// message may be acknowledged.
+    fn handle(&mut self, publish: &Publish, service: &Service) -> JoinHandle<()> {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
             .ok()
             .and_then(|topic| Some((topic, topics.inbound(topic)?)));
         match inbound {
-            Some((topic, Inbound::Request(client))) => {
+            Some((
+                topic,
+                Inbound {
+                    kind: Kind::Request,
+                    scope,
+                    client,
+                },
+            )) => {
                 let properties = publish.properties.as_ref();
+                let correlation = properties.and_then(|p| p.correlation_data.as_ref());
+                let response_topic = properties.and_then(|p| p.response_topic.as_deref());
                 let request = Request {
                     client,
+                    scope,
                     publish,
                     topic,
-                    response_topic: properties.and_then(|p| p.response_topic.as_deref()),
-                    correlation: properties
-                        .and_then(|p| p.correlation_data.as_ref())
-                        .map(|data| data.to_vec()),
+                    response_topic,
+                    correlation: correlation.map(|data| data.to_vec()),
+                    receipt: receipt(publish),
                 };
-                self.request(&request, service).await;
+                self.request(&request, service)
             }
-            Some((_, Inbound::Cancel(client))) => self.cancel(client, publish, service),
-            None => tracing::debug!("a message on a topic that is not ours is ignored"),
+            Some((
+                _,
+                Inbound {
+                    kind: Kind::Cancel,
+                    client,
+                    ..
+                },
+            )) => {
+                self.cancel(client, publish, service);
+                nothing()
+            }
+            None => {
+                tracing::debug!("a message on a topic that is not ours is ignored");
+                nothing()
+            }
         }
     }
 
@@ -127,13 +168,21 @@ impl Inbox {
         }
     }
 
-    async fn request(&mut self, request: &Request<'_>, service: &Service) {
+    fn request(&mut self, request: &Request<'_>, service: &Service) -> JoinHandle<()> {
         let publish = request.publish;
         if publish.payload.is_empty() {
             // Also how retained messages are cleared.
             count(&self.counters.ignored);
             tracing::debug!("an empty request is ignored");
-            return;
+            return nothing();
+        }
+        if publish.dup
+            && request
+                .receipt
+                .is_some_and(|receipt| service.was_refused(&receipt))
+        {
+            tracing::debug!("a request that was refused came again");
+            return nothing();
         }
         if publish.payload.len() > self.limits.max_payload {
             let message = format!(
@@ -141,7 +190,7 @@ impl Inbox {
                 publish.payload.len(),
                 self.limits.max_payload
             );
-            return self.refuse(request, None, ErrorCode::TooLarge, message).await;
+            return self.refuse(request, service, None, ErrorCode::TooLarge, message);
         }
         let payload = Payload {
             bytes: &publish.payload,
@@ -152,47 +201,43 @@ impl Inbox {
         };
         let parsed = match parse_request(payload, self.limits.max_tokens) {
             Ok(Some(parsed)) => parsed,
-            Ok(None) => return,
+            Ok(None) => return nothing(),
             Err(rejected) => {
-                return self
-                    .refuse(request, rejected.id, rejected.code, rejected.message)
-                    .await;
+                return self.refuse(request, service, rejected.id, rejected.code, rejected.message);
             }
         };
         if publish.retain {
             let message = "retained requests are refused: they would be asked again at every start";
-            return self
-                .refuse(request, parsed.id, ErrorCode::BadRequest, message.into())
-                .await;
+            return self.refuse(request, service, parsed.id, ErrorCode::BadRequest, message.into());
         }
         if let Some(topic) = request.response_topic
-            && let Err(error) = self.topics.check_response(topic, request.client)
+            && let Err(error) = self.topics.check_response(topic, request.scope, request.client)
         {
-            return self
-                .refuse(request, parsed.id, ErrorCode::BadRequest, error.to_string())
-                .await;
+            return self.refuse(
+                request,
+                service,
+                parsed.id,
+                ErrorCode::BadRequest,
+                error.to_string(),
+            );
         }
         let digest: [u8; 32] = Sha256::digest(&publish.payload).into();
         let id = match parsed.id.clone() {
             Some(id) => id,
-            None => self.names.of(publish, digest),
+            None => self.names.of(request, service),
         };
         let job = self.job(request, parsed, id, digest);
-        let (key, reply) = (job.key.clone(), job.reply.clone());
-        let taken = if publish.dup {
-            service.submit_redelivered(job).await
-        } else {
-            service.submit(job).await
-        };
-        if let Err(refusal) = taken {
-            count(&self.counters.refused);
-            self.send(OwnMessage::Refusal(Reply {
-                key,
-                address: reply,
-                body: ReplyBody::Error(refusal),
-            }))
-            .await;
-        }
+        let (key, address, receipt) = (job.key.clone(), job.reply.clone(), job.receipt);
+        let taken = service.receive(job, publish.dup);
+        let (service, counters) = (service.clone(), Arc::clone(&self.counters));
+        tokio::spawn(async move {
+            if let Err(refusal) = taken.await {
+                count(&counters.refused);
+                service
+                    .post(key, address, ReplyBody::Error(refusal), receipt)
+                    .await;
+            }
+        })
     }
 
     fn job(&mut self, request: &Request<'_>, parsed: Parsed, id: String, body_digest: [u8; 32]) -> NewJob {
@@ -229,6 +274,7 @@ impl Inbox {
             priority: parsed.priority,
             deadline,
             session: parsed.session,
+            receipt: request.receipt,
         }
     }
 
@@ -236,8 +282,15 @@ impl Inbox {
     fn address(&self, request: &Request<'_>, id: &str) -> ReplyAddress {
         let topic = request
             .response_topic
-            .filter(|topic| self.topics.check_response(topic, request.client).is_ok())
-            .map_or_else(|| self.topics.response(request.client, id), str::to_owned);
+            .filter(|topic| {
+                self.topics
+                    .check_response(topic, request.scope, request.client)
+                    .is_ok()
+            })
+            .map_or_else(
+                || self.topics.response_in(request.scope, request.client, id),
+                str::to_owned,
+            );
         ReplyAddress {
             topic,
             correlation: request.correlation.clone(),
@@ -245,11 +298,20 @@ impl Inbox {
     }
 
     /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
-    async fn refuse(&mut self, request: &Request<'_>, id: Option<String>, code: ErrorCode, message: String) {
+    fn refuse(
+        &mut self,
+        request: &Request<'_>,
+        service: &Service,
+        id: Option<String>,
+        code: ErrorCode,
+        message: String,
+    ) -> JoinHandle<()> {
         count(&self.counters.refused);
-        let usable = request
-            .response_topic
-            .is_some_and(|topic| self.topics.check_response(topic, request.client).is_ok());
+        let usable = request.response_topic.is_some_and(|topic| {
+            self.topics
+                .check_response(topic, request.scope, request.client)
+                .is_ok()
+        });
         tracing::info!(
             topic = request.topic,
             job.id = id,
@@ -257,53 +319,98 @@ impl Inbox {
             error = message,
             "request refused"
         );
+        let key = |id: &str| JobKey {
+            client: request.client.map(str::to_owned),
+            id: id.to_owned(),
+        };
         // A sender that named a topic which it may not use waits there: somebody should know.
         let misdirected = request.response_topic.is_some() && !usable;
-        if misdirected || (id.is_none() && !usable) {
-            let letter = wire::dead_letter(
-                code.as_str(),
-                &message,
-                request.topic,
-                id.as_deref(),
-                &self.node,
-                &request.publish.payload,
-            );
-            self.send(OwnMessage::DeadLetter(letter)).await;
-        }
-        if id.is_none() && !usable {
+        let letter = (misdirected || (id.is_none() && !usable)).then(|| {
+            let letter = DeadLetter {
+                reason: code.as_str().to_owned(),
+                message: message.clone(),
+                topic: request.topic.to_owned(),
+                id: id.clone(),
+                payload: request.publish.payload.to_vec(),
+            };
+            let key = key(id.as_deref().unwrap_or_default());
+            service.post(
+                key,
+                ReplyAddress::nowhere(),
+                ReplyBody::DeadLetter(letter),
+                request.receipt,
+            )
+        });
+        let unanswerable = id.is_none() && !usable;
+        if unanswerable {
             count(&self.counters.unanswerable);
-            return;
         }
-        let id = id.unwrap_or_else(|| self.names.next());
-        let refusal = Refusal {
-            reply_id: self.names.next(),
-            code,
-            message,
-            retry_after: None,
-        };
-        self.send(OwnMessage::Refusal(Reply {
-            address: self.address(request, &id),
-            key: JobKey {
-                client: request.client.map(str::to_owned),
-                id,
-            },
-            body: ReplyBody::Error(refusal),
-        }))
-        .await;
+        let refusal = (!unanswerable).then(|| {
+            let id = id.unwrap_or_else(|| self.names.next());
+            let refusal = ReplyBody::Error(service.refusal(code, message));
+            service.post(key(&id), self.address(request, &id), refusal, request.receipt)
+        });
+        tokio::spawn(async move {
+            if let Some(letter) = letter {
+                letter.await;
+            }
+            if let Some(refusal) = refusal {
+                refusal.await;
+            }
+        })
     }
+}
 
-    async fn send(&self, message: OwnMessage) {
-        // An error: the link closes.
-        let _ = self.out.send(message).await;
+/// Waits until the oldest message is dealt with.
+async fn first_done(pending: &mut VecDeque<Pending>) {
+    match pending.front_mut() {
+        // An error is a panic in its task: the message would come again for ever.
+        Some(Pending { done, .. }) => {
+            if let Err(error) = done.await {
+                tracing::error!(%error, "dealing with a message failed");
+            }
+        }
+        None => std::future::pending().await,
     }
+}
+
+/// Nothing is left to be done.
+fn nothing() -> JoinHandle<()> {
+    tokio::spawn(async {})
+}
+
+/// Tells a message from others, the same again if the broker delivers it again; `None` for one that it never does.
+fn receipt(publish: &Publish) -> Option<[u8; 32]> {
+    if publish.qos == QoS::AtMostOnce {
+        return None;
+    }
+    let properties = publish.properties.as_ref();
+    let mut digest = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        digest.update(bytes.len().to_le_bytes());
+        digest.update(bytes);
+    };
+    part(&publish.pkid.to_le_bytes());
+    part(&publish.topic);
+    part(&publish.payload);
+    part(
+        properties
+            .and_then(|p| p.correlation_data.as_deref())
+            .unwrap_or_default(),
+    );
+    part(
+        properties
+            .and_then(|p| p.response_topic.as_deref())
+            .unwrap_or_default()
+            .as_bytes(),
+    );
+    Some(digest.finalize().into())
 }
 
 /// Names for what came without one, and seeds.
 struct Names {
     boot: String,
     next: u64,
-    /// Names given to messages that the broker might deliver again.
-    given: VecDeque<(u16, [u8; 32], String)>,
 }
 
 impl Names {
@@ -311,7 +418,6 @@ impl Names {
         Self {
             boot: boot_id.to_owned(),
             next: 0,
-            given: VecDeque::new(),
         }
     }
 
@@ -320,26 +426,38 @@ impl Names {
         format!("{}-{}", self.boot, self.next)
     }
 
-    /// The name of a request without an id: the same again if the broker delivers it again.
-    fn of(&mut self, publish: &Publish, digest: [u8; 32]) -> String {
-        if publish.dup
-            && let Some((_, _, name)) = self
-                .given
-                .iter()
-                .find(|(p, d, _)| *p == publish.pkid && *d == digest)
-        {
-            return name.clone();
-        }
-        let name = self.next();
-        if publish.qos != QoS::AtMostOnce {
-            if self.given.len() >= usize::from(RECEIVE_MAXIMUM) {
-                self.given.pop_front();
+    /// The name of a request without an id, from its receipt: the same again if the broker delivers it again, even to
+    /// another process. A message that only looks like an earlier one (packet ids come round) gets a name of its own.
+    fn of(&mut self, request: &Request<'_>, service: &Service) -> String {
+        let Some(receipt) = request.receipt else {
+            return self.next();
+        };
+        let stem: String = receipt.iter().take(10).fold(String::new(), |mut name, byte| {
+            let _ = write!(name, "{byte:02x}");
+            name
+        });
+        let name = |n: u32| {
+            if n == 0 {
+                stem.clone()
+            } else {
+                format!("{stem}.{n}")
             }
-            // The newest first to be found: packet ids come round again.
-            self.given.retain(|(pkid, _, _)| *pkid != publish.pkid);
-            self.given.push_back((publish.pkid, digest, name.clone()));
+        };
+        let known = |n: u32| {
+            service.knows(&JobKey {
+                client: request.client.map(str::to_owned),
+                id: name(n),
+            })
+        };
+        let mut free = 0;
+        while known(free) {
+            free += 1;
         }
-        name
+        name(if request.publish.dup {
+            free.saturating_sub(1)
+        } else {
+            free
+        })
     }
 
     /// A seed for who gave none: sampling twice should give two texts.

@@ -14,6 +14,7 @@ mod outbox;
 mod outgoing;
 mod poller;
 mod session;
+mod takeover;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -29,12 +30,14 @@ use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
 use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
+pub(crate) use session::MemorySession;
 
 use counters::Counters;
 use gate::Gate;
 use inbox::Inbox;
 use outbox::Outbox;
 use poller::Poller;
+use takeover::Suspicion;
 
 /// QoS 1 messages that the broker may have under way to us, unacknowledged.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 64;
@@ -126,7 +129,8 @@ pub struct Link {
 
 impl Link {
     /// Connects, and goes on doing so. Requests wait until `service` is there; what it answers comes by
-    /// `replies`. `status` and `stats` are published, retained, as they change.
+    /// `replies`. `status` and `stats` are published, retained, as they change. While `open`, the node takes
+    /// requests of its pool, if it has one.
     ///
     /// # Errors
     /// A TLS file can't be used.
@@ -136,6 +140,7 @@ impl Link {
         replies: mpsc::Receiver<Reply>,
         status: watch::Receiver<Status>,
         stats: watch::Receiver<Value>,
+        open: watch::Receiver<bool>,
     ) -> Result<Self, TlsError> {
         let offline = status
             .borrow()
@@ -147,7 +152,6 @@ impl Link {
         let counters = Arc::new(Counters::default());
         let (received_tx, received) = mpsc::unbounded_channel();
         let (notes_tx, notes) = mpsc::unbounded_channel();
-        let (own_tx, own) = mpsc::channel(outbox::QUEUE);
         let (close, closing) = mpsc::channel(1);
         let (state_tx, state) = watch::channel(LinkState::Connecting);
         let broker = format!("{}:{}", config.host, config.port);
@@ -158,23 +162,31 @@ impl Link {
             notes: notes_tx,
             state: state_tx,
             counters: Arc::clone(&counters),
+            suspicion: Suspicion::new(&config, &status.borrow().boot_id),
             broker,
         };
         let inbox = Inbox::new(
             &config,
-            service,
+            service.clone(),
             gate,
-            own_tx,
             Arc::clone(&counters),
             &status.borrow().boot_id,
         );
-        let outbox = Outbox::new(client, config, status, stats, Arc::clone(&counters));
+        let outbox = Outbox::new(
+            client,
+            config,
+            service,
+            status,
+            stats,
+            open,
+            Arc::clone(&counters),
+        );
         Ok(Self {
             state,
             counters,
             close,
             inbox: tokio::spawn(inbox.run(received)),
-            outbox: tokio::spawn(outbox.run(replies, own, notes, closing)),
+            outbox: tokio::spawn(outbox.run(replies, notes, closing)),
             poller: tokio::spawn(poller.run()),
         })
     }

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use rumqttc::{
-    AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions, QoS,
+    AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions,
+    PersistedAckMode, QoS,
 };
 
 use super::session::MemorySession;
@@ -24,7 +25,7 @@ pub(crate) fn options(config: &LinkConfig, offline: &Status) -> Result<MqttOptio
         // The broker keeps requests for us while we are away.
         .set_clean_start(false)
         .set_session_expiry_interval(Some(session_expiry))
-        .set_session_store(MemorySession::new(session_expiry))
+        .set_session_store(MemorySession::new(session_expiry, PersistedAckMode::Manual))
         // Acknowledged when the service has taken it, not when it arrived.
         .set_ack_mode(AckMode::Manual)
         .set_receive_maximum(Some(RECEIVE_MAXIMUM))

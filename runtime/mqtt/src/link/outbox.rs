@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_service::Reply;
+use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, ReplyBody, Service};
 use rumqttc::{
     AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
     SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode,
@@ -15,13 +15,12 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::counters::{Counters, count};
-use super::inbox::OwnMessage;
 use super::outgoing::{Outgoing, What};
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::wire::{self, State, Status};
 
-/// Messages that may wait here; beyond them the service keeps its outcomes and the inbox waits.
-pub(super) const QUEUE: usize = 256;
+/// Messages that may wait here; beyond them the service keeps its outcomes.
+const QUEUE: usize = 256;
 /// Messages under way at once.
 const WINDOW: usize = 32;
 /// Between two attempts at a subscription that the broker refused.
@@ -30,6 +29,7 @@ const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
 pub(super) struct Outbox {
     client: AsyncClient,
     config: LinkConfig,
+    service: watch::Receiver<Option<Service>>,
     status: watch::Receiver<Status>,
     stats: watch::Receiver<Value>,
     counters: Arc<Counters>,
@@ -39,6 +39,10 @@ pub(super) struct Outbox {
     flights: JoinSet<Landed>,
     broker: Option<BrokerLimits>,
     subscription: Subscription,
+    /// Whether the node may take requests of its pool.
+    open: watch::Receiver<bool>,
+    /// Whether the broker gives us some, as far as we have asked it to.
+    in_pool: bool,
     status_due: bool,
     stats_due: bool,
 }
@@ -53,19 +57,23 @@ enum Subscription {
 enum Landed {
     Published(Box<Outgoing>, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
+    Pooled(Result<SubAck, SubscribeNoticeError>),
 }
 
 impl Outbox {
     pub(super) fn new(
         client: AsyncClient,
         config: LinkConfig,
+        service: watch::Receiver<Option<Service>>,
         status: watch::Receiver<Status>,
         stats: watch::Receiver<Value>,
+        open: watch::Receiver<bool>,
         counters: Arc<Counters>,
     ) -> Self {
         Self {
             client,
             config,
+            service,
             status,
             stats,
             counters,
@@ -73,6 +81,8 @@ impl Outbox {
             flights: JoinSet::new(),
             broker: None,
             subscription: Subscription::Asked,
+            open,
+            in_pool: false,
             status_due: true,
             stats_due: false,
         }
@@ -81,16 +91,16 @@ impl Outbox {
     pub(super) async fn run(
         mut self,
         mut replies: mpsc::Receiver<Reply>,
-        mut own: mpsc::Receiver<OwnMessage>,
         mut notes: mpsc::UnboundedReceiver<Note>,
         mut closing: mpsc::Receiver<Duration>,
     ) {
         let mut close_by: Option<Instant> = None;
         let mut status_open = true;
         let mut stats_open = true;
+        let mut pool_open = true;
         loop {
             self.pump();
-            if close_by.is_some() && self.idle() && replies.is_empty() && own.is_empty() {
+            if close_by.is_some() && self.idle() && replies.is_empty() {
                 break;
             }
             let room = self.queue.len() < QUEUE;
@@ -105,7 +115,6 @@ impl Outbox {
                     Err(error) => tracing::error!(%error, "a publication's task failed"),
                 },
                 Some(reply) = replies.recv(), if room => self.reply(&reply),
-                Some(message) = own.recv(), if room => self.own(message),
                 changed = self.status.changed(), if status_open => match changed {
                     Ok(()) => self.status_due = true,
                     Err(_) => status_open = false,
@@ -113,6 +122,10 @@ impl Outbox {
                 changed = self.stats.changed(), if stats_open => match changed {
                     Ok(()) => self.stats_due = true,
                     Err(_) => stats_open = false,
+                },
+                changed = self.open.changed(), if pool_open => match changed {
+                    Ok(()) => self.join_or_leave_pool(),
+                    Err(_) => pool_open = false,
                 },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => self.subscribe(),
                 Some(limit) = closing.recv(), if close_by.is_none() => close_by = Some(Instant::now() + limit),
@@ -140,24 +153,58 @@ impl Outbox {
 
     /// Always anew: the broker may have forgotten us. Messages that it kept are not sent again for it.
     fn subscribe(&mut self) {
-        let filters = self.config.topics.subscriptions().map(|filter| {
-            SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
-                .preserve_retain(true)
-                .retain_forward_rule(RetainForwardRule::Never)
-        });
+        let filters = self.config.topics.subscriptions();
         self.subscription = Subscription::Asked;
-        match self.client.try_subscribe_many_tracked(filters) {
+        match self
+            .client
+            .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
+        {
             Ok(notice) => {
                 self.flights
                     .spawn(async { Landed::Subscribed(notice.wait_async().await) });
             }
             Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
         }
+        // The broker may remember us as a member, or not.
+        self.in_pool = !*self.open.borrow();
+        self.join_or_leave_pool();
+    }
+
+    /// Takes part in the pool's work, or leaves it to the others: before the node drains, while it is degraded or its
+    /// queue is full. What the broker has given us by then is ours to answer.
+    fn join_or_leave_pool(&mut self) {
+        let filters = self.config.topics.shared_subscriptions();
+        let open = *self.open.borrow_and_update();
+        if filters.is_empty() || self.broker.is_none() || open == self.in_pool {
+            return;
+        }
+        self.in_pool = open;
+        tracing::info!(open, "pool");
+        if open {
+            match self
+                .client
+                .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
+            {
+                Ok(notice) => {
+                    self.flights
+                        .spawn(async { Landed::Pooled(notice.wait_async().await) });
+                }
+                Err(error) => tracing::error!(%error, "the pool can't be joined"),
+            }
+        } else {
+            for filter in filters {
+                if let Err(error) = self.client.try_unsubscribe(filter) {
+                    tracing::error!(%error, "the pool can't be left");
+                }
+            }
+        }
     }
 
     fn reply(&mut self, reply: &Reply) {
-        let model = self.status.borrow().model.clone().unwrap_or_default();
-        let outgoing = Outgoing::reply(reply, &model, &self.config.node);
+        let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
+        if outgoing.what == What::DeadLetter {
+            count(&self.counters.dead_letters);
+        }
         if outgoing.what == What::Chunk {
             self.chunk(outgoing);
         } else {
@@ -179,19 +226,6 @@ impl Outbox {
         {
             count(&self.counters.chunks_dropped);
         }
-    }
-
-    fn own(&mut self, message: OwnMessage) {
-        match message {
-            OwnMessage::Refusal(reply) => self.reply(&reply),
-            OwnMessage::DeadLetter(letter) => self.dead_letter(letter),
-        }
-    }
-
-    fn dead_letter(&mut self, letter: Vec<u8>) {
-        count(&self.counters.dead_letters);
-        self.queue
-            .push_back(Outgoing::dead_letter(self.config.topics.dead_letter(), letter));
     }
 
     /// Publishes as much as may be under way.
@@ -275,6 +309,13 @@ impl Outbox {
                 }
             }
             Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
+            Landed::Pooled(Ok(suback)) => {
+                let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                if let Some(code) = suback.return_codes.iter().find(refused) {
+                    tracing::error!(?code, "the broker refuses the shared subscription of mqtt.pool");
+                }
+            }
+            Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
             // The connection went with it: the next one subscribes anew.
             Landed::Subscribed(Err(error)) => tracing::debug!(%error, "the subscription was not answered"),
         }
@@ -284,6 +325,14 @@ impl Outbox {
         if let What::Outcome { id, reply_id } = &outgoing.what {
             count(&self.counters.published);
             tracing::debug!(job.id = id, reply_id, "reply acknowledged");
+        }
+        self.settled(outgoing.delivery);
+    }
+
+    /// The service need not keep the message any longer.
+    fn settled(&self, delivery: Option<u64>) {
+        if let (Some(delivery), Some(service)) = (delivery, self.service.borrow().as_ref()) {
+            service.delivered(delivery);
         }
     }
 
@@ -310,6 +359,7 @@ impl Outbox {
     /// An answer that the broker can't carry becomes an error that it can.
     fn too_large(&mut self, outgoing: Outgoing, size: usize, limit: usize) {
         tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
+        let outgoing_delivery = outgoing.delivery;
         if let What::Outcome { id, reply_id } = &outgoing.what {
             let payload = wire::too_large_reply(id, reply_id, size, limit);
             let mut error = Outgoing {
@@ -320,30 +370,48 @@ impl Outbox {
             error.properties.user_properties = vec![("kind".into(), "error".into())];
             if error.packet_size() <= limit {
                 self.queue.push_front(error);
+                return;
             }
         }
+        self.settled(outgoing_delivery);
     }
 
     /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
     fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
         tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
-        if let What::Outcome { id, .. } = &outgoing.what {
-            let letter = wire::dead_letter(
-                "internal",
-                reason,
-                &outgoing.topic,
-                Some(id),
-                &self.config.node,
-                &outgoing.payload,
-            );
-            self.dead_letter(letter);
+        if let (What::Outcome { id, .. }, Some(service)) = (&outgoing.what, self.service.borrow().as_ref()) {
+            let letter = DeadLetter {
+                reason: ErrorCode::Internal.as_str().to_owned(),
+                message: reason.to_owned(),
+                topic: outgoing.topic.clone(),
+                id: Some(id.clone()),
+                payload: outgoing.payload.to_vec(),
+            };
+            let key = JobKey {
+                client: None,
+                id: id.clone(),
+            };
+            let stored = service.post(key, ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter), None);
+            // The letter is stored before the message is forgotten.
+            let (service, delivery) = (service.clone(), outgoing.delivery);
+            tokio::spawn(async move {
+                stored.await;
+                if let Some(delivery) = delivery {
+                    service.delivered(delivery);
+                }
+            });
+        } else {
+            self.settled(outgoing.delivery);
         }
     }
 
     async fn goodbye(mut self) {
         let lost = self.queue.len() + self.flights.len();
         if lost > 0 {
-            tracing::warn!(messages = lost, "not everything could be sent");
+            tracing::warn!(
+                messages = lost,
+                "not everything could be sent; what is stored is sent after the next start"
+            );
         }
         if self.broker.is_some() {
             let until = Instant::now() + GOODBYE / 2;
@@ -365,4 +433,10 @@ impl Outbox {
         self.flights.abort_all();
         let _ = self.client.try_disconnect_with_timeout(GOODBYE / 2);
     }
+}
+
+fn subscription(filter: &str) -> SubscribeFilterInput {
+    SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
+        .preserve_retain(true)
+        .retain_forward_rule(RetainForwardRule::Never)
 }

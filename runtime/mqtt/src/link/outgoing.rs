@@ -4,6 +4,7 @@ use bytes::Bytes;
 use phi_edge_service::{Reply, ReplyBody};
 use rumqttc::PublishProperties;
 
+use crate::topics::Topics;
 use crate::wire;
 
 /// A message and what must be known of it when the broker answers.
@@ -14,6 +15,8 @@ pub(crate) struct Outgoing {
     pub(crate) properties: PublishProperties,
     pub(crate) retain: bool,
     pub(crate) what: What,
+    /// Names it to the service, which keeps it until it is told that the broker has it.
+    pub(crate) delivery: Option<u64>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -30,24 +33,31 @@ pub(crate) enum What {
 }
 
 impl Outgoing {
-    pub(crate) fn reply(reply: &Reply, model: &str, node: &str) -> Self {
+    pub(crate) fn reply(reply: &Reply, topics: &Topics, node: &str) -> Self {
         let outcome = |reply_id: &str| What::Outcome {
             id: reply.key.id.clone(),
             reply_id: reply_id.to_owned(),
         };
         let mut properties = json();
-        properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
-        properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+        let mut topic = reply.address.topic.clone();
+        if let ReplyBody::DeadLetter(_) = &reply.body {
+            topic = topics.dead_letter();
+        } else {
+            properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
+            properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+        }
         Self {
-            topic: reply.address.topic.clone(),
-            payload: wire::encode_reply(reply, model, node).into(),
+            topic,
+            payload: wire::encode_reply(reply, node).into(),
             properties,
             retain: false,
             what: match &reply.body {
                 ReplyBody::Chunk { .. } => What::Chunk,
                 ReplyBody::Final(answer) => outcome(&answer.reply_id),
                 ReplyBody::Error(refusal) => outcome(&refusal.reply_id),
+                ReplyBody::DeadLetter(_) => What::DeadLetter,
             },
+            delivery: reply.delivery,
         }
     }
 
@@ -58,16 +68,7 @@ impl Outgoing {
             properties: json(),
             retain: true,
             what,
-        }
-    }
-
-    pub(crate) fn dead_letter(topic: String, payload: Vec<u8>) -> Self {
-        Self {
-            topic,
-            payload: payload.into(),
-            properties: json(),
-            retain: false,
-            what: What::DeadLetter,
+            delivery: None,
         }
     }
 

@@ -12,6 +12,7 @@ use super::backoff::Backoff;
 use super::counters::{Counters, count};
 use super::fault::Fault;
 use super::gate::{Epoch, Gate};
+use super::takeover::Suspicion;
 use super::{BrokerLimits, LinkState, Note};
 
 /// QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
@@ -31,6 +32,7 @@ pub(crate) struct Poller {
     pub(crate) notes: mpsc::UnboundedSender<Note>,
     pub(crate) state: watch::Sender<LinkState>,
     pub(crate) counters: Arc<Counters>,
+    pub(crate) suspicion: Suspicion,
     /// For the log.
     pub(crate) broker: String,
 }
@@ -55,9 +57,16 @@ impl Poller {
                     let lived = since.take().map(|since| since.elapsed());
                     match Fault::of(&error) {
                         Fault::Closed => break self.end(LinkState::Closed),
-                        Fault::TakenOver => {
-                            tracing::error!(broker = self.broker, "another client took over the session");
-                            break self.end(LinkState::TakenOver);
+                        Fault::TakenOver => break self.taken_over(),
+                        Fault::Dropped => {
+                            let _ = self.notes.send(Note::Down);
+                            if self.suspicion.is_taken_over(lived).await {
+                                break self.taken_over();
+                            }
+                            let reason = "the broker closed the connection".to_owned();
+                            let wait = backoff.after(lived);
+                            self.log_down(&reason, wait, backoff.failures());
+                            self.down(LinkState::Down { reason }, wait).await;
                         }
                         Fault::Refused(reason) => {
                             let wait = Backoff::refused();
@@ -118,6 +127,11 @@ impl Poller {
         let _ = self.notes.send(Note::Down);
         self.state.send_replace(state);
         tokio::time::sleep(wait).await;
+    }
+
+    fn taken_over(&self) {
+        tracing::error!(broker = self.broker, "another client took over the session");
+        self.end(LinkState::TakenOver);
     }
 
     fn end(&self, state: LinkState) {

@@ -19,13 +19,15 @@ const FORMAT: u16 = 1;
 #[derive(Debug)]
 pub(crate) struct MemorySession {
     session_expiry: u32,
+    ack_mode: PersistedAckMode,
     record: Mutex<Option<PersistedSession>>,
 }
 
 impl MemorySession {
-    pub(crate) fn new(session_expiry: u32) -> Self {
+    pub(crate) fn new(session_expiry: u32, ack_mode: PersistedAckMode) -> Self {
         Self {
             session_expiry,
+            ack_mode,
             record: Mutex::new(None),
         }
     }
@@ -37,7 +39,7 @@ impl MemorySession {
             clean_start: false,
             session_expiry_interval: Some(self.session_expiry),
             outgoing_inflight_upper_limit: None,
-            ack_mode: PersistedAckMode::Manual,
+            ack_mode: self.ack_mode,
             last_pkid: 0,
             last_puback: 0,
             replay: Vec::new(),

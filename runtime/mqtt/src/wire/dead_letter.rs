@@ -1,26 +1,21 @@
 //! What could not be served, with its reason and the original.
 
 use base64::Engine as _;
+use phi_edge_service::DeadLetter;
 use serde_json::{Map, Value, json};
 
 /// The most bytes of an original that a dead letter repeats.
 const ORIGINAL: usize = 64 << 10;
 
 /// A dead letter: why, and what came (or should have gone) where. Binary payloads are base64, long ones cut.
-pub fn dead_letter(
-    code: &str,
-    message: &str,
-    topic: &str,
-    id: Option<&str>,
-    node: &str,
-    payload: &[u8],
-) -> Vec<u8> {
+pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
+    let payload = dead.payload.as_slice();
     let mut letter = Map::new();
-    letter.insert("reason".into(), code.into());
-    letter.insert("message".into(), message.into());
-    letter.insert("topic".into(), topic.into());
-    if let Some(id) = id {
-        letter.insert("id".into(), id.into());
+    letter.insert("reason".into(), dead.reason.clone().into());
+    letter.insert("message".into(), dead.message.clone().into());
+    letter.insert("topic".into(), dead.topic.clone().into());
+    if let Some(id) = &dead.id {
+        letter.insert("id".into(), id.clone().into());
     }
     letter.insert("node".into(), node.into());
     letter.insert("bytes".into(), payload.len().into());
@@ -51,7 +46,14 @@ mod tests {
     use super::*;
 
     fn read(payload: &[u8]) -> Value {
-        serde_json::from_slice(&dead_letter("bad_request", "m", "t", Some("i"), "n", payload)).expect("JSON")
+        let dead = DeadLetter {
+            reason: "bad_request".into(),
+            message: "m".into(),
+            topic: "t".into(),
+            id: Some("i".into()),
+            payload: payload.to_vec(),
+        };
+        serde_json::from_slice(&dead_letter(&dead, "n")).expect("JSON")
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Replies: chunks, the final one, errors.
 
-use phi_edge_service::{Answer, FinishReason, Refusal, Reply, ReplyBody};
+use phi_edge_service::{Answer, Refusal, Reply, ReplyBody};
 use serde::Serialize;
 
 /// The value of a reply's user property `kind`.
@@ -9,11 +9,12 @@ pub fn kind(reply: &ReplyBody) -> &'static str {
         ReplyBody::Chunk { .. } => "chunk",
         ReplyBody::Final(_) => "final",
         ReplyBody::Error(_) => "error",
+        ReplyBody::DeadLetter(_) => "dead_letter",
     }
 }
 
-/// The payload of a reply. `model` and `node` name who answered.
-pub fn encode_reply(reply: &Reply, model: &str, node: &str) -> Vec<u8> {
+/// The payload of a reply. `node` names who answered.
+pub fn encode_reply(reply: &Reply, node: &str) -> Vec<u8> {
     let id = reply.key.id.as_str();
     match &reply.body {
         ReplyBody::Chunk { attempt, seq, delta } => bytes(&Chunk {
@@ -22,12 +23,13 @@ pub fn encode_reply(reply: &Reply, model: &str, node: &str) -> Vec<u8> {
             seq: *seq,
             delta,
         }),
-        ReplyBody::Final(answer) => bytes(&Final::new(id, answer, model, node)),
+        ReplyBody::Final(answer) => bytes(&Final::new(id, answer, node)),
         ReplyBody::Error(refusal) => bytes(&ErrorReply {
             id,
             reply_id: &refusal.reply_id,
             error: ErrorBody::new(refusal),
         }),
+        ReplyBody::DeadLetter(letter) => super::dead_letter(letter, node),
     }
 }
 
@@ -98,17 +100,12 @@ struct ErrorBody<'a> {
 }
 
 impl<'a> Final<'a> {
-    fn new(id: &'a str, answer: &'a Answer, model: &'a str, node: &'a str) -> Self {
+    fn new(id: &'a str, answer: &'a Answer, node: &'a str) -> Self {
         Self {
             id,
             reply_id: &answer.reply_id,
             text: &answer.text,
-            finish_reason: match answer.finish_reason {
-                FinishReason::Stop => "stop",
-                FinishReason::Length => "length",
-                FinishReason::Cancelled => "cancelled",
-                FinishReason::Deadline => "deadline",
-            },
+            finish_reason: answer.finish_reason.as_str(),
             usage: Usage {
                 prompt_tokens: answer.prompt_tokens,
                 completion_tokens: answer.completion_tokens,
@@ -119,7 +116,7 @@ impl<'a> Final<'a> {
                 prefill_ms: millis(answer.prefill),
                 decode_ms: millis(answer.decode),
             },
-            model,
+            model: &answer.model,
             node,
         }
     }
@@ -148,7 +145,7 @@ fn bytes(message: &impl Serialize) -> Vec<u8> {
 mod tests {
     use std::time::Duration;
 
-    use phi_edge_service::{ErrorCode, JobKey, ReplyAddress};
+    use phi_edge_service::{ErrorCode, FinishReason, JobKey, ReplyAddress};
     use serde_json::{Value, json};
 
     use super::*;
@@ -164,8 +161,9 @@ mod tests {
                 correlation: None,
             },
             body,
+            delivery: None,
         };
-        serde_json::from_slice(&encode_reply(&reply, "phi", "box")).expect("JSON")
+        serde_json::from_slice(&encode_reply(&reply, "box")).expect("JSON")
     }
 
     #[test]
@@ -188,6 +186,7 @@ mod tests {
             queued: Duration::from_millis(4),
             prefill: Duration::from_millis(5),
             decode: Duration::from_millis(6),
+            model: "phi".into(),
         };
         assert_eq!(
             encoded(ReplyBody::Final(answer)),

@@ -161,6 +161,7 @@ pub fn job(id: &str) -> NewJob {
             topic: format!("replies/{id}"),
             correlation: Some(vec![1, 2]),
         },
+        receipt: None,
     }
 }
 

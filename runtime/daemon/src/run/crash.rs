@@ -1,0 +1,67 @@
+//! Notes a fatal signal before the process dies of it.
+#![allow(unsafe_code, reason = "signal handlers are set by a C function")]
+
+use std::fs::File;
+use std::os::fd::IntoRawFd as _;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicI32, Ordering};
+
+/// The signals of a fault of our own; `SIGABRT` also of systemd's watchdog.
+const SIGNALS: [libc::c_int; 5] = [
+    libc::SIGABRT,
+    libc::SIGSEGV,
+    libc::SIGBUS,
+    libc::SIGILL,
+    libc::SIGFPE,
+];
+
+static MARK: AtomicI32 = AtomicI32::new(-1);
+/// What the signals did before, in the order of [`SIGNALS`].
+static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
+
+/// Appends a line to `file` when a fatal signal comes; the signal does then what it did before. Only the file of the
+/// first call counts.
+pub(crate) fn write_on_fatal_signal(file: File) {
+    // Kept open for the rest of the process's life.
+    MARK.store(file.into_raw_fd(), Ordering::SeqCst);
+    BEFORE.get_or_init(|| SIGNALS.map(install));
+}
+
+fn install(signal: libc::c_int) -> libc::sigaction {
+    let handler: extern "C" fn(libc::c_int) = note;
+    // SAFETY: all-zero bytes are a valid sigaction: no handler, no flags, an empty mask.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler as *const () as usize;
+    // On the alternate stack: the stack itself may be what has overflowed.
+    action.sa_flags = libc::SA_ONSTACK;
+    // SAFETY: as above.
+    let mut before: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: both point to initialised structures that outlive the call; the handler only calls functions that are
+    // async-signal-safe (signal-safety(7)).
+    unsafe {
+        libc::sigemptyset(&raw mut action.sa_mask);
+        libc::sigaction(signal, &raw const action, &raw mut before);
+    }
+    before
+}
+
+extern "C" fn note(signal: libc::c_int) {
+    const LINE: &[u8] = b"crashed\n";
+    let mark = MARK.load(Ordering::SeqCst);
+    if mark >= 0 {
+        // SAFETY: the buffer is valid for its length; a bad descriptor is an error that is ignored.
+        unsafe { libc::write(mark, LINE.as_ptr().cast(), LINE.len()) };
+    }
+    let before = SIGNALS
+        .iter()
+        .position(|known| *known == signal)
+        .and_then(|n| Some(BEFORE.get()?[n]));
+    // SAFETY: the structure came from sigaction itself, or is a valid default; sigaction and raise are
+    // async-signal-safe.
+    unsafe {
+        let before = before.unwrap_or_else(|| std::mem::zeroed());
+        libc::sigaction(signal, &raw const before, std::ptr::null_mut());
+        // A fault comes again by itself on return; a signal that was sent would not.
+        libc::raise(signal);
+    }
+}

@@ -1,0 +1,37 @@
+//! Whether the node takes part in its pool's work.
+
+use phi_edge_mqtt::wire::{State, Status};
+use phi_edge_service::Service;
+use tokio::sync::watch;
+
+/// Holds `open` to the node's state and its queue: closed while it is not ready or its queue is full, open again when half
+/// of the queue is worked off, so that it does not come and go with each request.
+pub(crate) async fn watch(
+    service: Service,
+    mut status: watch::Receiver<Status>,
+    queue: usize,
+    open: watch::Sender<bool>,
+) {
+    let mut stats = service.watch_stats();
+    loop {
+        let ready = status.borrow_and_update().state == State::Ready;
+        let queued = stats.borrow_and_update().queued;
+        open.send_if_modified(|open| {
+            let new = ready
+                && if *open {
+                    queued < queue
+                } else {
+                    queued <= queue / 2
+                };
+            std::mem::replace(open, new) != new
+        });
+        let changed = tokio::select! {
+            changed = status.changed() => changed,
+            changed = stats.changed() => changed,
+        };
+        if changed.is_err() {
+            open.send_replace(false);
+            return;
+        }
+    }
+}

@@ -1,0 +1,152 @@
+//! What is known of each node.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+
+use serde_json::Value;
+
+/// All nodes, by their base topic.
+#[derive(Debug, Default)]
+pub(super) struct Nodes(BTreeMap<String, Node>);
+
+#[derive(Debug, Default)]
+struct Node {
+    status: Value,
+    stats: Value,
+}
+
+/// The columns, and how wide each is at least.
+pub(super) const COLUMNS: [(&str, u16); 9] = [
+    ("node", 16),
+    ("state", 9),
+    ("queue", 6),
+    ("slots", 6),
+    ("tokens/s", 9),
+    ("first token", 12),
+    ("served", 8),
+    ("errors", 8),
+    ("memory", 9),
+];
+
+impl Nodes {
+    /// Takes in a message on `{base}/status` or `{base}/stats`; others, and what can't be read, are passed over.
+    pub(super) fn take(&mut self, topic: &str, payload: &[u8]) {
+        let Some((base, what)) = topic.rsplit_once('/') else {
+            return;
+        };
+        let Ok(value) = serde_json::from_slice::<Value>(payload) else {
+            return;
+        };
+        let node = self.0.entry(base.to_owned()).or_default();
+        match what {
+            "status" => node.status = value,
+            "stats" => node.stats = value,
+            _ => {}
+        }
+    }
+
+    /// A row a node, in the order of their topics, and why it is not ready where it is not.
+    pub(super) fn rows(&self) -> Vec<([String; COLUMNS.len()], Option<String>)> {
+        self.0
+            .iter()
+            .map(|(base, node)| (node.cells(base), node.reason()))
+            .collect()
+    }
+
+    /// The same as text.
+    pub(super) fn text(&self) -> String {
+        let mut text = String::new();
+        let mut line = |cells: &[&str]| {
+            let mut line = String::new();
+            for (cell, (_, width)) in cells.iter().zip(COLUMNS) {
+                let _ = write!(line, "{cell:<width$} ", width = usize::from(width));
+            }
+            text.push_str(line.trim_end());
+            text.push('\n');
+        };
+        line(&COLUMNS.map(|(name, _)| name));
+        for (cells, _) in self.rows() {
+            line(&cells.each_ref().map(String::as_str));
+        }
+        for (cells, reason) in self.rows() {
+            if let Some(reason) = reason {
+                let _ = writeln!(text, "{}: {reason}", cells[0]);
+            }
+        }
+        text
+    }
+}
+
+impl Node {
+    fn cells(&self, base: &str) -> [String; COLUMNS.len()] {
+        let stats = &self.stats;
+        let count = |key: &str| stats[key].as_u64().map_or_else(unknown, |n| n.to_string());
+        let both = |a: &str, b: &str| match (stats[a].as_u64(), stats[b].as_u64()) {
+            (Some(a), Some(b)) => format!("{a}/{b}"),
+            _ => unknown(),
+        };
+        let errors = match (stats["failed"].as_u64(), stats["refused"].as_u64()) {
+            (Some(failed), Some(refused)) => (failed + refused).to_string(),
+            _ => unknown(),
+        };
+        [
+            base.rsplit('/').next().unwrap_or(base).to_owned(),
+            self.status["state"].as_str().unwrap_or("?").to_owned(),
+            count("queued"),
+            both("running", "slots"),
+            stats["tokens_per_s"]
+                .as_f64()
+                .map_or_else(unknown, |n| format!("{n:.1}")),
+            stats["latency"]["first_token_ms"]
+                .as_u64()
+                .map_or_else(unknown, |ms| format!("{ms} ms")),
+            count("served"),
+            errors,
+            stats["memory"]["rss_bytes"]
+                .as_u64()
+                .map_or_else(unknown, |bytes| format!("{} MiB", bytes >> 20)),
+        ]
+    }
+
+    fn reason(&self) -> Option<String> {
+        self.status["reason"].as_str().map(str::to_owned)
+    }
+}
+
+fn unknown() -> String {
+    "–".to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fleet_is_listed_with_what_is_wrong() {
+        let mut nodes = Nodes::default();
+        nodes.take(
+            "phi-edge/v1/b/status",
+            br#"{"state":"degraded","reason":"the store fails: disk full"}"#,
+        );
+        nodes.take("phi-edge/v1/a/status", br#"{"state":"ready","reason":null}"#);
+        nodes.take(
+            "phi-edge/v1/a/stats",
+            br#"{"queued":3,"running":1,"slots":4,"tokens_per_s":12.5,"served":7,"failed":1,"refused":2,
+                "latency":{"first_token_ms":250},"memory":{"rss_bytes":3145728}}"#,
+        );
+        nodes.take("phi-edge/v1/a/stats/x", b"not json");
+        let text = nodes.text();
+        let lines: Vec<Vec<&str>> = text
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            [
+                "a", "ready", "3", "1/4", "12.5", "250", "ms", "7", "3", "3", "MiB"
+            ]
+        );
+        assert_eq!(&lines[2][..2], ["b", "degraded"]);
+        assert!(text.ends_with("b: the store fails: disk full\n"), "{text}");
+    }
+}

@@ -1,0 +1,147 @@
+//! The ledger's pen: collects changes and hands them to the store, or drops them where there is none.
+
+use std::sync::Arc;
+
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use crate::store::{Batch, Change, Moment, Restored, Signals, Store, Unstored};
+
+/// A batch on its way to the disk.
+#[derive(Debug)]
+pub(crate) struct Stored {
+    pub(crate) batch: u64,
+    answer: oneshot::Receiver<Result<(), Unstored>>,
+}
+
+impl Stored {
+    /// Waits until what was written can't be lost any more, or is not stored.
+    pub(crate) async fn wait(self) -> Result<(), Unstored> {
+        self.answer
+            .await
+            .unwrap_or_else(|_| Err(Unstored("the store has ended".to_owned())))
+    }
+}
+
+pub(crate) struct Journal {
+    store: Option<Store>,
+    changes: Vec<Change>,
+    /// The number of the batch that is being collected.
+    number: u64,
+}
+
+impl Journal {
+    pub(crate) fn new(store: Option<Store>) -> Self {
+        Self {
+            store,
+            changes: Vec::new(),
+            number: 1,
+        }
+    }
+
+    /// Whether anything outlives the process.
+    pub(crate) fn is_durable(&self) -> bool {
+        self.store.is_some()
+    }
+
+    pub(crate) fn signals(&self) -> Option<Arc<Signals>> {
+        self.store.as_ref().map(|store| Arc::clone(store.signals()))
+    }
+
+    /// Why nothing new may be promised, if so.
+    pub(crate) fn failing(&self) -> Option<String> {
+        let store = self.store.as_ref()?;
+        if store.config().memory_fallback {
+            return None;
+        }
+        store.signals().health.borrow().failing.clone()
+    }
+
+    /// Bytes in use and the most that may be, if it is more.
+    pub(crate) fn overfull(&self) -> Option<(u64, u64)> {
+        let store = self.store.as_ref()?;
+        let (bytes, most) = (store.signals().health.borrow().bytes, store.config().max_bytes);
+        (bytes > most).then_some((bytes, most))
+    }
+
+    /// A moment for the disk. Without a store nobody reads it.
+    pub(crate) fn moment(&self, moment: Instant) -> Moment {
+        match &self.store {
+            Some(store) => store.clock().keep(moment),
+            None => Moment { up_ms: 0, wall_ms: 0 },
+        }
+    }
+
+    /// What is left until a moment that the disk told; zero if it is past.
+    pub(crate) fn left(&self, up_ms: i64) -> std::time::Duration {
+        self.store
+            .as_ref()
+            .and_then(|store| store.clock().left(up_ms))
+            .unwrap_or_default()
+    }
+
+    /// What an earlier process left, once.
+    pub(crate) fn take_restored(&self) -> Option<Restored> {
+        let store = self.store.as_ref()?;
+        let mut restored = store
+            .signals()
+            .restored
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        restored.take()
+    }
+
+    pub(crate) fn note(&mut self, change: Change) {
+        if self.store.is_some() {
+            self.changes.push(change);
+        }
+    }
+
+    /// The batch in which what is noted now will be written. Batches up to [`Journal::committed`] are safe.
+    pub(crate) fn number(&self) -> u64 {
+        self.number
+    }
+
+    pub(crate) fn committed(&self) -> u64 {
+        self.store
+            .as_ref()
+            .map_or(u64::MAX, |store| *store.signals().committed.borrow())
+    }
+
+    /// Hands over what was noted.
+    pub(crate) fn send(&mut self) {
+        self.hand_over(None, false);
+    }
+
+    /// Hands over what was noted; tells when it is stored. `None`: there is nothing to wait for.
+    pub(crate) fn send_and_wait(&mut self) -> Option<Stored> {
+        if self.changes.is_empty() {
+            return None;
+        }
+        let (waiting, answer) = oneshot::channel();
+        let batch = self.number;
+        self.hand_over(Some(waiting), false);
+        Some(Stored { batch, answer })
+    }
+
+    /// Writes everything anew: `all` is all there is.
+    pub(crate) fn replace(&mut self, all: Vec<Change>) {
+        self.changes = all;
+        self.hand_over(None, true);
+    }
+
+    fn hand_over(&mut self, waiting: Option<oneshot::Sender<Result<(), Unstored>>>, replaces: bool) {
+        let changes = std::mem::take(&mut self.changes);
+        if let Some(store) = &self.store
+            && (replaces || !changes.is_empty())
+        {
+            store.send(Batch {
+                number: self.number,
+                changes,
+                replaces,
+                waiting,
+            });
+            self.number += 1;
+        }
+    }
+}

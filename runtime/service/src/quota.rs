@@ -1,0 +1,154 @@
+//! What one client may ask for in a minute.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+const MINUTE: f64 = 60.0;
+
+/// Budgets a minute; `None` is no bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Quota {
+    /// Requests.
+    pub requests: Option<u32>,
+    /// Tokens of prompts and answers. What is promised counts when a request is accepted; what an answer did not need
+    /// is given back at its end.
+    pub tokens: Option<u32>,
+}
+
+/// Who has used how much. Clients without a topic of their own share one budget.
+#[derive(Debug)]
+pub(crate) struct Quotas {
+    quota: Quota,
+    clients: HashMap<Option<String>, Used>,
+}
+
+/// Filled at a steady pace up to a minute's worth; tokens may be overdrawn by the last request that was let in.
+#[derive(Debug)]
+struct Used {
+    requests: f64,
+    tokens: f64,
+    at: Instant,
+}
+
+impl Quotas {
+    pub(crate) fn new(quota: Quota) -> Self {
+        Self {
+            quota,
+            clients: HashMap::new(),
+        }
+    }
+
+    /// Lets one more request in, or tells when to come back and which budget is used up.
+    pub(crate) fn enter(
+        &mut self,
+        client: Option<&String>,
+        now: Instant,
+    ) -> Result<(), (Duration, &'static str)> {
+        if self.quota == Quota::default() {
+            return Ok(());
+        }
+        self.forget_rested(now);
+        let quota = self.quota;
+        let used = self.of(client, now);
+        if let Some(requests) = quota.requests
+            && used.requests < 1.0
+        {
+            return Err((
+                wait(1.0 - used.requests, requests),
+                "limits.client_requests_per_minute",
+            ));
+        }
+        if let Some(tokens) = quota.tokens
+            && used.tokens <= 0.0
+        {
+            return Err((wait(1.0 - used.tokens, tokens), "limits.client_tokens_per_minute"));
+        }
+        used.requests -= 1.0;
+        Ok(())
+    }
+
+    /// Takes tokens of a client's budget; a negative number gives back.
+    pub(crate) fn charge(&mut self, client: Option<&String>, tokens: i64, now: Instant) {
+        if self.quota.tokens.is_some() {
+            // Token counts are far below 2^52.
+            #[expect(
+                clippy::cast_precision_loss,
+                reason = "a budget need not be exact to the token"
+            )]
+            let tokens = tokens as f64;
+            self.of(client, now).tokens -= tokens;
+        }
+    }
+
+    fn of(&mut self, client: Option<&String>, now: Instant) -> &mut Used {
+        let full = |budget: Option<u32>| budget.map_or(0.0, f64::from);
+        let (requests, tokens) = (full(self.quota.requests), full(self.quota.tokens));
+        let used = self.clients.entry(client.cloned()).or_insert(Used {
+            requests,
+            tokens,
+            at: now,
+        });
+        let minutes = now.saturating_duration_since(used.at).as_secs_f64() / MINUTE;
+        used.requests = (used.requests + requests * minutes).min(requests);
+        used.tokens = (used.tokens + tokens * minutes).min(tokens);
+        used.at = now;
+        used
+    }
+
+    /// Client names come from outside: those that have their whole budget again need no memory.
+    fn forget_rested(&mut self, now: Instant) {
+        const MANY: usize = 1024;
+        if self.clients.len() >= MANY {
+            self.clients
+                .retain(|_, used| now.saturating_duration_since(used.at) < Duration::from_mins(2));
+        }
+    }
+}
+
+fn wait(missing: f64, per_minute: u32) -> Duration {
+    let seconds = missing / f64::from(per_minute.max(1)) * MINUTE;
+    Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_mins(10))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn requests_are_let_in_at_the_pace_of_the_budget() {
+        let start = Instant::now();
+        let mut quotas = Quotas::new(Quota {
+            requests: Some(2),
+            tokens: None,
+        });
+        let client = Some("a".to_owned());
+        assert_eq!(quotas.enter(client.as_ref(), start), Ok(()));
+        assert_eq!(quotas.enter(client.as_ref(), start), Ok(()));
+        let (wait, which) = quotas.enter(client.as_ref(), start).unwrap_err();
+        assert_eq!(
+            (wait, which),
+            (Duration::from_secs(30), "limits.client_requests_per_minute")
+        );
+        assert_eq!(quotas.enter(None, start), Ok(()), "another client has its own");
+        assert_eq!(quotas.enter(client.as_ref(), start + wait), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn tokens_that_were_not_needed_are_given_back() {
+        let start = Instant::now();
+        let mut quotas = Quotas::new(Quota {
+            requests: None,
+            tokens: Some(60),
+        });
+        assert_eq!(quotas.enter(None, start), Ok(()));
+        quotas.charge(None, 100, start);
+        let (wait, _) = quotas.enter(None, start).unwrap_err();
+        assert_eq!(wait, Duration::from_secs(41));
+        quotas.charge(None, -80, start);
+        assert_eq!(quotas.enter(None, start), Ok(()));
+    }
+}

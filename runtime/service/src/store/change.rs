@@ -1,0 +1,71 @@
+//! What the ledger tells the store.
+
+use tokio::sync::oneshot;
+
+use super::clock::Moment;
+use super::record::JobRecord;
+use crate::job::{JobKey, ReplyAddress};
+use crate::reply::{Reply, ReplyBody};
+
+/// One change of what is kept.
+#[derive(Debug, Clone)]
+pub(crate) enum Change {
+    /// A request is accepted.
+    Accept(Box<JobRecord>),
+    /// These wait for its outcome.
+    Addresses {
+        key: JobKey,
+        addresses: Vec<ReplyAddress>,
+    },
+    /// It has a slot.
+    Start { key: JobKey, attempt: u32 },
+    /// It gave its slot back without an outcome.
+    Pause { key: JobKey },
+    /// It has its outcome.
+    Settle {
+        key: JobKey,
+        body: Box<ReplyBody>,
+        /// How long the outcome is kept for those that ask again.
+        until: Moment,
+    },
+    /// A message is to be published.
+    Post(Box<Reply>),
+    /// The broker has acknowledged that message.
+    Delivered(u64),
+    /// The outcome is kept no longer.
+    Forget(JobKey),
+    /// A request was refused; should the broker deliver it again, nothing more is to be said.
+    Refused { receipt: [u8; 32] },
+}
+
+impl Change {
+    /// Whether somebody waits for the disk. The rest may go with what comes later: were it lost in a power cut, the
+    /// same would be done once more, as the contract allows.
+    pub(crate) fn is_urgent(&self) -> bool {
+        match self {
+            Self::Accept(_)
+            | Self::Addresses { .. }
+            | Self::Settle { .. }
+            | Self::Post(_)
+            | Self::Refused { .. } => true,
+            Self::Start { .. } | Self::Pause { .. } | Self::Delivered(_) | Self::Forget(_) => false,
+        }
+    }
+}
+
+/// Changes that are made together.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    /// Numbers follow each other without a gap.
+    pub(crate) number: u64,
+    pub(crate) changes: Vec<Change>,
+    /// The changes are all there is: whatever the file holds is forgotten.
+    pub(crate) replaces: bool,
+    /// Who can be told that it was not stored.
+    pub(crate) waiting: Option<oneshot::Sender<Result<(), Unstored>>>,
+}
+
+/// The disk does not take it; one line says why.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct Unstored(pub(crate) String);

@@ -1,0 +1,167 @@
+//! What must survive: accepted jobs, their outcomes, and messages that the broker has not acknowledged.
+//!
+//! The ledger in memory decides, the store remembers: it is told every change in order and says when a change can no
+//! longer be lost. One thread owns the SQLite file and commits what has come together since its last commit in one
+//! transaction, so that the number of flushes to the disk grows with time and not with requests.
+//!
+//! While the disk fails nothing new is accepted: whoever asks is told. What was promised before goes on in memory, and
+//! outcomes wait there. When the disk takes writes again, the ledger gives all that it holds and the file is written anew:
+//! so the time of failing costs no memory, however long it is.
+
+mod change;
+mod clock;
+mod file;
+mod record;
+mod schema;
+mod writer;
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread::JoinHandle;
+
+use tokio::sync::{Notify, watch};
+
+use writer::Writer;
+
+pub(crate) use change::{Batch, Change, Unstored};
+pub(crate) use clock::{Clock, Moment};
+pub(crate) use record::{JobRecord, Restored, RestoredJob, RestoredState};
+
+/// Where the store is and what it may cost.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct StoreConfig {
+    /// Its folder; made where it is missing.
+    pub folder: PathBuf,
+    /// The most bytes of what is kept; beyond them new requests are refused as `busy`. What was accepted is still
+    /// stored.
+    pub max_bytes: u64,
+    /// Serve on without a store where it fails. What is accepted then can be lost.
+    pub memory_fallback: bool,
+}
+
+/// How the process before this one ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum LastEnd {
+    /// By itself, by a signal from outside or with the machine: none of its jobs is to blame.
+    Innocent,
+    /// It crashed: a fault of its own, out of memory, or hung until the watchdog ended it.
+    Crashed,
+}
+
+/// Why the store can't be used at all.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// A later version of the program wrote it.
+    #[error(
+        "{file}: written by a newer phi-edge (schema {found}, this one knows {known}): install that version again, or \
+         set the file aside"
+    )]
+    Newer {
+        /// The file.
+        file: String,
+        /// Its version.
+        found: i64,
+        /// Ours.
+        known: i64,
+    },
+    /// Its thread can't be started.
+    #[error("the store's thread can't be started: {0}")]
+    Thread(std::io::Error),
+}
+
+/// How the store is.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct StoreHealth {
+    /// Why it can't be written, in one line; `None` if it can.
+    pub failing: Option<String>,
+    /// Bytes in use.
+    pub bytes: u64,
+    /// Commits that were flushed to the disk, since the start.
+    pub flushes: u64,
+    /// How long the last of them took.
+    pub last_flush: std::time::Duration,
+}
+
+/// The durable store. Dropping it waits until everything is written.
+pub struct Store {
+    config: StoreConfig,
+    clock: Clock,
+    batches: Option<mpsc::Sender<Batch>>,
+    signals: Arc<Signals>,
+    thread: Option<JoinHandle<()>>,
+}
+
+/// What the store's thread tells.
+#[derive(Debug, Default)]
+pub(crate) struct Signals {
+    /// The number of the last batch that can't be lost any more.
+    pub(crate) committed: watch::Sender<u64>,
+    pub(crate) health: watch::Sender<StoreHealth>,
+    /// What an earlier process left, once it could be read.
+    pub(crate) restored: Mutex<Option<Restored>>,
+    /// Counts the times that all there is must be given anew.
+    pub(crate) refill: watch::Sender<u64>,
+    /// Something of the above is new.
+    pub(crate) news: Notify,
+}
+
+impl Store {
+    /// Opens the store, or begins to try to: a disk that fails now may do later, and [`Store::health`] says how it is.
+    /// A file that is damaged is set aside under another name, and what can still be read of it is taken over.
+    ///
+    /// # Errors
+    /// The file is a newer version's.
+    pub fn open(config: StoreConfig, last_end: LastEnd) -> Result<Self, StoreError> {
+        let clock = Clock::new();
+        let signals = Arc::new(Signals::default());
+        let (batches, inbox) = mpsc::channel();
+        let writer = Writer::new(config.clone(), last_end, clock.clone(), Arc::clone(&signals))?;
+        let thread = std::thread::Builder::new()
+            .name("store".into())
+            .spawn(move || writer.run(&inbox))
+            .map_err(StoreError::Thread)?;
+        Ok(Self {
+            config,
+            clock,
+            batches: Some(batches),
+            signals,
+            thread: Some(thread),
+        })
+    }
+
+    /// How the store is, and each change.
+    pub fn health(&self) -> watch::Receiver<StoreHealth> {
+        self.signals.health.subscribe()
+    }
+
+    pub(crate) fn clock(&self) -> &Clock {
+        &self.clock
+    }
+
+    pub(crate) fn signals(&self) -> &Arc<Signals> {
+        &self.signals
+    }
+
+    pub(crate) fn config(&self) -> &StoreConfig {
+        &self.config
+    }
+
+    /// Hands a batch over; never waits.
+    pub(crate) fn send(&self, batch: Batch) {
+        if let Some(batches) = &self.batches {
+            // An error: the thread has died, and its panic is in the log.
+            let _ = batches.send(batch);
+        }
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.batches = None;
+        if let Some(thread) = self.thread.take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the store's thread panicked");
+        }
+    }
+}

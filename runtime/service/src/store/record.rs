@@ -1,0 +1,311 @@
+//! Jobs and messages as the file holds them.
+//!
+//! Own types with the field names spelt out, so that a change of the domain's types can't change the file unnoticed.
+
+use std::time::Duration;
+
+use phi_edge_engine::{Sampling, TokenId};
+use serde::{Deserialize, Serialize};
+
+use super::clock::Moment;
+use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
+
+/// An accepted job.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct JobRecord {
+    /// Without its messages: the prompt has them.
+    pub(crate) job: NewJob,
+    pub(crate) prompt: Vec<TokenId>,
+    /// Who came first.
+    pub(crate) place: u64,
+    pub(crate) accepted: Moment,
+    pub(crate) expires: Moment,
+}
+
+/// All that an earlier process left.
+#[derive(Debug, Default)]
+pub(crate) struct Restored {
+    /// In the order in which they were accepted.
+    pub(crate) jobs: Vec<RestoredJob>,
+    /// Messages that the broker has not acknowledged, in order.
+    pub(crate) outbox: Vec<Reply>,
+    /// Requests that were refused, oldest first.
+    pub(crate) refused: Vec<[u8; 32]>,
+}
+
+#[derive(Debug)]
+pub(crate) struct RestoredJob {
+    pub(crate) record: JobRecord,
+    pub(crate) addresses: Vec<ReplyAddress>,
+    /// Starts so far.
+    pub(crate) attempts: u32,
+    /// Crashes in which it was alone.
+    pub(crate) crashes: u32,
+    pub(crate) state: RestoredState,
+}
+
+#[derive(Debug)]
+pub(crate) enum RestoredState {
+    /// To be run; `suspect`: it ran when the process crashed.
+    Open {
+        suspect: bool,
+    },
+    Done {
+        body: ReplyBody,
+        until_up_ms: i64,
+    },
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct RequestRow {
+    max_tokens: usize,
+    temperature: f32,
+    top_k: usize,
+    top_p: f32,
+    min_p: f32,
+    repetition_penalty: f32,
+    seed: u64,
+    stop: Vec<String>,
+    stream: bool,
+    priority: u8,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    session: Option<String>,
+}
+
+impl RequestRow {
+    pub(super) fn of(job: &NewJob) -> Self {
+        Self {
+            max_tokens: job.max_tokens,
+            temperature: job.sampling.temperature,
+            top_k: job.sampling.top_k,
+            top_p: job.sampling.top_p,
+            min_p: job.sampling.min_p,
+            repetition_penalty: job.sampling.repetition_penalty,
+            seed: job.sampling.seed,
+            stop: job.stop.clone(),
+            stream: job.stream,
+            priority: job.priority as u8,
+            session: job.session.clone(),
+        }
+    }
+
+    pub(super) fn job(self, key: JobKey, digest: [u8; 32], reply: ReplyAddress) -> NewJob {
+        NewJob {
+            key,
+            body_digest: digest,
+            messages: Vec::new(),
+            max_tokens: self.max_tokens,
+            sampling: Sampling {
+                temperature: self.temperature,
+                top_k: self.top_k,
+                top_p: self.top_p,
+                min_p: self.min_p,
+                repetition_penalty: self.repetition_penalty,
+                seed: self.seed,
+            },
+            stop: self.stop,
+            stream: self.stream,
+            priority: match self.priority {
+                0 => Priority::Background,
+                2 => Priority::Interactive,
+                _ => Priority::Normal,
+            },
+            deadline: None,
+            session: self.session,
+            reply,
+            receipt: None,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+pub(super) struct AddressRow {
+    topic: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    correlation: Option<Vec<u8>>,
+}
+
+impl From<&ReplyAddress> for AddressRow {
+    fn from(address: &ReplyAddress) -> Self {
+        Self {
+            topic: address.topic.clone(),
+            correlation: address.correlation.clone(),
+        }
+    }
+}
+
+impl From<AddressRow> for ReplyAddress {
+    fn from(row: AddressRow) -> Self {
+        Self {
+            topic: row.topic,
+            correlation: row.correlation,
+        }
+    }
+}
+
+/// A message that waits to be delivered.
+#[derive(Serialize, Deserialize)]
+pub(super) struct MessageRow {
+    #[serde(skip_serializing_if = "Option::is_none")]
+    client: Option<String>,
+    id: String,
+    address: AddressRow,
+    body: BodyRow,
+}
+
+impl MessageRow {
+    pub(super) fn of(reply: &Reply) -> Option<Self> {
+        Some(Self {
+            client: reply.key.client.clone(),
+            id: reply.key.id.clone(),
+            address: (&reply.address).into(),
+            body: BodyRow::of(&reply.body)?,
+        })
+    }
+
+    pub(super) fn reply(self, delivery: u64) -> Option<Reply> {
+        Some(Reply {
+            key: JobKey {
+                client: self.client,
+                id: self.id,
+            },
+            address: self.address.into(),
+            body: self.body.body()?,
+            delivery: Some(delivery),
+        })
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub(super) enum BodyRow {
+    Final {
+        reply_id: String,
+        text: String,
+        finish_reason: String,
+        prompt_tokens: usize,
+        completion_tokens: usize,
+        cached_tokens: usize,
+        queued_us: u64,
+        prefill_us: u64,
+        decode_us: u64,
+        model: String,
+    },
+    Error {
+        reply_id: String,
+        code: String,
+        message: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        retry_after_us: Option<u64>,
+    },
+    DeadLetter {
+        reason: String,
+        message: String,
+        topic: String,
+        #[serde(skip_serializing_if = "Option::is_none")]
+        id: Option<String>,
+        payload: Vec<u8>,
+    },
+}
+
+impl BodyRow {
+    /// `None` for a chunk, which nobody keeps.
+    pub(super) fn of(body: &ReplyBody) -> Option<Self> {
+        Some(match body {
+            ReplyBody::Chunk { .. } => return None,
+            ReplyBody::Final(answer) => Self::Final {
+                reply_id: answer.reply_id.clone(),
+                text: answer.text.clone(),
+                finish_reason: answer.finish_reason.as_str().to_owned(),
+                prompt_tokens: answer.prompt_tokens,
+                completion_tokens: answer.completion_tokens,
+                cached_tokens: answer.cached_tokens,
+                queued_us: micros(answer.queued),
+                prefill_us: micros(answer.prefill),
+                decode_us: micros(answer.decode),
+                model: answer.model.to_string(),
+            },
+            ReplyBody::Error(refusal) => Self::Error {
+                reply_id: refusal.reply_id.clone(),
+                code: refusal.code.as_str().to_owned(),
+                message: refusal.message.clone(),
+                retry_after_us: refusal.retry_after.map(micros),
+            },
+            ReplyBody::DeadLetter(letter) => Self::DeadLetter {
+                reason: letter.reason.clone(),
+                message: letter.message.clone(),
+                topic: letter.topic.clone(),
+                id: letter.id.clone(),
+                payload: letter.payload.clone(),
+            },
+        })
+    }
+
+    /// `None` for words that this version does not know.
+    pub(super) fn body(self) -> Option<ReplyBody> {
+        Some(match self {
+            Self::Final {
+                reply_id,
+                text,
+                finish_reason,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                queued_us,
+                prefill_us,
+                decode_us,
+                model,
+            } => ReplyBody::Final(Answer {
+                reply_id,
+                text,
+                finish_reason: FinishReason::from_word(&finish_reason)?,
+                prompt_tokens,
+                completion_tokens,
+                cached_tokens,
+                queued: Duration::from_micros(queued_us),
+                prefill: Duration::from_micros(prefill_us),
+                decode: Duration::from_micros(decode_us),
+                model: model.into(),
+            }),
+            Self::Error {
+                reply_id,
+                code,
+                message,
+                retry_after_us,
+            } => ReplyBody::Error(Refusal {
+                reply_id,
+                code: ErrorCode::from_word(&code)?,
+                message,
+                retry_after: retry_after_us.map(Duration::from_micros),
+            }),
+            Self::DeadLetter {
+                reason,
+                message,
+                topic,
+                id,
+                payload,
+            } => ReplyBody::DeadLetter(DeadLetter {
+                reason,
+                message,
+                topic,
+                id,
+                payload,
+            }),
+        })
+    }
+}
+
+/// Ids as little-endian 32-bit numbers.
+pub(super) fn ids_to_bytes(ids: &[TokenId]) -> Vec<u8> {
+    ids.iter().flat_map(|id| id.0.to_le_bytes()).collect()
+}
+
+pub(super) fn ids_of_bytes(bytes: &[u8]) -> Vec<TokenId> {
+    let (ids, _) = bytes.as_chunks::<4>();
+    ids.iter().map(|id| TokenId(u32::from_le_bytes(*id))).collect()
+}
+
+fn micros(time: Duration) -> u64 {
+    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,65 @@
+//! Tables, and the way from one version of them to the next.
+
+use rusqlite::{Connection, Result};
+
+/// The version that this program writes.
+pub(super) const VERSION: i64 = 1;
+
+/// One step per version: the first makes the tables, the others change them.
+const STEPS: [&str; 1] = ["
+    CREATE TABLE meta (
+        name TEXT PRIMARY KEY,
+        value TEXT NOT NULL
+    ) WITHOUT ROWID;
+    -- A row per accepted request, until its outcome is forgotten.
+    CREATE TABLE jobs (
+        place INTEGER PRIMARY KEY,
+        client TEXT NOT NULL,           -- empty: the shared topic
+        id TEXT NOT NULL,
+        digest BLOB NOT NULL,
+        request TEXT NOT NULL,
+        prompt BLOB NOT NULL,
+        addresses TEXT NOT NULL,        -- who waits
+        accepted_up INTEGER NOT NULL,   -- milliseconds since the machine started
+        accepted_wall INTEGER NOT NULL, -- milliseconds since 1970
+        expires_up INTEGER NOT NULL,
+        expires_wall INTEGER NOT NULL,
+        running INTEGER NOT NULL DEFAULT 0,
+        suspect INTEGER NOT NULL DEFAULT 0, -- ran when the process crashed
+        attempts INTEGER NOT NULL DEFAULT 0,
+        crashes INTEGER NOT NULL DEFAULT 0,
+        outcome TEXT,
+        until_up INTEGER,
+        until_wall INTEGER,
+        UNIQUE (client, id)
+    );
+    -- Messages that the broker has not acknowledged.
+    CREATE TABLE outbox (
+        delivery INTEGER PRIMARY KEY,
+        message TEXT NOT NULL
+    );
+    -- The last requests that were refused.
+    CREATE TABLE refused (
+        number INTEGER PRIMARY KEY,
+        receipt BLOB NOT NULL
+    );
+"];
+
+/// The version of a file; 0 for an empty one.
+pub(super) fn version(connection: &Connection) -> Result<i64> {
+    connection.pragma_query_value(None, "user_version", |row| row.get(0))
+}
+
+/// Brings the file to [`VERSION`], in one transaction.
+pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
+    let from = version(connection)?;
+    if from == VERSION {
+        return Ok(());
+    }
+    let transaction = connection.transaction()?;
+    for step in STEPS.iter().skip(usize::try_from(from).unwrap_or(0)) {
+        transaction.execute_batch(step)?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    transaction.commit()
+}
