@@ -25,7 +25,7 @@ impl Mosquitto {
     }
 
     /// Starts one with further lines of configuration; `prepare` may put files into its folder first, which the
-    /// lines name as `{folder}/…`.
+    /// lines name as `{folder}/…`; `{port}` is where it listens.
     pub fn with(lines: &str, prepare: impl FnOnce(&Path)) -> Option<Self> {
         if Command::new("mosquitto")
             .arg("-h")
@@ -48,10 +48,11 @@ impl Mosquitto {
         for _ in 0..5 {
             broker.port = free_port();
             let config = format!(
-                "{}set_tcp_nodelay true\npersistence true\npersistence_location {}/\nlistener {} 127.0.0.1\n{lines}",
+                "{}set_tcp_nodelay true\npersistence true\npersistence_location {}/\nlistener {} 127.0.0.1\n{}",
                 same_user(),
                 broker.folder.path().display(),
-                broker.port
+                broker.port,
+                lines.replace("{port}", &broker.port.to_string())
             );
             std::fs::write(broker.folder.path().join("mosquitto.conf"), config).expect("a configuration");
             broker.process = Some(spawn(broker.folder.path()));
@@ -68,6 +69,26 @@ impl Mosquitto {
             crate::signal(&process, "TERM");
             process.wait().expect("mosquitto ends");
         }
+    }
+
+    /// Ends it at once, as a power cut does.
+    pub fn kill(&mut self) {
+        if let Some(mut process) = self.process.take() {
+            let _ = process.kill();
+            let _ = process.wait();
+        }
+    }
+
+    /// Sends it a signal by name.
+    pub fn signal(&self, name: &str) {
+        if let Some(process) = &self.process {
+            crate::signal(process, name);
+        }
+    }
+
+    /// Its folder, with what it remembers in `mosquitto.db`.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     /// Starts it again on the same port with what it remembers.

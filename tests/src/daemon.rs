@@ -38,12 +38,22 @@ impl Daemon {
 
     /// As [`Daemon::start`], with the folder of an earlier one.
     pub fn start_in(folder: TempDir, port: u16, model: &Path, settings: &[&str]) -> Self {
+        Self::start_under(Command::new(crate::phi_edge()), folder, port, model, settings)
+    }
+
+    /// As [`Daemon::start_in`], with a command that ends in the daemon's own: `env …`, `ip netns exec …`.
+    pub fn start_under(
+        mut command: Command,
+        folder: TempDir,
+        port: u16,
+        model: &Path,
+        settings: &[&str],
+    ) -> Self {
         let log = std::fs::OpenOptions::new()
             .create(true)
             .append(true)
             .open(folder.path().join("log"))
             .expect("a log");
-        let mut command = Command::new(crate::phi_edge());
         command.arg("run");
         for setting in [
             format!("mqtt.port={port}"),

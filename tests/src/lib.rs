@@ -4,6 +4,7 @@
 
 mod broker;
 mod daemon;
+mod field;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use broker::{Mosquitto, free_port};
 pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
+pub use field::{Field, Tally, question};
 
 /// True on CI, where nothing may be skipped.
 pub fn on_ci() -> bool {

@@ -80,6 +80,7 @@ async fn node_and_client_show_their_certificates() {
         client_id: "tls-test".into(),
         credentials: None,
         tls: Some(files(folder.path())),
+        session: None,
     })
     .await
     .unwrap();

@@ -2,7 +2,9 @@
 
 mod bench;
 mod demo;
+mod faults;
 mod library;
+mod long;
 mod model;
 mod process;
 mod python;
@@ -54,6 +56,29 @@ enum Command {
     },
     /// Compare with onnxruntime-genai and llama.cpp, in turns, and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
+    /// The fault matrix at full count; writes the table of docs/reliability.md.
+    Faults(faults::FaultsArgs),
+    /// A pool of three nodes, one of which is killed at random and comes back.
+    Fleet {
+        /// Rounds.
+        #[arg(long, default_value = "10")]
+        rounds: u32,
+        /// Requests a round.
+        #[arg(long, default_value = "300")]
+        requests: u32,
+    },
+    /// How many small requests pass through broker, link, store and service in a second.
+    Flood {
+        /// Requests.
+        #[arg(long, default_value = "50000")]
+        requests: u32,
+    },
+    /// Requests without end while things break; memory and descriptors are watched.
+    Soak {
+        /// For how long.
+        #[arg(long, default_value = "20")]
+        minutes: u32,
+    },
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
 }
@@ -85,6 +110,10 @@ fn run(command: Command) -> Result<()> {
         } => model::write_gguf(&dir, layers),
         Command::BenchModel { layers, dir, .. } => model::write(&dir, layers),
         Command::Bench(args) => bench::bench(&args),
+        Command::Faults(args) => faults::faults(&args),
+        Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
+        Command::Flood { requests } => long::flood(requests),
+        Command::Soak { minutes } => long::soak(minutes),
         Command::Lint => test::lint(),
     }
 }

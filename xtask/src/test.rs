@@ -14,14 +14,22 @@ const CARGO_DENY: &str = "0.20.2";
 
 /// Sets everything up and runs every test.
 pub(crate) fn test(arguments: &[String]) -> Result<()> {
+    let mut all = vec!["--workspace"];
+    all.extend(arguments.iter().map(String::as_str));
+    some(&all, &[])
+}
+
+/// Sets everything up and runs `cargo test` with these arguments and variables.
+pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let library = library::for_this_machine()?;
-    broker()?;
+    packages()?;
     // The end-to-end tests run the daemon's own binary, which `cargo test` alone does not build.
     run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
     let mut tests = cargo();
     tests
-        .args(["test", "--workspace", "--locked"])
+        .args(["test", "--locked"])
         .args(arguments)
+        .envs(environment.iter().copied())
         .env("ORT_DYLIB_PATH", library);
     match python::environment("test-tools") {
         Ok(interpreter) => {
@@ -33,21 +41,31 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
     run(&mut tests)
 }
 
-/// The tests' broker is Debian's mosquitto. Installed where that is possible without asking anybody.
-fn broker() -> Result<()> {
-    let there = || works("mosquitto", "-h") && works("mosquitto_rr", "--help");
+/// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces. Installed where
+/// that is possible without asking anybody.
+pub(crate) fn packages() -> Result<()> {
+    const PACKAGES: [&str; 4] = ["mosquitto", "mosquitto-clients", "libfaketime", "iproute2"];
+    let there = || {
+        works("mosquitto", "-h")
+            && works("mosquitto_rr", "--help")
+            && works("ip", "-V")
+            && std::fs::exists("/usr/share/doc/libfaketime").unwrap_or(false)
+    };
     if there() {
         return Ok(());
     }
     if on_ci() {
         let apt = || -> Result<()> {
             run(Command::new("apt-get").args(["-qq", "update"]))?;
-            run(Command::new("apt-get").args(["-qq", "install", "-y", "mosquitto", "mosquitto-clients"]))
+            run(Command::new("apt-get")
+                .args(["-qq", "install", "-y"])
+                .args(PACKAGES))
         };
-        return apt().context("mosquitto could not be installed");
+        return apt().context("the tests' packages could not be installed");
     }
     eprintln!(
-        "Tests with mosquitto will skip: install the packages mosquitto and mosquitto-clients to run them."
+        "Some tests will skip: install the packages {} to run them all.",
+        PACKAGES.join(", ")
     );
     Ok(())
 }

@@ -1,0 +1,151 @@
+//! Hours in minutes: requests without end while things break, and what the daemon needs in memory and descriptors.
+//!
+//! `phi-edge-soak MINUTES`; `cargo xtask soak --minutes N` sets everything up.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, demo_model, question};
+use serde_json::json;
+
+/// Between two faults.
+const PAUSE: Duration = Duration::from_secs(8);
+/// Memory may grow by so much from the first quarter to the last.
+const GROWTH: f64 = 1.05;
+
+fn main() -> Result<()> {
+    let minutes: u64 = std::env::args().nth(1).context("how many minutes?")?.parse()?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()?;
+    runtime.block_on(soak(Duration::from_secs(minutes * 60)))
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Sample {
+    rss: u64,
+    descriptors: usize,
+}
+
+async fn soak(time: Duration) -> Result<()> {
+    let lines =
+        "allow_anonymous true\nautosave_on_changes true\nautosave_interval 1\nmax_queued_messages 0\n";
+    let mut broker = Mosquitto::with(lines, |_| {}).context("mosquitto is not installed")?;
+    let daemon = Daemon::start(broker.port, &demo_model(), &["runtime.slots=4", "log.level=info"]);
+    let mut field = Field::at(broker.port).await;
+    field
+        .listen_until("a ready daemon", |field| field.state() == "ready")
+        .await;
+    let mut chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1) | 1;
+    let mut below = |most: u64| {
+        chance ^= chance << 13;
+        chance ^= chance >> 7;
+        chance ^= chance << 17;
+        chance % most
+    };
+    let begun = Instant::now();
+    let mut samples = Vec::new();
+    let mut asked = 0_u64;
+    let mut faults = 0_u64;
+    let mut next_fault = begun + PAUSE;
+    while begun.elapsed() < time {
+        for _ in 0..=below(4) {
+            let mut body = question(8 + usize::try_from(below(40))?);
+            body["stream"] = json!(below(2) == 0);
+            body["priority"] = json!(["interactive", "normal", "background"][usize::try_from(below(3))?]);
+            let id = format!("s{asked}");
+            field.ask(&id, body).await;
+            asked += 1;
+            match below(12) {
+                0 => {
+                    let cancel = json!({"id": id}).to_string();
+                    field
+                        .publish(&format!("{BASE}/cancel"), cancel.into_bytes())
+                        .await;
+                }
+                1 => field.ask_again(&id).await,
+                2 => {
+                    field
+                        .publish(&format!("{BASE}/request"), b"{\"id\":".to_vec())
+                        .await
+                }
+                _ => {}
+            }
+        }
+        field
+            .listen_until("answers", |field| field.tally().asked - field.answered() < 20)
+            .await;
+        if Instant::now() >= next_fault {
+            next_fault = Instant::now() + PAUSE;
+            faults += 1;
+            match below(4) {
+                0 => {
+                    broker.kill();
+                    broker.start_again();
+                }
+                1 => {
+                    broker.stop();
+                    tokio::time::sleep(Duration::from_millis(below(3000))).await;
+                    broker.start_again();
+                }
+                2 => {
+                    daemon.signal("STOP");
+                    tokio::time::sleep(Duration::from_millis(below(1000))).await;
+                    daemon.signal("CONT");
+                }
+                _ => field.leave(),
+            }
+            samples.push(sample(&daemon)?);
+        }
+    }
+    let tally = field.settle().await;
+    let quarter = (samples.len() / 4).max(1);
+    let median = |part: &[Sample], of: fn(&Sample) -> u64| {
+        let mut values: Vec<u64> = part.iter().map(of).collect();
+        values.sort_unstable();
+        values.get(values.len() / 2).copied().unwrap_or(0)
+    };
+    // The first quarter's first half is warming up.
+    let first = &samples[quarter / 2..(quarter / 2 + quarter).min(samples.len())];
+    let last = &samples[samples.len() - quarter.min(samples.len())..];
+    let rss = |sample: &Sample| sample.rss;
+    let open = |sample: &Sample| sample.descriptors as u64;
+    let report = json!({
+        "minutes": begun.elapsed().as_secs() / 60,
+        "requests": tally.asked,
+        "answered": tally.answered,
+        "errors": tally.errors,
+        "differing": tally.differing,
+        "copies": tally.copies,
+        "faults": faults,
+        "rss_bytes": [median(first, rss), median(last, rss)],
+        "descriptors": [median(first, open), median(last, open)],
+    });
+    println!("{report}");
+    if tally.answered != tally.asked || tally.differing > 0 {
+        bail!("requests are lost or answered twice: {tally:?}");
+    }
+    #[expect(clippy::cast_precision_loss, reason = "far below 2^52 bytes")]
+    let growth = median(last, rss) as f64 / median(first, rss).max(1) as f64;
+    if growth > GROWTH {
+        bail!("memory grows: {growth:.3} times the first quarter's");
+    }
+    if median(last, open) > median(first, open) + 2 {
+        bail!("descriptors are leaked");
+    }
+    Ok(())
+}
+
+fn sample(daemon: &Daemon) -> Result<Sample> {
+    let process = format!("/proc/{}", daemon.id());
+    let status = std::fs::read_to_string(format!("{process}/status"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmRSS:"))
+        .context("no memory")?;
+    let kib: u64 = line.trim().trim_end_matches("kB").trim().parse()?;
+    Ok(Sample {
+        rss: kib * 1024,
+        descriptors: std::fs::read_dir(format!("{process}/fd"))?.count(),
+    })
+}
