@@ -456,3 +456,40 @@ async fn a_killed_daemon_is_offline_and_comes_back() {
     let _daemon = Daemon::start_in(folder, broker.port, &demo_model(), &[]);
     assert!(outcome(&mut client, "meanwhile").await["text"].is_string());
 }
+
+#[tokio::test]
+async fn top_and_store_tell_how_a_node_is() {
+    let Some((broker, mut daemon, mut client)) = ready(&[]).await else {
+        return;
+    };
+    replies(&mut client).await;
+    request(&mut client, &json!({"id": "1", "prompt": "Who are you?"})).await;
+    outcome(&mut client, "1").await;
+    let run = |arguments: &[&str]| {
+        let output = Command::new(phi_edge_tests::phi_edge())
+            .args(arguments)
+            .output()
+            .unwrap();
+        let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+        (output.status.code(), text(output.stdout), text(output.stderr))
+    };
+    let url = format!("mqtt://localhost:{}", broker.port);
+    let (code, text, _) = run(&["top", "--once", "--broker", &url]);
+    assert_eq!(code, Some(0));
+    let node: Vec<&str> = text.lines().nth(1).unwrap().split_whitespace().collect();
+    assert_eq!(&node[..2], ["test", "ready"], "{text}");
+
+    let path = format!("store.path={}", daemon.folder.path().display());
+    let (code, _, error) = run(&["store", "show", "--set", &path]);
+    assert_eq!(code, Some(1));
+    assert!(error.contains("another phi-edge uses it"), "{error}");
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    let (_, text, _) = run(&["store", "show", "--set", &path]);
+    assert!(text.contains("requests to be answered: 0"), "{text}");
+    assert!(text.contains("outcomes that are kept:  1"), "{text}");
+    let (_, text, _) = run(&["store", "purge-outcomes", "--set", &path]);
+    assert_eq!(text, "1 outcomes are forgotten\n");
+    let (code, _, error) = run(&["store", "show", "--set", "store.path=/nowhere"]);
+    assert_eq!(code, Some(78), "{error}");
+}

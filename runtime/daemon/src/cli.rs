@@ -24,6 +24,8 @@ pub(crate) enum Command {
     /// Run one prompt, here or at a broker, and print the answer as it grows.
     #[command(after_help = ASK_EXAMPLES)]
     Ask(Box<AskArgs>),
+    /// Look into the store of a stopped daemon, or empty it.
+    Store(StoreArgs),
     /// Watch one node or a fleet: queue, slots, speed, errors.
     Top(TopArgs),
     /// Measure loading, prefill, decoding and memory.
@@ -51,11 +53,31 @@ Then, from any machine that reaches the broker:
 #[derive(Args, Clone, Default)]
 pub(crate) struct ConfigArgs {
     /// A configuration file, read after those in /etc/phi-edge.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", global = true)]
     pub(crate) config: Option<PathBuf>,
     /// Set one key, after all files and the environment; may be given several times.
-    #[arg(long, value_name = "KEY=VALUE", value_parser = setting)]
+    #[arg(long, value_name = "KEY=VALUE", value_parser = setting, global = true)]
     pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    pub(crate) action: StoreAction,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum StoreAction {
+    /// Say what it holds.
+    Show,
+    /// Forget the outcomes that are kept for clients that ask again.
+    PurgeOutcomes,
+    /// Remove damaged files that were set aside.
+    PurgeAside,
+    /// Forget everything, also requests that are not answered yet.
+    PurgeAll,
 }
 
 #[derive(Args)]

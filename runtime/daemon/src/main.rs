@@ -13,6 +13,7 @@ mod prefixes;
 mod remote;
 mod run;
 mod settings;
+mod store;
 mod top;
 
 use std::process::ExitCode;
@@ -34,6 +35,7 @@ fn main() -> ExitCode {
         }
         Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
+        Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
         Command::Completions { shell } => {

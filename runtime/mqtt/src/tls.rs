@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rumqttc::tokio_rustls::rustls::pki_types::pem::PemObject;
 use rumqttc::tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -31,6 +32,25 @@ impl TlsFiles {
     /// Reads the files; each fault names its file.
     pub fn check(&self) -> Result<(), TlsError> {
         self.client_config().map(drop)
+    }
+
+    /// Which of these certificates ends first, and when.
+    pub fn first_to_end(&self) -> Result<Option<(PathBuf, SystemTime)>, TlsError> {
+        let chain = self.identity.as_ref().map(|(chain, _)| chain);
+        let mut first: Option<(PathBuf, SystemTime)> = None;
+        for file in std::iter::once(&self.ca).chain(chain) {
+            for certificate in certificates(file)? {
+                let (_, read) = x509_parser::parse_x509_certificate(&certificate).map_err(|error| {
+                    fault(file, format!("holds a certificate that can't be read: {error}"))
+                })?;
+                let seconds = u64::try_from(read.validity().not_after.timestamp()).unwrap_or(0);
+                let end = UNIX_EPOCH + Duration::from_secs(seconds);
+                if first.as_ref().is_none_or(|(_, known)| end < *known) {
+                    first = Some((file.clone(), end));
+                }
+            }
+        }
+        Ok(first)
     }
 
     pub(crate) fn transport(&self) -> Result<Transport, TlsError> {

@@ -37,4 +37,6 @@ pub use quota::Quota;
 pub use reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
 pub use service::{Service, ServiceConfig};
 pub use stats::Stats;
-pub use store::{LastEnd, Store, StoreConfig, StoreError, StoreHealth};
+pub use store::{
+    Inventory, LastEnd, Purge, Store, StoreConfig, StoreError, StoreHealth, ToolError, inspect, purge,
+};

@@ -190,7 +190,15 @@ impl<'a> App<'a> {
             status.provider = Some(provider.into());
         });
         tracing::info!(model = name, provider, context, base = config.node.base, "ready");
-        let health = tokio::spawn(health::watch(self.status.clone(), store_health));
+        let health = tokio::spawn(health::watch(
+            self.status.clone(),
+            store_health,
+            if config.mqtt.embedded {
+                None
+            } else {
+                parts::tls(config)
+            },
+        ));
         let pool = pool::watch(
             service.clone(),
             self.status.subscribe(),

@@ -18,7 +18,8 @@ use super::{LastEnd, StoreConfig, StoreError, schema};
 use crate::job::{JobKey, ReplyAddress};
 use crate::reply::Reply;
 
-const NAME: &str = "phi-edge.db";
+/// The file in the store's folder.
+pub(super) const NAME: &str = "phi-edge.db";
 /// Refused requests that are remembered: more than a broker has under way to us.
 const REFUSED: i64 = 256;
 
@@ -622,7 +623,7 @@ fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
 }
 
 /// What to do about it.
-fn hint(error: &rusqlite::Error) -> &'static str {
+pub(super) fn hint(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(Sqlite::DiskFull) => " (make room on the disk of store.path)",
         Some(Sqlite::ReadOnly) => " (the disk of store.path is read-only, or the file is another user's)",

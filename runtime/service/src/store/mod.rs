@@ -13,6 +13,7 @@ mod clock;
 mod file;
 mod record;
 mod schema;
+mod tool;
 mod writer;
 
 use std::path::PathBuf;
@@ -22,6 +23,8 @@ use std::thread::JoinHandle;
 use tokio::sync::{Notify, watch};
 
 use writer::Writer;
+
+pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
 pub(crate) use change::{Batch, Change, Unstored};
 pub(crate) use clock::{Clock, Moment};

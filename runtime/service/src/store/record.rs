@@ -187,9 +187,9 @@ pub(super) enum BodyRow {
         prompt_tokens: usize,
         completion_tokens: usize,
         cached_tokens: usize,
-        queued_us: u64,
-        prefill_us: u64,
-        decode_us: u64,
+        queued_ns: u64,
+        prefill_ns: u64,
+        decode_ns: u64,
         model: String,
     },
     Error {
@@ -197,7 +197,7 @@ pub(super) enum BodyRow {
         code: String,
         message: String,
         #[serde(skip_serializing_if = "Option::is_none")]
-        retry_after_us: Option<u64>,
+        retry_after_ns: Option<u64>,
     },
     DeadLetter {
         reason: String,
@@ -221,16 +221,16 @@ impl BodyRow {
                 prompt_tokens: answer.prompt_tokens,
                 completion_tokens: answer.completion_tokens,
                 cached_tokens: answer.cached_tokens,
-                queued_us: micros(answer.queued),
-                prefill_us: micros(answer.prefill),
-                decode_us: micros(answer.decode),
+                queued_ns: nanos(answer.queued),
+                prefill_ns: nanos(answer.prefill),
+                decode_ns: nanos(answer.decode),
                 model: answer.model.to_string(),
             },
             ReplyBody::Error(refusal) => Self::Error {
                 reply_id: refusal.reply_id.clone(),
                 code: refusal.code.as_str().to_owned(),
                 message: refusal.message.clone(),
-                retry_after_us: refusal.retry_after.map(micros),
+                retry_after_ns: refusal.retry_after.map(nanos),
             },
             ReplyBody::DeadLetter(letter) => Self::DeadLetter {
                 reason: letter.reason.clone(),
@@ -252,9 +252,9 @@ impl BodyRow {
                 prompt_tokens,
                 completion_tokens,
                 cached_tokens,
-                queued_us,
-                prefill_us,
-                decode_us,
+                queued_ns,
+                prefill_ns,
+                decode_ns,
                 model,
             } => ReplyBody::Final(Answer {
                 reply_id,
@@ -263,21 +263,21 @@ impl BodyRow {
                 prompt_tokens,
                 completion_tokens,
                 cached_tokens,
-                queued: Duration::from_micros(queued_us),
-                prefill: Duration::from_micros(prefill_us),
-                decode: Duration::from_micros(decode_us),
+                queued: Duration::from_nanos(queued_ns),
+                prefill: Duration::from_nanos(prefill_ns),
+                decode: Duration::from_nanos(decode_ns),
                 model: model.into(),
             }),
             Self::Error {
                 reply_id,
                 code,
                 message,
-                retry_after_us,
+                retry_after_ns,
             } => ReplyBody::Error(Refusal {
                 reply_id,
                 code: ErrorCode::from_word(&code)?,
                 message,
-                retry_after: retry_after_us.map(Duration::from_micros),
+                retry_after: retry_after_ns.map(Duration::from_nanos),
             }),
             Self::DeadLetter {
                 reason,
@@ -306,6 +306,6 @@ pub(super) fn ids_of_bytes(bytes: &[u8]) -> Vec<TokenId> {
     ids.iter().map(|id| TokenId(u32::from_le_bytes(*id))).collect()
 }
 
-fn micros(time: Duration) -> u64 {
-    u64::try_from(time.as_micros()).unwrap_or(u64::MAX)
+fn nanos(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
 }

@@ -2,17 +2,19 @@
 #![allow(
     dead_code,
     unreachable_pub,
+    clippy::unwrap_used,
     reason = "each test file uses its part of one module"
 )]
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, TokenId};
 use phi_edge_models::{Message, Role};
 use phi_edge_service::{
-    EngineCommand, EngineHandle, EngineInfo, JobKey, NewJob, Priority, Prompts, Refusal, Reply, ReplyAddress,
-    ReplyBody, Service, ServiceConfig, Sink,
+    EngineCommand, EngineHandle, EngineInfo, JobKey, LastEnd, NewJob, Priority, Prompts, Refusal, Reply,
+    ReplyAddress, ReplyBody, Service, ServiceConfig, Sink, Store, StoreConfig,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -75,6 +77,24 @@ impl Bench {
     }
 
     pub fn with(config: ServiceConfig, slots: usize, replies: usize) -> Self {
+        Self::on(config, slots, replies, None)
+    }
+
+    /// With what is kept in `folder`.
+    pub fn durable(folder: &Path, slots: usize, last_end: LastEnd) -> Self {
+        let store = Store::open(
+            StoreConfig {
+                folder: folder.to_owned(),
+                max_bytes: 1 << 30,
+                memory_fallback: false,
+            },
+            last_end,
+        )
+        .unwrap();
+        Self::on(ServiceConfig::default(), slots, 64, Some(store))
+    }
+
+    pub fn on(config: ServiceConfig, slots: usize, replies: usize, store: Option<Store>) -> Self {
         let (commands_tx, commands) = mpsc::channel(16);
         let (replies_tx, replies) = mpsc::channel(replies);
         let interrupt = Interrupt::new();
@@ -84,7 +104,7 @@ impl Bench {
         };
         let engine = EngineHandle::from_parts(commands_tx, interrupt.clone(), info);
         Self {
-            service: Service::start(config, engine, Arc::new(Bytes), replies_tx),
+            service: Service::start_with(config, engine, Arc::new(Bytes), replies_tx, store),
             commands,
             replies,
             interrupt,

@@ -1,0 +1,148 @@
+//! Looking into a store that no daemon uses, and emptying it.
+
+use std::path::{Path, PathBuf};
+
+use rusqlite::{Connection, OpenFlags};
+
+use super::file::{NAME, hint};
+
+/// What a store holds.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Inventory {
+    /// Requests that are to be answered.
+    pub open: u64,
+    /// Outcomes that are kept for those that ask again.
+    pub outcomes: u64,
+    /// Messages that the broker has not acknowledged.
+    pub undelivered: u64,
+    /// Bytes of all its files, without those that were set aside.
+    pub bytes: u64,
+    /// Damaged files that were set aside.
+    pub aside: Vec<PathBuf>,
+}
+
+/// What is to be thrown away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purge {
+    /// Outcomes that are kept: a client that asks again gets a new answer.
+    Outcomes,
+    /// Everything, requests that are to be answered among it.
+    All,
+    /// Damaged files that were set aside.
+    Aside,
+}
+
+/// Why a store can't be looked into.
+#[derive(Debug, thiserror::Error)]
+pub enum ToolError {
+    /// There is none.
+    #[error("{0}: there is no store (see store.path)")]
+    Missing(String),
+    /// SQLite says no.
+    #[error("{file}: {source}{}", hint(source))]
+    Sqlite {
+        /// The file.
+        file: String,
+        /// Why.
+        source: rusqlite::Error,
+    },
+    /// A file can't be read or removed.
+    #[error("{file}: {source}")]
+    Io {
+        /// The file.
+        file: String,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// What the store in `folder` holds.
+///
+/// # Errors
+/// There is none, it can't be read, or a daemon uses it.
+pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
+    let connection = open(folder)?;
+    let count = |sql: &str| {
+        connection
+            .query_row(sql, [], |row| row.get::<_, i64>(0))
+            .map(|n| u64::try_from(n).unwrap_or(0))
+            .map_err(|source| sqlite(folder, source))
+    };
+    let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
+    Ok(Inventory {
+        open: count("SELECT count(*) FROM jobs WHERE outcome IS NULL")?,
+        outcomes: count("SELECT count(*) FROM jobs WHERE outcome IS NOT NULL")?,
+        undelivered: count("SELECT count(*) FROM outbox")?,
+        bytes: size(NAME) + size(&format!("{NAME}-wal")),
+        aside: aside(folder)?,
+    })
+}
+
+/// Throws away; gives the number of rows, or files.
+///
+/// # Errors
+/// As [`inspect`], or something can't be removed.
+pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
+    let tables: &[&str] = match what {
+        Purge::Aside => {
+            let files = aside(folder)?;
+            for file in &files {
+                std::fs::remove_file(file).map_err(|source| io(file, source))?;
+            }
+            return Ok(files.len());
+        }
+        Purge::Outcomes => &["DELETE FROM jobs WHERE outcome IS NOT NULL"],
+        Purge::All => &["DELETE FROM jobs", "DELETE FROM outbox", "DELETE FROM refused"],
+    };
+    let connection = open(folder)?;
+    let delete = || -> rusqlite::Result<usize> {
+        let transaction = connection.unchecked_transaction()?;
+        let mut rows = 0;
+        for table in tables {
+            rows += transaction.execute(table, [])?;
+        }
+        transaction.commit()?;
+        connection.execute_batch("VACUUM")?;
+        Ok(rows)
+    };
+    delete().map_err(|source| sqlite(folder, source))
+}
+
+fn open(folder: &Path) -> Result<Connection, ToolError> {
+    let file = folder.join(NAME);
+    if !file.exists() {
+        return Err(ToolError::Missing(file.display().to_string()));
+    }
+    Connection::open_with_flags(&file, OpenFlags::SQLITE_OPEN_READ_WRITE)
+        .map_err(|source| sqlite(folder, source))
+}
+
+fn aside(folder: &Path) -> Result<Vec<PathBuf>, ToolError> {
+    let entries = std::fs::read_dir(folder).map_err(|source| io(folder, source))?;
+    let mut files: Vec<PathBuf> = entries
+        .flatten()
+        .filter(|entry| {
+            entry
+                .file_name()
+                .to_string_lossy()
+                .starts_with(&format!("{NAME}.damaged-"))
+        })
+        .map(|entry| entry.path())
+        .collect();
+    files.sort();
+    Ok(files)
+}
+
+fn sqlite(folder: &Path, source: rusqlite::Error) -> ToolError {
+    ToolError::Sqlite {
+        file: folder.join(NAME).display().to_string(),
+        source,
+    }
+}
+
+fn io(file: &Path, source: std::io::Error) -> ToolError {
+    ToolError::Io {
+        file: file.display().to_string(),
+        source,
+    }
+}
