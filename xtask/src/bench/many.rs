@@ -146,12 +146,11 @@ pub(crate) fn gaps(setup: &Setup, args: &BenchArgs) -> Result<String> {
     Ok(format!(
         "4 streams while a prompt of 2,000 tokens enters: time between two tokens of a stream, in ms. Bound: the longest \
          ≤ three times the median before, and one run with a chunk.\n\n\
-         | median before | median meanwhile | longest meanwhile | longest run | first token of the prompt, s |\n\
-         |---|---|---|---|---|\n| {} | {} | {} | {} | {} |\n",
+         | median before | median meanwhile | longest meanwhile | first token of the prompt, s |\n\
+         |---|---|---|---|\n| {} | {} | {} | {} |\n",
         column("median_gap_ms"),
         column("median_gap_while_entering_ms"),
         column("longest_gap_while_entering_ms"),
-        column("longest_step_ms"),
         column("long_prompt_first_token_s"),
     ))
 }
