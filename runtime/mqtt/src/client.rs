@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::link::{MemorySession, fault};
+use crate::link::{INFLIGHT, MemorySession, fault};
 use crate::tls::{TlsError, TlsFiles};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -88,7 +88,8 @@ impl Client {
         let mut mqtt = MqttOptions::new(options.client_id, Broker::tcp(options.host, options.port));
         if let Some(session) = options.session {
             let seconds = u32::try_from(session.as_secs()).unwrap_or(u32::MAX);
-            mqtt.set_session_expiry_interval(Some(seconds))
+            mqtt.set_outgoing_inflight_upper_limit(INFLIGHT)
+                .set_session_expiry_interval(Some(seconds))
                 .set_session_store(MemorySession::new(seconds, PersistedAckMode::Automatic));
         }
         mqtt.set_clean_start(options.session.is_none())

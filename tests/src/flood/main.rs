@@ -200,6 +200,12 @@ async fn ask(port: u16, count: usize) -> Result<()> {
     })
     .await?;
     client.subscribe(&format!("{BASE}/response/#")).await?;
+    // Published once the node has subscribed.
+    client.subscribe(&format!("{BASE}/status")).await?;
+    client
+        .receive(Duration::from_mins(1))
+        .await?
+        .context("the node is not there")?;
     for n in 0..IDLE {
         send(&mut client, &format!("idle{n}"))?;
         answer(&mut client).await?;

@@ -30,7 +30,7 @@ use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
 use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
-pub(crate) use session::MemorySession;
+pub(crate) use session::{INFLIGHT, MemorySession};
 
 use counters::Counters;
 use gate::Gate;

@@ -7,7 +7,7 @@ use rumqttc::{
     PersistedAckMode, QoS,
 };
 
-use super::session::MemorySession;
+use super::session::{INFLIGHT, MemorySession};
 use super::{LinkConfig, RECEIVE_MAXIMUM};
 use crate::tls::TlsError;
 use crate::wire::Status;
@@ -29,6 +29,7 @@ pub(crate) fn options(config: &LinkConfig, offline: &Status) -> Result<MqttOptio
         // Acknowledged when the service has taken it, not when it arrived.
         .set_ack_mode(AckMode::Manual)
         .set_receive_maximum(Some(RECEIVE_MAXIMUM))
+        .set_outgoing_inflight_upper_limit(INFLIGHT)
         .set_max_packet_size(Some(config.max_packet))
         // The library's default would refuse packets over 10 KiB that the broker delivers again for ever.
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(config.max_packet))

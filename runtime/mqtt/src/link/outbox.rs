@@ -21,8 +21,8 @@ use crate::wire::{self, State, Status};
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;
-/// Messages under way at once.
-const WINDOW: usize = 32;
+/// Messages under way at once; fewer than the library takes, so that status and stats need not wait for them.
+const WINDOW: usize = 48;
 /// Between two attempts at a subscription that the broker refused.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
 

@@ -13,6 +13,10 @@ use rumqttc::{PersistedAckMode, PersistedSession, SessionStore, SessionStoreErro
 /// What the library's trait returns; it does not export its own name for it.
 type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
 
+/// QoS 1 messages that the library may have under way. It looks at every place for one at each change of its record, so
+/// that with the protocol's limit of 65,535 it did nothing else.
+pub(crate) const INFLIGHT: u16 = 64;
+
 /// The version of the library's record.
 const FORMAT: u16 = 1;
 
@@ -38,7 +42,7 @@ impl MemorySession {
             client_id: client_id.to_owned(),
             clean_start: false,
             session_expiry_interval: Some(self.session_expiry),
-            outgoing_inflight_upper_limit: None,
+            outgoing_inflight_upper_limit: Some(INFLIGHT),
             ack_mode: self.ack_mode,
             last_pkid: 0,
             last_puback: 0,
