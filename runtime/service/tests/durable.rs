@@ -29,6 +29,24 @@ fn image(folder: &Path) -> TempDir {
     copy
 }
 
+/// The same once the disk says that so many jobs run: a start is written without anybody waiting for it.
+async fn image_while_running(folder: &Path, jobs: u32) -> TempDir {
+    loop {
+        let image = image(folder);
+        let connection = rusqlite::Connection::open(image.path().join(FILE)).unwrap();
+        let running: u32 = connection
+            .query_row("SELECT count(*) FROM jobs WHERE running = 1", [], |row| {
+                row.get(0)
+            })
+            .unwrap();
+        drop(connection);
+        if running == jobs {
+            return image;
+        }
+        tokio::time::sleep(Duration::from_millis(1)).await;
+    }
+}
+
 fn reply_id(reply: &Reply) -> String {
     match &reply.body {
         ReplyBody::Final(answer) => answer.reply_id.clone(),
@@ -46,7 +64,7 @@ async fn an_accepted_job_goes_on_after_a_crash() {
     asked.stream = true;
     bench.service.submit(asked).await.unwrap();
     let (first, sink) = bench.asked().await;
-    let left = image(folder.path());
+    let left = image_while_running(folder.path(), 1).await;
     drop(sink);
 
     let mut bench = Bench::durable(left.path(), 1, LastEnd::Innocent);
@@ -139,7 +157,7 @@ async fn after_a_crash_suspects_run_alone_and_the_culprit_is_given_up() {
     bench.asked().await;
     bench.asked().await;
     // Both ran: each is tried alone, "c" waits until that is over.
-    let mut left = image(folder.path());
+    let mut left = image_while_running(folder.path(), 2).await;
     for crash in 0..3 {
         bench = Bench::durable(left.path(), 2, LastEnd::Crashed);
         let (_request, _sink) = bench.asked().await;
@@ -148,7 +166,7 @@ async fn after_a_crash_suspects_run_alone_and_the_culprit_is_given_up() {
             bench.commands.try_recv().is_err(),
             "crash {crash}: it has company"
         );
-        left = image(left.path());
+        left = image_while_running(left.path(), 1).await;
     }
     bench = Bench::durable(left.path(), 2, LastEnd::Crashed);
     let letter = bench.reply().await;
@@ -174,7 +192,7 @@ async fn a_kill_from_outside_is_nobodys_fault() {
     bench.service.submit(job("a")).await.unwrap();
     for _ in 0..5 {
         bench.asked().await;
-        left = image(left.path());
+        left = image_while_running(left.path(), 1).await;
         bench = Bench::durable(left.path(), 1, LastEnd::Innocent);
     }
     let (_request, sink) = bench.asked().await;
