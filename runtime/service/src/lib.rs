@@ -19,6 +19,7 @@ mod pace;
 mod prompts;
 mod quota;
 mod reply;
+pub mod rules;
 mod runner;
 mod service;
 mod sessions;
