@@ -26,7 +26,10 @@ pub use error::ConfigError;
 pub use load::{LoadOptions, Loaded, load};
 pub use origin::Origin;
 pub use render::render;
-pub use rules::Rule;
+pub use rules::{
+    Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,
+    TimeSource, Weekdays, Window, WindowKind, Words,
+};
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{

@@ -2,20 +2,10 @@
 
 use toml::{Table, Value};
 
-use crate::{ConfigError, Origin, topic};
-
-/// A rule as it stands in a file.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Rule {
-    /// The rule's name; one topic level.
-    pub name: String,
-    /// The topic filters whose messages it takes; at least one.
-    pub topics: Vec<String>,
-    /// The whole table as written, `name` and `topics` included.
-    pub table: Table,
-    /// Where it stands.
-    pub origin: Origin,
-}
+use super::{
+    Output, PayloadFormat, Prompt, Rule, RuleLimits, TextFormat, TimeSource, Window, WindowKind, Words,
+};
+use crate::{ByteSize, ConfigError, Origin, TimeSpan, topic};
 
 /// Reads the `[[rules]]` of one file.
 pub(crate) fn read(value: Value, origins: &dyn Fn(usize) -> Origin) -> Result<Vec<Rule>, ConfigError> {
@@ -90,8 +80,52 @@ fn read_one(item: Value, place: usize, origin: Origin) -> Result<Rule, ConfigErr
     Ok(Rule {
         name,
         topics,
-        table,
         origin,
+        payload: PayloadFormat::Auto,
+        fields: Vec::new(),
+        group_by: None,
+        dedupe: None,
+        window: Window {
+            kind: WindowKind::Tumbling {
+                every: TimeSpan::from_secs(60),
+            },
+            time: TimeSource::Arrival,
+            tz: None,
+            empty: false,
+            max_messages: None,
+            max_bytes: None,
+            early: None,
+            early_rate: None,
+            cool_down: TimeSpan::from_millis(0),
+            max_age: None,
+            absence: None,
+            max_groups: 1_000,
+        },
+        words: Words {
+            prompt: Prompt::None,
+            system: None,
+            max_tokens: 256,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            format: TextFormat::Text,
+            check_numbers: false,
+            deadline: None,
+            max_parts: 8,
+            max_prompt_tokens: None,
+        },
+        output: Output {
+            topic: None,
+            qos: 1,
+            expiry: None,
+            retain: false,
+        },
+        limits: RuleLimits {
+            keep_messages: 2_000,
+            keep_bytes: ByteSize::from_bytes(1 << 20),
+            store: ByteSize::from_bytes(64 << 20),
+        },
     })
 }
 
