@@ -1,35 +1,74 @@
-//! Rules: the part of their form that is fixed. The rest is kept as written, for the crate that runs them.
+//! From a table of TOML to a rule.
+
+use std::collections::BTreeMap;
+use std::path::Path;
 
 use toml::{Table, Value};
 
-use super::{
-    Output, PayloadFormat, Prompt, Rule, RuleLimits, TextFormat, TimeSource, Window, WindowKind, Words,
-};
-use crate::{ByteSize, ConfigError, Origin, TimeSpan, topic};
+use super::parse::selector;
+use super::topics::names_group;
+use super::values::{Lines, Place, Values};
+use super::{Field, Output, PayloadFormat, Rule, RuleLimits, Selector, TimeSource, window, words};
+use crate::{ConfigError, Origin, TimeSpan, topic};
 
 /// Reads the `[[rules]]` of one file.
-pub(crate) fn read(value: Value, origins: &dyn Fn(usize) -> Origin) -> Result<Vec<Rule>, ConfigError> {
+pub(crate) fn read(value: Value, path: &Path, lines: &[Lines]) -> Result<Vec<Rule>, ConfigError> {
+    let unknown = Lines::default();
+    let place = |number: usize| Place {
+        path,
+        lines: lines.get(number).unwrap_or(&unknown),
+    };
     let Value::Array(items) = value else {
         return Err(ConfigError::Value {
             key: "rules".to_owned(),
-            origin: origins(0),
+            origin: place(0).rule(),
             found: value.type_str().to_owned(),
             expected: "an array of tables, each begun by a line [[rules]]".to_owned(),
         });
     };
     let mut rules: Vec<Rule> = Vec::with_capacity(items.len());
-    for (place, item) in items.into_iter().enumerate() {
-        let rule = read_one(item, place, origins(place))?;
-        if rules.iter().any(|other| other.name == rule.name) {
-            return Err(fault(
-                &rule.name,
-                rule.origin,
-                "its name is taken by an earlier rule of this file",
+    for (number, item) in items.into_iter().enumerate() {
+        let place = place(number);
+        let unnamed = |origin: Origin, problem: &str| ConfigError::Rule {
+            rule: format!("number {}", number + 1),
+            origin,
+            problem: problem.to_owned(),
+        };
+        let Value::Table(table) = item else {
+            return Err(unnamed(
+                place.rule(),
+                "must be a table, begun by a line [[rules]]",
             ));
+        };
+        let name = match table.get("name").map(Value::as_str) {
+            Some(Some(name)) if topic::is_name(name) => name.to_owned(),
+            Some(_) => {
+                return Err(unnamed(
+                    place.key("name"),
+                    "`name` must be 1 to 64 of A-Z a-z 0-9 . _ -",
+                ));
+            }
+            None => {
+                let problem = "has no `name`; give one of 1 to 64 of A-Z a-z 0-9 . _ -";
+                return Err(unnamed(place.rule(), problem));
+            }
+        };
+        let rule = one(name, place, table)?;
+        if let Some(other) = rules.iter().find(|other| other.name == rule.name) {
+            return Err(taken(&rule, other));
         }
         rules.push(rule);
     }
     Ok(rules)
+}
+
+/// Two rules of one name where neither can take the other's place.
+pub(super) fn taken(rule: &Rule, earlier: &Rule) -> ConfigError {
+    ConfigError::Rule {
+        rule: format!("\"{}\"", rule.name),
+        origin: rule.origin.clone(),
+        problem: format!("its name is taken by the rule at {}; rename one", earlier.origin),
+    }
 }
 
 /// Adds a later layer's rules: one of a known name takes that one's place, so that a site can change a rule
@@ -43,172 +82,104 @@ pub(crate) fn merge(rules: &mut Vec<Rule>, later: Vec<Rule>) {
     }
 }
 
-fn read_one(item: Value, place: usize, origin: Origin) -> Result<Rule, ConfigError> {
-    let unnamed = |origin: Origin, problem: &str| ConfigError::Rule {
-        rule: format!("number {}", place + 1),
-        origin,
-        problem: problem.to_owned(),
-    };
-    let Value::Table(table) = item else {
-        return Err(unnamed(origin, "must be a table, begun by a line [[rules]]"));
-    };
-    let name = match table.get("name").map(Value::as_str) {
-        Some(Some(name)) if topic::is_name(name) => name.to_owned(),
-        Some(_) => return Err(unnamed(origin, "`name` must be 1 to 64 of A-Z a-z 0-9 . _ -")),
-        None => {
-            return Err(unnamed(
-                origin,
-                "has no `name`; give one of 1 to 64 of A-Z a-z 0-9 . _ -",
-            ));
-        }
-    };
-    let Some(topics) = table.get("topics") else {
-        return Err(fault(
-            &name,
-            origin,
-            "has no `topics`; name the topic filters whose messages it takes",
-        ));
-    };
-    let Some(topics) = read_topics(topics) else {
-        let problem =
-            "`topics` must be a list of topic filters without leading $, such as [\"plant/+/alarm\"]";
-        return Err(fault(&name, origin, problem));
-    };
-    if let Some(problem) = fixed_part(&table) {
-        return Err(fault(&name, origin, &problem));
+/// Reads one rule, whose name is already known to be one.
+pub(super) fn one(name: String, place: Place<'_>, table: Table) -> Result<Rule, ConfigError> {
+    let values = Values::check(format!("\"{name}\""), place, table)?;
+    if !values.has("topics") {
+        let problem = "has no `topics`; name the topic filters whose messages it takes";
+        return Err(values.fault("name", problem));
     }
-    Ok(Rule {
+    let rule = Rule {
         name,
-        topics,
-        origin,
-        payload: PayloadFormat::Auto,
-        fields: Vec::new(),
-        group_by: None,
-        dedupe: None,
-        window: Window {
-            kind: WindowKind::Tumbling {
-                every: TimeSpan::from_secs(60),
-            },
-            time: TimeSource::Arrival,
-            tz: None,
-            empty: false,
-            max_messages: None,
-            max_bytes: None,
-            early: None,
-            early_rate: None,
-            cool_down: TimeSpan::from_millis(0),
-            max_age: None,
-            absence: None,
-            max_groups: 1_000,
-        },
-        words: Words {
-            prompt: Prompt::None,
-            system: None,
-            max_tokens: 256,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-            stop: Vec::new(),
-            format: TextFormat::Text,
-            check_numbers: false,
-            deadline: None,
-            max_parts: 8,
-            max_prompt_tokens: None,
-        },
-        output: Output {
-            topic: None,
-            qos: 1,
-            expiry: None,
-            retain: false,
-        },
+        topics: values.value("topics")?,
+        payload: payload(&values)?,
+        fields: fields(&values)?,
+        group_by: values.parsed("group_by", selector)?,
+        dedupe: values.parsed("dedupe", selector)?,
+        window: window::read(&values)?,
+        words: words::read(&values)?,
+        output: output(&values)?,
         limits: RuleLimits {
-            keep_messages: 2_000,
-            keep_bytes: ByteSize::from_bytes(1 << 20),
-            store: ByteSize::from_bytes(64 << 20),
+            keep_messages: values.value("limits.keep_messages")?,
+            keep_bytes: values.value("limits.keep_bytes")?,
+            store: values.value("limits.store")?,
         },
+        origin: values.origin(),
+    };
+    pointers_fit(&rule, &values)?;
+    Ok(rule)
+}
+
+fn payload(values: &Values<'_>) -> Result<PayloadFormat, ConfigError> {
+    let word: String = values.value("payload")?;
+    Ok(match word.as_str() {
+        "json" => PayloadFormat::Json,
+        "text" => PayloadFormat::Text,
+        "number" => PayloadFormat::Number,
+        _ => PayloadFormat::Auto,
     })
 }
 
-fn read_topics(value: &Value) -> Option<Vec<String>> {
-    let items = value.as_array().filter(|items| !items.is_empty())?;
-    items
+fn fields(values: &Values<'_>) -> Result<Vec<Field>, ConfigError> {
+    let pointers: BTreeMap<String, String> = values.optional("fields")?.unwrap_or_default();
+    let field = |(name, pointer)| Field { name, pointer };
+    Ok(pointers.into_iter().map(field).collect())
+}
+
+fn output(values: &Values<'_>) -> Result<Output, ConfigError> {
+    let topic: Option<String> = values.optional("output.topic")?;
+    if topic.as_deref().is_some_and(names_group) && !values.has("group_by") {
+        let problem =
+            "`output.topic` names {group}, but the rule has no `group_by`; add it, or leave {group} out";
+        return Err(values.fault("output.topic", problem));
+    }
+    let expiry: Option<TimeSpan> = values.optional("output.expiry")?;
+    if expiry.is_some_and(|expiry| !expiry.as_millis().is_multiple_of(1_000)) {
+        let problem = "`output.expiry` must be whole seconds, as MQTT counts them";
+        return Err(values.fault("output.expiry", problem));
+    }
+    Ok(Output {
+        topic,
+        qos: values.value("output.qos")?,
+        expiry,
+        retain: values.value("output.retain")?,
+    })
+}
+
+/// Holds the pointers of a rule against its payloads: of text there is nothing to point at, of a number only itself.
+fn pointers_fit(rule: &Rule, values: &Values<'_>) -> Result<(), ConfigError> {
+    let word = match rule.payload {
+        PayloadFormat::Auto | PayloadFormat::Json => return Ok(()),
+        PayloadFormat::Text => "text",
+        PayloadFormat::Number => "number",
+    };
+    let of_selector = |selector: &Option<Selector>| match selector {
+        Some(Selector::Field(pointer)) => Some(pointer.clone()),
+        Some(Selector::Topic(_)) | None => None,
+    };
+    let of_time = match &rule.window.time {
+        TimeSource::Field { pointer, .. } => Some(pointer.clone()),
+        TimeSource::Arrival => None,
+    };
+    let pointers = rule
+        .fields
         .iter()
-        .map(|item| {
-            item.as_str()
-                .filter(|text| topic::is_filter(text))
-                .map(str::to_owned)
-        })
-        .collect()
-}
-
-/// A key, the check of its value, and what is expected.
-type Demand = (&'static str, fn(&Value) -> bool, &'static str);
-
-/// What of the fixed part is wrong, beyond name and topics.
-fn fixed_part(table: &Table) -> Option<String> {
-    let wrong = |key: &str, good: fn(&Value) -> bool| table.get(key).is_some_and(|value| !good(value));
-    let demands: [Demand; 7] = [
-        (
-            "group_by",
-            is_selector,
-            "\"topic:N\" with N counted from 0, or \"field:/json/pointer\"",
-        ),
-        (
-            "dedupe",
-            is_selector,
-            "\"topic:N\" with N counted from 0, or \"field:/json/pointer\"",
-        ),
-        (
-            "fields",
-            is_pointers,
-            "a table of JSON pointers, such as { value = \"/value\" }",
-        ),
-        (
-            "window",
-            Value::is_table,
-            "a table, such as { kind = \"tumbling\", every = \"10s\" }",
-        ),
-        ("prompt", Value::is_str, "a text"),
-        ("template", Value::is_str, "a text"),
-        ("max_tokens", is_positive, "a whole number of at least 1"),
-    ];
-    if let Some((key, _, expected)) = demands.into_iter().find(|(key, good, _)| wrong(key, *good)) {
-        return Some(format!("`{key}` must be {expected}"));
+        .map(|field| ("fields", field.pointer.clone()))
+        .chain(of_selector(&rule.group_by).map(|pointer| ("group_by", pointer)))
+        .chain(of_selector(&rule.dedupe).map(|pointer| ("dedupe", pointer)))
+        .chain(of_time.map(|pointer| ("window.time", pointer)));
+    for (key, pointer) in pointers {
+        if rule.payload == PayloadFormat::Number && pointer.is_empty() {
+            continue;
+        }
+        let only = match rule.payload {
+            PayloadFormat::Number => "only the pointer \"\", the number itself",
+            _ => "no field",
+        };
+        let problem = format!(
+            "`{key}` points at {pointer:?}, but with `payload` \"{word}\" there is {only}; use \"json\" or \"auto\""
+        );
+        return Err(values.fault(key, problem));
     }
-    let both = table.contains_key("prompt") && table.contains_key("template");
-    both.then(|| "has both `prompt` and `template`; remove one".to_owned())
-}
-
-fn is_selector(value: &Value) -> bool {
-    let Some((kind, rest)) = value.as_str().and_then(|text| text.split_once(':')) else {
-        return false;
-    };
-    match kind {
-        "topic" => rest.parse::<u16>().is_ok(),
-        "field" => rest.is_empty() || rest.starts_with('/'),
-        _ => false,
-    }
-}
-
-fn is_pointers(value: &Value) -> bool {
-    let is_pointer = |value: &Value| {
-        value
-            .as_str()
-            .is_some_and(|text| text.is_empty() || text.starts_with('/'))
-    };
-    value
-        .as_table()
-        .is_some_and(|table| table.values().all(is_pointer))
-}
-
-fn is_positive(value: &Value) -> bool {
-    value.as_integer().is_some_and(|number| number > 0)
-}
-
-fn fault(name: &str, origin: Origin, problem: &str) -> ConfigError {
-    ConfigError::Rule {
-        rule: format!("\"{name}\""),
-        origin,
-        problem: problem.to_owned(),
-    }
+    Ok(())
 }
