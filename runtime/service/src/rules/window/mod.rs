@@ -59,8 +59,8 @@
 //!
 //! Moments given to [`Windows::observe`] and [`Windows::tick`] do not go back. If the clock does, the caller either waits
 //! for it with the latest moment, or says so by [`Windows::set_back`]: then windows that begin after the new moment end,
-//! and what was remembered beyond it is cut to it. A hopping group with such a window ends all of its windows, since they
-//! share messages.
+//! and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed and
+//! ends after the new moment, ends all of its windows, since they share messages.
 //!
 //! # Restarts
 //!
@@ -76,6 +76,7 @@ mod frame;
 mod group;
 mod open;
 mod place;
+mod vacant;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -144,7 +145,9 @@ impl Windows {
                 observed.overflow = true;
                 name = OTHER;
             }
-            self.know(name, Mark::default());
+            if !self.groups.contains_key(name) {
+                self.know(name, Mark::default());
+            }
         }
         if let Some(group) = self.groups.get_mut(name) {
             let (placed, closed) = group.observe(&mut self.frame, o);
