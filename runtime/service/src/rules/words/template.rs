@@ -30,6 +30,7 @@ pub struct Template {
     name: String,
     /// The template of [`super::reduce`].
     reduction: String,
+    text: String,
 }
 
 impl Template {
@@ -42,21 +43,20 @@ impl Template {
                 .add_template_owned(name.to_owned(), source.to_owned())
                 .map_err(|error| report(&error))
         };
-        let (name, reduction) = match source {
+        let (name, reduction, text) = match source {
             PromptSource::None => return Ok(None),
             PromptSource::BuiltIn(name) => {
-                if built_in::source(name).is_none() {
-                    return Err(WordsError::UnknownTemplate {
-                        name: name.clone(),
-                        known: built_in::NAMES.join(", "),
-                    });
-                }
+                let text = built_in::source(name).filter(|_| built_in::NAMES.contains(&name.as_str()));
+                let text = text.ok_or_else(|| WordsError::UnknownTemplate {
+                    name: name.clone(),
+                    known: built_in::NAMES.join(", "),
+                })?;
                 let reduction = if name.ends_with("-de") {
                     "reduce-de"
                 } else {
                     "reduce"
                 };
-                (name.clone(), reduction.to_owned())
+                (name.clone(), reduction.to_owned(), text)
             }
             PromptSource::Text(text) => {
                 add(&mut environment, OWN, text)?;
@@ -64,14 +64,24 @@ impl Template {
                 let template = environment.get_template(OWN).map_err(|error| report(&error))?;
                 // A template that knows what to do with partial answers is asked to.
                 let reduces = template.undeclared_variables(false).contains("parts");
-                (OWN.to_owned(), if reduces { OWN } else { "reduce" }.to_owned())
+                (
+                    OWN.to_owned(),
+                    if reduces { OWN } else { "reduce" }.to_owned(),
+                    text.as_str(),
+                )
             }
         };
         Ok(Some(Self {
             environment,
             name,
             reduction,
+            text: text.to_owned(),
         }))
+    }
+
+    /// Its text: what the operator wrote, whose numbers (limits, say) an answer may repeat.
+    pub fn text(&self) -> &str {
+        &self.text
     }
 
     /// The whole window in one prompt, whatever its length.

@@ -30,9 +30,9 @@ pub(super) struct Known {
 }
 
 impl Known {
-    pub(super) fn new(scene: &Scene<'_>, records: &[Record]) -> Self {
+    pub(super) fn new(scene: &Scene<'_>, records: &[Record], written: &[&str]) -> Self {
         let mut known = Self::default();
-        for text in [scene.rule, scene.group] {
+        for text in [scene.rule, scene.group].iter().chain(written) {
             known.text(text);
         }
         known.window(scene);

@@ -13,9 +13,15 @@ use known::Known;
 use scan::{Found, scan};
 
 /// The numbers of `text`, as they stand there, that neither the facts and the window of `scene` nor one of `records`
-/// support. Each is given once, in order.
-pub fn unsupported_numbers(text: &str, scene: &Scene<'_>, records: &[Record]) -> Vec<String> {
-    let known = Known::new(scene, records);
+/// support, nor what the operator wrote (`written`: the template's text with its limits, the system message). Each is given
+/// once, in order.
+pub fn unsupported_numbers(
+    text: &str,
+    scene: &Scene<'_>,
+    records: &[Record],
+    written: &[&str],
+) -> Vec<String> {
+    let known = Known::new(scene, records, written);
     let mut unsupported: Vec<String> = Vec::new();
     for found in scan(text) {
         if !is_counted_off(text, &found) && !known.supports(&found) && !unsupported.contains(&found.text) {
@@ -82,7 +88,12 @@ mod tests {
         fixture
             .records
             .push(Record::new(time, "cold/2", b"{\"value\":-18.25}", frozen));
-        let found = unsupported_numbers(text, &fixture.scene(), &fixture.records);
+        let found = unsupported_numbers(
+            text,
+            &fixture.scene(),
+            &fixture.records,
+            &["The limit is 95,5 °C."],
+        );
         assert_eq!(found.join("|"), expected, "{text}");
     }
 
@@ -98,6 +109,7 @@ mod tests {
         check("There were 5 messages and 17 faults, 17 in all.", "5|17");
         check("Over 8 hours (480 minutes).", "");
         check("Over 9 hours.", "9");
+        check("That is above the limit of 95.5, not of 97.5.", "97.5");
     }
 
     #[test]
