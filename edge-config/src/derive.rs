@@ -14,6 +14,9 @@ use crate::{ConfigError, Origin, Shape, topic};
 const PLAIN_PORT: i64 = 1883;
 const TLS_PORT: i64 = 8883;
 
+/// The key of the folder of rule files.
+pub(crate) const RULES_DIR: &str = "node.rules_dir";
+
 /// The values of all layers, the later ones over the earlier.
 pub(crate) type Effective = BTreeMap<&'static str, Entry>;
 
@@ -21,6 +24,7 @@ pub(crate) type Effective = BTreeMap<&'static str, Entry>;
 pub(crate) fn derive(
     effective: &Effective,
     hostname: &str,
+    system_dir: &Path,
     credentials: Option<&str>,
 ) -> Result<Layer, ConfigError> {
     let mut derived = Layer::default();
@@ -50,6 +54,20 @@ pub(crate) fn derive(
             "mqtt.port",
             Value::Integer(port),
             Origin::Derived(from),
+        );
+    }
+    if let Some(entry) = effective.get(RULES_DIR)
+        && entry.origin == Origin::Default
+        && !system_dir.as_os_str().is_empty()
+        && let Some(folder) = system_dir.join("rules.d").to_str()
+        && text(effective, RULES_DIR) != Some(folder)
+    {
+        let folder = Value::String(folder.to_owned());
+        add(
+            &mut derived,
+            RULES_DIR,
+            folder,
+            Origin::Derived("the system's folder"),
         );
     }
     let base = text(effective, "node.base")

@@ -1,26 +1,31 @@
-//! A configuration file as a layer, with the line of every key.
+//! Configuration files: which there are, and one as a layer.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
+use crate::document::{self, Document, join};
 use crate::layer::{Layer, find};
 use crate::nearest::nearest;
+use crate::rules::{self, Lines};
 use crate::schema::{RULES, SECTIONS};
 use crate::shape::CREDENTIAL;
-use crate::{ConfigError, Origin, Shape, rules};
+use crate::{ConfigError, Origin, Shape};
 
 /// Reads a file that must exist.
 pub(crate) fn read(path: &Path) -> Result<Layer, ConfigError> {
-    let text = fs::read_to_string(path).map_err(|source| ConfigError::Read {
+    parse(path, &text(path)?)
+}
+
+/// The text of a file.
+pub(crate) fn text(path: &Path) -> Result<String, ConfigError> {
+    fs::read_to_string(path).map_err(|source| ConfigError::Read {
         path: path.to_owned(),
         source,
-    })?;
-    parse(path, &text)
+    })
 }
 
 /// Reads a file that may be missing.
@@ -58,20 +63,14 @@ pub(crate) fn folder(path: &Path) -> Result<Vec<PathBuf>, ConfigError> {
 }
 
 /// Reads the text of a file; `path` is for messages and for relative paths in it.
-pub(crate) fn parse(path: &Path, text: &str) -> Result<Layer, ConfigError> {
-    let document = DeTable::parse(text).map_err(|fault| syntax(path, text, &fault))?;
-    let mut lines = Lines {
-        text,
-        by_key: BTreeMap::new(),
-        rules: Vec::new(),
-    };
-    lines.collect("", document.get_ref());
-    let table: Table = text.parse().map_err(|fault| syntax(path, text, &fault))?;
-
+fn parse(path: &Path, text: &str) -> Result<Layer, ConfigError> {
+    let Document {
+        table, keys, rules, ..
+    } = document::parse(path, text)?;
     let mut reader = Reader {
         path,
-        lines: lines.by_key,
-        rule_lines: lines.rules,
+        lines: keys,
+        rules,
         layer: Layer::default(),
     };
     reader.section("", table)?;
@@ -81,7 +80,7 @@ pub(crate) fn parse(path: &Path, text: &str) -> Result<Layer, ConfigError> {
 struct Reader<'a> {
     path: &'a Path,
     lines: BTreeMap<String, usize>,
-    rule_lines: Vec<usize>,
+    rules: Vec<Lines>,
     layer: Layer,
 }
 
@@ -91,9 +90,7 @@ impl Reader<'_> {
             let path = join(prefix, &name);
             let origin = self.origin(self.lines.get(&path).copied());
             if path == RULES {
-                let place_of = |place: usize| self.origin(self.rule_lines.get(place).copied());
-                let read = rules::read(value, &place_of)?;
-                self.layer.rules = read;
+                self.layer.rules = rules::read(value, self.path, &self.rules)?;
             } else if let Some(key) = find(&path) {
                 let value = match key.shape {
                     Shape::Path => self.beside_file(value),
@@ -141,76 +138,5 @@ impl Reader<'_> {
             Some(joined) => Value::String(joined.to_owned()),
             None => value,
         }
-    }
-}
-
-/// The lines of keys and rules, from the spans of the parsed document.
-struct Lines<'a> {
-    text: &'a str,
-    by_key: BTreeMap<String, usize>,
-    rules: Vec<usize>,
-}
-
-impl Lines<'_> {
-    fn collect(&mut self, prefix: &str, table: &DeTable<'_>) {
-        for (name, value) in table {
-            let path = join(prefix, name.get_ref());
-            let line = position(self.text, name.span().start).0;
-            match value.get_ref() {
-                DeValue::Array(items) if path == RULES => {
-                    self.rules = items
-                        .iter()
-                        .map(|item| position(self.text, item.span().start).0)
-                        .collect();
-                }
-                DeValue::Table(inner) if SECTIONS.contains(&path.as_str()) => self.collect(&path, inner),
-                _ => {}
-            }
-            self.by_key.insert(path, line);
-        }
-    }
-}
-
-/// Line and column of a place in the text, both counted from 1.
-fn position(text: &str, offset: usize) -> (usize, usize) {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    let line = before.bytes().filter(|byte| *byte == b'\n').count() + 1;
-    (
-        line,
-        before.get(line_start..).unwrap_or_default().chars().count() + 1,
-    )
-}
-
-fn syntax(path: &Path, text: &str, fault: &toml::de::Error) -> ConfigError {
-    let (line, column) = position(text, fault.span().map_or(0, |span| span.start));
-    // Only the parser's words, not its picture of the line: that line may hold a secret.
-    let problem = fault.message().replace(char::is_control, " ");
-    ConfigError::Syntax {
-        origin: Origin::File {
-            path: path.to_owned(),
-            line: Some(line),
-        },
-        column,
-        problem,
-    }
-}
-
-/// A key below its section. A name that is not bare is quoted, so that a dot in it parts nothing and a control
-/// character does not reach a message.
-fn join(prefix: &str, name: &str) -> String {
-    let bare = !name.is_empty()
-        && name
-            .chars()
-            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '-'));
-    let name = if bare {
-        name.to_owned()
-    } else {
-        format!("{name:?}")
-    };
-    if prefix.is_empty() {
-        name
-    } else {
-        format!("{prefix}.{name}")
     }
 }

@@ -137,7 +137,7 @@ fn wrong_value(key: &Key, value: &Value, origin: Origin) -> ConfigError {
 }
 
 /// A value on one line and not too long.
-fn shown(value: &Value) -> String {
+pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Table(_) => return "a table".to_owned(),
         Value::String(text) => {
@@ -188,7 +188,8 @@ fn unknown_in_text(path: String, origin: Origin) -> ConfigError {
     }
 }
 
-fn preset_value(preset: Preset) -> Option<Value> {
+/// A built-in default as a value.
+pub(crate) fn preset_value(preset: Preset) -> Option<Value> {
     match preset {
         Preset::Unset => None,
         Preset::Text(text) => Some(Value::String(text.to_owned())),

@@ -6,6 +6,7 @@
 //! `default.toml` ([`DEFAULT_FILE`]) is the reference for operators; a test holds it against the structs.
 
 mod derive;
+mod document;
 mod error;
 mod file;
 mod layer;
@@ -26,13 +27,16 @@ pub use error::ConfigError;
 pub use load::{LoadOptions, Loaded, load};
 pub use origin::Origin;
 pub use render::render;
-pub use rules::Rule;
+pub use rules::{
+    Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,
+    TimeSource, Weekdays, Window, WindowKind, Words, rule_keys,
+};
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
     Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls, WhenFailing,
 };
-pub use shape::{Shape, Wording};
+pub use shape::{Range, Shape, Wording};
 pub use units::{ByteSize, TimeSpan, UnitError};
 
 /// The commented default file: every key with its meaning, unit and default, all keys commented out.

@@ -1,15 +1,15 @@
 //! From files, environment and flags to a checked configuration.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use crate::derive::{Effective, derive};
+use crate::derive::{Effective, RULES_DIR, derive};
 use crate::layer::{Layer, find};
 use crate::secret::HIDDEN;
 use crate::validate::{validate, warnings};
-use crate::{Config, ConfigError, Origin, file, rules};
+use crate::{Config, ConfigError, Origin, Rule, file, rules};
 
 /// Everything that the configuration depends on. [`Default`] reads no file and no environment.
 #[derive(Debug, Clone, Default)]
@@ -20,7 +20,8 @@ pub struct LoadOptions {
     pub env: Vec<(String, String)>,
     /// What flags set, as keys (`model.path`) and texts.
     pub flags: Vec<(String, String)>,
-    /// The folder of `config.toml` and `conf.d` (`/etc/phi-edge` on an installed system), which may be missing; empty means none.
+    /// The folder of `config.toml`, `conf.d` and `rules.d` (`/etc/phi-edge` on an installed system), which may be
+    /// missing; empty means none.
     pub system_dir: PathBuf,
     /// The machine's host name, from which `node.name` follows.
     pub hostname: String,
@@ -35,14 +36,16 @@ pub struct Loaded {
     pub origins: BTreeMap<String, Origin>,
     /// What is allowed but should be said to the operator, one line each.
     pub warnings: Vec<String>,
-    /// The files that were read, in their order.
+    /// The files that were read, in their order; those of `node.rules_dir` are the last.
     pub files: Vec<PathBuf>,
     /// The effective values by key for printing, secrets already hidden.
     pub(crate) values: BTreeMap<&'static str, Value>,
 }
 
 /// Loads the configuration: built-in defaults, `config.toml` and `conf.d/*.toml` of the system's folder, the named
-/// file, the environment, flags; a later one wins.
+/// file, the environment, flags; a later one wins. Rules of `node.rules_dir` come after those of all files.
+///
+/// Nothing is kept from one call to the next, so that a second call with the same options is a reload.
 pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
     let mut files = Vec::new();
     let mut layers = vec![Layer::defaults()];
@@ -71,10 +74,26 @@ pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
     let derived = derive(
         &overlay(&layers),
         &options.hostname,
+        &options.system_dir,
         credentials.map(|(_, folder)| folder.as_str()),
     )?;
     layers.push(derived);
-    assemble(layers, files)
+    let effective = overlay(&layers);
+    // Where there is no folder of the system, its folder of rules is none either: only a named one is read.
+    let rules_dir = effective
+        .get(RULES_DIR)
+        .filter(|entry| entry.origin != Origin::Default || !options.system_dir.as_os_str().is_empty());
+    let rules_dir = rules_dir.and_then(|entry| entry.value.as_ref()?.as_str());
+    let folder_rules = match rules_dir {
+        Some(path) => rules::folder(Path::new(path), &mut files)?,
+        None => Vec::new(),
+    };
+    let mut all_rules = Vec::new();
+    for layer in &mut layers {
+        rules::merge(&mut all_rules, std::mem::take(&mut layer.rules));
+    }
+    rules::merge(&mut all_rules, folder_rules);
+    assemble(layers, effective, all_rules, files)
 }
 
 fn overlay(layers: &[Layer]) -> Effective {
@@ -82,13 +101,13 @@ fn overlay(layers: &[Layer]) -> Effective {
     entries.map(|(key, entry)| (*key, entry.clone())).collect()
 }
 
-fn assemble(mut layers: Vec<Layer>, files: Vec<PathBuf>) -> Result<Loaded, ConfigError> {
-    let effective = overlay(&layers);
-    let mut all_rules = Vec::new();
+fn assemble(
+    layers: Vec<Layer>,
+    effective: Effective,
+    rules: Vec<Rule>,
+    files: Vec<PathBuf>,
+) -> Result<Loaded, ConfigError> {
     let mut builder = config::Config::builder();
-    for layer in &mut layers {
-        rules::merge(&mut all_rules, std::mem::take(&mut layer.rules));
-    }
     for layer in layers {
         builder = builder.add_source(layer);
     }
@@ -96,7 +115,7 @@ fn assemble(mut layers: Vec<Layer>, files: Vec<PathBuf>) -> Result<Loaded, Confi
         .build()
         .and_then(config::Config::try_deserialize::<Config>);
     let mut config = merged.map_err(|fault| ConfigError::Internal(fault.to_string()))?;
-    config.rules = all_rules;
+    config.rules = rules;
 
     let mut origins = BTreeMap::new();
     let mut values = BTreeMap::new();
@@ -107,6 +126,7 @@ fn assemble(mut layers: Vec<Layer>, files: Vec<PathBuf>) -> Result<Loaded, Confi
         }
     }
     validate(&config, &origins)?;
+    rules::settle(&mut config)?;
     let warnings = warnings(&config, &origins);
     Ok(Loaded {
         config,

@@ -10,12 +10,20 @@ const SAME_LAST_PART: f64 = 0.85;
 
 /// The known key or section that is most like `unknown`.
 pub(crate) fn nearest(unknown: &str) -> &'static str {
-    let unknown = unknown.to_lowercase();
     let candidates = KEYS.iter().map(|key| key.path).chain(SECTIONS.iter().copied());
+    nearest_of(unknown, candidates).unwrap_or("node.name")
+}
+
+/// The one of the candidates that is most like `unknown`.
+pub(crate) fn nearest_of(
+    unknown: &str,
+    candidates: impl Iterator<Item = &'static str>,
+) -> Option<&'static str> {
+    let unknown = unknown.to_lowercase();
     let scored = candidates.map(|candidate| (score(&unknown, candidate), candidate));
     scored
         .max_by(|a, b| a.0.total_cmp(&b.0))
-        .map_or("node.name", |(_, candidate)| candidate)
+        .map(|(_, candidate)| candidate)
 }
 
 fn score(unknown: &str, candidate: &str) -> f64 {

@@ -2,10 +2,10 @@
 
 use std::fmt::Write as _;
 
-use toml::{Table, Value};
+use toml::Value;
 
 use crate::schema::KEYS;
-use crate::{Loaded, Origin};
+use crate::{Loaded, Origin, Rule};
 
 /// Prints the effective configuration as TOML, each value followed by its origin. Secrets show as `***`, optional keys
 /// that are not set as comments.
@@ -29,15 +29,23 @@ pub fn render(loaded: &Loaded) -> String {
     }
     flush(&mut out, section, &mut lines);
     for rule in &loaded.config.rules {
-        let mut whole = Table::new();
-        whole.insert(
-            "rules".to_owned(),
-            Value::Array(vec![Value::Table(rule.table.clone())]),
-        );
-        // Writing to a String can't fail, here and below.
-        let _ = write!(out, "\n# {}\n{whole}", rule.origin);
+        rule_block(&mut out, rule);
     }
     out
+}
+
+/// Says of a rule what it is, as a comment: its file has it whole, and a part of it would read as another rule.
+fn rule_block(out: &mut String, rule: &Rule) {
+    let topics: Vec<Value> = rule.topics.iter().cloned().map(Value::String).collect();
+    let origin = rule.origin.to_string().replace(char::is_control, " ");
+    // Writing to a String can't fail.
+    let _ = writeln!(
+        out,
+        "\n# [[rules]]  # {origin}\n# name = \"{}\"\n# topics = {}\n# window.kind = \"{}\"",
+        rule.name,
+        Value::Array(topics),
+        rule.window.kind.name()
+    );
 }
 
 /// Writes a section with its origins in one column.

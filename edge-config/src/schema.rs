@@ -65,7 +65,7 @@ const MAX_SESSION: u64 = 49_710 * DAY;
 /// The largest budget of a client in a minute.
 const MAX_BUDGET: u64 = 1_000_000_000;
 
-const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
+pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     Key {
         path,
         shape,
@@ -74,7 +74,7 @@ const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     }
 }
 
-pub(crate) static KEYS: [Key; 51] = [
+pub(crate) static KEYS: [Key; 53] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -166,8 +166,10 @@ pub(crate) static KEYS: [Key; 51] = [
         number(1, MAX_BUDGET),
         Preset::Unset,
     ),
+    key("limits.rule_jobs", number(1, 1_000), Preset::Number(2)),
     key("store.path", Shape::Path, Preset::Text("/var/lib/phi-edge/store")),
     key("store.max_size", size(MIB, TIB), Preset::Text("1GiB")),
+    key("store.max_rules_size", size(MIB, TIB), Preset::Text("256MiB")),
     key("store.keep_for", duration(0, 30 * DAY), Preset::Text("10m")),
     key(
         "store.keep_outcomes",

@@ -28,7 +28,8 @@ pub struct Config {
     pub metrics: Metrics,
     /// Logging.
     pub log: Log,
-    /// The rules of all files, in order of appearance; a later layer's rule replaces one of the same name.
+    /// The rules of all files, in order of appearance; a later layer's rule replaces one of the same name, and those of
+    /// `node.rules_dir` come last.
     #[serde(skip)]
     pub rules: Vec<Rule>,
 }
@@ -175,6 +176,8 @@ pub struct Limits {
     pub client_requests_per_minute: Option<u32>,
     /// Tokens of prompts and answers that one client may use in a minute.
     pub client_tokens_per_minute: Option<u32>,
+    /// Windows of rules that the model words at the same time.
+    pub rule_jobs: usize,
 }
 
 /// `[store]`
@@ -185,6 +188,8 @@ pub struct Store {
     pub path: PathBuf,
     /// The most that is stored before new requests are refused.
     pub max_size: ByteSize,
+    /// The most that the messages of all rules may take of it; further ones are dropped.
+    pub max_rules_size: ByteSize,
     /// How long an outcome is kept for those that ask again; never shorter than the request's deadline.
     pub keep_for: TimeSpan,
     /// The most outcomes that are kept.

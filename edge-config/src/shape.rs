@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 
 use toml::Value;
 
+use crate::rules::{is_field_name, is_pointer};
 use crate::topic;
 use crate::{ByteSize, TimeSpan};
 
@@ -44,6 +45,10 @@ pub enum Shape {
     },
     /// One of several words.
     Choice(&'static [&'static str]),
+    /// A number that a check accepts, whole or not.
+    Decimal(Range),
+    /// A table of JSON pointers by the names of fields.
+    Pointers,
 }
 
 /// A check of a text, and how its demand is worded.
@@ -51,6 +56,13 @@ pub enum Shape {
 pub struct Wording {
     expected: &'static str,
     accepts: fn(&str) -> bool,
+}
+
+/// A check of a number, and how its demand is worded.
+#[derive(Clone, Copy)]
+pub struct Range {
+    expected: &'static str,
+    accepts: fn(f64) -> bool,
 }
 
 pub(crate) const fn number(min: u64, max: u64) -> Shape {
@@ -74,6 +86,18 @@ pub(crate) const fn size(min: u64, max: u64) -> Shape {
 
 pub(crate) const fn choice(words: &'static [&'static str]) -> Shape {
     Shape::Choice(words)
+}
+
+pub(crate) const fn decimal(expected: &'static str, accepts: fn(f64) -> bool) -> Shape {
+    Shape::Decimal(Range { expected, accepts })
+}
+
+pub(crate) const fn checked(expected: &'static str, accepts: fn(&str) -> bool) -> Shape {
+    Shape::Text(Wording { expected, accepts })
+}
+
+pub(crate) const fn checked_list(expected: &'static str, accepts: fn(&str) -> bool) -> Shape {
+    Shape::List(Wording { expected, accepts })
 }
 
 pub(crate) const fn text() -> Shape {
@@ -166,6 +190,15 @@ impl Shape {
             (Self::Choice(words), Value::String(text)) => {
                 words.contains(&text.as_str()).then(|| value.clone())
             }
+            (Self::Decimal(check), Value::Float(number)) => (check.accepts)(*number).then(|| value.clone()),
+            (Self::Decimal(_), Value::Integer(number)) => {
+                let number: i32 = (*number).try_into().ok()?;
+                self.accept(&Value::Float(number.into()))
+            }
+            (Self::Pointers, Value::Table(table)) => table
+                .iter()
+                .all(|(name, pointer)| wrong_pointer(name, pointer).is_none())
+                .then(|| value.clone()),
             _ => None,
         }
     }
@@ -182,7 +215,8 @@ impl Shape {
         typed.unwrap_or_else(|| Value::String(text.to_owned()))
     }
 
-    /// What is wrong with a duration's or size's text beyond its bounds, to be said with the error.
+    /// What is wrong with a duration's or size's text beyond its bounds or with one of many pointers, to be said with
+    /// the error.
     pub(crate) fn hint(self, value: &Value) -> Option<String> {
         match self {
             Self::Duration { .. } => value
@@ -195,6 +229,10 @@ impl Shape {
                 .parse::<ByteSize>()
                 .err()
                 .map(|fault| fault.to_string()),
+            Self::Pointers => value
+                .as_table()?
+                .iter()
+                .find_map(|(name, pointer)| wrong_pointer(name, pointer)),
             _ => None,
         }
     }
@@ -218,6 +256,10 @@ impl fmt::Display for Shape {
             Self::Size { min, max } => {
                 let (min, max) = (ByteSize::from_bytes(*min), ByteSize::from_bytes(*max));
                 write!(f, "a size from {min} to {max}, such as \"512MiB\"")
+            }
+            Self::Decimal(check) => f.write_str(check.expected),
+            Self::Pointers => {
+                f.write_str("a table of JSON pointers by names, such as { value = \"/value\" }")
             }
             Self::Choice(words) => {
                 f.write_str("one of ")?;
@@ -249,6 +291,18 @@ fn list_from_text(text: &str) -> Value {
             .map(|item| Value::String(item.trim().to_owned()))
             .collect(),
     )
+}
+
+/// What is wrong with a field of a rule.
+fn wrong_pointer(name: &str, pointer: &Value) -> Option<String> {
+    if !is_field_name(name) {
+        return Some(format!(
+            "{name:?} can't be a name, since templates use names: letters, digits and _, not begun by a digit, at \
+             most 64, and no word of theirs such as \"not\""
+        ));
+    }
+    let good = pointer.as_str().is_some_and(is_pointer);
+    (!good).then(|| format!("{name} is no JSON pointer; write \"/a/b\", or \"\" for the whole payload"))
 }
 
 fn is_text(text: &str) -> bool {
@@ -294,7 +348,7 @@ fn is_log_directive(text: &str) -> bool {
 }
 
 /// Whether braces occur only as these placeholders, so that a slip in one is not taken for a topic.
-fn only_placeholders(text: &str, known: &[&str]) -> bool {
+pub(crate) fn only_placeholders(text: &str, known: &[&str]) -> bool {
     let mut rest = text.to_owned();
     for placeholder in known {
         rest = rest.replace(placeholder, "");

@@ -16,7 +16,12 @@ pub(crate) fn is_name_char(c: char) -> bool {
 
 /// Whether the text can be put before `/request`: no wildcard, no empty level, no leading `$`.
 pub(crate) fn is_base(text: &str) -> bool {
-    is_plain(text) && !text.contains(['+', '#']) && text.split('/').all(|level| !level.is_empty())
+    is_topic(text) && text.split('/').all(|level| !level.is_empty())
+}
+
+/// Whether the text can be published to: no wildcard, no leading `$`.
+pub(crate) fn is_topic(text: &str) -> bool {
+    is_plain(text) && !text.contains(['+', '#'])
 }
 
 /// Whether the text is a topic filter that reaches no `$` topics.

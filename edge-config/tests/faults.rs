@@ -218,61 +218,6 @@ fn files_that_cannot_be_read_are_named() {
     );
 }
 
-#[test]
-fn the_fixed_part_of_rules_is_checked() {
-    let check = |text: &str, expected: &str| {
-        let fault = Machine::new().config(text).fault();
-        assert!(
-            fault.starts_with("my.toml:") && fault.contains(expected),
-            "{text}: {fault}"
-        );
-    };
-    let good = "[[rules]]\nname = \"r\"\ntopics = [\"a\"]\n";
-    check("rules = 1", "`rules` must be an array of tables");
-    check("rules = [1]", "rule number 1: must be a table");
-    check("[[rules]]\ntopics = [\"a\"]", "rule number 1: has no `name`");
-    check(
-        "[[rules]]\nname = \"a b\"",
-        "rule number 1: `name` must be 1 to 64",
-    );
-    check("[[rules]]\nname = \"r\"", "rule \"r\": has no `topics`");
-    check(
-        "[[rules]]\nname = \"r\"\ntopics = []",
-        "rule \"r\": `topics` must be a list",
-    );
-    check(
-        "[[rules]]\nname = \"r\"\ntopics = [\"a/#/b\"]",
-        "rule \"r\": `topics` must be a list",
-    );
-    check(&format!("{good}{good}"), "rule \"r\": its name is taken");
-    check(&format!("{good}group_by = \"topic\""), "`group_by` must be");
-    check(&format!("{good}group_by = \"topic:x\""), "`group_by` must be");
-    check(&format!("{good}dedupe = \"field:n\""), "`dedupe` must be");
-    check(
-        &format!("{good}fields = {{ v = \"value\" }}"),
-        "`fields` must be a table of JSON pointers",
-    );
-    check(&format!("{good}window = \"10s\""), "`window` must be a table");
-    check(
-        &format!("{good}max_tokens = 0"),
-        "`max_tokens` must be a whole number",
-    );
-    check(
-        &format!("{good}prompt = \"a\"\ntemplate = \"b\""),
-        "both `prompt` and `template`",
-    );
-    let fault = Machine::new().env("PHI_EDGE__RULES", "x").fault();
-    assert_eq!(
-        fault,
-        "environment PHI_EDGE__RULES: `rules` must be given in a file, as [[rules]], but is a text"
-    );
-    let fits = format!(
-        "{good}group_by = \"topic:1\"\nfields = {{ value = \"/value\" }}\ndedupe = \"field:/n\"\nmax_tokens = 120\n\
-         window = {{ kind = \"tumbling\", every = \"10s\" }}\nabsence = \"10m\"\nmore = 1"
-    );
-    assert_eq!(Machine::new().config(&fits).loaded().config.rules.len(), 1);
-}
-
 /// TOML that comes near to a configuration: known and unknown keys with values of every type.
 fn near_toml() -> impl Strategy<Value = String> {
     let keys = prop::sample::select(phi_edge_config::known_keys()).prop_map(|key| key.path.to_owned());

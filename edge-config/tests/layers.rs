@@ -255,7 +255,6 @@ fn rules_gather_over_files_and_replace_by_name() {
             line: Some(2)
         }
     );
-    assert_eq!(loaded.config.rules[1].table["prompt"].as_str(), Some("p"));
     let shown = render(&loaded);
     assert!(
         shown.contains("name = \"three\"") && !shown.contains("b/#"),

@@ -26,6 +26,7 @@ impl Machine {
     }
 
     pub fn file(self, name: &str, text: &str) -> Self {
+        fs::create_dir_all(self.path(name).parent().unwrap()).unwrap();
         fs::write(self.path(name), text).unwrap();
         self
     }

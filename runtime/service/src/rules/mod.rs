@@ -20,3 +20,4 @@ pub use rule::{
     WindowKind, WindowSpec, Words,
 };
 pub use time::Time;
+pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Windows};

@@ -1,1 +1,311 @@
 //! Windows: when they begin and end, and what is counted in them. Pure: time is an argument.
+//!
+//! # What is counted where
+//!
+//! *Time.* A message's time is its arrival or, for [`TimeSource::Field`](super::TimeSource::Field), its stamp. A missing
+//! stamp, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival, counts as the
+//! arrival. A window is *due* when the clock shows its end and the lateness (zero for arrival) has passed. Whatever is due
+//! when a message arrives ends before the message is looked at, so it makes no difference who looks at the clock first.
+//! Windows are half open: a message at the end of one is in the next.
+//!
+//! *Tumbling.* Each local day is divided from its midnight into `every`; the day's last window ends at the next
+//! midnight, however long the day is. An `every` of whole days is aligned to local midnights counted from 1970-01-01,
+//! one of whole weeks from the Monday after it. Such a window is a *period*.
+//!
+//! *Hopping.* A window of `length` begins with each tumbling period of `every`. A message counts in every window that
+//! holds its time and has not closed.
+//!
+//! *Session.* A message joins every open session of which a message is nearer than `gap`, and makes one of them; else it
+//! begins one. A session starts with its earliest message and ends `gap` after its newest.
+//!
+//! *Count.* So many messages, as they come; from the earliest to the newest. Nothing is late.
+//!
+//! *Schedule.* The local times `at` on `days` are boundaries; a period runs from one to the next. In a gap of the local
+//! clock a boundary is the end of the gap, in a fold the first of the two. A midnight is found likewise.
+//!
+//! *Late* is a message whose window has closed: one whose (for hopping: every) window is due when it arrives, or was
+//! closed earlier. It counts in no window, only in [`Closed::late`] of what the group reports next. Of a session it is
+//! one that joins none and whose own would be due, or that is earlier than where the group's sessions have ended: at the end
+//! of one that was due, at the message that ended one early, at the newest message of one that grew too old.
+//!
+//! # What else ends a window
+//!
+//! `early` and `early_rate` end a window with the message that meets them, `max_messages` and `max_bytes` with the one that
+//! reaches them, in this order of precedence; the window ends a millisecond after that message's time, never after its own
+//! end. The rate is exceeded when a message came less than the span after the one that is `n` before it in the same
+//! window: what an earlier window counted does not count again. What is left of a period goes on as a further window,
+//! from that message's time: later messages at or after it count there, those before it are late. Hopping windows have
+//! none of this.
+//!
+//! Session and count windows end by `max_age` after the first of their messages arrived.
+//!
+//! After a window of a group has ended, `early` and `early_rate` do nothing until `cool_down` has passed since: since it
+//! was due, or the message came that ended it.
+//!
+//! *Empty* windows of tumbling, hopping and schedule are reported for known groups where the rule asks for it, from the
+//! period of the group's first message on (without groups, from that of the first tick); what is left of a period that ended
+//! early is one, too. Of several that are found due at once, only the last is reported.
+//!
+//! *Absence* is reported once when the newest message of a group (without groups: at first the first tick) arrived so
+//! long ago.
+//!
+//! # Groups
+//!
+//! Messages of more than `max_groups` groups go to [`OTHER`], which does not count as one. To make room, the group that was
+//! silent longest is forgotten, if there is one without an open window of which neither absence nor empty windows are to
+//! be reported. Should it come back, it begins anew.
+//!
+//! # The clock
+//!
+//! Moments given to [`Windows::observe`] and [`Windows::tick`] do not go back. If the clock does, the caller either waits
+//! for it with the latest moment, or says so by [`Windows::set_back`]: then windows that begin after the new moment end,
+//! and what was remembered beyond it is cut to it. A hopping group with such a window ends all of its windows, since they
+//! share messages.
+//!
+//! # Restarts
+//!
+//! A group is its mark and its stored messages. The caller stores each message that is placed, deletes
+//! [`Closed::forget`] and stores [`Closed::mark`] in one step, and stores the mark of a group also for a message that is
+//! not placed, and all marks after the clock was set back. Then [`Windows::restore`] of the marks and
+//! [`Windows::observe`] of the stored messages, by their numbers and with their arrivals as recorded, bring back the
+//! same windows. Only a rule without groups that has not reported anything yet begins to watch anew.
+
+mod align;
+mod closed;
+mod frame;
+mod group;
+mod open;
+mod place;
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+use super::{Time, WindowSpec};
+use frame::Frame;
+use group::Group;
+
+pub use closed::{Closed, Closing, Mark, Observation, Observed, Split};
+
+/// The group of what is beyond [`WindowSpec::max_groups`].
+pub const OTHER: &str = "other";
+
+/// The group of rules without groups.
+const ONLY: &str = "";
+
+/// The windows of one rule.
+#[derive(Debug)]
+pub struct Windows {
+    frame: Frame,
+    groups: HashMap<Arc<str>, Group>,
+    queues: Queues,
+    /// Whether the only group of a rule without groups is yet to be watched.
+    unwatched: bool,
+    /// The latest moment of the clock; what was due by then is closed, even if the clock is set back.
+    latest: Time,
+}
+
+/// Groups by what is to be done with them.
+#[derive(Debug, Default)]
+struct Queues {
+    /// By when they are due. Names come second, so that the order does not depend on a map's.
+    due: BTreeSet<(Time, Arc<str>)>,
+    /// By when they were last seen: those that may be forgotten.
+    idle: BTreeSet<(Time, Arc<str>)>,
+}
+
+impl Windows {
+    /// Without messages yet. `fields` is how many fields the rule has, `keep_messages` how many messages of a window
+    /// are named in [`Closed::seqs`], and `grouped` whether the rule has groups: one without is watched from the
+    /// first tick on, before anything came.
+    pub fn new(spec: WindowSpec, fields: usize, keep_messages: usize, grouped: bool) -> Self {
+        Self {
+            frame: Frame::new(spec, fields, keep_messages),
+            groups: HashMap::new(),
+            queues: Queues::default(),
+            unwatched: !grouped,
+            latest: Time(i64::MIN),
+        }
+    }
+
+    /// Counts a message, after ending what is due at its arrival.
+    pub fn observe(&mut self, o: &Observation) -> Observed {
+        let mut observed = Observed::default();
+        // A message that was placed before a restart ends nothing: what it could have ended has ended.
+        let placed_before = self
+            .groups
+            .get(o.group.as_str())
+            .is_some_and(|group| group.has_placed(o.seq));
+        if !placed_before {
+            observed.closed = self.tick(o.arrived);
+        }
+        let mut name = o.group.as_str();
+        if !self.groups.contains_key(name) {
+            if name != OTHER && !self.make_room(&mut observed.dropped) {
+                observed.overflow = true;
+                name = OTHER;
+            }
+            self.know(name, Mark::default());
+        }
+        if let Some(group) = self.groups.get_mut(name) {
+            let (placed, closed) = group.observe(&mut self.frame, o);
+            observed.placed = placed;
+            observed.closed.extend(closed);
+            self.queues.settle(group, &mut self.frame);
+        }
+        observed
+    }
+
+    /// Ends what is due.
+    pub fn tick(&mut self, now: Time) -> Vec<Closed> {
+        if self.unwatched {
+            self.watch(now);
+        }
+        self.latest = self.latest.max(now);
+        let mut closed = Vec::new();
+        while let Some((due, name)) = self.queues.due.first().filter(|(due, _)| *due <= now).cloned() {
+            let Some(group) = self.groups.get_mut(&name) else {
+                self.queues.due.remove(&(due, name));
+                continue;
+            };
+            closed.extend(group.end_next(&mut self.frame, due, now));
+            self.queues.settle(group, &mut self.frame);
+        }
+        closed
+    }
+
+    /// When [`Self::tick`] has something to do next. A rule without groups needs one tick before that counts.
+    pub fn due(&self) -> Option<Time> {
+        self.queues.due.first().map(|(due, _)| *due)
+    }
+
+    /// The wall clock was set back to `now`. All marks may have changed: store [`Self::marks`] after it.
+    pub fn set_back(&mut self, now: Time) -> Vec<Closed> {
+        let latest = std::mem::replace(&mut self.latest, now);
+        self.each_group(|group, frame| group.set_back(frame, latest, now))
+    }
+
+    /// Ends every window that holds messages.
+    pub fn close_all(&mut self, now: Time, why: Closing) -> Vec<Closed> {
+        self.each_group(|group, frame| group.end_all(frame, now, why))
+    }
+
+    /// The marks of all groups.
+    pub fn marks(&self) -> impl Iterator<Item = (&str, Mark)> {
+        self.groups
+            .values()
+            .map(|group| (&*group.name, group.mark.clone()))
+    }
+
+    /// The mark of a group.
+    pub fn mark(&self, group: &str) -> Option<Mark> {
+        self.groups.get(group).map(|group| group.mark.clone())
+    }
+
+    /// Makes a group known, before its stored messages are observed again.
+    pub fn restore(&mut self, group: impl AsRef<str>, mark: Mark) {
+        self.know(group.as_ref(), mark);
+    }
+
+    fn know(&mut self, name: &str, mark: Mark) {
+        let name: Arc<str> = name.into();
+        if let Some(known) = self.groups.remove(&name) {
+            self.queues.leave(&known);
+        }
+        let group = self
+            .groups
+            .entry(Arc::clone(&name))
+            .or_insert(Group::new(name, mark));
+        self.queues.settle(group, &mut self.frame);
+    }
+
+    fn watch(&mut self, now: Time) {
+        self.unwatched = false;
+        if !self.groups.contains_key(ONLY) {
+            self.know(
+                ONLY,
+                Mark {
+                    last_seen: Some(now),
+                    ..Mark::default()
+                },
+            );
+        }
+        if let Some(group) = self
+            .groups
+            .get_mut(ONLY)
+            .filter(|group| group.mark.empty_from.is_none())
+        {
+            if self.frame.reports_empty() {
+                group.expect_from(self.frame.period(now).start);
+            }
+            self.queues.settle(group, &mut self.frame);
+        }
+    }
+
+    /// Forgets idle groups until there is room for one more. False if there is none.
+    fn make_room(&mut self, dropped: &mut Vec<String>) -> bool {
+        loop {
+            let counted = self.groups.len() - usize::from(self.groups.contains_key(OTHER));
+            if counted < self.frame.spec.max_groups {
+                return true;
+            }
+            let Some((_, name)) = self.queues.idle.pop_first() else {
+                return false;
+            };
+            if let Some(group) = self.groups.remove(&name) {
+                self.queues.leave(&group);
+                dropped.push(name.to_string());
+            }
+        }
+    }
+
+    fn each_group(&mut self, mut act: impl FnMut(&mut Group, &mut Frame) -> Vec<Closed>) -> Vec<Closed> {
+        let mut names: Vec<Arc<str>> = self.groups.keys().cloned().collect();
+        names.sort_unstable();
+        let mut closed = Vec::new();
+        for name in names {
+            if let Some(group) = self.groups.get_mut(&name) {
+                closed.extend(act(group, &mut self.frame));
+                self.queues.settle(group, &mut self.frame);
+            }
+        }
+        closed
+    }
+}
+
+impl Queues {
+    /// Moves the group to where it belongs now.
+    fn settle(&mut self, group: &mut Group, frame: &mut Frame) {
+        let due = group.due(frame);
+        let idle = group
+            .is_idle(frame)
+            .then(|| group.mark.last_seen.unwrap_or(Time(i64::MIN)));
+        requeue(&mut self.due, &group.name, &mut group.queued, due);
+        requeue(&mut self.idle, &group.name, &mut group.idle, idle);
+    }
+
+    fn leave(&mut self, group: &Group) {
+        for (queue, place) in [(&mut self.due, group.queued), (&mut self.idle, group.idle)] {
+            if let Some(place) = place {
+                queue.remove(&(place, Arc::clone(&group.name)));
+            }
+        }
+    }
+}
+
+fn requeue(
+    queue: &mut BTreeSet<(Time, Arc<str>)>,
+    name: &Arc<str>,
+    from: &mut Option<Time>,
+    to: Option<Time>,
+) {
+    if *from == to {
+        return;
+    }
+    if let Some(from) = *from {
+        queue.remove(&(from, Arc::clone(name)));
+    }
+    if let Some(to) = to {
+        queue.insert((to, Arc::clone(name)));
+    }
+    *from = to;
+}

@@ -1,0 +1,193 @@
+//! Every key of a rule: its path within the rule, the shape of its value, and its default.
+
+use super::parse::{day, early_rate, is_zone, selector, time_of_day, time_source};
+use super::topics::{is_output, is_taken};
+use crate::schema::key;
+use crate::shape::{at_least, checked, checked_list, choice, decimal, duration, name, number, size};
+use crate::{Key, Preset, Shape};
+
+/// Every key of a rule, by its path within the rule (`window.every`), in the order of the default file.
+pub fn rule_keys() -> &'static [Key] {
+    &RULE_KEYS
+}
+
+/// The key of this path.
+pub(super) fn find(path: &str) -> Option<&'static Key> {
+    RULE_KEYS.iter().find(|key| key.path == path)
+}
+
+/// The tables within a rule that hold keys of their own.
+pub(crate) const TABLES: [&str; 3] = ["output", "limits", "window"];
+
+const KIB: u64 = 1 << 10;
+const GIB: u64 = 1 << 30;
+const TIB: u64 = 1 << 40;
+
+const SECOND: u64 = 1_000;
+/// The longest time of a rule: a year and some days.
+const LONGEST: u64 = 370 * 86_400 * SECOND;
+/// The shortest window; shorter ones would end faster than their events can be published.
+const SHORTEST_WINDOW: u64 = 100;
+/// The most messages that anything of a rule counts to.
+const MESSAGES: u64 = 1_000_000_000;
+/// The longest stop string, as of requests.
+const STOP_BYTES: usize = 256;
+
+const fn time() -> Shape {
+    duration(1, LONGEST)
+}
+
+/// A time that may be none at all.
+const fn pause() -> Shape {
+    duration(0, LONGEST)
+}
+
+const fn window_length() -> Shape {
+    duration(SHORTEST_WINDOW, LONGEST)
+}
+
+const fn messages() -> Shape {
+    number(1, MESSAGES)
+}
+
+/// A text of any number of lines.
+const fn prose() -> Shape {
+    checked("a text that is not blank", |text| !text.trim().is_empty())
+}
+
+const fn part_of_message() -> Shape {
+    checked(
+        "\"topic:N\" with N counted from 0, or \"field:/json/pointer\"",
+        |text| selector(text).is_some(),
+    )
+}
+
+pub(super) static RULE_KEYS: [Key; 46] = [
+    key("name", name(), Preset::Unset),
+    key(
+        "topics",
+        checked_list(
+            "a list of topic filters without leading $, such as [\"plant/+/alarm\"]",
+            is_taken,
+        ),
+        Preset::Unset,
+    ),
+    key(
+        "payload",
+        choice(&["auto", "json", "text", "number"]),
+        Preset::Text("auto"),
+    ),
+    key("fields", Shape::Pointers, Preset::Unset),
+    key("group_by", part_of_message(), Preset::Unset),
+    key("dedupe", part_of_message(), Preset::Unset),
+    key("prompt", prose(), Preset::Unset),
+    key("template", name(), Preset::Unset),
+    key("facts_only", Shape::Switch, Preset::Switch(false)),
+    key("system", prose(), Preset::Unset),
+    key("max_tokens", number(1, 1_048_576), Preset::Number(256)),
+    key(
+        "temperature",
+        decimal("a number from 0 to 10", |value| (0.0..=10.0).contains(&value)),
+        Preset::Number(0),
+    ),
+    key(
+        "top_p",
+        // What is above 0 must stay so in single precision.
+        decimal("a number above 0, at most 1", |value| {
+            value >= f64::from(f32::MIN_POSITIVE) && value <= 1.0
+        }),
+        Preset::Number(1),
+    ),
+    key("seed", at_least(0), Preset::Number(0)),
+    key(
+        "stop",
+        checked_list("a list of texts of 1 to 256 bytes each", |text| {
+            (1..=STOP_BYTES).contains(&text.len())
+        }),
+        Preset::Unset,
+    ),
+    key("format", choice(&["text", "json"]), Preset::Text("text")),
+    key("check_numbers", Shape::Switch, Preset::Switch(false)),
+    key("deadline", time(), Preset::Unset),
+    key("max_parts", number(1, 64), Preset::Number(8)),
+    key("max_prompt_tokens", at_least(1), Preset::Unset),
+    key(
+        "output.topic",
+        checked(
+            "a topic without wildcards (+ #) and leading $, such as \"plant/{topic:1}/summary\"",
+            is_output,
+        ),
+        Preset::Unset,
+    ),
+    key("output.qos", number(0, 1), Preset::Number(1)),
+    key("output.expiry", duration(SECOND, LONGEST), Preset::Unset),
+    key("output.retain", Shape::Switch, Preset::Switch(false)),
+    key(
+        "limits.keep_messages",
+        number(1, 1_000_000),
+        Preset::Number(2_000),
+    ),
+    key("limits.keep_bytes", size(KIB, GIB), Preset::Text("1MiB")),
+    key("limits.store", size(KIB, TIB), Preset::Text("64MiB")),
+    key(
+        "window.kind",
+        choice(&["tumbling", "hopping", "session", "count", "schedule"]),
+        Preset::Unset,
+    ),
+    key("window.every", window_length(), Preset::Unset),
+    key("window.length", window_length(), Preset::Unset),
+    key("window.gap", window_length(), Preset::Unset),
+    key("window.messages", messages(), Preset::Unset),
+    key(
+        "window.at",
+        checked_list(
+            "a list of local times, such as [\"06:00\", \"14:00\", \"22:00\"]",
+            |text| time_of_day(text).is_some(),
+        ),
+        Preset::Unset,
+    ),
+    key(
+        "window.days",
+        checked_list(
+            "a list of \"mon\", \"tue\", \"wed\", \"thu\", \"fri\", \"sat\", \"sun\"",
+            |text| day(text).is_some(),
+        ),
+        Preset::Unset,
+    ),
+    key(
+        "window.tz",
+        checked(
+            "the name of a time zone, such as \"Europe/Berlin\" or \"UTC\"",
+            is_zone,
+        ),
+        Preset::Unset,
+    ),
+    key(
+        "window.time",
+        checked("\"arrival\" or \"field:/json/pointer\"", |text| {
+            time_source(text).is_some()
+        }),
+        Preset::Text("arrival"),
+    ),
+    key("window.lateness", pause(), Preset::Text("0s")),
+    key("window.empty", Shape::Switch, Preset::Switch(false)),
+    key("window.max_messages", messages(), Preset::Unset),
+    key("window.max_bytes", size(1, TIB), Preset::Unset),
+    key("window.early", prose(), Preset::Unset),
+    key(
+        "window.early_rate",
+        checked(
+            "a number of messages and a duration, such as \"50/10s\"",
+            |text| early_rate(text).is_some_and(|rate| is_rate(rate.messages, rate.within.as_millis())),
+        ),
+        Preset::Unset,
+    ),
+    key("window.cool_down", pause(), Preset::Text("0s")),
+    key("window.max_age", time(), Preset::Unset),
+    key("window.absence", time(), Preset::Unset),
+    key("window.max_groups", number(1, 100_000), Preset::Number(1_000)),
+];
+
+fn is_rate(messages: u64, millis: u64) -> bool {
+    (1..=MESSAGES).contains(&messages) && (1..=LONGEST).contains(&millis)
+}
