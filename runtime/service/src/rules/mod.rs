@@ -11,6 +11,7 @@ mod facts;
 mod rule;
 mod time;
 mod window;
+pub mod words;
 
 pub use event::{Event, EventError, EventWindow};
 pub use facts::{FieldFacts, Value};
