@@ -11,6 +11,7 @@ mod logging;
 mod memory;
 mod prefixes;
 mod remote;
+mod rules;
 mod run;
 mod settings;
 mod store;
