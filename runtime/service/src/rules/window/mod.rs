@@ -55,6 +55,12 @@
 //! silent longest is forgotten, if there is one without an open window of which neither absence nor empty windows are to
 //! be reported. Should it come back, it begins anew.
 //!
+//! # Memory
+//!
+//! An open window holds running facts, the places of the messages that are kept, as many arrivals as the rate needs,
+//! and the numbers of its messages as runs: one run where a group's messages come in the order of their windows, at
+//! worst 16 bytes a message. Texts are bounded in number, not in length.
+//!
 //! # The clock
 //!
 //! Moments given to [`Windows::observe`] and [`Windows::tick`] do not go back. If the clock does, the caller either waits
