@@ -12,6 +12,8 @@ use super::template::{Page, Template};
 
 /// How often a plan is made anew with less room because its prompts, with their final numbers, were too long.
 const ROUNDS: usize = 5;
+/// The most messages that a prompt is tried with: no context holds as many, and a template's fuel is enough for them.
+const MOST_MESSAGES: usize = 50_000;
 /// After so many messages that fit in no prompt even when cut to nothing the older ones are not tried.
 const HOPELESS: usize = 8;
 
@@ -39,18 +41,21 @@ pub fn plan(
     budget: &Budget<'_>,
 ) -> Result<Plan, WordsError> {
     let page = Page::new(template, scene);
+    let (beyond, records) = records.split_at(records.len().saturating_sub(MOST_MESSAGES));
+    let beyond = beyond.len() as u64;
     let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
-    let whole = page.render(&messages, 0, None)?;
+    let whole = page.render(&messages, beyond, None)?;
     if budget.tokens_of(&whole)? <= budget.tokens {
         return Ok(Plan {
             prompts: vec![whole],
-            left_out: 0,
+            left_out: beyond,
             cut: 0,
         });
     }
     let mut planner = Planner {
         page,
         scene,
+        beyond,
         records,
         messages,
         budget,
@@ -90,6 +95,8 @@ struct Parts {
 struct Planner<'a> {
     page: Page<'a>,
     scene: &'a Scene<'a>,
+    /// Messages before these that are left out in any case.
+    beyond: u64,
     records: &'a [Record],
     messages: Vec<Value>,
     budget: &'a Budget<'a>,
@@ -118,7 +125,7 @@ impl Planner<'_> {
             }
             end -= taken.max(1);
         }
-        found.left_out += end as u64;
+        found.left_out += end as u64 + self.beyond;
         found.messages.reverse();
         Ok(found)
     }
@@ -197,7 +204,9 @@ impl Planner<'_> {
     fn tokens(&self, messages: &[Value]) -> Result<usize, WordsError> {
         let most = self.budget.max_parts.max(1);
         let part = (most > 1).then_some((most, most));
-        let prompt = self.page.render(messages, self.records.len() as u64, part)?;
+        let prompt = self
+            .page
+            .render(messages, self.records.len() as u64 + self.beyond, part)?;
         self.budget.tokens_of(&prompt)
     }
 
@@ -290,6 +299,20 @@ mod tests {
         };
         assert_eq!(found.prompts, ["1: t", "1: t"]);
         assert_eq!((found.left_out, found.cut), (1, 0));
+    }
+
+    #[test]
+    fn more_messages_than_any_prompt_holds_do_not_exhaust_the_template() {
+        let fixture = fixture::window();
+        let counting = text("{% for m in messages %}{% endfor %}{{ messages|length }} {{ window.left_out }}");
+        let messages = vec![numbered(1).remove(0); MOST_MESSAGES + 2];
+        let found = plan(&counting, &fixture.scene(), &messages, &budget(100, 8)).unwrap();
+        assert_eq!((found.prompts, found.left_out), (vec!["50000 2".to_owned()], 2));
+        let found = plan(&text(LINES), &fixture.scene(), &messages, &budget(15, 2)).unwrap();
+        assert_eq!(
+            (found.prompts.len(), found.left_out),
+            (2, MOST_MESSAGES as u64 - 4)
+        );
     }
 
     #[test]

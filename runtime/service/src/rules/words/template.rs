@@ -75,11 +75,12 @@ impl Template {
             environment,
             name,
             reduction,
-            text: text.to_owned(),
+            text: with_included(text),
         }))
     }
 
-    /// Its text: what the operator wrote, whose numbers (limits, say) an answer may repeat.
+    /// Its text, with those of the whole prompts that it includes: what an operator wrote, whose numbers (limits, say) an
+    /// answer may repeat.
     pub fn text(&self) -> &str {
         &self.text
     }
@@ -170,6 +171,18 @@ fn environment() -> Environment<'static> {
             .expect("the templates that come along are tested");
     }
     environment
+}
+
+/// A template's text, followed by the built-in prompts that it includes.
+fn with_included(text: &str) -> String {
+    let included = built_in::NAMES.iter().filter(|name| {
+        text.contains(&format!("include \"{name}\"")) || text.contains(&format!("include '{name}'"))
+    });
+    let sources = included.filter_map(|name| built_in::source(name));
+    std::iter::once(text)
+        .chain(sources)
+        .collect::<Vec<_>>()
+        .join("\n")
 }
 
 /// An error as one line with the line of the template.
@@ -314,6 +327,14 @@ mod tests {
                 compile(source).and_then(|template| template.render(&fixture.scene(), &fixture.records));
             assert!(text.is_ok(), "{source}: {text:?}");
         }
+    }
+
+    #[test]
+    fn its_text_has_the_limits_of_what_it_includes() {
+        let german = Template::compile(&PromptSource::BuiltIn("demo-digest-de".into()), &[]);
+        assert!(german.unwrap().unwrap().text().contains("else 75"));
+        let own = compile("{% set limit = 80 %}{% include 'demo-digest' %}").unwrap();
+        assert!(own.text().starts_with("{% set limit = 80 %}") && own.text().contains("else 75"));
     }
 
     #[test]
