@@ -21,24 +21,48 @@ pub(crate) struct Defaults {
     pub(crate) max_tokens: usize,
     /// The most tokens of a prompt; none means what the context holds.
     pub(crate) max_prompt_tokens: Option<usize>,
+    /// What stands before the node's topics.
+    pub(crate) base: String,
+    /// The node's name.
+    pub(crate) node: String,
 }
 
 impl Defaults {
     /// The limits of the configuration, and the zone of the system (UTC where it has none).
-    pub(crate) fn of(limits: &config::Limits) -> Self {
+    pub(crate) fn of(config: &config::Config) -> Self {
+        let limits = &config.limits;
         Self {
             zone: TimeZone::system(),
             max_deadline: limits.max_deadline.get(),
             max_tokens: limits.max_tokens,
             max_prompt_tokens: limits.max_prompt_tokens,
+            base: config.node.base.clone(),
+            node: config.node.name.clone(),
         }
+    }
+
+    /// The topic of a rule's events, with what does not change filled in.
+    fn topic(&self, topic: Option<&str>, rule: &str) -> String {
+        topic
+            .unwrap_or("{base}/event/{rule}")
+            .replace("{base}", &self.base)
+            .replace("{node}", &self.node)
+            .replace("{rule}", rule)
     }
 }
 
-/// The rules of a configuration.
+/// The rules of a configuration, each checked as far as it can be without running it.
 pub(crate) fn all(config: &config::Config) -> Result<Vec<service::Rule>, Fault> {
-    let defaults = Defaults::of(&config.limits);
-    config.rules.iter().map(|one| rule(one, &defaults)).collect()
+    let defaults = Defaults::of(config);
+    config.rules.iter().map(|one| checked(one, &defaults)).collect()
+}
+
+/// A rule that can be used.
+pub(crate) fn checked(written: &config::Rule, defaults: &Defaults) -> Result<service::Rule, Fault> {
+    let rule = rule(written, defaults)?;
+    service::check(&rule)
+        .map_err(|error| Fault::new(Exit::Config, format!("{}: {error}", written.origin)))?;
+    Ok(rule)
 }
 
 /// A rule as the service has it. Every field is named, so that a new one can't be forgotten here.
@@ -77,7 +101,7 @@ pub(crate) fn rule(rule: &config::Rule, defaults: &Defaults) -> Result<service::
         window,
         words: words(of_words, defaults),
         output: service::Output {
-            topic: output.topic.clone(),
+            topic: defaults.topic(output.topic.as_deref(), name),
             qos: output.qos,
             expiry: output.expiry.map(Duration::from),
             retain: output.retain,
@@ -227,6 +251,8 @@ mod tests {
 
     fn defaults() -> Defaults {
         Defaults {
+            base: "b".to_owned(),
+            node: "n".to_owned(),
             zone: TimeZone::UTC,
             max_deadline: Duration::from_mins(10),
             max_tokens: 300,
@@ -291,7 +317,7 @@ mod tests {
                 max_prompt_tokens: Some(1_000),
             },
             output: service::Output {
-                topic: None,
+                topic: "b/event/r".to_owned(),
                 qos: 1,
                 expiry: None,
                 retain: false,

@@ -63,7 +63,7 @@ impl Scene<'_> {
             ("late", window.late.into()),
             ("left_out", window.left_out.saturating_add(more).into()),
             ("dropped", window.dropped.into()),
-            ("reason", window.reason.into()),
+            ("reason", window.reason.as_str().into()),
             ("closed_late", window.closed_late.into()),
         ];
         Value::from_iter(pairs)
