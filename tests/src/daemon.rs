@@ -26,7 +26,7 @@ pub struct Daemon {
 }
 
 impl Daemon {
-    /// Starts it at the broker on `port` with `model` and further settings (`key=value`).
+    /// Starts it at the broker on `port` with `model` and further settings (`key=value`, or `--config=FILE`).
     pub fn start(port: u16, model: &Path, settings: &[&str]) -> Self {
         Self::start_in(
             tempfile::tempdir().expect("a temporary folder"),
@@ -67,7 +67,10 @@ impl Daemon {
             command.args(["--set", &setting]);
         }
         for setting in settings {
-            command.args(["--set", setting]);
+            match setting.strip_prefix("--config=") {
+                Some(file) => command.args(["--config", file]),
+                None => command.args(["--set", setting]),
+            };
         }
         let process = command
             .stdout(Stdio::null())

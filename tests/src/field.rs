@@ -182,6 +182,11 @@ impl Field {
         self.asked.keys().filter(|id| self.has(id)).count()
     }
 
+    /// The node's last status.
+    pub fn status(&self) -> &Value {
+        &self.status
+    }
+
     /// The state in the node's last status.
     pub fn state(&self) -> &str {
         self.status["state"].as_str().unwrap_or_default()

@@ -97,6 +97,60 @@ async fn node_and_client_show_their_certificates() {
     assert!(reply["text"].as_str().unwrap().contains("demonstration"));
 }
 
+#[tokio::test]
+async fn renewed_certificates_are_taken_over_on_reload() {
+    let Some((broker, folder)) = setup() else { return };
+    let settings = settings(folder.path());
+    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let daemon = Daemon::start(broker.port, &demo_model(), &settings);
+    let mut client = Client::connect(ClientOptions {
+        host: "localhost".into(),
+        port: broker.port,
+        client_id: "tls-test".into(),
+        credentials: None,
+        tls: Some(files(folder.path())),
+        session: None,
+    })
+    .await
+    .unwrap();
+    phi_edge_tests::state(&mut client, "ready").await;
+    let reload = |until: &str, times: usize| {
+        daemon.signal("HUP");
+        let begun = std::time::Instant::now();
+        while daemon.log().matches(until).count() < times {
+            assert!(
+                begun.elapsed() < phi_edge_tests::PATIENCE,
+                "waited for {until}: {}",
+                daemon.log()
+            );
+            std::thread::yield_now();
+        }
+    };
+    // A key that does not go with the certificate: the link goes on as it is.
+    let key = std::fs::read(folder.path().join("node.key")).unwrap();
+    std::fs::copy(
+        folder.path().join("localhost.key"),
+        folder.path().join("node.key"),
+    )
+    .unwrap();
+    reload("does not go with the certificate", 1);
+    // The other certificate of the same authority, with its key.
+    std::fs::write(folder.path().join("node.key"), key).unwrap();
+    let chain = std::fs::read_to_string(folder.path().join("node.pem")).unwrap();
+    std::fs::write(folder.path().join("node.pem"), format!("{chain}\n")).unwrap();
+    reload("connecting anew with renewed certificates", 1);
+    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
+    client
+        .publish(&format!("{BASE}/request"), "Who are you?", None)
+        .await
+        .unwrap();
+    let reply: Value = next(&mut client, "the answer", |m| {
+        (m.property("kind") == Some("final")).then(|| phi_edge_tests::json(m))
+    })
+    .await;
+    assert!(reply["text"].as_str().unwrap().contains("demonstration"));
+}
+
 #[test]
 fn faults_of_certificates_are_named() {
     let Some((broker, folder)) = setup() else { return };

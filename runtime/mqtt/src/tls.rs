@@ -8,6 +8,7 @@ use rumqttc::tokio_rustls::rustls::pki_types::pem::PemObject;
 use rumqttc::tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rumqttc::tokio_rustls::rustls::{ClientConfig, RootCertStore, crypto::ring};
 use rumqttc::{TlsConfiguration, Transport};
+use sha2::{Digest, Sha256};
 
 /// The files of a TLS connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -51,6 +52,18 @@ impl TlsFiles {
             }
         }
         Ok(first)
+    }
+
+    /// Tells whether the files have changed.
+    pub(crate) fn stamp(&self) -> [u8; 32] {
+        let mut digest = Sha256::new();
+        let identity = self.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        for file in std::iter::once(&self.ca).chain(identity) {
+            let content = std::fs::read(file).unwrap_or_default();
+            digest.update(content.len().to_le_bytes());
+            digest.update(content);
+        }
+        digest.finalize().into()
     }
 
     pub(crate) fn transport(&self) -> Result<Transport, TlsError> {

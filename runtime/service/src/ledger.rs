@@ -226,6 +226,14 @@ impl Ledger {
         }
     }
 
+    /// Other bounds, for what comes from now on.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.sessions
+            .set_bounds(limits.session_ttl, limits.session_memory);
+        self.quotas.set(limits.quota);
+        self.limits = limits;
+    }
+
     /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again, so that
     /// the client waits for nothing more than it already gets.
     pub(crate) fn admit(

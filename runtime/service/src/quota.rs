@@ -40,6 +40,14 @@ impl Quotas {
         }
     }
 
+    /// Other budgets, from now on.
+    pub(crate) fn set(&mut self, quota: Quota) {
+        if quota != self.quota {
+            self.quota = quota;
+            self.clients.clear();
+        }
+    }
+
     /// Lets one more request in, or tells when to come back and which budget is used up.
     pub(crate) fn enter(
         &mut self,

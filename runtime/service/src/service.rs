@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +85,23 @@ impl Default for ServiceConfig {
     }
 }
 
+impl ServiceConfig {
+    fn limits(&self, slots: usize) -> Limits {
+        Limits {
+            slots: slots.max(1),
+            queue: self.queue.max(1),
+            max_deadline: self.max_deadline,
+            keep_for: self.keep_for,
+            keep_outcomes: self.keep_outcomes,
+            keep_bytes: self.keep_bytes,
+            session_ttl: self.session_ttl,
+            session_memory: self.session_memory,
+            quota: self.quota,
+            model: self.model.as_str().into(),
+        }
+    }
+}
+
 /// Takes jobs and sees to it that each gets its one outcome. Clones share one service; when the last is
 /// dropped, it ends without ceremony: [`Service::drain`] is the orderly way.
 #[derive(Clone)]
@@ -100,7 +118,8 @@ pub(crate) struct Shared {
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
     engine: EngineInfo,
-    max_prompt_tokens: Option<usize>,
+    /// The largest number for no bound.
+    max_prompt_tokens: AtomicUsize,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
     stats: watch::Sender<Stats>,
@@ -148,18 +167,7 @@ impl Service {
         replies: mpsc::Sender<Reply>,
         store: Option<Store>,
     ) -> Self {
-        let limits = Limits {
-            slots: engine.info().slots.max(1),
-            queue: config.queue.max(1),
-            max_deadline: config.max_deadline,
-            keep_for: config.keep_for,
-            keep_outcomes: config.keep_outcomes,
-            keep_bytes: config.keep_bytes,
-            session_ttl: config.session_ttl,
-            session_memory: config.session_memory,
-            quota: config.quota,
-            model: config.model.into(),
-        };
+        let limits = config.limits(engine.info().slots);
         // The standard library's hasher seeds are random: unique enough to tell processes apart.
         let boot = RandomState::new().hash_one(std::process::id());
         let journal = Journal::new(store);
@@ -173,7 +181,7 @@ impl Service {
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
             engine: engine.info().clone(),
-            max_prompt_tokens: config.max_prompt_tokens,
+            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
             wake: Notify::new(),
             finish: watch::Sender::new(false),
             engine_lost: watch::Sender::new(false),
@@ -228,6 +236,16 @@ impl Service {
     /// stored, or was dropped because it can't be.
     pub fn observe(&self, message: &RuleMessage) -> Option<Observed> {
         self.shared.observe(message)
+    }
+
+    /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
+    pub fn set_limits(&self, config: &ServiceConfig) {
+        let limits = config.limits(self.shared.engine.slots);
+        self.shared
+            .max_prompt_tokens
+            .store(config.max_prompt_tokens.unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.shared.ledger().set_limits(limits);
+        self.shared.changed();
     }
 
     /// Takes these rules in place of those there are: one that has changed only in its words and outputs goes on with its
@@ -493,7 +511,7 @@ impl Shared {
     /// The most tokens of a prompt that leaves room for so many new ones.
     pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
         let room = self.engine.context_length.saturating_sub(new_tokens + 1);
-        self.max_prompt_tokens.map_or(room, |most| room.min(most))
+        room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
     }
 
     async fn take(
@@ -582,9 +600,8 @@ impl Shared {
             }
             return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
         }
-        if let Some(most) = self.max_prompt_tokens
-            && prompt > most
-        {
+        let most = self.max_prompt_tokens.load(Ordering::Relaxed);
+        if prompt > most {
             let message = format!("the prompt has {prompt} tokens, limits.max_prompt_tokens is {most}");
             return Err(ledger.refuse(ErrorCode::TooLarge, message));
         }

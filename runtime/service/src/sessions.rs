@@ -49,6 +49,11 @@ struct Asked {
 }
 
 impl Sessions {
+    /// Other bounds; what there is too much of goes with the next change.
+    pub(crate) fn set_bounds(&mut self, keep_for: Duration, memory: usize) {
+        (self.keep_for, self.memory) = (keep_for, memory);
+    }
+
     pub(crate) fn new(keep_for: Duration, memory: usize) -> Self {
         Self {
             keep_for,

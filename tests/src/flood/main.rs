@@ -155,11 +155,11 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
         max_packet: 1 << 20,
         topics: Topics::new(BASE, vec![format!("{BASE}/response/#")]),
         node: "flood".into(),
-        limits: RequestLimits {
-            max_payload: 1 << 16,
-            max_tokens: 64,
-        },
     };
+    let (_limits_tx, limits) = watch::channel(RequestLimits {
+        max_payload: 1 << 16,
+        max_tokens: 64,
+    });
     let (_service_tx, service_rx) = watch::channel(Some(service.clone()));
     let (_status_tx, status) = watch::channel(status);
     let (_stats_tx, stats) = watch::channel(serde_json::Value::Null);
@@ -172,6 +172,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
         stats,
         open,
         rules,
+        limits,
     };
     let link = Link::start(config, inputs)?;
     link.state().wait_for(|state| *state == LinkState::Up).await?;

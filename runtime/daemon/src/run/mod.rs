@@ -15,17 +15,15 @@ use std::time::Duration;
 use phi_edge_config::{Config, Loaded, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{Link, LinkInputs, LinkState};
-use phi_edge_service::{
-    LastEnd, Quota, Service, ServiceConfig, StartError, Store, StoreConfig, spawn_engine,
-};
+use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits};
+use phi_edge_service::{LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, spawn_engine};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
 use crate::identity;
 use crate::local::{self, Choice};
-use crate::logging;
+use crate::logging::{self, SetLevel};
 use crate::settings;
 
 use life::Life;
@@ -40,7 +38,7 @@ const LAST_REPLIES: Duration = Duration::from_secs(5);
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
-    logging::daemon(&loaded.config.log);
+    let set_level = logging::daemon(&loaded.config.log);
     announce(&loaded);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine has its own thread; what is left is light.
@@ -48,7 +46,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
-    let outcome = runtime.block_on(App::new(&loaded.config, args).and_run());
+    let outcome = runtime.block_on(App::new(&loaded.config, args, set_level).and_run());
     // A model that is still being loaded is not worth waiting for.
     runtime.shutdown_background();
     outcome
@@ -83,6 +81,30 @@ struct App<'a> {
     /// Where the configuration comes from, to be read again.
     args: &'a ConfigArgs,
     status: watch::Sender<Status>,
+    set_level: SetLevel,
+}
+
+/// What takes over a configuration that was read again.
+struct Reloadable<'a> {
+    rules: &'a Rules,
+    service: &'a Service,
+    link: &'a Link,
+    request_limits: &'a watch::Sender<RequestLimits>,
+    model: &'a str,
+}
+
+impl Reloadable<'_> {
+    /// Rules first: they are what can be wrong, and then nothing else has changed.
+    fn take(&self, config: &Config, set_level: &SetLevel) -> Result<Config, Fault> {
+        self.rules.reload(config, self.service)?;
+        self.service.set_limits(&parts::service(config, self.model));
+        self.request_limits.send_replace(parts::request_limits(config));
+        set_level(&config.log).map_err(Fault::failed)?;
+        self.link
+            .renew_certificates()
+            .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        Ok(config.clone())
+    }
 }
 
 /// Why the daemon ends.
@@ -93,7 +115,7 @@ enum End {
 }
 
 impl<'a> App<'a> {
-    fn new(config: &'a Config, args: &'a ConfigArgs) -> Self {
+    fn new(config: &'a Config, args: &'a ConfigArgs, set_level: SetLevel) -> Self {
         let status = Status {
             state: State::Starting,
             reason: Some("the model is loading".into()),
@@ -109,6 +131,7 @@ impl<'a> App<'a> {
             config,
             args,
             status: watch::Sender::new(status),
+            set_level,
         }
     }
 
@@ -129,6 +152,7 @@ impl<'a> App<'a> {
         let (replies_tx, replies) = mpsc::channel(REPLIES);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
+        let request_limits = watch::Sender::new(parts::request_limits(config));
         let inputs = LinkInputs {
             service: service_rx,
             replies,
@@ -136,6 +160,7 @@ impl<'a> App<'a> {
             stats,
             open,
             rules: rules.topics(),
+            limits: request_limits.subscribe(),
         };
         let link =
             Link::start(link_config, inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
@@ -169,23 +194,8 @@ impl<'a> App<'a> {
         let context = engine.info().context_length;
         let service = Service::start_with(
             ServiceConfig {
-                queue: config.limits.queue,
-                max_deadline: config.limits.max_deadline.get(),
-                max_prompt_tokens: config.limits.max_prompt_tokens,
-                session_ttl: config.limits.session_ttl.get(),
-                session_memory: parts::usize_of(config.limits.session_memory.bytes()),
-                keep_for: config.store.keep_for.get(),
-                keep_outcomes: config.store.keep_outcomes,
-                keep_bytes: parts::usize_of(config.store.keep_memory.bytes()),
-                quota: Quota {
-                    requests: config.limits.client_requests_per_minute,
-                    tokens: config.limits.client_tokens_per_minute,
-                },
-                model: name.clone(),
                 rules: at_start,
-                rule_jobs: config.limits.rule_jobs,
-                rules_bytes: config.store.max_rules_size.bytes(),
-                ..ServiceConfig::default()
+                ..parts::service(config, &name)
             },
             engine,
             std::sync::Arc::new(text),
@@ -224,7 +234,13 @@ impl<'a> App<'a> {
                 () = signals.next() => break End::Signal,
                 () = taken_over(&mut link_state) => break End::TakenOver,
                 () = service.engine_lost() => break End::EngineLost,
-                () = reloads.next() => self.reload(&rules, &service),
+                () = reloads.next() => self.reload(&Reloadable {
+                    rules: &rules,
+                    service: &service,
+                    link: &link,
+                    request_limits: &request_limits,
+                    model: &name,
+                }),
             }
         };
         health.abort();
@@ -254,10 +270,15 @@ impl<'a> App<'a> {
 
     /// Reads the configuration again and takes over what can change while the daemon runs. What is wrong is told, and
     /// changes nothing.
-    fn reload(&self, rules: &Rules, service: &Service) {
-        let reloaded = settings::load(self.args).and_then(|loaded| rules.reload(&loaded.config, service));
+    fn reload(&self, parts: &Reloadable<'_>) {
+        let reloaded =
+            settings::load(self.args).and_then(|loaded| parts.take(&loaded.config, &self.set_level));
         match reloaded {
-            Ok(rules) => tracing::info!(rules, "the configuration is read again"),
+            Ok(config) => {
+                self.status
+                    .send_modify(|status| status.limits = parts::limits(&config));
+                tracing::info!(rules = config.rules.len(), "the configuration is read again");
+            }
             Err(fault) => {
                 tracing::error!(
                     error = fault.message,

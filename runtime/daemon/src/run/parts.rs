@@ -4,6 +4,7 @@ use std::path::Path;
 
 use phi_edge_config::Config;
 use phi_edge_mqtt::{EmbeddedBroker, EmbeddedBrokerConfig, LinkConfig, RequestLimits, TlsFiles, Topics};
+use phi_edge_service::{Quota, ServiceConfig};
 use serde_json::{Value, json};
 
 use crate::exit::{Exit, Fault};
@@ -54,11 +55,38 @@ pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result
         max_packet: u32::try_from(mqtt.max_packet.bytes()).unwrap_or(u32::MAX),
         topics: topics(config),
         node: config.node.name.clone(),
-        limits: RequestLimits {
-            max_payload: usize_of(config.limits.max_payload.bytes()),
-            max_tokens: config.limits.max_tokens,
-        },
     })
+}
+
+/// What requests may ask for.
+pub(crate) fn request_limits(config: &Config) -> RequestLimits {
+    RequestLimits {
+        max_payload: usize_of(config.limits.max_payload.bytes()),
+        max_tokens: config.limits.max_tokens,
+    }
+}
+
+/// The service's bounds.
+pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
+    let (limits, store) = (&config.limits, &config.store);
+    ServiceConfig {
+        queue: limits.queue,
+        max_deadline: limits.max_deadline.get(),
+        max_prompt_tokens: limits.max_prompt_tokens,
+        session_ttl: limits.session_ttl.get(),
+        session_memory: usize_of(limits.session_memory.bytes()),
+        keep_for: store.keep_for.get(),
+        keep_outcomes: store.keep_outcomes,
+        keep_bytes: usize_of(store.keep_memory.bytes()),
+        quota: Quota {
+            requests: limits.client_requests_per_minute,
+            tokens: limits.client_tokens_per_minute,
+        },
+        model: model.to_owned(),
+        rule_jobs: limits.rule_jobs,
+        rules_bytes: store.max_rules_size.bytes(),
+        ..ServiceConfig::default()
+    }
 }
 
 fn topics(config: &Config) -> Topics {

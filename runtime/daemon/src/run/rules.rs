@@ -41,9 +41,8 @@ impl Rules {
     }
 
     /// Takes the rules of a configuration that was read again. If they can't be used, the old ones stay.
-    pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<usize, Fault> {
+    pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<(), Fault> {
         let rules = rules::all(config)?;
-        let count = rules.len();
         let former: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
         let topics = topics(&rules).in_place_of(former);
         service
@@ -52,7 +51,7 @@ impl Rules {
         // The service first: what the new subscriptions bring is wanted from the first message on.
         self.topics.send_replace(topics);
         self.remember();
-        Ok(count)
+        Ok(())
     }
 
     fn remember(&self) {

@@ -28,7 +28,7 @@ const REPLIES_WAITING: usize = 1024;
 
 pub(crate) struct Inbox {
     topics: Topics,
-    limits: RequestLimits,
+    limits: watch::Receiver<RequestLimits>,
     service: watch::Receiver<Option<Service>>,
     rules: watch::Receiver<RuleTopics>,
     gate: Arc<Gate>,
@@ -68,13 +68,14 @@ impl Inbox {
         config: &LinkConfig,
         service: watch::Receiver<Option<Service>>,
         rules: watch::Receiver<RuleTopics>,
+        limits: watch::Receiver<RequestLimits>,
         gate: Arc<Gate>,
         counters: Arc<Counters>,
         boot_id: &str,
     ) -> Self {
         Self {
             topics: config.topics.clone(),
-            limits: config.limits,
+            limits,
             service,
             rules,
             gate,
@@ -231,11 +232,12 @@ impl Inbox {
             tracing::debug!("a request that was refused came again");
             return nothing();
         }
-        if publish.payload.len() > self.limits.max_payload {
+        let limits = *self.limits.borrow();
+        if publish.payload.len() > limits.max_payload {
             let message = format!(
                 "the request has {} bytes, limits.max_payload is {}",
                 publish.payload.len(),
-                self.limits.max_payload
+                limits.max_payload
             );
             return self.refuse(request, service, None, ErrorCode::TooLarge, message);
         }
@@ -246,7 +248,7 @@ impl Inbox {
                 .as_ref()
                 .and_then(|p| p.content_type.as_deref()),
         };
-        let parsed = match parse_request(payload, self.limits.max_tokens) {
+        let parsed = match parse_request(payload, limits.max_tokens) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return nothing(),
             Err(rejected) => {

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
-use rumqttc::AsyncClient;
+use rumqttc::{AsyncClient, Transport};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
@@ -68,8 +68,6 @@ pub struct LinkConfig {
     pub topics: Topics,
     /// The node's name.
     pub node: String,
-    /// What requests may ask for.
-    pub limits: RequestLimits,
 }
 
 /// Bounds that are checked at the edge.
@@ -134,12 +132,17 @@ pub struct LinkInputs {
     pub open: watch::Receiver<bool>,
     /// What is subscribed to for rules.
     pub rules: watch::Receiver<RuleTopics>,
+    /// What requests may ask for.
+    pub limits: watch::Receiver<RequestLimits>,
 }
 
 /// The daemon's end of the link. Dropping it cuts the connection, and the broker publishes the will.
 pub struct Link {
     state: watch::Receiver<LinkState>,
     counters: Arc<Counters>,
+    /// The files of TLS and what they held when they were last read.
+    tls: Option<std::sync::Mutex<(TlsFiles, [u8; 32])>>,
+    transports: mpsc::Sender<Transport>,
     close: mpsc::Sender<Duration>,
     inbox: JoinHandle<()>,
     outbox: JoinHandle<()>,
@@ -159,7 +162,11 @@ impl Link {
             stats,
             open,
             rules,
+            limits,
         } = inputs;
+        let tls = config.tls.clone();
+        let stamp = tls.as_ref().map(TlsFiles::stamp);
+        let (transports_tx, transports) = mpsc::channel(1);
         let offline = status
             .borrow()
             .with(crate::wire::State::Offline, Some("connection lost".into()));
@@ -180,6 +187,7 @@ impl Link {
             notes: notes_tx,
             state: state_tx,
             counters: Arc::clone(&counters),
+            transports,
             suspicion: Suspicion::new(&config, &status.borrow().boot_id),
             broker,
         };
@@ -187,6 +195,7 @@ impl Link {
             &config,
             service.clone(),
             rules.clone(),
+            limits,
             gate,
             Arc::clone(&counters),
             &status.borrow().boot_id,
@@ -200,6 +209,8 @@ impl Link {
         };
         let outbox = Outbox::new(client, config, watched, Arc::clone(&counters));
         Ok(Self {
+            tls: tls.zip(stamp).map(std::sync::Mutex::new),
+            transports: transports_tx,
             state,
             counters,
             close,
@@ -207,6 +218,28 @@ impl Link {
             outbox: tokio::spawn(outbox.run(replies, notes, closing)),
             poller: tokio::spawn(poller.run()),
         })
+    }
+
+    /// Reads the certificates again. If they have changed, the link connects anew with them, and nothing is lost; true then.
+    ///
+    /// # Errors
+    /// A file can't be used: the link goes on with what it has.
+    pub fn renew_certificates(&self) -> Result<bool, TlsError> {
+        let Some(tls) = &self.tls else {
+            return Ok(false);
+        };
+        let mut tls = tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let stamp = tls.0.stamp();
+        if stamp == tls.1 {
+            return Ok(false);
+        }
+        let transport = tls.0.transport()?;
+        // Full: another renewal is on its way, and reads no older files than this.
+        let sent = self.transports.try_send(transport).is_ok();
+        if sent {
+            tls.1 = stamp;
+        }
+        Ok(sent)
     }
 
     /// How the link is, and each change.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::{ConnAck, Event, EventLoop, Packet, Publish, QoS};
+use rumqttc::{ConnAck, Event, EventLoop, Packet, Publish, QoS, Transport};
 use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
@@ -39,6 +39,8 @@ pub(crate) struct Poller {
     pub(crate) notes: mpsc::UnboundedSender<Note>,
     pub(crate) state: watch::Sender<LinkState>,
     pub(crate) counters: Arc<Counters>,
+    /// With renewed certificates.
+    pub(crate) transports: mpsc::Receiver<Transport>,
     pub(crate) suspicion: Suspicion,
     /// For the log.
     pub(crate) broker: String,
@@ -50,7 +52,19 @@ impl Poller {
         let mut backoff = Backoff::default();
         let mut since: Option<Instant> = None;
         loop {
-            match self.events.poll().await {
+            let event = tokio::select! {
+                event = self.events.poll() => event,
+                Some(transport) = self.transports.recv() => {
+                    self.gate.close();
+                    self.events.clean();
+                    self.events.options.set_transport(transport);
+                    tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
+                    let reason = "the certificates were renewed".to_owned();
+                    self.down(LinkState::Down { reason }, Duration::ZERO).await;
+                    continue;
+                }
+            };
+            match event {
                 Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                     since = Some(Instant::now());
                     self.up(&connack);
