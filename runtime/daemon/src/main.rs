@@ -9,7 +9,9 @@ mod identity;
 mod local;
 mod logging;
 mod memory;
+mod models;
 mod prefixes;
+mod pull;
 mod remote;
 mod run;
 mod settings;
@@ -35,6 +37,8 @@ fn main() -> ExitCode {
         }
         Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
+        Command::Pull(args) => pull::pull(args),
+        Command::Models(args) => models::models(args),
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
