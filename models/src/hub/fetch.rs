@@ -41,7 +41,7 @@ impl Fetch<'_> {
         });
         // Where the hub redirected to. It is asked again only when that no longer answers.
         let mut located: Option<Url> = None;
-        let (mut failures, mut reached, mut wrong) = (0, part.length(), 0);
+        let (mut failures, mut reached, mut wrong, mut begun_anew) = (0, part.length(), 0, 0);
         loop {
             let outcome = if part.length() == wanted.size {
                 let seen = part.seen();
@@ -57,6 +57,10 @@ impl Fetch<'_> {
                 let url = located.clone().unwrap_or_else(|| address.clone());
                 self.piece(wanted, &url, &mut part, &mut located)
             };
+            if part.thrown_away() > begun_anew {
+                begun_anew = part.thrown_away();
+                reached = 0;
+            }
             if part.length() > reached {
                 reached = part.length();
                 failures = 0;
@@ -82,10 +86,11 @@ impl Fetch<'_> {
                 }
             };
             failures += 1;
-            if failures >= self.patience.tries {
+            // A server without ranges that breaks off each time makes progress, and never comes to an end.
+            if failures.max(begun_anew) >= self.patience.tries {
                 return Err(PullError::GivenUp {
                     what: wanted.path.clone(),
-                    tries: failures,
+                    tries: failures.max(begun_anew),
                     why,
                 }
                 .into());

@@ -44,6 +44,7 @@ pub(crate) struct Part {
     hasher: Hasher,
     length: u64,
     etag: Option<String>,
+    thrown_away: u32,
 }
 
 impl Part {
@@ -87,6 +88,7 @@ impl Part {
             length: hasher.seen().size,
             hasher,
             etag,
+            thrown_away: 0,
         };
         if part.length > part.size {
             part.reset()?;
@@ -110,6 +112,11 @@ impl Part {
     /// How many bytes have arrived.
     pub(crate) fn length(&self) -> u64 {
         self.length
+    }
+
+    /// How often bytes were thrown away since it was opened.
+    pub(crate) fn thrown_away(&self) -> u32 {
+        self.thrown_away
     }
 
     /// The entity tag that they came under.
@@ -137,6 +144,7 @@ impl Part {
 
     /// Throws away what has arrived.
     pub(crate) fn reset(&mut self) -> Result<(), PullError> {
+        self.thrown_away += u32::from(self.length > 0);
         self.file
             .set_len(0)
             .map_err(PullError::io(&self.bytes, "emptied"))?;

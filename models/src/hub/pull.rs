@@ -218,6 +218,7 @@ impl Hub {
         manifest.origin = Some(plan.origin.clone());
         manifest.files = seen;
         manifest.write(&staging.join(MANIFEST))?;
+        crate::shelf::sweep(&staging, &manifest)?;
         Ok(Outcome::Installed(shelf.install(&plan.name, &staging)?))
     }
 

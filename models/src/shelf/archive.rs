@@ -231,6 +231,9 @@ fn take(
         have: 0,
     });
     let seen = write_hashed(&mut entry, &staging.join(&path), record.size).map_err(Taken::Error)?;
+    if seen.size < record.size {
+        return Err(Taken::Fault(format!("ends within {path}")));
+    }
     if FileRecord::from(seen.clone()) != *record {
         return Err(Taken::Fault(format!(
             "{path}: expected sha256 {}, found {}",

@@ -81,6 +81,17 @@ pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<Fault
     Ok(faults)
 }
 
+/// Removes files that the manifest does not name: what is left of a file that came another way after all.
+pub(crate) fn sweep(directory: &Path, manifest: &Manifest) -> Result<(), PullError> {
+    for path in walk(directory)? {
+        if path != MANIFEST && !manifest.files.contains_key(&path) {
+            let full = directory.join(&path);
+            std::fs::remove_file(&full).map_err(PullError::io(&full, "removed"))?;
+        }
+    }
+    Ok(())
+}
+
 /// The paths, with `/`, of all files below `directory`, in order. Links to folders are not followed: they may lead in
 /// a circle.
 pub(crate) fn walk(directory: &Path) -> Result<Vec<String>, PullError> {

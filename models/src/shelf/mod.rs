@@ -19,7 +19,7 @@ use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
 pub use compare::Fault;
-pub(crate) use compare::compare;
+pub(crate) use compare::{compare, sweep};
 pub use link::ModelLink;
 
 use crate::error::ModelError;
