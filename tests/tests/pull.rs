@@ -68,7 +68,7 @@ fn plan(server: &HubServer, options: HubOptions) -> Result<(Hub, Plan), PullErro
     let source = Source::parse(&server.repository())?;
     let hub = Hub::new(&source, options)?;
     let mut plan = hub.plan(&source, None, Accelerator::Cpu, &|_| {})?;
-    plan.name = "m".to_owned();
+    "m".clone_into(&mut plan.name);
     Ok((hub, plan))
 }
 
@@ -165,7 +165,7 @@ fn two_hundred_random_faults_end_in_a_verified_model_or_the_right_error() {
         let outcome = hub
             .plan(&source, None, Accelerator::Cpu, &watch)
             .and_then(|mut plan| {
-                plan.name = "m".to_owned();
+                "m".clone_into(&mut plan.name);
                 hub.fetch(&shelf, &plan, &watch)
             });
         faults.fetch_add(before.load(Ordering::Relaxed), Ordering::Relaxed);

@@ -77,6 +77,11 @@ impl Hasher {
         self.size += bytes.len() as u64;
     }
 
+    /// Bytes so far.
+    pub(crate) fn size(&self) -> u64 {
+        self.size
+    }
+
     pub(crate) fn seen(&self) -> Seen {
         Seen {
             sha256: hex(&self.sha256.clone().finalize()),

@@ -19,13 +19,15 @@ mod fetch;
 mod http;
 mod listing;
 mod part;
+mod plan;
 mod pull;
 mod retry;
 mod source;
 
 pub use error::{PullError, Size};
 pub use http::Proxies;
-pub use pull::{Event, Hub, HubOptions, Outcome, Plan, Watch};
+pub use plan::Plan;
+pub use pull::{Event, Hub, HubOptions, Outcome, Watch};
 pub use retry::Patience;
 pub use source::{Accelerator, DEFAULT_HUB, Source, known_models};
 

@@ -85,7 +85,7 @@ impl Part {
             state,
             key,
             size: wanted.size,
-            length: hasher.seen().size,
+            length: hasher.size(),
             hasher,
             etag,
             thrown_away: 0,
@@ -168,9 +168,14 @@ impl Part {
         Ok(())
     }
 
+    /// Writes down what is known, whole or not at all: a process killed within must not leave bytes that nothing vouches
+    /// for, since they would be thrown away.
     fn note(&self) -> Result<(), PullError> {
         let state = json!({ "expected": self.key, "size": self.size, "etag": self.etag });
-        std::fs::write(&self.state, state.to_string()).map_err(PullError::io(&self.state, "written"))
+        let fresh = beside(&self.target, ".part.json.part");
+        std::fs::write(&fresh, state.to_string())
+            .and_then(|()| std::fs::rename(&fresh, &self.state))
+            .map_err(PullError::io(&self.state, "written"))
     }
 }
 

@@ -125,6 +125,7 @@ fn write_archive(
         let mut reader = Hashed {
             inner: source.take(record.size),
             hasher: Hasher::new(record.size),
+            at: |bytes| watch(&Event::At { file: path, bytes }),
         };
         let short = length != record.size;
         if !short {
@@ -164,16 +165,18 @@ fn header(size: u64) -> Header {
     header
 }
 
-/// Hashes what is read.
-struct Hashed<R> {
+/// Hashes what is read, and tells how far it is.
+struct Hashed<R, A> {
     inner: R,
     hasher: Hasher,
+    at: A,
 }
 
-impl<R: Read> Read for Hashed<R> {
+impl<R: Read, A: Fn(u64)> Read for Hashed<R, A> {
     fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
         let read = self.inner.read(buffer)?;
         self.hasher.update(&buffer[..read]);
+        (self.at)(self.hasher.size());
         Ok(read)
     }
 }
@@ -230,7 +233,10 @@ fn take(
         size: record.size,
         have: 0,
     });
-    let seen = write_hashed(&mut entry, &staging.join(&path), record.size).map_err(Taken::Error)?;
+    let seen = write_hashed(&mut entry, &staging.join(&path), record.size, |bytes| {
+        watch(&Event::At { file: &path, bytes });
+    })
+    .map_err(Taken::Error)?;
     if seen.size < record.size {
         return Err(Taken::Fault(format!("ends within {path}")));
     }

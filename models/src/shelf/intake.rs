@@ -44,7 +44,9 @@ impl Shelf {
                 have: 0,
             });
             let mut source = File::open(&from).map_err(PullError::io(&from, "read"))?;
-            let found = write_hashed(&mut source, &staging.join(path), size(path))?;
+            let found = write_hashed(&mut source, &staging.join(path), size(path), |bytes| {
+                watch(&Event::At { file: path, bytes });
+            })?;
             watch(&Event::Done { file: path });
             seen.insert(path.clone(), FileRecord::from(found));
         }

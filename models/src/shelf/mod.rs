@@ -13,6 +13,7 @@ mod archive;
 mod compare;
 mod intake;
 mod link;
+mod system;
 
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
@@ -21,6 +22,8 @@ use std::path::{Path, PathBuf};
 pub use compare::Fault;
 pub(crate) use compare::{compare, sweep};
 pub use link::ModelLink;
+
+use system::{exchange, free_space, sync_folder};
 
 use crate::error::ModelError;
 use crate::hub::{Hasher, PullError, Size, Wanted};
@@ -369,8 +372,13 @@ pub(crate) fn check_name(name: &str) -> Result<(), PullError> {
 }
 
 /// Writes all of `from` to a new file at `path`, down to the disk, and gives its hashes. `size` is what is expected:
-/// more is not written.
-fn write_hashed(from: &mut impl Read, path: &Path, size: u64) -> Result<crate::hub::Seen, PullError> {
+/// more is not written. `at` is told how far it is.
+fn write_hashed(
+    from: &mut impl Read,
+    path: &Path,
+    size: u64,
+    at: impl Fn(u64),
+) -> Result<crate::hub::Seen, PullError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
     }
@@ -382,44 +390,13 @@ fn write_hashed(from: &mut impl Read, path: &Path, size: u64) -> Result<crate::h
             .read(&mut buffer)
             .map_err(PullError::io(path, "read at its source"))?;
         hasher.update(&buffer[..read]);
-        if read == 0 || hasher.seen().size > size {
+        if read == 0 || hasher.size() > size {
             break;
         }
         file.write_all(&buffer[..read])
             .map_err(PullError::io(path, "written"))?;
+        at(hasher.size());
     }
     file.sync_all().map_err(PullError::io(path, "written"))?;
     Ok(hasher.seen())
-}
-
-/// Makes renames within a folder outlive a power cut, where the system can.
-fn sync_folder(folder: &Path) {
-    if cfg!(unix) {
-        let _ = File::open(folder).and_then(|folder| folder.sync_all());
-    }
-}
-
-/// Lets two folders change their names in one step.
-#[cfg(target_os = "linux")]
-fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
-    use rustix::fs::{CWD, RenameFlags, renameat_with};
-    Ok(renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE)?)
-}
-
-#[cfg(not(target_os = "linux"))]
-fn exchange(_: &Path, _: &Path) -> std::io::Result<()> {
-    Err(std::io::ErrorKind::Unsupported.into())
-}
-
-#[cfg(unix)]
-fn free_space(folder: &Path) -> std::io::Result<Option<u64>> {
-    let existing = folder.ancestors().find(|path| path.is_dir()).unwrap_or(folder);
-    let state = rustix::fs::statvfs(existing)?;
-    Ok(Some(state.f_bavail.saturating_mul(state.f_frsize)))
-}
-
-/// The standard library does not tell.
-#[cfg(not(unix))]
-fn free_space(_: &Path) -> std::io::Result<Option<u64>> {
-    Ok(None)
 }

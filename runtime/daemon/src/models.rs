@@ -135,11 +135,13 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
                 (None, None) => return Err(Fault::new(Exit::Usage, "a model's NAME, or --from DIR")),
             };
             Shelf::export(&directory, file, &watch)?;
+            progress.end();
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
             println!("{}: {}", file.display(), Size(bytes));
         }
         Action::Import { file, name, use_it } => {
             let place = shelf.import(file, name.as_deref(), &watch)?;
+            progress.end();
             println!("every file verified: {}", place.display());
             if *use_it {
                 let name = place.file_name().unwrap_or_default().to_string_lossy();
@@ -148,7 +150,6 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
             }
         }
     }
-    progress.end();
     Ok(())
 }
 

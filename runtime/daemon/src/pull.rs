@@ -210,6 +210,7 @@ impl Progress {
         }
     }
 
+    /// Takes the bars off the terminal, before anything else is printed.
     pub(crate) fn end(&self) {
         if let Some(bars) = &self.bars {
             let _ = bars.clear();

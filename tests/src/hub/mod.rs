@@ -1,12 +1,14 @@
 //! A hub on this machine that speaks Hugging Face's protocol, with a second server that it redirects to, and that fails
 //! as it is told.
 
+mod content;
 mod faults;
 mod proxy;
 mod wire;
 
 use std::collections::BTreeMap;
-use std::io::Write;
+use std::fmt::Write as _;
+use std::io::Write as _;
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -15,6 +17,7 @@ use std::time::{Duration, Instant};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
+use content::content;
 pub use faults::{Fault, Faults, Lasting, Random};
 pub use proxy::Tunnel;
 use wire::{Request, read_request};
@@ -76,6 +79,7 @@ struct Shared {
 #[derive(Default)]
 struct Counts {
     sent: BTreeMap<String, u64>,
+    begins: BTreeMap<String, Vec<u64>>,
     requests: BTreeMap<String, u32>,
     versions: BTreeMap<String, u32>,
     leaked_tokens: u32,
@@ -127,6 +131,11 @@ impl HubServer {
     /// Bytes of a file's content that were sent, all requests together.
     pub fn sent(&self, path: &str) -> u64 {
         self.shared.counts().sent.get(path).copied().unwrap_or(0)
+    }
+
+    /// Where the parts of a file began that were asked for, in order.
+    pub fn begins(&self, path: &str) -> Vec<u64> {
+        self.shared.counts().begins.get(path).cloned().unwrap_or_default()
     }
 
     /// Bytes of all files that were sent.
@@ -337,7 +346,6 @@ fn git_blob(bytes: &[u8]) -> String {
 
 /// Bytes in hex.
 pub fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
     bytes.iter().fold(String::new(), |mut text, byte| {
         let _ = write!(text, "{byte:02x}");
         text
@@ -360,7 +368,7 @@ fn head(
 ) -> std::io::Result<bool> {
     let mut text = format!("HTTP/1.1 {status} X\r\ncontent-length: {length}\r\n");
     for (name, value) in headers {
-        text.push_str(&format!("{name}: {value}\r\n"));
+        let _ = write!(text, "{name}: {value}\r\n");
     }
     text.push_str("\r\n");
     stream.write_all(text.as_bytes())?;
@@ -382,73 +390,4 @@ fn text(
     }
     stream.write_all(body.as_bytes())?;
     Ok(true)
-}
-
-/// A file's content, or the part of it that is asked for, with what goes wrong on the way.
-fn content(
-    stream: &mut TcpStream,
-    request: &Request,
-    file: &HubFile,
-    fault: Option<Fault>,
-    shared: &Shared,
-) -> std::io::Result<bool> {
-    let version = {
-        let mut counts = shared.counts();
-        let version = counts.versions.entry(file.path.clone()).or_default();
-        *version += u32::from(matches!(fault, Some(Fault::NewTag | Fault::NewTagInPart)));
-        *version
-    };
-    let tag = format!("\"{}-{version}\"", file.bytes.len());
-    let size = file.bytes.len();
-    let mut range = request.range().filter(|_| !matches!(fault, Some(Fault::NoRange)));
-    let condition = request.header("if-range").is_none_or(|asked| asked == tag);
-    if !condition && !matches!(fault, Some(Fault::NewTagInPart)) {
-        range = None;
-    }
-    let mut headers = vec![("etag", tag), ("accept-ranges", "bytes".to_owned())];
-    let (status, from, to) = match range {
-        Some((from, _)) if from >= size => return head(stream, 416, &[], 0),
-        Some((from, to)) => (206, from, to.min(size - 1) + 1),
-        None => (200, 0, size),
-    };
-    if status == 206 {
-        headers.push(("content-range", format!("bytes {from}-{}/{size}", to - 1)));
-    }
-    let mut body = file.bytes[from..to].to_vec();
-    let mut claims = body.len();
-    let mut ends = false;
-    match fault {
-        Some(Fault::Wrong) if !body.is_empty() => {
-            let middle = body.len() / 2;
-            body[middle] ^= 0x55;
-        }
-        Some(Fault::Cut(share)) => {
-            body.truncate(body.len() * usize::from(share) / 256);
-            ends = true;
-        }
-        // The server believes that there is less, or more, than there is.
-        Some(Fault::ShortLength) => claims /= 2,
-        Some(Fault::LongLength) => {
-            claims += 100;
-            ends = true;
-        }
-        _ => {}
-    }
-    head(stream, status, &headers, claims as u64)?;
-    let (step, pace) = match fault {
-        Some(Fault::Slow) => (1 + body.len() / 7, Duration::from_millis(1)),
-        _ => (64 << 10, shared.manners.pace),
-    };
-    for piece in body.chunks(step) {
-        stream.write_all(piece)?;
-        {
-            let mut counts = shared.counts();
-            *counts.sent.entry(file.path.clone()).or_default() += piece.len() as u64;
-        }
-        shared.moved.notify_all();
-        if !pace.is_zero() {
-            std::thread::sleep(pace);
-        }
-    }
-    Ok(!ends)
 }
