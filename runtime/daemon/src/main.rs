@@ -13,6 +13,7 @@ mod models;
 mod prefixes;
 mod pull;
 mod remote;
+mod rules;
 mod run;
 mod settings;
 mod store;
@@ -22,7 +23,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, RulesAction};
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -39,6 +40,11 @@ fn main() -> ExitCode {
         Command::Ask(args) => ask::ask(args),
         Command::Pull(args) => pull::pull(args),
         Command::Models(args) => models::models(args),
+        Command::Rules(args) => match &args.action {
+            RulesAction::Test(args) => rules::test(args),
+            RulesAction::Record(args) => rules::record(args),
+            RulesAction::Lint(args) => rules::lint(args),
+        },
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
