@@ -1,8 +1,15 @@
-//! `manifest.json`: what a model directory of ours says about itself. Exported directories have none.
+//! `manifest.json`: what a model directory of ours says about itself. Exported directories have none; pulling one, or
+//! taking it in, writes it.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
+use serde_json::{Map, Value, json};
+
 use crate::error::{ModelError, read_json};
+
+/// The file's name.
+pub(crate) const MANIFEST: &str = "manifest.json";
 
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -13,6 +20,36 @@ pub struct Manifest {
     pub demonstration: bool,
     /// A sentence for whoever reads the log.
     pub note: Option<String>,
+    /// The licence, as its publisher names it.
+    pub licence: Option<String>,
+    /// Where it was pulled from.
+    pub origin: Option<Origin>,
+    /// Every file but this one, by its path with `/`.
+    pub files: BTreeMap<String, FileRecord>,
+    /// Keys that are not ours, kept as they are.
+    others: Map<String, Value>,
+}
+
+/// Where a model was pulled from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// The hub or mirror.
+    pub hub: String,
+    /// `organisation/repository`.
+    pub repository: String,
+    /// The commit that all files are of.
+    pub commit: String,
+    /// The folder in the repository; empty for its root.
+    pub folder: String,
+}
+
+/// What a file must be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FileRecord {
+    /// SHA-256 of its content, in hex.
+    pub sha256: String,
+    /// Its bytes.
+    pub size: u64,
 }
 
 impl Manifest {
@@ -22,11 +59,150 @@ impl Manifest {
             return Ok(Self::default());
         }
         let json = read_json(path, "it describes the model")?;
-        let text = |key: &str| json[key].as_str().map(ToOwned::to_owned);
+        Self::of(json).map_err(|fault| ModelError::invalid(path, fault))
+    }
+
+    /// Reads JSON that stands in an archive.
+    pub(crate) fn parse(bytes: &[u8]) -> Result<Self, String> {
+        Self::of(serde_json::from_slice(bytes).map_err(|error| format!("is no JSON: {error}"))?)
+    }
+
+    fn of(json: Value) -> Result<Self, String> {
+        let Value::Object(mut map) = json else {
+            return Err("is no JSON object".to_owned());
+        };
+        let origin = map.remove("source").map(|source| origin(&source)).transpose()?;
+        let files = map
+            .remove("files")
+            .map_or(Ok(BTreeMap::new()), |files| records(&files))?;
+        let mut text = |key: &str| match map.remove(key) {
+            Some(Value::String(text)) => Some(text),
+            _ => None,
+        };
         Ok(Self {
             name: text("name"),
-            demonstration: json["demonstration"].as_bool().unwrap_or(false),
             note: text("note"),
+            licence: text("licence"),
+            demonstration: map.remove("demonstration").is_some_and(|value| value == true),
+            origin,
+            files,
+            others: map,
         })
+    }
+
+    /// The file's text, the same for the same content.
+    pub(crate) fn text(&self) -> String {
+        let mut map = self.others.clone();
+        let mut set = |key: &str, value: Option<Value>| {
+            if let Some(value) = value {
+                map.insert(key.to_owned(), value);
+            }
+        };
+        set("name", self.name.clone().map(Value::from));
+        set("demonstration", self.demonstration.then(|| true.into()));
+        set("note", self.note.clone().map(Value::from));
+        set("licence", self.licence.clone().map(Value::from));
+        set(
+            "source",
+            self.origin.as_ref().map(|origin| {
+                json!({
+                    "hub": origin.hub,
+                    "repository": origin.repository,
+                    "commit": origin.commit,
+                    "folder": origin.folder,
+                })
+            }),
+        );
+        let record = |(path, file): (&String, &FileRecord)| {
+            (path.clone(), json!({ "sha256": file.sha256, "size": file.size }))
+        };
+        let files: Map<String, Value> = self.files.iter().map(record).collect();
+        set("files", (!files.is_empty()).then_some(Value::Object(files)));
+        format!("{:#}\n", Value::Object(map))
+    }
+
+    /// Writes the file, whole or not at all.
+    pub(crate) fn write(&self, path: &Path) -> Result<(), ModelError> {
+        let unreadable = |source| ModelError::Unreadable {
+            path: path.to_path_buf(),
+            source,
+        };
+        let fresh = path.with_extension("json.new");
+        std::fs::write(&fresh, self.text())
+            .and_then(|()| std::fs::File::open(&fresh)?.sync_all())
+            .and_then(|()| std::fs::rename(&fresh, path))
+            .map_err(unreadable)
+    }
+
+    /// The bytes of all files.
+    pub fn bytes(&self) -> u64 {
+        self.files.values().map(|file| file.size).sum()
+    }
+}
+
+fn origin(source: &Value) -> Result<Origin, String> {
+    let text = |key: &str| {
+        source[key]
+            .as_str()
+            .map(ToOwned::to_owned)
+            .ok_or_else(|| format!("source.{key} must be text"))
+    };
+    Ok(Origin {
+        hub: text("hub")?,
+        repository: text("repository")?,
+        commit: text("commit")?,
+        folder: text("folder")?,
+    })
+}
+
+fn records(files: &Value) -> Result<BTreeMap<String, FileRecord>, String> {
+    let files = files.as_object().ok_or("files must be an object")?;
+    files
+        .iter()
+        .map(|(path, record)| {
+            let hash = record["sha256"].as_str().unwrap_or_default();
+            let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
+            match record["size"].as_u64() {
+                Some(size) if is_hash && crate::hub::is_safe(path) && path != MANIFEST => {
+                    let sha256 = hash.to_lowercase();
+                    Ok((path.clone(), FileRecord { sha256, size }))
+                }
+                _ => Err(format!(
+                    "files: {path:?} must be a path below, with sha256 and size"
+                )),
+            }
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let hash = "0123456789abcdef".repeat(4);
+        let json = json!({
+            "name": "m", "demonstration": true, "note": "n", "licence": "mit", "trained_by": [1, 2],
+            "source": {"hub": "https://h", "repository": "o/r", "commit": "abcdef0", "folder": "a/b"},
+            "files": {"x/y.onnx": {"sha256": hash, "size": 5}},
+        });
+        let manifest = Manifest::parse(json.to_string().as_bytes()).unwrap();
+        assert_eq!(Manifest::parse(manifest.text().as_bytes()).unwrap(), manifest);
+        assert_eq!(serde_json::from_str::<Value>(&manifest.text()).unwrap(), json);
+    }
+
+    #[test]
+    fn wrong_records_are_refused() {
+        for files in [
+            json!({"../x": {"sha256": "0".repeat(64), "size": 1}}),
+            json!({"x": {"sha256": "0", "size": 1}}),
+            json!({"x": {"sha256": "0".repeat(64)}}),
+            json!([1]),
+        ] {
+            let said = Manifest::parse(json!({ "files": files }).to_string().as_bytes()).unwrap_err();
+            assert!(said.contains("files"), "{said}");
+        }
+        assert!(Manifest::parse(b"[]").is_err());
     }
 }

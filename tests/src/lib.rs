@@ -5,6 +5,7 @@
 mod broker;
 mod daemon;
 mod field;
+pub mod hub;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};

@@ -71,7 +71,7 @@ impl From<OnnxError> for Fault {
 }
 
 /// An error with its sources, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
     let mut line = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {

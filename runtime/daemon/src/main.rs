@@ -9,7 +9,9 @@ mod identity;
 mod local;
 mod logging;
 mod memory;
+mod models;
 mod prefixes;
+mod pull;
 mod remote;
 mod rules;
 mod run;
@@ -36,6 +38,8 @@ fn main() -> ExitCode {
         }
         Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
+        Command::Pull(args) => pull::pull(args),
+        Command::Models(args) => models::models(args),
         Command::Rules(args) => match &args.action {
             RulesAction::Test(args) => rules::test(args),
             RulesAction::Record(args) => rules::record(args),

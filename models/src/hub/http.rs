@@ -1,0 +1,328 @@
+//! Requests to the hub and to where it redirects: proxies, certificates, the token, and which answers are worth
+//! another try.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ureq::http::Response;
+use ureq::tls::{Certificate, RootCerts, TlsConfig};
+use ureq::{Agent, Body, Proxy};
+use url::{Host, Url};
+
+use super::error::PullError;
+use super::retry::Patience;
+
+/// Redirects followed for one request.
+const REDIRECTS: usize = 10;
+
+/// The proxies of this machine. They must let `CONNECT` through, which is what proxies do for https.
+#[derive(Debug, Clone, Default)]
+pub struct Proxies {
+    /// For `http://` addresses.
+    pub http: Option<String>,
+    /// For `https://` addresses.
+    pub https: Option<String>,
+    /// Hosts that are reached directly, with their subdomains; `*` is all.
+    pub except: Vec<String>,
+}
+
+impl Proxies {
+    /// As the environment names them: `HTTPS_PROXY`, `HTTP_PROXY`, `ALL_PROXY` and `NO_PROXY`, in capitals or not.
+    pub fn from_environment(variable: impl Fn(&str) -> Option<String>) -> Self {
+        let either = |name: &str| {
+            [name.to_lowercase(), name.to_owned()]
+                .iter()
+                .find_map(|name| variable(name).filter(|value| !value.trim().is_empty()))
+        };
+        let all = either("ALL_PROXY");
+        Self {
+            http: either("HTTP_PROXY").or_else(|| all.clone()),
+            https: either("HTTPS_PROXY").or(all),
+            except: either("NO_PROXY")
+                .unwrap_or_default()
+                .split(',')
+                .map(|host| host.trim().to_lowercase())
+                .filter(|host| !host.is_empty())
+                .collect(),
+        }
+    }
+
+    /// Whether `host` is reached directly.
+    fn spares(&self, host: &str) -> bool {
+        let host = host.to_lowercase();
+        self.except.iter().any(|except| {
+            let except = except.trim_start_matches("*.").trim_start_matches('.');
+            except == "*"
+                || host == except
+                || host.strip_suffix(except).is_some_and(|rest| rest.ends_with('.'))
+        })
+    }
+}
+
+/// Why a request gave nothing.
+#[derive(Debug)]
+pub(crate) enum Fault {
+    /// Another try may help.
+    Again {
+        why: String,
+        /// What the server asks to wait.
+        wait: Option<Duration>,
+    },
+    /// It won't.
+    Final(PullError),
+    /// Another file failed; this one was told to stop.
+    Stopped,
+}
+
+impl Fault {
+    pub(crate) fn again(why: impl Into<String>) -> Self {
+        Self::Again {
+            why: why.into(),
+            wait: None,
+        }
+    }
+}
+
+impl From<PullError> for Fault {
+    fn from(error: PullError) -> Self {
+        Self::Final(error)
+    }
+}
+
+/// An answer that has a body worth reading, and where it came from.
+pub(crate) struct Answer {
+    pub(crate) response: Response<Body>,
+    pub(crate) url: Url,
+}
+
+impl Answer {
+    pub(crate) fn status(&self) -> u16 {
+        self.response.status().as_u16()
+    }
+
+    pub(crate) fn header(&self, name: &str) -> Option<&str> {
+        self.response.headers().get(name)?.to_str().ok()
+    }
+}
+
+/// Speaks to one hub.
+pub(crate) struct Client {
+    base: Url,
+    token: Option<String>,
+    proxies: Proxies,
+    direct: Agent,
+    http: Agent,
+    https: Agent,
+}
+
+impl Client {
+    pub(crate) fn new(
+        base: &str,
+        token: Option<String>,
+        proxies: Proxies,
+        patience: &Patience,
+    ) -> Result<Self, PullError> {
+        let usage = |given: &str, fault: String| PullError::Usage {
+            given: given.to_owned(),
+            fault,
+        };
+        let url =
+            Url::parse(base).map_err(|error| usage(base, format!("is no address of a hub: {error}")))?;
+        if !matches!(url.scheme(), "http" | "https") || url.host().is_none() {
+            return Err(usage(
+                base,
+                "is no address of a hub: it must begin with https://".to_owned(),
+            ));
+        }
+        let roots = roots();
+        let agent = |proxy: Option<&String>| {
+            let proxy = proxy
+                .map(|proxy| Proxy::new(proxy).map_err(|error| usage(proxy, format!("is no proxy: {error}"))))
+                .transpose()?;
+            Ok::<Agent, PullError>(agent(proxy, roots.clone(), patience))
+        };
+        Ok(Self {
+            base: url,
+            token,
+            direct: agent(None)?,
+            http: agent(proxies.http.as_ref())?,
+            https: agent(proxies.https.as_ref())?,
+            proxies,
+        })
+    }
+
+    /// The hub, as it was named.
+    pub(crate) fn base(&self) -> &Url {
+        &self.base
+    }
+
+    /// Asks for `url`, follows redirects, and sorts the answers: 200, 206 and 416 are given back.
+    pub(crate) fn get(&self, what: &str, url: &Url, headers: &[(&str, String)]) -> Result<Answer, Fault> {
+        let mut url = url.clone();
+        for _ in 0..=REDIRECTS {
+            let mut request = self
+                .agent(&url)
+                .get(url.as_str())
+                .header("accept-encoding", "identity");
+            for (name, value) in headers {
+                request = request.header(*name, value);
+            }
+            if let Some(token) = self.token.as_ref().filter(|_| self.may_see_token(&url)) {
+                request = request.header("authorization", format!("Bearer {token}"));
+            }
+            let response = request
+                .call()
+                .map_err(|error| Fault::again(format!("{}: {error}", shown(&url))))?;
+            let answer = Answer { response, url };
+            match answer.status() {
+                200 | 206 | 416 => return Ok(answer),
+                301 | 302 | 303 | 307 | 308 => url = target(&answer)?,
+                _ => return Err(self.refusal(what, &answer)),
+            }
+        }
+        Err(Fault::again(format!(
+            "{}: more than {REDIRECTS} redirects",
+            shown(&url)
+        )))
+    }
+
+    fn agent(&self, url: &Url) -> &Agent {
+        match url.scheme() {
+            _ if self.proxies.spares(url.host_str().unwrap_or_default()) => &self.direct,
+            "http" => &self.http,
+            _ => &self.https,
+        }
+    }
+
+    /// The token is for the hub alone, never for where it redirects, and never in clear over a network.
+    fn may_see_token(&self, url: &Url) -> bool {
+        let loopback = match url.host() {
+            Some(Host::Ipv4(address)) => address.is_loopback(),
+            Some(Host::Ipv6(address)) => address.is_loopback(),
+            Some(Host::Domain(name)) => name == "localhost",
+            None => false,
+        };
+        self.is_hub(url) && (url.scheme() == "https" || loopback)
+    }
+
+    pub(crate) fn is_hub(&self, url: &Url) -> bool {
+        url.origin() == self.base.origin()
+    }
+
+    /// What an answer without a usable body means. Only the hub itself may say that something is not to be had: other
+    /// servers see signed addresses, which run out.
+    fn refusal(&self, what: &str, answer: &Answer) -> Fault {
+        let status = answer.status();
+        let what = what.to_owned();
+        let hub = self.is_hub(&answer.url);
+        match status {
+            401 | 403 if hub => PullError::Refused { what, status }.into(),
+            404 | 410 if hub => PullError::NotFound { what, status }.into(),
+            400 | 402 | 405 | 406 | 409 | 411..=415 | 451 if hub => PullError::Protocol {
+                what,
+                fault: format!("HTTP {status}"),
+            }
+            .into(),
+            _ => Fault::Again {
+                why: format!("{} answers HTTP {status}", shown(&answer.url)),
+                wait: answer
+                    .header("retry-after")
+                    .and_then(|text| text.trim().parse().ok())
+                    .map(Duration::from_secs),
+            },
+        }
+    }
+}
+
+/// Where a redirect leads.
+fn target(answer: &Answer) -> Result<Url, Fault> {
+    let from = shown(&answer.url);
+    let location = answer
+        .header("location")
+        .ok_or_else(|| Fault::again(format!("{from} redirects to nowhere")))?;
+    let to = answer
+        .url
+        .join(location)
+        .map_err(|error| Fault::again(format!("{from} redirects to no address: {error}")))?;
+    match (answer.url.scheme(), to.scheme()) {
+        (_, "https") | ("http", "http") => Ok(to),
+        _ => Err(Fault::again(format!(
+            "{from} redirects to {}, which is not encrypted",
+            shown(&to)
+        ))),
+    }
+}
+
+/// An address without its query: signed addresses are secrets, and long.
+fn shown(url: &Url) -> String {
+    let mut url = url.clone();
+    url.set_query(None);
+    url.to_string()
+}
+
+/// The authorities that this machine trusts, so that a company's own proxy or mirror is too; where it names none, those
+/// that come with the TLS library.
+fn roots() -> RootCerts {
+    let found = rustls_native_certs::load_native_certs();
+    let roots: Vec<Certificate<'static>> = found
+        .certs
+        .iter()
+        .map(|certificate| Certificate::from_der(certificate).to_owned())
+        .collect();
+    if roots.is_empty() {
+        RootCerts::WebPki
+    } else {
+        RootCerts::Specific(Arc::new(roots))
+    }
+}
+
+fn agent(proxy: Option<Proxy>, roots: RootCerts, patience: &Patience) -> Agent {
+    Agent::config_builder()
+        .proxy(proxy)
+        .tls_config(TlsConfig::builder().root_certs(roots).build())
+        .http_status_as_error(false)
+        .max_redirects(0)
+        .user_agent(concat!("phi-edge/", env!("CARGO_PKG_VERSION")))
+        .timeout_connect(Some(patience.stall / 2))
+        .timeout_recv_response(Some(patience.stall))
+        .timeout_per_read(Some(patience.stall))
+        .build()
+        .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn proxies_come_from_the_environment() {
+        let proxies = Proxies::from_environment(|name| match name {
+            "https_proxy" => Some("http://proxy:3128".into()),
+            "ALL_PROXY" => Some("http://all:1".into()),
+            "NO_PROXY" => Some("hub.local, .example.com".into()),
+            _ => None,
+        });
+        assert_eq!(proxies.https.as_deref(), Some("http://proxy:3128"));
+        assert_eq!(proxies.http.as_deref(), Some("http://all:1"));
+        for spared in ["hub.local", "a.hub.local", "EXAMPLE.com", "x.example.com"] {
+            assert!(proxies.spares(spared), "{spared}");
+        }
+        for other in ["local", "myhub.local", "example.com.evil"] {
+            assert!(!proxies.spares(other), "{other}");
+        }
+    }
+
+    #[test]
+    fn the_token_is_for_the_hub_alone() {
+        let client = |base: &str| {
+            Client::new(base, Some("t".into()), Proxies::default(), &Patience::default()).unwrap()
+        };
+        let sees = |base: &str, url: &str| client(base).may_see_token(&Url::parse(url).unwrap());
+        assert!(sees("https://hub.local", "https://hub.local/a"));
+        assert!(sees("http://127.0.0.1:81", "http://127.0.0.1:81/a"));
+        assert!(!sees("https://hub.local", "https://cdn.local/a"));
+        assert!(!sees("https://hub.local", "https://hub.local:8443/a"));
+        assert!(!sees("http://hub.local", "http://hub.local/a"));
+        assert!(!sees("http://127.0.0.1:81", "http://127.0.0.1:82/a"));
+    }
+}

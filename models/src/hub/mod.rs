@@ -1,0 +1,36 @@
+//! Models from a hub that speaks Hugging Face's protocol: what is there, fetched so that it may be interrupted at any
+//! time, and verified before it takes any model's place.
+//!
+//! The protocol as it is used here:
+//!
+//! * `GET /api/models/{repository}/revision/{revision}` names the commit and the licence of the model card. Everything
+//!   after it asks for that commit, so that all files belong together.
+//! * `GET /api/models/{repository}/tree/{commit}?recursive=true` lists files, in pages joined by `Link: <…>; rel="next"`.
+//!   Files in large-file storage come with their SHA-256, the others with the id of their git blob (a SHA-1).
+//! * `GET /{repository}/resolve/{commit}/{path}` gives a file, mostly by a redirect to a server elsewhere, which takes
+//!   `Range`.
+//!
+//! Files are asked for piece by piece (`Range` of [`Patience::chunk`] bytes): what was sent when the process dies, and
+//! must be sent again, is at most one piece a file.
+
+mod digest;
+mod error;
+mod fetch;
+mod http;
+mod listing;
+mod part;
+mod plan;
+mod pull;
+mod retry;
+mod source;
+
+pub use error::{PullError, Size};
+pub use http::Proxies;
+pub use plan::Plan;
+pub use pull::{Event, Hub, HubOptions, Outcome, Watch};
+pub use retry::Patience;
+pub use source::{Accelerator, DEFAULT_HUB, Source, known_models};
+
+pub(crate) use digest::{Hasher, Seen};
+pub(crate) use listing::is_safe;
+pub(crate) use part::Wanted;

@@ -1,0 +1,241 @@
+//! A file on its way: what has arrived, and what is known about it, so that another process can go on.
+//!
+//! Beside `FILE` stand `FILE.part`, the bytes so far, and `FILE.part.json`, which hash they are to have and under which
+//! entity tag they came. The latter is written before the first byte, so that bytes of unknown origin are never kept.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde_json::{Value, json};
+
+use super::digest::{Expected, Hasher, Seen};
+use super::error::PullError;
+
+/// A file that is wanted.
+#[derive(Debug, Clone)]
+pub(crate) struct Wanted {
+    /// Where it stands in the repository.
+    pub(crate) remote: String,
+    /// Where it stands in the model directory.
+    pub(crate) path: String,
+    pub(crate) size: u64,
+    /// All hashes that it must have: the hub's, and the manifest's from an earlier pull.
+    pub(crate) expected: Vec<Expected>,
+}
+
+impl Wanted {
+    /// Whether `sha256` is what the file must hash to.
+    pub(crate) fn names_sha256(&self, sha256: &str) -> bool {
+        self.expected
+            .iter()
+            .any(|one| matches!(one, Expected::Sha256(hash) if hash == sha256))
+    }
+}
+
+/// The part of a file that has arrived.
+pub(crate) struct Part {
+    target: PathBuf,
+    bytes: PathBuf,
+    state: PathBuf,
+    key: String,
+    size: u64,
+    file: File,
+    hasher: Hasher,
+    length: u64,
+    etag: Option<String>,
+    thrown_away: u32,
+}
+
+impl Part {
+    /// Takes up what an earlier process left at `target`, or begins.
+    pub(crate) fn open(target: &Path, wanted: &Wanted) -> Result<Self, PullError> {
+        if let Some(folder) = target.parent() {
+            std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
+        }
+        let (bytes, state) = (beside(target, ".part"), beside(target, ".part.json"));
+        let key = wanted
+            .expected
+            .iter()
+            .map(ToString::to_string)
+            .collect::<Vec<_>>()
+            .join(", ");
+        let known: Value = std::fs::read(&state)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok())
+            .unwrap_or_default();
+        let keep = known["expected"] == key.as_str() && known["size"] == wanted.size;
+        let etag = known["etag"].as_str().map(ToOwned::to_owned).filter(|_| keep);
+        if !keep {
+            let _ = std::fs::remove_file(&bytes);
+        }
+        let hasher = if keep && bytes.exists() {
+            Self::hash(&bytes, wanted.size)?
+        } else {
+            Hasher::new(wanted.size)
+        };
+        let mut part = Self {
+            target: target.to_path_buf(),
+            file: OpenOptions::new()
+                .create(true)
+                .append(true)
+                .open(&bytes)
+                .map_err(PullError::io(&bytes, "written"))?,
+            bytes,
+            state,
+            key,
+            size: wanted.size,
+            length: hasher.size(),
+            hasher,
+            etag,
+            thrown_away: 0,
+        };
+        if part.length > part.size {
+            part.reset()?;
+        }
+        part.note()?;
+        Ok(part)
+    }
+
+    fn hash(bytes: &Path, size: u64) -> Result<Hasher, PullError> {
+        let mut hasher = Hasher::new(size);
+        let mut file = File::open(bytes).map_err(PullError::io(bytes, "read"))?;
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match std::io::Read::read(&mut file, &mut buffer).map_err(PullError::io(bytes, "read"))? {
+                0 => return Ok(hasher),
+                read => hasher.update(&buffer[..read]),
+            }
+        }
+    }
+
+    /// How many bytes have arrived.
+    pub(crate) fn length(&self) -> u64 {
+        self.length
+    }
+
+    /// How often bytes were thrown away since it was opened.
+    pub(crate) fn thrown_away(&self) -> u32 {
+        self.thrown_away
+    }
+
+    /// The entity tag that they came under.
+    pub(crate) fn etag(&self) -> Option<&str> {
+        self.etag.as_deref()
+    }
+
+    /// Notes the entity tag of what comes.
+    pub(crate) fn set_etag(&mut self, etag: Option<&str>) -> Result<(), PullError> {
+        if self.etag.as_deref() != etag {
+            self.etag = etag.map(ToOwned::to_owned);
+            self.note()?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn append(&mut self, bytes: &[u8]) -> Result<(), PullError> {
+        self.file
+            .write_all(bytes)
+            .map_err(PullError::io(&self.bytes, "written"))?;
+        self.hasher.update(bytes);
+        self.length += bytes.len() as u64;
+        Ok(())
+    }
+
+    /// Throws away what has arrived.
+    pub(crate) fn reset(&mut self) -> Result<(), PullError> {
+        self.thrown_away += u32::from(self.length > 0);
+        self.file
+            .set_len(0)
+            .map_err(PullError::io(&self.bytes, "emptied"))?;
+        self.hasher = Hasher::new(self.size);
+        self.length = 0;
+        self.etag = None;
+        self.note()
+    }
+
+    pub(crate) fn seen(&self) -> Seen {
+        self.hasher.seen()
+    }
+
+    /// Puts the whole file, safe on the disk, where it belongs.
+    pub(crate) fn finish(self) -> Result<(), PullError> {
+        self.file
+            .sync_all()
+            .map_err(PullError::io(&self.bytes, "written"))?;
+        std::fs::rename(&self.bytes, &self.target).map_err(PullError::io(&self.target, "put in place"))?;
+        let _ = std::fs::remove_file(&self.state);
+        Ok(())
+    }
+
+    /// Writes down what is known, whole or not at all: a process killed within must not leave bytes that nothing vouches
+    /// for, since they would be thrown away.
+    fn note(&self) -> Result<(), PullError> {
+        let state = json!({ "expected": self.key, "size": self.size, "etag": self.etag });
+        let fresh = beside(&self.target, ".part.json.part");
+        std::fs::write(&fresh, state.to_string())
+            .and_then(|()| std::fs::rename(&fresh, &self.state))
+            .map_err(PullError::io(&self.state, "written"))
+    }
+}
+
+/// How many bytes of `target` an earlier process left.
+pub(crate) fn arrived(target: &Path) -> u64 {
+    let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
+    length(target).max(length(&beside(target, ".part")))
+}
+
+fn beside(target: &Path, end: &str) -> PathBuf {
+    let mut name = target.file_name().unwrap_or_default().to_os_string();
+    name.push(end);
+    target.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(content: &[u8]) -> Wanted {
+        let mut hasher = Hasher::new(content.len() as u64);
+        hasher.update(content);
+        Wanted {
+            remote: "f".into(),
+            path: "f".into(),
+            size: content.len() as u64,
+            expected: vec![Expected::Sha256(hasher.seen().sha256)],
+        }
+    }
+
+    #[test]
+    fn another_process_goes_on_where_the_last_one_was() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("a/f");
+        let wanted = wanted(b"hello world");
+        let mut part = Part::open(&target, &wanted).unwrap();
+        part.set_etag(Some("\"1\"")).unwrap();
+        part.append(b"hello ").unwrap();
+        drop(part);
+        assert_eq!(arrived(&target), 6);
+        let mut part = Part::open(&target, &wanted).unwrap();
+        assert_eq!((part.length(), part.etag()), (6, Some("\"1\"")));
+        part.append(b"world").unwrap();
+        assert!(part.seen().check(wanted.size, &wanted.expected).is_ok());
+        part.finish().unwrap();
+        assert_eq!(std::fs::read(&target).unwrap(), b"hello world");
+        assert_eq!(std::fs::read_dir(folder.path().join("a")).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn bytes_of_another_content_are_not_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("f");
+        let mut part = Part::open(&target, &wanted(b"one")).unwrap();
+        part.append(b"on").unwrap();
+        drop(part);
+        assert_eq!(Part::open(&target, &wanted(b"two")).unwrap().length(), 0);
+        // Bytes that no state vouches for.
+        std::fs::remove_file(folder.path().join("f.part.json")).unwrap();
+        std::fs::write(folder.path().join("f.part"), "tw").unwrap();
+        assert_eq!(Part::open(&target, &wanted(b"two")).unwrap().length(), 0);
+    }
+}

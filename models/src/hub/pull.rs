@@ -1,0 +1,390 @@
+//! A whole model: what to fetch, room for it, several files at once, and the switch at the end.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::digest::{Expected, Seen};
+use super::error::{PullError, Size};
+use super::fetch::Fetch;
+use super::http::{Client, Fault, Proxies};
+use super::listing;
+use super::part::{Wanted, arrived};
+use super::plan::{Plan, model_folders, wanted};
+use super::retry::Patience;
+use super::source::{Accelerator, DEFAULT_HUB, Source, choose_folder};
+use crate::manifest::{FileRecord, MANIFEST, Manifest, Origin};
+use crate::shelf::Shelf;
+
+/// Beyond the files themselves: states, the manifest, folders.
+const SLACK: u64 = 1 << 20;
+
+/// What happens on the way, for progress bars and logs.
+#[derive(Debug)]
+pub enum Event<'a> {
+    /// A file is there already, with the right content.
+    Kept {
+        /// Its path in the model directory.
+        file: &'a str,
+        /// Its bytes.
+        size: u64,
+    },
+    /// A file is begun, or gone on with.
+    Begun {
+        /// Its path in the model directory.
+        file: &'a str,
+        /// Its bytes.
+        size: u64,
+        /// Those that an earlier pull brought.
+        have: u64,
+    },
+    /// So much of it has arrived.
+    At {
+        /// Its path in the model directory.
+        file: &'a str,
+        /// Its bytes so far.
+        bytes: u64,
+    },
+    /// Something went wrong and is tried again.
+    Retry {
+        /// The file, or what else was asked for.
+        file: &'a str,
+        /// What went wrong.
+        why: &'a str,
+        /// How long it waits first.
+        wait: Duration,
+    },
+    /// A file is there, verified.
+    Done {
+        /// Its path in the model directory.
+        file: &'a str,
+    },
+    /// The version before this one was removed, since both would not fit.
+    Dropped {
+        /// The model.
+        name: &'a str,
+    },
+}
+
+/// Is told what happens; by several threads.
+pub type Watch<'a> = &'a (dyn Fn(&Event<'_>) + Sync);
+
+/// How a hub is reached.
+#[derive(Debug, Clone)]
+pub struct HubOptions {
+    /// Stands in for the hub of every source: a mirror.
+    pub mirror: Option<String>,
+    /// Opens gated repositories; it is sent to the hub alone.
+    pub token: Option<String>,
+    /// The proxies of this machine.
+    pub proxies: Proxies,
+    /// How long to go on.
+    pub patience: Patience,
+    /// Files at once.
+    pub jobs: usize,
+}
+
+/// A hub, and what is wanted from it.
+pub struct Hub {
+    client: Client,
+    options: HubOptions,
+}
+
+/// How a pull ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Outcome {
+    /// This very version is there, and whole.
+    Already(PathBuf),
+    /// It is there now.
+    Installed(PathBuf),
+}
+
+impl Outcome {
+    /// The model directory.
+    pub fn path(&self) -> &Path {
+        match self {
+            Self::Already(path) | Self::Installed(path) => path,
+        }
+    }
+}
+
+impl Hub {
+    /// The hub of `source`, or the mirror that stands in for it.
+    pub fn new(source: &Source, options: HubOptions) -> Result<Self, PullError> {
+        let own = match source {
+            Source::Hub { hub: Some(hub), .. } => hub.as_str(),
+            _ => DEFAULT_HUB,
+        };
+        let base = options.mirror.as_deref().unwrap_or(own);
+        let client = Client::new(
+            base,
+            options.token.clone(),
+            options.proxies.clone(),
+            &options.patience,
+        )?;
+        Ok(Self { client, options })
+    }
+
+    /// Asks the hub what `source` is made of at `revision`, which goes before the source's own.
+    pub fn plan(
+        &self,
+        source: &Source,
+        revision: Option<&str>,
+        accelerator: Accelerator,
+        watch: Watch<'_>,
+    ) -> Result<Plan, PullError> {
+        let Source::Hub {
+            repository,
+            revision: named,
+            folder,
+            ..
+        } = source
+        else {
+            return Err(PullError::Usage {
+                given: source.name(),
+                fault: "is a folder, which no hub is asked for".to_owned(),
+            });
+        };
+        let revision = revision.or(named.as_deref()).unwrap_or("main");
+        let found = self.again(repository, watch, || {
+            listing::revision(&self.client, repository, revision)
+        })?;
+        let entries = listing::files(&self.client, repository, &found.commit, |what, url| {
+            self.again(what, watch, || listing::page(&self.client, what, url))
+        })?;
+        let folder = match folder {
+            Some(folder) => folder.trim_matches('/').to_owned(),
+            None => choose_folder(repository, &model_folders(&entries), accelerator)?,
+        };
+        let files = wanted(&entries, &folder);
+        if !files.iter().any(|file| file.path == "genai_config.json") {
+            return Err(PullError::NoModel {
+                repository: repository.clone(),
+                fault: format!("{folder:?} holds no genai_config.json: it is no model for ONNX Runtime"),
+            });
+        }
+        Ok(Plan {
+            name: source.name(),
+            origin: Origin {
+                hub: self.client.base().as_str().trim_end_matches('/').to_owned(),
+                repository: repository.clone(),
+                commit: found.commit,
+                folder,
+            },
+            licence: found.licence,
+            bytes: files.iter().map(|file| file.size).sum(),
+            files,
+        })
+    }
+
+    /// Fetches what the plan names and puts it in its place on the shelf. Until every file is there and verified,
+    /// nothing that is in use changes.
+    pub fn fetch(&self, shelf: &Shelf, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, PullError> {
+        let _lock = shelf.lock(&plan.name)?;
+        let files = self.with_known_hashes(shelf, plan)?;
+        let place = shelf.place(&plan.name);
+        if is_there(&place, plan, &files) {
+            return Ok(Outcome::Already(place));
+        }
+        let staging = shelf.staging(&plan.name, &plan.origin.commit)?;
+        shelf.reuse(&plan.name, &staging, &files);
+        make_room(shelf, plan, &staging, &files, watch)?;
+        let seen = self.all(plan, &files, &staging, watch)?;
+        let mut manifest = Manifest::read(&staging.join(MANIFEST))?;
+        manifest.name = Some(plan.name.clone());
+        manifest.licence.clone_from(&plan.licence);
+        manifest.origin = Some(plan.origin.clone());
+        manifest.files = seen;
+        manifest.write(&staging.join(MANIFEST))?;
+        crate::shelf::sweep(&staging, &manifest)?;
+        Ok(Outcome::Installed(shelf.install(&plan.name, &staging)?))
+    }
+
+    /// The plan's files with the hashes that an earlier pull of the same commit kept. A hub that now names others is
+    /// not believed.
+    fn with_known_hashes(&self, shelf: &Shelf, plan: &Plan) -> Result<Vec<Wanted>, PullError> {
+        let mut files = plan.files.clone();
+        for place in [shelf.place(&plan.name), shelf.previous(&plan.name)] {
+            let known = Manifest::read(&place.join(MANIFEST)).unwrap_or_default();
+            let same = known.origin.as_ref().is_some_and(|origin| {
+                (&origin.repository, &origin.commit, &origin.folder)
+                    == (&plan.origin.repository, &plan.origin.commit, &plan.origin.folder)
+            });
+            if !same {
+                continue;
+            }
+            for file in &mut files {
+                let Some(record) = known.files.get(&file.path) else {
+                    continue;
+                };
+                let kept = Expected::Sha256(record.sha256.clone());
+                for named in &file.expected {
+                    if matches!(named, Expected::Sha256(_)) && *named != kept {
+                        return Err(PullError::WrongContent {
+                            file: file.path.clone(),
+                            expected: format!("{kept} (of the manifest, for the same commit)"),
+                            found: format!("{named} (as {} lists it)", self.client.base()),
+                        });
+                    }
+                }
+                if !file.expected.contains(&kept) {
+                    file.expected.push(kept);
+                }
+            }
+        }
+        Ok(files)
+    }
+
+    /// Fetches all files, the largest first, a few at once.
+    fn all(
+        &self,
+        plan: &Plan,
+        files: &[Wanted],
+        staging: &Path,
+        watch: Watch<'_>,
+    ) -> Result<BTreeMap<String, FileRecord>, PullError> {
+        let mut order: Vec<&Wanted> = files.iter().collect();
+        order.sort_by_key(|file| std::cmp::Reverse(file.size));
+        let queue = Mutex::new(VecDeque::from(order));
+        let seen = Mutex::new(BTreeMap::new());
+        let failure = Mutex::new(None);
+        let stop = AtomicBool::new(false);
+        let fetch = Fetch {
+            client: &self.client,
+            patience: &self.options.patience,
+            watch,
+            stop: &stop,
+        };
+        let work = || {
+            while !stop.load(Ordering::Relaxed) {
+                let Some(file) = held(&queue).pop_front() else {
+                    return;
+                };
+                let origin = &plan.origin;
+                let outcome =
+                    listing::file_address(&self.client, &origin.repository, &origin.commit, &file.remote)
+                        .map_err(Fault::from)
+                        .and_then(|address| fetch.file(file, &address, &staging.join(&file.path)));
+                match outcome {
+                    Ok(found) => {
+                        held(&seen).insert(file.path.clone(), FileRecord::from(found));
+                    }
+                    Err(Fault::Final(error)) => {
+                        held(&failure).get_or_insert(error);
+                        stop.store(true, Ordering::Relaxed);
+                    }
+                    Err(_) => return,
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..self.options.jobs.clamp(1, 32).min(files.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if let Some(error) = held(&failure).take() {
+            return Err(error);
+        }
+        let mut seen = std::mem::take(&mut *held(&seen));
+        // The repository's own manifest is merged into ours, which can't hold its own hash.
+        seen.remove(MANIFEST);
+        Ok(seen)
+    }
+
+    /// Tries a request until it succeeds, fails for good, or has failed too often.
+    fn again<T>(
+        &self,
+        what: &str,
+        watch: Watch<'_>,
+        request: impl Fn() -> Result<T, Fault>,
+    ) -> Result<T, PullError> {
+        let patience = &self.options.patience;
+        let mut failures = 0;
+        loop {
+            let (why, wait) = match request() {
+                Ok(answer) => return Ok(answer),
+                Err(Fault::Final(error)) => return Err(error),
+                Err(Fault::Again { why, wait }) => (why, wait),
+                Err(Fault::Stopped) => ("stopped".to_owned(), None),
+            };
+            failures += 1;
+            if failures >= patience.tries {
+                return Err(PullError::GivenUp {
+                    what: what.to_owned(),
+                    tries: failures,
+                    why,
+                });
+            }
+            let wait = patience.wait(failures, wait);
+            watch(&Event::Retry {
+                file: what,
+                why: &why,
+                wait,
+            });
+            std::thread::sleep(wait);
+        }
+    }
+}
+
+impl From<Seen> for FileRecord {
+    fn from(seen: Seen) -> Self {
+        Self {
+            sha256: seen.sha256,
+            size: seen.size,
+        }
+    }
+}
+
+/// A lock whose holder never leaves it half changed, so that one that panicked does not matter.
+fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+/// Whether the very version is in its place, every file with the right content.
+fn is_there(place: &Path, plan: &Plan, files: &[Wanted]) -> bool {
+    let Ok(manifest) = Manifest::read(&place.join(MANIFEST)) else {
+        return false;
+    };
+    let same = manifest.origin.as_ref().is_some_and(|origin| {
+        origin.commit == plan.origin.commit
+            && origin.folder == plan.origin.folder
+            && origin.repository == plan.origin.repository
+    });
+    let listed = |file: &Wanted| file.path == MANIFEST || manifest.files.contains_key(&file.path);
+    same && files.iter().all(listed)
+        && crate::shelf::compare(place, &manifest)
+            .is_ok_and(|faults| faults.iter().all(|fault| !fault.spoils()))
+}
+
+/// Holds what is still to come against what is free. The version before the present one goes where it must.
+fn make_room(
+    shelf: &Shelf,
+    plan: &Plan,
+    staging: &Path,
+    files: &[Wanted],
+    watch: Watch<'_>,
+) -> Result<(), PullError> {
+    let missing: u64 = files
+        .iter()
+        .map(|file| file.size.saturating_sub(arrived(&staging.join(&file.path))))
+        .sum();
+    let needed = if missing == 0 { 0 } else { missing + SLACK };
+    let enough = |shelf: &Shelf| Ok::<_, PullError>(shelf.free()?.is_none_or(|free| free >= needed));
+    if enough(shelf)? {
+        return Ok(());
+    }
+    if shelf.drop_previous(&plan.name)? {
+        watch(&Event::Dropped { name: &plan.name });
+        if enough(shelf)? {
+            return Ok(());
+        }
+    }
+    Err(PullError::Space {
+        folder: shelf.folder().to_path_buf(),
+        needed: Size(needed),
+        free: Size(shelf.free()?.unwrap_or(0)),
+    })
+}

@@ -1,0 +1,93 @@
+//! A model from a folder of this machine, with its hashes noted.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use super::compare::walk;
+use super::{Shelf, write_hashed};
+use crate::error::ModelError;
+use crate::hub::{Event, PullError, Watch};
+use crate::manifest::{FileRecord, MANIFEST, Manifest};
+
+impl Shelf {
+    /// Copies the model in `folder` to the shelf as `name`. Hashes that its manifest has are held against the files;
+    /// else they are taken as the files are now.
+    pub fn take_in(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
+        let config = folder.join("genai_config.json");
+        if !config.is_file() {
+            return Err(ModelError::Missing {
+                path: config,
+                needed_for: "every exported model has it",
+            }
+            .into());
+        }
+        let _lock = self.lock(name)?;
+        let place = self.place(name);
+        if place.canonicalize().ok() == folder.canonicalize().ok() {
+            return Err(PullError::Refusal {
+                what: name.to_owned(),
+                fault: "is this very folder; nothing is to be taken in".to_owned(),
+            });
+        }
+        let mut manifest = Manifest::read(&folder.join(MANIFEST))?;
+        let files = contents(folder)?;
+        let size = |file: &String| folder.join(file).metadata().map_or(0, |metadata| metadata.len());
+        self.require(files.iter().map(size).sum())?;
+        let staging = self.fresh_staging(name, "folder")?;
+        let mut faults = Vec::new();
+        let mut seen = std::collections::BTreeMap::new();
+        for path in &files {
+            let from = folder.join(path);
+            watch(&Event::Begun {
+                file: path,
+                size: size(path),
+                have: 0,
+            });
+            let mut source = File::open(&from).map_err(PullError::io(&from, "read"))?;
+            let found = write_hashed(&mut source, &staging.join(path), size(path), |bytes| {
+                watch(&Event::At { file: path, bytes });
+            })?;
+            watch(&Event::Done { file: path });
+            seen.insert(path.clone(), FileRecord::from(found));
+        }
+        for (path, record) in &manifest.files {
+            match seen.get(path) {
+                Some(found) if found == record => {}
+                Some(found) => faults.push(format!(
+                    "{path}: expected {}, found {}",
+                    record.sha256, found.sha256
+                )),
+                None => faults.push(format!("{path} is missing")),
+            }
+        }
+        if !faults.is_empty() {
+            self.discard(name, &staging)?;
+            let model = folder.display().to_string();
+            return Err(PullError::Damaged { model, faults });
+        }
+        manifest.files = seen;
+        manifest.name = Some(name.to_owned());
+        manifest.write(&staging.join(MANIFEST))?;
+        self.install(name, &staging)
+    }
+
+    /// A staging folder with nothing in it.
+    pub(super) fn fresh_staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
+        self.clear_staging(name, None)?;
+        self.staging(name, version)
+    }
+}
+
+/// The files of a model directory, without the manifest and without hidden ones.
+pub(super) fn contents(folder: &Path) -> Result<Vec<String>, PullError> {
+    let mut files = walk(folder)?;
+    files.retain(|path| path != MANIFEST && !path.split('/').any(|part| part.starts_with('.')));
+    match files.iter().find(|path| !crate::hub::is_safe(path)) {
+        Some(path) => Err(ModelError::invalid(
+            &folder.join(path),
+            "has a name that can't be kept on every system",
+        )
+        .into()),
+        None => Ok(files),
+    }
+}

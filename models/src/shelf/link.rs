@@ -1,0 +1,120 @@
+//! The link that the configuration's `model.path` names: which model is in use is where it points.
+
+use std::path::{Path, PathBuf};
+
+use super::{Shelf, sync_folder};
+use crate::hub::PullError;
+
+const FORMER: &str = ".former";
+
+/// The link that says which model is in use.
+#[derive(Debug, Clone)]
+pub struct ModelLink {
+    path: PathBuf,
+}
+
+impl ModelLink {
+    /// The link at `path`, which need not exist yet.
+    pub fn new(path: impl Into<PathBuf>) -> Self {
+        Self { path: path.into() }
+    }
+
+    /// Where the link is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether `directory` is what it leads to.
+    pub fn points_to(&self, directory: &Path) -> bool {
+        match (self.path.canonicalize(), directory.canonicalize()) {
+            (Ok(used), Ok(directory)) => used == directory,
+            _ => false,
+        }
+    }
+
+    /// Points it to a model of the shelf, in one step, and remembers where it pointed before. Daemons that run keep the
+    /// model that they have loaded until they start anew.
+    pub fn point_to(&self, shelf: &Shelf, name: &str) -> Result<(), PullError> {
+        let place = shelf.find(name)?;
+        if self.points_to(&place) {
+            return Ok(());
+        }
+        self.switch(shelf, &self.towards(&place))
+    }
+
+    /// Points it to where it pointed before; a second time takes that back. Gives the directory.
+    pub fn back(&self, shelf: &Shelf) -> Result<PathBuf, PullError> {
+        let refusal = |fault: &str| PullError::Refusal {
+            what: self.path.display().to_string(),
+            fault: fault.to_owned(),
+        };
+        let former = std::fs::read_to_string(shelf.folder().join(FORMER))
+            .map_err(|_| refusal("no model was in use before this one"))?;
+        let target = PathBuf::from(former.trim_end_matches('\n'));
+        let directory = self.folder().join(&target);
+        if !directory.is_dir() {
+            return Err(refusal(&format!(
+                "the model that was in use before ({}) is gone",
+                directory.display()
+            )));
+        }
+        self.switch(shelf, &target)?;
+        Ok(directory)
+    }
+
+    fn folder(&self) -> &Path {
+        self.path
+            .parent()
+            .filter(|parent| !parent.as_os_str().is_empty())
+            .unwrap_or(Path::new("."))
+    }
+
+    /// Relative where link and shelf stand together, so that both may move.
+    fn towards(&self, place: &Path) -> PathBuf {
+        let full = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
+        let (folder, place) = (full(self.folder()), full(place));
+        place
+            .strip_prefix(&folder)
+            .map(Path::to_path_buf)
+            .unwrap_or(place)
+    }
+
+    fn switch(&self, shelf: &Shelf, target: &Path) -> Result<(), PullError> {
+        let present = std::fs::read_link(&self.path).ok();
+        if present.is_none() && self.path.exists() {
+            return Err(PullError::Refusal {
+                what: self.path.display().to_string(),
+                fault: format!(
+                    "is a folder and no link, so that it can't be switched; move it to {} first, or set model.path to a \
+                     path beside that folder",
+                    shelf.folder().join("NAME").display()
+                ),
+            });
+        }
+        let folder = self.folder();
+        std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
+        let mut fresh = self.path.file_name().unwrap_or_default().to_os_string();
+        fresh.push(".new");
+        let fresh = self.path.with_file_name(fresh);
+        let _ = std::fs::remove_file(&fresh);
+        link(target, &fresh).map_err(PullError::io(&fresh, "made as a link"))?;
+        if let Some(present) = present {
+            let former = shelf.folder().join(FORMER);
+            std::fs::write(&former, format!("{}\n", present.display()))
+                .map_err(PullError::io(&former, "written"))?;
+        }
+        std::fs::rename(&fresh, &self.path).map_err(PullError::io(&self.path, "switched"))?;
+        sync_folder(folder);
+        Ok(())
+    }
+}
+
+#[cfg(unix)]
+fn link(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::os::unix::fs::symlink(target, link)
+}
+
+#[cfg(windows)]
+fn link(target: &Path, link: &Path) -> std::io::Result<()> {
+    std::os::windows::fs::symlink_dir(target, link)
+}
