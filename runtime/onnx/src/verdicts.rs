@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::prepare::Prepare;
 
 /// Changed when the edits or the trial change.
-const REVISION: &str = "1";
+const REVISION: &str = "2";
 /// Graphs whose verdicts are kept. More than that many come from experiments.
 const MOST_GRAPHS: usize = 32;
 /// What is written where an edited graph does what the plain one does.

@@ -1,9 +1,13 @@
 //! Products with weights of four bits by an operator of our own ([`crate::matmul`]).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+
+use prost::Message;
 
 use crate::matmul::{DOMAIN, OPERATOR, takes_block};
-use crate::prepare::proto::{Change, Draft, Node, Part, element, with_inputs, with_operator, with_opset};
+use crate::prepare::proto::{
+    Change, Draft, Node, Part, Value, element, graph_field, with_inputs, with_operator, with_opset,
+};
 
 /// Puts the own operator in the place of each `MatMulNBits` that it can stand for; inputs, attributes and weights stay.
 /// `None`: the graph has none.
@@ -33,17 +37,93 @@ pub(crate) fn own_products(model: &[u8]) -> Option<Vec<u8>> {
     Some(with_opset(edited, DOMAIN, 1))
 }
 
+/// One product of a graph of single products.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Single {
+    /// The graph's input, `f32 [rows, k]`.
+    pub(crate) input: String,
+    /// The graph's output, `f32 [rows, n]`.
+    pub(crate) output: String,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+}
+
+/// A graph of nothing but the first of `model`'s products of each shape that the own operator can stand for, each with an
+/// input of its own: what the operator is tried on. `None`: there is none.
+pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
+    let draft = Draft::read(model)?;
+    let held = draft.initializers()?;
+    let mut shapes = HashSet::new();
+    let mut singles: HashMap<usize, Single> = HashMap::new();
+    for (index, node) in draft.nodes.iter().enumerate() {
+        let size = |name: &str| attribute(node, name).and_then(|size| usize::try_from(size).ok());
+        if fits(node, &held)
+            && let (Some(k), Some(n)) = (size("K"), size("N"))
+            && shapes.insert((k, n, size("block_size"), node.input.len()))
+        {
+            let single = Single {
+                input: format!("phi_edge.rows.{index}"),
+                output: node.output.first()?.clone(),
+                k,
+                n,
+            };
+            singles.insert(index, single);
+        }
+    }
+    let weights: HashSet<&str> = singles
+        .keys()
+        .flat_map(|&index| &draft.nodes[index].input[1..])
+        .map(String::as_str)
+        .collect();
+    let mut extra = Vec::new();
+    for single in singles.values() {
+        let dims = ["phi_edge.count", &format!("phi_edge.values.{}", single.output)];
+        for (field, name) in [
+            (graph_field::INPUT, &single.input),
+            (graph_field::OUTPUT, &single.output),
+        ] {
+            let dims = if field == graph_field::INPUT {
+                [dims[0], &single.input]
+            } else {
+                dims
+            };
+            extra.push((field, Value::open(name, element::FLOAT, &dims).encode_to_vec()));
+        }
+    }
+    let graph = draft.write(
+        |part| {
+            Some(match part {
+                Part::Node(index) => match singles.get(&index) {
+                    Some(single) => {
+                        let mut inputs = draft.nodes[index].input.clone();
+                        single.input.clone_into(inputs.first_mut()?);
+                        Change::Put(with_inputs(draft.node(index)?, &inputs)?)
+                    }
+                    None => Change::Drop,
+                },
+                Part::Named(graph_field::INITIALIZER, name) if weights.contains(name) => Change::Keep,
+                Part::Named(..) => Change::Drop,
+                Part::Other => Change::Keep,
+            })
+        },
+        &extra,
+    )?;
+    (!singles.is_empty()).then(|| (graph, singles.into_values().collect()))
+}
+
+fn attribute(node: &Node, name: &str) -> Option<i64> {
+    let mut all = node.attribute.iter();
+    all.find(|attribute| attribute.name == name)
+        .map(|attribute| attribute.i)
+}
+
 /// Whether the operator can stand for `node`. `held` are the element types of what the graph holds.
 fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
     if node.op_type != "MatMulNBits" || node.outputs().count() != 1 {
         return false;
     }
     let known = ["K", "N", "bits", "block_size", "accuracy_level"];
-    let attribute = |name: &str| {
-        let mut all = node.attribute.iter();
-        all.find(|attribute| attribute.name == name)
-            .map(|attribute| attribute.i)
-    };
+    let attribute = |name: &str| attribute(node, name);
     let attributes = node
         .attribute
         .iter()
@@ -67,8 +147,6 @@ fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use prost::Message;
-
     use super::*;
     use crate::prepare::proto::Attribute;
     use crate::prepare::proto::testing::{Model, exported};
@@ -105,6 +183,23 @@ mod tests {
             None,
             "{file} is edited already"
         );
+    }
+
+    #[test]
+    fn single_products_are_one_of_each_shape() {
+        let [(file, graph), _] = exported();
+        let (singles, products) = single_products(&graph).unwrap();
+        let shapes: HashSet<(usize, usize)> = products.iter().map(|product| (product.k, product.n)).collect();
+        assert_eq!(shapes.len(), products.len(), "{file}");
+        let read = Model::decode(singles.as_slice()).unwrap().graph.unwrap();
+        assert_eq!(read.node.len(), products.len());
+        assert_eq!(
+            (read.input.len(), read.output.len()),
+            (products.len(), products.len())
+        );
+        assert_eq!(read.initializer.len(), 2 * products.len());
+        assert!(own_products(&singles).is_some());
+        assert_eq!(single_products(&own_products(&graph).unwrap()), None);
     }
 
     fn node() -> Node {

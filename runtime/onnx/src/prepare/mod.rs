@@ -12,6 +12,7 @@ mod rope;
 
 pub(crate) use cut::cut;
 pub(crate) use logits::LOGITS_ROWS;
+pub(crate) use matmul::{Single, own_products, single_products};
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use rope::Tables;
 
