@@ -10,7 +10,7 @@ use ort::value::{TensorElementType, TensorValueType};
 use crate::matmul::pack::{Packed, Shape, Source};
 use crate::matmul::product::{Scratch, Workers, multiply};
 use crate::matmul::release::release;
-use crate::matmul::{DOMAIN, OPERATOR, available};
+use crate::matmul::{DOMAIN, OPERATOR};
 
 /// The domain with the operator, for one session. Weights are packed on `threads` threads.
 pub(crate) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
@@ -49,9 +49,6 @@ impl Operator for MatMul {
     }
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Product> {
-        if !available() {
-            return Err(ort::Error::new("this processor has no AVX-512 VNNI"));
-        }
         let attribute = |name: &str| {
             let value = context
                 .get::<i64>(name)
@@ -75,8 +72,11 @@ impl Operator for MatMul {
         };
         let packed = Packed::new(shape, source, self.threads).map_err(ort::Error::new)?;
         // They are not read again.
-        release(source.weights);
-        release(source.scales);
+        // SAFETY: floats are bytes without gaps.
+        let scales = unsafe {
+            std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
+        };
+        release(&[source.weights, scales]);
         Ok(Product {
             packed,
             scratch: Arc::clone(&self.scratch),
@@ -102,8 +102,7 @@ impl Kernel for Product {
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = pool().pop().unwrap_or_default();
-        // SAFETY: `create_kernel` has asked whether the processor has what it needs.
-        let outcome = unsafe { multiply(&self.packed, input, output, &mut scratch, &Threads(context)) };
+        let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
     }

@@ -1,10 +1,17 @@
 //! Weights as the product reads them: one stream a tile of columns, in the order of the arithmetic.
 
 use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::arch::x86_64::{
+    __m512i, _mm512_maskz_loadu_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_epi8,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use crate::matmul::{GROUPS, LANES};
+use crate::matmul::{GROUPS, LANES, available};
+
+/// Bytes of a register, and of a cache line.
+const LINE: usize = LANES * 4;
 
 /// What a matrix looks like in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +47,7 @@ impl Shape {
 
     /// Bytes of a block of a tile with `groups` groups: the words, then the scales.
     pub(crate) fn block_bytes(&self, groups: usize) -> usize {
-        groups * (self.words() + 1) * LANES * 4
+        groups * (self.words() + 1) * LINE
     }
 }
 
@@ -55,7 +62,7 @@ pub(crate) struct Source<'a> {
     pub(crate) zeros: Option<&'a [u8]>,
 }
 
-/// The weights of one matrix.
+/// The weights of one matrix. There are such only on processors that have what the product needs.
 ///
 /// By tile, then by block, then by word: the words of eight values of each column, one column behind the other, as in the
 /// file. Behind a block's words stand its scales. So a tile is read from one end to the other.
@@ -68,15 +75,18 @@ pub(crate) struct Packed {
 }
 
 impl Packed {
-    /// Packs on `threads` threads. The error says what does not fit.
+    /// Packs on `threads` threads. The error says what does not fit, or that the processor lacks what the product needs.
     pub(crate) fn new(shape: Shape, source: Source<'_>, threads: usize) -> Result<Self, String> {
         let Shape { k, n, block } = shape;
-        let blocks = shape.blocks();
+        if !available() {
+            return Err("this processor has no AVX-512 VNNI".into());
+        }
         if k == 0 || n == 0 || !block.is_power_of_two() || !(16..=256).contains(&block) {
             return Err(format!(
                 "a matrix of {k} times {n} in blocks of {block} is not supported"
             ));
         }
+        let blocks = shape.blocks();
         let sizes = [source.weights.len(), source.scales.len()];
         if sizes != [n * blocks * block / 2, n * blocks]
             || source
@@ -112,29 +122,94 @@ impl Packed {
 
 fn pack_tiles(shape: Shape, source: Source<'_>, tiles: &mut [(usize, &mut [u8])]) {
     let (blocks, words) = (shape.blocks(), shape.words());
-    let column_bytes = blocks * shape.block / 2;
+    let column_words = blocks * words;
     for (tile, data) in tiles {
         let groups = shape.groups(*tile);
-        let first = *tile * GROUPS * LANES;
-        let columns = (shape.n - first).min(groups * LANES);
-        let weights = &source.weights[first * column_bytes..][..columns * column_bytes];
         let block_bytes = shape.block_bytes(groups);
-        for (block, data) in data.chunks_exact_mut(block_bytes).enumerate() {
-            let (packed, scales) = data.split_at_mut(words * groups * LANES * 4);
-            // Column by column: rows of the source lie so far apart that few of their lines share the cache.
-            for (column, weights) in weights.chunks_exact(column_bytes).enumerate() {
-                let block_of = &weights[block * words * 4..][..words * 4];
-                for (word, values) in block_of.chunks_exact(4).enumerate() {
-                    let at = (word * groups * LANES + column) * 4;
-                    packed[at..at + 4].copy_from_slice(values);
-                }
-            }
-            for (column, packed) in scales.chunks_exact_mut(4).take(columns).enumerate() {
-                let scale = source.scales[(first + column) * blocks + block];
-                packed.copy_from_slice(&scale.to_ne_bytes());
+        for group in 0..groups {
+            let first = *tile * GROUPS * LANES + group * LANES;
+            let columns = LANES.min(shape.n - first);
+            let at = group * LINE;
+            let weights = &source.weights[first * column_words * 4..][..columns * column_words * 4];
+            let word_at = |word: usize| word / words * block_bytes + word % words * groups * LINE + at;
+            let scales = &source.scales[first * blocks..][..columns * blocks];
+            let scale_at = |block: usize| block * block_bytes + words * groups * LINE + at;
+            // SAFETY: `Packed::new` has asked for the processor. Whole columns lie in the source, by its slices, and the
+            // tile's data have room for the words and the scales of each of its blocks.
+            unsafe {
+                transpose(weights.as_ptr().cast(), columns, column_words, data, word_at);
+                transpose(scales.as_ptr().cast(), columns, blocks, data, scale_at);
             }
         }
     }
+}
+
+/// Lays words of four bytes that stand column behind column (`length` of each, up to 16 columns) side by side: word
+/// `index` of all columns to `place(index)` in `data`, with zeros for columns that are not there.
+///
+/// # Safety
+/// The processor has AVX-512. `source` points to `columns * length` words.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose(
+    source: *const i32,
+    columns: usize,
+    length: usize,
+    data: &mut [u8],
+    place: impl Fn(usize) -> usize,
+) {
+    for start in (0..length).step_by(LANES) {
+        let count = LANES.min(length - start);
+        let mask = if count == LANES {
+            0xffff
+        } else {
+            (1u16 << count) - 1
+        };
+        let mut words = [_mm512_setzero_si512(); LANES];
+        for (column, words) in words.iter_mut().enumerate().take(columns) {
+            // SAFETY: lanes beyond the column's end are not read.
+            *words = unsafe { _mm512_maskz_loadu_epi32(mask, source.add(column * length + start)) };
+        }
+        for (index, words) in transposed(&words).into_iter().take(count).enumerate() {
+            let to = &mut data[place(start + index)..][..LINE];
+            // SAFETY: a register is as wide as the slice.
+            unsafe { _mm512_storeu_epi8(to.as_mut_ptr().cast::<i8>(), words) };
+        }
+    }
+}
+
+/// Sixteen registers of sixteen words, the other way round: first within pairs and fours of registers, then by quarters.
+///
+/// Loops and not iterators: a closure of the standard library's can't hold registers of this width.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
+    const EVEN: i32 = 0b1000_1000;
+    const ODD: i32 = 0b1101_1101;
+    let mut pairs = *rows;
+    for at in (0..LANES).step_by(2) {
+        pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
+        pairs[at + 1] = _mm512_unpackhi_epi32(rows[at], rows[at + 1]);
+    }
+    // The quarter `q` of `fours[4 * f + c]` holds column `4 * q + c` of the rows from `4 * f`.
+    let mut fours = *rows;
+    for at in (0..LANES).step_by(4) {
+        fours[at] = _mm512_unpacklo_epi64(pairs[at], pairs[at + 2]);
+        fours[at + 1] = _mm512_unpackhi_epi64(pairs[at], pairs[at + 2]);
+        fours[at + 2] = _mm512_unpacklo_epi64(pairs[at + 1], pairs[at + 3]);
+        fours[at + 3] = _mm512_unpackhi_epi64(pairs[at + 1], pairs[at + 3]);
+    }
+    let mut columns = *rows;
+    for at in 0..4 {
+        let even = _mm512_shuffle_i32x4::<EVEN>(fours[at], fours[4 + at]);
+        let odd = _mm512_shuffle_i32x4::<ODD>(fours[at], fours[4 + at]);
+        let even_below = _mm512_shuffle_i32x4::<EVEN>(fours[8 + at], fours[12 + at]);
+        let odd_below = _mm512_shuffle_i32x4::<ODD>(fours[8 + at], fours[12 + at]);
+        columns[at] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
+        columns[4 + at] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
+        columns[8 + at] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
+        columns[12 + at] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
+    }
+    columns
 }
 
 fn pack_zeros(shape: Shape, zeros: &[u8]) -> Vec<u8> {
@@ -165,10 +240,8 @@ unsafe impl Send for Aligned {}
 unsafe impl Sync for Aligned {}
 
 impl Aligned {
-    const LINE: usize = 64;
-
     fn new(bytes: usize) -> Self {
-        let layout = Layout::from_size_align(bytes.max(1), Self::LINE)
+        let layout = Layout::from_size_align(bytes.max(1), LINE)
             .expect("weights in memory are smaller than half of it");
         // SAFETY: the layout is not empty.
         let start =

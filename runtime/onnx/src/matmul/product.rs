@@ -41,10 +41,7 @@ impl<T> Shared<T> {
 }
 
 /// `out[rows, n] = input[rows, k] * weights[k, n]`.
-///
-/// # Safety
-/// The processor has what [`crate::matmul::available`] asks for.
-pub(crate) unsafe fn multiply(
+pub(crate) fn multiply(
     packed: &Packed,
     input: &[f32],
     out: &mut [f32],
@@ -81,7 +78,8 @@ pub(crate) unsafe fn multiply(
                 row,
             };
             let values = &input[(first + row) * shape.k..][..shape.k];
-            // SAFETY: each panel is written by one piece of work, and the scratch has room for all.
+            // SAFETY: weights are packed only where the processor has what this needs. Each panel is written by one
+            // piece of work, and the scratch has room for all.
             unsafe { quantise(values, shape.block, &place) };
         }
     };
@@ -100,7 +98,7 @@ pub(crate) unsafe fn multiply(
             sums: sums.at(0),
             count: rows,
         };
-        // SAFETY: each tile of columns is written by one piece of work; the rows are only read by now.
+        // SAFETY: as for the panels; each tile of columns is written by one piece of work; the rows are only read by now.
         unsafe { columns(packed, &rows, tile, out.at(0)) };
     })
 }

@@ -1,34 +1,31 @@
 //! Gives the pages of weights back that were read from their file once.
 
-/// Gives back the memory of `bytes` if it is a file's: it is read again if anybody asks for it.
+/// Gives back the memory of each of `parts` that is a file's: it is read again if anybody asks for it.
 ///
 /// ONNX Runtime keeps an operator's constant inputs for as long as the session lives, mapped from the weights' file. They
 /// would count as this process's memory beside their packed copy.
 #[cfg(target_os = "linux")]
-pub(crate) fn release<T>(bytes: &[T]) {
+pub(crate) fn release(parts: &[&[u8]]) {
     use std::ffi::c_void;
 
     // SAFETY: it has no preconditions.
     let page = usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096);
-    let start = bytes.as_ptr().addr().next_multiple_of(page);
-    let end = (bytes.as_ptr().addr() + size_of_val(bytes)) / page * page;
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    if start < end && is_file(&maps, start, end) {
-        let address = bytes.as_ptr().wrapping_byte_add(start - bytes.as_ptr().addr());
-        // SAFETY: the pages are those of a file alone, privately mapped and never written, so that nothing in them is
-        // lost. Where it fails they stay, which costs memory and nothing else.
-        unsafe {
-            libc::madvise(
-                address.cast::<c_void>().cast_mut(),
-                end - start,
-                libc::MADV_DONTNEED,
-            )
-        };
+    for bytes in parts {
+        let begin = bytes.as_ptr().addr();
+        let start = begin.next_multiple_of(page);
+        let end = (begin + bytes.len()) / page * page;
+        if start < end && is_file(&maps, start, end) {
+            let address = bytes[start - begin..].as_ptr().cast::<c_void>().cast_mut();
+            // SAFETY: the pages are those of a file alone, privately mapped and never written, so that nothing in them is
+            // lost. Where it fails they stay, which costs memory and nothing else.
+            unsafe { libc::madvise(address, end - start, libc::MADV_DONTNEED) };
+        }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-pub(crate) fn release<T>(_bytes: &[T]) {}
+pub(crate) fn release(_parts: &[&[u8]]) {}
 
 /// Whether one private mapping of a file covers `start..end`, by the account in `maps` (proc_pid_maps(5)).
 #[cfg(target_os = "linux")]
@@ -61,10 +58,10 @@ mod tests {
         file.write_all(&vec![7; 40_000]).unwrap();
         // SAFETY: nobody else knows the file.
         let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
-        release(&map[100..39_000]);
+        release(&[&map[100..39_000], &map[..10], &[]]);
         assert!(map.iter().all(|byte| *byte == 7));
         let own = vec![7u8; 4_000_000];
-        release(&own);
+        release(&[&own]);
         assert!(own.iter().all(|byte| *byte == 7));
     }
 
