@@ -204,7 +204,8 @@ pub(crate) struct ModelArgs {
     /// The ONNX Runtime library, a file or its folder [default: looked for].
     #[arg(long, value_name = "PATH")]
     pub(crate) library: Option<PathBuf>,
-    /// How far the graph may be edited in memory: plain, logits, rope or ragged [default: ragged].
+    /// How far the graph may be edited in memory: plain, logits, rope or ragged, with own products of int4 weights by
+    /// +matmul [default: ragged+matmul].
     #[arg(long, value_name = "LEVEL")]
     pub(crate) prepare: Option<Prepare>,
     /// The most prompt tokens computed in one go [default: 512].

@@ -44,7 +44,7 @@ impl Choice {
                 threads: runtime.threads,
                 rows: runtime.slots + CACHE_ROWS + pinned.len(),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
-                prepare: Prepare::Ragged,
+                prepare: Prepare::ALL,
                 verdicts: Some(config.store.path.join(VERDICTS)),
             },
             engine: EngineConfig {
@@ -70,7 +70,7 @@ impl Choice {
                     threads: None,
                     rows: slots,
                     kv_memory: None,
-                    prepare: Prepare::Ragged,
+                    prepare: Prepare::ALL,
                     verdicts: None,
                 },
                 engine: EngineConfig {

@@ -17,7 +17,7 @@ use crate::feeds::{Factors, Feeds, RopeForm};
 use crate::kv::{KvShape, KvSlab, Side};
 use crate::library::Library;
 use crate::open::{self, Opened};
-use crate::prepare::{LENGTHS, LOGITS_ROWS, POSITIONS, Prepare, Tables};
+use crate::prepare::{LENGTHS, LOGITS_ROWS, Level, POSITIONS, Prepare, Tables};
 use crate::provider::Provider;
 use crate::raw::{self, Element, View};
 use crate::session::OpenGraph;
@@ -48,7 +48,7 @@ impl Default for DecoderConfig {
             threads: None,
             rows: 1,
             kv_memory: None,
-            prepare: Prepare::Ragged,
+            prepare: Prepare::ALL,
             verdicts: None,
         }
     }
@@ -136,7 +136,7 @@ impl OnnxDecoder {
             graph,
             facts,
             mut tables,
-            level,
+            prepared,
         } = opened;
         let slab = reserve(&graph, genai, config)?;
         let OpenGraph {
@@ -148,7 +148,7 @@ impl OnnxDecoder {
             chooses_logits,
             position_ids,
         } = graph;
-        let ragged = level == Prepare::Ragged;
+        let ragged = prepared.level == Level::Ragged;
         let positions = position_ids.as_deref().or(ragged.then_some(POSITIONS));
         let names = Names::of(genai, positions, ragged).ok_or_else(|| OnnxError::Model {
             path: path.to_path_buf(),
@@ -204,7 +204,7 @@ impl OnnxDecoder {
             wanted: Vec::new(),
             logits_element,
             chooses_logits,
-            prepared: level,
+            prepared,
             rope: RopeForm {
                 boundary: facts.rope_boundary,
                 factors,

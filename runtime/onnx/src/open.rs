@@ -9,7 +9,8 @@ use crate::decoder::DecoderConfig;
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::library::Library;
-use crate::prepare::{self, Prepare, Tables};
+use crate::matmul;
+use crate::prepare::{self, Level, Prepare, Tables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::session::{self, OpenGraph, Source};
@@ -23,7 +24,7 @@ pub(crate) struct Opened {
     pub(crate) graph: OpenGraph,
     pub(crate) facts: GraphFacts,
     pub(crate) tables: Option<Tables>,
-    pub(crate) level: Prepare,
+    pub(crate) prepared: Prepare,
 }
 
 /// Opens `model`'s decoder on the first provider that can be had.
@@ -62,21 +63,30 @@ pub(crate) fn open(
 }
 
 /// The graph's bytes, where it may be edited. A file that can't be read is told by whoever opens it.
-fn editable(path: &Path, level: Prepare) -> Option<Vec<u8>> {
+fn editable(path: &Path, most: Prepare) -> Option<Vec<u8>> {
     let size = std::fs::metadata(path).ok()?.len();
-    (level > Prepare::Plain && size <= EDITED_AT_MOST)
+    (most != Prepare::PLAIN && size <= EDITED_AT_MOST)
         .then(|| std::fs::read(path).ok())
         .flatten()
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
-    for (level, fault) in left_out {
+    for (edits, fault) in left_out {
         tracing::warn!(
-            edit = level.as_str(),
+            edit = edits.as_str(),
             fault,
             "An edit of the graph is left out: the model answers as it should, but slower."
         );
     }
+}
+
+/// Whether `edits` come into question: they are wanted, and can do good on this provider and on a processor that has what
+/// the own operator needs, or has not.
+fn possible(edits: Prepare, most: Prepare, provider: Provider, own_operator: bool) -> bool {
+    // Elsewhere the tables would be copied to the device for each run.
+    let form = provider == Provider::Cpu || edits.level <= Level::Logits;
+    let products = !edits.matmul || (provider == Provider::Cpu && own_operator);
+    form && products && edits.within(most)
 }
 
 /// One provider's turn.
@@ -101,22 +111,20 @@ impl Attempt<'_> {
                 self.provider.as_str(),
                 &processor,
                 &config,
+                matmul::REVISION,
             ];
             let verdicts = Verdicts::on(bytes, &circumstances, self.config.verdicts.as_deref());
             let mut left_out = Vec::new();
-            for level in Prepare::ALL {
-                // Elsewhere the tables would be copied to the device for each run.
-                let possible = self.provider == Provider::Cpu || level == Prepare::Logits;
-                if possible
-                    && level <= self.config.prepare
-                    && let Some(edited) = self.edited(bytes, level, &verdicts)?
-                {
+            let own = matmul::available();
+            let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, own);
+            for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
+                if let Some(edited) = self.edited(bytes, edits, &verdicts)? {
                     match edited {
                         Ok(opened) => {
                             warn(&left_out);
                             return Ok(opened);
                         }
-                        Err(fault) => left_out.push((level, fault)),
+                        Err(fault) => left_out.push((edits, fault)),
                     }
                 }
             }
@@ -134,25 +142,25 @@ impl Attempt<'_> {
             graph,
             facts: self.facts,
             tables: None,
-            level: Prepare::Plain,
+            prepared: Prepare::PLAIN,
         })
     }
 
-    /// The graph edited to this level, or why that does not hold; `None` where it does not apply.
+    /// The graph edited so, or why that does not hold; `None` where it does not apply.
     fn edited(
         &self,
         bytes: &[u8],
-        level: Prepare,
+        edits: Prepare,
         verdicts: &Verdicts,
     ) -> Result<Option<Result<Opened, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, level) else {
+        let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
-        let verdict = match verdicts.known(level) {
+        let verdict = match verdicts.known(edits) {
             Some(verdict) => verdict,
-            None => match self.check(bytes, level)? {
+            None => match self.check(bytes, edits)? {
                 Some(verdict) => {
-                    verdicts.keep(level, &verdict);
+                    verdicts.keep(edits, &verdict);
                     verdict
                 }
                 // The model itself can't be opened, which opening it as it is tells best.
@@ -172,11 +180,11 @@ impl Attempt<'_> {
             graph,
             facts: self.facts,
             tables: prepared.tables,
-            level,
+            prepared: edits,
         })))
     }
 
-    fn check(&self, bytes: &[u8], level: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+    fn check(&self, bytes: &[u8], edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
         let trial = check::Trial {
             library: self.library,
             path: self.path,
@@ -185,7 +193,7 @@ impl Attempt<'_> {
             provider: self.provider,
             threads: self.threads,
         };
-        match trial.run(bytes, level) {
+        match trial.run(bytes, edits) {
             Ok(verdict) => Ok(Some(verdict)),
             Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
             Err(error) => {
@@ -201,5 +209,31 @@ impl Attempt<'_> {
             edited,
             config: self.genai,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_own_operator_is_left_out_where_it_can_not_run() {
+        let names = |most: &str, provider, own| {
+            let most = most.parse().unwrap();
+            let attempts = Prepare::ATTEMPTS.into_iter();
+            let possible = attempts.filter(|edits| possible(*edits, most, provider, own));
+            possible.map(Prepare::as_str).collect::<Vec<_>>().join(" ")
+        };
+        let check = |most, provider, own, expected: &str| assert_eq!(names(most, provider, own), expected);
+        check("ragged+matmul", Provider::Cpu, false, "ragged rope logits");
+        check("ragged+matmul", Provider::Cuda, true, "logits");
+        check("ragged", Provider::Cpu, true, "ragged rope logits");
+        check(
+            "rope+matmul",
+            Provider::Cpu,
+            true,
+            "rope+matmul rope logits+matmul logits matmul",
+        );
+        check("plain", Provider::Cpu, true, "");
     }
 }

@@ -9,6 +9,7 @@ use phi_edge_models::GenaiConfig;
 
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
+use crate::matmul;
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -50,20 +51,27 @@ pub(crate) fn open(
             one_line(error)
         ),
     };
-    let mut builder = builder(library, provider, threads)?;
     let session = match source.edited {
-        None => builder.commit_from_file(source.path),
+        None => builder(library, provider, threads)?.commit_from_file(source.path),
         Some(bytes) => {
             let folder = source.path.parent().unwrap_or(Path::new("."));
-            builder
-                .with_config_entry(
-                    "session.model_external_initializers_file_folder_path",
-                    folder.display().to_string(),
-                )?
-                .commit_from_memory(bytes)
+            beside(library, provider, threads, folder)?.commit_from_memory(bytes)
         }
     };
     check(session.map_err(fault)?, provider, source.config, source.path)
+}
+
+/// For graphs in memory whose weights lie in `folder`.
+pub(crate) fn beside(
+    library: &Library,
+    provider: Provider,
+    threads: usize,
+    folder: &Path,
+) -> Result<SessionBuilder, OnnxError> {
+    Ok(builder(library, provider, threads)?.with_config_entry(
+        "session.model_external_initializers_file_folder_path",
+        folder.display().to_string(),
+    )?)
 }
 
 fn builder(library: &Library, provider: Provider, threads: usize) -> Result<SessionBuilder, OnnxError> {
@@ -76,6 +84,8 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
         Some(registration) => builder
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
+        // It knows the own operator, used or not.
+        None if matmul::available() => Ok(builder.with_operators(matmul::domain(threads)?)?),
         None => Ok(builder),
     }
 }

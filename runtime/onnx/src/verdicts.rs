@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use crate::prepare::Prepare;
 
 /// Changed when the edits or the trial change.
-const REVISION: &str = "1";
+const REVISION: &str = "2";
 /// Graphs whose verdicts are kept. More than that many come from experiments.
 const MOST_GRAPHS: usize = 32;
 /// What is written where an edited graph does what the plain one does.
@@ -44,10 +44,10 @@ impl Verdicts {
         }
     }
 
-    /// What is known of `level`: the reason where it does not hold.
-    pub(crate) fn known(&self, level: Prepare) -> Option<Result<(), String>> {
+    /// What is known of `prepare`: the reason where it does not hold.
+    pub(crate) fn known(&self, prepare: Prepare) -> Option<Result<(), String>> {
         let all = self.read();
-        let verdict = all.get(&self.key)?.get(level.as_str())?.as_str()?;
+        let verdict = all.get(&self.key)?.get(prepare.as_str())?.as_str()?;
         Some(if verdict == HOLDS {
             Ok(())
         } else {
@@ -55,8 +55,8 @@ impl Verdicts {
         })
     }
 
-    /// Remembers what came of `level`.
-    pub(crate) fn keep(&self, level: Prepare, verdict: &Result<(), String>) {
+    /// Remembers what came of `prepare`.
+    pub(crate) fn keep(&self, prepare: Prepare, verdict: &Result<(), String>) {
         let Some(file) = &self.file else { return };
         let mut all = self.read();
         if all.len() >= MOST_GRAPHS && !all.contains_key(&self.key) {
@@ -65,7 +65,7 @@ impl Verdicts {
         let entry = all.entry(self.key.clone()).or_insert_with(|| json!({}));
         let text = verdict.as_ref().map_or_else(String::as_str, |()| HOLDS);
         if let Some(entry) = entry.as_object_mut() {
-            entry.insert(level.as_str().to_owned(), Value::from(text));
+            entry.insert(prepare.as_str().to_owned(), Value::from(text));
         }
         if let Err(error) = write(file, &Value::Object(all).to_string()) {
             tracing::debug!(file = %file.display(), %error, "Verdicts on prepared graphs can't be kept.");
@@ -93,28 +93,32 @@ fn write(file: &Path, text: &str) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::prepare::Level;
+
+    const RAGGED: Prepare = Prepare::form(Level::Ragged);
+    const ROPE: Prepare = Prepare::form(Level::Rope);
 
     #[test]
     fn verdicts_are_kept_for_the_same_circumstances_alone() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cache/verdicts.json");
         let verdicts = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
-        assert_eq!(verdicts.known(Prepare::Ragged), None);
-        verdicts.keep(Prepare::Ragged, &Err("differs".into()));
-        verdicts.keep(Prepare::Rope, &Ok(()));
+        assert_eq!(verdicts.known(RAGGED), None);
+        verdicts.keep(RAGGED, &Err("differs".into()));
+        verdicts.keep(ROPE, &Ok(()));
         let again = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
-        assert_eq!(again.known(Prepare::Ragged), Some(Err("differs".into())));
-        assert_eq!(again.known(Prepare::Rope), Some(Ok(())));
+        assert_eq!(again.known(RAGGED), Some(Err("differs".into())));
+        assert_eq!(again.known(ROPE), Some(Ok(())));
         for other in [
             Verdicts::on(b"graph", &["1.33", "cpu"], Some(&file)),
             Verdicts::on(b"other", &["1.32", "cpu"], Some(&file)),
             Verdicts::on(b"graph", &["1.32", "cpu"], None),
         ] {
-            assert_eq!(other.known(Prepare::Rope), None);
+            assert_eq!(other.known(ROPE), None);
         }
         std::fs::write(&file, "no JSON").unwrap();
-        assert_eq!(again.known(Prepare::Rope), None);
-        again.keep(Prepare::Rope, &Ok(()));
-        assert_eq!(again.known(Prepare::Rope), Some(Ok(())));
+        assert_eq!(again.known(ROPE), None);
+        again.keep(ROPE, &Ok(()));
+        assert_eq!(again.known(ROPE), Some(Ok(())));
     }
 }

@@ -9,7 +9,7 @@ use phi_edge_engine::{
     Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 
 /// Logits closer than this may change places with the number of tokens in a run.
@@ -88,11 +88,11 @@ fn both_forms_give_the_reference_without_a_cache() {
     let golden: Value = serde_json::from_slice(&std::fs::read(forms().join("golden.json")).unwrap()).unwrap();
     for form in ["2024", "2026"] {
         for (prefill_chunk, prepare) in [
-            (512, Prepare::Ragged),
-            (16, Prepare::Ragged),
-            (16, Prepare::Rope),
-            (7, Prepare::Logits),
-            (16, Prepare::Plain),
+            (512, Prepare::form(Level::Ragged)),
+            (16, Prepare::form(Level::Ragged)),
+            (16, Prepare::form(Level::Rope)),
+            (7, Prepare::form(Level::Logits)),
+            (16, Prepare::PLAIN),
         ] {
             let config = EngineConfig {
                 prefill_chunk,
@@ -145,7 +145,7 @@ fn a_list_or_a_number_of_end_tokens_and_unknown_keys_are_fine() {
         config["model"]["decoder"]["a_key_of_2027"] = serde_json::json!({"x": [1]});
         config["search"]["a_key_of_2027"] = true.into();
     });
-    load(&library, folder.path(), Prepare::Ragged);
+    load(&library, folder.path(), Prepare::ALL);
 }
 
 #[test]
@@ -159,7 +159,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         threads: Some(1),
         rows: 1,
         kv_memory: None,
-        prepare: Prepare::Ragged,
+        prepare: Prepare::ALL,
         verdicts: None,
     };
     let model = ModelDir::open(folder.path()).unwrap();

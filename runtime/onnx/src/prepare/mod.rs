@@ -5,19 +5,21 @@
 
 mod cut;
 mod logits;
-mod proto;
+mod matmul;
+pub(crate) mod proto;
 mod ragged;
 mod rope;
 
 pub(crate) use cut::cut;
 pub(crate) use logits::LOGITS_ROWS;
+pub(crate) use matmul::{Single, own_products, single_products};
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use rope::Tables;
 
-/// How far a graph is edited. Each level includes those before it, as far as they apply.
+/// How far a graph's form is edited. Each level includes those before it, as far as they apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Prepare {
-    /// Not at all: the graph runs as it stands in its file.
+pub enum Level {
+    /// Not at all.
     Plain,
     /// Logits are computed for chosen tokens only.
     Logits,
@@ -27,17 +29,60 @@ pub enum Prepare {
     Ragged,
 }
 
+/// What is edited in a graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Prepare {
+    /// Its form.
+    pub level: Level,
+    /// Products with weights of four bits are computed by the own operator. On processors with AVX-512 VNNI alone.
+    pub matmul: bool,
+}
+
 impl Prepare {
-    /// What is tried, the most first.
-    pub(crate) const ALL: [Self; 3] = [Self::Ragged, Self::Rope, Self::Logits];
+    /// Nothing: the graph runs as it stands in its file.
+    pub const PLAIN: Self = Self::form(Level::Plain);
+    /// All there is.
+    pub const ALL: Self = Self {
+        level: Level::Ragged,
+        matmul: true,
+    };
+
+    /// What is tried, the most first. The form comes before the operator, for it decides what a run may mix.
+    pub(crate) const ATTEMPTS: [Self; 7] = [
+        Self::ALL,
+        Self::form(Level::Ragged),
+        Self::with_matmul(Level::Rope),
+        Self::form(Level::Rope),
+        Self::with_matmul(Level::Logits),
+        Self::form(Level::Logits),
+        Self::with_matmul(Level::Plain),
+    ];
+
+    /// The form alone.
+    pub const fn form(level: Level) -> Self {
+        Self { level, matmul: false }
+    }
+
+    const fn with_matmul(level: Level) -> Self {
+        Self { level, matmul: true }
+    }
+
+    /// Whether all of it is part of `most`.
+    pub(crate) fn within(self, most: Self) -> bool {
+        self.level <= most.level && (most.matmul || !self.matmul)
+    }
 
     /// Its name on the command line and in the file of verdicts.
     pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Plain => "plain",
-            Self::Logits => "logits",
-            Self::Rope => "rope",
-            Self::Ragged => "ragged",
+        match (self.level, self.matmul) {
+            (Level::Plain, false) => "plain",
+            (Level::Logits, false) => "logits",
+            (Level::Rope, false) => "rope",
+            (Level::Ragged, false) => "ragged",
+            (Level::Plain, true) => "matmul",
+            (Level::Logits, true) => "logits+matmul",
+            (Level::Rope, true) => "rope+matmul",
+            (Level::Ragged, true) => "ragged+matmul",
         }
     }
 }
@@ -52,11 +97,15 @@ impl std::str::FromStr for Prepare {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Self::ALL
+        Self::ATTEMPTS
             .into_iter()
-            .chain([Self::Plain])
-            .find(|level| level.as_str() == text)
-            .ok_or_else(|| format!("unknown \"{text}\": use plain, logits, rope or ragged"))
+            .chain([Self::PLAIN])
+            .find(|prepare| prepare.as_str() == text)
+            .ok_or_else(|| {
+                format!(
+                    "unknown \"{text}\": use plain, logits, rope or ragged, any but plain with +matmul behind it, or matmul"
+                )
+            })
     }
 }
 
@@ -67,26 +116,62 @@ pub(crate) struct Prepared {
     pub(crate) tables: Option<Tables>,
 }
 
-/// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply.
-pub(crate) fn prepare(model: &[u8], logits: &str, level: Prepare) -> Option<Prepared> {
+/// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
+pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Prepared> {
+    let Prepare { level, matmul } = prepare;
     let (mut graph, mut tables) = (None, None);
-    if level >= Prepare::Rope {
+    if level >= Level::Rope {
         match rope::take_tables(model) {
             Some((edited, taken)) => (graph, tables) = (Some(edited), Some(taken)),
-            None if level == Prepare::Rope => return None,
+            None if level == Level::Rope => return None,
             None => {}
         }
     }
-    if level >= Prepare::Ragged {
+    if level >= Level::Ragged {
         graph = Some(ragged::wire_lengths(graph.as_deref().unwrap_or(model))?);
     }
-    match logits::choose_logits(graph.as_deref().unwrap_or(model), logits) {
-        Some(edited) => graph = Some(edited),
-        None if level == Prepare::Logits => return None,
-        None => {}
+    if level >= Level::Logits {
+        match logits::choose_logits(graph.as_deref().unwrap_or(model), logits) {
+            Some(edited) => graph = Some(edited),
+            None if level == Level::Logits => return None,
+            None => {}
+        }
+    }
+    // Last: the other edits know `MatMulNBits`.
+    if matmul {
+        graph = Some(matmul::own_products(graph.as_deref().unwrap_or(model))?);
     }
     Some(Prepared {
         graph: graph?,
         tables,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_read_as_they_are_written() {
+        for prepare in Prepare::ATTEMPTS.into_iter().chain([Prepare::PLAIN]) {
+            assert_eq!(prepare.to_string().parse(), Ok(prepare));
+        }
+        let error = "rugged".parse::<Prepare>().unwrap_err();
+        assert!(error.contains("rugged") && error.contains("+matmul"), "{error}");
+    }
+
+    #[test]
+    fn what_is_tried_gets_less_and_less() {
+        let within = |most: Prepare| {
+            Prepare::ATTEMPTS
+                .into_iter()
+                .filter(|less| less.within(most))
+                .count()
+        };
+        assert_eq!(within(Prepare::ALL), 7);
+        assert_eq!(within(Prepare::form(Level::Ragged)), 3);
+        assert_eq!(within("rope+matmul".parse().unwrap()), 5);
+        assert_eq!(within("matmul".parse().unwrap()), 1);
+        assert_eq!(within(Prepare::PLAIN), 0);
+    }
 }

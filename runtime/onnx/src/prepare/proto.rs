@@ -3,6 +3,7 @@
 //! What an edit does not name is copied as it stands, known or not (protobuf encoding specification; field numbers of
 //! onnx.proto).
 
+use std::collections::HashMap;
 use std::ops::Range;
 
 use prost::Message;
@@ -64,6 +65,18 @@ impl<'a> Draft<'a> {
         nodes.nth(index).map(|part| &self.body[part.payload.clone()])
     }
 
+    /// The element types of what the graph holds, by name.
+    pub(crate) fn initializers(&self) -> Option<HashMap<String, i32>> {
+        let parts = self.parts.iter();
+        parts
+            .filter(|part| part.number == graph_field::INITIALIZER)
+            .map(|part| {
+                let tensor = TensorHead::decode(&self.body[part.payload.clone()]).ok()?;
+                Some((tensor.name, tensor.data_type))
+            })
+            .collect()
+    }
+
     /// The model with each field of its graph as `change` wants it, and `extra` fields behind them.
     pub(crate) fn write(
         &self,
@@ -104,6 +117,7 @@ impl<'a> Draft<'a> {
 
 mod model_field {
     pub(super) const GRAPH: u32 = 7;
+    pub(super) const OPSET: u32 = 8;
 }
 
 /// Numbers of a graph's fields.
@@ -122,6 +136,7 @@ const VALUE_NAME: u32 = 1;
 /// Numbers of element types.
 pub(crate) mod element {
     pub(crate) const FLOAT: i32 = 1;
+    pub(crate) const UINT8: i32 = 2;
     pub(crate) const INT32: i32 = 6;
     pub(crate) const INT64: i32 = 7;
     pub(crate) const FLOAT16: i32 = 10;
@@ -140,6 +155,31 @@ pub(crate) fn with_inputs(node: &[u8], inputs: &[String]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// A node with another operator; all else as it stands.
+pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<Vec<u8>> {
+    const OP_TYPE: u32 = 4;
+    const DOMAIN: u32 = 7;
+    let mut out = Vec::with_capacity(node.len() + 32);
+    for field in fields(node)? {
+        if field.number != OP_TYPE && field.number != DOMAIN {
+            out.extend_from_slice(&node[field.whole]);
+        }
+    }
+    put(&mut out, OP_TYPE, op_type.as_bytes());
+    put(&mut out, DOMAIN, domain.as_bytes());
+    Some(out)
+}
+
+/// A model that also imports the operators of `domain`.
+pub(crate) fn with_opset(mut model: Vec<u8>, domain: &str, version: i64) -> Vec<u8> {
+    let opset = Opset {
+        domain: domain.to_owned(),
+        version,
+    };
+    put(&mut model, model_field::OPSET, &opset.encode_to_vec());
+    model
 }
 
 /// One field of a message: where it stands, and what it carries if it is of length-delimited form.
@@ -226,6 +266,26 @@ pub(crate) struct Node {
     pub(crate) op_type: String,
     #[prost(message, repeated, tag = "5")]
     pub(crate) attribute: Vec<Attribute>,
+    #[prost(string, tag = "7")]
+    pub(crate) domain: String,
+}
+
+/// Which version of a domain's operators a model is written for.
+#[derive(Clone, PartialEq, prost::Message)]
+pub(crate) struct Opset {
+    #[prost(string, tag = "1")]
+    pub(crate) domain: String,
+    #[prost(int64, tag = "2")]
+    pub(crate) version: i64,
+}
+
+/// A tensor without what it holds.
+#[derive(Clone, PartialEq, prost::Message)]
+struct TensorHead {
+    #[prost(int32, tag = "2")]
+    data_type: i32,
+    #[prost(string, tag = "8")]
+    name: String,
 }
 
 impl Node {
@@ -236,6 +296,7 @@ impl Node {
             name: format!("{output}/{op_type}"),
             op_type: op_type.to_owned(),
             attribute: Vec::new(),
+            domain: String::new(),
         }
     }
 
@@ -345,7 +406,7 @@ impl Value {
 /// Graphs for the tests of single edits.
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::{Node, Tensor, Value};
+    use super::{Node, Opset, Tensor, Value};
     use prost::Message;
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -372,6 +433,8 @@ pub(crate) mod testing {
         pub(crate) graph: Option<Graph>,
         #[prost(string, tag = "2")]
         pub(crate) producer: String,
+        #[prost(message, repeated, tag = "8")]
+        pub(crate) opset: Vec<Opset>,
     }
 
     pub(crate) fn graph_of(node: Vec<Node>) -> Vec<u8> {
@@ -384,6 +447,7 @@ pub(crate) mod testing {
             ir_version: 10,
             graph: Some(graph),
             producer: "test".into(),
+            opset: Vec::new(),
         };
         model.encode_to_vec()
     }

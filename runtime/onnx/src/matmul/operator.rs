@@ -1,0 +1,119 @@
+//! The product as an operator of ONNX Runtime.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use ort::operator::{
+    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
+};
+use ort::value::{TensorElementType, TensorValueType};
+
+use crate::matmul::pack::{Packed, Shape, Source};
+use crate::matmul::product::{Scratch, Workers, multiply};
+use crate::matmul::release::release;
+use crate::matmul::{DOMAIN, OPERATOR};
+
+/// The domain with the operator, for one session. Weights are packed on `threads` threads.
+pub(crate) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(DOMAIN)?.add(MatMul {
+        threads,
+        scratch: Arc::default(),
+    })
+}
+
+/// Scratch that the kernels of a session hand to each other.
+type Pool = Arc<Mutex<Vec<Scratch>>>;
+
+struct MatMul {
+    threads: usize,
+    scratch: Pool,
+}
+
+impl Operator for MatMul {
+    type Kernel<'attr> = Product;
+
+    fn name(&self) -> &'static str {
+        OPERATOR
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Uint8),
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::optional(TensorElementType::Uint8),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Product> {
+        let attribute = |name: &str| {
+            let value = context
+                .get::<i64>(name)
+                .and_then(|value| usize::try_from(value).ok());
+            value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
+        };
+        let shape = Shape {
+            k: attribute("K")?,
+            n: attribute("N")?,
+            block: attribute("block_size")?,
+        };
+        let weights = context.constant_input::<TensorValueType<u8>>(1)?;
+        let scales = context.constant_input::<TensorValueType<f32>>(2)?;
+        let zeros = (context.inputs()?.len() > 3)
+            .then(|| context.constant_input::<TensorValueType<u8>>(3))
+            .transpose()?;
+        let source = Source {
+            weights: weights.extract_tensor().1,
+            scales: scales.extract_tensor().1,
+            zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
+        };
+        let packed = Packed::new(shape, source, self.threads).map_err(ort::Error::new)?;
+        // They are not read again.
+        // SAFETY: floats are bytes without gaps.
+        let scales = unsafe {
+            std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
+        };
+        release(&[source.weights, scales]);
+        Ok(Product {
+            packed,
+            scratch: Arc::clone(&self.scratch),
+        })
+    }
+}
+
+/// One matrix.
+struct Product {
+    packed: Packed,
+    scratch: Pool,
+}
+
+impl Kernel for Product {
+    fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
+        let missing = || ort::Error::new("a tensor is missing");
+        let input = context.input(0)?.ok_or_else(missing)?;
+        let (shape, input) = input.try_extract_tensor::<f32>()?;
+        let mut dims = shape.to_vec();
+        let n = i64::try_from(self.packed.shape.n).map_err(|_| missing())?;
+        *dims.last_mut().ok_or_else(missing)? = n;
+        let mut output = context.output(0, dims)?.ok_or_else(missing)?;
+        let (_, output) = output.try_extract_tensor_mut::<f32>()?;
+        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut scratch = pool().pop().unwrap_or_default();
+        let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
+        pool().push(scratch);
+        outcome.map_err(ort::Error::new)
+    }
+}
+
+/// ONNX Runtime's own threads, so that there is no second pool beside them.
+struct Threads<'a>(&'a ComputeContext);
+
+impl Workers for Threads<'_> {
+    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
+        // 0: each piece is handed out by itself, for they differ in how fast they are done.
+        self.0.par_for(total, 0, work).map_err(|error| error.to_string())
+    }
+}

@@ -1,0 +1,274 @@
+//! Weights as the product reads them: one stream a tile of columns, in the order of the arithmetic.
+
+use std::alloc::{Layout, alloc_zeroed, dealloc, handle_alloc_error};
+use std::arch::x86_64::{
+    __m512i, _mm512_maskz_loadu_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_epi8,
+    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
+};
+use std::ops::{Deref, DerefMut};
+use std::ptr::NonNull;
+
+use crate::matmul::{GROUPS, LANES, available};
+
+/// Bytes of a register, and of a cache line.
+const LINE: usize = LANES * 4;
+
+/// What a matrix looks like in the graph.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shape {
+    /// Values of a row of the input.
+    pub(crate) k: usize,
+    /// Columns of the output.
+    pub(crate) n: usize,
+    /// Values along `k` that share a scale: a power of two from 16 to 256.
+    pub(crate) block: usize,
+}
+
+impl Shape {
+    /// Blocks of a column; the last may be longer than what `k` leaves for it.
+    pub(crate) fn blocks(&self) -> usize {
+        self.k.div_ceil(self.block)
+    }
+
+    /// Words of a block: eight values of four bits each.
+    pub(crate) fn words(&self) -> usize {
+        self.block / 8
+    }
+
+    /// Tiles of columns.
+    pub(crate) fn tiles(&self) -> usize {
+        self.n.div_ceil(GROUPS * LANES)
+    }
+
+    /// Groups of columns that tile `tile` has.
+    pub(crate) fn groups(&self, tile: usize) -> usize {
+        GROUPS.min(self.n.div_ceil(LANES) - tile * GROUPS)
+    }
+
+    /// Bytes of a block of a tile with `groups` groups: the words, then the scales.
+    pub(crate) fn block_bytes(&self, groups: usize) -> usize {
+        groups * (self.words() + 1) * LINE
+    }
+}
+
+/// `MatMulNBits`' inputs as they stand in the file.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Source<'a> {
+    /// `[n, blocks, block / 2]`, the value of the lower index in the low four bits.
+    pub(crate) weights: &'a [u8],
+    /// `[n, blocks]`.
+    pub(crate) scales: &'a [f32],
+    /// `[n, blocks / 2, rounded up]`, the lower index in the low four bits; 8 everywhere if absent.
+    pub(crate) zeros: Option<&'a [u8]>,
+}
+
+/// The weights of one matrix. There are such only on processors that have what the product needs.
+///
+/// By tile, then by block, then by word: the words of eight values of each column, one column behind the other, as in the
+/// file. Behind a block's words stand its scales. So a tile is read from one end to the other.
+pub(crate) struct Packed {
+    pub(crate) shape: Shape,
+    pub(crate) data: Aligned,
+    /// A byte a column, in the same order; the columns of one block alone where all zero points are 8.
+    pub(crate) zeros: Vec<u8>,
+    pub(crate) symmetric: bool,
+}
+
+impl Packed {
+    /// Packs on `threads` threads. The error says what does not fit, or that the processor lacks what the product needs.
+    pub(crate) fn new(shape: Shape, source: Source<'_>, threads: usize) -> Result<Self, String> {
+        let Shape { k, n, block } = shape;
+        if !available() {
+            return Err("this processor has no AVX-512 VNNI".into());
+        }
+        if k == 0 || n == 0 || !block.is_power_of_two() || !(16..=256).contains(&block) {
+            return Err(format!(
+                "a matrix of {k} times {n} in blocks of {block} is not supported"
+            ));
+        }
+        let blocks = shape.blocks();
+        let sizes = [source.weights.len(), source.scales.len()];
+        if sizes != [n * blocks * block / 2, n * blocks]
+            || source
+                .zeros
+                .is_some_and(|zeros| zeros.len() != n * blocks.div_ceil(2))
+        {
+            return Err(format!(
+                "weights and scales of sizes {sizes:?} do not fit {k} times {n} in blocks of {block}"
+            ));
+        }
+        let tile_bytes = blocks * shape.block_bytes(GROUPS);
+        let last = shape.tiles() - 1;
+        let mut data = Aligned::new(last * tile_bytes + blocks * shape.block_bytes(shape.groups(last)));
+        let mut tiles: Vec<(usize, &mut [u8])> = data.chunks_mut(tile_bytes).enumerate().collect();
+        let each = tiles.len().div_ceil(threads.max(1));
+        std::thread::scope(|scope| {
+            let mut shares = tiles.chunks_mut(each);
+            let own = shares.next();
+            for share in shares {
+                scope.spawn(|| pack_tiles(shape, source, share));
+            }
+            pack_tiles(shape, source, own.unwrap_or_default());
+        });
+        let zeros = source.zeros.map(|zeros| pack_zeros(shape, zeros));
+        Ok(Self {
+            shape,
+            data,
+            symmetric: zeros.is_none(),
+            zeros: zeros.unwrap_or_else(|| vec![8; GROUPS * LANES]),
+        })
+    }
+}
+
+fn pack_tiles(shape: Shape, source: Source<'_>, tiles: &mut [(usize, &mut [u8])]) {
+    let (blocks, words) = (shape.blocks(), shape.words());
+    let column_words = blocks * words;
+    for (tile, data) in tiles {
+        let groups = shape.groups(*tile);
+        let block_bytes = shape.block_bytes(groups);
+        for group in 0..groups {
+            let first = *tile * GROUPS * LANES + group * LANES;
+            let columns = LANES.min(shape.n - first);
+            let at = group * LINE;
+            let weights = &source.weights[first * column_words * 4..][..columns * column_words * 4];
+            let word_at = |word: usize| word / words * block_bytes + word % words * groups * LINE + at;
+            let scales = &source.scales[first * blocks..][..columns * blocks];
+            let scale_at = |block: usize| block * block_bytes + words * groups * LINE + at;
+            // SAFETY: `Packed::new` has asked for the processor. Whole columns lie in the source, by its slices, and the
+            // tile's data have room for the words and the scales of each of its blocks.
+            unsafe {
+                transpose(weights.as_ptr().cast(), columns, column_words, data, word_at);
+                transpose(scales.as_ptr().cast(), columns, blocks, data, scale_at);
+            }
+        }
+    }
+}
+
+/// Lays words of four bytes that stand column behind column (`length` of each, up to 16 columns) side by side: word
+/// `index` of all columns to `place(index)` in `data`, with zeros for columns that are not there.
+///
+/// # Safety
+/// The processor has AVX-512. `source` points to `columns * length` words.
+#[target_feature(enable = "avx512f,avx512bw")]
+unsafe fn transpose(
+    source: *const i32,
+    columns: usize,
+    length: usize,
+    data: &mut [u8],
+    place: impl Fn(usize) -> usize,
+) {
+    for start in (0..length).step_by(LANES) {
+        let count = LANES.min(length - start);
+        let mask = if count == LANES {
+            0xffff
+        } else {
+            (1u16 << count) - 1
+        };
+        let mut words = [_mm512_setzero_si512(); LANES];
+        for (column, words) in words.iter_mut().enumerate().take(columns) {
+            // SAFETY: lanes beyond the column's end are not read.
+            *words = unsafe { _mm512_maskz_loadu_epi32(mask, source.add(column * length + start)) };
+        }
+        for (index, words) in transposed(&words).into_iter().take(count).enumerate() {
+            let to = &mut data[place(start + index)..][..LINE];
+            // SAFETY: a register is as wide as the slice.
+            unsafe { _mm512_storeu_epi8(to.as_mut_ptr().cast::<i8>(), words) };
+        }
+    }
+}
+
+/// Sixteen registers of sixteen words, the other way round: first within pairs and fours of registers, then by quarters.
+///
+/// Loops and not iterators: a closure of the standard library's can't hold registers of this width.
+#[inline]
+#[target_feature(enable = "avx512f,avx512bw")]
+fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
+    const EVEN: i32 = 0b1000_1000;
+    const ODD: i32 = 0b1101_1101;
+    let mut pairs = *rows;
+    for at in (0..LANES).step_by(2) {
+        pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
+        pairs[at + 1] = _mm512_unpackhi_epi32(rows[at], rows[at + 1]);
+    }
+    // The quarter `q` of `fours[4 * f + c]` holds column `4 * q + c` of the rows from `4 * f`.
+    let mut fours = *rows;
+    for at in (0..LANES).step_by(4) {
+        fours[at] = _mm512_unpacklo_epi64(pairs[at], pairs[at + 2]);
+        fours[at + 1] = _mm512_unpackhi_epi64(pairs[at], pairs[at + 2]);
+        fours[at + 2] = _mm512_unpacklo_epi64(pairs[at + 1], pairs[at + 3]);
+        fours[at + 3] = _mm512_unpackhi_epi64(pairs[at + 1], pairs[at + 3]);
+    }
+    let mut columns = *rows;
+    for at in 0..4 {
+        let even = _mm512_shuffle_i32x4::<EVEN>(fours[at], fours[4 + at]);
+        let odd = _mm512_shuffle_i32x4::<ODD>(fours[at], fours[4 + at]);
+        let even_below = _mm512_shuffle_i32x4::<EVEN>(fours[8 + at], fours[12 + at]);
+        let odd_below = _mm512_shuffle_i32x4::<ODD>(fours[8 + at], fours[12 + at]);
+        columns[at] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
+        columns[4 + at] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
+        columns[8 + at] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
+        columns[12 + at] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
+    }
+    columns
+}
+
+fn pack_zeros(shape: Shape, zeros: &[u8]) -> Vec<u8> {
+    let blocks = shape.blocks();
+    let mut packed = Vec::with_capacity(shape.n.next_multiple_of(LANES) * blocks);
+    for tile in 0..shape.tiles() {
+        let first = tile * GROUPS * LANES;
+        for block in 0..blocks {
+            packed.extend((first..first + shape.groups(tile) * LANES).map(|column| {
+                let pair = zeros.get(column * blocks.div_ceil(2) + block / 2);
+                let pair = pair.copied().unwrap_or_default();
+                if block % 2 == 0 { pair & 15 } else { pair >> 4 }
+            }));
+        }
+    }
+    packed
+}
+
+/// Bytes that begin at a cache line's begin, as aligned loads want it.
+pub(crate) struct Aligned {
+    start: NonNull<u8>,
+    layout: Layout,
+}
+
+// SAFETY: it owns its memory alone, as a `Vec` does.
+unsafe impl Send for Aligned {}
+// SAFETY: shared, it is only read.
+unsafe impl Sync for Aligned {}
+
+impl Aligned {
+    fn new(bytes: usize) -> Self {
+        let layout = Layout::from_size_align(bytes.max(1), LINE)
+            .expect("weights in memory are smaller than half of it");
+        // SAFETY: the layout is not empty.
+        let start =
+            NonNull::new(unsafe { alloc_zeroed(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
+        Self { start, layout }
+    }
+}
+
+impl Deref for Aligned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        // SAFETY: allocated with this size, zeroed, and not written while it is borrowed.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl DerefMut for Aligned {
+    fn deref_mut(&mut self) -> &mut [u8] {
+        // SAFETY: as for `deref`, and borrowed by nobody else.
+        unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
+    }
+}
+
+impl Drop for Aligned {
+    fn drop(&mut self) {
+        // SAFETY: allocated in `new` with this layout, and given back once.
+        unsafe { dealloc(self.start.as_ptr(), self.layout) }
+    }
+}

@@ -1,0 +1,198 @@
+//! The product of rows with packed weights: quantised once, then tile by tile.
+
+use crate::matmul::pack::Packed;
+use crate::matmul::quantise::{Place, quantise};
+use crate::matmul::tile::{Tile, compute};
+use crate::matmul::{GROUPS, LANES, ROWS};
+
+/// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
+/// first cache (12 KiB), and so do those that are fetched meanwhile.
+const CHUNK: usize = 512;
+/// Bytes to fetch ahead where the weights are read only once.
+const AHEAD: usize = 4096;
+
+/// Runs `0..total` pieces of work, on as many threads as there are.
+pub(crate) trait Workers {
+    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String>;
+}
+
+/// Room for the quantised rows, kept from one product to the next.
+#[derive(Default)]
+pub(crate) struct Scratch {
+    /// Four values each.
+    quants: Vec<i32>,
+    scales: Vec<f32>,
+    sums: Vec<i32>,
+}
+
+/// Pointers that several threads write through, each at places of its own.
+#[derive(Clone, Copy)]
+struct Shared<T>(*mut T);
+
+// SAFETY: what is written through it is divided among the threads by the pieces of work.
+unsafe impl<T> Send for Shared<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for Shared<T> {}
+
+impl<T> Shared<T> {
+    fn at(self, offset: usize) -> *mut T {
+        self.0.wrapping_add(offset)
+    }
+}
+
+/// `out[rows, n] = input[rows, k] * weights[k, n]`.
+pub(crate) fn multiply(
+    packed: &Packed,
+    input: &[f32],
+    out: &mut [f32],
+    scratch: &mut Scratch,
+    workers: &impl Workers,
+) -> Result<(), String> {
+    let shape = packed.shape;
+    let rows = input.len() / shape.k;
+    if input.len() != rows * shape.k || out.len() != rows * shape.n {
+        return Err(format!(
+            "{} values in and {} out do not fit a matrix of {} times {}",
+            input.len(),
+            out.len(),
+            shape.k,
+            shape.n
+        ));
+    }
+    let padded = shape.blocks() * shape.block / 4;
+    grow(&mut scratch.quants, rows * padded);
+    grow(&mut scratch.scales, rows * shape.blocks());
+    grow(&mut scratch.sums, rows * shape.blocks());
+    let quants = Shared(scratch.quants.as_mut_ptr());
+    let scales = Shared(scratch.scales.as_mut_ptr());
+    let sums = Shared(scratch.sums.as_mut_ptr());
+    let panel = |panel: usize| {
+        let first = panel * ROWS;
+        let count = ROWS.min(rows - first);
+        for row in 0..count {
+            let place = Place {
+                quants: quants.at(first * padded),
+                scales: scales.at(first * shape.blocks()),
+                sums: sums.at(first * shape.blocks()),
+                rows: count,
+                row,
+            };
+            let values = &input[(first + row) * shape.k..][..shape.k];
+            // SAFETY: weights are packed only where the processor has what this needs. Each panel is written by one
+            // piece of work, and the scratch has room for all.
+            unsafe { quantise(values, shape.block, &place) };
+        }
+    };
+    let panels = rows.div_ceil(ROWS);
+    // A few rows are quantised sooner than another thread wakes up.
+    if panels <= 2 {
+        (0..panels).for_each(panel);
+    } else {
+        workers.each(panels, panel)?;
+    }
+    let out = Shared(out.as_mut_ptr());
+    workers.each(shape.tiles(), |tile| {
+        let rows = Rows {
+            quants: quants.at(0),
+            scales: scales.at(0),
+            sums: sums.at(0),
+            count: rows,
+        };
+        // SAFETY: as for the panels; each tile of columns is written by one piece of work; the rows are only read by now.
+        unsafe { columns(packed, &rows, tile, out.at(0)) };
+    })
+}
+
+fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
+    if buffer.len() < length {
+        buffer.resize(length, T::default());
+    }
+}
+
+/// Quantised rows, by panels.
+struct Rows {
+    quants: *const i32,
+    scales: *const f32,
+    sums: *const i32,
+    count: usize,
+}
+
+/// One tile of columns for all rows.
+///
+/// # Safety
+/// As for [`compute`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
+unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
+    let shape = packed.shape;
+    let (blocks, groups) = (shape.blocks(), shape.groups(tile));
+    let block_bytes = shape.block_bytes(groups);
+    let panels = rows.count.div_ceil(ROWS);
+    let step = if panels == 1 {
+        blocks
+    } else {
+        (CHUNK / shape.block).max(1)
+    };
+    let columns = shape.n - tile * GROUPS * LANES;
+    let mask = match columns % LANES {
+        rest if rest != 0 && columns < GROUPS * LANES => (1u16 << rest) - 1,
+        _ => 0xffff,
+    };
+    let tile_start = tile * blocks * shape.block_bytes(GROUPS);
+    let zeros_step = if packed.symmetric { 0 } else { groups * LANES };
+    let zeros_start = if packed.symmetric {
+        0
+    } else {
+        tile * blocks * GROUPS * LANES
+    };
+    for block in (0..blocks).step_by(step) {
+        for panel in 0..panels {
+            let first = panel * ROWS;
+            let count = ROWS.min(rows.count - first);
+            // The panels share the fetching of the next chunk.
+            let fetch = std::array::from_fn(|group| panels == 1 || group % panels == panel);
+            let operands = Tile {
+                weights: packed.data[tile_start + block * block_bytes..].as_ptr(),
+                zeros: packed.zeros[zeros_start + block * zeros_step..].as_ptr(),
+                zeros_step,
+                blocks: step.min(blocks - block),
+                words: shape.words(),
+                quants: rows
+                    .quants
+                    .wrapping_add((first * blocks + block * count) * (shape.block / 4)),
+                scales: rows.scales.wrapping_add(first * blocks + block * count),
+                sums: rows.sums.wrapping_add(first * blocks + block * count),
+                out: out.wrapping_add(first * shape.n + tile * GROUPS * LANES),
+                stride: shape.n,
+                mask,
+                add: block > 0,
+                ahead: if panels == 1 { AHEAD } else { step * block_bytes },
+                fetch,
+            };
+            // SAFETY: the operands are those of this tile, by the caller's word.
+            unsafe { dispatch(count, groups, &operands) };
+        }
+    }
+}
+
+/// Chooses the code for a panel of `rows` rows and a tile of `groups` groups.
+///
+/// # Safety
+/// As for [`compute`].
+unsafe fn dispatch(rows: usize, groups: usize, tile: &Tile) {
+    // SAFETY: the caller's word is passed on.
+    unsafe {
+        match (rows, groups) {
+            (1, 1) => compute::<1, 1>(tile),
+            (1, 2) => compute::<1, 2>(tile),
+            (1, _) => compute::<1, 3>(tile),
+            (2, 1) => compute::<2, 1>(tile),
+            (2, 2) => compute::<2, 2>(tile),
+            (2, _) => compute::<2, 3>(tile),
+            (3, 1) => compute::<3, 1>(tile),
+            (3, 2) => compute::<3, 2>(tile),
+            (3, _) => compute::<3, 3>(tile),
+            (_, 1) => compute::<4, 1>(tile),
+            (_, 2) => compute::<4, 2>(tile),
+            (_, _) => compute::<4, 3>(tile),
+        }
+    }
+}

@@ -1,0 +1,137 @@
+//! The operator inside a session, beside ONNX Runtime's own.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::cast_precision_loss)]
+
+use ort::session::Session;
+use ort::value::Tensor;
+use prost::Message;
+
+use crate::library::Library;
+use crate::matmul::{OPERATOR, available, domain};
+use crate::prepare::proto::testing::{Graph, Model};
+use crate::prepare::proto::{Attribute, Node, Opset, Tensor as Held, Value, element};
+use crate::prepare::{Level, Prepare, prepare};
+
+const K: usize = 200;
+const N: usize = 70;
+const BLOCK: usize = 32;
+const BLOCKS: usize = K.div_ceil(BLOCK);
+
+fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Held {
+    Held {
+        name: name.into(),
+        dims: dims.iter().map(|dim| i64::try_from(*dim).unwrap()).collect(),
+        data_type,
+        raw_data: raw_data.into(),
+        ..Held::default()
+    }
+}
+
+/// A graph of one `MatMulNBits`, with zero points or without.
+fn graph(zeros: bool) -> Vec<u8> {
+    let mut state = 7u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    };
+    let weights = (0..N * BLOCKS * BLOCK / 2).map(|_| random()).collect();
+    let scales: Vec<u8> = (0..N * BLOCKS)
+        .flat_map(|_| (0.01 + f32::from(random()) / 1e4).to_le_bytes())
+        .collect();
+    let mut initializer = vec![
+        held("w", &[N, BLOCKS, BLOCK / 2], element::UINT8, weights),
+        held("s", &[N, BLOCKS], element::FLOAT, scales),
+    ];
+    let mut inputs = vec!["x", "w", "s"];
+    if zeros {
+        let zeros = (0..N * BLOCKS.div_ceil(2)).map(|_| random()).collect();
+        initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], element::UINT8, zeros));
+        inputs.push("z");
+    }
+    let mut node = Node::new("MatMulNBits", &inputs, "y");
+    node.domain = "com.microsoft".into();
+    let attributes = [
+        ("K", K),
+        ("N", N),
+        ("bits", 4),
+        ("block_size", BLOCK),
+        ("accuracy_level", 4),
+    ];
+    node.attribute = attributes
+        .map(|(name, value)| Attribute::int(name, i64::try_from(value).unwrap()))
+        .into();
+    let opset = [("", 21), ("com.microsoft", 1)].map(|(domain, version)| Opset {
+        domain: domain.into(),
+        version,
+    });
+    let graph = Graph {
+        node: vec![node],
+        name: "main".into(),
+        initializer,
+        input: vec![Value::open("x", element::FLOAT, &["batch", "rows", "k"])],
+        output: vec![Value::open("y", element::FLOAT, &["batch", "rows", "n"])],
+        ..Graph::default()
+    };
+    let model = Model {
+        ir_version: 10,
+        graph: Some(graph),
+        opset: opset.into(),
+        ..Model::default()
+    };
+    model.encode_to_vec()
+}
+
+fn run(library: &Library, graph: &[u8], dims: [usize; 3], input: &[f32]) -> (Vec<i64>, Vec<f32>) {
+    let mut session = Session::builder(library.environment())
+        .unwrap()
+        .with_intra_threads(2)
+        .unwrap()
+        .with_operators(domain(2).unwrap())
+        .unwrap()
+        .commit_from_memory(graph)
+        .unwrap();
+    let input = Tensor::from_array((dims, input.to_vec())).unwrap();
+    let outputs = session.run(ort::inputs!["x" => input]).unwrap();
+    let (shape, values) = outputs["y"].try_extract_tensor::<f32>().unwrap();
+    (shape.to_vec(), values.to_vec())
+}
+
+#[test]
+fn the_operator_gives_what_the_librarys_own_gives() {
+    let library = match Library::find(None) {
+        Ok(library) => library,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+            println!("SKIPPED: {error}");
+            return;
+        }
+    };
+    if !available() {
+        println!("SKIPPED: this processor has no AVX-512 VNNI");
+        return;
+    }
+    for zeros in [false, true] {
+        let plain = graph(zeros);
+        let edited = prepare(&plain, "y", "matmul".parse().unwrap()).unwrap().graph;
+        let node = &Model::decode(edited.as_slice()).unwrap().graph.unwrap().node[0];
+        assert_eq!(
+            (node.op_type.as_str(), node.input.len()),
+            (OPERATOR, if zeros { 4 } else { 3 })
+        );
+        assert!(prepare(&plain, "y", Prepare::form(Level::Rope)).is_none());
+        for dims in [[1, 1, K], [1, 2, K], [3, 1, K], [2, 11, K], [1, 0, K]] {
+            let count = dims[0] * dims[1] * dims[2];
+            let input: Vec<f32> = (0..count).map(|at| (at as f32 * 0.37).sin() * 3.0).collect();
+            let (expected_shape, expected) = run(&library, &plain, dims, &input);
+            let (shape, got) = run(&library, &edited, dims, &input);
+            assert_eq!(shape, expected_shape);
+            let largest = expected.iter().fold(0f32, |most, value| most.max(value.abs()));
+            for (got, expected) in got.iter().zip(&expected) {
+                // A value halfway between two whole ones may be rounded either way.
+                let near = (got - expected).abs() <= 2e-3 * largest;
+                assert!(near, "{dims:?}, zero points {zeros}: {got} is not {expected}");
+            }
+        }
+    }
+}

@@ -1,0 +1,264 @@
+//! The product against what it stands for, computed as plainly as possible.
+
+#![cfg(target_arch = "x86_64")]
+#![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
+
+use proptest::prelude::*;
+
+use crate::matmul::available;
+use crate::matmul::pack::{Packed, Shape, Source};
+use crate::matmul::product::{Scratch, Workers, multiply};
+
+/// The calling thread alone, last piece first: the order must not matter.
+struct Alone;
+
+impl Workers for Alone {
+    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
+        (0..total).rev().for_each(work);
+        Ok(())
+    }
+}
+
+/// A matrix as it stands in a file.
+#[derive(Debug)]
+struct Matrix {
+    shape: Shape,
+    weights: Vec<u8>,
+    scales: Vec<f32>,
+    zeros: Option<Vec<u8>>,
+}
+
+impl Matrix {
+    fn packed(&self, threads: usize) -> Packed {
+        let source = Source {
+            weights: &self.weights,
+            scales: &self.scales,
+            zeros: self.zeros.as_deref(),
+        };
+        Packed::new(self.shape, source, threads).unwrap()
+    }
+
+    fn product(&self, input: &[f32]) -> Vec<f32> {
+        let mut out = vec![f32::NAN; input.len() / self.shape.k * self.shape.n];
+        multiply(&self.packed(2), input, &mut out, &mut Scratch::default(), &Alone).unwrap();
+        out
+    }
+
+    fn nibble(bytes: &[u8], index: usize) -> i32 {
+        i32::from(if index.is_multiple_of(2) {
+            bytes[index / 2] & 15
+        } else {
+            bytes[index / 2] >> 4
+        })
+    }
+
+    /// The product as accuracy level 4 of `MatMulNBits` defines it.
+    fn reference(&self, input: &[f32]) -> Vec<f64> {
+        let Shape { k, n, block } = self.shape;
+        let blocks = self.shape.blocks();
+        let mut out = Vec::new();
+        for row in input.chunks(k) {
+            for column in 0..n {
+                let mut sum = 0f64;
+                for (index, values) in row.chunks(block).enumerate() {
+                    let largest = values.iter().fold(0f32, |most, value| most.max(value.abs()));
+                    let inverse = if largest == 0.0 { 0.0 } else { 127.0 / largest };
+                    let zero = self.zeros.as_ref().map_or(8, |zeros| {
+                        Self::nibble(&zeros[column * blocks.div_ceil(2)..], index)
+                    });
+                    let weights = &self.weights[(column * blocks + index) * block / 2..];
+                    let whole: i32 = (0..values.len())
+                        .map(|at| {
+                            (values[at] * inverse).round_ties_even() as i32
+                                * (Self::nibble(weights, at) - zero)
+                        })
+                        .sum();
+                    let scale = self.scales[column * blocks + index] * (largest / 127.0);
+                    sum += f64::from(whole) * f64::from(scale);
+                }
+                out.push(sum);
+            }
+        }
+        out
+    }
+}
+
+fn matrices() -> impl Strategy<Value = Matrix> {
+    let shapes = (1..400usize, 1..120usize, 4..=8u32).prop_map(|(k, n, log)| Shape {
+        k,
+        n,
+        block: 1 << log,
+    });
+    shapes.prop_flat_map(|shape| {
+        let blocks = shape.blocks();
+        let bytes = |count: usize| proptest::collection::vec(any::<u8>(), count);
+        let scales = proptest::collection::vec(0.001f32..0.1, shape.n * blocks);
+        let zeros = proptest::option::of(bytes(shape.n * blocks.div_ceil(2)));
+        (bytes(shape.n * blocks * shape.block / 2), scales, zeros).prop_map(
+            move |(weights, scales, zeros)| Matrix {
+                shape,
+                weights,
+                scales,
+                zeros,
+            },
+        )
+    })
+}
+
+fn rows(k: usize, count: usize) -> impl Strategy<Value = Vec<f32>> {
+    proptest::collection::vec(-3f32..3.0, k * count)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn the_product_is_the_references_and_a_row_is_what_it_is_alone(
+        (matrix, input) in matrices().prop_flat_map(|m| (1..12usize).prop_flat_map({
+            let k = m.shape.k;
+            move |count| rows(k, count)
+        }).prop_map(move |input| (Matrix { zeros: m.zeros.clone(), weights: m.weights.clone(), scales: m.scales.clone(), ..m }, input)))
+    ) {
+        prop_assume!(available());
+        let got = matrix.product(&input);
+        let expected = matrix.reference(&input);
+        let largest = expected.iter().fold(1e-3f64, |most, value| most.max(value.abs()));
+        for (got, expected) in got.iter().zip(&expected) {
+            prop_assert!((f64::from(*got) - expected).abs() <= 1e-5 * largest, "{got} is not {expected}");
+        }
+        for (row, together) in input.chunks(matrix.shape.k).zip(got.chunks(matrix.shape.n)) {
+            let alone = matrix.product(row);
+            prop_assert!(alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+
+    #[test]
+    fn packing_keeps_every_value(matrix in matrices()) {
+        prop_assume!(available());
+        let packed = matrix.packed(3);
+        let Shape { n, .. } = matrix.shape;
+        let (blocks, words) = (matrix.shape.blocks(), matrix.shape.words());
+        let tile_bytes = blocks * matrix.shape.block_bytes(3);
+        for column in 0..n {
+            let (tile, at) = (column / 48, column % 48);
+            let groups = matrix.shape.groups(tile);
+            for block in 0..blocks {
+                let data = &packed.data[tile * tile_bytes + block * matrix.shape.block_bytes(groups)..];
+                for word in 0..words {
+                    let from = ((column * blocks + block) * words + word) * 4;
+                    let to = (word * groups * 16 + at) * 4;
+                    prop_assert_eq!(&data[to..to + 4], &matrix.weights[from..from + 4]);
+                }
+                let scale = (words * groups * 16 + at) * 4;
+                let expected = matrix.scales[column * blocks + block].to_ne_bytes();
+                prop_assert_eq!(&data[scale..scale + 4], &expected[..]);
+            }
+        }
+        prop_assert_eq!(&matrix.packed(1).data[..], &packed.data[..]);
+    }
+}
+
+/// Runs of many blocks are cut into chunks where there is more than one panel: that must not change a bit.
+#[test]
+fn a_row_of_many_blocks_is_what_it_is_alone() {
+    if !available() {
+        return;
+    }
+    let shape = Shape {
+        k: 3000,
+        n: 100,
+        block: 64,
+    };
+    let mut state = 1u64;
+    let mut random = || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        (state >> 33) as u32
+    };
+    let matrix = Matrix {
+        shape,
+        weights: (0..shape.n * shape.blocks() * shape.block / 2)
+            .map(|_| random() as u8)
+            .collect(),
+        scales: (0..shape.n * shape.blocks())
+            .map(|_| random() as f32 / 1e12)
+            .collect(),
+        zeros: None,
+    };
+    let input: Vec<f32> = (0..23 * shape.k).map(|_| random() as f32 / 1e9 - 1.0).collect();
+    let got = matrix.product(&input);
+    for (row, together) in input.chunks(shape.k).zip(got.chunks(shape.n)) {
+        let alone = matrix.product(row);
+        assert!(
+            alone
+                .iter()
+                .zip(together)
+                .all(|(a, b)| a.to_bits() == b.to_bits())
+        );
+    }
+}
+
+#[test]
+fn what_is_no_number_stays_none_and_zeros_stay_zero() {
+    if !available() {
+        return;
+    }
+    let matrix = Matrix {
+        shape: Shape {
+            k: 64,
+            n: 3,
+            block: 32,
+        },
+        weights: vec![0x5a; 3 * 32],
+        scales: vec![0.5; 6],
+        zeros: None,
+    };
+    let mut input = vec![0.0; 128];
+    input[40] = f32::NAN;
+    let got = matrix.product(&input);
+    assert!(got[..3].iter().all(|value| value.is_nan()), "{got:?}");
+    assert_eq!(got[3..], [0.0; 3]);
+    input[40] = f32::INFINITY;
+    assert!(matrix.product(&input)[..3].iter().all(|value| !value.is_finite()));
+}
+
+#[test]
+fn what_does_not_fit_is_told() {
+    let packed = |shape, weights: usize, scales: usize| {
+        let source = Source {
+            weights: &vec![0; weights],
+            scales: &vec![0.0; scales],
+            zeros: None,
+        };
+        Packed::new(shape, source, 1).err()
+    };
+    let shape = Shape {
+        k: 64,
+        n: 3,
+        block: 32,
+    };
+    assert_eq!(packed(shape, 96, 6).is_none(), available());
+    assert!(packed(shape, 95, 6).is_some());
+    assert!(packed(shape, 96, 5).is_some());
+    assert!(packed(Shape { block: 24, ..shape }, 96, 6).is_some());
+    assert!(packed(Shape { n: 0, ..shape }, 0, 0).is_some());
+    if available() {
+        let matrix = Packed::new(
+            shape,
+            Source {
+                weights: &[0; 96],
+                scales: &[0.0; 6],
+                zeros: None,
+            },
+            1,
+        )
+        .unwrap();
+        let outcome = multiply(
+            &matrix,
+            &[0.0; 65],
+            &mut [0.0; 3],
+            &mut Scratch::default(),
+            &Alone,
+        );
+        assert!(outcome.is_err());
+    }
+}

@@ -1,0 +1,126 @@
+//! One tile of the product: a panel of rows times a tile of columns, in registers.
+
+use std::arch::x86_64::{
+    __m128i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
+    _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_load_ps,
+    _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_epi8,
+    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi32,
+};
+
+use crate::matmul::LANES;
+
+/// What a tile is computed of, and where to: a run of blocks, one behind the other.
+pub(crate) struct Tile {
+    /// The first block's words and scales ([`crate::matmul::pack::Packed`]), at a cache line's begin.
+    pub(crate) weights: *const u8,
+    /// The first block's zero points, and how many bytes later the next block's stand.
+    pub(crate) zeros: *const u8,
+    pub(crate) zeros_step: usize,
+    pub(crate) blocks: usize,
+    /// Words of a block.
+    pub(crate) words: usize,
+    /// The panel at the first block ([`crate::matmul::quantise::Place`]).
+    pub(crate) quants: *const i32,
+    pub(crate) scales: *const f32,
+    pub(crate) sums: *const i32,
+    /// The tile's upper left corner in the output, whose rows are `stride` values apart.
+    pub(crate) out: *mut f32,
+    pub(crate) stride: usize,
+    /// Which columns of the last group there are.
+    pub(crate) mask: u16,
+    /// Adds to what is in the output.
+    pub(crate) add: bool,
+    /// Bytes from a word to the one that is fetched into the cache meanwhile, and the groups for which it is done.
+    pub(crate) ahead: usize,
+    pub(crate) fetch: [bool; 3],
+}
+
+/// Computes `ROWS` rows of `GROUPS` groups of columns.
+///
+/// A row's result depends on nothing but that row: blocks are summed up as whole numbers, exactly, and added in their
+/// order by one operation each, whatever the number of rows and wherever the run of blocks is cut.
+///
+/// # Safety
+/// The processor has AVX-512 with BW, VL and VNNI. All of `tile` points to what its fields say, and nobody else writes or
+/// reads the part of the output meanwhile.
+#[allow(
+    clippy::needless_range_loop,
+    reason = "indices into arrays of registers, which the compiler unrolls"
+)]
+#[allow(
+    clippy::cast_ptr_alignment,
+    reason = "weights begin at cache lines; zero points are loaded unaligned"
+)]
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[inline]
+pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile) {
+    const LINE: usize = 64;
+    let low = _mm512_set1_epi8(15);
+    let mask = |group: usize| if group + 1 == GROUPS { tile.mask } else { 0xffff };
+    let out = |row: usize, group: usize| tile.out.wrapping_add(row * tile.stride + group * LANES);
+    let mut sums = [[_mm512_setzero_ps(); GROUPS]; ROWS];
+    if tile.add {
+        for row in 0..ROWS {
+            for group in 0..GROUPS {
+                // SAFETY: lanes outside of the output are not read.
+                sums[row][group] = unsafe { _mm512_maskz_loadu_ps(mask(group), out(row, group)) };
+            }
+        }
+    }
+    let mut weights = tile.weights;
+    let mut quants = tile.quants;
+    for block in 0..tile.blocks {
+        let mut whole = [[_mm512_setzero_si512(); GROUPS]; ROWS];
+        // SAFETY: the fields of `tile` point to `tile.blocks` blocks of `tile.words` words each; the order of reading is
+        // that of packing.
+        unsafe {
+            // The weights are unsigned: what their zero points make of the row's sum is taken off first.
+            for group in 0..GROUPS {
+                let zeros = tile.zeros.add(block * tile.zeros_step + group * LANES);
+                let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast::<__m128i>()));
+                for row in 0..ROWS {
+                    let sum = _mm512_set1_epi32(*tile.sums.add(block * ROWS + row));
+                    whole[row][group] = _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, sum);
+                }
+            }
+            for _ in 0..tile.words {
+                let mut even = [_mm512_setzero_si512(); GROUPS];
+                let mut odd = even;
+                for group in 0..GROUPS {
+                    let word = weights.add(group * LINE);
+                    if tile.fetch[group] {
+                        _mm_prefetch::<_MM_HINT_T0>(word.wrapping_add(tile.ahead).cast::<i8>());
+                    }
+                    let both = _mm512_load_si512(word.cast::<__m512i>());
+                    even[group] = _mm512_and_si512(both, low);
+                    odd[group] = _mm512_and_si512(_mm512_srli_epi32::<4>(both), low);
+                }
+                for (half, values) in [even, odd].iter().enumerate() {
+                    for row in 0..ROWS {
+                        let quants = _mm512_set1_epi32(quants.add(half * ROWS + row).read());
+                        for group in 0..GROUPS {
+                            whole[row][group] = _mm512_dpbusd_epi32(whole[row][group], values[group], quants);
+                        }
+                    }
+                }
+                weights = weights.add(GROUPS * LINE);
+                quants = quants.add(2 * ROWS);
+            }
+            for group in 0..GROUPS {
+                let scales = _mm512_load_ps(weights.add(group * LINE).cast::<f32>());
+                for row in 0..ROWS {
+                    let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*tile.scales.add(block * ROWS + row)));
+                    sums[row][group] =
+                        _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[row][group]), scale, sums[row][group]);
+                }
+            }
+            weights = weights.add(GROUPS * LINE);
+        }
+    }
+    for row in 0..ROWS {
+        for group in 0..GROUPS {
+            // SAFETY: lanes outside of the output are not written.
+            unsafe { _mm512_mask_storeu_ps(out(row, group), mask(group), sums[row][group]) };
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Products with weights of four bits by an operator of our own ([`crate::matmul`]).
+
+use std::collections::{HashMap, HashSet};
+
+use prost::Message;
+
+use crate::matmul::{DOMAIN, OPERATOR, takes_block};
+use crate::prepare::proto::{
+    Change, Draft, Node, Part, Value, element, graph_field, with_inputs, with_operator, with_opset,
+};
+
+/// Puts the own operator in the place of each `MatMulNBits` that it can stand for; inputs, attributes and weights stay.
+/// `None`: the graph has none.
+///
+/// That is: weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be quantised to
+/// eight bits), no permutation and no bias.
+pub(crate) fn own_products(model: &[u8]) -> Option<Vec<u8>> {
+    let draft = Draft::read(model)?;
+    let held: HashMap<String, i32> = draft.initializers()?;
+    let fitting: Vec<bool> = draft.nodes.iter().map(|node| fits(node, &held)).collect();
+    if !fitting.contains(&true) {
+        return None;
+    }
+    let edited = draft.write(
+        |part| match part {
+            Part::Node(index) if fitting[index] => {
+                let inputs: Vec<String> = draft.nodes[index].input.iter().take(4).cloned().collect();
+                // An input that is left out may not stand at the end.
+                let count = inputs.iter().filter(|input| !input.is_empty()).count();
+                let node = with_inputs(draft.node(index)?, &inputs[..count])?;
+                Some(Change::Put(with_operator(&node, OPERATOR, DOMAIN)?))
+            }
+            _ => Some(Change::Keep),
+        },
+        &[],
+    )?;
+    Some(with_opset(edited, DOMAIN, 1))
+}
+
+/// One product of a graph of single products.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Single {
+    /// The graph's input, `f32 [rows, k]`.
+    pub(crate) input: String,
+    /// The graph's output, `f32 [rows, n]`.
+    pub(crate) output: String,
+    pub(crate) k: usize,
+    pub(crate) n: usize,
+}
+
+/// A graph of nothing but the first of `model`'s products of each shape that the own operator can stand for, each with an
+/// input of its own: what the operator is tried on. `None`: there is none.
+pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
+    let draft = Draft::read(model)?;
+    let held = draft.initializers()?;
+    let mut shapes = HashSet::new();
+    let mut singles: HashMap<usize, Single> = HashMap::new();
+    for (index, node) in draft.nodes.iter().enumerate() {
+        let size = |name: &str| attribute(node, name).and_then(|size| usize::try_from(size).ok());
+        if fits(node, &held)
+            && let (Some(k), Some(n)) = (size("K"), size("N"))
+            && shapes.insert((k, n, size("block_size"), node.input.len()))
+        {
+            let single = Single {
+                input: format!("phi_edge.rows.{index}"),
+                output: node.output.first()?.clone(),
+                k,
+                n,
+            };
+            singles.insert(index, single);
+        }
+    }
+    let weights: HashSet<&str> = singles
+        .keys()
+        .flat_map(|&index| &draft.nodes[index].input[1..])
+        .map(String::as_str)
+        .collect();
+    let mut extra = Vec::new();
+    for single in singles.values() {
+        let dims = ["phi_edge.count", &format!("phi_edge.values.{}", single.output)];
+        for (field, name) in [
+            (graph_field::INPUT, &single.input),
+            (graph_field::OUTPUT, &single.output),
+        ] {
+            let dims = if field == graph_field::INPUT {
+                [dims[0], &single.input]
+            } else {
+                dims
+            };
+            extra.push((field, Value::open(name, element::FLOAT, &dims).encode_to_vec()));
+        }
+    }
+    let graph = draft.write(
+        |part| {
+            Some(match part {
+                Part::Node(index) => match singles.get(&index) {
+                    Some(single) => {
+                        let mut inputs = draft.nodes[index].input.clone();
+                        single.input.clone_into(inputs.first_mut()?);
+                        Change::Put(with_inputs(draft.node(index)?, &inputs)?)
+                    }
+                    None => Change::Drop,
+                },
+                Part::Named(graph_field::INITIALIZER, name) if weights.contains(name) => Change::Keep,
+                Part::Named(..) => Change::Drop,
+                Part::Other => Change::Keep,
+            })
+        },
+        &extra,
+    )?;
+    (!singles.is_empty()).then(|| (graph, singles.into_values().collect()))
+}
+
+fn attribute(node: &Node, name: &str) -> Option<i64> {
+    let mut all = node.attribute.iter();
+    all.find(|attribute| attribute.name == name)
+        .map(|attribute| attribute.i)
+}
+
+/// Whether the operator can stand for `node`. `held` are the element types of what the graph holds.
+fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
+    if node.op_type != "MatMulNBits" || node.outputs().count() != 1 {
+        return false;
+    }
+    let known = ["K", "N", "bits", "block_size", "accuracy_level"];
+    let attribute = |name: &str| attribute(node, name);
+    let attributes = node
+        .attribute
+        .iter()
+        .all(|own| known.contains(&own.name.as_str()))
+        && attribute("accuracy_level") == Some(4)
+        && attribute("bits").unwrap_or(4) == 4
+        && attribute("block_size").is_some_and(takes_block)
+        && ["K", "N"]
+            .iter()
+            .all(|name| attribute(name).is_some_and(|size| size > 0));
+    let input = |at: usize| node.input.get(at).map_or("", String::as_str);
+    let of = |at: usize| held.get(input(at)).copied();
+    let inputs = !input(0).is_empty()
+        && of(0).is_none()
+        && of(1) == Some(element::UINT8)
+        && of(2) == Some(element::FLOAT)
+        && (input(3).is_empty() || of(3) == Some(element::UINT8))
+        && (4..node.input.len()).all(|at| input(at).is_empty());
+    attributes && inputs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prepare::proto::Attribute;
+    use crate::prepare::proto::testing::{Model, exported};
+
+    #[test]
+    fn every_product_of_accuracy_level_4_is_replaced() {
+        let [(file, graph), (exact, other)] = exported();
+        assert_eq!(own_products(&other), None, "{exact} asks for more accuracy");
+        let before = Model::decode(graph.as_slice()).unwrap();
+        let after = Model::decode(own_products(&graph).unwrap().as_slice()).unwrap();
+        let own = after.opset.last().unwrap();
+        assert_eq!((own.domain.as_str(), own.version), (DOMAIN, 1), "{file}");
+        assert_eq!(after.opset.len(), before.opset.len() + 1);
+        let (before, after) = (before.graph.unwrap(), after.graph.unwrap());
+        let mut replaced = 0;
+        for (before, after) in before.node.iter().zip(&after.node) {
+            if before.op_type == "MatMulNBits" {
+                replaced += 1;
+                let mut expected = before.clone();
+                OPERATOR.clone_into(&mut expected.op_type);
+                DOMAIN.clone_into(&mut expected.domain);
+                assert_eq!(after, &expected);
+            } else {
+                assert_eq!(after, before);
+            }
+        }
+        assert!(replaced > 4, "{file}");
+        let again = Model {
+            graph: Some(after),
+            ..Model::default()
+        };
+        assert_eq!(
+            own_products(&again.encode_to_vec()),
+            None,
+            "{file} is edited already"
+        );
+    }
+
+    #[test]
+    fn single_products_are_one_of_each_shape() {
+        let [(file, graph), _] = exported();
+        let (singles, products) = single_products(&graph).unwrap();
+        let shapes: HashSet<(usize, usize)> = products.iter().map(|product| (product.k, product.n)).collect();
+        assert_eq!(shapes.len(), products.len(), "{file}");
+        let read = Model::decode(singles.as_slice()).unwrap().graph.unwrap();
+        assert_eq!(read.node.len(), products.len());
+        assert_eq!(
+            (read.input.len(), read.output.len()),
+            (products.len(), products.len())
+        );
+        assert_eq!(read.initializer.len(), 2 * products.len());
+        assert!(own_products(&singles).is_some());
+        assert_eq!(single_products(&own_products(&graph).unwrap()), None);
+    }
+
+    fn node() -> Node {
+        let mut node = Node::new("MatMulNBits", &["x", "w", "s"], "y");
+        for (name, value) in [
+            ("K", 64),
+            ("N", 32),
+            ("bits", 4),
+            ("block_size", 32),
+            ("accuracy_level", 4),
+        ] {
+            node.attribute.push(Attribute::int(name, value));
+        }
+        node
+    }
+
+    fn held() -> HashMap<String, i32> {
+        [
+            ("w", element::UINT8),
+            ("s", element::FLOAT),
+            ("z", element::UINT8),
+            ("zf", element::FLOAT),
+        ]
+        .map(|(name, kind)| (name.to_owned(), kind))
+        .into()
+    }
+
+    #[test]
+    fn what_the_operator_does_not_compute_is_left_alone() {
+        let check = |change: fn(&mut Node), expected: bool| {
+            let mut node = node();
+            change(&mut node);
+            assert_eq!(fits(&node, &held()), expected, "{node:?}");
+        };
+        check(|_| (), true);
+        check(|node| node.input.push("z".into()), true);
+        check(|node| node.input.extend(["z", "", ""].map(Into::into)), true);
+        check(|node| node.input.push("zf".into()), false);
+        check(|node| node.input.extend(["z", "order"].map(Into::into)), false);
+        check(|node| node.input.extend(["", "", "bias"].map(Into::into)), false);
+        check(|node| node.input[1] = "computed".into(), false);
+        check(|node| node.attribute[2].i = 8, false);
+        check(|node| node.attribute[3].i = 512, false);
+        check(|node| node.attribute[4].i = 0, false);
+        check(|node| node.attribute.truncate(4), false);
+        check(
+            |node| node.attribute.push(Attribute::int("weight_prepacked", 1)),
+            false,
+        );
+        check(|node| node.op_type = "MatMul".into(), false);
+    }
+
+    #[test]
+    fn a_graph_without_such_products_is_left_alone() {
+        let graph = crate::prepare::proto::testing::graph_of(vec![Node::new("MatMul", &["x", "w"], "y")]);
+        assert_eq!(own_products(&graph), None);
+        assert_eq!(own_products(b"no protobuf at all"), None);
+    }
+}
