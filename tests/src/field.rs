@@ -211,7 +211,8 @@ impl Field {
         tally
     }
 
-    fn missing(&self) -> Vec<&str> {
+    /// Requests without an outcome.
+    pub fn missing(&self) -> Vec<&str> {
         self.asked
             .keys()
             .filter(|id| !self.has(id))

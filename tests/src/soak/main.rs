@@ -46,6 +46,7 @@ async fn soak(time: Duration) -> Result<()> {
     let begun = Instant::now();
     let mut samples = Vec::new();
     let mut asked = 0_u64;
+    let mut asked_again = 0_u64;
     let mut faults = 0_u64;
     let mut next_fault = begun + PAUSE;
     while begun.elapsed() < time {
@@ -82,6 +83,13 @@ async fn soak(time: Duration) -> Result<()> {
                 0 => {
                     broker.kill();
                     broker.start_again();
+                    // What the broker had acknowledged and not written yet is gone with it, replies too. A client that is not
+                    // sure asks again, and gets the same outcome.
+                    let missing: Vec<String> = field.missing().into_iter().map(str::to_owned).collect();
+                    for id in missing {
+                        field.ask_again(&id).await;
+                        asked_again += 1;
+                    }
                 }
                 1 => {
                     broker.stop();
@@ -117,6 +125,7 @@ async fn soak(time: Duration) -> Result<()> {
         "errors": tally.errors,
         "differing": tally.differing,
         "copies": tally.copies,
+        "asked_again": asked_again,
         "faults": faults,
         "rss_bytes": [median(first, rss), median(last, rss)],
         "descriptors": [median(first, open), median(last, open)],
