@@ -4,6 +4,8 @@
 mod crash;
 mod health;
 mod life;
+#[cfg(unix)]
+mod notify;
 pub(crate) mod parts;
 mod pool;
 mod signals;
@@ -135,6 +137,8 @@ impl<'a> App<'a> {
 
         let name = model.name();
         local::warn_of_demonstration(&model);
+        #[cfg(unix)]
+        notify::say("the model is loading");
         let loading = self.load(model);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {
@@ -159,6 +163,8 @@ impl<'a> App<'a> {
         };
 
         let context = engine.info().context_length;
+        #[cfg(unix)]
+        let pulse = engine.pulse();
         let service = Service::start_with(
             ServiceConfig {
                 queue: config.limits.queue,
@@ -208,13 +214,27 @@ impl<'a> App<'a> {
         let pool = tokio::spawn(pool);
         let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
 
+        #[cfg(unix)]
+        let notifier = tokio::spawn(notify::attend(notify::Watched {
+            status: self.status.subscribe(),
+            link: link.state(),
+            vitals: link.vitals(),
+            engine: pulse,
+            grace: config.limits.drain_grace.get(),
+        }));
+
         let end = tokio::select! {
             () = signals.next() => End::Signal,
             () = taken_over(&mut link_state) => End::TakenOver,
             () = service.engine_lost() => End::EngineLost,
         };
         health.abort();
-        let helpers = vec![publisher, pool];
+        let helpers = vec![
+            publisher,
+            pool,
+            #[cfg(unix)]
+            notifier,
+        ];
         self.end(end, signals, service, link, helpers, life).await
     }
 

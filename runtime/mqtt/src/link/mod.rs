@@ -15,6 +15,7 @@ mod outgoing;
 mod poller;
 mod session;
 mod takeover;
+mod vitals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -31,6 +32,7 @@ use crate::topics::Topics;
 use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
 pub(crate) use session::{INFLIGHT, MemorySession};
+pub use vitals::LinkVitals;
 
 use counters::Counters;
 use gate::Gate;
@@ -181,13 +183,14 @@ impl Link {
             open,
             Arc::clone(&counters),
         );
+        let watched = Arc::clone(&counters);
         Ok(Self {
             state,
             counters,
             close,
             inbox: tokio::spawn(inbox.run(received)),
             outbox: tokio::spawn(outbox.run(replies, notes, closing)),
-            poller: tokio::spawn(poller.run()),
+            poller: tokio::spawn(async move { watched.vitals.during(poller.run()).await }),
         })
     }
 
@@ -199,6 +202,11 @@ impl Link {
     /// What the link has seen so far, now and later.
     pub fn watch_counters(&self) -> CounterReader {
         CounterReader(Arc::clone(&self.counters))
+    }
+
+    /// Whether the link lives, now and later.
+    pub fn vitals(&self) -> LinkVitals {
+        LinkVitals(Arc::clone(&self.counters))
     }
 
     /// Takes no more requests: those that come stay with the broker for the next start.

@@ -337,6 +337,7 @@ impl Outbox {
     }
 
     fn subscribed(&mut self, suback: &SubAck) {
+        self.counters.vitals.subscribed();
         let refused = suback
             .return_codes
             .iter()
