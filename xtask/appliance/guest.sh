@@ -18,7 +18,7 @@ step() {
 fail() {
     echo "FAILED $*"
     journalctl -b -u phi-edge -n 60 --no-pager -o short-monotonic || true
-    systemctl status phi-edge --no-pager || true
+    systemctl status phi-edge mosquitto --no-pager || true
     exit 1
 }
 show() { systemctl show phi-edge -p "$1" --value; }
@@ -38,7 +38,7 @@ restarted() { active && [ "$(show NRestarts)" -ge "$1" ]; }
 as_client() {
     tool=$1
     shift
-    "$tool" -h localhost -u client -P client "$@"
+    "$tool" -h 127.0.0.1 -u client -P client "$@"
 }
 ask() {
     as_client mosquitto_rr -V 5 -W 120 -t $BASE/request -e "$BASE/response/$1" -m "$2"
@@ -75,7 +75,7 @@ mosquitto_passwd -c -b /etc/mosquitto/passwords phi-edge 'correct horse'
 mosquitto_passwd -b /etc/mosquitto/passwords client client
 chown mosquitto: /etc/mosquitto/passwords
 cat >/etc/mosquitto/conf.d/appliance.conf <<'CONF'
-listener 1883 localhost
+listener 1883 127.0.0.1
 allow_anonymous false
 password_file /etc/mosquitto/passwords
 set_tcp_nodelay true
@@ -83,7 +83,7 @@ autosave_on_changes true
 autosave_interval 1
 max_queued_messages 0
 CONF
-systemctl restart mosquitto
+systemctl restart mosquitto || fail "the broker does not start"
 step broker "mosquitto with passwords"
 
 install ./old.deb
@@ -104,7 +104,7 @@ journalctl -u phi-edge --no-pager | grep -q 'fault  model' || fail "the journal 
 step no-model "exit status 78, not restarted; the journal names the fault"
 
 import_model ./model.tar
-printf '[node]\nname = "%s"\n[mqtt]\nusername = "phi-edge"\npassword_file = "credential:mqtt.password"\n' $NODE \
+printf '[node]\nname = "%s"\n[mqtt]\nhost = "127.0.0.1"\nusername = "phi-edge"\npassword_file = "credential:mqtt.password"\n' $NODE \
     >/etc/phi-edge/conf.d/appliance.toml
 (umask 077 && echo 'correct horse' >/etc/credstore/phi-edge.mqtt.password)
 step import "the demonstration model"

@@ -108,7 +108,7 @@ fn changelog(version: &str) -> Result<String> {
         .and_then(|output| String::from_utf8(output.stdout).ok())
         .context("git can't tell the date of the last change")?;
     let text = std::fs::read_to_string(root().join("CHANGELOG.md"))?;
-    let mut changes = String::new();
+    let mut changes: Vec<String> = Vec::new();
     for line in text
         .lines()
         .skip_while(|line| !line.starts_with("## "))
@@ -116,14 +116,35 @@ fn changelog(version: &str) -> Result<String> {
         .take_while(|line| !line.starts_with("## "))
         .filter(|line| !line.trim().is_empty())
     {
-        changes.push_str("  ");
-        changes.push_str(line);
-        changes.push('\n');
+        // A change begins with a star, its further lines are indented.
+        match (line.strip_prefix("* "), changes.last_mut()) {
+            (Some(begins), _) => changes.push(begins.to_owned()),
+            (None, Some(change)) => *change = format!("{change} {}", line.trim()),
+            (None, None) => {}
+        }
     }
+    let changes: String = changes.iter().map(|change| wrapped(change)).collect();
     Ok(format!(
         "phi-edge ({version}) unstable; urgency=medium\n\n{changes}\n -- {MAINTAINER}  {}\n",
         date.trim()
     ))
+}
+
+/// One change in lines of at most eighty characters.
+fn wrapped(change: &str) -> String {
+    let mut text = String::from("  *");
+    let mut length = text.len();
+    for word in change.split_whitespace() {
+        if length + 1 + word.len() > 80 {
+            text.push_str("\n   ");
+            length = 3;
+        }
+        text.push(' ');
+        text.push_str(word);
+        length += 1 + word.len();
+    }
+    text.push('\n');
+    text
 }
 
 fn files(folder: &Path) -> Result<Vec<PathBuf>> {

@@ -30,7 +30,7 @@ use crate::logging;
 use crate::settings;
 
 use life::Life;
-use signals::Signals;
+use signals::{Reloads, Signals};
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
 const REPLIES: usize = 64;
@@ -112,6 +112,7 @@ impl<'a> App<'a> {
     async fn and_run(self) -> Result<(), Fault> {
         let config = self.config;
         let mut signals = Signals::new()?;
+        let mut reloads = Reloads::new()?;
         // Before anything is connected: a wrong folder is the commonest fault.
         let model = ModelDir::open(&config.model.path)?;
         let text = model.text()?;
@@ -223,10 +224,17 @@ impl<'a> App<'a> {
             grace: config.limits.drain_grace.get(),
         }));
 
-        let end = tokio::select! {
-            () = signals.next() => End::Signal,
-            () = taken_over(&mut link_state) => End::TakenOver,
-            () = service.engine_lost() => End::EngineLost,
+        let end = loop {
+            tokio::select! {
+                () = signals.next() => break End::Signal,
+                () = taken_over(&mut link_state) => break End::TakenOver,
+                () = service.engine_lost() => break End::EngineLost,
+                () = reloads.next() => {
+                    #[cfg(unix)]
+                    let _reloading = notify::Reloading::begin();
+                    tracing::info!("nothing of the configuration can change while the daemon runs");
+                }
+            }
         };
         health.abort();
         let helpers = vec![

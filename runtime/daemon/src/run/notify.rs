@@ -44,6 +44,26 @@ pub(crate) fn say(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
+/// Tells systemd that the configuration is being read again, until this is dropped.
+pub(crate) struct Reloading(());
+
+impl Reloading {
+    /// From here to the drop.
+    pub(crate) fn begin() -> Self {
+        let mut news = vec![NotifyState::Reloading];
+        // Asked for by Type=notify-reload, ignored by others.
+        news.extend(NotifyState::monotonic_usec_now().ok());
+        send(&news);
+        Self(())
+    }
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        send(&[NotifyState::Ready]);
+    }
+}
+
 async fn tell(watched: &Watched) {
     let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
     let mut said = describe(&status.borrow(), &link.borrow());

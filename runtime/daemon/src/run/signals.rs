@@ -1,4 +1,4 @@
-//! SIGTERM, SIGINT and Ctrl-C.
+//! SIGTERM, SIGINT and Ctrl-C; SIGHUP.
 
 use crate::exit::Fault;
 
@@ -8,6 +8,41 @@ pub(crate) struct Signals {
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
+}
+
+/// The signal that has the configuration read again.
+pub(crate) struct Reloads {
+    #[cfg(unix)]
+    hangup: tokio::signal::unix::Signal,
+}
+
+#[cfg(unix)]
+impl Reloads {
+    /// From now on the signal ends nothing.
+    pub(crate) fn new() -> Result<Self, Fault> {
+        use tokio::signal::unix::{SignalKind, signal};
+        let hangup = signal(SignalKind::hangup())
+            .map_err(|error| Fault::failed(format!("signals can't be handled: {error}")))?;
+        Ok(Self { hangup })
+    }
+
+    /// Waits for the next one.
+    pub(crate) async fn next(&mut self) {
+        if self.hangup.recv().await.is_none() {
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
+#[cfg(not(unix))]
+impl Reloads {
+    pub(crate) fn new() -> Result<Self, Fault> {
+        Ok(Self {})
+    }
+
+    pub(crate) async fn next(&mut self) {
+        std::future::pending::<()>().await;
+    }
 }
 
 #[cfg(unix)]
