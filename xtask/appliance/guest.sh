@@ -115,7 +115,7 @@ step start "$(show StatusText); $(($(show MemoryCurrent) / 1048576)) MiB"
 
 answer=$(ask 1 'How do I reset the device?')
 [ -n "$answer" ] || fail "no answer"
-step ask "$(echo "$answer" | cut -c 1-60)…"
+step ask "$(echo "$answer" | sed 's/.*"text":"\([^"]*\)".*/\1/' | cut -c 1-70)…"
 
 echo "INFO  $(systemd-analyze security phi-edge --no-pager | tail -n 1)"
 began=$(now)
