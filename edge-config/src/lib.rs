@@ -25,6 +25,7 @@ mod validate;
 
 pub use error::ConfigError;
 pub use load::{LoadOptions, Loaded, load};
+pub use nearest::nearest_of;
 pub use origin::Origin;
 pub use render::render;
 pub use rules::{

@@ -14,13 +14,11 @@ pub(crate) fn nearest(unknown: &str) -> &'static str {
     nearest_of(unknown, candidates).unwrap_or("node.name")
 }
 
-/// The one of the candidates that is most like `unknown`.
-pub(crate) fn nearest_of(
-    unknown: &str,
-    candidates: impl Iterator<Item = &'static str>,
-) -> Option<&'static str> {
+/// The known name that is most like `unknown`, whatever the case, for a message that helps. Names may have parts behind
+/// dots or slashes (`mqtt.host`, `Europe/Berlin`); there is none only if there are no known ones.
+pub fn nearest_of<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let unknown = unknown.to_lowercase();
-    let scored = candidates.map(|candidate| (score(&unknown, candidate), candidate));
+    let scored = known.map(|candidate| (score(&unknown, &candidate.to_lowercase()), candidate));
     scored
         .max_by(|a, b| a.0.total_cmp(&b.0))
         .map(|(_, candidate)| candidate)
@@ -41,12 +39,35 @@ fn score(unknown: &str, candidate: &str) -> f64 {
 }
 
 fn parts(path: &str) -> (&str, &str) {
-    path.rsplit_once('.').unwrap_or(("", path))
+    path.rsplit_once(['.', '/']).unwrap_or(("", path))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_any_kind_are_found() {
+        let zones = [
+            "UTC",
+            "Europe/Berlin",
+            "Europe/Bern",
+            "Asia/Beirut",
+            "America/Los_Angeles",
+        ];
+        let check = |unknown: &str, expected: &str| {
+            assert_eq!(
+                nearest_of(unknown, zones.into_iter()),
+                Some(expected),
+                "{unknown}"
+            );
+        };
+        check("Europe/Berln", "Europe/Berlin");
+        check("Berlin", "Europe/Berlin");
+        check("America/Berlin", "Europe/Berlin");
+        check("Los_Angeles", "America/Los_Angeles");
+        assert_eq!(nearest_of("x", std::iter::empty()), None);
+    }
 
     #[test]
     fn slips_find_their_key() {

@@ -131,3 +131,18 @@ fn a_process_that_is_held_up_does_not_feed_the_watchdog() {
     daemon.signal("CONT");
     manager.hear("WATCHDOG=1");
 }
+
+#[test]
+fn a_reload_is_told_and_ends_nothing() {
+    if !has_library() {
+        return;
+    }
+    let (mut manager, mut daemon) = Manager::start(free_port(), &[]);
+    manager.hear("READY=1");
+    daemon.signal("HUP");
+    manager.hear("RELOADING=1");
+    manager.hear("READY=1");
+    daemon.signal("TERM");
+    manager.hear("STOPPING=1");
+    assert!(daemon.wait().success());
+}

@@ -6,10 +6,12 @@ use phi_edge_config::Config;
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::{Client, ClientOptions};
 use phi_edge_onnx::Library;
+use phi_edge_service::rules::Rule;
 
 use crate::cli::CheckArgs;
 use crate::exit::{Exit, Fault};
 use crate::local::Choice;
+use crate::rules;
 use crate::run::parts;
 use crate::settings;
 
@@ -38,6 +40,13 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         println!("warn   config    {warning}");
     }
     let config = &loaded.config;
+    if !config.rules.is_empty() {
+        let names = |rules: Vec<Rule>| {
+            let names: Vec<_> = rules.into_iter().map(|rule| rule.name).collect();
+            ((), names.join(", "))
+        };
+        report.add("rules", rules::all(config).map(names));
+    }
     let choice = Choice::of(config);
     let model = report.add("model", open(&choice));
     let library = report.add(

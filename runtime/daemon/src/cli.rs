@@ -28,6 +28,8 @@ pub(crate) enum Command {
     Store(StoreArgs),
     /// Watch one node or a fleet: queue, slots, speed, errors.
     Top(TopArgs),
+    /// Try rules out: replay recorded messages, record them, check the rules.
+    Rules(RulesArgs),
     /// Measure loading, prefill, decoding and memory.
     Bench(BenchArgs),
     /// Print the effective configuration and where each value came from.
@@ -84,6 +86,74 @@ pub(crate) enum StoreAction {
     PurgeAside,
     /// Forget everything, also requests that are not answered yet.
     PurgeAll,
+}
+
+#[derive(Args)]
+pub(crate) struct RulesArgs {
+    #[command(subcommand)]
+    pub(crate) action: RulesAction,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum RulesAction {
+    /// Replay recorded messages through a rule: its windows, prompts and texts.
+    Test(RuleTestArgs),
+    /// Record what a broker sends, one JSON object a line.
+    #[command(after_help = RECORD_EXAMPLE)]
+    Record(RecordArgs),
+    /// Check every rule, and say what to do about each fault.
+    Lint(ConfigArgs),
+}
+
+const RECORD_EXAMPLE: &str = "Example:
+  phi-edge rules record 'plant/+/alarm' > alarms.jsonl";
+
+#[derive(Args)]
+pub(crate) struct RuleTestArgs {
+    /// The rule's name.
+    pub(crate) rule: String,
+    /// The recording, as phi-edge rules record writes it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// Let time pass N times as fast as recorded [default: as fast as possible].
+    #[arg(long, value_name = "N", value_parser = speed)]
+    pub(crate) speed: Option<f64>,
+    /// Show windows, facts and prompts without asking the model.
+    #[arg(long)]
+    pub(crate) no_model: bool,
+    /// The model directory [default: model.path of the configuration].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Print each window's event as one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Args)]
+pub(crate) struct RecordArgs {
+    /// Topic filters.
+    #[arg(required = true, value_name = "TOPIC")]
+    pub(crate) topics: Vec<String>,
+    /// The broker: mqtt://[user:password@]host[:port], or mqtts://
+    #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
+    pub(crate) broker: BrokerUrl,
+    /// For mqtts://: the authority that signed the broker's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// For mqtts://: the client's own certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// For mqtts://: the key of the client's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// End after so many messages.
+    #[arg(long, value_name = "N")]
+    pub(crate) messages: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long, value_name = "N")]
+    pub(crate) seconds: Option<u64>,
 }
 
 #[derive(Args)]
@@ -285,6 +355,13 @@ fn setting(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("must be KEY=VALUE, as in mqtt.host=broker.local".to_owned()),
+    }
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("must be a number above 0".to_owned()),
     }
 }
 

@@ -18,7 +18,7 @@ use crate::settings;
 const CACHE_ROWS: usize = 8;
 
 /// The file that remembers which edits of a graph hold.
-const VERDICTS: &str = "graph-verdicts.json";
+pub(crate) const VERDICTS: &str = "graph-verdicts.json";
 
 /// Which model, and how it is run.
 #[derive(Debug, Clone)]
@@ -136,7 +136,7 @@ impl Choice {
 }
 
 /// Where commands keep what spares them time: the user's cache folder.
-fn cache_folder() -> Option<PathBuf> {
+pub(crate) fn cache_folder() -> Option<PathBuf> {
     let named = |variable: &str| {
         std::env::var_os(variable)
             .map(PathBuf::from)

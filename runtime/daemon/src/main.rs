@@ -11,6 +11,7 @@ mod logging;
 mod memory;
 mod prefixes;
 mod remote;
+mod rules;
 mod run;
 mod settings;
 mod store;
@@ -20,7 +21,7 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::cli::{Cli, Command};
+use crate::cli::{Cli, Command, RulesAction};
 use crate::exit::Fault;
 
 fn main() -> ExitCode {
@@ -36,6 +37,11 @@ fn main() -> ExitCode {
         }
         Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
+        Command::Rules(args) => match &args.action {
+            RulesAction::Test(args) => rules::test(args),
+            RulesAction::Record(args) => rules::record(args),
+            RulesAction::Lint(args) => rules::lint(args),
+        },
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),

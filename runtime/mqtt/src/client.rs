@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use rumqttc::{
-    AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet,
+    AckMode, AsyncClient, Broker, Event, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet,
     PersistedAckMode, Publish, PublishOptions, PublishProperties, QoS,
 };
 use tokio::sync::mpsc;
@@ -72,7 +72,7 @@ pub struct Received {
 /// A connection that asks. It ends when it is dropped, or when the broker ends it.
 pub struct Client {
     mqtt: AsyncClient,
-    received: mpsc::UnboundedReceiver<Received>,
+    received: mpsc::UnboundedReceiver<Publish>,
     poller: JoinHandle<()>,
     failure: mpsc::Receiver<String>,
     broker: String,
@@ -90,9 +90,10 @@ impl Client {
             let seconds = u32::try_from(session.as_secs()).unwrap_or(u32::MAX);
             mqtt.set_outgoing_inflight_upper_limit(INFLIGHT)
                 .set_session_expiry_interval(Some(seconds))
-                .set_session_store(MemorySession::new(seconds, PersistedAckMode::Automatic));
+                .set_session_store(MemorySession::new(seconds, PersistedAckMode::Manual));
         }
-        mqtt.set_clean_start(options.session.is_none())
+        mqtt.set_ack_mode(AckMode::Manual)
+            .set_clean_start(options.session.is_none())
             .set_keep_alive(30)
             .set_max_packet_size(Some(MAX_PACKET))
             .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET))
@@ -117,7 +118,7 @@ impl Client {
                         let _ = up_tx.try_send(());
                     }
                     Ok(Event::Incoming(Packet::Publish(publish))) => {
-                        let _ = received_tx.send(Received::from(publish));
+                        let _ = received_tx.send(publish);
                     }
                     Ok(_) => {}
                     Err(error) => {
@@ -204,7 +205,12 @@ impl Client {
     /// The broker is gone.
     pub async fn receive(&mut self, limit: Duration) -> Result<Option<Received>, ClientError> {
         match timeout(limit, self.received.recv()).await {
-            Ok(Some(received)) => Ok(Some(received)),
+            Ok(Some(publish)) => {
+                // Not before: what nobody has taken yet is the broker's to deliver again. An error: the connection is gone,
+                // and the broker will.
+                let _ = self.mqtt.try_ack(&publish);
+                Ok(Some(Received::from(publish)))
+            }
             Ok(None) => {
                 let reason = self.failure.recv().await;
                 Err(self.lost(reason))

@@ -10,6 +10,7 @@ mod client;
 #[cfg(feature = "embedded-broker")]
 mod embedded;
 mod link;
+mod rule_topics;
 mod tls;
 mod topics;
 pub mod wire;
@@ -18,6 +19,9 @@ pub use broker_url::{BrokerUrl, BrokerUrlError};
 pub use client::{Client, ClientError, ClientOptions, Received};
 #[cfg(feature = "embedded-broker")]
 pub use embedded::{EmbeddedBroker, EmbeddedBrokerConfig, EmbeddedBrokerError};
-pub use link::{CounterReader, Link, LinkConfig, LinkCounters, LinkState, LinkVitals, RequestLimits};
+pub use link::{
+    CounterReader, Link, LinkConfig, LinkCounters, LinkInputs, LinkState, LinkVitals, RequestLimits,
+};
+pub use rule_topics::RuleTopics;
 pub use tls::{TlsError, TlsFiles};
 pub use topics::{TopicError, Topics, filter_matches};

@@ -162,6 +162,27 @@ impl Topics {
         }
     }
 
+    /// Whether a topic is below what is ours: nothing there is taken for a machine's message.
+    pub(crate) fn is_own(&self, topic: &str) -> bool {
+        let below = |base: &str| {
+            topic
+                .strip_prefix(base)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        below(&self.base) || self.pool.as_ref().is_some_and(|pool| below(&pool.base))
+    }
+
+    /// Whether an event may be published on a topic: one that can be published on, and that nobody takes for a request.
+    pub(crate) fn check_event(&self, topic: &str) -> Result<(), TopicError> {
+        if !is_topic(topic) {
+            return Err(TopicError::Invalid(topic.to_owned()));
+        }
+        if self.inbound(topic).is_some() {
+            return Err(TopicError::NotAllowed(topic.to_owned()));
+        }
+        Ok(())
+    }
+
     /// Tells what a message is; `None` for a topic that was never subscribed to.
     pub(crate) fn inbound<'a>(&self, topic: &'a str) -> Option<Inbound<'a>> {
         let tail = |base: &str| topic.strip_prefix(base)?.strip_prefix('/');
@@ -190,11 +211,7 @@ impl Topics {
         scope: Scope,
         client: Option<&str>,
     ) -> Result<(), TopicError> {
-        if topic.is_empty()
-            || topic.len() > usize::from(u16::MAX)
-            || topic.starts_with('$')
-            || topic.contains(['+', '#', '\0'])
-        {
+        if !is_topic(topic) {
             return Err(TopicError::Invalid(topic.to_owned()));
         }
         let responses = format!("{}/response/", self.base_of(scope));
@@ -216,6 +233,14 @@ impl Topics {
             below,
         })
     }
+}
+
+/// Whether a topic can be published on.
+fn is_topic(topic: &str) -> bool {
+    !topic.is_empty()
+        && u16::try_from(topic.len()).is_ok()
+        && !topic.starts_with('$')
+        && !topic.contains(['+', '#', '\0'])
 }
 
 /// Whether an MQTT topic filter matches a topic (MQTT 5, section 4.7).

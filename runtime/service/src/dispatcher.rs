@@ -75,11 +75,10 @@ impl Dispatcher {
             return;
         };
         let wanted = *signals.refill.borrow();
-        let mut ledger = self.shared.ledger();
-        ledger.restore_if_any(Instant::now());
+        self.shared.restore_if_any();
         if wanted != self.refilled {
             self.refilled = wanted;
-            ledger.write_all();
+            self.shared.write_all();
         }
     }
 

@@ -16,8 +16,13 @@ pub(crate) struct Stored {
 
 impl Stored {
     /// Waits until what was written can't be lost any more, or is not stored.
-    pub(crate) async fn wait(self) -> Result<(), Unstored> {
-        self.answer
+    pub(crate) async fn wait(mut self) -> Result<(), Unstored> {
+        self.ready().await
+    }
+
+    /// As [`Stored::wait`], for those who may look away meanwhile.
+    pub(crate) async fn ready(&mut self) -> Result<(), Unstored> {
+        (&mut self.answer)
             .await
             .unwrap_or_else(|_| Err(Unstored("the store has ended".to_owned())))
     }

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Duration;
 
 use phi_edge_engine::{Finish, TokenId};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
@@ -17,6 +17,8 @@ use crate::journal::{Journal, Stored};
 use crate::pace::Pace;
 use crate::quota::{Quota, Quotas};
 use crate::reply::{Answer, DeadLetter, ErrorCode, Refusal, Reply, ReplyBody};
+use crate::rules::Published;
+use crate::rules::record::{RestoredRules, RuleChange};
 use crate::runner::Ended;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
@@ -34,6 +36,9 @@ const CRASHES: u32 = 3;
 
 /// Refused requests that are remembered for the broker's redeliveries: more than it has under way to us.
 const REFUSED: usize = 256;
+
+/// The client of what is asked within this process.
+pub(crate) const INTERNAL: &str = "/rules";
 
 /// Bounds of the ledger.
 #[derive(Debug, Clone)]
@@ -175,6 +180,8 @@ pub(crate) struct Ledger {
     /// The one that runs is such a job.
     alone: bool,
     closed: Option<Closed>,
+    /// Who waits for an outcome within this process.
+    listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
     sessions: Sessions,
     quotas: Quotas,
     pace: Pace,
@@ -195,6 +202,7 @@ impl Ledger {
             quotas: Quotas::new(limits.quota),
             limits,
             jobs: HashMap::new(),
+            listeners: HashMap::new(),
             queue: BTreeMap::new(),
             running: 0,
             kept: VecDeque::new(),
@@ -305,7 +313,9 @@ impl Ledger {
                 "the store holds {bytes} bytes, store.max_bytes is {most}"
             )));
         }
-        if let Err((wait, which)) = self.quotas.enter(job.key.client.as_ref(), now) {
+        if !is_internal(&job.key)
+            && let Err((wait, which)) = self.quotas.enter(job.key.client.as_ref(), now)
+        {
             return Err(Refusal {
                 retry_after: Some(wait),
                 ..self.refuse(
@@ -328,7 +338,7 @@ impl Ledger {
             let waits = |out: &Outgoing| {
                 out.reply.key == job.key && out.reply.address == job.reply && out.reply.body == body
             };
-            if !self.outgoing.iter().any(waits) {
+            if !is_internal(&job.key) && !self.outgoing.iter().any(waits) {
                 if self.outgoing.len() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }
@@ -497,6 +507,62 @@ impl Ledger {
         }
     }
 
+    /// Whoever asks within this process gets the outcome of `key` here, at once if there is one.
+    pub(crate) fn listen(&mut self, key: &JobKey, listener: oneshot::Sender<ReplyBody>) {
+        if let Some(State::Done(body, _)) = self.jobs.get(key).map(|entry| &entry.state) {
+            // An error: nobody waits any more.
+            let _ = listener.send(body.clone());
+        } else {
+            self.listeners.insert(key.clone(), listener);
+        }
+    }
+
+    /// Nobody waits for this outcome any more.
+    pub(crate) fn unlisten(&mut self, key: &JobKey) {
+        self.listeners.remove(key);
+    }
+
+    /// Writes down what the rules have decided.
+    pub(crate) fn note_rules(&mut self, changes: Vec<RuleChange>) -> Option<Stored> {
+        for change in changes {
+            self.journal.note(Change::Rule(change));
+        }
+        self.journal.send_and_wait()
+    }
+
+    /// Puts an event among the messages that leave; the jobs that worded it are forgotten. All of it is stored together.
+    pub(crate) fn publish_event(&mut self, published: Published, change: RuleChange, jobs: &[JobKey]) {
+        let key = JobKey {
+            client: None,
+            id: published.event.event_id.clone(),
+        };
+        let address = ReplyAddress {
+            topic: published.output.topic.clone(),
+            correlation: None,
+        };
+        self.send(key, address, ReplyBody::Event(Box::new(published)));
+        self.journal.note(Change::Rule(change));
+        for key in jobs {
+            self.forget(key);
+        }
+        self.journal.send();
+    }
+
+    /// Why nothing new can be stored, if so.
+    pub(crate) fn store_failing(&self) -> Option<String> {
+        self.journal.failing()
+    }
+
+    fn forget(&mut self, key: &JobKey) {
+        if let Some(place) = self.kept.iter().position(|kept| kept.key == *key)
+            && let Some(kept) = self.kept.remove(place)
+        {
+            self.kept_bytes -= kept.bytes;
+            self.jobs.remove(key);
+            self.journal.note(Change::Forget(kept.key));
+        }
+    }
+
     fn remember_refusal(&mut self, receipt: [u8; 32]) {
         if self.refusals.len() >= REFUSED {
             self.refusals.pop_front();
@@ -525,12 +591,13 @@ impl Ledger {
         self.outgoing.push_back(Outgoing { safe_with, reply });
     }
 
-    /// Takes over what an earlier process left.
-    fn restore(&mut self, restored: Restored, now: Instant) {
+    /// Takes over what an earlier process left of requests and outcomes.
+    fn restore(&mut self, restored: Restored, now: Instant) -> RestoredRules {
         let Restored {
             jobs,
             outbox,
             refused,
+            rules,
         } = restored;
         tracing::info!(
             open = jobs
@@ -565,6 +632,7 @@ impl Ledger {
             self.restore_job(job, now);
         }
         self.journal.send();
+        rules
     }
 
     fn restore_job(&mut self, restored: RestoredJob, now: Instant) {
@@ -653,8 +721,8 @@ impl Ledger {
     }
 
     /// Writes everything that is to be kept anew, for a store that has missed something.
-    pub(crate) fn write_all(&mut self) {
-        let mut all = Vec::new();
+    pub(crate) fn write_all(&mut self, rules: &RestoredRules) {
+        let mut all: Vec<Change> = rules.changes().into_iter().map(Change::Rule).collect();
         for (key, entry) in &self.jobs {
             let key = key.clone();
             match (&entry.state, entry.waiting()) {
@@ -974,11 +1042,10 @@ impl Ledger {
         lost
     }
 
-    /// Reads what an earlier process left, if it has just become readable.
-    pub(crate) fn restore_if_any(&mut self, now: Instant) {
-        if let Some(restored) = self.journal.take_restored() {
-            self.restore(restored, now);
-        }
+    /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
+    pub(crate) fn restore_if_any(&mut self, now: Instant) -> Option<RestoredRules> {
+        let restored = self.journal.take_restored()?;
+        Some(self.restore(restored, now))
     }
 
     /// Takes the store out: what is decided from here on is not kept.
@@ -1069,7 +1136,7 @@ impl Ledger {
                     "job failed"
                 );
             }
-            ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) => {}
+            ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => {}
         }
         let bytes = size(body);
         let addresses = std::mem::take(&mut entry.addresses);
@@ -1084,7 +1151,14 @@ impl Ledger {
             });
         }
         for address in addresses {
-            self.send(key.clone(), address, body.clone());
+            // What was asked within this process is sent nowhere.
+            if !is_internal(key) {
+                self.send(key.clone(), address, body.clone());
+            }
+        }
+        if let Some(listener) = self.listeners.remove(key) {
+            // An error: whoever asked has left.
+            let _ = listener.send(body.clone());
         }
         self.kept.push_back(Kept {
             key: key.clone(),
@@ -1106,12 +1180,17 @@ impl Ledger {
     }
 }
 
+/// Whether a job was asked for within this process: no client's name holds a slash.
+fn is_internal(key: &JobKey) -> bool {
+    key.client.as_deref() == Some(INTERNAL)
+}
+
 /// Bytes of text of an outcome.
 fn size(body: &ReplyBody) -> usize {
     match body {
         ReplyBody::Final(answer) => answer.text.len(),
         ReplyBody::Error(refusal) => refusal.message.len(),
-        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) => 0,
+        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => 0,
     }
 }
 

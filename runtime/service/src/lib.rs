@@ -38,7 +38,7 @@ pub use prompts::Prompts;
 pub use pulse::{Beat, EnginePulse};
 pub use quota::Quota;
 pub use reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
-pub use service::{Service, ServiceConfig};
+pub use service::{Observed, Service, ServiceConfig};
 pub use stats::Stats;
 pub use store::{
     Inventory, LastEnd, Purge, Store, StoreConfig, StoreError, StoreHealth, ToolError, inspect, purge,

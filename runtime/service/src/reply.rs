@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::job::{JobKey, ReplyAddress};
+use crate::rules::Published;
 
 /// One message to a client.
 #[derive(Debug, Clone, PartialEq)]
@@ -37,6 +38,8 @@ pub enum ReplyBody {
     Error(Refusal),
     /// For the operator: what could not be served. Its address is nobody's.
     DeadLetter(DeadLetter),
+    /// What a rule produced.
+    Event(Box<Published>),
 }
 
 /// What could not be served.

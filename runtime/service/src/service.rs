@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -18,7 +18,10 @@ use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger, Limits, Verdict};
 use crate::prompts::Prompts;
 use crate::quota::Quota;
-use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
+use crate::reply::{Answer, ErrorCode, Refusal, Reply, ReplyBody};
+use crate::rules::book::{Book, RuleMessage};
+use crate::rules::record::RuleChange;
+use crate::rules::{Event, Published, ReplayedWindow, Rule, RuleCounters, Time, worded};
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
 use crate::store::{Signals, Store};
@@ -27,7 +30,7 @@ use crate::store::{Signals, Store};
 pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
 
 /// Bounds and times of the service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct ServiceConfig {
     /// The most jobs that wait for a slot; one more is refused as `busy`. Also the most outcomes that may
     /// wait to be taken before new requests are refused.
@@ -52,6 +55,12 @@ pub struct ServiceConfig {
     pub quota: Quota,
     /// The model's name, for answers.
     pub model: String,
+    /// What to make of which messages.
+    pub rules: Vec<Rule>,
+    /// Windows that get their words at the same time.
+    pub rule_jobs: usize,
+    /// The most that the messages of open windows may cost, in memory and in the store, in bytes.
+    pub rules_bytes: u64,
 }
 
 impl Default for ServiceConfig {
@@ -68,6 +77,9 @@ impl Default for ServiceConfig {
             session_memory: 16 << 20,
             quota: Quota::default(),
             model: String::new(),
+            rules: Vec::new(),
+            rule_jobs: 2,
+            rules_bytes: 64 << 20,
         }
     }
 }
@@ -77,11 +89,15 @@ impl Default for ServiceConfig {
 #[derive(Clone)]
 pub struct Service {
     shared: Arc<Shared>,
-    dispatcher: Arc<Dispatching>,
+    tasks: Arc<Tasks>,
 }
 
 pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
+    /// Locked before the ledger where both are.
+    book: Mutex<Book>,
+    /// Tells the task of the rules that the book has something for it.
+    pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
     engine: EngineInfo,
     max_prompt_tokens: Option<usize>,
@@ -95,13 +111,18 @@ pub(crate) struct Shared {
     pub(crate) engine_lost: watch::Sender<bool>,
 }
 
-/// Ends the dispatcher with the last handle.
-struct Dispatching(Mutex<Option<JoinHandle<()>>>);
+/// Ends with the last handle.
+struct Tasks {
+    dispatcher: Mutex<Option<JoinHandle<()>>>,
+    rules: Mutex<Option<JoinHandle<()>>>,
+}
 
-impl Drop for Dispatching {
+impl Drop for Tasks {
     fn drop(&mut self) {
-        if let Some(task) = lock(&self.0).take() {
-            task.abort();
+        for task in [&self.dispatcher, &self.rules] {
+            if let Some(task) = lock(task).take() {
+                task.abort();
+            }
         }
     }
 }
@@ -143,10 +164,11 @@ impl Service {
         let boot = RandomState::new().hash_one(std::process::id());
         let journal = Journal::new(store);
         let signals = journal.signals();
-        let mut ledger = Ledger::new(limits, boot, journal);
-        ledger.restore_if_any(Instant::now());
+        let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
+            book: Mutex::new(Book::new(boot, config.rules_bytes)),
+            rules_wake: Notify::new(),
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
@@ -162,11 +184,19 @@ impl Service {
             replies,
             chunk_interval: config.chunk_interval,
         };
+        if let Err(error) = shared.set_rules(config.rules) {
+            tracing::error!(error, "the rules can't be used");
+        }
+        shared.restore_if_any();
         let dispatcher = Dispatcher::new(Arc::clone(&shared), runner);
         let task = tokio::spawn(dispatcher.run(engine));
+        let rules = tokio::spawn(worded::run(Arc::clone(&shared), config.rule_jobs.max(1)));
         Self {
             shared,
-            dispatcher: Arc::new(Dispatching(Mutex::new(Some(task)))),
+            tasks: Arc::new(Tasks {
+                dispatcher: Mutex::new(Some(task)),
+                rules: Mutex::new(Some(rules)),
+            }),
         }
     }
 
@@ -191,33 +221,33 @@ impl Service {
         job: NewJob,
         redelivered: bool,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
-        let shared = Arc::clone(&self.shared);
-        let key = job.key.clone();
-        let first = shared.ledger().admit(&job, redelivered, Instant::now());
-        // A task of its own: whoever waits may leave.
-        let task = tokio::spawn(async move {
-            let taken = shared.take(job, redelivered, first).await;
-            shared.changed();
-            if let Err(refusal) = &taken {
-                tracing::info!(
-                    job.id = key.id,
-                    job.client = key.client,
-                    code = refusal.code.as_str(),
-                    error = refusal.message,
-                    "request refused"
-                );
-            }
-            taken
-        });
-        let shared = Arc::clone(&self.shared);
-        async move {
-            task.await.unwrap_or_else(|error| {
-                tracing::error!(%error, "taking a request failed");
-                Err(shared
-                    .ledger()
-                    .refuse(ErrorCode::Internal, "a fault inside the service"))
-            })
-        }
+        Arc::clone(&self.shared).receive(job, redelivered)
+    }
+
+    /// Counts a message in the windows of rules. What it returns resolves when the message may be acknowledged: it is
+    /// stored, or was dropped because it can't be.
+    pub fn observe(&self, message: &RuleMessage) -> Option<Observed> {
+        self.shared.observe(message)
+    }
+
+    /// Takes these rules in place of those there are: one that has changed only in its words and outputs goes on with its
+    /// windows, those of others end now.
+    ///
+    /// # Errors
+    /// A rule can't be used; one line. Then the old ones stay.
+    pub fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
+        self.shared.set_rules(rules)
+    }
+
+    /// Words for a window that was ended elsewhere.
+    pub async fn word(&self, window: &ReplayedWindow) -> Event {
+        let (published, _) = worded::worded(&self.shared, window.pending.clone(), Some(&window.rule)).await;
+        published.event
+    }
+
+    /// How rules are doing.
+    pub fn rule_counters(&self) -> RuleCounters {
+        self.shared.book().counters()
     }
 
     /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
@@ -294,6 +324,12 @@ impl Service {
     /// off the reply channel's queue, or a few seconds after nobody took them, with the engine's thread gone.
     pub async fn drain(&self, grace: Duration) {
         tracing::info!(grace_s = grace.as_secs_f64(), "draining");
+        // Events without words keep for the next process, as do windows.
+        let rules = lock(&self.tasks.rules).take();
+        if let Some(rules) = rules {
+            rules.abort();
+            let _ = rules.await;
+        }
         self.shared.ledger().close(Closed::Draining, Instant::now());
         self.shared.changed();
         let mut stats = self.watch_stats();
@@ -310,7 +346,7 @@ impl Service {
             );
         }
         self.shared.finish.send_replace(true);
-        let task = lock(&self.dispatcher.0).take();
+        let task = lock(&self.tasks.dispatcher).take();
         if let Some(task) = task
             && let Err(error) = task.await
         {
@@ -330,6 +366,136 @@ impl Service {
 }
 
 impl Shared {
+    /// As [`Service::receive`].
+    pub(crate) fn receive(
+        self: Arc<Self>,
+        job: NewJob,
+        redelivered: bool,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
+        let key = job.key.clone();
+        let first = self.ledger().admit(&job, redelivered, Instant::now());
+        let shared = Arc::clone(&self);
+        // A task of its own: whoever waits may leave.
+        let task = tokio::spawn(async move {
+            let taken = shared.take(job, redelivered, first).await;
+            shared.changed();
+            if let Err(refusal) = &taken {
+                tracing::info!(
+                    job.id = key.id,
+                    job.client = key.client,
+                    code = refusal.code.as_str(),
+                    error = refusal.message,
+                    "request refused"
+                );
+            }
+            taken
+        });
+        async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "taking a request failed");
+                Err(self
+                    .ledger()
+                    .refuse(ErrorCode::Internal, "a fault inside the service"))
+            })
+        }
+    }
+
+    /// As [`Service::receive`], for what is asked within this process: the outcome comes back here.
+    pub(crate) async fn ask(self: Arc<Self>, job: NewJob) -> Result<Answer, Refusal> {
+        let key = job.key.clone();
+        let (listener, outcome) = oneshot::channel();
+        Arc::clone(&self).receive(job, false).await?;
+        self.ledger().listen(&key, listener);
+        let forget = Unlisten {
+            shared: &self,
+            key: &key,
+        };
+        let outcome = outcome.await;
+        drop(forget);
+        match outcome {
+            Ok(ReplyBody::Final(answer)) => Ok(answer),
+            Ok(ReplyBody::Error(refusal)) => Err(refusal),
+            _ => Err(self
+                .ledger()
+                .refuse(ErrorCode::Internal, "the answer was lost on its way")),
+        }
+    }
+
+    fn observe(&self, message: &RuleMessage) -> Option<Observed> {
+        let mut book = self.book();
+        if self.ledger().store_failing().is_some() {
+            book.drop_message(message);
+            return None;
+        }
+        let changes = book.observe(message, wall());
+        let waiting = changes.iter().any(RuleChange::calls_for_words);
+        let stored = self.ledger().note_rules(changes);
+        drop(book);
+        if waiting {
+            self.rules_wake.notify_one();
+        }
+        stored.map(Observed)
+    }
+
+    fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
+        let mut book = self.book();
+        let changes = book.set_rules(rules, wall())?;
+        self.ledger().note_rules(changes);
+        drop(book);
+        self.rules_wake.notify_one();
+        Ok(())
+    }
+
+    /// Ends windows that are due; tells when the next one is.
+    pub(crate) fn tick_rules(&self) -> Option<Duration> {
+        let mut book = self.book();
+        let now = wall();
+        let changes = book.tick(now);
+        self.ledger().note_rules(changes);
+        book.due().map(|due| due.since(now))
+    }
+
+    /// Hands an event on; the jobs that worded it are forgotten.
+    pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
+        let mut book = self.book();
+        let change = book.posted(&published.event);
+        self.ledger().publish_event(published, change, jobs);
+        drop(book);
+        self.changed();
+    }
+
+    /// Reads what an earlier process left, if it has just become readable.
+    pub(crate) fn restore_if_any(&self) {
+        let mut book = self.book();
+        let restored = self.ledger().restore_if_any(Instant::now());
+        if let Some(restored) = restored {
+            let changes = book.restore(restored, wall());
+            self.ledger().note_rules(changes);
+            self.rules_wake.notify_one();
+        }
+    }
+
+    /// Gives the store all there is.
+    pub(crate) fn write_all(&self) {
+        let book = self.book();
+        let rules = book.all();
+        self.ledger().write_all(&rules);
+    }
+
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.book)
+    }
+
+    pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {
+        &self.prompts
+    }
+
+    /// The most tokens of a prompt that leaves room for so many new ones.
+    pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
+        let room = self.engine.context_length.saturating_sub(new_tokens + 1);
+        self.max_prompt_tokens.map_or(room, |most| room.min(most))
+    }
+
     async fn take(
         &self,
         job: NewJob,
@@ -455,6 +621,36 @@ impl Shared {
             changed
         });
     }
+}
+
+/// A message of a rule on its way to the disk.
+#[derive(Debug)]
+pub struct Observed(Stored);
+
+impl Observed {
+    /// Waits until the message can't be lost any more, or can't be stored. May be called again if it was not waited for to
+    /// the end.
+    pub async fn wait(&mut self) {
+        if let Err(reason) = self.0.ready().await {
+            tracing::debug!(%reason, "a message of a rule is in memory alone");
+        }
+    }
+}
+
+/// Takes a listener back when whoever listens leaves.
+struct Unlisten<'a> {
+    shared: &'a Shared,
+    key: &'a JobKey,
+}
+
+impl Drop for Unlisten<'_> {
+    fn drop(&mut self) {
+        self.shared.ledger().unlisten(self.key);
+    }
+}
+
+fn wall() -> Time {
+    Time(crate::store::wall_ms())
 }
 
 /// A panic while the lock was held is a bug that was reported; the ledger's own state is still the best

@@ -12,7 +12,9 @@ use anyhow::{Context, Result, bail};
 use phi_edge_engine::{Detokenizer, Finish, Interrupt, Summary, TokenId};
 use phi_edge_models::Message;
 use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{Client, ClientOptions, Link, LinkConfig, LinkState, RequestLimits, Topics};
+use phi_edge_mqtt::{
+    Client, ClientOptions, Link, LinkConfig, LinkInputs, LinkState, RequestLimits, RuleTopics, Topics,
+};
 use phi_edge_service::{
     EngineCommand, EngineHandle, EngineInfo, LastEnd, Prompts, Service, ServiceConfig, Store, StoreConfig,
 };
@@ -162,7 +164,16 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
     let (_status_tx, status) = watch::channel(status);
     let (_stats_tx, stats) = watch::channel(serde_json::Value::Null);
     let (_open_tx, open) = watch::channel(true);
-    let link = Link::start(config, service_rx, replies, status, stats, open)?;
+    let (_rules_tx, rules) = watch::channel(RuleTopics::default());
+    let inputs = LinkInputs {
+        service: service_rx,
+        replies,
+        status,
+        stats,
+        open,
+        rules,
+    };
+    let link = Link::start(config, inputs)?;
     link.state().wait_for(|state| *state == LinkState::Up).await?;
     // Until the other end of standard input is closed.
     let mut line = String::new();

@@ -8,6 +8,7 @@ mod life;
 mod notify;
 pub(crate) mod parts;
 mod pool;
+pub(crate) mod rules;
 mod signals;
 mod stats;
 
@@ -16,7 +17,7 @@ use std::time::Duration;
 use phi_edge_config::{Config, Loaded, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{Link, LinkState};
+use phi_edge_mqtt::{Link, LinkInputs, LinkState};
 use phi_edge_service::{
     LastEnd, Quota, Service, ServiceConfig, StartError, Store, StoreConfig, spawn_engine,
 };
@@ -30,6 +31,7 @@ use crate::logging;
 use crate::settings;
 
 use life::Life;
+use rules::Rules;
 use signals::{Reloads, Signals};
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
@@ -48,7 +50,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
-    let outcome = runtime.block_on(App::new(&loaded.config).and_run());
+    let outcome = runtime.block_on(App::new(&loaded.config, args).and_run());
     // A model that is still being loaded is not worth waiting for.
     runtime.shutdown_background();
     outcome
@@ -80,6 +82,8 @@ fn announce(loaded: &Loaded) {
 
 struct App<'a> {
     config: &'a Config,
+    /// Where the configuration comes from, to be read again.
+    args: &'a ConfigArgs,
     status: watch::Sender<Status>,
 }
 
@@ -91,7 +95,7 @@ enum End {
 }
 
 impl<'a> App<'a> {
-    fn new(config: &'a Config) -> Self {
+    fn new(config: &'a Config, args: &'a ConfigArgs) -> Self {
         let status = Status {
             state: State::Starting,
             reason: Some("the model is loading".into()),
@@ -105,6 +109,7 @@ impl<'a> App<'a> {
         };
         Self {
             config,
+            args,
             status: watch::Sender::new(status),
         }
     }
@@ -113,6 +118,7 @@ impl<'a> App<'a> {
         let config = self.config;
         let mut signals = Signals::new()?;
         let mut reloads = Reloads::new()?;
+        let (rules, at_start) = Rules::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
         let model = ModelDir::open(&config.model.path)?;
         let text = model.text()?;
@@ -125,15 +131,16 @@ impl<'a> App<'a> {
         let (replies_tx, replies) = mpsc::channel(REPLIES);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
-        let link = Link::start(
-            link_config,
-            service_rx,
+        let inputs = LinkInputs {
+            service: service_rx,
             replies,
-            self.status.subscribe(),
+            status: self.status.subscribe(),
             stats,
             open,
-        )
-        .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+            rules: rules.topics(),
+        };
+        let link =
+            Link::start(link_config, inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         let mut link_state = link.state();
 
         let name = model.name();
@@ -181,6 +188,9 @@ impl<'a> App<'a> {
                     tokens: config.limits.client_tokens_per_minute,
                 },
                 model: name.clone(),
+                rules: at_start,
+                rule_jobs: config.limits.rule_jobs,
+                rules_bytes: config.store.max_rules_size.bytes(),
                 ..ServiceConfig::default()
             },
             engine,
@@ -229,11 +239,7 @@ impl<'a> App<'a> {
                 () = signals.next() => break End::Signal,
                 () = taken_over(&mut link_state) => break End::TakenOver,
                 () = service.engine_lost() => break End::EngineLost,
-                () = reloads.next() => {
-                    #[cfg(unix)]
-                    let _reloading = notify::Reloading::begin();
-                    tracing::info!("nothing of the configuration can change while the daemon runs");
-                }
+                () = reloads.next() => self.reload(&rules, &service),
             }
         };
         health.abort();
@@ -264,6 +270,23 @@ impl<'a> App<'a> {
         })?;
         let provider = provider.await.unwrap_or("unknown");
         Ok((handle, provider))
+    }
+
+    /// Reads the configuration again and takes over what can change while the daemon runs. What is wrong is told, and
+    /// changes nothing.
+    fn reload(&self, rules: &Rules, service: &Service) {
+        #[cfg(unix)]
+        let _reloading = notify::Reloading::begin();
+        let reloaded = settings::load(self.args).and_then(|loaded| rules.reload(&loaded.config, service));
+        match reloaded {
+            Ok(rules) => tracing::info!(rules, "the configuration is read again"),
+            Err(fault) => {
+                tracing::error!(
+                    error = fault.message,
+                    "the configuration can't be used; the old one stays in effect"
+                );
+            }
+        }
     }
 
     async fn end(

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use phi_edge_mqtt::{CounterReader, LinkCounters};
+use phi_edge_service::rules::RuleCounters;
 use phi_edge_service::{Service, Stats};
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -15,23 +16,24 @@ const REST: Duration = Duration::from_mins(1);
 
 /// Publishes while the service lives.
 pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: CounterReader) {
-    let mut last: Option<(Stats, LinkCounters, Instant)> = None;
+    let mut last: Option<(Stats, LinkCounters, RuleCounters, Instant)> = None;
     let mut ticks = interval(PACE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let (now, seen) = (service.stats(), link.read());
+        let (now, seen, rules) = (service.stats(), link.read(), service.rule_counters());
         // A publication of this kind changes no counter: it does not call for the next one.
-        let due =
-            last.is_none_or(|(stats, counters, at)| stats != now || counters != seen || at.elapsed() >= REST);
+        let due = last.is_none_or(|(stats, counters, of_rules, at)| {
+            stats != now || counters != seen || of_rules != rules || at.elapsed() >= REST
+        });
         if due {
-            last = Some((now, seen, Instant::now()));
-            out.send_replace(encode(&now, &seen));
+            last = Some((now, seen, rules, Instant::now()));
+            out.send_replace(encode(&now, &seen, &rules));
         }
     }
 }
 
-fn encode(stats: &Stats, link: &LinkCounters) -> Value {
+fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters) -> Value {
     json!({
         "queued": stats.queued,
         "running": stats.running,
@@ -44,6 +46,20 @@ fn encode(stats: &Stats, link: &LinkCounters) -> Value {
         "outcomes_waiting": stats.outcomes_waiting,
         "undelivered": stats.undelivered,
         "link": link,
+        "rules": {
+            "rules": rules.rules,
+            "messages": rules.messages,
+            "late": rules.late,
+            "repeated": rules.repeated,
+            "redelivered": rules.redelivered,
+            "dropped": rules.dropped,
+            "held": rules.held,
+            "held_bytes": rules.held_bytes,
+            "windows": rules.windows,
+            "waiting": rules.waiting,
+            "events": rules.events,
+            "failed": rules.failed,
+        },
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures(),
     })

@@ -19,12 +19,16 @@ pub struct LinkCounters {
     pub unanswerable: u64,
     /// Replies that the broker has acknowledged.
     pub published: u64,
+    /// Events that the broker has acknowledged.
+    pub events: u64,
     /// Chunks that were not sent: the link was down.
     pub chunks_dropped: u64,
     /// Messages to the dead-letter topic.
     pub dead_letters: u64,
     /// Connections made.
     pub connections: u64,
+    /// QoS 0 messages that were dropped: too many waited.
+    pub qos0_dropped: u64,
 }
 
 #[derive(Debug, Default)]
@@ -34,11 +38,13 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
     pub(crate) unanswerable: AtomicU64,
     pub(crate) published: AtomicU64,
+    pub(crate) events: AtomicU64,
     pub(crate) chunks_dropped: AtomicU64,
     pub(crate) dead_letters: AtomicU64,
     pub(crate) connections: AtomicU64,
-    /// QoS 0 messages between poller and inbox: not bounded by the receive maximum.
+    /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
+    pub(crate) qos0_dropped: AtomicU64,
     pub(crate) vitals: Vitals,
 }
 
@@ -51,11 +57,18 @@ impl Counters {
             refused: get(&self.refused),
             unanswerable: get(&self.unanswerable),
             published: get(&self.published),
+            events: get(&self.events),
             chunks_dropped: get(&self.chunks_dropped),
             dead_letters: get(&self.dead_letters),
             connections: get(&self.connections),
+            qos0_dropped: get(&self.qos0_dropped),
         }
     }
+}
+
+/// Counts one more; gives the number before.
+pub(crate) fn count_of(counter: &AtomicU64) -> u64 {
+    counter.fetch_add(1, Ordering::Relaxed)
 }
 
 pub(crate) fn count(counter: &AtomicU64) {

@@ -6,7 +6,10 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use phi_edge_service::{DeadLetter, ErrorCode, JobKey, NewJob, ReplyAddress, ReplyBody, Sampling, Service};
+use phi_edge_service::rules::RuleMessage;
+use phi_edge_service::{
+    DeadLetter, ErrorCode, JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service,
+};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -14,8 +17,9 @@ use tokio::task::JoinHandle;
 
 use super::counters::{Counters, count};
 use super::gate::Gate;
-use super::poller::Received;
+use super::poller::{Received, qos0_size};
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
+use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, Scope, Topics};
 use crate::wire::{Parsed, Payload, parse_cancel, parse_request};
 
@@ -26,6 +30,7 @@ pub(crate) struct Inbox {
     topics: Topics,
     limits: RequestLimits,
     service: watch::Receiver<Option<Service>>,
+    rules: watch::Receiver<RuleTopics>,
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     names: Names,
@@ -34,7 +39,17 @@ pub(crate) struct Inbox {
 /// A message that has not been dealt with; it is acknowledged in its turn when it is.
 struct Pending {
     received: Received,
-    done: JoinHandle<()>,
+    done: Done,
+}
+
+/// When a message is dealt with.
+enum Done {
+    /// Already.
+    Now,
+    /// When a task has ended.
+    Task(JoinHandle<()>),
+    /// When it is stored.
+    Stored(Observed),
 }
 
 /// A request as far as MQTT tells.
@@ -52,6 +67,7 @@ impl Inbox {
     pub(crate) fn new(
         config: &LinkConfig,
         service: watch::Receiver<Option<Service>>,
+        rules: watch::Receiver<RuleTopics>,
         gate: Arc<Gate>,
         counters: Arc<Counters>,
         boot_id: &str,
@@ -60,6 +76,7 @@ impl Inbox {
             topics: config.topics.clone(),
             limits: config.limits,
             service,
+            rules,
             gate,
             counters,
             names: Names::new(boot_id),
@@ -87,7 +104,8 @@ impl Inbox {
                 next = received.recv(), if room => {
                     let Some(received) = next else { break };
                     if received.publish.qos == QoS::AtMostOnce {
-                        self.counters.qos0_waiting.fetch_sub(1, Ordering::Relaxed);
+                        let size = qos0_size(&received.publish);
+                        self.counters.qos0_waiting.fetch_sub(size, Ordering::Relaxed);
                     }
                     // A flood of what is refused must not become a flood of replies in memory.
                     if stats.wait_for(|stats| stats.outcomes_waiting < REPLIES_WAITING).await.is_err() {
@@ -102,7 +120,7 @@ impl Inbox {
 
     /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
     /// message may be acknowledged.
-    fn handle(&mut self, publish: &Publish, service: &Service) -> JoinHandle<()> {
+    fn handle(&mut self, publish: &Publish, service: &Service) -> Done {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
             .ok()
@@ -128,7 +146,7 @@ impl Inbox {
                     correlation: correlation.map(|data| data.to_vec()),
                     receipt: receipt(publish),
                 };
-                self.request(&request, service)
+                Done::Task(self.request(&request, service))
             }
             Some((
                 _,
@@ -139,13 +157,42 @@ impl Inbox {
                 },
             )) => {
                 self.cancel(client, publish, service);
-                nothing()
+                Done::Now
             }
-            None => {
-                tracing::debug!("a message on a topic that is not ours is ignored");
-                nothing()
-            }
+            None => self.observe(publish, service),
         }
+    }
+
+    /// Hands a message to the rules that take it.
+    fn observe(&self, publish: &Publish, service: &Service) -> Done {
+        let Ok(topic) = std::str::from_utf8(&publish.topic) else {
+            return Done::Now;
+        };
+        if self.topics.is_own(topic) {
+            tracing::debug!(
+                topic,
+                "a message on a topic of our own is not taken for a machine's"
+            );
+            return Done::Now;
+        }
+        let ids = publish
+            .properties
+            .as_ref()
+            .map(|properties| properties.subscription_identifiers.as_slice())
+            .unwrap_or_default();
+        let takers = self.rules.borrow().takers(topic, ids);
+        if takers.is_empty() {
+            tracing::debug!(topic, "a message that no rule takes is ignored");
+            return Done::Now;
+        }
+        let message = RuleMessage {
+            topic: topic.to_owned(),
+            payload: publish.payload.to_vec(),
+            rules: takers,
+            receipt: receipt(publish),
+            redelivered: publish.dup,
+        };
+        service.observe(&message).map_or(Done::Now, Done::Stored)
     }
 
     fn cancel(&self, client: Option<&str>, publish: &Publish, service: &Service) {
@@ -364,12 +411,16 @@ impl Inbox {
 /// Waits until the oldest message is dealt with.
 async fn first_done(pending: &mut VecDeque<Pending>) {
     match pending.front_mut() {
-        // An error is a panic in its task: the message would come again for ever.
-        Some(Pending { done, .. }) => {
-            if let Err(error) = done.await {
-                tracing::error!(%error, "dealing with a message failed");
+        Some(Pending { done, .. }) => match done {
+            Done::Now => {}
+            // An error is a panic in its task: the message would come again for ever.
+            Done::Task(task) => {
+                if let Err(error) = task.await {
+                    tracing::error!(%error, "dealing with a message failed");
+                }
             }
-        }
+            Done::Stored(observed) => observed.wait().await,
+        },
         None => std::future::pending().await,
     }
 }

@@ -27,6 +27,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
+use crate::rule_topics::RuleTopics;
 use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
 use crate::wire::Status;
@@ -37,7 +38,7 @@ pub use vitals::LinkVitals;
 use counters::Counters;
 use gate::Gate;
 use inbox::Inbox;
-use outbox::Outbox;
+use outbox::{Outbox, Watched};
 use poller::Poller;
 use takeover::Suspicion;
 
@@ -117,6 +118,24 @@ pub(crate) enum Note {
 pub(crate) struct BrokerLimits {
     pub(crate) max_packet: usize,
     pub(crate) receive_maximum: usize,
+    /// It says by which subscription a message comes.
+    pub(crate) subscription_ids: bool,
+}
+
+/// What the link works with, from its start to its end.
+pub struct LinkInputs {
+    /// Who takes requests; they wait until it is there.
+    pub service: watch::Receiver<Option<Service>>,
+    /// What is to be published.
+    pub replies: mpsc::Receiver<Reply>,
+    /// The retained status.
+    pub status: watch::Receiver<Status>,
+    /// The retained stats; null while there are none.
+    pub stats: watch::Receiver<Value>,
+    /// While true, the node takes requests of its pool, if it has one.
+    pub open: watch::Receiver<bool>,
+    /// What is subscribed to for rules.
+    pub rules: watch::Receiver<RuleTopics>,
 }
 
 /// The daemon's end of the link. Dropping it cuts the connection, and the broker publishes the will.
@@ -130,20 +149,19 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects, and goes on doing so. Requests wait until `service` is there; what it answers comes by
-    /// `replies`. `status` and `stats` are published, retained, as they change. While `open`, the node takes
-    /// requests of its pool, if it has one.
+    /// Connects, and goes on doing so.
     ///
     /// # Errors
     /// A TLS file can't be used.
-    pub fn start(
-        config: LinkConfig,
-        service: watch::Receiver<Option<Service>>,
-        replies: mpsc::Receiver<Reply>,
-        status: watch::Receiver<Status>,
-        stats: watch::Receiver<Value>,
-        open: watch::Receiver<bool>,
-    ) -> Result<Self, TlsError> {
+    pub fn start(config: LinkConfig, inputs: LinkInputs) -> Result<Self, TlsError> {
+        let LinkInputs {
+            service,
+            replies,
+            status,
+            stats,
+            open,
+            rules,
+        } = inputs;
         let offline = status
             .borrow()
             .with(crate::wire::State::Offline, Some("connection lost".into()));
@@ -170,27 +188,27 @@ impl Link {
         let inbox = Inbox::new(
             &config,
             service.clone(),
+            rules.clone(),
             gate,
             Arc::clone(&counters),
             &status.borrow().boot_id,
         );
-        let outbox = Outbox::new(
-            client,
-            config,
+        let watched = Watched {
             service,
             status,
             stats,
             open,
-            Arc::clone(&counters),
-        );
-        let watched = Arc::clone(&counters);
+            rules,
+        };
+        let outbox = Outbox::new(client, config, watched, Arc::clone(&counters));
+        let seen = Arc::clone(&counters);
         Ok(Self {
             state,
             counters,
             close,
             inbox: tokio::spawn(inbox.run(received)),
             outbox: tokio::spawn(outbox.run(replies, notes, closing)),
-            poller: tokio::spawn(async move { watched.vitals.during(poller.run()).await }),
+            poller: tokio::spawn(async move { seen.vitals.during(poller.run()).await }),
         })
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, ReplyBody, Service};
+use rumqttc::mqttbytes::v5::SubscribeProperties;
 use rumqttc::{
     AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
     SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode,
@@ -17,6 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 use super::counters::{Counters, count};
 use super::outgoing::{Outgoing, What};
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
+use crate::rule_topics::RuleTopics;
 use crate::wire::{self, State, Status};
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
@@ -32,6 +34,10 @@ pub(super) struct Outbox {
     service: watch::Receiver<Option<Service>>,
     status: watch::Receiver<Status>,
     stats: watch::Receiver<Value>,
+    /// What is subscribed to for rules.
+    rules: watch::Receiver<RuleTopics>,
+    /// The broker refuses some of it: why, and when it is asked again.
+    rules_refused: Option<(String, Instant)>,
     counters: Arc<Counters>,
     queue: VecDeque<Outgoing>,
     /// Messages that the broker has not answered yet. They survive a reconnection: the library sends them
@@ -47,6 +53,15 @@ pub(super) struct Outbox {
     stats_due: bool,
 }
 
+/// What the outbox keeps an eye on.
+pub(super) struct Watched {
+    pub(super) service: watch::Receiver<Option<Service>>,
+    pub(super) status: watch::Receiver<Status>,
+    pub(super) stats: watch::Receiver<Value>,
+    pub(super) open: watch::Receiver<bool>,
+    pub(super) rules: watch::Receiver<RuleTopics>,
+}
+
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Subscription {
     Asked,
@@ -58,24 +73,31 @@ enum Landed {
     Published(Box<Outgoing>, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
     Pooled(Result<SubAck, SubscribeNoticeError>),
+    Ruled(String, Result<SubAck, SubscribeNoticeError>),
 }
 
 impl Outbox {
     pub(super) fn new(
         client: AsyncClient,
         config: LinkConfig,
-        service: watch::Receiver<Option<Service>>,
-        status: watch::Receiver<Status>,
-        stats: watch::Receiver<Value>,
-        open: watch::Receiver<bool>,
+        watched: Watched,
         counters: Arc<Counters>,
     ) -> Self {
+        let Watched {
+            service,
+            status,
+            stats,
+            open,
+            rules,
+        } = watched;
         Self {
             client,
             config,
             service,
             status,
             stats,
+            rules,
+            rules_refused: None,
             counters,
             queue: VecDeque::new(),
             flights: JoinSet::new(),
@@ -98,6 +120,7 @@ impl Outbox {
         let mut status_open = true;
         let mut stats_open = true;
         let mut pool_open = true;
+        let mut rules_open = true;
         loop {
             self.pump();
             if close_by.is_some() && self.idle() && replies.is_empty() {
@@ -106,6 +129,10 @@ impl Outbox {
             let room = self.queue.len() < QUEUE;
             let again = match &self.subscription {
                 Subscription::Refused { again, .. } if self.broker.is_some() => Some(*again),
+                _ => None,
+            };
+            let rules_again = match &self.rules_refused {
+                Some((_, again)) if self.broker.is_some() => Some(*again),
                 _ => None,
             };
             tokio::select! {
@@ -127,7 +154,14 @@ impl Outbox {
                     Ok(()) => self.join_or_leave_pool(),
                     Err(_) => pool_open = false,
                 },
+                changed = self.rules.changed(), if rules_open => match changed {
+                    Ok(()) => self.subscribe_rules(),
+                    Err(_) => rules_open = false,
+                },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => self.subscribe(),
+                () = sleep_until(rules_again.unwrap_or_else(Instant::now)), if rules_again.is_some() => {
+                    self.subscribe_rules();
+                }
                 Some(limit) = closing.recv(), if close_by.is_none() => close_by = Some(Instant::now() + limit),
                 () = sleep_until(close_by.unwrap_or_else(Instant::now)), if close_by.is_some() => break,
             }
@@ -165,9 +199,57 @@ impl Outbox {
             }
             Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
         }
+        self.subscribe_rules();
         // The broker may remember us as a member, or not.
         self.in_pool = !*self.open.borrow();
         self.join_or_leave_pool();
+    }
+
+    /// Each filter by itself, so that the broker says by which of them a message came.
+    fn subscribe_rules(&mut self) {
+        let rules = self.rules.borrow_and_update().clone();
+        let Some(broker) = self.broker else { return };
+        self.rules_refused = None;
+        self.status_due = true;
+        for former in rules.former() {
+            if let Err(error) = self.client.try_unsubscribe(former.as_str()) {
+                tracing::error!(%error, filter = former, "a former subscription can't be left");
+            }
+        }
+        for entry in rules.entries() {
+            // What this node publishes is none of its rules' business.
+            let wanted = [subscription(&entry.filter).no_local(true)];
+            let properties = SubscribeProperties {
+                id: Some(entry.id),
+                user_properties: Vec::new(),
+            };
+            let asked = if broker.subscription_ids {
+                self.client
+                    .try_subscribe_many_with_properties_tracked(wanted, properties)
+            } else {
+                self.client.try_subscribe_many_tracked(wanted)
+            };
+            match asked {
+                Ok(notice) => {
+                    let filter = entry.filter.clone();
+                    self.flights
+                        .spawn(async move { Landed::Ruled(filter, notice.wait_async().await) });
+                }
+                Err(error) => {
+                    tracing::error!(%error, filter = entry.filter, "a rule's subscription can't be asked for");
+                }
+            }
+        }
+    }
+
+    fn ruled(&mut self, filter: &str, suback: &SubAck) {
+        let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+        if let Some(code) = suback.return_codes.iter().find(refused) {
+            let reason = format!("the broker refuses the subscription of a rule to {filter}: {code:?}");
+            tracing::error!(reason, "not subscribed");
+            self.rules_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
+            self.status_due = true;
+        }
     }
 
     /// Takes part in the pool's work, or leaves it to the others: before the node drains, while it is degraded or its
@@ -204,6 +286,12 @@ impl Outbox {
         let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
         if outgoing.what == What::DeadLetter {
             count(&self.counters.dead_letters);
+        }
+        if let What::Event { .. } = outgoing.what
+            && let Err(error) = self.config.topics.check_event(&outgoing.topic)
+        {
+            let reason = error.to_string();
+            return self.rejected(&outgoing, &reason);
         }
         if outgoing.what == What::Chunk {
             self.chunk(outgoing);
@@ -264,7 +352,12 @@ impl Outbox {
             Subscription::Refused { reason, .. } if status.state == State::Ready => {
                 status.with(State::Degraded, Some(reason.clone()))
             }
-            _ => status,
+            _ => match &self.rules_refused {
+                Some((reason, _)) if status.state == State::Ready => {
+                    status.with(State::Degraded, Some(reason.clone()))
+                }
+                _ => status,
+            },
         }
     }
 
@@ -274,7 +367,12 @@ impl Outbox {
         if size > broker.max_packet {
             return self.too_large(outgoing, size, broker.max_packet);
         }
-        let options = PublishOptions::at_least_once()
+        let qos = if outgoing.at_most_once {
+            QoS::AtMostOnce
+        } else {
+            QoS::AtLeastOnce
+        };
+        let options = PublishOptions::new(qos)
             .retain(outgoing.retain)
             .properties(outgoing.properties.clone());
         let sent = self
@@ -316,8 +414,11 @@ impl Outbox {
                 }
             }
             Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
+            Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
             // The connection went with it: the next one subscribes anew.
-            Landed::Subscribed(Err(error)) => tracing::debug!(%error, "the subscription was not answered"),
+            Landed::Ruled(_, Err(error)) | Landed::Subscribed(Err(error)) => {
+                tracing::debug!(%error, "the subscription was not answered")
+            }
         }
     }
 
@@ -325,6 +426,10 @@ impl Outbox {
         if let What::Outcome { id, reply_id } = &outgoing.what {
             count(&self.counters.published);
             tracing::debug!(job.id = id, reply_id, "reply acknowledged");
+        }
+        if let What::Event { id } = &outgoing.what {
+            count(&self.counters.events);
+            tracing::debug!(event.id = id, "event acknowledged");
         }
         self.settled(outgoing.delivery);
     }
@@ -380,7 +485,9 @@ impl Outbox {
     /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
     fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
         tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
-        if let (What::Outcome { id, .. }, Some(service)) = (&outgoing.what, self.service.borrow().as_ref()) {
+        if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
+            (&outgoing.what, self.service.borrow().as_ref())
+        {
             let letter = DeadLetter {
                 reason: ErrorCode::Internal.as_str().to_owned(),
                 message: reason.to_owned(),

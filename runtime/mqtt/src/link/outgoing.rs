@@ -14,6 +14,8 @@ pub(crate) struct Outgoing {
     pub(crate) payload: Bytes,
     pub(crate) properties: PublishProperties,
     pub(crate) retain: bool,
+    /// QoS 0.
+    pub(crate) at_most_once: bool,
     pub(crate) what: What,
     /// Names it to the service, which keeps it until it is told that the broker has it.
     pub(crate) delivery: Option<u64>,
@@ -28,6 +30,10 @@ pub(crate) enum What {
         reply_id: String,
     },
     DeadLetter,
+    /// Of a rule.
+    Event {
+        id: String,
+    },
     Status,
     Stats,
 }
@@ -40,6 +46,16 @@ impl Outgoing {
         };
         let mut properties = json();
         let mut topic = reply.address.topic.clone();
+        let mut retain = false;
+        let mut at_most_once = false;
+        if let ReplyBody::Event(published) = &reply.body {
+            let output = &published.output;
+            retain = output.retain;
+            at_most_once = output.qos == 0;
+            properties.message_expiry_interval = output
+                .expiry
+                .map(|expiry| u32::try_from(expiry.as_secs().max(1)).unwrap_or(u32::MAX));
+        }
         if let ReplyBody::DeadLetter(_) = &reply.body {
             topic = topics.dead_letter();
         } else {
@@ -50,12 +66,16 @@ impl Outgoing {
             topic,
             payload: wire::encode_reply(reply, node).into(),
             properties,
-            retain: false,
+            retain,
+            at_most_once,
             what: match &reply.body {
                 ReplyBody::Chunk { .. } => What::Chunk,
                 ReplyBody::Final(answer) => outcome(&answer.reply_id),
                 ReplyBody::Error(refusal) => outcome(&refusal.reply_id),
                 ReplyBody::DeadLetter(_) => What::DeadLetter,
+                ReplyBody::Event(published) => What::Event {
+                    id: published.event.event_id.clone(),
+                },
             },
             delivery: reply.delivery,
         }
@@ -67,6 +87,7 @@ impl Outgoing {
             payload: payload.into(),
             properties: json(),
             retain: true,
+            at_most_once: false,
             what,
             delivery: None,
         }

@@ -9,14 +9,21 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::backoff::Backoff;
-use super::counters::{Counters, count};
+use super::counters::{Counters, count, count_of};
 use super::fault::Fault;
 use super::gate::{Epoch, Gate};
 use super::takeover::Suspicion;
 use super::{BrokerLimits, LinkState, Note};
 
-/// QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
-const QOS0_WAITING: u64 = 64;
+/// Bytes of QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
+const QOS0_WAITING: u64 = 8 << 20;
+/// What a message counts for beyond its payload.
+const QOS0_EACH: u64 = 512;
+
+/// What a QoS 0 message counts for while it waits.
+pub(crate) fn qos0_size(publish: &Publish) -> u64 {
+    QOS0_EACH + publish.payload.len() as u64
+}
 
 /// A message and the connection it came by.
 #[derive(Debug)]
@@ -97,6 +104,7 @@ impl Poller {
                 .and_then(|p| p.max_packet_size)
                 .map_or(usize::MAX, |n| n as usize),
             receive_maximum: properties.and_then(|p| p.receive_max).map_or(65_535, usize::from),
+            subscription_ids: properties.and_then(|p| p.subscription_identifiers_available) != Some(0),
         };
         tracing::info!(
             broker = self.broker,
@@ -110,11 +118,15 @@ impl Poller {
     fn hand_on(&self, publish: Publish) {
         count(&self.counters.received);
         if publish.qos == QoS::AtMostOnce {
-            let waiting = self.counters.qos0_waiting.fetch_add(1, Ordering::Relaxed);
-            if waiting >= QOS0_WAITING {
-                self.counters.qos0_waiting.fetch_sub(1, Ordering::Relaxed);
+            let size = qos0_size(&publish);
+            let waiting = self.counters.qos0_waiting.fetch_add(size, Ordering::Relaxed);
+            if waiting + size > QOS0_WAITING {
+                self.counters.qos0_waiting.fetch_sub(size, Ordering::Relaxed);
                 count(&self.counters.unanswerable);
-                tracing::warn!("a QoS 0 request is dropped: too many wait; clients should use QoS 1");
+                // One line for a flood of them.
+                if count_of(&self.counters.qos0_dropped).is_multiple_of(1000) {
+                    tracing::warn!("QoS 0 messages are dropped: too many wait; clients should use QoS 1");
+                }
                 return;
             }
         }

@@ -10,6 +10,7 @@ pub fn kind(reply: &ReplyBody) -> &'static str {
         ReplyBody::Final(_) => "final",
         ReplyBody::Error(_) => "error",
         ReplyBody::DeadLetter(_) => "dead_letter",
+        ReplyBody::Event(_) => "event",
     }
 }
 
@@ -30,6 +31,7 @@ pub fn encode_reply(reply: &Reply, node: &str) -> Vec<u8> {
             error: ErrorBody::new(refusal),
         }),
         ReplyBody::DeadLetter(letter) => super::dead_letter(letter, node),
+        ReplyBody::Event(published) => super::event(&published.event, node),
     }
 }
 

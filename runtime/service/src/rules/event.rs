@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{FieldFacts, Time};
+use super::{Closing, FieldFacts, Output, Time};
 use crate::reply::{ErrorCode, FinishReason};
 
 /// What is published when a window ends.
@@ -38,6 +38,15 @@ pub struct Event {
     pub model: Arc<str>,
 }
 
+/// An event on its way out.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Published {
+    /// What it says.
+    pub event: Event,
+    /// Where it goes, placeholders filled in.
+    pub output: Output,
+}
+
 /// The window of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventWindow {
@@ -45,8 +54,8 @@ pub struct EventWindow {
     pub start: Time,
     /// Its end.
     pub end: Time,
-    /// Why it ended: `due`, `early`, `full`, `absence`, `clock` or `reload`.
-    pub reason: &'static str,
+    /// Why it ended.
+    pub reason: Closing,
     /// Messages that count.
     pub messages: u64,
     /// Messages that came after their window had ended, since the last event of the group; they count in no window.

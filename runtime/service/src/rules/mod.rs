@@ -6,17 +6,35 @@
 //! Windows are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
 //! arrive, and a restart counts them anew.
 
+pub(crate) mod book;
+mod counters;
 mod event;
 mod facts;
+mod intake;
+pub(crate) mod record;
+mod replay;
 mod rule;
 mod time;
 mod window;
+pub(crate) mod worded;
+pub mod words;
 
-pub use event::{Event, EventError, EventWindow};
+pub use book::RuleMessage;
+pub use counters::RuleCounters;
+pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
+pub use replay::{Replay, ReplayedWindow};
 pub use rule::{
     Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, TextFormat, TimeSource, Weekdays,
     WindowKind, WindowSpec, Words,
 };
 pub use time::Time;
 pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Windows};
+
+/// Whether a rule can be used: what only those know who run it.
+///
+/// # Errors
+/// Its condition or its template can't be; one line.
+pub fn check(rule: &Rule) -> Result<(), String> {
+    book::check(rule).map(drop)
+}

@@ -5,6 +5,9 @@ use std::time::Duration;
 use jiff::civil;
 use jiff::tz::TimeZone;
 
+use super::Event;
+use super::words::Scene;
+
 /// What to make of which messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
@@ -28,6 +31,36 @@ pub struct Rule {
     pub output: Output,
     /// What it may cost.
     pub limits: RuleLimits,
+}
+
+impl Rule {
+    /// Whether both count the same messages in the same windows, so that one may go on with the other's.
+    pub(crate) fn counts_as(&self, other: &Self) -> bool {
+        (
+            &self.payload,
+            &self.fields,
+            &self.group_by,
+            &self.dedupe,
+            &self.window,
+        ) == (
+            &other.payload,
+            &other.fields,
+            &other.group_by,
+            &other.dedupe,
+            &other.window,
+        ) && self.limits.keep_messages == other.limits.keep_messages
+    }
+
+    /// An event of it, as templates see it.
+    pub(crate) fn scene<'a>(&'a self, event: &'a Event) -> Scene<'a> {
+        Scene {
+            rule: &event.rule,
+            group: &event.group,
+            zone: &self.window.zone,
+            window: &event.window,
+            stats: &event.stats,
+        }
+    }
 }
 
 /// How a payload is read.
@@ -154,6 +187,16 @@ pub enum TimeSource {
     },
 }
 
+impl TimeSource {
+    /// How long after a window's end messages of it are waited for.
+    pub(crate) fn lateness(&self) -> Duration {
+        match self {
+            Self::Arrival => Duration::ZERO,
+            Self::Field { lateness, .. } => *lateness,
+        }
+    }
+}
+
 /// How facts become words.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Words {
@@ -207,8 +250,8 @@ pub enum TextFormat {
 /// Where events go.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// The topic, with `{base}`, `{node}`, `{rule}`, `{group}` and `{topic:N}` in it; none means `{base}/event/{rule}`.
-    pub topic: Option<String>,
+    /// The topic; of a rule with `{group}` and `{topic:N}` in it, which each event fills in.
+    pub topic: String,
     /// 0 or 1.
     pub qos: u8,
     /// How long a broker keeps it for who is away.

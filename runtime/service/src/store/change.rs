@@ -6,6 +6,7 @@ use super::clock::Moment;
 use super::record::JobRecord;
 use crate::job::{JobKey, ReplyAddress};
 use crate::reply::{Reply, ReplyBody};
+use crate::rules::record::RuleChange;
 
 /// One change of what is kept.
 #[derive(Debug, Clone)]
@@ -36,6 +37,8 @@ pub(crate) enum Change {
     Forget(JobKey),
     /// A request was refused; should the broker deliver it again, nothing more is to be said.
     Refused { receipt: [u8; 32] },
+    /// Something of the rules.
+    Rule(RuleChange),
 }
 
 impl Change {
@@ -47,7 +50,8 @@ impl Change {
             | Self::Addresses { .. }
             | Self::Settle { .. }
             | Self::Post(_)
-            | Self::Refused { .. } => true,
+            | Self::Refused { .. }
+            | Self::Rule(_) => true,
             Self::Start { .. } | Self::Pause { .. } | Self::Delivered(_) | Self::Forget(_) => false,
         }
     }

@@ -14,7 +14,7 @@ use super::record::{
     AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState,
     ids_of_bytes, ids_to_bytes,
 };
-use super::{LastEnd, StoreConfig, StoreError, schema};
+use super::{LastEnd, StoreConfig, StoreError, rules, schema};
 use crate::job::{JobKey, ReplyAddress};
 use crate::reply::Reply;
 
@@ -130,7 +130,7 @@ impl File {
             connection.pragma_update(None, "synchronous", "FULL")?;
             connection.pragma_update(None, "temp_store", "MEMORY")?;
             connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
-            connection.set_prepared_statement_cache_capacity(32);
+            connection.set_prepared_statement_cache_capacity(64);
             Ok(connection)
         };
         let mut connection = connect().map_err(|error| disk(path, error))?;
@@ -209,6 +209,7 @@ impl File {
         for batch in batches {
             if batch.replaces {
                 transaction.execute_batch("DELETE FROM jobs; DELETE FROM outbox; DELETE FROM refused;")?;
+                transaction.execute_batch(rules::CLEAR)?;
             }
             for change in &batch.changes {
                 apply(&transaction, change)?;
@@ -269,6 +270,9 @@ impl File {
         }
         for reply in &restored.outbox {
             apply(&transaction, &Change::Post(Box::new(reply.clone())))?;
+        }
+        for change in restored.rules.changes() {
+            rules::apply(&transaction, &change)?;
         }
         transaction.commit()
     }
@@ -359,6 +363,7 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                 .prepare_cached("DELETE FROM refused WHERE number <= (SELECT max(number) FROM refused) - ?1")?
                 .execute([REFUSED])?;
         }
+        Change::Rule(change) => rules::apply(connection, change)?,
     }
     Ok(())
 }
@@ -412,6 +417,8 @@ fn read(connection: &Connection, reading: Reading) -> rusqlite::Result<Restored>
             },
         ),
     ];
+    let mut tables = Vec::from(tables);
+    tables.extend(rules::read(connection, order, &mut restored.rules));
     for table in tables {
         match table {
             Err(error) if reading == Reading::Sound => return Err(error),
@@ -422,7 +429,7 @@ fn read(connection: &Connection, reading: Reading) -> rusqlite::Result<Restored>
     Ok(restored)
 }
 
-fn each(
+pub(super) fn each(
     connection: &Connection,
     sql: &str,
     mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
@@ -602,6 +609,7 @@ fn salvage(aside: &Path, path: &Path, clock: &Clock, last_end: LastEnd) -> Resto
         restored
             .outbox
             .extend(missing.filter(|reply| !outbox.contains(&reply.delivery)));
+        rules::add_missing(&mut restored.rules, rest.rules);
         Ok(restored)
     };
     let restored = read().unwrap_or_else(|error| {
@@ -644,22 +652,22 @@ fn addresses(addresses: &[ReplyAddress]) -> String {
     json(&rows)
 }
 
-fn json(value: &impl serde::Serialize) -> String {
+pub(super) fn json(value: &impl serde::Serialize) -> String {
     // Of texts and numbers: nothing that can't be written.
     serde_json::to_string(value).unwrap_or_default()
 }
 
-fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+pub(super) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_str(text)
         .inspect_err(|error| tracing::error!(%error, "a stored row can't be understood"))
         .ok()
 }
 
 /// SQLite knows signed numbers only; ours stay far below their end.
-fn signed(number: u64) -> i64 {
+pub(super) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-fn unsigned(number: i64) -> u64 {
+pub(super) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }

@@ -10,8 +10,10 @@
 
 mod change;
 mod clock;
+mod event_row;
 mod file;
 mod record;
+mod rules;
 mod schema;
 mod tool;
 mod writer;
@@ -27,7 +29,7 @@ use writer::Writer;
 pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
 pub(crate) use change::{Batch, Change, Unstored};
-pub(crate) use clock::{Clock, Moment};
+pub(crate) use clock::{Clock, Moment, wall_ms};
 pub(crate) use record::{JobRecord, Restored, RestoredJob, RestoredState};
 
 /// Where the store is and what it may cost.

@@ -8,8 +8,11 @@ use phi_edge_engine::{Sampling, TokenId};
 use serde::{Deserialize, Serialize};
 
 use super::clock::Moment;
+use super::event_row::{EventRow, OutputRow};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
+use crate::rules::Published;
+use crate::rules::record::RestoredRules;
 
 /// An accepted job.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,6 +35,8 @@ pub(crate) struct Restored {
     pub(crate) outbox: Vec<Reply>,
     /// Requests that were refused, oldest first.
     pub(crate) refused: Vec<[u8; 32]>,
+    /// What rules need.
+    pub(crate) rules: RestoredRules,
 }
 
 #[derive(Debug)]
@@ -207,6 +212,10 @@ pub(super) enum BodyRow {
         id: Option<String>,
         payload: Vec<u8>,
     },
+    Event {
+        event: Box<EventRow>,
+        output: OutputRow,
+    },
 }
 
 impl BodyRow {
@@ -238,6 +247,10 @@ impl BodyRow {
                 topic: letter.topic.clone(),
                 id: letter.id.clone(),
                 payload: letter.payload.clone(),
+            },
+            ReplyBody::Event(published) => Self::Event {
+                event: Box::new(EventRow::of(&published.event)),
+                output: OutputRow::of(&published.output),
             },
         })
     }
@@ -292,6 +305,10 @@ impl BodyRow {
                 id,
                 payload,
             }),
+            Self::Event { event, output } => ReplyBody::Event(Box::new(Published {
+                event: event.event()?,
+                output: output.output(),
+            })),
         })
     }
 }

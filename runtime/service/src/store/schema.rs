@@ -3,10 +3,11 @@
 use rusqlite::{Connection, Result};
 
 /// The version that this program writes.
-pub(super) const VERSION: i64 = 1;
+pub(super) const VERSION: i64 = 2;
 
 /// One step per version: the first makes the tables, the others change them.
-const STEPS: [&str; 1] = ["
+const STEPS: [&str; 2] = [
+    "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
         value TEXT NOT NULL
@@ -43,7 +44,47 @@ const STEPS: [&str; 1] = ["
         number INTEGER PRIMARY KEY,
         receipt BLOB NOT NULL
     );
-"];
+",
+    "
+    -- Messages of windows that are open, a row for each rule.
+    CREATE TABLE rule_messages (
+        seq INTEGER PRIMARY KEY,
+        rule TEXT NOT NULL,
+        grp TEXT NOT NULL,
+        arrived INTEGER NOT NULL,       -- milliseconds since 1970, as the windows' clock had it
+        topic TEXT NOT NULL,
+        payload BLOB NOT NULL
+    );
+    -- What is known of a group beside its messages.
+    CREATE TABLE rule_marks (
+        rule TEXT NOT NULL,
+        grp TEXT NOT NULL,
+        mark TEXT NOT NULL,
+        PRIMARY KEY (rule, grp)
+    ) WITHOUT ROWID;
+    -- Windows that have ended, until their event is in the outbox.
+    CREATE TABLE rule_events (
+        event_id TEXT PRIMARY KEY,
+        ended INTEGER NOT NULL,
+        event TEXT NOT NULL,
+        output TEXT NOT NULL,
+        messages TEXT NOT NULL
+    ) WITHOUT ROWID;
+    -- The last messages that were counted, should the broker deliver one again.
+    CREATE TABLE rule_receipts (
+        number INTEGER PRIMARY KEY,
+        receipt BLOB NOT NULL
+    );
+    -- Values of dedupe.
+    CREATE TABLE rule_seen (
+        rule TEXT NOT NULL,
+        value TEXT NOT NULL,
+        seen INTEGER NOT NULL,
+        PRIMARY KEY (rule, value)
+    ) WITHOUT ROWID;
+    CREATE INDEX rule_seen_by_time ON rule_seen (seen);
+",
+];
 
 /// The version of a file; 0 for an empty one.
 pub(super) fn version(connection: &Connection) -> Result<i64> {

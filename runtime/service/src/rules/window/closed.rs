@@ -23,10 +23,12 @@ pub struct Observation {
     pub values: Vec<(usize, Value)>,
 }
 
-/// What became of a message.
+/// What became of a message. A caller that keeps messages and marks writes them in this order: the message if it is
+/// placed, what `closed` says, away with what is `dropped`, and the mark of the group if the message is not placed.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Observed {
-    /// Windows that ended, in the order in which they did.
+    /// Windows that ended, in the order in which they did: those that were due before the message, then the one that it
+    /// ended, which holds it.
     pub closed: Vec<Closed>,
     /// Whether the message counts in a window. If not, it need not be stored: [`super::Windows::mark`] of its group, stored
     /// in its place, makes a restart exact.

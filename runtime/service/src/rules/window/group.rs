@@ -102,12 +102,6 @@ impl Group {
         (placed, ended)
     }
 
-    /// Reports windows without messages from then on.
-    pub(super) fn expect_from(&mut self, from: Time) {
-        self.mark.empty_from = Some(from);
-        self.stale = true;
-    }
-
     fn end_with(&mut self, frame: &mut Frame, index: usize, o: &Observation, time: Time) -> Option<Closed> {
         let window = &self.windows[index];
         let spec = &frame.spec;
@@ -232,6 +226,7 @@ impl Group {
     pub(super) fn set_back(&mut self, frame: &mut Frame, latest: Time, now: Time) -> Vec<Closed> {
         self.prune(frame, latest);
         let mark = &mut self.mark;
+        let reopens = mark.closed_until.is_some_and(|until| until > now);
         for cut in [
             &mut mark.closed_until,
             &mut mark.cool_until,
@@ -246,7 +241,8 @@ impl Group {
         }
         self.stale = true;
         let after = self.windows.partition_point(|window| window.span.start <= now);
-        if frame.is_hopping() && after < self.windows.len() {
+        // Windows share messages: an open one may hold some that must not count again in one that comes again.
+        if frame.is_hopping() && (reopens || after < self.windows.len()) {
             return self.end_all(frame, now, Closing::Clock);
         }
         (after..self.windows.len())
@@ -339,15 +335,8 @@ impl Group {
         }
     }
 
-    /// A window has ended, or is not to be reported: empty ones are looked for behind it.
-    fn pass(&mut self, frame: &mut Frame, span: Span) {
-        if let Some(from) = self.mark.empty_from {
-            self.expect_from(from.max(frame.period(span.start).end));
-        }
-    }
-
     /// Forgets splits of periods whose time has passed.
-    fn prune(&mut self, frame: &Frame, at: Time) {
+    pub(super) fn prune(&mut self, frame: &Frame, at: Time) {
         let closed_until = &mut self.mark.closed_until;
         self.mark.splits.retain(|split| {
             let passed = frame.due(split.end) <= at;
@@ -358,52 +347,7 @@ impl Group {
         });
     }
 
-    fn find_vacant(&self, frame: &mut Frame) -> Option<Span> {
-        let from = self.mark.empty_from.filter(|_| frame.reports_empty())?;
-        let mut period = frame.period(from);
-        while self.occupies(period) {
-            period = frame.period(period.end);
-        }
-        Some(self.vacancy(frame, period))
-    }
-
-    fn occupies(&self, period: Span) -> bool {
-        self.windows
-            .iter()
-            .any(|window| period.contains(window.span.start))
-    }
-
-    fn vacancy(&self, frame: &Frame, period: Span) -> Span {
-        match frame.spec.kind {
-            WindowKind::Hopping { length, .. } => Span {
-                start: period.start,
-                end: period.start.after(length),
-            },
-            _ => Span {
-                start: self.floor(period),
-                end: period.end,
-            },
-        }
-    }
-
-    /// Reports the empty window, unless a later one is due as well.
-    fn report_vacant(&mut self, frame: &mut Frame, vacant: Span, now: Time) -> Option<Closed> {
-        let mut last = frame.last_due_period(now);
-        while self.occupies(last) && last.start > vacant.start {
-            last = frame.period_before(last);
-        }
-        if last.start > vacant.start {
-            self.expect_from(last.start);
-            return None;
-        }
-        let closed_until = &mut self.mark.closed_until;
-        *closed_until = (*closed_until).max(Some(vacant.end));
-        self.pass(frame, vacant);
-        self.prune(frame, frame.due(vacant.end));
-        Some(self.report_nothing(frame, vacant, Closing::Due))
-    }
-
-    fn report_nothing(&mut self, frame: &Frame, span: Span, why: Closing) -> Closed {
+    pub(super) fn report_nothing(&mut self, frame: &Frame, span: Span, why: Closing) -> Closed {
         Closed {
             group: self.name.to_string(),
             start: span.start,

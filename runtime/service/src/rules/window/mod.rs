@@ -55,12 +55,18 @@
 //! silent longest is forgotten, if there is one without an open window of which neither absence nor empty windows are to
 //! be reported. Should it come back, it begins anew.
 //!
+//! # Memory
+//!
+//! An open window holds running facts, the places of the messages that are kept, as many arrivals as the rate needs,
+//! and the numbers of its messages as runs: one run where a group's messages come in the order of their windows, at
+//! worst 16 bytes a message. Texts are bounded in number, not in length.
+//!
 //! # The clock
 //!
 //! Moments given to [`Windows::observe`] and [`Windows::tick`] do not go back. If the clock does, the caller either waits
 //! for it with the latest moment, or says so by [`Windows::set_back`]: then windows that begin after the new moment end,
-//! and what was remembered beyond it is cut to it. A hopping group with such a window ends all of its windows, since they
-//! share messages.
+//! and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed and
+//! ends after the new moment, ends all of its windows, since they share messages.
 //!
 //! # Restarts
 //!
@@ -76,6 +82,7 @@ mod frame;
 mod group;
 mod open;
 mod place;
+mod vacant;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -144,7 +151,9 @@ impl Windows {
                 observed.overflow = true;
                 name = OTHER;
             }
-            self.know(name, Mark::default());
+            if !self.groups.contains_key(name) {
+                self.know(name, Mark::default());
+            }
         }
         if let Some(group) = self.groups.get_mut(name) {
             let (placed, closed) = group.observe(&mut self.frame, o);

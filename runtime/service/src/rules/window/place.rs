@@ -42,7 +42,7 @@ impl Group {
     fn place_in_period(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
         let Arrival { message, time, again } = arrival;
         let period = frame.period(time);
-        if !again && frame.due(period.end) <= message.arrived {
+        if frame.due(period.end) <= message.arrived {
             return Place::Late;
         }
         let index = self
@@ -77,7 +77,7 @@ impl Group {
         let WindowKind::Hopping { length, .. } = frame.spec.kind else {
             return Place::Nowhere;
         };
-        let Arrival { message, time, again } = arrival;
+        let Arrival { message, time, .. } = arrival;
         let own = frame.period(time);
         let mut period = own;
         let mut place = Place::Nowhere;
@@ -91,7 +91,7 @@ impl Group {
             }
             // Windows close in the order of their starts: if this one has, so have those before it.
             let closed = self.mark.closed_until.is_some_and(|until| span.end <= until)
-                || (!again && frame.due(span.end) <= message.arrived);
+                || frame.due(span.end) <= message.arrived;
             if closed {
                 return if place == Place::Nowhere {
                     Place::Late

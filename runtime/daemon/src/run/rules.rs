@@ -1,0 +1,78 @@
+//! The rules of the configuration: to the service, and to the link that subscribes for them.
+
+use std::path::{Path, PathBuf};
+
+use phi_edge_config::Config;
+use phi_edge_mqtt::RuleTopics;
+use phi_edge_service::Service;
+use phi_edge_service::rules::Rule;
+use tokio::sync::watch;
+
+use crate::exit::{Exit, Fault};
+use crate::rules;
+
+/// In the store's folder: what is subscribed to for rules, a filter a line. The broker remembers subscriptions over a
+/// restart of the daemon, so that those of rules that were removed meanwhile must be known.
+const SUBSCRIBED: &str = "rule-topics";
+
+/// The rules that are in effect.
+pub(crate) struct Rules {
+    topics: watch::Sender<RuleTopics>,
+    subscribed: PathBuf,
+}
+
+impl Rules {
+    /// The rules that `config` starts with, for the service.
+    pub(crate) fn start(config: &Config) -> Result<(Self, Vec<Rule>), Fault> {
+        let rules = rules::all(config)?;
+        let subscribed = config.store.path.join(SUBSCRIBED);
+        let topics = topics(&rules).in_place_of(remembered(&subscribed));
+        let this = Self {
+            topics: watch::Sender::new(topics),
+            subscribed,
+        };
+        this.remember();
+        Ok((this, rules))
+    }
+
+    /// What the link subscribes to.
+    pub(crate) fn topics(&self) -> watch::Receiver<RuleTopics> {
+        self.topics.subscribe()
+    }
+
+    /// Takes the rules of a configuration that was read again. If they can't be used, the old ones stay.
+    pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<usize, Fault> {
+        let rules = rules::all(config)?;
+        let count = rules.len();
+        let former: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
+        let topics = topics(&rules).in_place_of(former);
+        service
+            .set_rules(rules)
+            .map_err(|error| Fault::new(Exit::Config, error))?;
+        // The service first: what the new subscriptions bring is wanted from the first message on.
+        self.topics.send_replace(topics);
+        self.remember();
+        Ok(count)
+    }
+
+    fn remember(&self) {
+        let lines: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
+        if let Err(error) = std::fs::write(&self.subscribed, lines.join("\n")) {
+            // Then a rule that is removed before the next start goes on being sent its messages, which nobody takes.
+            tracing::warn!(%error, file = %self.subscribed.display(), "the rules' subscriptions can't be noted");
+        }
+    }
+}
+
+fn topics(rules: &[Rule]) -> RuleTopics {
+    RuleTopics::new(
+        rules
+            .iter()
+            .map(|rule| (rule.name.as_str(), rule.topics.as_slice())),
+    )
+}
+
+fn remembered(file: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(file).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}

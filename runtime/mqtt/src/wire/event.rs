@@ -1,0 +1,228 @@
+//! Events of rules.
+
+use std::collections::BTreeMap;
+
+use phi_edge_service::rules::{Event, FieldFacts, Time, Value};
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+/// The payload of an event. `node` names who made it.
+pub fn event(event: &Event, node: &str) -> Vec<u8> {
+    let window = &event.window;
+    let message = Message {
+        event_id: &event.event_id,
+        rule: &event.rule,
+        group: &event.group,
+        window: Window {
+            start: rfc3339(window.start),
+            end: rfc3339(window.end),
+            reason: window.reason.as_str(),
+            messages: window.messages,
+            late: window.late,
+            left_out: window.left_out,
+            dropped: window.dropped,
+            closed_late: window.closed_late,
+        },
+        stats: event
+            .stats
+            .iter()
+            .map(|(name, facts)| (name.as_str(), Facts::of(facts)))
+            .collect(),
+        text: event.text.as_deref(),
+        unsupported_numbers: event.unsupported_numbers.as_deref(),
+        data: event
+            .data
+            .as_deref()
+            .and_then(|data| serde_json::from_str(data).ok()),
+        error: event.error.as_ref().map(|error| Error {
+            code: error.code.as_str(),
+            message: &error.message,
+        }),
+        finish_reason: event.finish_reason.map(phi_edge_service::FinishReason::as_str),
+        usage: Usage {
+            prompt_tokens: event.prompt_tokens,
+            completion_tokens: event.completion_tokens,
+            cached_tokens: event.cached_tokens,
+        },
+        model: &event.model,
+        node,
+    };
+    // Of strings, finite numbers and JSON: nothing that can't be written.
+    serde_json::to_vec(&message).unwrap_or_default()
+}
+
+#[derive(Serialize)]
+struct Message<'a> {
+    event_id: &'a str,
+    rule: &'a str,
+    group: &'a str,
+    window: Window,
+    stats: BTreeMap<&'a str, Facts<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    text: Option<&'a str>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    unsupported_numbers: Option<&'a [String]>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    data: Option<&'a RawValue>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<Error<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    finish_reason: Option<&'static str>,
+    usage: Usage,
+    model: &'a str,
+    node: &'a str,
+}
+
+#[derive(Serialize)]
+struct Window {
+    start: String,
+    end: String,
+    reason: &'static str,
+    messages: u64,
+    late: u64,
+    left_out: u64,
+    dropped: u64,
+    closed_late: bool,
+}
+
+#[derive(Serialize)]
+struct Error<'a> {
+    code: &'static str,
+    message: &'a str,
+}
+
+#[derive(Serialize)]
+#[expect(clippy::struct_field_names, reason = "the contract's names")]
+struct Usage {
+    prompt_tokens: usize,
+    completion_tokens: usize,
+    cached_tokens: usize,
+}
+
+/// Facts of a field. What does not exist of texts, or of a single number, is left out.
+#[derive(Serialize)]
+struct Facts<'a> {
+    count: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    min: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mean: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    first: Option<Plain<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    last: Option<Plain<'a>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    from: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    to: Option<String>,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    values: BTreeMap<&'a str, u64>,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Plain<'a> {
+    Number(f64),
+    Text(&'a str),
+}
+
+impl<'a> Facts<'a> {
+    fn of(facts: &'a FieldFacts) -> Self {
+        let plain = |value: &'a Value| match value {
+            Value::Number(number) => Plain::Number(*number),
+            Value::Text(text) => Plain::Text(text),
+        };
+        Self {
+            count: facts.count,
+            min: facts.min,
+            max: facts.max,
+            mean: facts.mean,
+            first: facts.first.as_ref().map(plain),
+            last: facts.last.as_ref().map(plain),
+            rate: facts.rate,
+            from: facts.from.map(rfc3339),
+            to: facts.to.map(rfc3339),
+            values: facts
+                .values
+                .iter()
+                .map(|(text, count)| (text.as_str(), *count))
+                .collect(),
+        }
+    }
+}
+
+/// UTC, to the millisecond. A moment beyond the calendar is told as its end.
+fn rfc3339(time: Time) -> String {
+    let stamp = jiff::Timestamp::from_millisecond(time.0).unwrap_or(if time.0 < 0 {
+        jiff::Timestamp::MIN
+    } else {
+        jiff::Timestamp::MAX
+    });
+    format!("{stamp:.3}")
+}
+
+#[cfg(test)]
+mod tests {
+    use phi_edge_service::rules::{Closing, EventWindow};
+    use serde_json::{Value as Json, json};
+
+    use super::*;
+
+    #[test]
+    fn an_event_has_the_contracts_shape() {
+        let facts = FieldFacts {
+            count: 2,
+            min: Some(1.0),
+            max: Some(2.5),
+            mean: Some(1.75),
+            first: Some(Value::Number(1.0)),
+            last: Some(Value::Number(2.5)),
+            rate: Some(0.15),
+            from: Some(Time(0)),
+            to: Some(Time(10_000)),
+            values: Vec::new(),
+        };
+        let event_of = |text: Option<&str>| Event {
+            event_id: "b-1".into(),
+            rule: "alarms".into(),
+            group: "3".into(),
+            window: EventWindow {
+                start: Time(0),
+                end: Time(60_000),
+                reason: Closing::Due,
+                messages: 2,
+                late: 1,
+                left_out: 0,
+                dropped: 0,
+                closed_late: false,
+            },
+            stats: vec![("value".into(), facts.clone())],
+            text: text.map(str::to_owned),
+            unsupported_numbers: Some(vec!["9".into()]),
+            data: Some("{\"a\":1.50}".into()),
+            error: None,
+            finish_reason: None,
+            prompt_tokens: 5,
+            completion_tokens: 2,
+            cached_tokens: 1,
+            model: "phi".into(),
+        };
+        let encoded: Json = serde_json::from_slice(&event(&event_of(Some("hot")), "box")).expect("JSON");
+        assert_eq!(
+            encoded,
+            json!({"event_id":"b-1","rule":"alarms","group":"3",
+                "window":{"start":"1970-01-01T00:00:00.000Z","end":"1970-01-01T00:01:00.000Z","reason":"due",
+                    "messages":2,"late":1,"left_out":0,"dropped":0,"closed_late":false},
+                "stats":{"value":{"count":2,"min":1.0,"max":2.5,"mean":1.75,"first":1.0,"last":2.5,"rate":0.15,
+                    "from":"1970-01-01T00:00:00.000Z","to":"1970-01-01T00:00:10.000Z"}},
+                "text":"hot","unsupported_numbers":["9"],"data":{"a":1.50},
+                "usage":{"prompt_tokens":5,"completion_tokens":2,"cached_tokens":1},"model":"phi","node":"box"})
+        );
+        let without: Json = serde_json::from_slice(&event(&event_of(None), "box")).expect("JSON");
+        assert_eq!(without.get("text"), None);
+    }
+}

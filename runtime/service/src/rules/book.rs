@@ -1,0 +1,729 @@
+//! All rules of a node: what they have seen, and what is to be said about it.
+//!
+//! The book decides and does nothing: no clock, no tasks, no disk. What it decides comes back as changes for the store,
+//! in order.
+
+use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::intake::{Message, Read, Reader, Reading};
+use super::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange, ShownMessage};
+use super::window::{Closed, OTHER, Observation, Windows};
+use super::{Closing, Event, EventWindow, Output, Rule, RuleCounters, Selector, Time, words};
+
+/// Receipts that are remembered for the broker's redeliveries: many more than it has under way to us.
+const RECEIPTS: usize = 1024;
+/// The wall clock may stand still or step back by so much without having been set.
+const UNSTEADY: Duration = Duration::from_secs(1);
+/// A window that is closed so long after it was due is published late.
+const LATE: Duration = Duration::from_secs(5);
+/// Values of `dedupe` are remembered for so long, and so many of a rule.
+const SEEN_FOR: Duration = Duration::from_hours(24);
+const SEEN_AT_MOST: usize = 100_000;
+
+/// A message for rules.
+#[derive(Debug, Clone)]
+pub struct RuleMessage {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// The names of the rules that take it.
+    pub rules: Vec<Arc<str>>,
+    /// Tells it from others, the same again if the broker delivers it again; `None` where it never does.
+    pub receipt: Option<[u8; 32]>,
+    /// The broker says that it may have delivered it before.
+    pub redelivered: bool,
+}
+
+/// A rule at work.
+struct Desk {
+    rule: Arc<Rule>,
+    reader: Reader,
+    windows: Windows,
+    /// Messages of open windows, by group.
+    messages: HashMap<String, BTreeMap<u64, KeptMessage>>,
+    /// What they cost in the store.
+    bytes: u64,
+    /// Messages dropped since its last event.
+    dropped: u64,
+    seen: HashMap<String, Time>,
+    seen_order: VecDeque<String>,
+}
+
+pub(crate) struct Book {
+    desks: BTreeMap<String, Desk>,
+    receipts: VecDeque<[u8; 32]>,
+    known_receipts: HashSet<[u8; 32]>,
+    /// Events that wait for their words.
+    waiting: VecDeque<PendingEvent>,
+    /// Events that get them now, by id.
+    at_work: BTreeMap<String, PendingEvent>,
+    seq: u64,
+    events: u64,
+    /// Makes event ids differ between processes.
+    boot: u64,
+    /// Messages of open windows.
+    held: usize,
+    bytes: u64,
+    most_bytes: u64,
+    /// The latest time that was told.
+    clock: Option<Time>,
+    counters: RuleCounters,
+}
+
+impl Book {
+    /// A book without rules; all messages together may cost `most_bytes`.
+    pub(crate) fn new(boot: u64, most_bytes: u64) -> Self {
+        Self {
+            desks: BTreeMap::new(),
+            receipts: VecDeque::new(),
+            known_receipts: HashSet::new(),
+            waiting: VecDeque::new(),
+            at_work: BTreeMap::new(),
+            seq: 0,
+            events: 0,
+            boot,
+            held: 0,
+            bytes: 0,
+            most_bytes,
+            clock: None,
+            counters: RuleCounters::default(),
+        }
+    }
+
+    /// Takes these rules in place of those there are. One that has changed only in its words and outputs goes on with
+    /// its windows; those of others end now.
+    ///
+    /// # Errors
+    /// A rule can't be used; one line. Then nothing has changed.
+    pub(crate) fn set_rules(&mut self, rules: Vec<Rule>, wall: Time) -> Result<Vec<RuleChange>, String> {
+        let mut readers = Vec::new();
+        for rule in &rules {
+            readers.push(check(rule)?);
+        }
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        let kept: HashSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+        let gone: Vec<String> = self
+            .desks
+            .keys()
+            .filter(|name| !kept.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.end_all(&name, now, Closing::Reload, &mut changes);
+            self.desks.remove(&name);
+        }
+        for (rule, reader) in rules.into_iter().zip(readers) {
+            let name = rule.name.clone();
+            if self
+                .desks
+                .get(&name)
+                .is_some_and(|desk| !desk.rule.counts_as(&rule))
+            {
+                self.end_all(&name, now, Closing::Reload, &mut changes);
+                self.desks.remove(&name);
+            }
+            let rule = Arc::new(rule);
+            match self.desks.get_mut(&name) {
+                Some(desk) => (desk.rule, desk.reader) = (rule, reader),
+                None => {
+                    self.desks.insert(name, Desk::new(rule, reader));
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Counts a message in the windows of the rules that take it.
+    pub(crate) fn observe(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        if let Some(receipt) = message.receipt {
+            if message.redelivered && self.known_receipts.contains(&receipt) {
+                self.counters.redelivered += 1;
+                return changes;
+            }
+            self.remember(receipt);
+            changes.push(RuleChange::Receipt(receipt));
+        }
+        let now = self.now(wall, &mut changes);
+        let reading = Reading::of(Message {
+            topic: &message.topic,
+            payload: &message.payload,
+        });
+        for name in &message.rules {
+            self.observe_for(name, message, &reading, now, &mut changes);
+        }
+        changes
+    }
+
+    /// Nothing can be stored: the message counts as dropped.
+    pub(crate) fn drop_message(&mut self, message: &RuleMessage) {
+        for name in &message.rules {
+            if let Some(desk) = self.desks.get_mut(name.as_ref()) {
+                desk.dropped += 1;
+                self.counters.dropped += 1;
+            }
+        }
+    }
+
+    /// Ends what is due.
+    pub(crate) fn tick(&mut self, wall: Time) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        let due: Vec<String> = self
+            .desks
+            .iter()
+            .filter(|(_, desk)| desk.windows.due().is_none_or(|due| due <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let Some(desk) = self.desks.get_mut(&name) else {
+                continue;
+            };
+            let closed = desk.windows.tick(now);
+            self.close(&name, closed, now, &mut changes);
+        }
+        changes
+    }
+
+    /// Ends all windows of all rules.
+    pub(crate) fn end_rules(&mut self, wall: Time, why: Closing) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        let names: Vec<String> = self.desks.keys().cloned().collect();
+        for name in names {
+            self.end_all(&name, now, why, &mut changes);
+        }
+        changes
+    }
+
+    /// When [`Book::tick`] has something to do next.
+    pub(crate) fn due(&self) -> Option<Time> {
+        self.desks.values().filter_map(|desk| desk.windows.due()).min()
+    }
+
+    /// The oldest event without words, with its rule where that still exists.
+    pub(crate) fn take_waiting(&mut self) -> Option<(PendingEvent, Option<Arc<Rule>>)> {
+        let pending = self.waiting.pop_front()?;
+        let rule = self
+            .desks
+            .get(&pending.event.rule)
+            .map(|desk| Arc::clone(&desk.rule));
+        self.at_work
+            .insert(pending.event.event_id.clone(), pending.clone());
+        Some((pending, rule))
+    }
+
+    /// The event is among the messages to be published.
+    pub(crate) fn posted(&mut self, event: &Event) -> RuleChange {
+        self.at_work.remove(&event.event_id);
+        self.counters.events += 1;
+        self.counters.failed += u64::from(event.error.is_some());
+        RuleChange::Posted {
+            event_id: event.event_id.clone(),
+        }
+    }
+
+    /// Takes over what an earlier process left. Windows that ended meanwhile end now.
+    pub(crate) fn restore(&mut self, restored: RestoredRules, wall: Time) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        let RestoredRules {
+            messages,
+            marks,
+            pending,
+            receipts,
+            seen,
+        } = restored;
+        tracing::info!(
+            messages = messages.len(),
+            events = pending.len(),
+            "what rules had counted is read"
+        );
+        for pending in pending {
+            self.waiting.push_back(pending);
+        }
+        for receipt in receipts {
+            self.remember(receipt);
+        }
+        for (rule, value, at) in seen {
+            if let Some(desk) = self.desks.get_mut(&rule) {
+                desk.see(value, at);
+            }
+        }
+        // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
+        // is 0, and everything keeps its number.
+        let base = self.seq;
+        for (rule, group, mut mark) in marks {
+            // New messages go on behind all that were ever counted.
+            mark.seq = mark.seq.map(|seq| seq + base);
+            self.seq = self.seq.max(mark.seq.unwrap_or(0));
+            if let Some(desk) = self.desks.get_mut(&rule) {
+                desk.windows.restore(group, mark);
+            }
+        }
+        let mut orphans = Vec::new();
+        for message in messages {
+            let seq = message.seq + base;
+            self.clock = self.clock.max(Some(message.arrived));
+            let Some(desk) = self.desks.get_mut(&message.rule) else {
+                orphans.push(message.seq);
+                continue;
+            };
+            self.seq = self.seq.max(seq);
+            let message = KeptMessage { seq, ..message };
+            let reading = Reading::of(Message {
+                topic: &message.topic,
+                payload: &message.payload,
+            });
+            let read = desk.reader.read(&reading);
+            // The group as it was stored: there may have been too many then.
+            let read = Read {
+                group: message.group.clone(),
+                ..read
+            };
+            let observed = desk.windows.observe(&observation(&message, read));
+            let name = message.rule.clone();
+            if observed.placed {
+                self.keep(message);
+            } else {
+                orphans.push(message.seq);
+            }
+            self.after(&name, observed.closed, observed.dropped, wall, &mut changes);
+        }
+        if !orphans.is_empty() {
+            tracing::warn!(
+                messages = orphans.len(),
+                "messages of rules that are no longer there are forgotten"
+            );
+            changes.push(RuleChange::Forget(orphans));
+        }
+        changes.extend(self.tick(wall));
+        changes
+    }
+
+    /// Everything that is to be kept.
+    pub(crate) fn all(&self) -> RestoredRules {
+        let marks = self.desks.iter().flat_map(|(name, desk)| {
+            desk.windows
+                .marks()
+                .map(|(group, mark)| (name.clone(), group.to_owned(), mark))
+        });
+        let messages: BTreeMap<u64, KeptMessage> = self
+            .desks
+            .values()
+            .flat_map(|desk| desk.messages.values().flatten())
+            .map(|(seq, message)| (*seq, message.clone()))
+            .collect();
+        let seen = self.desks.iter().flat_map(|(name, desk)| {
+            desk.seen_order.iter().filter_map(|value| {
+                let at = desk.seen.get(value)?;
+                Some((name.clone(), value.clone(), *at))
+            })
+        });
+        RestoredRules {
+            messages: messages.into_values().collect(),
+            marks: marks.collect(),
+            pending: self.at_work.values().chain(&self.waiting).cloned().collect(),
+            receipts: self.receipts.iter().copied().collect(),
+            seen: seen.collect(),
+        }
+    }
+
+    /// How rules are doing.
+    pub(crate) fn counters(&self) -> RuleCounters {
+        RuleCounters {
+            rules: self.desks.len(),
+            held: self.held,
+            held_bytes: self.bytes,
+            waiting: self.waiting.len() + self.at_work.len(),
+            ..self.counters
+        }
+    }
+
+    fn observe_for(
+        &mut self,
+        name: &str,
+        message: &RuleMessage,
+        reading: &Reading<'_>,
+        now: Time,
+        changes: &mut Vec<RuleChange>,
+    ) {
+        let Some(desk) = self.desks.get_mut(name) else {
+            return;
+        };
+        let read = desk.reader.read(reading);
+        if let Some(value) = &read.repeat_of {
+            // Publishers count each for itself: repeats are looked for within a group.
+            let value = format!("{}\u{1f}{value}", read.group);
+            if !desk.see(value.clone(), now) {
+                self.counters.repeated += 1;
+                return;
+            }
+            changes.push(RuleChange::Seen {
+                rule: name.to_owned(),
+                value,
+                at: now,
+            });
+        }
+        let mut kept = KeptMessage {
+            seq: self.seq + 1,
+            rule: name.to_owned(),
+            group: read.group.clone(),
+            arrived: now,
+            topic: message.topic.clone(),
+            payload: message.payload.clone(),
+        };
+        let cost = kept.cost();
+        if desk.bytes + cost > desk.rule.limits.store_bytes || self.bytes + cost > self.most_bytes {
+            if desk.dropped == 0 {
+                tracing::warn!(
+                    rule = name,
+                    bytes = desk.bytes,
+                    "messages of a rule are dropped: its open windows hold as much as they may (limits.store of the rule, \
+                     store.max_rules_size)"
+                );
+            }
+            desk.dropped += 1;
+            self.counters.dropped += 1;
+            return;
+        }
+        self.seq += 1;
+        let observed = desk.windows.observe(&observation(&kept, read));
+        if observed.overflow {
+            OTHER.clone_into(&mut kept.group);
+        }
+        if observed.placed {
+            self.counters.messages += 1;
+            changes.push(RuleChange::Message(Box::new(kept.clone())));
+            self.keep(kept);
+        } else {
+            self.counters.late += 1;
+            if let Some(mark) = desk.windows.mark(&kept.group) {
+                changes.push(RuleChange::Mark {
+                    rule: kept.rule,
+                    group: kept.group,
+                    mark,
+                });
+            }
+        }
+        self.after(name, observed.closed, observed.dropped, now, changes);
+    }
+
+    /// What follows from a message: windows that ended, groups that were forgotten.
+    fn after(
+        &mut self,
+        name: &str,
+        closed: Vec<Closed>,
+        dropped: Vec<String>,
+        now: Time,
+        changes: &mut Vec<RuleChange>,
+    ) {
+        self.close(name, closed, now, changes);
+        changes.extend(dropped.into_iter().map(|group| RuleChange::Unmark {
+            rule: name.to_owned(),
+            group,
+        }));
+    }
+
+    fn keep(&mut self, message: KeptMessage) {
+        let cost = message.cost();
+        if let Some(desk) = self.desks.get_mut(&message.rule) {
+            self.bytes += cost;
+            self.held += 1;
+            desk.bytes += cost;
+            let group = desk.messages.entry(message.group.clone()).or_default();
+            group.insert(message.seq, message);
+        }
+    }
+
+    fn end_all(&mut self, name: &str, now: Time, why: Closing, changes: &mut Vec<RuleChange>) {
+        if let Some(desk) = self.desks.get_mut(name) {
+            let closed = desk.windows.close_all(now, why);
+            self.close(name, closed, now, changes);
+        }
+    }
+
+    fn close(&mut self, name: &str, closed: Vec<Closed>, now: Time, changes: &mut Vec<RuleChange>) {
+        for closed in closed {
+            let Some(desk) = self.desks.get_mut(name) else {
+                return;
+            };
+            let mut last_topic = None;
+            let shown = shown(&closed, desk, &mut last_topic);
+            self.events += 1;
+            let event = event(
+                &closed,
+                desk,
+                shown.len(),
+                format!("{:016x}-e{}", self.boot, self.events),
+                now,
+            );
+            desk.dropped = 0;
+            let pending = PendingEvent {
+                output: Output {
+                    topic: fill(&desk.rule, &closed.group, last_topic.as_deref()),
+                    ..desk.rule.output.clone()
+                },
+                event,
+                messages: shown,
+            };
+            let forgotten = desk.forget(&closed);
+            self.held -= forgotten.len();
+            let cost: u64 = forgotten.iter().map(KeptMessage::cost).sum();
+            self.bytes -= cost;
+            self.counters.windows += 1;
+            tracing::info!(
+                rule = name,
+                group = closed.group,
+                reason = closed.why.as_str(),
+                messages = closed.messages,
+                late = closed.late,
+                event.id = pending.event.event_id,
+                "a window has ended"
+            );
+            self.waiting.push_back(pending.clone());
+            changes.push(RuleChange::Close(Box::new(Ended {
+                rule: name.to_owned(),
+                group: closed.group,
+                mark: closed.mark,
+                forget: forgotten.iter().map(|message| message.seq).collect(),
+                pending: Some(pending),
+            })));
+        }
+    }
+
+    /// The windows' time: never earlier than before, unless the clock was set back.
+    fn now(&mut self, wall: Time, changes: &mut Vec<RuleChange>) -> Time {
+        let Some(before) = self.clock.filter(|before| *before > wall) else {
+            self.clock = Some(wall);
+            return wall;
+        };
+        if before.since(wall) <= UNSTEADY {
+            return before;
+        }
+        tracing::warn!(
+            by_s = before.since(wall).as_secs_f64(),
+            "the wall clock was set back; windows that would lie in the future end now"
+        );
+        self.clock = Some(wall);
+        let names: Vec<String> = self.desks.keys().cloned().collect();
+        for name in names {
+            let Some(desk) = self.desks.get_mut(&name) else {
+                continue;
+            };
+            let closed = desk.windows.set_back(wall);
+            self.close(&name, closed, wall, changes);
+            if let Some(desk) = self.desks.get(&name) {
+                changes.extend(desk.windows.marks().map(|(group, mark)| RuleChange::Mark {
+                    rule: name.clone(),
+                    group: group.to_owned(),
+                    mark,
+                }));
+            }
+        }
+        wall
+    }
+
+    fn remember(&mut self, receipt: [u8; 32]) {
+        if self.receipts.len() >= RECEIPTS
+            && let Some(oldest) = self.receipts.pop_front()
+        {
+            self.known_receipts.remove(&oldest);
+        }
+        if self.known_receipts.insert(receipt) {
+            self.receipts.push_back(receipt);
+        }
+    }
+}
+
+/// Whether a rule can be used.
+///
+/// # Errors
+/// Its condition or its template can't be; one line.
+pub(crate) fn check(rule: &Rule) -> Result<Reader, String> {
+    let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
+    words::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
+    Reader::new(rule).map_err(wrong)
+}
+
+impl Desk {
+    fn new(rule: Arc<Rule>, reader: Reader) -> Self {
+        Self {
+            windows: Windows::new(
+                rule.window.clone(),
+                rule.fields.len(),
+                rule.limits.keep_messages,
+                rule.group_by.is_some(),
+            ),
+            rule,
+            reader,
+            messages: HashMap::new(),
+            bytes: 0,
+            dropped: 0,
+            seen: HashMap::new(),
+            seen_order: VecDeque::new(),
+        }
+    }
+
+    /// Takes out the messages that no open window needs any more.
+    fn forget(&mut self, closed: &Closed) -> Vec<KeptMessage> {
+        let Some(group) = self.messages.get_mut(&closed.group) else {
+            return Vec::new();
+        };
+        let mut forgotten = Vec::new();
+        for range in &closed.forget {
+            let mut tail = group.split_off(range.start());
+            let mut beyond = tail.split_off(&range.end().saturating_add(1));
+            forgotten.extend(tail.into_values());
+            group.append(&mut beyond);
+        }
+        if group.is_empty() {
+            self.messages.remove(&closed.group);
+        }
+        self.bytes -= forgotten.iter().map(KeptMessage::cost).sum::<u64>();
+        forgotten
+    }
+
+    /// False if the value was seen before.
+    fn see(&mut self, value: String, at: Time) -> bool {
+        while let Some(oldest) = self.seen_order.front() {
+            let expired = self
+                .seen
+                .get(oldest)
+                .is_none_or(|seen| at.since(*seen) > SEEN_FOR);
+            if !expired && self.seen_order.len() < SEEN_AT_MOST {
+                break;
+            }
+            self.seen.remove(oldest);
+            self.seen_order.pop_front();
+        }
+        if self.seen.contains_key(&value) {
+            return false;
+        }
+        self.seen_order.push_back(value.clone());
+        self.seen.insert(value, at);
+        true
+    }
+}
+
+fn observation(message: &KeptMessage, read: Read) -> Observation {
+    Observation {
+        seq: message.seq,
+        arrived: message.arrived,
+        stamp: read.stamp,
+        group: read.group,
+        bytes: message.payload.len() as u64,
+        early: read.early,
+        values: read.values,
+    }
+}
+
+/// What the model is shown: the newest messages within the rule's bounds, oldest first.
+fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
+    let Some(messages) = desk.messages.get(&closed.group) else {
+        return Vec::new();
+    };
+    let mut bytes = 0;
+    let mut shown: Vec<ShownMessage> = Vec::new();
+    for seq in closed.seqs.iter().rev() {
+        let Some(message) = messages.get(seq) else {
+            continue;
+        };
+        last_topic.get_or_insert_with(|| message.topic.clone());
+        let payload = words::text(&message.payload, words::MESSAGE_CAP);
+        bytes += payload.len();
+        if bytes > desk.rule.limits.keep_bytes {
+            break;
+        }
+        let read = desk.reader.read(&Reading::of(Message {
+            topic: &message.topic,
+            payload: &message.payload,
+        }));
+        shown.push(ShownMessage {
+            time: read.stamp.unwrap_or(message.arrived),
+            topic: message.topic.clone(),
+            payload,
+            fields: desk.reader.named(read.values),
+        });
+    }
+    shown.reverse();
+    shown
+}
+
+fn event(closed: &Closed, desk: &Desk, shown: usize, event_id: String, now: Time) -> Event {
+    let rule = &desk.rule;
+    let due = closed.end.after(rule.window.time.lateness());
+    Event {
+        event_id,
+        rule: rule.name.clone(),
+        group: closed.group.clone(),
+        window: EventWindow {
+            start: closed.start,
+            end: closed.end,
+            reason: closed.why,
+            messages: closed.messages,
+            late: closed.late,
+            left_out: closed.messages.saturating_sub(shown as u64),
+            dropped: desk.dropped,
+            closed_late: closed.why == Closing::Due && now.since(due) > LATE,
+        },
+        stats: rule
+            .fields
+            .iter()
+            .map(|field| field.name.clone())
+            .zip(closed.facts.iter().cloned())
+            .collect(),
+        text: None,
+        unsupported_numbers: None,
+        data: None,
+        error: None,
+        finish_reason: None,
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        cached_tokens: 0,
+        model: Arc::from(""),
+    }
+}
+
+/// The topic of an event: what a message says may stand in it only where the rule says so, and never as more than a
+/// part of a level.
+fn fill(rule: &Rule, group: &str, last_topic: Option<&str>) -> String {
+    let level = |text: &str| -> String {
+        let clean: String = text
+            .chars()
+            .map(|c| {
+                if c.is_control() || matches!(c, '/' | '+' | '#') {
+                    '_'
+                } else {
+                    c
+                }
+            })
+            .collect();
+        if clean.is_empty() { "-".to_owned() } else { clean }
+    };
+    let mut out = String::new();
+    let mut rest = rule.output.topic.as_str();
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        let Some(close) = rest[open..].find('}') else {
+            break;
+        };
+        let name = &rest[open + 1..open + close];
+        if name == "group" {
+            out.push_str(&level(group));
+        } else if let Some(number) = name.strip_prefix("topic:").and_then(|n| n.parse::<usize>().ok()) {
+            // Without a message, the group tells the level where it is made of it.
+            let of_message = last_topic.and_then(|topic| topic.split('/').nth(number));
+            let of_group = (rule.group_by == Some(Selector::Topic(number))).then_some(group);
+            out.push_str(&level(of_message.or(of_group).unwrap_or_default()));
+        } else {
+            out.push_str(&rest[open..=open + close]);
+        }
+        rest = &rest[open + close + 1..];
+    }
+    out.push_str(rest);
+    out
+}

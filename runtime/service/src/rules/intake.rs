@@ -1,0 +1,233 @@
+//! What rules read in a message.
+
+use std::borrow::Cow;
+use std::sync::LazyLock;
+
+use jiff::Timestamp;
+use minijinja::{Environment, Expression};
+use serde_json::Value as Json;
+
+use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
+
+/// The longest text of a field, in bytes; longer ones are cut.
+const TEXT: usize = 256;
+/// The longest name of a group.
+const GROUP: usize = 128;
+
+/// What expressions may use: operators, and nothing that could be called.
+static OPERATORS: LazyLock<Environment<'static>> = LazyLock::new(Environment::empty);
+
+/// A message as it came.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Message<'a> {
+    pub(crate) topic: &'a str,
+    pub(crate) payload: &'a [u8],
+}
+
+/// A message, read once for all rules that take it.
+pub(crate) struct Reading<'a> {
+    message: Message<'a>,
+    json: std::cell::OnceCell<Option<Json>>,
+}
+
+/// What a rule makes of a message.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Read {
+    pub(crate) group: String,
+    pub(crate) stamp: Option<Time>,
+    pub(crate) early: bool,
+    pub(crate) values: Vec<(usize, Value)>,
+    /// The value of the rule's `dedupe`.
+    pub(crate) repeat_of: Option<String>,
+}
+
+/// A rule that can read.
+pub(crate) struct Reader {
+    payload: PayloadFormat,
+    fields: Vec<super::Field>,
+    group_by: Option<Selector>,
+    dedupe: Option<Selector>,
+    stamp: Option<String>,
+    early: Option<Expression<'static, 'static>>,
+}
+
+impl<'a> Reading<'a> {
+    pub(crate) fn of(message: Message<'a>) -> Self {
+        Self {
+            message,
+            json: std::cell::OnceCell::new(),
+        }
+    }
+
+    fn json(&self) -> Option<&Json> {
+        self.json
+            .get_or_init(|| serde_json::from_slice(self.message.payload).ok())
+            .as_ref()
+    }
+
+    /// What the payload is to a rule that reads it in this way.
+    fn document(&self, format: PayloadFormat) -> Option<Cow<'_, Json>> {
+        match format {
+            PayloadFormat::Auto | PayloadFormat::Json => self.json().map(Cow::Borrowed),
+            PayloadFormat::Text => None,
+            PayloadFormat::Number => {
+                let text = std::str::from_utf8(self.message.payload).ok()?;
+                let number: f64 = text.trim().parse().ok()?;
+                serde_json::Number::from_f64(number).map(|number| Cow::Owned(Json::Number(number)))
+            }
+        }
+    }
+}
+
+impl Reader {
+    /// # Errors
+    /// The rule's `early` is no expression; one line.
+    pub(crate) fn new(rule: &Rule) -> Result<Self, String> {
+        let early = match &rule.window.early {
+            None => None,
+            Some(text) => {
+                let expression = OPERATORS
+                    .compile_expression_owned(text.clone())
+                    .map_err(|error| format!("`early` is no expression: {error}"))?;
+                if let Some(unknown) = expression
+                    .undeclared_variables(false)
+                    .into_iter()
+                    .find(|name| !rule.fields.iter().any(|field| field.name == *name))
+                {
+                    return Err(format!(
+                        "`early` uses {unknown}, which is not among the rule's `fields`"
+                    ));
+                }
+                Some(expression)
+            }
+        };
+        Ok(Self {
+            payload: rule.payload,
+            fields: rule.fields.clone(),
+            group_by: rule.group_by.clone(),
+            dedupe: rule.dedupe.clone(),
+            stamp: match &rule.window.time {
+                TimeSource::Arrival => None,
+                TimeSource::Field { pointer, .. } => Some(pointer.clone()),
+            },
+            early,
+        })
+    }
+
+    pub(crate) fn read(&self, reading: &Reading<'_>) -> Read {
+        let document = reading.document(self.payload);
+        let document = document.as_deref();
+        let values: Vec<(usize, Value)> = self
+            .fields
+            .iter()
+            .enumerate()
+            .filter_map(|(index, field)| Some((index, value(document?.pointer(&field.pointer)?)?)))
+            .collect();
+        let topic = reading.message.topic;
+        Read {
+            group: self
+                .group_by
+                .as_ref()
+                .map(|selector| select(selector, topic, document).unwrap_or_default())
+                .map(|group| cut(&group, GROUP).to_owned())
+                .unwrap_or_default(),
+            stamp: self
+                .stamp
+                .as_ref()
+                .and_then(|pointer| stamp(document?.pointer(pointer)?)),
+            early: self.is_early(&values),
+            repeat_of: self
+                .dedupe
+                .as_ref()
+                .and_then(|selector| select(selector, topic, document))
+                .map(|value| cut(&value, TEXT).to_owned()),
+            values,
+        }
+    }
+
+    fn is_early(&self, values: &[(usize, Value)]) -> bool {
+        let Some(early) = &self.early else {
+            return false;
+        };
+        let context: std::collections::BTreeMap<&str, minijinja::Value> = values
+            .iter()
+            .filter_map(|(index, value)| {
+                let name = self.fields.get(*index)?.name.as_str();
+                let value = match value {
+                    Value::Number(number) => minijinja::Value::from(*number),
+                    Value::Text(text) => minijinja::Value::from(text.as_str()),
+                };
+                Some((name, value))
+            })
+            .collect();
+        // A message without the field does not meet the condition.
+        early.eval(context).is_ok_and(|met| met.is_true())
+    }
+
+    /// Values by the names of their fields, for templates.
+    pub(crate) fn named(&self, values: Vec<(usize, Value)>) -> Vec<(String, Value)> {
+        let named = values.into_iter();
+        named
+            .filter_map(|(index, value)| Some((self.fields.get(index)?.name.clone(), value)))
+            .collect()
+    }
+}
+
+fn select(selector: &Selector, topic: &str, document: Option<&Json>) -> Option<String> {
+    match selector {
+        Selector::Topic(level) => topic.split('/').nth(*level).map(str::to_owned),
+        Selector::Field(pointer) => match value(document?.pointer(pointer)?)? {
+            Value::Number(number) => Some(number.to_string()),
+            Value::Text(text) => Some(text),
+        },
+    }
+}
+
+/// Numbers as such, anything else as text; `None` for null.
+fn value(json: &Json) -> Option<Value> {
+    Some(match json {
+        Json::Null => return None,
+        Json::Number(number) => Value::Number(number.as_f64().filter(|number| number.is_finite())?),
+        Json::String(text) => Value::Text(cut(text, TEXT).to_owned()),
+        Json::Bool(value) => Value::Text(value.to_string()),
+        other => Value::Text(cut(&other.to_string(), TEXT).to_owned()),
+    })
+}
+
+/// RFC 3339, or seconds or milliseconds since 1970.
+fn stamp(json: &Json) -> Option<Time> {
+    /// Seconds are below this until the year 5138, milliseconds above it from 1973 on.
+    const SECONDS_BELOW: f64 = 1e11;
+    match json {
+        Json::String(text) => {
+            let text = text.trim();
+            let parsed: Option<Timestamp> = text.parse().ok();
+            parsed.map(|stamp| Time(stamp.as_millisecond()))
+        }
+        Json::Number(number) => {
+            let number = number.as_f64()?;
+            let millis = if number.abs() < SECONDS_BELOW {
+                number * 1000.0
+            } else {
+                number
+            };
+            // Beyond the calendar of RFC 3339 a moment means nothing.
+            Timestamp::from_duration(jiff::SignedDuration::try_from_secs_f64(millis / 1000.0).ok()?)
+                .ok()
+                .map(|stamp| Time(stamp.as_millisecond()))
+        }
+        _ => None,
+    }
+}
+
+/// At most so many bytes, whole characters.
+pub(crate) fn cut(text: &str, most: usize) -> &str {
+    if text.len() <= most {
+        return text;
+    }
+    let mut end = most;
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}

@@ -1,0 +1,90 @@
+//! Tokens that prompts may take.
+
+use super::error::WordsError;
+
+/// A text with more bytes than this for each allowed token is too long without counting: counting megabytes takes
+/// seconds, and no tokenizer's usual token is so long.
+const BYTES_PER_TOKEN: usize = 64;
+/// How often a part's size is tried.
+pub(super) const PROBES: usize = 24;
+
+/// What prompts may take.
+#[derive(Clone, Copy)]
+pub struct Budget<'a> {
+    /// The most tokens of one prompt.
+    pub tokens: usize,
+    /// The most parts; 0 counts as 1.
+    pub max_parts: usize,
+    /// Counts the tokens of a prompt with everything around it (system message, chat template).
+    pub count: &'a dyn Fn(&str) -> Result<usize, String>,
+}
+
+impl Budget<'_> {
+    pub(super) fn tokens_of(&self, prompt: &str) -> Result<usize, WordsError> {
+        if prompt.len() / BYTES_PER_TOKEN > self.tokens {
+            return Ok(prompt.len() / BYTES_PER_TOKEN);
+        }
+        (self.count)(prompt).map_err(WordsError::Encode)
+    }
+
+    pub(super) fn refusal(&self, needed: usize) -> WordsError {
+        WordsError::DoesNotFit {
+            needed,
+            allowed: self.tokens,
+        }
+    }
+}
+
+impl std::fmt::Debug for Budget<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Budget")
+            .field("tokens", &self.tokens)
+            .field("max_parts", &self.max_parts)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Tries sizes between one that fits and one that does not, until the two meet or enough were tried. Gives the largest
+/// that was seen to fit.
+pub(super) fn largest(
+    fits: usize,
+    too_large: usize,
+    mut try_size: impl FnMut(usize) -> Result<bool, WordsError>,
+) -> Result<usize, WordsError> {
+    let (mut low, mut high) = (fits, too_large);
+    for _ in 0..PROBES {
+        if high - low <= 1 {
+            break;
+        }
+        let middle = low.midpoint(high);
+        if try_size(middle)? {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    Ok(low)
+}
+
+#[cfg(test)]
+pub(super) mod tests {
+    use super::*;
+
+    /// Words and the bytes of long ones, with ten tokens around.
+    #[allow(clippy::unnecessary_wraps, reason = "the shape of a tokenizer")]
+    pub(in super::super) fn count(prompt: &str) -> Result<usize, String> {
+        Ok(10
+            + prompt
+                .split_whitespace()
+                .map(|word| word.len().div_ceil(8))
+                .sum::<usize>())
+    }
+
+    pub(in super::super) fn budget(tokens: usize, max_parts: usize) -> Budget<'static> {
+        Budget {
+            tokens,
+            max_parts,
+            count: &count,
+        }
+    }
+}

@@ -1,0 +1,36 @@
+//! How facts become words: prompts of templates, parts of what is too large, and what is made of the answers.
+//!
+//! All of it is pure. It must never know where messages come from, which model reads the prompts, or when.
+//!
+//! What machines send is never trusted: a message is cut to a size, a template puts it on one line of JSON
+//! ([`Template`]'s filter `record`), and an answer is cleaned before anybody reads it ([`clean`]).
+
+mod budget;
+mod built_in;
+mod clean;
+mod error;
+mod filters;
+#[cfg(test)]
+mod fixture;
+mod json;
+mod lint;
+mod local;
+mod numbers;
+mod parts;
+mod record;
+mod reduce;
+mod scene;
+mod template;
+
+pub use budget::Budget;
+pub use built_in::{NAMES, source};
+pub use clean::clean;
+pub use error::WordsError;
+pub use json::document;
+pub use local::rfc3339;
+pub use numbers::unsupported_numbers;
+pub use parts::{Plan, plan};
+pub use record::{CUT_MARK, MESSAGE_CAP, Record, text};
+pub use reduce::reduce;
+pub use scene::Scene;
+pub use template::Template;

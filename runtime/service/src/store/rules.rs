@@ -1,0 +1,218 @@
+//! The tables of rules.
+
+use rusqlite::{Connection, params};
+
+use super::event_row::{EventRow, MarkRow, OutputRow, ShownRow};
+use super::file::{each, json, parse, signed, unsigned};
+use crate::rules::Time;
+use crate::rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
+
+/// Receipts that are kept: many more than a broker has under way to us.
+pub(super) const RECEIPTS: i64 = 1024;
+/// Values of `dedupe` are kept for so long, in milliseconds.
+pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
+
+/// Empties the tables.
+pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_marks; DELETE FROM rule_events;
+     DELETE FROM rule_receipts; DELETE FROM rule_seen;";
+
+pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::Result<()> {
+    match change {
+        RuleChange::Message(message) => insert(connection, message),
+        RuleChange::Receipt(receipt) => {
+            connection
+                .prepare_cached("INSERT INTO rule_receipts (receipt) VALUES (?1)")?
+                .execute([receipt])?;
+            let number = connection.last_insert_rowid();
+            connection
+                .prepare_cached("DELETE FROM rule_receipts WHERE number <= ?1")?
+                .execute([number - RECEIPTS])?;
+            Ok(())
+        }
+        RuleChange::Seen { rule, value, at } => {
+            connection
+                .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
+                .execute(params![rule, value, at.0])?;
+            Ok(())
+        }
+        RuleChange::Close(closing) => close(connection, closing),
+        RuleChange::Mark { rule, group, mark } => {
+            connection
+                .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
+                .execute(params![rule, group, json(&MarkRow::of(mark))])?;
+            Ok(())
+        }
+        RuleChange::Unmark { rule, group } => {
+            connection
+                .prepare_cached("DELETE FROM rule_marks WHERE rule = ?1 AND grp = ?2")?
+                .execute([rule, group])?;
+            Ok(())
+        }
+        RuleChange::Pending(event) => pending(connection, event),
+        RuleChange::Posted { event_id } => {
+            connection
+                .prepare_cached("DELETE FROM rule_events WHERE event_id = ?1")?
+                .execute([event_id])?;
+            Ok(())
+        }
+        RuleChange::Forget(seqs) => forget(connection, seqs),
+    }
+}
+
+fn insert(connection: &Connection, message: &KeptMessage) -> rusqlite::Result<()> {
+    connection
+        .prepare_cached("REPLACE INTO rule_messages VALUES (?1, ?2, ?3, ?4, ?5, ?6)")?
+        .execute(params![
+            signed(message.seq),
+            message.rule,
+            message.group,
+            message.arrived.0,
+            message.topic,
+            message.payload
+        ])?;
+    Ok(())
+}
+
+fn close(connection: &Connection, closing: &Ended) -> rusqlite::Result<()> {
+    forget(connection, &closing.forget)?;
+    connection
+        .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
+        .execute(params![
+            closing.rule,
+            closing.group,
+            json(&MarkRow::of(&closing.mark))
+        ])?;
+    if let Some(event) = &closing.pending {
+        pending(connection, event)?;
+    }
+    connection
+        .prepare_cached("DELETE FROM rule_seen WHERE seen < ?1")?
+        .execute([closing.mark.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
+    Ok(())
+}
+
+fn pending(connection: &Connection, pending: &PendingEvent) -> rusqlite::Result<()> {
+    let shown: Vec<ShownRow> = pending.messages.iter().map(ShownRow::of).collect();
+    connection
+        .prepare_cached("REPLACE INTO rule_events VALUES (?1, ?2, ?3, ?4, ?5)")?
+        .execute(params![
+            pending.event.event_id,
+            pending.event.window.end.0,
+            json(&EventRow::of(&pending.event)),
+            json(&OutputRow::of(&pending.output)),
+            json(&shown)
+        ])?;
+    Ok(())
+}
+
+fn forget(connection: &Connection, seqs: &[u64]) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare_cached("DELETE FROM rule_messages WHERE seq = ?1")?;
+    for seq in seqs {
+        statement.execute([signed(*seq)])?;
+    }
+    Ok(())
+}
+
+/// Reads all of it into `rules`; `order` is `ASC` or `DESC`. One outcome a table.
+pub(super) fn read(
+    connection: &Connection,
+    order: &str,
+    rules: &mut RestoredRules,
+) -> Vec<rusqlite::Result<()>> {
+    let RestoredRules {
+        messages,
+        marks,
+        pending,
+        receipts,
+        seen,
+    } = rules;
+    vec![
+        each(
+            connection,
+            &format!(
+                "SELECT seq, rule, grp, arrived, topic, payload FROM rule_messages ORDER BY seq {order}"
+            ),
+            |row| {
+                messages.push(KeptMessage {
+                    seq: unsigned(row.get(0)?),
+                    rule: row.get(1)?,
+                    group: row.get(2)?,
+                    arrived: Time(row.get(3)?),
+                    topic: row.get(4)?,
+                    payload: row.get(5)?,
+                });
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!("SELECT rule, grp, mark FROM rule_marks ORDER BY rule {order}, grp {order}"),
+            |row| {
+                let mark = parse::<MarkRow>(&row.get::<_, String>(2)?);
+                if let Some(mark) = mark {
+                    marks.push((row.get(0)?, row.get(1)?, mark.mark()));
+                }
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!(
+                "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, event_id {order}"
+            ),
+            |row| {
+                let event = parse::<EventRow>(&row.get::<_, String>(0)?).and_then(EventRow::event);
+                let output = parse::<OutputRow>(&row.get::<_, String>(1)?);
+                let shown = parse::<Vec<ShownRow>>(&row.get::<_, String>(2)?);
+                if let (Some(event), Some(output), Some(shown)) = (event, output, shown) {
+                    pending.push(PendingEvent {
+                        event,
+                        output: output.output(),
+                        messages: shown.into_iter().map(ShownRow::shown).collect(),
+                    });
+                }
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!("SELECT receipt FROM rule_receipts ORDER BY number {order}"),
+            |row| {
+                receipts.push(row.get(0)?);
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!("SELECT rule, value, seen FROM rule_seen ORDER BY seen {order}"),
+            |row| {
+                seen.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
+                Ok(())
+            },
+        ),
+    ]
+}
+
+/// Adds what only `rest`, read from the other end, has.
+pub(super) fn add_missing(rules: &mut RestoredRules, rest: RestoredRules) {
+    use std::collections::HashSet;
+    let known: HashSet<u64> = rules.messages.iter().map(|message| message.seq).collect();
+    let missing = rest.messages.into_iter().rev();
+    rules
+        .messages
+        .extend(missing.filter(|message| !known.contains(&message.seq)));
+    let known: HashSet<(String, String)> = rules
+        .marks
+        .iter()
+        .map(|(r, g, _)| (r.clone(), g.clone()))
+        .collect();
+    let missing = rest.marks.into_iter().rev();
+    rules
+        .marks
+        .extend(missing.filter(|(r, g, _)| !known.contains(&(r.clone(), g.clone()))));
+    let known: HashSet<String> = rules.pending.iter().map(|p| p.event.event_id.clone()).collect();
+    let missing = rest.pending.into_iter().rev();
+    rules
+        .pending
+        .extend(missing.filter(|p| !known.contains(&p.event.event_id)));
+}

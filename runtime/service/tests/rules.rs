@@ -1,0 +1,409 @@
+//! What becomes of messages that rules take: windows, words, facts without words, restarts.
+
+#![allow(clippy::unwrap_used, reason = "a test's folders are there")]
+
+mod support;
+
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_engine::Finish;
+use phi_edge_service::rules::{
+    Closing, Event, Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, RuleMessage, Selector,
+    TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
+};
+use phi_edge_service::{EngineCommand, ErrorCode, LastEnd, ReplyBody, ServiceConfig, Store, StoreConfig};
+use support::{Bench, settle, summary};
+
+/// Windows of three messages, whose payloads are the prompt.
+fn rule(name: &str) -> Rule {
+    Rule {
+        name: name.to_owned(),
+        topics: vec!["plant/#".to_owned()],
+        payload: PayloadFormat::Auto,
+        fields: vec![Field {
+            name: "value".to_owned(),
+            pointer: "/value".to_owned(),
+        }],
+        group_by: None,
+        dedupe: None,
+        window: WindowSpec {
+            kind: WindowKind::Count { messages: 3 },
+            time: TimeSource::Arrival,
+            zone: jiff::tz::TimeZone::UTC,
+            empty: false,
+            max_messages: None,
+            max_bytes: None,
+            early: None,
+            early_rate: None,
+            cool_down: Duration::ZERO,
+            max_age: None,
+            absence: None,
+            max_groups: 100,
+        },
+        words: Words {
+            prompt: PromptSource::Text("{% for m in messages %}{{ m.fields.value }} {% endfor %}".to_owned()),
+            system: None,
+            max_tokens: 16,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            format: TextFormat::Text,
+            check_numbers: true,
+            deadline: Duration::from_mins(1),
+            max_parts: 4,
+            max_prompt_tokens: None,
+        },
+        output: Output {
+            topic: format!("events/{name}"),
+            qos: 1,
+            expiry: None,
+            retain: false,
+        },
+        limits: RuleLimits {
+            keep_messages: 1000,
+            keep_bytes: 1 << 20,
+            store_bytes: 1 << 20,
+        },
+    }
+}
+
+fn config(rules: Vec<Rule>) -> ServiceConfig {
+    ServiceConfig {
+        rules,
+        ..ServiceConfig::default()
+    }
+}
+
+fn bench(rules: Vec<Rule>) -> Bench {
+    Bench::with(config(rules), 1, 64)
+}
+
+fn durable(rules: Vec<Rule>, folder: &Path) -> Bench {
+    let store = Store::open(
+        StoreConfig {
+            folder: folder.to_owned(),
+            max_bytes: 1 << 30,
+            memory_fallback: false,
+        },
+        LastEnd::Innocent,
+    )
+    .unwrap();
+    Bench::on(config(rules), 1, 64, Some(store))
+}
+
+/// A message of which no two are the same to a broker.
+fn message(value: f64) -> RuleMessage {
+    let mut receipt = [0; 32];
+    receipt[..8].copy_from_slice(&value.to_le_bytes());
+    RuleMessage {
+        topic: "plant/1".to_owned(),
+        payload: format!("{{\"value\":{value},\"n\":\"{}\"}}", (value / 2.0).floor()).into_bytes(),
+        rules: vec![Arc::from("r")],
+        receipt: Some(receipt),
+        redelivered: false,
+    }
+}
+
+/// Takes messages in and waits until each is stored.
+async fn observe(bench: &Bench, values: impl IntoIterator<Item = f64>) {
+    for value in values {
+        if let Some(mut observed) = bench.service.observe(&message(value)) {
+            observed.wait().await;
+        }
+    }
+}
+
+async fn event(bench: &mut Bench) -> (Event, Output) {
+    match bench.body().await {
+        ReplyBody::Event(published) => (published.event, published.output),
+        other => panic!("not an event: {other:?}"),
+    }
+}
+
+/// Answers the next prompt; gives it as text.
+async fn answer(bench: &mut Bench, text: &str) -> String {
+    let (request, sink) = bench.asked().await;
+    sink.text(text);
+    sink.finish(summary(Finish::Stop, 2));
+    request
+        .prompt
+        .iter()
+        .filter_map(|id| char::from_u32(id.0))
+        .collect()
+}
+
+#[tokio::test]
+async fn a_window_becomes_an_event() {
+    let mut bench = bench(vec![rule("r")]);
+    observe(&bench, [1.0, 4.0, 2.5]).await;
+    assert_eq!(answer(&mut bench, "Up to 4, not 7.\u{1b}").await, "1 4 2.5");
+    let (event, output) = event(&mut bench).await;
+    assert_eq!(output.topic, "events/r");
+    assert_eq!((event.rule.as_str(), event.group.as_str()), ("r", ""));
+    assert_eq!((event.window.messages, event.window.reason), (3, Closing::Due));
+    assert_eq!(
+        event.text.as_deref(),
+        Some("Up to 4, not 7."),
+        "control characters are taken out"
+    );
+    assert_eq!(event.unsupported_numbers, Some(vec!["7".to_owned()]));
+    let (name, facts) = &event.stats[0];
+    assert_eq!(name, "value");
+    assert_eq!(
+        (facts.count, facts.min, facts.max, facts.mean),
+        (3, Some(1.0), Some(4.0), Some(2.5))
+    );
+    assert_eq!(
+        (&facts.first, &facts.last),
+        (&Some(Value::Number(1.0)), &Some(Value::Number(2.5)))
+    );
+    assert_eq!(event.error, None);
+    assert!(bench.is_silent().await, "what words it is nobody's reply");
+    assert_eq!(bench.service.rule_counters().events, 1);
+}
+
+#[tokio::test]
+async fn facts_go_without_words_where_the_model_fails() {
+    let mut bench = bench(vec![rule("r")]);
+    observe(&bench, [1.0, 2.0, 3.0]).await;
+    let (_request, sink) = bench.asked().await;
+    sink.fail(phi_edge_engine::Failure::Decoder("no".to_owned()));
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(event.error.map(|error| error.code), Some(ErrorCode::Internal));
+    assert_eq!(event.text, None);
+    assert_eq!(event.stats[0].1.count, 3);
+}
+
+#[tokio::test]
+async fn facts_go_without_words_where_the_model_is_busy_for_too_long() {
+    let mut slow = rule("r");
+    slow.words.deadline = Duration::from_millis(50);
+    let mut bench = bench(vec![slow]);
+    bench.service.submit(support::job("a")).await.unwrap();
+    let (_request, _sink) = bench.asked().await;
+    observe(&bench, [1.0, 2.0, 3.0]).await;
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(event.error.map(|error| error.code), Some(ErrorCode::Expired));
+    assert_eq!(event.stats[0].1.max, Some(3.0));
+}
+
+#[tokio::test]
+async fn what_does_not_fit_is_worded_in_parts() {
+    // The engine's context holds 100 tokens, a byte each.
+    let mut large = rule("r");
+    large.window.kind = WindowKind::Count { messages: 30 };
+    large.words.max_parts = 2;
+    large.words.prompt = PromptSource::Text(
+        "{% if parts %}{{ parts | join(' and ') }}{% else %}\
+         {% for m in messages %}{{ m.fields.value }} {% endfor %}{% endif %}"
+            .to_owned(),
+    );
+    let mut bench = bench(vec![large]);
+    observe(&bench, (0..30).map(|n| f64::from(n) + 100.5)).await;
+    let first = answer(&mut bench, "first").await;
+    let second = answer(&mut bench, "second").await;
+    let reduction = answer(&mut bench, "all").await;
+    assert!(
+        first.len() < 90 && second.ends_with("129.5"),
+        "{first:?} {second:?}"
+    );
+    assert_eq!(reduction, "first and second");
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(event.text.as_deref(), Some("all"));
+    let shown = first.split_whitespace().count() + second.split_whitespace().count();
+    assert_eq!(event.window.left_out, 30 - shown as u64);
+    assert_eq!(event.completion_tokens, 6);
+}
+
+#[tokio::test]
+async fn a_redelivery_and_a_publishers_repeat_count_once() {
+    let mut once = rule("r");
+    once.dedupe = Some(Selector::Field("/n".to_owned()));
+    let bench = bench(vec![once]);
+    observe(&bench, [0.0]).await;
+    let again = RuleMessage {
+        redelivered: true,
+        ..message(0.0)
+    };
+    assert!(bench.service.observe(&again).is_none());
+    // The same `n` in another message.
+    observe(&bench, [1.0, 2.0]).await;
+    let counters = bench.service.rule_counters();
+    assert_eq!(
+        (counters.messages, counters.redelivered, counters.repeated),
+        (2, 1, 1)
+    );
+}
+
+#[tokio::test]
+async fn what_is_beyond_the_cap_is_dropped_counted_and_told() {
+    let mut small = rule("r");
+    small.limits.store_bytes = 400;
+    small.window.kind = WindowKind::Tumbling {
+        every: Duration::from_hours(24),
+    };
+    let mut bench = bench(vec![small.clone()]);
+    observe(&bench, [1.0, 2.0, 3.0, 4.0]).await;
+    let counters = bench.service.rule_counters();
+    assert_eq!((counters.messages, counters.dropped), (2, 2));
+    assert!(counters.held_bytes <= 400);
+    // A request gets through all the same.
+    bench.service.submit(support::job("a")).await.unwrap();
+    answer(&mut bench, "hi").await;
+    bench.body().await;
+    // A rule that counts otherwise ends the windows of the old one.
+    small.window.kind = WindowKind::Count { messages: 3 };
+    bench.service.set_rules(vec![small]).unwrap();
+    answer(&mut bench, "cut short").await;
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(
+        (event.window.reason, event.window.messages, event.window.dropped),
+        (Closing::Reload, 2, 2)
+    );
+    assert_eq!(bench.service.rule_counters().held, 0);
+}
+
+#[tokio::test]
+async fn a_bad_rule_changes_nothing() {
+    let bench = bench(vec![rule("r")]);
+    observe(&bench, [1.0]).await;
+    for (change, says) in [
+        (
+            (|rule| rule.window.early = Some("value >".to_owned())) as fn(&mut Rule),
+            "`early`",
+        ),
+        (|rule| rule.window.early = Some("speed > 3".to_owned()), "speed"),
+        (
+            |rule| rule.words.prompt = PromptSource::Text("{% for %}".to_owned()),
+            "line 1",
+        ),
+        (
+            |rule| rule.words.prompt = PromptSource::BuiltIn("none".to_owned()),
+            "none",
+        ),
+    ] {
+        let mut bad = rule("r");
+        change(&mut bad);
+        let refused = bench.service.set_rules(vec![bad]).unwrap_err();
+        assert!(refused.contains("\"r\"") && refused.contains(says), "{refused}");
+    }
+    assert_eq!(bench.service.rule_counters().held, 1);
+}
+
+#[tokio::test]
+async fn an_open_window_survives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = durable(vec![rule("r")], folder.path());
+    observe(&bench, [1.0, 2.0]).await;
+    bench.service.drain(Duration::ZERO).await;
+    bench.service.close_store().await;
+    drop(bench);
+    let mut bench = durable(vec![rule("r")], folder.path());
+    settle().await;
+    // What the broker could not know to be stored comes again.
+    let again = RuleMessage {
+        redelivered: true,
+        ..message(2.0)
+    };
+    assert!(bench.service.observe(&again).is_none());
+    observe(&bench, [3.0]).await;
+    assert_eq!(answer(&mut bench, "three").await, "1 2 3");
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(event.window.messages, 3);
+}
+
+#[tokio::test]
+async fn an_event_without_words_gets_them_after_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = durable(vec![rule("r")], folder.path());
+    observe(&bench, [1.0, 2.0, 3.0]).await;
+    let (_request, _sink) = bench.asked().await;
+    let image = copy(folder.path());
+    drop(bench);
+    let mut bench = durable(vec![rule("r")], image.path());
+    answer(&mut bench, "again").await;
+    let first = event(&mut bench).await;
+    assert_eq!(first.0.text.as_deref(), Some("again"));
+    // The broker never says that it has it.
+    let image = copy(image.path());
+    drop(bench);
+    let mut bench = durable(vec![rule("r")], image.path());
+    assert_eq!(event(&mut bench).await, first, "a copy is the same");
+    assert!(bench.is_silent().await, "each window yields one event");
+}
+
+/// Images of the store at random moments, as a crash leaves them: what was counted adds up, and no window has two events.
+#[tokio::test]
+async fn crashes_lose_and_double_nothing() {
+    let mut folder = tempfile::tempdir().unwrap();
+    let mut events: std::collections::BTreeMap<String, u64> = std::collections::BTreeMap::new();
+    let mut chance = 7_u64;
+    let mut observed = 0_u64;
+    for round in 0..20 {
+        let mut bench = durable(vec![rule("r")], folder.path());
+        chance = chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        for n in 0..(chance >> 33) % 8 {
+            #[expect(clippy::cast_precision_loss, reason = "small numbers")]
+            observe(&bench, [(round * 100 + n) as f64]).await;
+            observed += 1;
+        }
+        // Some of what is asked is answered, and some of what is published is acknowledged.
+        for _ in 0..(chance >> 40) % 4 {
+            settle().await;
+            if let Ok(EngineCommand::Generate { sink, .. }) = bench.commands.try_recv() {
+                sink.finish(summary(Finish::Stop, 1));
+            }
+        }
+        settle().await;
+        while let Ok(reply) = bench.replies.try_recv() {
+            if let ReplyBody::Event(published) = &reply.body {
+                let known = events.insert(published.event.event_id.clone(), published.event.window.messages);
+                assert!(known.is_none_or(|known| known == published.event.window.messages));
+            }
+            if chance & 1 == 0
+                && let Some(delivery) = reply.delivery
+            {
+                bench.service.delivered(delivery);
+            }
+        }
+        let image = copy(folder.path());
+        drop(bench);
+        folder = image;
+    }
+    let mut bench = durable(vec![rule("r")], folder.path());
+    loop {
+        settle().await;
+        let mut moved = false;
+        while let Ok(EngineCommand::Generate { sink, .. }) = bench.commands.try_recv() {
+            sink.finish(summary(Finish::Stop, 1));
+            moved = true;
+        }
+        while let Ok(reply) = bench.replies.try_recv() {
+            if let ReplyBody::Event(published) = &reply.body {
+                events.insert(published.event.event_id.clone(), published.event.window.messages);
+            }
+            moved = true;
+        }
+        let waiting = bench.service.rule_counters().waiting + bench.service.stats().outcomes_waiting;
+        if !moved && waiting == 0 {
+            break;
+        }
+    }
+    let counted: u64 = events.values().sum();
+    assert_eq!(counted + bench.service.rule_counters().held as u64, observed);
+    assert_eq!(events.len() as u64, observed / 3);
+}
+
+/// The store's files as they are at this moment.
+fn copy(folder: &Path) -> tempfile::TempDir {
+    let image = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder).unwrap().flatten() {
+        if entry.path().is_file() {
+            std::fs::copy(entry.path(), image.path().join(entry.file_name())).unwrap();
+        }
+    }
+    image
+}
