@@ -8,7 +8,8 @@ use clap::ValueEnum;
 
 use crate::process::{root, run, target};
 
-const VERSION: &str = "1.32.0";
+/// The pinned version.
+pub(crate) const VERSION: &str = "1.32.0";
 
 /// A platform that the library is fetched for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -27,6 +28,15 @@ impl Platform {
             (os, arch) => bail!(
                 "no ONNX Runtime is pinned for {os} on {arch}; install version {VERSION} and set ORT_DYLIB_PATH to its library"
             ),
+        }
+    }
+
+    /// The name that Rust has for it, if it is a Linux.
+    pub(crate) fn linux_triple(self) -> Option<&'static str> {
+        match self {
+            Self::LinuxX64 => Some("x86_64-unknown-linux-gnu"),
+            Self::LinuxArm64 => Some("aarch64-unknown-linux-gnu"),
+            Self::WindowsX64 => None,
         }
     }
 

@@ -1,14 +1,17 @@
 //! Developer commands. Each does its own set-up on a fresh checkout.
 
+mod appliance;
 mod bench;
 mod demo;
 mod faults;
 mod library;
 mod long;
 mod model;
+mod package;
 mod process;
 mod python;
 mod test;
+mod tools;
 
 use std::process::ExitCode;
 
@@ -79,6 +82,10 @@ enum Command {
         #[arg(long, default_value = "20")]
         minutes: u32,
     },
+    /// The .deb and the .rpm, in target/packages.
+    Package(package::PackageArgs),
+    /// The .deb on a Debian of its own: installed, started, asked, killed, hung, upgraded, purged.
+    ApplianceTest(appliance::ApplianceArgs),
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
 }
@@ -114,6 +121,8 @@ fn run(command: Command) -> Result<()> {
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
         Command::Flood { requests } => long::flood(requests),
         Command::Soak { minutes } => long::soak(minutes),
+        Command::Package(args) => package::package(args),
+        Command::ApplianceTest(args) => appliance::test(&args),
         Command::Lint => test::lint(),
     }
 }

@@ -1,13 +1,13 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use anyhow::{Context, Result};
 
 use crate::library;
-use crate::process::{cargo, on_ci, root, run, target, works};
+use crate::process::{cargo, on_ci, root, run, works};
 use crate::python;
+use crate::tools::tool;
 
 /// The version of cargo-deny that CI runs.
 const CARGO_DENY: &str = "0.20.2";
@@ -83,7 +83,7 @@ pub(crate) fn lint() -> Result<()> {
         "-D",
         "warnings",
     ]))?;
-    let deny = deny()?;
+    let deny = tool("cargo-deny", CARGO_DENY)?;
     // Advisories need a database that can't be reached everywhere: docs/decisions/0004.
     run(Command::new(deny).current_dir(root()).args([
         "--log-level",
@@ -93,30 +93,4 @@ pub(crate) fn lint() -> Result<()> {
         "licenses",
         "sources",
     ]))
-}
-
-fn deny() -> Result<PathBuf> {
-    let folder = target().join("tools").join(CARGO_DENY);
-    let program = folder.join("bin").join(if cfg!(windows) {
-        "cargo-deny.exe"
-    } else {
-        "cargo-deny"
-    });
-    if !program.exists() {
-        eprintln!("Building cargo-deny {CARGO_DENY} …");
-        run(cargo()
-            .args([
-                "install",
-                "cargo-deny",
-                "--quiet",
-                "--locked",
-                "--debug",
-                "--version",
-                CARGO_DENY,
-                "--root",
-            ])
-            .arg(&folder)
-            .env("CARGO_TARGET_DIR", target().join("tools/build")))?;
-    }
-    Ok(program)
 }

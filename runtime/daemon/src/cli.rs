@@ -42,6 +42,12 @@ pub(crate) enum Command {
     /// Note how the daemon ended, for its next start: for ExecStopPost= in the systemd unit.
     #[command(hide = true)]
     RecordExit(ConfigArgs),
+    /// Write the manual pages into a folder: for packages.
+    #[command(hide = true)]
+    Manual {
+        /// The folder; it must be there.
+        dir: PathBuf,
+    },
     /// Print the completions of a shell, to be loaded by it.
     Completions {
         /// The shell.

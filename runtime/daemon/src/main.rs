@@ -24,6 +24,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, RulesAction};
+use crate::exit::Fault;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
@@ -48,6 +49,8 @@ fn main() -> ExitCode {
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
+        Command::Manual { dir } => clap_mangen::generate_to(Cli::command(), dir)
+            .map_err(|error| Fault::failed(format!("{}: {error}", dir.display()))),
         Command::Completions { shell } => {
             clap_complete::generate(*shell, &mut Cli::command(), "phi-edge", &mut std::io::stdout());
             Ok(())

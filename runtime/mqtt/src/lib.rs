@@ -19,7 +19,9 @@ pub use broker_url::{BrokerUrl, BrokerUrlError};
 pub use client::{Client, ClientError, ClientOptions, Received};
 #[cfg(feature = "embedded-broker")]
 pub use embedded::{EmbeddedBroker, EmbeddedBrokerConfig, EmbeddedBrokerError};
-pub use link::{CounterReader, Link, LinkConfig, LinkCounters, LinkInputs, LinkState, RequestLimits};
+pub use link::{
+    CounterReader, Link, LinkConfig, LinkCounters, LinkInputs, LinkState, LinkVitals, RequestLimits,
+};
 pub use rule_topics::RuleTopics;
 pub use tls::{TlsError, TlsFiles};
 pub use topics::{TopicError, Topics, filter_matches};

@@ -9,6 +9,7 @@ use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, RequestId, Sampli
 use tokio::sync::{mpsc, oneshot};
 
 use crate::generation::{EngineCommand, Generation};
+use crate::pulse::EnginePulse;
 
 /// What the service must know of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,7 @@ pub struct EngineLost;
 pub struct EngineHandle {
     client: EngineClient,
     info: EngineInfo,
+    pulse: EnginePulse,
     thread: Option<EngineThread>,
 }
 
@@ -48,18 +50,25 @@ impl EngineHandle {
                 next_id: Arc::default(),
             },
             info,
+            pulse: EnginePulse::default(),
             thread: None,
         }
     }
 
-    pub(crate) fn with_thread(mut self, thread: EngineThread) -> Self {
+    pub(crate) fn with_thread(mut self, thread: EngineThread, pulse: EnginePulse) -> Self {
         self.thread = Some(thread);
+        self.pulse = pulse;
         self
     }
 
     /// What the engine can do.
     pub fn info(&self) -> &EngineInfo {
         &self.info
+    }
+
+    /// Tells whether the thread gets on; it may outlive this.
+    pub fn pulse(&self) -> EnginePulse {
+        self.pulse.clone()
     }
 
     pub(crate) fn client(&self) -> EngineClient {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread};
 use crate::generation::{EngineCommand, Sink};
+use crate::pulse::EnginePulse;
 
 /// Commands under way to the thread. The service hands over no more requests than there are slots and the
 /// thread takes all that wait before each step, so that a few places are plenty.
@@ -45,17 +46,18 @@ where
     let (done_tx, done) = oneshot::channel();
     let interrupt = Interrupt::new();
     let seen = interrupt.clone();
+    let pulse = EnginePulse::default();
+    let beating = pulse.clone();
     let join = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            host(build, inbox, &seen, ready_tx);
+            host(build, inbox, (&seen, &beating), ready_tx);
             let _ = done_tx.send(());
         })
         .map_err(StartError::Thread)?;
     match ready.await {
-        Ok(Ok(info)) => {
-            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(EngineThread { join, done }))
-        }
+        Ok(Ok(info)) => Ok(EngineHandle::from_parts(commands, interrupt, info)
+            .with_thread(EngineThread { join, done }, pulse)),
         Ok(Err(error)) => Err(error),
         Err(_) => Err(StartError::Panicked("the thread ended without a word".to_owned())),
     }
@@ -64,7 +66,7 @@ where
 fn host<D, E, F>(
     build: F,
     inbox: mpsc::Receiver<EngineCommand>,
-    interrupt: &Interrupt,
+    (interrupt, pulse): (&Interrupt, &EnginePulse),
     ready: oneshot::Sender<Result<EngineInfo, StartError<E>>>,
 ) where
     D: Decoder,
@@ -90,7 +92,7 @@ fn host<D, E, F>(
         // Whoever wanted the engine has gone while it was built.
         return;
     }
-    let served = catch_unwind(AssertUnwindSafe(move || serve(engine, inbox, interrupt)));
+    let served = catch_unwind(AssertUnwindSafe(move || serve(engine, inbox, interrupt, pulse)));
     if let Err(panic) = served {
         tracing::error!(
             panic = panic_message(panic.as_ref()),
@@ -100,7 +102,12 @@ fn host<D, E, F>(
 }
 
 /// Works until all handles are dropped.
-fn serve<D: Decoder>(mut engine: Engine<D>, mut inbox: mpsc::Receiver<EngineCommand>, interrupt: &Interrupt) {
+fn serve<D: Decoder>(
+    mut engine: Engine<D>,
+    mut inbox: mpsc::Receiver<EngineCommand>,
+    interrupt: &Interrupt,
+    pulse: &EnginePulse,
+) {
     let epoch = Instant::now();
     let now = || epoch.elapsed();
     let mut sinks: HashMap<RequestId, Sink> = HashMap::new();
@@ -108,10 +115,12 @@ fn serve<D: Decoder>(mut engine: Engine<D>, mut inbox: mpsc::Receiver<EngineComm
     let mut orphaned = false;
     loop {
         if engine.is_idle() {
-            match inbox.blocking_recv() {
-                Some(command) => take(&mut engine, &mut sinks, command, now()),
-                None => return,
-            }
+            pulse.rest();
+            let Some(command) = inbox.blocking_recv() else {
+                return;
+            };
+            pulse.work();
+            take(&mut engine, &mut sinks, command, now());
         }
         // In this order no cancellation is missed: one that raised before this has set its flag before
         // the flags are read below, one that raises later is found by the run.
@@ -132,6 +141,7 @@ fn serve<D: Decoder>(mut engine: Engine<D>, mut inbox: mpsc::Receiver<EngineComm
             }
         }
         engine.step(&now, interrupt, &mut events);
+        pulse.step();
         for event in events.drain(..) {
             deliver(&mut sinks, event);
         }

@@ -25,6 +25,8 @@ enum Mood {
     /// Runs until it is interrupted.
     Hangs,
     Panics,
+    /// Waits in each run until the gate opens.
+    Waits,
 }
 
 struct Alphabet {
@@ -32,6 +34,7 @@ struct Alphabet {
     mood: Mood,
     logits: Vec<f32>,
     hanging: std_mpsc::Sender<()>,
+    gate: Option<std_mpsc::Receiver<()>>,
 }
 
 impl Alphabet {
@@ -54,6 +57,14 @@ impl Alphabet {
             mood,
             logits: vec![],
             hanging,
+            gate: None,
+        }
+    }
+
+    fn behind(gate: std_mpsc::Receiver<()>, running: std_mpsc::Sender<()>) -> Self {
+        Self {
+            gate: Some(gate),
+            ..Self::new(Mood::Waits, running)
         }
     }
 }
@@ -67,6 +78,11 @@ impl Decoder for Alphabet {
         match self.mood {
             Mood::Works => {}
             Mood::Panics => panic!("scripted panic"),
+            Mood::Waits => {
+                let _ = self.hanging.send(());
+                let gate = self.gate.as_ref().expect("a gate");
+                gate.recv_timeout(PATIENCE).expect("nobody opens the gate");
+            }
             Mood::Hangs => {
                 let (tx, rx) = std_mpsc::channel();
                 let hook: phi_edge_engine::Hook = Arc::new(move || {
@@ -220,4 +236,60 @@ async fn a_failed_build_is_told() {
     assert!(matches!(failed, Err(StartError::Build("no model"))));
     let panicked = spawn_engine("engine-test", || -> Result<Engine<Alphabet>, ()> { panic!("oh") }).await;
     assert!(matches!(panicked, Err(StartError::Panicked(message)) if message == "oh"));
+}
+
+/// A run that does not end is told from a long prompt, each of whose chunks is a step, and from an idle engine.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_pulse_tells_a_hang_from_a_long_prompt() {
+    const CHUNKS: usize = 5;
+    let (open, gate) = std_mpsc::channel();
+    let (running_tx, running) = std_mpsc::channel();
+    let engine = spawn_engine("engine-test", move || {
+        let config = EngineConfig {
+            // "question v" is ten tokens.
+            prefill_chunk: 2,
+            ..EngineConfig::default()
+        };
+        Ok::<_, std::convert::Infallible>(Engine::new(Alphabet::behind(gate, running_tx), config))
+    })
+    .await
+    .expect("the engine starts");
+    let pulse = engine.pulse();
+    let idle = pulse.read();
+    assert!(!pulse.read().is_stuck_since(idle), "an idle engine is not stuck");
+    let (replies_tx, replies) = mpsc::channel(16);
+    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    service.submit(job("v")).await.unwrap();
+    let watched = pulse.clone();
+    tokio::task::spawn_blocking(move || {
+        let mut before = idle;
+        for chunk in 0..CHUNKS {
+            running.recv_timeout(PATIENCE).expect("a run");
+            let now = watched.read();
+            assert!(!now.is_stuck_since(before), "chunk {chunk} is progress");
+            assert!(
+                watched.read().is_stuck_since(now),
+                "a run that does not end is none"
+            );
+            before = now;
+            open.send(()).expect("the decoder waits");
+        }
+        // Open for the rest: the answer's letters.
+        for _ in 0..100 {
+            let _ = open.send(());
+        }
+        // Kept until the end, as the decoder tells of each run.
+        running
+    })
+    .await
+    .expect("every chunk was seen");
+    let mut ends = Ends {
+        service,
+        replies,
+        hanging: std_mpsc::channel().1,
+    };
+    assert!(matches!(outcome(&mut ends).await, ReplyBody::Final(_)));
+    ends.service.drain(PATIENCE).await;
+    let at_rest = pulse.read();
+    assert!(!pulse.read().is_stuck_since(at_rest));
 }

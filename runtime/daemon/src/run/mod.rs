@@ -4,6 +4,8 @@
 mod crash;
 mod health;
 mod life;
+#[cfg(unix)]
+mod notify;
 pub(crate) mod parts;
 mod pool;
 pub(crate) mod rules;
@@ -168,6 +170,8 @@ impl<'a> App<'a> {
 
         let name = model.name();
         local::warn_of_demonstration(&model);
+        #[cfg(unix)]
+        notify::say("the model is loading");
         let loading = self.load(model);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {
@@ -192,6 +196,8 @@ impl<'a> App<'a> {
         };
 
         let context = engine.info().context_length;
+        #[cfg(unix)]
+        let pulse = engine.pulse();
         let service = Service::start_with(
             ServiceConfig {
                 rules: at_start,
@@ -229,6 +235,15 @@ impl<'a> App<'a> {
         let pool = tokio::spawn(pool);
         let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
 
+        #[cfg(unix)]
+        let notifier = tokio::spawn(notify::attend(notify::Watched {
+            status: self.status.subscribe(),
+            link: link.state(),
+            vitals: link.vitals(),
+            engine: pulse,
+            grace: config.limits.drain_grace.get(),
+        }));
+
         let end = loop {
             tokio::select! {
                 () = signals.next() => break End::Signal,
@@ -244,7 +259,12 @@ impl<'a> App<'a> {
             }
         };
         health.abort();
-        let helpers = vec![publisher, pool];
+        let helpers = vec![
+            publisher,
+            pool,
+            #[cfg(unix)]
+            notifier,
+        ];
         self.end(end, signals, service, link, helpers, life).await
     }
 
@@ -271,6 +291,8 @@ impl<'a> App<'a> {
     /// Reads the configuration again and takes over what can change while the daemon runs. What is wrong is told, and
     /// changes nothing.
     fn reload(&self, parts: &Reloadable<'_>) {
+        #[cfg(unix)]
+        let _reloading = notify::Reloading::begin();
         let reloaded =
             settings::load(self.args).and_then(|loaded| parts.take(&loaded.config, &self.set_level));
         match reloaded {

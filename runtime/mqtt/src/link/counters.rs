@@ -4,6 +4,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use serde::Serialize;
 
+use super::vitals::Vitals;
+
 /// Numbers since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LinkCounters {
@@ -43,6 +45,7 @@ pub(crate) struct Counters {
     /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
     pub(crate) qos0_dropped: AtomicU64,
+    pub(crate) vitals: Vitals,
 }
 
 impl Counters {

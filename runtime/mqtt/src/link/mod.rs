@@ -15,6 +15,7 @@ mod outgoing;
 mod poller;
 mod session;
 mod takeover;
+mod vitals;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,6 +33,7 @@ use crate::topics::Topics;
 use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
 pub(crate) use session::{INFLIGHT, MemorySession};
+pub use vitals::LinkVitals;
 
 use counters::Counters;
 use gate::Gate;
@@ -208,6 +210,7 @@ impl Link {
             rules,
         };
         let outbox = Outbox::new(client, config, watched, Arc::clone(&counters));
+        let seen = Arc::clone(&counters);
         Ok(Self {
             tls: tls.zip(stamp).map(std::sync::Mutex::new),
             transports: transports_tx,
@@ -216,7 +219,7 @@ impl Link {
             close,
             inbox: tokio::spawn(inbox.run(received)),
             outbox: tokio::spawn(outbox.run(replies, notes, closing)),
-            poller: tokio::spawn(poller.run()),
+            poller: tokio::spawn(async move { seen.vitals.during(poller.run()).await }),
         })
     }
 
@@ -250,6 +253,11 @@ impl Link {
     /// What the link has seen so far, now and later.
     pub fn watch_counters(&self) -> CounterReader {
         CounterReader(Arc::clone(&self.counters))
+    }
+
+    /// Whether the link lives, now and later.
+    pub fn vitals(&self) -> LinkVitals {
+        LinkVitals(Arc::clone(&self.counters))
     }
 
     /// Takes no more requests: those that come stay with the broker for the next start.

@@ -442,6 +442,7 @@ impl Outbox {
     }
 
     fn subscribed(&mut self, suback: &SubAck) {
+        self.counters.vitals.subscribed();
         let refused = suback
             .return_codes
             .iter()

@@ -1,0 +1,263 @@
+//! What systemd is told: that the service is ready, what it does, that it stops, and that it lives (sd_notify(3)).
+//!
+//! Where no service manager asks for it, nothing happens.
+
+use std::time::Duration;
+
+use phi_edge_mqtt::wire::{State, Status};
+use phi_edge_mqtt::{LinkState, LinkVitals};
+use phi_edge_service::{Beat, EnginePulse};
+use sd_notify::NotifyState;
+use tokio::sync::watch;
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+/// How long the broker may take to answer a subscription before the service counts as ready without it.
+const SUBSCRIPTION: Duration = Duration::from_secs(15);
+/// What an orderly end may take beyond the time that running answers are given: to hand over what is left, and to leave
+/// the broker.
+const BEYOND_GRACE: Duration = Duration::from_secs(30);
+
+/// Whom the notifier watches.
+pub(crate) struct Watched {
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) link: watch::Receiver<LinkState>,
+    pub(crate) vitals: LinkVitals,
+    pub(crate) engine: EnginePulse,
+    /// `limits.drain_grace`.
+    pub(crate) grace: Duration,
+}
+
+/// Keeps systemd informed, from the moment that the model is loaded to the end. A broker that is away does not keep the
+/// service from being ready: the daemon waits for it for ever, and a restart would not bring it back.
+pub(crate) async fn attend(watched: Watched) {
+    let watchdog = async {
+        match sd_notify::watchdog_enabled() {
+            Some(limit) => feed(limit, watched.vitals.clone(), watched.engine.clone()).await,
+            None => std::future::pending().await,
+        }
+    };
+    tokio::join!(tell(&watched), watchdog);
+}
+
+/// Says in the service's status what goes on before [`attend`].
+pub(crate) fn say(text: &str) {
+    send(&[NotifyState::Status(text)]);
+}
+
+/// Tells systemd that the configuration is being read again, until this is dropped.
+pub(crate) struct Reloading(());
+
+impl Reloading {
+    /// From here to the drop.
+    pub(crate) fn begin() -> Self {
+        let mut news = vec![NotifyState::Reloading];
+        // Asked for by Type=notify-reload, ignored by others.
+        news.extend(NotifyState::monotonic_usec_now().ok());
+        send(&news);
+        Self(())
+    }
+}
+
+impl Drop for Reloading {
+    fn drop(&mut self) {
+        send(&[NotifyState::Ready]);
+    }
+}
+
+async fn tell(watched: &Watched) {
+    let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
+    let mut said = describe(&status.borrow(), &link.borrow());
+    say(&said);
+    reached(watched.vitals.subscribed(), link.clone()).await;
+    let mut begins = true;
+    loop {
+        let now = describe(&status.borrow_and_update(), &link.borrow_and_update());
+        if begins || now != said {
+            let mut news = vec![NotifyState::Status(&now)];
+            if begins {
+                news.push(NotifyState::Ready);
+            }
+            send(&news);
+            begins = false;
+            said = now;
+        }
+        if status.borrow().state == State::Draining {
+            // Running answers may take all of their time, whatever TimeoutStopSec= says.
+            let time = (watched.grace + BEYOND_GRACE).as_micros();
+            let extend = NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX));
+            send(&[NotifyState::Stopping, extend]);
+            return;
+        }
+        tokio::select! {
+            Ok(()) = status.changed() => {}
+            Ok(()) = link.changed() => {}
+            // Both are gone, and with them the daemon.
+            else => return,
+        }
+    }
+}
+
+/// Waits until the first attempt at the broker has had its result.
+async fn reached(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
+    let result = async {
+        tokio::select! {
+            _ = subscribed.wait_for(|subscribed| *subscribed) => {}
+            _ = link.wait_for(|state| !matches!(state, LinkState::Connecting | LinkState::Up)) => {}
+        }
+    };
+    if timeout(SUBSCRIPTION, result).await.is_err() {
+        tracing::warn!("the broker has not answered the subscription yet");
+    }
+}
+
+fn describe(status: &Status, link: &LinkState) -> String {
+    let broker = match link {
+        LinkState::Connecting => Some("connecting to the broker".to_owned()),
+        LinkState::Down { reason } => Some(format!("no connection to the broker: {reason}")),
+        LinkState::Refused { reason } => Some(format!("the broker refuses the connection: {reason}")),
+        LinkState::Up | LinkState::TakenOver | LinkState::Closed => None,
+    };
+    let state = match status.state {
+        State::Starting => "starting",
+        State::Ready => "ready",
+        State::Degraded => "degraded",
+        State::Draining => "draining",
+        State::Offline => "offline",
+    };
+    let model = status.model.as_deref().filter(|_| status.state == State::Ready);
+    let mut text = state.to_owned();
+    for detail in [model, status.reason.as_deref(), broker.as_deref()]
+        .into_iter()
+        .flatten()
+    {
+        text.push_str("; ");
+        // One line: a line break would begin the next message to systemd.
+        text.push_str(&detail.replace(['\n', '\r'], " "));
+    }
+    text
+}
+
+/// Feeds the watchdog as long as engine and link get on. The task itself proves that the runtime does.
+async fn feed(limit: Duration, link: LinkVitals, engine: EnginePulse) {
+    let mut watch = Progress::new(limit, Instant::now(), engine.read(), link.ticks());
+    let mut ticks = interval(limit / 4);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        match watch.look(Instant::now(), engine.read(), link.ticks()) {
+            None => send(&[NotifyState::Watchdog]),
+            Some(stuck) => tracing::error!(
+                part = stuck,
+                limit_s = limit.as_secs_f64(),
+                "no progress; the watchdog is not fed"
+            ),
+        }
+    }
+}
+
+/// When engine and link got on last.
+struct Progress {
+    /// Without progress for so long, a part is stuck: generous, since one step may be 512 tokens of a large model on a
+    /// small machine. systemd waits as long again.
+    limit: Duration,
+    engine: (Beat, Instant),
+    link: (u64, Instant),
+}
+
+impl Progress {
+    fn new(limit: Duration, now: Instant, engine: Beat, link: u64) -> Self {
+        Self {
+            limit,
+            engine: (engine, now),
+            link: (link, now),
+        }
+    }
+
+    /// Which part is stuck, if one is.
+    fn look(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
+        if !engine.is_stuck_since(self.engine.0) {
+            self.engine = (engine, now);
+        }
+        if link != self.link.0 {
+            self.link = (link, now);
+        }
+        if now - self.engine.1 >= self.limit {
+            Some("engine")
+        } else if now - self.link.1 >= self.limit {
+            Some("link")
+        } else {
+            None
+        }
+    }
+}
+
+fn send(news: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(news) {
+        // Without it the service looks stuck to systemd, which is worth a line.
+        tracing::warn!(%error, "systemd can't be told how the service is");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(120);
+
+    #[test]
+    fn a_step_may_take_as_long_as_the_limit() {
+        let (pulse, start) = (EnginePulse::default(), Instant::now());
+        let mut watch = Progress::new(LIMIT, start, pulse.read(), 0);
+        let mut link = 0;
+        let mut look = |seconds: u64| {
+            link += 1;
+            watch.look(start + Duration::from_secs(seconds), pulse.read(), link)
+        };
+        assert_eq!(look(1000), None, "an idle engine");
+        pulse.work();
+        assert_eq!(look(1010), None);
+        assert_eq!(look(1129), None, "a long step");
+        assert_eq!(look(1130), Some("engine"), "too long a step");
+        pulse.step();
+        assert_eq!(look(1140), None, "it has ended after all");
+        for chunk in 0..20 {
+            pulse.step();
+            assert_eq!(look(1240 + chunk * 100), None, "a long prompt, chunk by chunk");
+        }
+        pulse.rest();
+        assert_eq!(look(9000), None);
+    }
+
+    #[test]
+    fn a_link_that_does_not_respond_is_named() {
+        let (pulse, start) = (EnginePulse::default(), Instant::now());
+        let mut watch = Progress::new(LIMIT, start, pulse.read(), 7);
+        let mut look = |seconds, ticks| watch.look(start + Duration::from_secs(seconds), pulse.read(), ticks);
+        assert_eq!(look(119, 7), None);
+        assert_eq!(look(120, 7), Some("link"));
+        assert_eq!(look(121, 8), None);
+    }
+
+    #[test]
+    fn the_status_is_one_line() {
+        let status = Status {
+            state: State::Ready,
+            reason: None,
+            boot_id: String::new(),
+            version: String::new(),
+            model: Some("phi".into()),
+            context: None,
+            provider: None,
+            features: Vec::new(),
+            limits: serde_json::Value::Null,
+        };
+        assert_eq!(describe(&status, &LinkState::Up), "ready; phi");
+        let down = LinkState::Down {
+            reason: "refused\nMAINPID=1".into(),
+        };
+        assert_eq!(
+            describe(&status, &down),
+            "ready; phi; no connection to the broker: refused MAINPID=1"
+        );
+    }
+}

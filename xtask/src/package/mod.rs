@@ -1,0 +1,127 @@
+//! `cargo xtask package`: the .deb and the .rpm.
+
+mod sbom;
+mod stage;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use crate::library::Platform;
+use crate::process::{cargo, root, run, target};
+use crate::tools::tool;
+
+const CARGO_DEB: &str = "3.8.0";
+const CARGO_GENERATE_RPM: &str = "0.21.1";
+
+#[derive(Args)]
+pub(crate) struct PackageArgs {
+    /// The platform to package for; this machine's unless given. For another one its linker must be there.
+    #[arg(long, value_enum)]
+    platform: Option<Platform>,
+    /// Another version than the crates', for trials of upgrades.
+    #[arg(long)]
+    version: Option<String>,
+}
+
+/// Which packages to make.
+pub(crate) struct Plan {
+    pub(crate) platform: Platform,
+    pub(crate) version: String,
+    pub(crate) rpm: bool,
+}
+
+/// Makes both packages.
+pub(crate) fn package(args: PackageArgs) -> Result<()> {
+    let plan = Plan {
+        platform: args.platform.map_or_else(Platform::of_this_machine, Ok)?,
+        version: args
+            .version
+            .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
+        rpm: true,
+    };
+    for package in make(&plan)? {
+        println!("{}", package.display());
+    }
+    Ok(())
+}
+
+/// Builds, lays out the tree of files and packs it.
+pub(crate) fn make(plan: &Plan) -> Result<Vec<PathBuf>> {
+    let Some(triple) = plan.platform.linux_triple() else {
+        bail!("packages are for Linux; on Windows copy phi-edge.exe and onnxruntime.dll into one folder");
+    };
+    let program = build(plan.platform, triple)?;
+    let tree = root().join("target/stage");
+    stage::stage(&tree, plan, &program)?;
+    let out = target().join("packages");
+    std::fs::create_dir_all(&out).with_context(|| format!("{} can't be made", out.display()))?;
+    let mut packages = vec![deb(plan, triple, &out)?];
+    if plan.rpm {
+        packages.push(rpm(plan, triple, &out)?);
+    }
+    Ok(packages)
+}
+
+/// The programs of a build: for the package, and one that runs here.
+pub(crate) struct Programs {
+    pub(crate) packaged: PathBuf,
+    pub(crate) runnable: PathBuf,
+}
+
+fn build(platform: Platform, triple: &str) -> Result<Programs> {
+    let release = |triple: Option<&str>| -> Result<PathBuf> {
+        let mut command = cargo();
+        command.args(["build", "--release", "--locked", "-p", "phi-edge"]);
+        let mut folder = target();
+        if let Some(triple) = triple {
+            command.args(["--target", triple]);
+            folder.push(triple);
+        }
+        run(&mut command)?;
+        Ok(folder.join("release/phi-edge"))
+    };
+    let runnable = release(None)?;
+    let packaged = if Platform::of_this_machine()? == platform {
+        runnable.clone()
+    } else {
+        release(Some(triple)).with_context(|| format!("is there a linker for {triple}?"))?
+    };
+    Ok(Programs { packaged, runnable })
+}
+
+fn deb(plan: &Plan, triple: &str, out: &Path) -> Result<PathBuf> {
+    let arch = if triple.starts_with("aarch64") {
+        "arm64"
+    } else {
+        "amd64"
+    };
+    let package = out.join(format!("phi-edge_{}_{arch}.deb", plan.version));
+    run(Command::new(tool("cargo-deb", CARGO_DEB)?)
+        .current_dir(root())
+        .args([
+            "--package",
+            "phi-edge",
+            "--no-build",
+            "--no-strip",
+            "--target",
+            triple,
+        ])
+        .args(["--deb-version", &plan.version, "--quiet", "--output"])
+        .arg(&package))?;
+    Ok(package)
+}
+
+fn rpm(plan: &Plan, triple: &str, out: &Path) -> Result<PathBuf> {
+    let arch = triple.split('-').next().unwrap_or(triple);
+    let package = out.join(format!("phi-edge-{}-1.{arch}.rpm", plan.version));
+    run(Command::new(tool("cargo-generate-rpm", CARGO_GENERATE_RPM)?)
+        .current_dir(root().join("runtime/daemon"))
+        .args(["--target", triple, "--set-metadata"])
+        .arg(format!("version = \"{}\"", plan.version))
+        .arg("--output")
+        .arg(&package))?;
+    Ok(package)
+}
