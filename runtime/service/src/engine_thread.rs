@@ -9,7 +9,7 @@ use phi_edge_engine::{Decoder, Engine, Event, Finish, Interrupt, RequestId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread, LoadGauge};
 use crate::generation::{EngineCommand, Sink};
 
 /// Commands under way to the thread. The service hands over no more requests than there are slots and the
@@ -45,16 +45,19 @@ where
     let (done_tx, done) = oneshot::channel();
     let interrupt = Interrupt::new();
     let seen = interrupt.clone();
+    let load = LoadGauge::default();
+    let noted = load.clone();
     let join = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            host(build, inbox, &seen, ready_tx);
+            host(build, inbox, &seen, &noted, ready_tx);
             let _ = done_tx.send(());
         })
         .map_err(StartError::Thread)?;
     match ready.await {
         Ok(Ok(info)) => {
-            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(EngineThread { join, done }))
+            let thread = EngineThread { join, done };
+            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(thread, load))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(StartError::Panicked("the thread ended without a word".to_owned())),
@@ -65,6 +68,7 @@ fn host<D, E, F>(
     build: F,
     inbox: mpsc::Receiver<EngineCommand>,
     interrupt: &Interrupt,
+    load: &LoadGauge,
     ready: oneshot::Sender<Result<EngineInfo, StartError<E>>>,
 ) where
     D: Decoder,
@@ -90,7 +94,7 @@ fn host<D, E, F>(
         // Whoever wanted the engine has gone while it was built.
         return;
     }
-    let served = catch_unwind(AssertUnwindSafe(move || serve(engine, inbox, interrupt)));
+    let served = catch_unwind(AssertUnwindSafe(move || serve(engine, inbox, interrupt, load)));
     if let Err(panic) = served {
         tracing::error!(
             panic = panic_message(panic.as_ref()),
@@ -100,7 +104,12 @@ fn host<D, E, F>(
 }
 
 /// Works until all handles are dropped.
-fn serve<D: Decoder>(mut engine: Engine<D>, mut inbox: mpsc::Receiver<EngineCommand>, interrupt: &Interrupt) {
+fn serve<D: Decoder>(
+    mut engine: Engine<D>,
+    mut inbox: mpsc::Receiver<EngineCommand>,
+    interrupt: &Interrupt,
+    load: &LoadGauge,
+) {
     let epoch = Instant::now();
     let now = || epoch.elapsed();
     let mut sinks: HashMap<RequestId, Sink> = HashMap::new();
@@ -132,6 +141,7 @@ fn serve<D: Decoder>(mut engine: Engine<D>, mut inbox: mpsc::Receiver<EngineComm
             }
         }
         engine.step(&now, interrupt, &mut events);
+        load.stepped(engine.kv_use());
         for event in events.drain(..) {
             deliver(&mut sinks, event);
         }

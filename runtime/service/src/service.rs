@@ -11,7 +11,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::dispatcher::Dispatcher;
-use crate::engine_handle::{EngineHandle, EngineInfo};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge};
 use crate::job::ReplyAddress;
 use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
@@ -25,6 +25,8 @@ use crate::rules::{Event, Published, ReplayedWindow, Rule, RuleCounters, Time, w
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
 use crate::store::{Signals, Store};
+use crate::trace::TraceParent;
+use crate::witness::Witnesses;
 
 /// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
@@ -61,6 +63,8 @@ pub struct ServiceConfig {
     pub rule_jobs: usize,
     /// The most that the messages of open windows may cost, in memory and in the store, in bytes.
     pub rules_bytes: u64,
+    /// Who is told of every end.
+    pub witnesses: Witnesses,
 }
 
 impl Default for ServiceConfig {
@@ -80,6 +84,7 @@ impl Default for ServiceConfig {
             rules: Vec::new(),
             rule_jobs: 2,
             rules_bytes: 64 << 20,
+            witnesses: Witnesses::default(),
         }
     }
 }
@@ -100,6 +105,8 @@ pub(crate) struct Shared {
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
     engine: EngineInfo,
+    load: LoadGauge,
+    witnesses: Witnesses,
     max_prompt_tokens: Option<usize>,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
@@ -159,6 +166,7 @@ impl Service {
             session_memory: config.session_memory,
             quota: config.quota,
             model: config.model.into(),
+            witnesses: config.witnesses.clone(),
         };
         // The standard library's hasher seeds are random: unique enough to tell processes apart.
         let boot = RandomState::new().hash_one(std::process::id());
@@ -173,6 +181,8 @@ impl Service {
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
             engine: engine.info().clone(),
+            load: engine.load(),
+            witnesses: config.witnesses,
             max_prompt_tokens: config.max_prompt_tokens,
             wake: Notify::new(),
             finish: watch::Sender::new(false),
@@ -250,6 +260,16 @@ impl Service {
         self.shared.book().counters()
     }
 
+    /// How the engine's thread is doing.
+    pub fn engine_load(&self) -> EngineLoad {
+        self.shared.load.read()
+    }
+
+    /// Whether the engine is gone: [`Service::engine_lost`] waits for that.
+    pub fn is_engine_lost(&self) -> bool {
+        *self.shared.engine_lost.borrow()
+    }
+
     /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
     /// will not be; it leaves in any case. `receipt` is that of the message it answers.
     pub fn post(
@@ -260,6 +280,9 @@ impl Service {
         receipt: Option<[u8; 32]>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.shared);
+        if let ReplyBody::Error(refusal) = &body {
+            shared.witnesses.tell(|witness| witness.refused(&key, refusal));
+        }
         let stored = shared.ledger().post(key, address, body, receipt);
         shared.changed();
         async move { shared.stored_or_not(stored).await }
@@ -373,6 +396,7 @@ impl Shared {
         redelivered: bool,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
         let key = job.key.clone();
+        let trace = job.reply.traceparent.clone();
         let first = self.ledger().admit(&job, redelivered, Instant::now());
         let shared = Arc::clone(&self);
         // A task of its own: whoever waits may leave.
@@ -385,6 +409,7 @@ impl Shared {
                     job.client = key.client,
                     code = refusal.code.as_str(),
                     error = refusal.message,
+                    trace_id = trace.as_ref().map(TraceParent::trace_id),
                     "request refused"
                 );
             }
@@ -457,6 +482,7 @@ impl Shared {
 
     /// Hands an event on; the jobs that worded it are forgotten.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
+        self.witnesses.tell(|witness| witness.event(&published.event));
         let mut book = self.book();
         let change = book.posted(&published.event);
         self.ledger().publish_event(published, change, jobs);

@@ -180,6 +180,7 @@ pub fn job(id: &str) -> NewJob {
         reply: ReplyAddress {
             topic: format!("replies/{id}"),
             correlation: Some(vec![1, 2]),
+            traceparent: None,
         },
         receipt: None,
     }
