@@ -1,6 +1,7 @@
 //! The phi-edge command: puts the crates together, and is all that users see of them.
 
 mod ask;
+mod audit;
 mod bench;
 mod check;
 mod cli;
@@ -9,6 +10,7 @@ mod identity;
 mod local;
 mod logging;
 mod memory;
+mod metrics;
 mod prefixes;
 mod remote;
 mod rules;
