@@ -17,6 +17,7 @@ mod rules;
 mod run;
 mod settings;
 mod store;
+mod support;
 mod top;
 
 use std::process::ExitCode;
@@ -43,6 +44,7 @@ fn main() -> ExitCode {
             RulesAction::Record(args) => rules::record(args),
             RulesAction::Lint(args) => rules::lint(args),
         },
+        Command::Support(args) => support::support(args),
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
