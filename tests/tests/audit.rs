@@ -97,6 +97,39 @@ async fn a_line_says_who_when_and_how_much_and_not_what() {
     assert!(trace.count() >= 2, "the job's lines of the log have its trace");
 }
 
+/// A disk that is full costs lines, not jobs.
+#[cfg(target_os = "linux")]
+#[tokio::test]
+async fn a_full_disk_holds_up_no_job() {
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let daemon = Daemon::start(broker.port, &demo_model(), &["audit.path=/dev/full"]);
+    let mut client = client(broker.port).await;
+    state(&mut client, "ready").await;
+    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
+    for id in ["1", "2", "3"] {
+        let request = format!(r#"{{"id":"{id}","prompt":"Hello","max_tokens":4}}"#);
+        client
+            .publish(&format!("{BASE}/request"), request, None)
+            .await
+            .unwrap();
+        next(&mut client, id, |message| {
+            let body = json(message);
+            (message.property("kind") == Some("final") && body["id"] == id).then_some(())
+        })
+        .await;
+    }
+    let said = || daemon.log().matches("the audit can't be written").count();
+    let deadline = Instant::now() + PATIENCE;
+    while said() == 0 {
+        assert!(Instant::now() < deadline, "nobody says that lines are lost");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    assert_eq!(said(), 1, "once, not for each line");
+}
+
 #[tokio::test]
 async fn texts_are_there_for_who_wants_them() {
     let Some((_, lines)) = audited(&["audit.texts=true"]).await else {

@@ -87,7 +87,7 @@ async fn serve(listener: TcpListener, sources: Arc<Sources>) {
     }
 }
 
-async fn connection(mut stream: TcpStream, sources: &Sources) -> std::io::Result<()> {
+async fn connection(mut stream: TcpStream, sources: &Arc<Sources>) -> std::io::Result<()> {
     let head = timeout(PATIENCE, head(&mut stream)).await;
     let (answer, with_body) = match head {
         Ok(Ok(head)) => match request(&head) {
@@ -155,16 +155,23 @@ fn request(head: &[u8]) -> Result<(&str, bool), Answer> {
     }
 }
 
-async fn answer(path: &str, sources: &Sources) -> Answer {
+async fn answer(path: &str, sources: &Arc<Sources>) -> Answer {
     let health = |health: Result<(), String>| match health {
         Ok(()) => Answer::plain("200 OK", "ok"),
         Err(reason) => Answer::plain("503 Service Unavailable", reason),
     };
     match path {
-        "/metrics" => Answer {
-            kind: "text/plain; version=0.0.4; charset=utf-8",
-            ..Answer::whole("200 OK", sources.metrics())
-        },
+        "/metrics" => {
+            let sources = Arc::clone(sources);
+            // Disks are asked for what is free, and one that fails takes its time.
+            match tokio::task::spawn_blocking(move || sources.metrics()).await {
+                Ok(metrics) => Answer {
+                    kind: "text/plain; version=0.0.4; charset=utf-8",
+                    ..Answer::whole("200 OK", metrics)
+                },
+                Err(error) => Answer::plain("500 Internal Server Error", error.to_string()),
+            }
+        }
         "/healthz" => health(sources.alive().await),
         "/readyz" => health(sources.ready()),
         _ => Answer::plain("404 Not Found", "there are /metrics, /healthz and /readyz"),

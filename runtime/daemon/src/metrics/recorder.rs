@@ -144,7 +144,10 @@ impl Witness for Recorder {
             } => {
                 self.jobs(answer.finish_reason.as_str(), source).increment(1);
                 self.answered(answer);
-                for (right, tokens) in [("true", guessed_right), ("false", guessed - guessed_right)] {
+                for (right, tokens) in [
+                    ("true", guessed_right),
+                    ("false", guessed.saturating_sub(guessed_right)),
+                ] {
                     self.counter(&c::GUESSED_TOKENS, &[("right", right)])
                         .increment(tokens as u64);
                 }
