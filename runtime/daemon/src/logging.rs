@@ -21,13 +21,14 @@ pub(crate) fn daemon(log: &Log) {
         EnvFilter::try_from_default_env()
             .unwrap_or_else(|_| EnvFilter::new(format!("{LIBRARIES},{}", log.level)))
     };
-    let builder = tracing_subscriber::fmt()
-        .with_writer(std::io::stderr)
-        .with_env_filter(filter())
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     match log.format {
-        LogFormat::Text => builder.init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+        LogFormat::Text => text(filter()),
+        LogFormat::Json => tracing_subscriber::fmt()
+            .with_writer(std::io::stderr)
+            .with_env_filter(filter())
+            .json()
+            .flatten_event(true)
+            .init(),
         LogFormat::Journald => journald(filter()),
     }
 }
@@ -62,5 +63,6 @@ fn text(filter: EnvFilter) {
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
 }
