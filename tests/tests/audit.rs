@@ -82,6 +82,7 @@ async fn a_line_says_who_when_and_how_much_and_not_what() {
     }
     assert!(job["finish_reason"].is_string() && job["error"].is_null());
     assert!(job["prompt_tokens"].as_u64() > Some(0) && job["completion_tokens"].as_u64() > Some(0));
+    assert!(job["request_bytes"].as_u64() > Some(30), "{job}");
     assert!(job["took_ms"].is_u64() && job["queued_ms"].is_u64());
     assert_eq!(job["model_digest"].as_str().map(str::len), Some(64), "{job}");
     assert_eq!(

@@ -83,6 +83,8 @@ pub struct NewJob {
     pub session: Option<String>,
     /// Where the replies go.
     pub reply: ReplyAddress,
+    /// Bytes of the request as it came, for the audit; `None` where nothing came, and after a restart.
+    pub payload_bytes: Option<usize>,
     /// Tells a message from others, the same again if the broker delivers it again; `None` where it never does.
     pub receipt: Option<[u8; 32]>,
 }

@@ -1247,6 +1247,7 @@ fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal
             deadline: None,
             session: None,
             reply: ReplyAddress::nowhere(),
+            payload_bytes: None,
             receipt: None,
         },
         prompt: Vec::new(),

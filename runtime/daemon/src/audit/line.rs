@@ -27,6 +27,8 @@ pub(super) struct JobLine {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    request_bytes: Option<usize>,
     answer_bytes: usize,
     attempts: u32,
     took_ms: u64,
@@ -121,6 +123,7 @@ impl JobLine {
             prompt_tokens: end.prompt.len(),
             completion_tokens: answer.map_or(0, |answer| answer.completion_tokens),
             cached_tokens: answer.map_or(0, |answer| answer.cached_tokens),
+            request_bytes: job.payload_bytes,
             answer_bytes: answer.map_or(0, |answer| answer.text.len()),
             attempts: end.attempts,
             took_ms: millis(end.took),

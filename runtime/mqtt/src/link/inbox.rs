@@ -321,6 +321,7 @@ impl Inbox {
             priority: parsed.priority,
             deadline,
             session: parsed.session,
+            payload_bytes: Some(request.publish.payload.len()),
             receipt: request.receipt,
         }
     }

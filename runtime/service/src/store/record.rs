@@ -120,6 +120,7 @@ impl RequestRow {
             deadline: None,
             session: self.session,
             reply,
+            payload_bytes: None,
             receipt: None,
         }
     }

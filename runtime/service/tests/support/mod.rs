@@ -182,6 +182,7 @@ pub fn job(id: &str) -> NewJob {
             correlation: Some(vec![1, 2]),
             traceparent: None,
         },
+        payload_bytes: None,
         receipt: None,
     }
 }
