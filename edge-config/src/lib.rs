@@ -35,7 +35,8 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls, WhenFailing,
+    Audit, Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls,
+    WhenFailing,
 };
 pub use shape::{Range, Shape, Wording};
 pub use units::{ByteSize, TimeSpan, UnitError};

@@ -40,8 +40,8 @@ pub fn known_keys() -> &'static [Key] {
 }
 
 /// The sections that may stand before a key, and the array of rules.
-pub(crate) const SECTIONS: [&str; 10] = [
-    "node", "mqtt", "mqtt.tls", "model", "runtime", "limits", "store", "metrics", "log", RULES,
+pub(crate) const SECTIONS: [&str; 11] = [
+    "node", "mqtt", "mqtt.tls", "model", "runtime", "limits", "store", "metrics", "audit", "log", RULES,
 ];
 
 /// The one name at the top level that is no section.
@@ -74,7 +74,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 53] = [
+pub(crate) static KEYS: [Key; 57] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -183,6 +183,14 @@ pub(crate) static KEYS: [Key; 53] = [
         Preset::Text("refuse"),
     ),
     key("metrics.listen", Shape::Address, Preset::Unset),
+    key("audit.path", Shape::Path, Preset::Unset),
+    key("audit.texts", Shape::Switch, Preset::Switch(false)),
+    key("audit.max_size", size(64 * KIB, TIB), Preset::Text("16MiB")),
+    key("audit.keep", number(0, 1_000), Preset::Number(5)),
     key("log.level", log_filter(), Preset::Text("info")),
-    key("log.format", choice(&["text", "json"]), Preset::Text("text")),
+    key(
+        "log.format",
+        choice(&["text", "json", "journald"]),
+        Preset::Text("text"),
+    ),
 ];

@@ -26,6 +26,8 @@ pub struct Config {
     /// Prometheus metrics.
     #[serde(default)]
     pub metrics: Metrics,
+    /// The audit.
+    pub audit: Audit,
     /// Logging.
     pub log: Log,
     /// The rules of all files, in order of appearance; a later layer's rule replaces one of the same name, and those of
@@ -218,6 +220,20 @@ pub struct Metrics {
     pub listen: Option<SocketAddr>,
 }
 
+/// `[audit]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Audit {
+    /// The file that gets a line for each job; none means no audit.
+    pub path: Option<PathBuf>,
+    /// Whether prompts and answers are in it.
+    pub texts: bool,
+    /// The size at which a new file is begun.
+    pub max_size: ByteSize,
+    /// How many full files are kept beside it.
+    pub keep: usize,
+}
+
 /// `[log]`
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -236,4 +252,6 @@ pub enum LogFormat {
     Text,
     /// One JSON object a line.
     Json,
+    /// Entries of systemd's journal, with their fields.
+    Journald,
 }

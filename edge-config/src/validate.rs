@@ -104,5 +104,14 @@ pub(crate) fn warnings(config: &Config, origins: &Origins) -> Vec<String> {
             mqtt.embedded_listen
         ));
     }
+    if let Some(address) = config.metrics.listen
+        && !address.ip().is_loopback()
+    {
+        warnings.push(format!(
+            "{}: `metrics.listen` ({address}) is open to the network, without passwords and encryption; let Prometheus come \
+             by a loopback address or a firewall's leave",
+            origin("metrics.listen")
+        ));
+    }
     warnings
 }

@@ -41,14 +41,21 @@ pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(
     run(&mut tests)
 }
 
-/// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces. Installed where
-/// that is possible without asking anybody.
+/// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces, Prometheus.
+/// Installed where that is possible without asking anybody.
 pub(crate) fn packages() -> Result<()> {
-    const PACKAGES: [&str; 4] = ["mosquitto", "mosquitto-clients", "libfaketime", "iproute2"];
+    const PACKAGES: [&str; 5] = [
+        "mosquitto",
+        "mosquitto-clients",
+        "libfaketime",
+        "iproute2",
+        "prometheus",
+    ];
     let there = || {
         works("mosquitto", "-h")
             && works("mosquitto_rr", "--help")
             && works("ip", "-V")
+            && works("promtool", "--version")
             && std::fs::exists("/usr/share/doc/libfaketime").unwrap_or(false)
     };
     if there() {
@@ -58,7 +65,7 @@ pub(crate) fn packages() -> Result<()> {
         let apt = || -> Result<()> {
             run(Command::new("apt-get").args(["-qq", "update"]))?;
             run(Command::new("apt-get")
-                .args(["-qq", "install", "-y"])
+                .args(["-qq", "install", "-y", "--no-install-recommends"])
                 .args(PACKAGES))
         };
         return apt().context("the tests' packages could not be installed");

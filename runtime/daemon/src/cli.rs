@@ -37,6 +37,9 @@ pub(crate) enum Command {
     Rules(RulesArgs),
     /// Measure loading, prefill, decoding and memory.
     Bench(BenchArgs),
+    /// Write what a report of a fault needs into one file: versions, configuration, log, status; without passwords, prompts
+    /// and answers.
+    Support(SupportArgs),
     /// Print the effective configuration and where each value came from.
     Config(ConfigArgs),
     /// Note how the daemon ended, for its next start: for ExecStopPost= in the systemd unit.
@@ -71,6 +74,15 @@ pub(crate) struct ConfigArgs {
     /// Set one key, after all files and the environment; may be given several times.
     #[arg(long, value_name = "KEY=VALUE", value_parser = setting, global = true)]
     pub(crate) set: Vec<(String, String)>,
+}
+
+#[derive(Args)]
+pub(crate) struct SupportArgs {
+    /// The file; it must not exist yet [default: phi-edge-support-NODE-TIME.tar.gz].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
 }
 
 #[derive(Args)]

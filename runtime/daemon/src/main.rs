@@ -1,6 +1,7 @@
 //! The phi-edge command: puts the crates together, and is all that users see of them.
 
 mod ask;
+mod audit;
 mod bench;
 mod check;
 mod cli;
@@ -9,6 +10,7 @@ mod identity;
 mod local;
 mod logging;
 mod memory;
+mod metrics;
 mod models;
 mod prefixes;
 mod pull;
@@ -17,6 +19,7 @@ mod rules;
 mod run;
 mod settings;
 mod store;
+mod support;
 mod top;
 
 use std::process::ExitCode;
@@ -46,6 +49,7 @@ fn main() -> ExitCode {
             RulesAction::Record(args) => rules::record(args),
             RulesAction::Lint(args) => rules::lint(args),
         },
+        Command::Support(args) => support::support(args),
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),

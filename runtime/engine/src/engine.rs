@@ -43,6 +43,17 @@ impl Default for EngineConfig {
     }
 }
 
+/// Bytes of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KvUse {
+    /// Of sequences that run.
+    pub running: u64,
+    /// Of rows that keep what they hold for prompts that begin alike.
+    pub remembered: u64,
+    /// The most that both together may take ([`EngineConfig::kv_budget`]).
+    pub budget: Option<u64>,
+}
+
 /// Runs sequences over a [`Decoder`]. See the crate's documentation for what it is not.
 pub struct Engine<D> {
     decoder: D,
@@ -212,6 +223,20 @@ impl<D: Decoder> Engine<D> {
             Some(Work::Prefill(index)) => self.prefill(index, now, interrupt, events),
             Some(Work::Decode(regime)) => self.decode(regime, now, interrupt, events),
             None => {}
+        }
+    }
+
+    /// What keys and values take at present.
+    pub fn kv_use(&self) -> KvUse {
+        let bytes = |tokens: usize| {
+            u64::try_from(tokens)
+                .unwrap_or(u64::MAX)
+                .saturating_mul(self.decoder.caps().kv_bytes_per_token)
+        };
+        KvUse {
+            running: bytes(self.running.iter().map(|sequence| sequence.computed).sum()),
+            remembered: bytes(self.rows.spare_tokens() + self.rows.pinned_tokens()),
+            budget: self.config.kv_budget,
         }
     }
 

@@ -23,6 +23,6 @@ pub use decoder::{
     Wanted,
 };
 pub use detokenizer::Detokenizer;
-pub use engine::{Engine, EngineConfig};
+pub use engine::{Engine, EngineConfig, KvUse};
 pub use ids::{RequestId, RowId, TokenId};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};

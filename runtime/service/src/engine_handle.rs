@@ -2,10 +2,11 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId};
+use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, TokenId};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::generation::{EngineCommand, Generation};
@@ -20,6 +21,31 @@ pub struct EngineInfo {
     pub slots: usize,
 }
 
+/// How the engine's thread is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct EngineLoad {
+    /// Steps that were done since the start.
+    pub steps: u64,
+    /// What keys and values took after the last of them.
+    pub kv: KvUse,
+}
+
+/// Where the engine's thread writes down its [`EngineLoad`]: held for no longer than a copy takes.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct LoadGauge(Arc<Mutex<EngineLoad>>);
+
+impl LoadGauge {
+    pub(crate) fn read(&self) -> EngineLoad {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn stepped(&self, kv: KvUse) {
+        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        load.steps += 1;
+        load.kv = kv;
+    }
+}
+
 /// The engine's thread is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the engine has stopped")]
@@ -30,6 +56,7 @@ pub struct EngineHandle {
     client: EngineClient,
     info: EngineInfo,
     pulse: EnginePulse,
+    load: LoadGauge,
     thread: Option<EngineThread>,
 }
 
@@ -51,14 +78,20 @@ impl EngineHandle {
             },
             info,
             pulse: EnginePulse::default(),
+            load: LoadGauge::default(),
             thread: None,
         }
     }
 
-    pub(crate) fn with_thread(mut self, thread: EngineThread, pulse: EnginePulse) -> Self {
+    pub(crate) fn with_thread(mut self, thread: EngineThread, pulse: EnginePulse, load: LoadGauge) -> Self {
         self.thread = Some(thread);
         self.pulse = pulse;
+        self.load = load;
         self
+    }
+
+    pub(crate) fn load(&self) -> LoadGauge {
+        self.load.clone()
     }
 
     /// What the engine can do.

@@ -9,7 +9,7 @@ use phi_edge_engine::{Decoder, Engine, Event, Finish, Interrupt, RequestId};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread, LoadGauge};
 use crate::generation::{EngineCommand, Sink};
 use crate::pulse::EnginePulse;
 
@@ -46,18 +46,20 @@ where
     let (done_tx, done) = oneshot::channel();
     let interrupt = Interrupt::new();
     let seen = interrupt.clone();
-    let pulse = EnginePulse::default();
-    let beating = pulse.clone();
+    let (pulse, load) = (EnginePulse::default(), LoadGauge::default());
+    let beating = (pulse.clone(), load.clone());
     let join = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            host(build, inbox, (&seen, &beating), ready_tx);
+            host(build, inbox, (&seen, &beating.0, &beating.1), ready_tx);
             let _ = done_tx.send(());
         })
         .map_err(StartError::Thread)?;
     match ready.await {
-        Ok(Ok(info)) => Ok(EngineHandle::from_parts(commands, interrupt, info)
-            .with_thread(EngineThread { join, done }, pulse)),
+        Ok(Ok(info)) => {
+            let thread = EngineThread { join, done };
+            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(thread, pulse, load))
+        }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(StartError::Panicked("the thread ended without a word".to_owned())),
     }
@@ -66,7 +68,7 @@ where
 fn host<D, E, F>(
     build: F,
     inbox: mpsc::Receiver<EngineCommand>,
-    (interrupt, pulse): (&Interrupt, &EnginePulse),
+    (interrupt, pulse, load): (&Interrupt, &EnginePulse, &LoadGauge),
     ready: oneshot::Sender<Result<EngineInfo, StartError<E>>>,
 ) where
     D: Decoder,
@@ -92,7 +94,9 @@ fn host<D, E, F>(
         // Whoever wanted the engine has gone while it was built.
         return;
     }
-    let served = catch_unwind(AssertUnwindSafe(move || serve(engine, inbox, interrupt, pulse)));
+    let served = catch_unwind(AssertUnwindSafe(move || {
+        serve(engine, inbox, interrupt, (pulse, load));
+    }));
     if let Err(panic) = served {
         tracing::error!(
             panic = panic_message(panic.as_ref()),
@@ -106,7 +110,7 @@ fn serve<D: Decoder>(
     mut engine: Engine<D>,
     mut inbox: mpsc::Receiver<EngineCommand>,
     interrupt: &Interrupt,
-    pulse: &EnginePulse,
+    (pulse, load): (&EnginePulse, &LoadGauge),
 ) {
     let epoch = Instant::now();
     let now = || epoch.elapsed();
@@ -142,6 +146,7 @@ fn serve<D: Decoder>(
         }
         engine.step(&now, interrupt, &mut events);
         pulse.step();
+        load.stepped(engine.kv_use());
         for event in events.drain(..) {
             deliver(&mut sinks, event);
         }

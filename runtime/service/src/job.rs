@@ -5,6 +5,8 @@ use std::time::Duration;
 use phi_edge_engine::Sampling;
 use phi_edge_models::Message;
 
+use crate::trace::TraceParent;
+
 /// Names a job: the id is unique per client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobKey {
@@ -14,14 +16,24 @@ pub struct JobKey {
     pub id: String,
 }
 
-/// Where a reply goes.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Where a reply goes, and what goes with it. Two that differ only in their trace are the same address.
+#[derive(Debug, Clone)]
 pub struct ReplyAddress {
     /// A topic that the allow-list lets through.
     pub topic: String,
     /// Correlation data of the request, returned as it came.
     pub correlation: Option<Vec<u8>>,
+    /// The trace that the request is part of, returned as it came.
+    pub traceparent: Option<TraceParent>,
 }
+
+impl PartialEq for ReplyAddress {
+    fn eq(&self, other: &Self) -> bool {
+        (&self.topic, &self.correlation) == (&other.topic, &other.correlation)
+    }
+}
+
+impl Eq for ReplyAddress {}
 
 impl ReplyAddress {
     /// For what is sent elsewhere by its kind.
@@ -29,6 +41,7 @@ impl ReplyAddress {
         Self {
             topic: String::new(),
             correlation: None,
+            traceparent: None,
         }
     }
 }
@@ -70,6 +83,15 @@ pub struct NewJob {
     pub session: Option<String>,
     /// Where the replies go.
     pub reply: ReplyAddress,
+    /// Bytes of the request as it came, for the audit; `None` where nothing came, and after a restart.
+    pub payload_bytes: Option<usize>,
     /// Tells a message from others, the same again if the broker delivers it again; `None` where it never does.
     pub receipt: Option<[u8; 32]>,
+}
+
+impl NewJob {
+    /// The id of the trace that it is part of, for logs.
+    pub(crate) fn trace_id(&self) -> Option<&str> {
+        self.reply.traceparent.as_ref().map(TraceParent::trace_id)
+    }
 }

@@ -23,6 +23,7 @@ use crate::runner::Ended;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
 use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState};
+use crate::witness::{JobEnd, Outcome, Witnesses};
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
 /// that changes its response topic when it reconnects.
@@ -53,6 +54,7 @@ pub(crate) struct Limits {
     pub(crate) session_memory: usize,
     pub(crate) quota: Quota,
     pub(crate) model: std::sync::Arc<str>,
+    pub(crate) witnesses: Witnesses,
 }
 
 /// What a request is to the ledger.
@@ -403,6 +405,7 @@ impl Ledger {
             prompt_tokens = prompt.len(),
             max_tokens = job.max_tokens,
             ahead,
+            trace_id = job.trace_id(),
             "job accepted"
         );
         if let Some(session) = &job.session {
@@ -547,6 +550,7 @@ impl Ledger {
         let address = ReplyAddress {
             topic: published.output.topic.clone(),
             correlation: None,
+            traceparent: None,
         };
         self.send(key, address, ReplyBody::Event(Box::new(published)));
         self.journal.note(Change::Rule(change));
@@ -875,6 +879,7 @@ impl Ledger {
         if let (Ended::Answered { summary, .. }, Some(session)) = (&ended, session) {
             self.sessions.answered(key, session, Some(&summary.tokens), now);
         }
+        let mut guesses = (0, 0);
         let body = match ended {
             Ended::Answered {
                 text,
@@ -882,6 +887,7 @@ impl Ledger {
                 queued,
                 summary,
             } => {
+                guesses = (summary.guessed, summary.guessed_right);
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,
@@ -905,7 +911,7 @@ impl Ledger {
             Ended::Failed { code, message } => self.error(code, message),
             Ended::Lost => self.error(ErrorCode::Unavailable, Closed::EngineLost.message()),
         };
-        self.settle(key, &body, now);
+        self.settle_with(key, &body, guesses, now);
         self.journal.send();
     }
 
@@ -1100,6 +1106,11 @@ impl Ledger {
 
     /// Gives a job its outcome. One that has its outcome keeps it.
     fn settle(&mut self, key: &JobKey, body: &ReplyBody, now: Instant) {
+        self.settle_with(key, body, (0, 0), now);
+    }
+
+    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the witnesses are told.
+    fn settle_with(&mut self, key: &JobKey, body: &ReplyBody, guesses: (usize, usize), now: Instant) {
         let Some(entry) = self.jobs.get_mut(key) else {
             return;
         };
@@ -1117,6 +1128,14 @@ impl Ledger {
             }
         };
         if let Some(waiting) = entry.waiting() {
+            tell(
+                &self.limits.witnesses,
+                entry.attempts,
+                waiting,
+                body,
+                guesses,
+                now,
+            );
             let used = match body {
                 ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
                 _ => 0,
@@ -1132,7 +1151,7 @@ impl Ledger {
             ReplyBody::Final(answer) => {
                 self.served += 1;
                 self.pace.observe(answer);
-                log_answer(key, answer);
+                log_answer(key, answer, entry.waiting());
             }
             ReplyBody::Error(refusal) => {
                 self.failed += 1;
@@ -1141,6 +1160,7 @@ impl Ledger {
                     job.client = key.client,
                     code = refusal.code.as_str(),
                     error = refusal.message,
+                    trace_id = entry.waiting().and_then(|waiting| waiting.job.trace_id()),
                     "job failed"
                 );
             }
@@ -1235,6 +1255,7 @@ fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal
             deadline: None,
             session: None,
             reply: ReplyAddress::nowhere(),
+            payload_bytes: None,
             receipt: None,
         },
         prompt: Vec::new(),
@@ -1244,7 +1265,36 @@ fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal
     }
 }
 
-fn log_answer(key: &JobKey, answer: &Answer) {
+/// Tells the witnesses of a job's end.
+fn tell(
+    witnesses: &Witnesses,
+    attempts: u32,
+    waiting: &Waiting,
+    body: &ReplyBody,
+    guesses: (usize, usize),
+    now: Instant,
+) {
+    let outcome = match body {
+        ReplyBody::Final(answer) => Outcome::Answered {
+            answer,
+            guessed: guesses.0,
+            guessed_right: guesses.1,
+        },
+        ReplyBody::Error(refusal) => Outcome::Failed(refusal),
+        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => return,
+    };
+    let end = JobEnd {
+        job: &waiting.job,
+        prompt: &waiting.prompt,
+        internal: is_internal(&waiting.job.key),
+        attempts,
+        took: now.saturating_duration_since(waiting.accepted),
+        outcome,
+    };
+    witnesses.tell(|witness| witness.ended(&end));
+}
+
+fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
     tracing::info!(
         job.id = key.id,
         job.client = key.client,
@@ -1254,6 +1304,7 @@ fn log_answer(key: &JobKey, answer: &Answer) {
         queued_ms = millis(answer.queued),
         prefill_ms = millis(answer.prefill),
         decode_ms = millis(answer.decode),
+        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
         "job answered"
     );
 }

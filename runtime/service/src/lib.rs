@@ -26,9 +26,11 @@ mod service;
 mod sessions;
 mod stats;
 mod store;
+mod trace;
+mod witness;
 
-pub use engine_handle::{EngineHandle, EngineInfo, EngineLost};
-pub use phi_edge_engine::Sampling;
+pub use engine_handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
+pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, TokenId};
 pub use phi_edge_models::{Message, Role};
 
 pub use engine_thread::{StartError, spawn_engine};
@@ -43,3 +45,5 @@ pub use stats::Stats;
 pub use store::{
     Inventory, LastEnd, Purge, Store, StoreConfig, StoreError, StoreHealth, ToolError, inspect, purge,
 };
+pub use trace::TraceParent;
+pub use witness::{JobEnd, Outcome, Witness, Witnesses};

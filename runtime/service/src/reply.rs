@@ -96,6 +96,9 @@ pub enum FinishReason {
 }
 
 impl FinishReason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Deadline];
+
     /// The reason's spelling on the wire and in the store.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -107,9 +110,7 @@ impl FinishReason {
     }
 
     pub(crate) fn from_word(word: &str) -> Option<Self> {
-        [Self::Stop, Self::Length, Self::Cancelled, Self::Deadline]
-            .into_iter()
-            .find(|reason| reason.as_str() == word)
+        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }
 }
 
@@ -168,7 +169,8 @@ impl ErrorCode {
 }
 
 impl ErrorCode {
-    const ALL: [Self; 9] = [
+    /// All of them.
+    pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::TooLarge,
         Self::Busy,

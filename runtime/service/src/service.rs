@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::dispatcher::Dispatcher;
-use crate::engine_handle::{EngineHandle, EngineInfo};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge};
 use crate::job::ReplyAddress;
 use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
@@ -26,6 +26,8 @@ use crate::rules::{Event, Published, ReplayedWindow, Rule, RuleCounters, Time, w
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
 use crate::store::{Signals, Store};
+use crate::trace::TraceParent;
+use crate::witness::Witnesses;
 
 /// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
 pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
@@ -62,6 +64,8 @@ pub struct ServiceConfig {
     pub rule_jobs: usize,
     /// The most that the messages of open windows may cost, in memory and in the store, in bytes.
     pub rules_bytes: u64,
+    /// Who is told of every end.
+    pub witnesses: Witnesses,
 }
 
 impl Default for ServiceConfig {
@@ -81,6 +85,7 @@ impl Default for ServiceConfig {
             rules: Vec::new(),
             rule_jobs: 2,
             rules_bytes: 64 << 20,
+            witnesses: Witnesses::default(),
         }
     }
 }
@@ -98,6 +103,7 @@ impl ServiceConfig {
             session_memory: self.session_memory,
             quota: self.quota,
             model: self.model.as_str().into(),
+            witnesses: self.witnesses.clone(),
         }
     }
 }
@@ -120,6 +126,8 @@ pub(crate) struct Shared {
     engine: EngineInfo,
     /// The largest number for no bound.
     max_prompt_tokens: AtomicUsize,
+    load: LoadGauge,
+    witnesses: Witnesses,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
     stats: watch::Sender<Stats>,
@@ -182,6 +190,8 @@ impl Service {
             prompts: Arc::clone(&prompts),
             engine: engine.info().clone(),
             max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
+            load: engine.load(),
+            witnesses: config.witnesses.clone(),
             wake: Notify::new(),
             finish: watch::Sender::new(false),
             engine_lost: watch::Sender::new(false),
@@ -268,6 +278,16 @@ impl Service {
         self.shared.book().counters()
     }
 
+    /// How the engine's thread is doing.
+    pub fn engine_load(&self) -> EngineLoad {
+        self.shared.load.read()
+    }
+
+    /// Whether the engine is gone: [`Service::engine_lost`] waits for that.
+    pub fn is_engine_lost(&self) -> bool {
+        *self.shared.engine_lost.borrow()
+    }
+
     /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
     /// will not be; it leaves in any case. `receipt` is that of the message it answers.
     pub fn post(
@@ -278,6 +298,9 @@ impl Service {
         receipt: Option<[u8; 32]>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.shared);
+        if let ReplyBody::Error(refusal) = &body {
+            shared.witnesses.tell(|witness| witness.refused(&key, refusal));
+        }
         let stored = shared.ledger().post(key, address, body, receipt);
         shared.changed();
         async move { shared.stored_or_not(stored).await }
@@ -391,6 +414,7 @@ impl Shared {
         redelivered: bool,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
         let key = job.key.clone();
+        let trace = job.reply.traceparent.clone();
         let first = self.ledger().admit(&job, redelivered, Instant::now());
         let shared = Arc::clone(&self);
         // A task of its own: whoever waits may leave.
@@ -403,6 +427,7 @@ impl Shared {
                     job.client = key.client,
                     code = refusal.code.as_str(),
                     error = refusal.message,
+                    trace_id = trace.as_ref().map(TraceParent::trace_id),
                     "request refused"
                 );
             }
@@ -475,6 +500,7 @@ impl Shared {
 
     /// Hands an event on; the jobs that worded it are forgotten.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
+        self.witnesses.tell(|witness| witness.event(&published.event));
         let mut book = self.book();
         let change = book.posted(&published.event);
         self.ledger().publish_event(published, change, jobs);

@@ -10,7 +10,7 @@ use std::time::Duration;
 use phi_edge_engine::Finish;
 use phi_edge_service::{
     EngineCommand, ErrorCode, LastEnd, Quota, Reply, ReplyBody, ServiceConfig, Sink, Store, StoreConfig,
-    StoreError,
+    StoreError, TraceParent,
 };
 use proptest::prelude::*;
 use support::{Bench, job, key, summary};
@@ -62,6 +62,8 @@ async fn an_accepted_job_goes_on_after_a_crash() {
     let mut asked = job("a");
     asked.sampling.seed = 4711;
     asked.stream = true;
+    let trace = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    asked.reply.traceparent.clone_from(&trace);
     bench.service.submit(asked).await.unwrap();
     let (first, sink) = bench.asked().await;
     let left = image_while_running(folder.path(), 1).await;
@@ -72,6 +74,7 @@ async fn an_accepted_job_goes_on_after_a_crash() {
     assert_eq!((again.prompt, again.sampling.seed), (first.prompt, 4711));
     sink.text("A");
     let chunk = bench.reply().await;
+    assert_eq!(chunk.address.traceparent, trace);
     assert!(
         matches!(
             chunk.body,

@@ -10,7 +10,8 @@ pub(crate) mod parts;
 mod pool;
 pub(crate) mod rules;
 mod signals;
-mod stats;
+pub(crate) mod stats;
+mod telemetry;
 
 use std::time::Duration;
 
@@ -18,7 +19,9 @@ use phi_edge_config::{Config, Loaded, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits};
-use phi_edge_service::{LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, spawn_engine};
+use phi_edge_service::{
+    LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
+};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;
@@ -31,6 +34,7 @@ use crate::settings;
 use life::Life;
 use rules::Rules;
 use signals::{Reloads, Signals};
+use telemetry::Telemetry;
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
 const REPLIES: usize = 64;
@@ -144,13 +148,15 @@ impl<'a> App<'a> {
         let (rules, at_start) = Rules::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
         let model = ModelDir::open(&config.model.path)?;
-        let text = model.text()?;
+        let text = std::sync::Arc::new(model.text()?);
+        let telemetry = Telemetry::new(config, &model, std::sync::Arc::clone(&text) as _)?;
         let (life, last_end) = Life::begin(&config.store.path);
-        let store = self.store(last_end)?;
+        let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
         let broker = parts::embedded_broker(config).await?;
         let link_config = parts::link(config, broker.as_ref())?;
         let (service_tx, service_rx) = watch::channel(None);
+        let service_seen = service_rx.clone();
         let (replies_tx, replies) = mpsc::channel(REPLIES);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
@@ -167,6 +173,9 @@ impl<'a> App<'a> {
         let link =
             Link::start(link_config, inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         let mut link_state = link.state();
+        let (_metrics, mut beats) = telemetry
+            .serve(service_seen, self.status.subscribe(), &link, store.health())
+            .await?;
 
         let name = model.name();
         local::warn_of_demonstration(&model);
@@ -201,10 +210,11 @@ impl<'a> App<'a> {
         let service = Service::start_with(
             ServiceConfig {
                 rules: at_start,
+                witnesses: telemetry.witnesses(),
                 ..parts::service(config, &name)
             },
             engine,
-            std::sync::Arc::new(text),
+            text,
             replies_tx,
             Some(store),
         );
@@ -256,6 +266,8 @@ impl<'a> App<'a> {
                     request_limits: &request_limits,
                     model: &name,
                 }),
+                // An error: whoever asked has left.
+                Some(asked) = beats.recv() => drop(asked.send(())),
             }
         };
         health.abort();
@@ -352,14 +364,15 @@ impl<'a> App<'a> {
     }
 
     /// The durable store, or the beginnings of it where the disk fails.
-    fn store(&self, last_end: LastEnd) -> Result<Store, Fault> {
+    fn store(&self, last_end: LastEnd, witnesses: Witnesses) -> Result<Store, Fault> {
         let config = &self.config.store;
         let store = StoreConfig {
             folder: config.path.clone(),
             max_bytes: config.max_size.bytes(),
             memory_fallback: config.when_failing == WhenFailing::Memory,
         };
-        Store::open(store, last_end).map_err(|error| Fault::new(Exit::Config, error.to_string()))
+        Store::open_watched(store, last_end, witnesses)
+            .map_err(|error| Fault::new(Exit::Config, error.to_string()))
     }
 
     fn state(&self, state: State, reason: Option<String>) {

@@ -34,6 +34,10 @@ pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: C
 }
 
 fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters) -> Value {
+    let temperatures: Vec<Value> = temperatures()
+        .into_iter()
+        .map(|(name, celsius)| json!({"name": name, "celsius": celsius}))
+        .collect();
     json!({
         "queued": stats.queued,
         "running": stats.running,
@@ -61,12 +65,12 @@ fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters) -> Value {
             "failed": rules.failed,
         },
         "memory": {"rss_bytes": resident_bytes()},
-        "temperatures": temperatures(),
+        "temperatures": temperatures,
     })
 }
 
 /// Memory that this process has in RAM; Linux only.
-fn resident_bytes() -> Option<u64> {
+pub(crate) fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
@@ -74,7 +78,7 @@ fn resident_bytes() -> Option<u64> {
 }
 
 /// Degrees Celsius of the thermal zones that have a reading; Linux only.
-fn temperatures() -> Vec<Value> {
+pub(crate) fn temperatures() -> Vec<(String, f64)> {
     let Ok(zones) = std::fs::read_dir("/sys/class/thermal") else {
         return Vec::new();
     };
@@ -92,7 +96,4 @@ fn temperatures() -> Vec<Value> {
         .collect();
     readings.sort_by(|a, b| a.0.cmp(&b.0));
     readings
-        .into_iter()
-        .map(|(name, celsius)| json!({"name": name, "celsius": celsius}))
-        .collect()
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use phi_edge_service::rules::RuleMessage;
 use phi_edge_service::{
-    DeadLetter, ErrorCode, JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service,
+    DeadLetter, ErrorCode, JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
 };
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
@@ -21,7 +21,7 @@ use super::poller::{Received, qos0_size};
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, Scope, Topics};
-use crate::wire::{Parsed, Payload, parse_cancel, parse_request};
+use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
 
 /// Replies that may wait to be sent before further messages are looked at.
 const REPLIES_WAITING: usize = 1024;
@@ -323,6 +323,7 @@ impl Inbox {
             priority: parsed.priority,
             deadline,
             session: parsed.session,
+            payload_bytes: Some(request.publish.payload.len()),
             receipt: request.receipt,
         }
     }
@@ -343,6 +344,7 @@ impl Inbox {
         ReplyAddress {
             topic,
             correlation: request.correlation.clone(),
+            traceparent: traceparent(request.publish),
         }
     }
 
@@ -430,6 +432,16 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
 /// Nothing is left to be done.
 fn nothing() -> JoinHandle<()> {
     tokio::spawn(async {})
+}
+
+/// The trace that the sender says the request is part of.
+fn traceparent(publish: &Publish) -> Option<TraceParent> {
+    let properties = publish.properties.as_ref()?;
+    let (_, value) = properties
+        .user_properties
+        .iter()
+        .find(|(name, _)| name.as_str() == TRACEPARENT)?;
+    TraceParent::parse(value)
 }
 
 /// Tells a message from others, the same again if the broker delivers it again; `None` for one that it never does.

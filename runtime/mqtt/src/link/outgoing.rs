@@ -61,6 +61,10 @@ impl Outgoing {
         } else {
             properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
             properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+            if let Some(trace) = &reply.address.traceparent {
+                let trace = (wire::TRACEPARENT.into(), trace.as_str().into());
+                properties.user_properties.push(trace);
+            }
         }
         Self {
             topic,

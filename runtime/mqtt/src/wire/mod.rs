@@ -7,6 +7,9 @@ mod reply;
 mod request;
 mod status;
 
+/// The user property that names a trace (W3C Trace Context), of a request and of its replies.
+pub(crate) const TRACEPARENT: &str = "traceparent";
+
 pub use cancel::parse_cancel;
 pub use dead_letter::dead_letter;
 pub use event::event;

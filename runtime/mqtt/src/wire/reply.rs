@@ -161,6 +161,7 @@ mod tests {
             address: ReplyAddress {
                 topic: "t".into(),
                 correlation: None,
+                traceparent: None,
             },
             body,
             delivery: None,

@@ -19,6 +19,28 @@ pub enum State {
     Offline,
 }
 
+impl State {
+    /// All of them, in the order of a life.
+    pub const ALL: [Self; 5] = [
+        Self::Starting,
+        Self::Ready,
+        Self::Degraded,
+        Self::Draining,
+        Self::Offline,
+    ];
+
+    /// The state's word.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Ready => "ready",
+            Self::Degraded => "degraded",
+            Self::Draining => "draining",
+            Self::Offline => "offline",
+        }
+    }
+}
+
 /// The payload of `{base}/status`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {

@@ -217,6 +217,7 @@ impl Wording<'_> {
                 deadline: Some(left),
                 session: None,
                 reply: ReplyAddress::nowhere(),
+                payload_bytes: None,
                 receipt: None,
             };
             match Arc::clone(self.shared).ask(job).await {

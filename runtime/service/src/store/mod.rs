@@ -24,6 +24,7 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Notify, watch};
 
+use crate::witness::Witnesses;
 use writer::Writer;
 
 pub use tool::{Inventory, Purge, ToolError, inspect, purge};
@@ -117,10 +118,28 @@ impl Store {
     /// # Errors
     /// The file is a newer version's.
     pub fn open(config: StoreConfig, last_end: LastEnd) -> Result<Self, StoreError> {
+        Self::open_watched(config, last_end, Witnesses::default())
+    }
+
+    /// As [`Store::open`]; `witnesses` are told of every wait for the disk.
+    ///
+    /// # Errors
+    /// As [`Store::open`].
+    pub fn open_watched(
+        config: StoreConfig,
+        last_end: LastEnd,
+        witnesses: Witnesses,
+    ) -> Result<Self, StoreError> {
         let clock = Clock::new();
         let signals = Arc::new(Signals::default());
         let (batches, inbox) = mpsc::channel();
-        let writer = Writer::new(config.clone(), last_end, clock.clone(), Arc::clone(&signals))?;
+        let writer = Writer::new(
+            config.clone(),
+            last_end,
+            clock.clone(),
+            Arc::clone(&signals),
+            witnesses,
+        )?;
         let thread = std::thread::Builder::new()
             .name("store".into())
             .spawn(move || writer.run(&inbox))

@@ -13,6 +13,7 @@ use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
 use crate::rules::Published;
 use crate::rules::record::RestoredRules;
+use crate::trace::TraceParent;
 
 /// An accepted job.
 #[derive(Debug, Clone, PartialEq)]
@@ -119,6 +120,7 @@ impl RequestRow {
             deadline: None,
             session: self.session,
             reply,
+            payload_bytes: None,
             receipt: None,
         }
     }
@@ -129,6 +131,8 @@ pub(super) struct AddressRow {
     topic: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation: Option<Vec<u8>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    traceparent: Option<String>,
 }
 
 impl From<&ReplyAddress> for AddressRow {
@@ -136,6 +140,10 @@ impl From<&ReplyAddress> for AddressRow {
         Self {
             topic: address.topic.clone(),
             correlation: address.correlation.clone(),
+            traceparent: address
+                .traceparent
+                .as_ref()
+                .map(|trace| trace.as_str().to_owned()),
         }
     }
 }
@@ -145,6 +153,7 @@ impl From<AddressRow> for ReplyAddress {
         Self {
             topic: row.topic,
             correlation: row.correlation,
+            traceparent: row.traceparent.as_deref().and_then(TraceParent::parse),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::clock::Clock;
 use super::file::{File, Trouble};
 use super::record::Restored;
 use super::{LastEnd, Signals, StoreConfig, StoreError};
+use crate::witness::Witnesses;
 
 /// The most batches of one commit: what waits for it must not wait for ever.
 const GROUP: usize = 1024;
@@ -20,6 +21,7 @@ pub(super) struct Writer {
     clock: Clock,
     last_end: LastEnd,
     signals: Arc<Signals>,
+    witnesses: Witnesses,
     file: Option<File>,
     /// Whether what an earlier process left was read.
     restored: bool,
@@ -39,12 +41,14 @@ impl Writer {
         last_end: LastEnd,
         clock: Clock,
         signals: Arc<Signals>,
+        witnesses: Witnesses,
     ) -> Result<Self, StoreError> {
         let mut writer = Self {
             config,
             clock,
             last_end,
             signals,
+            witnesses,
             file: None,
             restored: false,
             failing: None,
@@ -117,6 +121,9 @@ impl Writer {
                         health.last_flush = took;
                     }
                 });
+                if let Some(took) = flush.took {
+                    self.witnesses.tell(|witness| witness.flushed(took));
+                }
                 self.signals.committed.send_replace(last);
                 self.signals.news.notify_one();
                 for batch in group.drain(..) {

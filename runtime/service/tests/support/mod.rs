@@ -180,7 +180,9 @@ pub fn job(id: &str) -> NewJob {
         reply: ReplyAddress {
             topic: format!("replies/{id}"),
             correlation: Some(vec![1, 2]),
+            traceparent: None,
         },
+        payload_bytes: None,
         receipt: None,
     }
 }

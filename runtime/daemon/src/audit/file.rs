@@ -1,0 +1,144 @@
+//! A file that is set aside when it is full.
+
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::path::{Path, PathBuf};
+
+/// Appends lines to `path`; full files are `path.1` (the newest), `path.2` and so on.
+pub(super) struct RotatedFile {
+    path: PathBuf,
+    max_size: u64,
+    keep: usize,
+    /// None after a failure: what was written last may be half a line.
+    file: Option<File>,
+    size: u64,
+}
+
+impl RotatedFile {
+    pub(super) fn open(path: PathBuf, max_size: u64, keep: usize) -> io::Result<Self> {
+        let mut this = Self {
+            path,
+            max_size,
+            keep,
+            file: None,
+            size: 0,
+        };
+        this.file = Some(this.reopen()?);
+        Ok(this)
+    }
+
+    /// Writes a line, which ends with a line feed, whole or not at all.
+    pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+        if self.size > 0 && self.size.saturating_add(line.len() as u64) > self.max_size {
+            self.file = None;
+            self.rotate()?;
+        }
+        let mut file = match self.file.take() {
+            Some(file) => file,
+            None => self.reopen()?,
+        };
+        if let Err(error) = file.write_all(line.as_bytes()) {
+            // Half a line would make two lines unreadable. If this fails too, the next line begins after a line feed.
+            let _ = file.set_len(self.size);
+            return Err(error);
+        }
+        self.size += line.len() as u64;
+        self.file = Some(file);
+        Ok(())
+    }
+
+    fn reopen(&mut self) -> io::Result<File> {
+        let mut options = OpenOptions::new();
+        options.create(true).append(true).read(true);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::OpenOptionsExt as _;
+            options.mode(0o600);
+        }
+        let mut file = options.open(&self.path)?;
+        self.size = file.metadata()?.len();
+        if self.size > 0 && !ends_with_line_feed(&mut file)? {
+            file.write_all(b"\n")?;
+            self.size += 1;
+        }
+        Ok(file)
+    }
+
+    fn rotate(&mut self) -> io::Result<()> {
+        if self.keep == 0 {
+            std::fs::remove_file(&self.path)?;
+        } else {
+            for n in (1..self.keep).rev() {
+                match std::fs::rename(self.aside(n), self.aside(n + 1)) {
+                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                    _ => {}
+                }
+            }
+            std::fs::rename(&self.path, self.aside(1))?;
+        }
+        self.size = 0;
+        Ok(())
+    }
+
+    fn aside(&self, n: usize) -> PathBuf {
+        let mut name = self.path.as_os_str().to_owned();
+        name.push(format!(".{n}"));
+        Path::new(&name).to_path_buf()
+    }
+}
+
+/// A process that was killed may have left half a line.
+fn ends_with_line_feed(file: &mut File) -> io::Result<bool> {
+    use std::io::{Read as _, Seek as _, SeekFrom};
+    file.seek(SeekFrom::End(-1))?;
+    let mut last = [0];
+    file.read_exact(&mut last)?;
+    Ok(last == *b"\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_set_aside_and_the_oldest_goes() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        let mut file = RotatedFile::open(path.clone(), 10, 2).expect("a file");
+        for line in ["one 1\n", "two 2\n", "three 3\n", "four 4\n"] {
+            file.append(line).expect("a line");
+        }
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).ok();
+        assert_eq!(read("audit.jsonl").as_deref(), Some("four 4\n"));
+        assert_eq!(read("audit.jsonl.1").as_deref(), Some("three 3\n"));
+        assert_eq!(read("audit.jsonl.2").as_deref(), Some("two 2\n"));
+        assert_eq!(read("audit.jsonl.3"), None);
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::PermissionsExt as _;
+            for name in ["audit.jsonl", "audit.jsonl.1"] {
+                let mode = folder
+                    .path()
+                    .join(name)
+                    .metadata()
+                    .expect("a file")
+                    .permissions()
+                    .mode();
+                assert_eq!(mode & 0o777, 0o600, "{name}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_line_that_was_cut_short_spoils_no_other() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        std::fs::write(&path, "{\"half").expect("a file");
+        let mut file = RotatedFile::open(path.clone(), 100, 0).expect("a file");
+        file.append("whole\n").expect("a line");
+        assert_eq!(
+            std::fs::read_to_string(&path).expect("a file"),
+            "{\"half\nwhole\n"
+        );
+    }
+}

@@ -1,0 +1,209 @@
+//! The audit: one JSON line a job, in a file that is rotated by its size.
+//!
+//! A thread of its own writes. It is fed by a bounded channel that nobody waits at: a disk that is full, failing or slow
+//! costs lines, which are counted, and no job.
+
+mod file;
+mod line;
+
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use phi_edge_models::ModelDir;
+use phi_edge_service::rules::Event;
+use phi_edge_service::{Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, TokenId, Witness};
+
+use file::RotatedFile;
+use line::{EventLine, JobLine, Line, RefusedLine};
+
+/// Lines under way to the thread: a burst of a full queue's ends, several times over.
+const LINES: usize = 1024;
+/// How long the last lines may take at the end.
+const LAST_LINES: Duration = Duration::from_secs(2);
+
+/// How the audit is kept.
+pub(crate) struct AuditConfig {
+    /// The file.
+    pub(crate) path: PathBuf,
+    /// Prompts, answers and reasons are in it.
+    pub(crate) texts: bool,
+    /// The size at which it is set aside.
+    pub(crate) max_size: u64,
+    /// How many that were set aside are kept.
+    pub(crate) keep: usize,
+    /// The node's name.
+    pub(crate) node: String,
+    /// Where digests of the model's files are remembered.
+    pub(crate) digests: PathBuf,
+}
+
+/// What has become of the lines so far.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct AuditCounts(Arc<Counts>);
+
+#[derive(Debug, Default)]
+struct Counts {
+    written: AtomicU64,
+    lost: AtomicU64,
+}
+
+impl AuditCounts {
+    pub(crate) fn written(&self) -> u64 {
+        self.0.written.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.0.lost.load(Ordering::Relaxed)
+    }
+
+    fn wrote(&self) {
+        self.0.written.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Counts one more; true of the first.
+    fn lose(&self) -> bool {
+        self.0.lost.fetch_add(1, Ordering::Relaxed) == 0
+    }
+}
+
+/// Takes down what happens.
+pub(crate) struct Audit {
+    lines: Mutex<Option<SyncSender<Line>>>,
+    counts: AuditCounts,
+    texts: bool,
+    /// Disconnected when the thread is done.
+    done: Mutex<Receiver<()>>,
+}
+
+impl Audit {
+    /// Opens the file and starts the thread.
+    ///
+    /// # Errors
+    /// The file can't be opened or the thread can't be started.
+    pub(crate) fn start(
+        config: AuditConfig,
+        model: ModelDir,
+        prompts: Arc<dyn Prompts>,
+    ) -> std::io::Result<Self> {
+        let file = RotatedFile::open(config.path.clone(), config.max_size, config.keep)?;
+        let counts = AuditCounts::default();
+        let texts = config.texts;
+        let (lines, inbox) = sync_channel(LINES);
+        let (done_tx, done) = sync_channel(0);
+        let writer = Writer {
+            file,
+            counts: counts.clone(),
+            failing: false,
+            prompts,
+            config,
+        };
+        std::thread::Builder::new().name("audit".into()).spawn(move || {
+            writer.run(&model, &inbox);
+            drop(done_tx);
+        })?;
+        Ok(Self {
+            lines: Mutex::new(Some(lines)),
+            counts,
+            texts,
+            done: Mutex::new(done),
+        })
+    }
+
+    pub(crate) fn counts(&self) -> AuditCounts {
+        self.counts.clone()
+    }
+
+    /// Writes what is under way, if the disk lets it in time; takes no more.
+    pub(crate) fn close(&self) {
+        drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
+        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        if done.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+            tracing::warn!("the last lines of the audit were not written in time");
+        }
+    }
+
+    fn send(&self, line: Line) {
+        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(lines) = lines.as_ref() else { return };
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(line)
+            && self.counts.lose()
+        {
+            tracing::error!(
+                "the audit can't keep up; lines are lost (and counted, where metrics are served)"
+            );
+        }
+    }
+}
+
+impl Witness for Audit {
+    fn ended(&self, end: &JobEnd<'_>) {
+        let answer = match end.outcome {
+            Outcome::Answered { answer, .. } => Some(answer.text.clone()),
+            Outcome::Failed(_) => None,
+        };
+        // Only what is wanted is copied: a prompt may be long.
+        let texts = self.texts.then(|| (end.prompt.to_vec(), answer));
+        self.send(Line::Job(Box::new(JobLine::of(end)), texts));
+    }
+
+    fn refused(&self, key: &JobKey, refusal: &Refusal) {
+        self.send(Line::Refused(RefusedLine::of(key, refusal, self.texts)));
+    }
+
+    fn event(&self, event: &Event) {
+        self.send(Line::Event(Box::new(EventLine::of(event, self.texts))));
+    }
+}
+
+struct Writer {
+    file: RotatedFile,
+    counts: AuditCounts,
+    failing: bool,
+    prompts: Arc<dyn Prompts>,
+    config: AuditConfig,
+}
+
+impl Writer {
+    /// Works until the other end is dropped.
+    fn run(mut self, model: &ModelDir, inbox: &Receiver<Line>) {
+        // Here and not before: at a model's first start it reads gigabytes.
+        let digest = model
+            .fingerprint(Some(&self.config.digests))
+            .inspect_err(|error| tracing::warn!(%error, "the audit goes without the model's digest"))
+            .ok();
+        let (name, node) = (model.name(), self.config.node.clone());
+        while let Ok(line) = inbox.recv() {
+            let texts = |prompt: &[TokenId]| text_of(prompt, self.prompts.detokenizer());
+            let line = line.render(&node, &name, digest.as_deref(), &texts);
+            let written = self.file.append(&line);
+            self.note(written);
+        }
+    }
+
+    fn note(&mut self, written: std::io::Result<()>) {
+        match written {
+            Ok(()) => {
+                self.counts.wrote();
+                if std::mem::take(&mut self.failing) {
+                    tracing::info!("the audit takes lines again");
+                }
+            }
+            Err(error) => {
+                self.counts.lose();
+                if !std::mem::replace(&mut self.failing, true) {
+                    let file = self.config.path.display();
+                    tracing::error!(%error, %file, "the audit can't be written; its lines are lost until it can");
+                }
+            }
+        }
+    }
+}
+
+fn text_of(ids: &[TokenId], mut detokenizer: Box<dyn Detokenizer>) -> String {
+    let mut text: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+    text.push_str(&detokenizer.finish());
+    text
+}

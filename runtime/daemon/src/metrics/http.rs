@@ -1,0 +1,251 @@
+//! The smallest HTTP server that Prometheus and health checks need: three paths, GET and HEAD, one request a connection
+//! (RFC 9112; `Connection: close`).
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+
+use super::snapshot::Sources;
+use crate::exit::{Exit, Fault};
+
+/// Connections at the same time; more wait in the system's queue.
+const CONNECTIONS: usize = 8;
+/// The largest request, head and all.
+const REQUEST: usize = 8 << 10;
+/// How long a client may take to send its request, and to take the answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two times of [`Sources::tidy`].
+const TIDY: Duration = Duration::from_secs(5);
+/// Before the next attempt, after the system had no connection for us (too many open files).
+const AGAIN: Duration = Duration::from_millis(100);
+
+/// Serves until it is dropped.
+pub(crate) struct Server {
+    task: JoinHandle<()>,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Server {
+    /// Listens on `address`; port 0 means any free one, which the log tells.
+    pub(crate) async fn start(address: SocketAddr, sources: Sources) -> Result<Self, Fault> {
+        let fault = |error| {
+            let message = format!("metrics.listen: {address} can't be listened on: {error}");
+            Fault::new(Exit::Config, message)
+        };
+        let listener = TcpListener::bind(address).await.map_err(fault)?;
+        let address = listener.local_addr().map_err(fault)?;
+        tracing::info!(%address, "metrics are served");
+        Ok(Self {
+            task: tokio::spawn(serve(listener, Arc::new(sources))),
+        })
+    }
+}
+
+async fn serve(listener: TcpListener, sources: Arc<Sources>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS));
+    // Ends its tasks when it is dropped.
+    let mut connections = JoinSet::new();
+    let mut ticks = interval(TIDY);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let accepted = async {
+            // An error means that it is closed, which nobody does.
+            let place = Arc::clone(&places).acquire_owned().await.ok()?;
+            Some((place, listener.accept().await))
+        };
+        tokio::select! {
+            Some((place, accepted)) = accepted => match accepted {
+                Ok((stream, _)) => {
+                    let sources = Arc::clone(&sources);
+                    connections.spawn(async move {
+                        let answered = timeout(PATIENCE * 2, connection(stream, &sources)).await;
+                        if let Ok(Err(error)) = answered {
+                            tracing::debug!(%error, "a request for metrics failed");
+                        }
+                        drop(place);
+                    });
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "no connection for metrics");
+                    sleep(AGAIN).await;
+                }
+            },
+            _ = ticks.tick() => sources.tidy(),
+            Some(_) = connections.join_next() => {}
+        }
+    }
+}
+
+async fn connection(mut stream: TcpStream, sources: &Arc<Sources>) -> std::io::Result<()> {
+    let head = timeout(PATIENCE, head(&mut stream)).await;
+    let (answer, with_body) = match head {
+        Ok(Ok(head)) => match request(&head) {
+            Ok((path, with_body)) => (answer(path, sources).await, with_body),
+            Err(answer) => (answer, true),
+        },
+        Ok(Err(Broken::TooLarge)) => (
+            Answer::plain("431 Request Header Fields Too Large", "too large"),
+            true,
+        ),
+        Ok(Err(Broken::Io(error))) => return Err(error),
+        Err(_) => (Answer::plain("408 Request Timeout", "too slow"), true),
+    };
+    stream.write_all(answer.bytes(with_body).as_bytes()).await?;
+    stream.shutdown().await
+}
+
+enum Broken {
+    TooLarge,
+    Io(std::io::Error),
+}
+
+/// Reads up to the empty line. What follows it is nobody's: none of our answers depends on a body.
+async fn head(stream: &mut TcpStream) -> Result<Vec<u8>, Broken> {
+    let mut head = Vec::new();
+    let mut buffer = [0; 1024];
+    loop {
+        let read = stream.read(&mut buffer).await.map_err(Broken::Io)?;
+        if read == 0 {
+            return Err(Broken::Io(std::io::ErrorKind::UnexpectedEof.into()));
+        }
+        head.extend_from_slice(&buffer[..read]);
+        if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
+            head.truncate(end);
+            return Ok(head);
+        }
+        if head.len() > REQUEST {
+            return Err(Broken::TooLarge);
+        }
+    }
+}
+
+/// The path, and whether a body is wanted.
+fn request(head: &[u8]) -> Result<(&str, bool), Answer> {
+    let bad = || Answer::plain("400 Bad Request", "this is no HTTP/1 request");
+    let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
+    let line = std::str::from_utf8(line).map_err(|_| bad())?;
+    let mut words = line.split(' ');
+    let (Some(method), Some(target), Some(version), None) =
+        (words.next(), words.next(), words.next(), words.next())
+    else {
+        return Err(bad());
+    };
+    if !version.starts_with("HTTP/1.") || !target.starts_with('/') {
+        return Err(bad());
+    }
+    let path = target.split('?').next().unwrap_or_default();
+    match method {
+        "GET" => Ok((path, true)),
+        "HEAD" => Ok((path, false)),
+        _ => Err(Answer {
+            more: "Allow: GET, HEAD\r\n",
+            ..Answer::plain("405 Method Not Allowed", "only GET and HEAD")
+        }),
+    }
+}
+
+async fn answer(path: &str, sources: &Arc<Sources>) -> Answer {
+    let health = |health: Result<(), String>| match health {
+        Ok(()) => Answer::plain("200 OK", "ok"),
+        Err(reason) => Answer::plain("503 Service Unavailable", reason),
+    };
+    match path {
+        "/metrics" => {
+            let sources = Arc::clone(sources);
+            // Disks are asked for what is free, and one that fails takes its time.
+            match tokio::task::spawn_blocking(move || sources.metrics()).await {
+                Ok(metrics) => Answer {
+                    kind: "text/plain; version=0.0.4; charset=utf-8",
+                    ..Answer::whole("200 OK", metrics)
+                },
+                Err(error) => Answer::plain("500 Internal Server Error", error.to_string()),
+            }
+        }
+        "/healthz" => health(sources.alive().await),
+        "/readyz" => health(sources.ready()),
+        _ => Answer::plain("404 Not Found", "there are /metrics, /healthz and /readyz"),
+    }
+}
+
+#[derive(Debug, PartialEq)]
+struct Answer {
+    status: &'static str,
+    kind: &'static str,
+    /// Further lines of the head.
+    more: &'static str,
+    body: String,
+}
+
+impl Answer {
+    /// A line of text.
+    fn plain(status: &'static str, line: impl Into<String>) -> Self {
+        Self::whole(status, line.into() + "\n")
+    }
+
+    fn whole(status: &'static str, body: String) -> Self {
+        Self {
+            status,
+            kind: "text/plain; charset=utf-8",
+            more: "",
+            body,
+        }
+    }
+
+    fn bytes(&self, with_body: bool) -> String {
+        let Self {
+            status,
+            kind,
+            more,
+            body,
+        } = self;
+        let length = body.len();
+        let body = if with_body { body.as_str() } else { "" };
+        format!(
+            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+             {more}Connection: close\r\n\r\n{body}"
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_is_needed_is_understood() {
+        let ok = |head: &str| request(head.as_bytes()).map(|(path, body)| (path.to_owned(), body));
+        assert_eq!(
+            ok("GET /metrics HTTP/1.1\r\nHost: x"),
+            Ok(("/metrics".into(), true))
+        );
+        assert_eq!(ok("HEAD /healthz?x=1 HTTP/1.0"), Ok(("/healthz".into(), false)));
+        for (head, status) in [
+            ("POST /metrics HTTP/1.1", "405 Method Not Allowed"),
+            ("GET /metrics", "400 Bad Request"),
+            ("GET metrics HTTP/1.1", "400 Bad Request"),
+            ("GET / HTTP/2", "400 Bad Request"),
+            ("", "400 Bad Request"),
+        ] {
+            assert_eq!(ok(head).expect_err("a fault").status, status, "{head:?}");
+        }
+    }
+
+    #[test]
+    fn a_head_has_the_length_of_the_body_that_it_leaves_out() {
+        let answer = Answer::plain("200 OK", "ok");
+        let (whole, head) = (answer.bytes(true), answer.bytes(false));
+        assert!(whole.contains("Content-Length: 3\r\n") && whole.ends_with("\r\n\r\nok\n"));
+        assert_eq!(whole.strip_suffix("ok\n"), Some(head.as_str()));
+    }
+}

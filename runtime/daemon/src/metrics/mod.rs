@@ -1,0 +1,11 @@
+//! Prometheus metrics: what is recorded as it happens, and what is read when somebody asks.
+
+pub(crate) mod catalogue;
+pub(crate) mod http;
+mod machine;
+mod recorder;
+mod snapshot;
+
+pub(crate) use http::Server;
+pub(crate) use recorder::Recorder;
+pub(crate) use snapshot::{Bounds, Sources, pulse};
