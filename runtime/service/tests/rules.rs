@@ -191,6 +191,32 @@ async fn facts_go_without_words_where_the_model_is_busy_for_too_long() {
 }
 
 #[tokio::test]
+async fn events_of_a_group_come_in_the_order_of_their_windows() {
+    let mut grouped = rule("r");
+    grouped.group_by = Some(Selector::Topic(1));
+    grouped.window.kind = WindowKind::Count { messages: 1 };
+    let mut bench = Bench::with(config(vec![grouped]), 2, 64);
+    for (topic, value) in [("plant/a", 1.0), ("plant/a", 2.0), ("plant/b", 3.0)] {
+        let message = RuleMessage {
+            topic: topic.to_owned(),
+            ..message(value)
+        };
+        bench.service.observe(&message);
+    }
+    // Two may be worded at once: the second of a waits for the first, and b for nobody.
+    let (_, first) = bench.asked().await;
+    first.text("slow");
+    answer(&mut bench, "b").await;
+    assert_eq!(event(&mut bench).await.0.group, "b");
+    settle().await;
+    assert!(bench.commands.try_recv().is_err(), "the next of a waits");
+    first.finish(summary(Finish::Stop, 1));
+    assert_eq!(event(&mut bench).await.0.stats[0].1.max, Some(1.0));
+    answer(&mut bench, "2").await;
+    assert_eq!(event(&mut bench).await.0.stats[0].1.max, Some(2.0));
+}
+
+#[tokio::test]
 async fn what_does_not_fit_is_worded_in_parts() {
     // The engine's context holds 100 tokens, a byte each.
     let mut large = rule("r");

@@ -205,9 +205,17 @@ impl Book {
         self.desks.values().filter_map(|desk| desk.windows.due()).min()
     }
 
-    /// The oldest event without words, with its rule where that still exists.
+    /// The oldest event without words, with its rule where that still exists. Events of one group come in the order of
+    /// their windows, or a broker that retains them would keep the older one: while one is at work, the next waits.
     pub(crate) fn take_waiting(&mut self) -> Option<(PendingEvent, Option<Arc<Rule>>)> {
-        let pending = self.waiting.pop_front()?;
+        let at_work = |pending: &PendingEvent| {
+            let of_same = |other: &PendingEvent| {
+                (&other.event.rule, &other.event.group) == (&pending.event.rule, &pending.event.group)
+            };
+            self.at_work.values().any(of_same)
+        };
+        let next = self.waiting.iter().position(|pending| !at_work(pending))?;
+        let pending = self.waiting.remove(next)?;
         let rule = self
             .desks
             .get(&pending.event.rule)
