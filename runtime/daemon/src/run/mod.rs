@@ -201,6 +201,7 @@ impl<'a> App<'a> {
             status.provider = Some(provider.into());
         });
         tracing::info!(model = name, provider, context, base = config.node.base, "ready");
+        let of_store = store_health.clone();
         let health = tokio::spawn(health::watch(
             self.status.clone(),
             store_health,
@@ -217,7 +218,8 @@ impl<'a> App<'a> {
             open_tx,
         );
         let pool = tokio::spawn(pool);
-        let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
+        let publisher = stats::publish(service.clone(), stats_tx, link.watch_counters(), of_store);
+        let publisher = tokio::spawn(publisher);
 
         let end = loop {
             tokio::select! {
@@ -229,7 +231,13 @@ impl<'a> App<'a> {
         };
         health.abort();
         let helpers = vec![publisher, pool];
-        self.end(end, signals, service, link, helpers, life).await
+        // What was asked of the broker on a connection that lives is with it when the connection ends in good order.
+        let up = *link_state.borrow() == LinkState::Up;
+        let ended = self.end(end, signals, service, link, helpers, life).await;
+        if up && ended.is_ok() {
+            rules.settled();
+        }
+        ended
     }
 
     /// Loads the model on the engine's thread.
