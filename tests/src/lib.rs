@@ -5,6 +5,7 @@
 mod broker;
 mod daemon;
 mod field;
+mod load;
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
@@ -13,6 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use broker::{Mosquitto, free_port};
 pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
 pub use field::{Field, Tally, question};
+pub use load::{Load, devices};
 
 /// True on CI, where nothing may be skipped.
 pub fn on_ci() -> bool {
