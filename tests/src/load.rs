@@ -210,8 +210,9 @@ fn rules_of(load: Load) -> [(&'static str, String); 2] {
 fn moments(load: Load) -> Vec<Duration> {
     let chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1);
     (0..load.kills)
-        .map(|kill| {
-            let within = 0.3 + 0.5 * f64::from((chance >> (8 * kill)) as u8) / 256.0;
+        .zip(chance.to_le_bytes().into_iter().cycle())
+        .map(|(kill, chance)| {
+            let within = 0.3 + 0.5 * f64::from(chance) / 256.0;
             load.time
                 .mul_f64((f64::from(kill) + within) / f64::from(load.kills))
         })

@@ -152,6 +152,11 @@ async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
 }
 
 /// The first, the last and the number of an event's values.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small whole numbers, as the tests publish them"
+)]
 fn span(event: &Value) -> (u64, u64, u64) {
     let facts = &event["stats"]["temperature"];
     let whole = |key: &str| facts[key].as_f64().map_or(0, |value| value.round() as u64);
