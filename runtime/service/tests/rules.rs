@@ -166,6 +166,21 @@ async fn a_window_becomes_an_event() {
 }
 
 #[tokio::test]
+async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
+    let mut alone = rule("r");
+    alone.words.prompt = PromptSource::None;
+    alone.limits.keep_messages = 2;
+    alone.output.topic = "events/{topic:1}".to_owned();
+    let mut bench = bench(vec![alone]);
+    observe(&bench, [1.0, 2.0, 3.0]).await;
+    let (event, output) = event(&mut bench).await;
+    assert_eq!((event.window.messages, event.window.left_out), (3, 0));
+    assert_eq!((event.stats[0].1.count, event.text, event.error), (3, None, None));
+    assert_eq!(output.topic, "events/1");
+    assert!(bench.commands.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn facts_go_without_words_where_the_model_fails() {
     let mut bench = bench(vec![rule("r")]);
     observe(&bench, [1.0, 2.0, 3.0]).await;
