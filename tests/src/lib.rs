@@ -6,6 +6,7 @@ mod broker;
 mod daemon;
 mod field;
 pub mod hub;
+mod load;
 mod prometheus;
 
 use std::path::{Path, PathBuf};
@@ -15,6 +16,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 pub use broker::{Mosquitto, free_port};
 pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
 pub use field::{Field, Tally, question};
+pub use load::{Load, devices};
 pub use prometheus::{Prometheus, http};
 
 /// True on CI, where nothing may be skipped.

@@ -1,4 +1,4 @@
-//! The long forms: `cargo xtask fleet`, `flood` and `soak`.
+//! The long forms: `cargo xtask fleet`, `flood`, `devices` and `soak`.
 
 use anyhow::Result;
 
@@ -29,6 +29,11 @@ pub(crate) fn fleet(rounds: u32, requests: u32) -> Result<()> {
 /// Small requests through broker, link, store and service.
 pub(crate) fn flood(requests: u32) -> Result<()> {
     program("phi-edge-flood", requests)
+}
+
+/// Devices that talk while the daemon is killed.
+pub(crate) fn devices(seconds: u32) -> Result<()> {
+    program("phi-edge-devices", seconds)
 }
 
 /// Requests without end while things break.

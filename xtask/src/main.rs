@@ -32,7 +32,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Show everything at work: an embedded broker, the daemon, a prompt, a burst of sensor messages.
+    /// Show everything at work: an embedded broker, the daemon, prompts, and machines that a rule watches over.
     Demo,
     /// Fetch the pinned ONNX Runtime library and print its path.
     Library {
@@ -75,6 +75,12 @@ enum Command {
         /// Requests.
         #[arg(long, default_value = "50000")]
         requests: u32,
+    },
+    /// 200 devices at 25 messages a second each, while the daemon is killed twice: each message counts once.
+    Devices {
+        /// For how long.
+        #[arg(long, default_value = "120")]
+        seconds: u32,
     },
     /// Requests without end while things break; memory and descriptors are watched.
     Soak {
@@ -120,6 +126,7 @@ fn run(command: Command) -> Result<()> {
         Command::Faults(args) => faults::faults(&args),
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
         Command::Flood { requests } => long::flood(requests),
+        Command::Devices { seconds } => long::devices(seconds),
         Command::Soak { minutes } => long::soak(minutes),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),

@@ -82,8 +82,9 @@ impl RuleTopics {
         &self.filters
     }
 
-    pub(crate) fn former(&self) -> &[String] {
-        &self.former
+    /// What is unsubscribed from.
+    pub fn former(&self) -> impl Iterator<Item = &str> {
+        self.former.iter().map(String::as_str)
     }
 
     /// Who takes a message that came by these subscriptions.
@@ -160,6 +161,6 @@ mod tests {
     #[test]
     fn what_is_no_longer_wanted_is_left() {
         let topics = topics().in_place_of(["plant/#".to_owned(), "old/#".to_owned()]);
-        assert_eq!(topics.former(), ["old/#"]);
+        assert_eq!(topics.former().collect::<Vec<_>>(), ["old/#"]);
     }
 }

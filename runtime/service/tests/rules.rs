@@ -166,6 +166,21 @@ async fn a_window_becomes_an_event() {
 }
 
 #[tokio::test]
+async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
+    let mut alone = rule("r");
+    alone.words.prompt = PromptSource::None;
+    alone.limits.keep_messages = 2;
+    alone.output.topic = "events/{topic:1}".to_owned();
+    let mut bench = bench(vec![alone]);
+    observe(&bench, [1.0, 2.0, 3.0]).await;
+    let (event, output) = event(&mut bench).await;
+    assert_eq!((event.window.messages, event.window.left_out), (3, 0));
+    assert_eq!((event.stats[0].1.count, event.text, event.error), (3, None, None));
+    assert_eq!(output.topic, "events/1");
+    assert!(bench.commands.try_recv().is_err());
+}
+
+#[tokio::test]
 async fn facts_go_without_words_where_the_model_fails() {
     let mut bench = bench(vec![rule("r")]);
     observe(&bench, [1.0, 2.0, 3.0]).await;
@@ -188,6 +203,32 @@ async fn facts_go_without_words_where_the_model_is_busy_for_too_long() {
     let (event, _) = event(&mut bench).await;
     assert_eq!(event.error.map(|error| error.code), Some(ErrorCode::Expired));
     assert_eq!(event.stats[0].1.max, Some(3.0));
+}
+
+#[tokio::test]
+async fn events_of_a_group_come_in_the_order_of_their_windows() {
+    let mut grouped = rule("r");
+    grouped.group_by = Some(Selector::Topic(1));
+    grouped.window.kind = WindowKind::Count { messages: 1 };
+    let mut bench = Bench::with(config(vec![grouped]), 2, 64);
+    for (topic, value) in [("plant/a", 1.0), ("plant/a", 2.0), ("plant/b", 3.0)] {
+        let message = RuleMessage {
+            topic: topic.to_owned(),
+            ..message(value)
+        };
+        bench.service.observe(&message);
+    }
+    // Two may be worded at once: the second of a waits for the first, and b for nobody.
+    let (_, first) = bench.asked().await;
+    first.text("slow");
+    answer(&mut bench, "b").await;
+    assert_eq!(event(&mut bench).await.0.group, "b");
+    settle().await;
+    assert!(bench.commands.try_recv().is_err(), "the next of a waits");
+    first.finish(summary(Finish::Stop, 1));
+    assert_eq!(event(&mut bench).await.0.stats[0].1.max, Some(1.0));
+    answer(&mut bench, "2").await;
+    assert_eq!(event(&mut bench).await.0.stats[0].1.max, Some(2.0));
 }
 
 #[tokio::test]

@@ -1,7 +1,7 @@
 //! The demonstration behind `cargo xtask demo`: `phi-edge-demo MODEL`.
 //!
-//! Starts the daemon with its embedded broker, asks it something as a client would, lets simulated machines
-//! send readings over MQTT, computes the facts of the burst and has the model word them.
+//! Starts the daemon with its embedded broker and a rule, asks it something as a client would, and lets simulated machines
+//! send readings over MQTT, until one of them runs hot and the rule says so.
 
 #![allow(clippy::print_stdout)]
 
@@ -16,8 +16,6 @@ use anyhow::{Context, Result, bail};
 use phi_edge_mqtt::{Client, ClientOptions};
 use phi_edge_tests::{free_port, phi_edge_beside};
 use serde_json::{Value, json};
-
-use burst::Reading;
 
 const BASE: &str = "phi-edge/v1/demo";
 /// The whole demonstration takes seconds; on a slow machine it must still end.
@@ -37,6 +35,9 @@ fn main() -> Result<()> {
 async fn demo(model: PathBuf) -> Result<()> {
     let folder = tempfile::tempdir()?;
     let port = free_port();
+    let rules = folder.path().join("rules.d");
+    std::fs::create_dir(&rules)?;
+    std::fs::write(rules.join("overheating.toml"), burst::RULE)?;
     println!("Starting phi-edge with its embedded broker on port {port} …");
     let mut daemon = Daemon::start(&model, port, folder.path())?;
     let mut client = connect(port, &mut daemon).await?;
@@ -57,21 +58,19 @@ async fn demo(model: PathBuf) -> Result<()> {
         ask(&mut client, question).await?;
     }
 
-    println!("\nThree machines send readings over MQTT:");
-    client.subscribe("plant/+/temperature").await?;
-    let readings = machines(&mut client).await?;
-    for (language, instruction) in [
-        ("en", "Summarise for the operator."),
-        ("de", "Fasse für den Betrieb zusammen."),
-    ] {
-        let prompt = burst::prompt(&readings, instruction, language)?;
-        println!("\n> {instruction}");
-        ask(&mut client, &prompt).await?;
+    println!("\nA rule watches over machines (overheating.toml):");
+    for line in burst::RULE.lines() {
+        println!("  {line}");
     }
+    client.subscribe(&format!("{BASE}/event/#")).await?;
+    println!("\nThree machines send readings over MQTT:");
+    let fault = machines(&mut client).await?;
+    event(&mut client, fault).await?;
     client.close().await;
     daemon.end()?;
     println!("\nThe same by hand, while `phi-edge run` is up:");
     println!("  mosquitto_rr -t {BASE}/request -e {BASE}/response/1 -m 'Who are you?'");
+    println!("  mosquitto_sub -v -t {BASE}/event/#");
     Ok(())
 }
 
@@ -88,6 +87,7 @@ impl Daemon {
             "node.name=demo".to_owned(),
             "mqtt.embedded=true".to_owned(),
             format!("mqtt.embedded_listen=127.0.0.1:{port}"),
+            format!("node.rules_dir={}", folder.join("rules.d").display()),
             "log.level=warn".to_owned(),
         ] {
             command.args(["--set", &setting]);
@@ -195,30 +195,44 @@ async fn ask(client: &mut Client, prompt: &str) -> Result<()> {
     }
 }
 
-/// Lets the machines publish, and takes what arrives at a subscriber.
-async fn machines(client: &mut Client) -> Result<Vec<Reading>> {
-    let sent = burst::readings();
-    for reading in &sent {
-        let topic = format!("plant/{}/temperature", reading.device);
-        client
-            .publish(&topic, serde_json::to_vec(&reading.payload())?, None)
-            .await?;
+/// Lets the machines publish; tells when the last one did, which reports a fault.
+async fn machines(client: &mut Client) -> Result<Instant> {
+    for reading in burst::readings() {
+        let payload = reading.payload().to_string();
+        let note = if reading.is_fault() { "   too warm" } else { "" };
+        println!("  {:28} {payload}{note}", reading.topic());
+        client.publish(&reading.topic(), payload, None).await?;
     }
-    let mut arrived = Vec::new();
-    while arrived.len() < sent.len() {
-        let message = client.receive(PATIENCE).await?.context("readings got lost")?;
-        if let Some(device) = message
-            .topic
-            .strip_prefix("plant/")
-            .and_then(|rest| rest.strip_suffix("/temperature"))
-        {
-            println!(
-                "  {} {}",
-                message.topic,
-                String::from_utf8_lossy(&message.payload)
-            );
-            arrived.push(Reading::read(device, &message.payload)?);
+    Ok(Instant::now())
+}
+
+/// Shows the rule's event: the facts that code computed and the model's words.
+async fn event(client: &mut Client, fault: Instant) -> Result<()> {
+    let event: Value = loop {
+        let message = client.receive(PATIENCE).await?.context("the rule says nothing")?;
+        if message.topic.starts_with(&format!("{BASE}/event/")) {
+            println!("\n{} after {} ms:", message.topic, fault.elapsed().as_millis());
+            break serde_json::from_slice(&message.payload)?;
         }
+    };
+    let (window, facts) = (&event["window"], &event["stats"]["temperature"]);
+    println!(
+        "  facts: {} of {}, {} messages, ended {}: min {}, max {}, mean {}, last {}",
+        event["rule"],
+        event["group"],
+        window["messages"],
+        window["reason"],
+        facts["min"],
+        facts["max"],
+        facts["mean"],
+        facts["last"]
+    );
+    let text = event["text"]
+        .as_str()
+        .with_context(|| format!("the event has no words: {}", event["error"]))?;
+    println!("  words: {text}");
+    if window["reason"] != "early" || facts["max"] != 81.6 {
+        bail!("this is not the event that was expected: {event}");
     }
-    Ok(arrived)
+    Ok(())
 }

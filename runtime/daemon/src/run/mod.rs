@@ -227,6 +227,7 @@ impl<'a> App<'a> {
             status.provider = Some(provider.into());
         });
         tracing::info!(model = name, provider, context, base = config.node.base, "ready");
+        let of_store = store_health.clone();
         let health = tokio::spawn(health::watch(
             self.status.clone(),
             store_health,
@@ -243,7 +244,8 @@ impl<'a> App<'a> {
             open_tx,
         );
         let pool = tokio::spawn(pool);
-        let publisher = tokio::spawn(stats::publish(service.clone(), stats_tx, link.watch_counters()));
+        let publisher = stats::publish(service.clone(), stats_tx, link.watch_counters(), of_store);
+        let publisher = tokio::spawn(publisher);
 
         #[cfg(unix)]
         let notifier = tokio::spawn(notify::attend(notify::Watched {
@@ -277,7 +279,13 @@ impl<'a> App<'a> {
             #[cfg(unix)]
             notifier,
         ];
-        self.end(end, signals, service, link, helpers, life).await
+        // What was asked of the broker on a connection that lives is with it when the connection ends in good order.
+        let up = *link_state.borrow() == LinkState::Up;
+        let ended = self.end(end, signals, service, link, helpers, life).await;
+        if up && ended.is_ok() {
+            rules.settled();
+        }
+        ended
     }
 
     /// Loads the model on the engine's thread.

@@ -31,7 +31,7 @@ impl Rules {
             topics: watch::Sender::new(topics),
             subscribed,
         };
-        this.remember();
+        this.remember(&this.topics.borrow());
         Ok((this, rules))
     }
 
@@ -43,20 +43,47 @@ impl Rules {
     /// Takes the rules of a configuration that was read again. If they can't be used, the old ones stay.
     pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<(), Fault> {
         let rules = rules::all(config)?;
-        let former: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
+        let former: Vec<String> = {
+            let topics = self.topics.borrow();
+            topics
+                .filters()
+                .chain(topics.former())
+                .map(str::to_owned)
+                .collect()
+        };
         let topics = topics(&rules).in_place_of(former);
         service
             .set_rules(rules)
             .map_err(|error| Fault::new(Exit::Config, error))?;
+        // Before the broker is told of any: a crash must not leave a subscription that nobody knows of.
+        self.remember(&topics);
         // The service first: what the new subscriptions bring is wanted from the first message on.
         self.topics.send_replace(topics);
-        self.remember();
         Ok(())
     }
 
-    fn remember(&self) {
-        let lines: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
-        if let Err(error) = std::fs::write(&self.subscribed, lines.join("\n")) {
+    /// The broker was told of all changes: what was left needs to be left no more.
+    pub(crate) fn settled(&self) {
+        let filters: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
+        self.write(&filters);
+    }
+
+    /// What is left stays noted until it is clear that the broker knows.
+    fn remember(&self, topics: &RuleTopics) {
+        let lines: Vec<String> = topics
+            .filters()
+            .chain(topics.former())
+            .map(str::to_owned)
+            .collect();
+        self.write(&lines);
+    }
+
+    fn write(&self, lines: &[String]) {
+        // In one piece: half a list would forget the other half.
+        let new = self.subscribed.with_extension("new");
+        let written =
+            std::fs::write(&new, lines.join("\n")).and_then(|()| std::fs::rename(&new, &self.subscribed));
+        if let Err(error) = written {
             // Then a rule that is removed before the next start goes on being sent its messages, which nobody takes.
             tracing::warn!(%error, file = %self.subscribed.display(), "the rules' subscriptions can't be noted");
         }

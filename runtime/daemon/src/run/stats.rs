@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use phi_edge_mqtt::{CounterReader, LinkCounters};
 use phi_edge_service::rules::RuleCounters;
-use phi_edge_service::{Service, Stats};
+use phi_edge_service::{Service, Stats, StoreHealth};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -15,7 +15,12 @@ const PACE: Duration = Duration::from_secs(2);
 const REST: Duration = Duration::from_mins(1);
 
 /// Publishes while the service lives.
-pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: CounterReader) {
+pub(crate) async fn publish(
+    service: Service,
+    out: watch::Sender<Value>,
+    link: CounterReader,
+    store: watch::Receiver<StoreHealth>,
+) {
     let mut last: Option<(Stats, LinkCounters, RuleCounters, Instant)> = None;
     let mut ticks = interval(PACE);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -28,12 +33,12 @@ pub(crate) async fn publish(service: Service, out: watch::Sender<Value>, link: C
         });
         if due {
             last = Some((now, seen, rules, Instant::now()));
-            out.send_replace(encode(&now, &seen, &rules));
+            out.send_replace(encode(&now, &seen, &rules, &store.borrow()));
         }
     }
 }
 
-fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters) -> Value {
+fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters, store: &StoreHealth) -> Value {
     let temperatures: Vec<Value> = temperatures()
         .into_iter()
         .map(|(name, celsius)| json!({"name": name, "celsius": celsius}))
@@ -64,6 +69,7 @@ fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters) -> Value {
             "events": rules.events,
             "failed": rules.failed,
         },
+        "store": {"bytes": store.bytes, "flushes": store.flushes},
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures,
     })

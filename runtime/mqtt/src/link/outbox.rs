@@ -212,7 +212,7 @@ impl Outbox {
         self.rules_refused = None;
         self.status_due = true;
         for former in rules.former() {
-            if let Err(error) = self.client.try_unsubscribe(former.as_str()) {
+            if let Err(error) = self.client.try_unsubscribe(former) {
                 tracing::error!(%error, filter = former, "a former subscription can't be left");
             }
         }

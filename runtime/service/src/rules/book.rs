@@ -10,7 +10,7 @@ use std::time::Duration;
 use super::intake::{Message, Read, Reader, Reading};
 use super::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange, ShownMessage};
 use super::window::{Closed, OTHER, Observation, Windows};
-use super::{Closing, Event, EventWindow, Output, Rule, RuleCounters, Selector, Time, words};
+use super::{Closing, Event, EventWindow, Output, PromptSource, Rule, RuleCounters, Selector, Time, words};
 
 /// Receipts that are remembered for the broker's redeliveries: many more than it has under way to us.
 const RECEIPTS: usize = 1024;
@@ -205,9 +205,17 @@ impl Book {
         self.desks.values().filter_map(|desk| desk.windows.due()).min()
     }
 
-    /// The oldest event without words, with its rule where that still exists.
+    /// The oldest event without words, with its rule where that still exists. Events of one group come in the order of
+    /// their windows, or a broker that retains them would keep the older one: while one is at work, the next waits.
     pub(crate) fn take_waiting(&mut self) -> Option<(PendingEvent, Option<Arc<Rule>>)> {
-        let pending = self.waiting.pop_front()?;
+        let at_work = |pending: &PendingEvent| {
+            let of_same = |other: &PendingEvent| {
+                (&other.event.rule, &other.event.group) == (&pending.event.rule, &pending.event.group)
+            };
+            self.at_work.values().any(of_same)
+        };
+        let next = self.waiting.iter().position(|pending| !at_work(pending))?;
+        let pending = self.waiting.remove(next)?;
         let rule = self
             .desks
             .get(&pending.event.rule)
@@ -454,10 +462,16 @@ impl Book {
             let mut last_topic = None;
             let shown = shown(&closed, desk, &mut last_topic);
             self.events += 1;
+            // Where no model is asked, nothing is kept from it.
+            let of_model = if wordless(&desk.rule) {
+                closed.messages
+            } else {
+                shown.len() as u64
+            };
             let event = event(
                 &closed,
                 desk,
-                shown.len(),
+                of_model,
                 format!("{:016x}-e{}", self.boot, self.events),
                 now,
             );
@@ -621,11 +635,21 @@ fn observation(message: &KeptMessage, read: Read) -> Observation {
     }
 }
 
+/// Whether no model is asked: then there is nobody to keep thousands of messages for.
+fn wordless(rule: &Rule) -> bool {
+    rule.words.prompt == PromptSource::None
+}
+
 /// What the model is shown: the newest messages within the rule's bounds, oldest first.
 fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
     let Some(messages) = desk.messages.get(&closed.group) else {
         return Vec::new();
     };
+    if wordless(&desk.rule) {
+        let newest = closed.seqs.iter().rev().find_map(|seq| messages.get(seq));
+        *last_topic = newest.map(|message| message.topic.clone());
+        return Vec::new();
+    }
     let mut bytes = 0;
     let mut shown: Vec<ShownMessage> = Vec::new();
     for seq in closed.seqs.iter().rev() {
@@ -653,7 +677,7 @@ fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<S
     shown
 }
 
-fn event(closed: &Closed, desk: &Desk, shown: usize, event_id: String, now: Time) -> Event {
+fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
     let rule = &desk.rule;
     let due = closed.end.after(rule.window.time.lateness());
     Event {
@@ -666,7 +690,7 @@ fn event(closed: &Closed, desk: &Desk, shown: usize, event_id: String, now: Time
             reason: closed.why,
             messages: closed.messages,
             late: closed.late,
-            left_out: closed.messages.saturating_sub(shown as u64),
+            left_out: closed.messages.saturating_sub(shown),
             dropped: desk.dropped,
             closed_late: closed.why == Closing::Due && now.since(due) > LATE,
         },

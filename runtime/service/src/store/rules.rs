@@ -158,7 +158,7 @@ pub(super) fn read(
         each(
             connection,
             &format!(
-                "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, event_id {order}"
+                "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, LENGTH(event_id) {order}, event_id {order}"
             ),
             |row| {
                 let event = parse::<EventRow>(&row.get::<_, String>(0)?).and_then(EventRow::event);
