@@ -2,6 +2,7 @@
 
 mod bench;
 mod demo;
+mod docs;
 mod faults;
 mod library;
 mod long;
@@ -79,6 +80,8 @@ enum Command {
         #[arg(long, default_value = "20")]
         minutes: u32,
     },
+    /// Write docs/config.md from edge-config/default.toml.
+    Docs,
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
 }
@@ -114,6 +117,7 @@ fn run(command: Command) -> Result<()> {
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
         Command::Flood { requests } => long::flood(requests),
         Command::Soak { minutes } => long::soak(minutes),
+        Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }
 }
