@@ -7,6 +7,7 @@ mod faults;
 mod library;
 mod long;
 mod model;
+mod node;
 mod process;
 mod python;
 mod test;
