@@ -13,6 +13,7 @@ mod layer;
 mod load;
 mod nearest;
 mod origin;
+mod reference;
 mod render;
 mod rules;
 mod schema;
@@ -27,6 +28,7 @@ pub use error::ConfigError;
 pub use load::{LoadOptions, Loaded, load};
 pub use nearest::nearest_of;
 pub use origin::Origin;
+pub use reference::reference;
 pub use render::render;
 pub use rules::{
     Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,

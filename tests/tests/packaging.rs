@@ -239,7 +239,7 @@ fn user_and_folders_are_the_same_everywhere() {
             .map(|line| line.split_whitespace().nth(n).unwrap().to_owned())
             .collect()
     };
-    assert_eq!(field("systemd/phi-edge.sysusers", 1), [user.clone()]);
+    assert_eq!(field("systemd/phi-edge.sysusers", 1), [user.as_str()]);
     let folders = field("systemd/phi-edge.tmpfiles", 1);
     let state = format!("/var/lib/{}", service["StateDirectory"][0]);
     assert!(folders.contains(&state));

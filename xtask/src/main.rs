@@ -3,10 +3,12 @@
 mod appliance;
 mod bench;
 mod demo;
+mod docs;
 mod faults;
 mod library;
 mod long;
 mod model;
+mod node;
 mod package;
 mod process;
 mod python;
@@ -92,6 +94,8 @@ enum Command {
     Package(package::PackageArgs),
     /// The .deb on a Debian of its own: installed, started, asked, killed, hung, upgraded, purged.
     ApplianceTest(appliance::ApplianceArgs),
+    /// Write docs/config.md from edge-config/default.toml.
+    Docs,
     /// Formatting, lints and dependency rules: what CI runs before the tests.
     Lint,
 }
@@ -130,6 +134,7 @@ fn run(command: Command) -> Result<()> {
         Command::Soak { minutes } => long::soak(minutes),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
+        Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }
 }

@@ -5,6 +5,7 @@ use std::process::Command;
 use anyhow::{Context, Result};
 
 use crate::library;
+use crate::node;
 use crate::process::{cargo, on_ci, root, run, works};
 use crate::python;
 use crate::tools::tool;
@@ -23,8 +24,8 @@ pub(crate) fn test(arguments: &[String]) -> Result<()> {
 pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<()> {
     let library = library::for_this_machine()?;
     packages()?;
-    // The end-to-end tests run the daemon's own binary, which `cargo test` alone does not build.
-    run(cargo().args(["build", "--workspace", "--bins", "--locked"]))?;
+    // The end-to-end tests run the daemon's own binary and an example, which `cargo test` alone does not always build.
+    run(cargo().args(["build", "--workspace", "--bins", "--examples", "--locked"]))?;
     let mut tests = cargo();
     tests
         .args(["test", "--locked"])
@@ -38,24 +39,37 @@ pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(
         Err(error) if on_ci() => return Err(error),
         Err(error) => eprintln!("Tests with the Python client will skip: {error:#}"),
     }
+    match node::modules("node-tools") {
+        Ok(modules) => {
+            tests.env("PHI_EDGE_TEST_NODE_MODULES", modules);
+        }
+        Err(error) if on_ci() => return Err(error),
+        Err(error) => eprintln!("Tests with Node.js clients will skip: {error:#}"),
+    }
     run(&mut tests)
 }
 
-/// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces, Prometheus.
-/// Installed where that is possible without asking anybody.
+/// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces, Prometheus,
+/// Node.js. Installed where that is possible without asking anybody.
 pub(crate) fn packages() -> Result<()> {
-    const PACKAGES: [&str; 5] = [
+    let mut packages = vec![
         "mosquitto",
         "mosquitto-clients",
         "libfaketime",
         "iproute2",
         "prometheus",
     ];
+    // Those of others than Debian bring npm along.
+    let has_node = works("node", "--version") && works("npm", "--version");
+    if !has_node {
+        packages.extend(["nodejs", "npm"]);
+    }
     let there = || {
         works("mosquitto", "-h")
             && works("mosquitto_rr", "--help")
             && works("ip", "-V")
             && works("promtool", "--version")
+            && has_node
             && std::fs::exists("/usr/share/doc/libfaketime").unwrap_or(false)
     };
     if there() {
@@ -66,13 +80,13 @@ pub(crate) fn packages() -> Result<()> {
             run(Command::new("apt-get").args(["-qq", "update"]))?;
             run(Command::new("apt-get")
                 .args(["-qq", "install", "-y", "--no-install-recommends"])
-                .args(PACKAGES))
+                .args(&packages))
         };
         return apt().context("the tests' packages could not be installed");
     }
     eprintln!(
         "Some tests will skip: install the packages {} to run them all.",
-        PACKAGES.join(", ")
+        packages.join(", ")
     );
     Ok(())
 }

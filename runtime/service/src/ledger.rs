@@ -320,7 +320,7 @@ impl Ledger {
         }
         if let Some((bytes, most)) = self.journal.overfull() {
             return Err(self.busy(&format!(
-                "the store holds {bytes} bytes, store.max_bytes is {most}"
+                "the store holds {bytes} bytes, store.max_size is {most}"
             )));
         }
         if !is_internal(&job.key)

@@ -103,3 +103,43 @@ pub(crate) fn temperatures() -> Vec<(String, f64)> {
     readings.sort_by(|a, b| a.0.cmp(&b.0));
     readings
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may end at a fault")]
+
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    /// The names of a message, or of the schema of one.
+    fn names(value: &Value, inner: &str, at: &str, into: &mut BTreeSet<String>) {
+        let object = if inner.is_empty() { value } else { &value[inner] };
+        for (name, value) in object.as_object().into_iter().flatten() {
+            let at = format!("{at}/{name}");
+            names(value, inner, &at, into);
+            into.insert(at);
+        }
+    }
+
+    #[test]
+    fn the_numbers_are_as_documented() {
+        let stats = encode(
+            &Stats::default(),
+            &LinkCounters::default(),
+            &RuleCounters::default(),
+            &StoreHealth::default(),
+        );
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/asyncapi.json");
+        let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        let (mut told, mut documented) = (BTreeSet::new(), BTreeSet::new());
+        names(&stats, "", "", &mut told);
+        names(
+            &document["components"]["schemas"]["Stats"],
+            "properties",
+            "",
+            &mut documented,
+        );
+        assert_eq!(told, documented);
+    }
+}

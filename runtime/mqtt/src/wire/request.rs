@@ -12,6 +12,8 @@ const MAX_TOKENS: usize = 256;
 /// Bounds on stop strings: each is compared with every piece of text.
 const STOPS: usize = 16;
 const STOP_BYTES: usize = 256;
+/// The most characters of a message about a fault of form: it quotes the payload, and goes to the log.
+const FAULT: usize = 200;
 
 /// A request's payload and the message properties that say how to read it.
 #[derive(Debug, Clone, Copy)]
@@ -187,7 +189,7 @@ fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
         .and_then(|body| json.end().map(|()| body).map_err(|error| error.to_string()));
     let body = match read {
         Ok(body) => body,
-        Err(message) => return Err(bad(id_of(bytes), message)),
+        Err(message) => return Err(bad(id_of(bytes), cut(message))),
     };
     let id = body.id.clone();
     if let Some(id) = &id {
@@ -409,6 +411,15 @@ fn bad(id: Option<String>, message: impl Into<String>) -> Rejected {
     }
 }
 
+/// A message without what is beyond [`FAULT`].
+fn cut(mut message: String) -> String {
+    if let Some((end, _)) = message.char_indices().nth(FAULT) {
+        message.truncate(end);
+        message.push('…');
+    }
+    message
+}
+
 /// A client's text, short enough for a message.
 fn brief(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
@@ -551,6 +562,20 @@ mod tests {
             assert_eq!(rejected.code, ErrorCode::BadRequest, "{text}");
             assert!(rejected.message.contains(says), "{text}: {}", rejected.message);
             assert!(!rejected.message.contains('\n'), "{text}");
+        }
+    }
+
+    #[test]
+    fn faults_quote_little() {
+        let long = "ü".repeat(5000);
+        for text in [
+            format!(r#"{{"prompt":"x","max_tokens":"{long}"}}"#),
+            format!(r#"{{"prompt":"x","{long}":1}}"#),
+            format!(r#"{{"prompt":"x","temperature":-1,"priority":"{long}"}}"#),
+            format!(r#"{{"prompt":"x","id":"{long}"}}"#),
+        ] {
+            let message = error(&text).message;
+            assert!(message.chars().count() <= FAULT + 1, "{message}");
         }
     }
 
