@@ -202,7 +202,7 @@ fn send(news: &[NotifyState<'_>]) {
 mod tests {
     use super::*;
 
-    const LIMIT: Duration = Duration::from_secs(120);
+    const LIMIT: Duration = Duration::from_mins(2);
 
     #[test]
     fn a_step_may_take_as_long_as_the_limit() {
