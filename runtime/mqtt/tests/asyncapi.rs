@@ -42,6 +42,7 @@ fn reply(body: ReplyBody) -> Value {
         address: ReplyAddress {
             topic: "t".into(),
             correlation: None,
+            traceparent: None,
         },
         body,
         delivery: None,
