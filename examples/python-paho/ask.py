@@ -22,6 +22,8 @@ arguments.add_argument("--node", required=True, help="the node's name: phi-edge/
 arguments.add_argument("--client", default="python", help="who asks: the user name at the broker, where it has access rules")
 arguments.add_argument("--password")
 arguments.add_argument("--max-tokens", type=int, default=256)
+arguments.add_argument("--temperature", type=float, default=0, help="0 always takes the likeliest word; higher is more varied")
+arguments.add_argument("--seed", type=int, default=0, help="the same seed gives the same answer")
 arguments.add_argument("--cancel-after", type=int, metavar="CHUNKS", help="take the request back after so many chunks")
 arguments.add_argument("question")
 args = arguments.parse_args()
@@ -61,6 +63,7 @@ def ask(client):
     properties.ResponseTopic = response_topic
     properties.CorrelationData = correlation
     request = {"id": request_id, "prompt": args.question, "max_tokens": args.max_tokens, "stream": True}
+    request |= {"temperature": args.temperature, "seed": args.seed}
     client.publish(f"{base}/request/{args.client}", json.dumps(request), qos=1, properties=properties)
 
 

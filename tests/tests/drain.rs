@@ -8,7 +8,7 @@ use phi_edge_tests::{BASE, Daemon, Mosquitto, client, fixture, has_library, json
 use serde_json::json;
 
 async fn answering(settings: &[&str]) -> Option<(Mosquitto, Daemon, Client)> {
-    let model = fixture("phi3-mini-tiny-int4")?;
+    let model = fixture("phi3-mini-tiny-fp32")?;
     if !has_library() {
         return None;
     }
@@ -75,7 +75,7 @@ async fn an_answer_that_takes_longer_goes_on_at_the_next_start() {
         // It was quicker than the signal.
         return;
     }
-    let model = fixture("phi3-mini-tiny-int4").unwrap();
+    let model = fixture("phi3-mini-tiny-fp32").unwrap();
     let _daemon = Daemon::start_in(daemon.kill(), broker.port, &model, &[]);
     let outcome = next(&mut client, "the answer", |message| {
         let body = json(message);

@@ -134,9 +134,24 @@ async fn python_asks_streams_and_cancels() {
         command
     };
     check(&mut ask(&["Who are you?"]), &[ANSWER, "[stop, "]);
-    let endless = "press-07 182 bar, ".repeat(8);
-    let mut cancelled = ask(&["--cancel-after", "1", "--max-tokens", "1500", &endless]);
-    check(&mut cancelled, &["[cancelled, "]);
+    // What is sampled at random may end before it is taken back; not every time.
+    let cancelled = (0..20).any(|seed| {
+        let seed = seed.to_string();
+        let mut long = ask(&["--cancel-after", "1", "--max-tokens", "1500"]);
+        let said = said(&run(long.args([
+            "--temperature",
+            "10",
+            "--seed",
+            &seed,
+            "press-07 182 bar",
+        ])));
+        assert!(
+            said.contains("[cancelled, ") || said.contains("[stop, "),
+            "{said}"
+        );
+        said.contains("[cancelled, ")
+    });
+    assert!(cancelled, "no answer could be taken back");
 }
 
 #[tokio::test]
