@@ -125,7 +125,9 @@ impl Client {
                         let reason = match fault::Fault::of(&error) {
                             fault::Fault::Refused(reason) | fault::Fault::Down(reason) => reason,
                             fault::Fault::TakenOver => "another client has the same id".into(),
-                            fault::Fault::Dropped => "the broker closed the connection".into(),
+                            fault::Fault::Dropped | fault::Fault::Reset => {
+                                "the broker closed the connection".into()
+                            }
                             fault::Fault::Closed => break,
                         };
                         let _ = failure_tx.try_send(reason);

@@ -1,6 +1,8 @@
 //! What a connection error means, in words for the operator.
 
-use rumqttc::{ConnectReturnCode, ConnectionError, DisconnectReasonCode, StateError, TlsError};
+use std::io::ErrorKind;
+
+use rumqttc::{ConnectReturnCode, ConnectionError, DisconnectReasonCode, Error, StateError, TlsError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Fault {
@@ -12,6 +14,8 @@ pub(crate) enum Fault {
     Closed,
     /// The broker closed the connection without a word. Some do so when another client takes the session.
     Dropped,
+    /// The connection was reset: by the broker, as [`Fault::Dropped`], or by something on the way.
+    Reset,
     /// Anything else: try again.
     Down(String),
 }
@@ -37,6 +41,10 @@ impl Fault {
                 }
             },
             ConnectionError::MqttState(StateError::ConnectionAborted) => Self::Dropped,
+            ConnectionError::Io(error)
+            | ConnectionError::MqttState(
+                StateError::Io(error) | StateError::Deserialization(Error::Io(error)),
+            ) if is_reset(error.kind()) => Self::Reset,
             ConnectionError::MqttState(StateError::AwaitPingResp) => {
                 Self::Down("the broker did not answer in time".into())
             }
@@ -65,6 +73,18 @@ impl Fault {
             other => Self::Down(format!("the broker refuses the connection: {other:?}")),
         }
     }
+}
+
+/// How a connection ends that the other side closes while something of ours is on its way. A DISCONNECT that told why is
+/// lost with it.
+fn is_reset(kind: ErrorKind) -> bool {
+    matches!(
+        kind,
+        ErrorKind::ConnectionReset
+            | ErrorKind::ConnectionAborted
+            | ErrorKind::BrokenPipe
+            | ErrorKind::UnexpectedEof
+    )
 }
 
 /// The usual reasons behind a failed handshake, beside what the library says.
@@ -113,5 +133,19 @@ mod tests {
             Fault::Down(_)
         ));
         assert_eq!(Fault::of(&ConnectionError::RequestsDone), Fault::Closed);
+    }
+
+    #[test]
+    fn a_reset_may_be_the_brokers_way_to_close() {
+        let reset = || std::io::Error::from(ErrorKind::ConnectionReset);
+        for error in [
+            ConnectionError::Io(reset()),
+            ConnectionError::MqttState(StateError::Io(reset())),
+            ConnectionError::MqttState(StateError::Deserialization(Error::Io(reset()))),
+        ] {
+            assert_eq!(Fault::of(&error), Fault::Reset, "{error}");
+        }
+        let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
+        assert!(matches!(Fault::of(&ConnectionError::Io(refused)), Fault::Down(_)));
     }
 }

@@ -79,9 +79,9 @@ impl Poller {
                     match Fault::of(&error) {
                         Fault::Closed => break self.end(LinkState::Closed),
                         Fault::TakenOver => break self.taken_over(),
-                        Fault::Dropped => {
+                        fault @ (Fault::Dropped | Fault::Reset) => {
                             let _ = self.notes.send(Note::Down);
-                            if self.suspicion.is_taken_over(lived).await {
+                            if self.suspicion.is_taken_over(lived, fault == Fault::Dropped).await {
                                 break self.taken_over();
                             }
                             let reason = "the broker closed the connection".to_owned();

@@ -35,7 +35,9 @@ impl Suspicion {
     }
 
     /// Whether a connection that lived so long and was closed by the broker means that the session is another's.
-    pub(crate) async fn is_taken_over(&mut self, lived: Option<Duration>) -> bool {
+    ///
+    /// `closed`: by the broker for certain. What is only reset may be something on the way, which never makes a fight.
+    pub(crate) async fn is_taken_over(&mut self, lived: Option<Duration>, closed: bool) -> bool {
         let Some(lived) = lived else { return false };
         let options = ClientOptions {
             host: self.config.host.clone(),
@@ -50,10 +52,10 @@ impl Suspicion {
             self.short_lives = 0;
             return false;
         };
-        if lived < SHORT {
-            self.short_lives += 1;
-        } else {
+        if lived >= SHORT {
             self.short_lives = 0;
+        } else if closed {
+            self.short_lives += 1;
         }
         self.short_lives >= FIGHT || self.is_another_there(&mut probe).await
     }
