@@ -5,7 +5,7 @@ use tracing_subscriber::EnvFilter;
 
 /// For commands whose output is the answer: warnings only, unless `RUST_LOG` says otherwise.
 pub(crate) fn quiet() {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn,ort=error"));
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
         .with_env_filter(filter)
@@ -13,9 +13,7 @@ pub(crate) fn quiet() {
 }
 
 /// Libraries that say too much at a level that is right for us. Later directives for them win.
-///
-/// ONNX Runtime warns in each run of buffers that it can't use again, where chosen rows pass an operator of our own.
-const LIBRARIES: &str = "ort=error,mqtt5=warn,rumqttc=warn";
+const LIBRARIES: &str = "ort=warn,mqtt5=warn,rumqttc=warn";
 
 /// Sets what the running daemon logs.
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;

@@ -30,6 +30,9 @@ pub(crate) fn own_products(model: &[u8]) -> Option<Vec<u8>> {
                 let node = with_inputs(draft.node(index)?, &inputs[..count])?;
                 Some(Change::Put(with_operator(&node, OPERATOR, DOMAIN)?))
             }
+            // What the exporter wrote down of shapes between the nodes: it gives values of chosen rows the shape of all
+            // rows, and the library, which infers nothing through an operator that it does not know, plans buffers by it.
+            Part::Named(graph_field::VALUE_INFO, _) => Some(Change::Drop),
             _ => Some(Change::Keep),
         },
         &[],
