@@ -3,7 +3,7 @@
 use crate::matmul::pack::Packed;
 use crate::matmul::quantise::{Place, quantise};
 use crate::matmul::tile::{Tile, compute};
-use crate::matmul::{GROUPS, LANES, ROWS};
+use crate::matmul::{GROUPS, HEIGHT, LANES, TALLEST};
 
 /// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
 /// first cache (12 KiB), and so do those that are fetched meanwhile.
@@ -66,9 +66,10 @@ pub(crate) fn multiply(
     let quants = Shared(scratch.quants.as_mut_ptr());
     let scales = Shared(scratch.scales.as_mut_ptr());
     let sums = Shared(scratch.sums.as_mut_ptr());
+    let height = panel_height(rows);
     let panel = |panel: usize| {
-        let first = panel * ROWS;
-        let count = ROWS.min(rows - first);
+        let first = panel * height;
+        let count = height.min(rows - first);
         for row in 0..count {
             let place = Place {
                 quants: quants.at(first * padded),
@@ -83,7 +84,7 @@ pub(crate) fn multiply(
             unsafe { quantise(values, shape.block, &place) };
         }
     };
-    let panels = rows.div_ceil(ROWS);
+    let panels = rows.div_ceil(height);
     // A few rows are quantised sooner than another thread wakes up.
     if panels <= 2 {
         (0..panels).for_each(panel);
@@ -101,6 +102,12 @@ pub(crate) fn multiply(
         // SAFETY: as for the panels; each tile of columns is written by one piece of work; the rows are only read by now.
         unsafe { columns(packed, &rows, tile, out.at(0)) };
     })
+}
+
+/// Rows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less than to
+/// unpack them twice. More are parted evenly, into panels whose sums leave the registers less often.
+fn panel_height(rows: usize) -> usize {
+    if rows <= TALLEST { rows.max(1) } else { HEIGHT }
 }
 
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
@@ -125,7 +132,8 @@ unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
     let shape = packed.shape;
     let (blocks, groups) = (shape.blocks(), shape.groups(tile));
     let block_bytes = shape.block_bytes(groups);
-    let panels = rows.count.div_ceil(ROWS);
+    let height = panel_height(rows.count);
+    let panels = rows.count.div_ceil(height);
     let step = if panels == 1 {
         blocks
     } else {
@@ -145,8 +153,8 @@ unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
     };
     for block in (0..blocks).step_by(step) {
         for panel in 0..panels {
-            let first = panel * ROWS;
-            let count = ROWS.min(rows.count - first);
+            let first = panel * height;
+            let count = height.min(rows.count - first);
             // The panels share the fetching of the next chunk.
             let fetch = std::array::from_fn(|group| panels == 1 || group % panels == panel);
             let operands = Tile {
@@ -190,9 +198,21 @@ unsafe fn dispatch(rows: usize, groups: usize, tile: &Tile) {
             (3, 1) => compute::<3, 1>(tile),
             (3, 2) => compute::<3, 2>(tile),
             (3, _) => compute::<3, 3>(tile),
-            (_, 1) => compute::<4, 1>(tile),
-            (_, 2) => compute::<4, 2>(tile),
-            (_, _) => compute::<4, 3>(tile),
+            (4, 1) => compute::<4, 1>(tile),
+            (4, 2) => compute::<4, 2>(tile),
+            (4, _) => compute::<4, 3>(tile),
+            (5, 1) => compute::<5, 1>(tile),
+            (5, 2) => compute::<5, 2>(tile),
+            (5, _) => compute::<5, 3>(tile),
+            (6, 1) => compute::<6, 1>(tile),
+            (6, 2) => compute::<6, 2>(tile),
+            (6, _) => compute::<6, 3>(tile),
+            (7, 1) => compute::<7, 1>(tile),
+            (7, 2) => compute::<7, 2>(tile),
+            (7, _) => compute::<7, 3>(tile),
+            (_, 1) => compute::<8, 1>(tile),
+            (_, 2) => compute::<8, 2>(tile),
+            (_, _) => compute::<8, 3>(tile),
         }
     }
 }
