@@ -37,7 +37,7 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Audit, Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Provider, Runtime, Store, Tls,
+    Audit, Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, Runtime, Store, Tls,
     WhenFailing,
 };
 pub use shape::{Range, Shape, Wording};

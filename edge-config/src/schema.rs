@@ -40,8 +40,19 @@ pub fn known_keys() -> &'static [Key] {
 }
 
 /// The sections that may stand before a key, and the array of rules.
-pub(crate) const SECTIONS: [&str; 11] = [
-    "node", "mqtt", "mqtt.tls", "model", "runtime", "limits", "store", "metrics", "audit", "log", RULES,
+pub(crate) const SECTIONS: [&str; 12] = [
+    "node",
+    "mqtt",
+    "mqtt.tls",
+    "model",
+    "runtime",
+    "runtime.pace",
+    "limits",
+    "store",
+    "metrics",
+    "audit",
+    "log",
+    RULES,
 ];
 
 /// The one name at the top level that is no section.
@@ -74,7 +85,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 57] = [
+pub(crate) static KEYS: [Key; 65] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -140,6 +151,18 @@ pub(crate) static KEYS: [Key; 57] = [
     key("runtime.prefix_cache", Shape::Switch, Preset::Switch(true)),
     key("runtime.speculation", Shape::Switch, Preset::Switch(true)),
     key("runtime.system_prompts", texts(), Preset::Unset),
+    key("runtime.prewarm", Shape::Switch, Preset::Switch(true)),
+    key("runtime.unload_after", duration(SECOND, 30 * DAY), Preset::Unset),
+    key("runtime.pace.max_temperature", number(20, 150), Preset::Unset),
+    key("runtime.pace.zones", texts(), Preset::Unset),
+    key("runtime.pace.least_share", number(1, 100), Preset::Number(25)),
+    key("runtime.pace.battery_share", number(1, 100), Preset::Number(100)),
+    key(
+        "runtime.pace.every",
+        duration(100, 10 * 60 * SECOND),
+        Preset::Text("5s"),
+    ),
+    key("runtime.pace.sysfs", Shape::Path, Preset::Text("/sys")),
     key(
         "limits.max_deadline",
         duration(SECOND, 30 * DAY),

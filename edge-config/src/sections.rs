@@ -138,6 +138,30 @@ pub struct Runtime {
     pub speculation: bool,
     /// System prompts that are computed at start and kept.
     pub system_prompts: Option<Vec<String>>,
+    /// Whether the model is tried once, and loaded ahead, before it is needed.
+    pub prewarm: bool,
+    /// After how long without work the model is unloaded; none means never.
+    pub unload_after: Option<TimeSpan>,
+    /// When to compute slower.
+    pub pace: Pace,
+}
+
+/// `[runtime.pace]`
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Pace {
+    /// The degrees Celsius to be kept; none means that heat does not matter.
+    pub max_temperature: Option<u32>,
+    /// The thermal zones that count, by type; none means all.
+    pub zones: Option<Vec<String>>,
+    /// The least share of the time that heat leaves, in percent.
+    pub least_share: u32,
+    /// The share of the time on battery, in percent.
+    pub battery_share: u32,
+    /// The time between two looks.
+    pub every: TimeSpan,
+    /// Where the kernel tells.
+    pub sysfs: PathBuf,
 }
 
 /// What computes: an ONNX Runtime execution provider.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use phi_edge_config::{ByteSize, Config};
-use phi_edge_engine::{Decoder, Engine, EngineConfig};
+use phi_edge_engine::{
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
+};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 
@@ -27,6 +29,8 @@ pub(crate) struct Choice {
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
     pub(crate) engine: EngineConfig,
+    /// Whether the model runs once before it serves.
+    pub(crate) prewarm: bool,
     /// System prompts to remember, and the folder of the store that keeps them.
     pub(crate) pinned: Option<(Vec<String>, PathBuf)>,
 }
@@ -55,6 +59,7 @@ impl Choice {
                 speculation: runtime.speculation,
                 ..EngineConfig::default()
             },
+            prewarm: runtime.prewarm,
             pinned: Some((pinned, config.store.path.clone())),
         }
     }
@@ -77,6 +82,7 @@ impl Choice {
                     slots,
                     ..EngineConfig::default()
                 },
+                prewarm: false,
                 pinned: None,
             },
             None => Self::of(&settings::load(&ConfigArgs::default())?.config),
@@ -84,6 +90,7 @@ impl Choice {
         choice.decoder.rows = slots;
         // The store is the service's own; whoever runs a command may not be allowed to write there.
         choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
+        choice.prewarm = false;
         choice.pinned = None;
         choice.engine.slots = slots;
         choice.engine.stop_repetition = stop_repetition;
@@ -120,7 +127,10 @@ impl Choice {
         if let Some(warning) = phi_edge_onnx::processor_warning() {
             tracing::warn!("{warning}");
         }
-        let decoder = OnnxDecoder::load(&library, model, &self.decoder)?;
+        let mut decoder = OnnxDecoder::load(&library, model, &self.decoder)?;
+        if self.prewarm {
+            warm(&mut decoder);
+        }
         let mut config = self.engine.clone();
         // Asked for once the weights are in memory. On a device the slab is allocated whole: nothing to share out.
         if config.kv_budget.is_none() && decoder.provider() == Provider::Cpu {
@@ -132,6 +142,36 @@ impl Choice {
             prefixes::pin(&mut engine, model, &model.text()?, system_prompts, store)?;
         }
         Ok(engine)
+    }
+}
+
+/// Runs a prompt and a token, as a first request would: memory is paid for, and the library has planned its buffers.
+fn warm(decoder: &mut OnnxDecoder) {
+    /// Any tokens do.
+    const PROMPT: [TokenId; 16] = [TokenId(1); 16];
+    let row = RowId(0);
+    let part = |past, input| Row {
+        row,
+        past,
+        input: Input::Tokens(input),
+        logits: Wanted::Last,
+        regime: Regime::Short,
+    };
+    let begun = Instant::now();
+    let tokens = PROMPT.len() + 1;
+    let warmed = decoder.ensure(row, tokens).and_then(|()| {
+        for part in [part(0, &PROMPT), part(PROMPT.len(), &PROMPT[..1])] {
+            decoder.run(&Step { rows: &[part] }, &Interrupt::new())?;
+        }
+        Ok(())
+    });
+    decoder.release(row);
+    match warmed {
+        Ok(()) => tracing::debug!(ms = begun.elapsed().as_secs_f64() * 1000.0, "the model is warm"),
+        // What is wrong will be told by what is asked of it.
+        Err(error) => {
+            tracing::warn!(%error, "the model can't be tried before it is needed (runtime.prewarm)")
+        }
     }
 }
 

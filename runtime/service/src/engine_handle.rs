@@ -11,6 +11,10 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::generation::{EngineCommand, Generation};
 use crate::pulse::EnginePulse;
+use crate::throttle::Throttle;
+
+/// So much earlier than the last load took is a model loaded that is needed at a known time.
+const AHEAD: Duration = Duration::from_secs(2);
 
 /// What the service must know of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +32,12 @@ pub struct EngineLoad {
     pub steps: u64,
     /// What keys and values took after the last of them.
     pub kv: KvUse,
+    /// Whether the model is in memory: it is not while nobody has needed it for long.
+    pub loaded: bool,
+    /// The times that it was loaded since the start.
+    pub loads: u64,
+    /// What the last of them took.
+    pub load_time: Duration,
 }
 
 /// Where the engine's thread writes down its [`EngineLoad`]: held for no longer than a copy takes.
@@ -44,6 +54,40 @@ impl LoadGauge {
         load.steps += 1;
         load.kv = kv;
     }
+
+    pub(crate) fn loaded(&self, took: Duration) {
+        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        load.loaded = true;
+        load.loads += 1;
+        load.load_time = took;
+    }
+
+    pub(crate) fn unloaded(&self) {
+        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        load.loaded = false;
+        load.kv = KvUse::default();
+    }
+}
+
+/// Has an engine that was unloaded loaded again before it is needed. Does not keep the engine's thread alive.
+pub(crate) struct Waker {
+    commands: mpsc::WeakSender<EngineCommand>,
+    load: LoadGauge,
+}
+
+impl Waker {
+    /// Loads the model if it is not in memory and is needed in `ahead`, where loading it takes about that long.
+    pub(crate) fn needed_in(&self, ahead: Duration) {
+        let load = self.load.read();
+        if !load.loaded
+            && load.loads > 0
+            && ahead <= load.load_time + AHEAD
+            && let Some(commands) = self.commands.upgrade()
+        {
+            // A full channel holds commands that wake it, too.
+            let _ = commands.try_send(EngineCommand::Wake);
+        }
+    }
 }
 
 /// The engine's thread is gone.
@@ -57,7 +101,16 @@ pub struct EngineHandle {
     info: EngineInfo,
     pulse: EnginePulse,
     load: LoadGauge,
+    throttle: Throttle,
     thread: Option<EngineThread>,
+}
+
+/// What the engine's thread and the rest tell each other beside commands.
+#[derive(Clone, Default)]
+pub(crate) struct Gauges {
+    pub(crate) pulse: EnginePulse,
+    pub(crate) load: LoadGauge,
+    pub(crate) throttle: Throttle,
 }
 
 pub(crate) struct EngineThread {
@@ -79,15 +132,29 @@ impl EngineHandle {
             info,
             pulse: EnginePulse::default(),
             load: LoadGauge::default(),
+            throttle: Throttle::default(),
             thread: None,
         }
     }
 
-    pub(crate) fn with_thread(mut self, thread: EngineThread, pulse: EnginePulse, load: LoadGauge) -> Self {
+    pub(crate) fn with_thread(mut self, thread: EngineThread, gauges: Gauges) -> Self {
         self.thread = Some(thread);
-        self.pulse = pulse;
-        self.load = load;
+        self.pulse = gauges.pulse;
+        self.load = gauges.load;
+        self.throttle = gauges.throttle;
         self
+    }
+
+    pub(crate) fn waker(&self) -> Waker {
+        Waker {
+            commands: self.client.commands.downgrade(),
+            load: self.load.clone(),
+        }
+    }
+
+    /// Slows the engine down; it may outlive this.
+    pub fn throttle(&self) -> Throttle {
+        self.throttle.clone()
     }
 
     pub(crate) fn load(&self) -> LoadGauge {

@@ -2,16 +2,18 @@
 
 use std::any::Any;
 use std::collections::HashMap;
+use std::fmt::Display;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use phi_edge_engine::{Decoder, Engine, Event, Finish, Interrupt, RequestId};
+use tokio::runtime::{Builder, Runtime};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
+use tokio::time::timeout;
 
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread, LoadGauge};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread, Gauges};
 use crate::generation::{EngineCommand, Sink};
-use crate::pulse::EnginePulse;
 
 /// Commands under way to the thread. The service hands over no more requests than there are slots and the
 /// thread takes all that wait before each step, so that a few places are plenty.
@@ -33,122 +35,225 @@ pub enum StartError<E> {
 
 /// Starts the thread `name`, builds the engine on it and waits until it is ready.
 ///
-/// `build` may take its time (it loads the model). A panic in it or later in the engine ends the thread,
-/// not the process.
-pub async fn spawn_engine<D, E, F>(name: &str, build: F) -> Result<EngineHandle, StartError<E>>
+/// `build` may take its time (it loads the model). With `unload_after` the engine is dropped once it has had nothing to do
+/// for so long, and built anew when it is needed; a build that then fails ends the thread. A panic in `build` or later in
+/// the engine ends the thread, not the process.
+pub async fn spawn_engine<D, E, F>(
+    name: &str,
+    unload_after: Option<Duration>,
+    build: F,
+) -> Result<EngineHandle, StartError<E>>
 where
     D: Decoder,
-    E: Send + 'static,
-    F: FnOnce() -> Result<Engine<D>, E> + Send + 'static,
+    E: Display + Send + 'static,
+    F: FnMut() -> Result<Engine<D>, E> + Send + 'static,
 {
     let (commands, inbox) = mpsc::channel(COMMANDS);
     let (ready_tx, ready) = oneshot::channel();
     let (done_tx, done) = oneshot::channel();
     let interrupt = Interrupt::new();
-    let seen = interrupt.clone();
-    let (pulse, load) = (EnginePulse::default(), LoadGauge::default());
-    let beating = (pulse.clone(), load.clone());
+    let gauges = Gauges::default();
+    let host = Host {
+        build,
+        unload_after,
+        inbox,
+        interrupt: interrupt.clone(),
+        gauges: gauges.clone(),
+        clock: None,
+    };
     let join = std::thread::Builder::new()
         .name(name.to_owned())
         .spawn(move || {
-            host(build, inbox, (&seen, &beating.0, &beating.1), ready_tx);
+            host.run(ready_tx);
             let _ = done_tx.send(());
         })
         .map_err(StartError::Thread)?;
     match ready.await {
         Ok(Ok(info)) => {
             let thread = EngineThread { join, done };
-            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(thread, pulse, load))
+            Ok(EngineHandle::from_parts(commands, interrupt, info).with_thread(thread, gauges))
         }
         Ok(Err(error)) => Err(error),
         Err(_) => Err(StartError::Panicked("the thread ended without a word".to_owned())),
     }
 }
 
-fn host<D, E, F>(
+/// What the engine's thread has.
+struct Host<F> {
     build: F,
+    unload_after: Option<Duration>,
     inbox: mpsc::Receiver<EngineCommand>,
-    (interrupt, pulse, load): (&Interrupt, &EnginePulse, &LoadGauge),
-    ready: oneshot::Sender<Result<EngineInfo, StartError<E>>>,
-) where
-    D: Decoder,
-    F: FnOnce() -> Result<Engine<D>, E>,
-{
-    // What a panic leaves half done is dropped with the engine: nobody sees it afterwards.
-    let engine = match catch_unwind(AssertUnwindSafe(build)) {
-        Ok(Ok(engine)) => engine,
-        Ok(Err(error)) => {
-            let _ = ready.send(Err(StartError::Build(error)));
-            return;
-        }
-        Err(panic) => {
-            let _ = ready.send(Err(StartError::Panicked(panic_message(panic.as_ref()))));
-            return;
-        }
-    };
-    let info = EngineInfo {
-        context_length: engine.caps().context_length,
-        slots: engine.slots(),
-    };
-    if ready.send(Ok(info)).is_err() {
-        // Whoever wanted the engine has gone while it was built.
-        return;
-    }
-    let served = catch_unwind(AssertUnwindSafe(move || {
-        serve(engine, inbox, interrupt, (pulse, load));
-    }));
-    if let Err(panic) = served {
-        tracing::error!(
-            panic = panic_message(panic.as_ref()),
-            "the engine panicked; it takes no more work"
-        );
-    }
+    interrupt: Interrupt,
+    gauges: Gauges,
+    /// The thread is not the async runtime's: it waits for a limited time by a clock of its own.
+    clock: Option<Runtime>,
 }
 
-/// Works until all handles are dropped.
-fn serve<D: Decoder>(
-    mut engine: Engine<D>,
-    mut inbox: mpsc::Receiver<EngineCommand>,
-    interrupt: &Interrupt,
-    (pulse, load): (&EnginePulse, &LoadGauge),
-) {
-    let epoch = Instant::now();
-    let now = || epoch.elapsed();
-    let mut sinks: HashMap<RequestId, Sink> = HashMap::new();
-    let mut events = Vec::new();
-    let mut orphaned = false;
-    loop {
-        if engine.is_idle() {
-            pulse.rest();
-            let Some(command) = inbox.blocking_recv() else {
+/// Why an engine serves no longer.
+enum Left {
+    /// All handles are dropped.
+    Orphaned,
+    /// Nobody has needed it for long.
+    Idle,
+}
+
+impl<F> Host<F> {
+    fn run<D, E>(mut self, ready: oneshot::Sender<Result<EngineInfo, StartError<E>>>)
+    where
+        D: Decoder,
+        E: Display,
+        F: FnMut() -> Result<Engine<D>, E>,
+    {
+        let engine = match self.load() {
+            Ok(engine) => engine,
+            Err(error) => {
+                let _ = ready.send(Err(error));
+                return;
+            }
+        };
+        let info = EngineInfo {
+            context_length: engine.caps().context_length,
+            slots: engine.slots(),
+        };
+        if ready.send(Ok(info)).is_err() {
+            // Whoever wanted the engine has gone while it was built.
+            return;
+        }
+        // What a panic leaves half done is dropped with the engine: nobody sees it afterwards.
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(move || self.live(engine))) {
+            tracing::error!(
+                panic = panic_message(panic.as_ref()),
+                "the engine panicked; it takes no more work"
+            );
+        }
+    }
+
+    /// Serves, with the engine or, while nobody needs it, without.
+    fn live<D, E>(&mut self, engine: Engine<D>)
+    where
+        D: Decoder,
+        E: Display,
+        F: FnMut() -> Result<Engine<D>, E>,
+    {
+        let (mut engine, mut first) = (engine, None);
+        loop {
+            if matches!(self.serve(engine, first), Left::Orphaned) {
+                return;
+            }
+            self.gauges.load.unloaded();
+            tracing::info!("the model is unloaded: nobody has needed it for long");
+            let Some(command) = self.inbox.blocking_recv() else {
                 return;
             };
+            first = Some(command);
+            // What is asked for meanwhile waits in the channel.
+            engine = match self.load() {
+                Ok(engine) => engine,
+                Err(error) => {
+                    tracing::error!(%error, "the model can't be loaded again; the engine takes no more work");
+                    return;
+                }
+            };
+            tracing::info!(
+                ms = u64::try_from(self.gauges.load.read().load_time.as_millis()).unwrap_or(u64::MAX),
+                "the model is loaded again"
+            );
+        }
+    }
+
+    fn load<D, E>(&mut self) -> Result<Engine<D>, StartError<E>>
+    where
+        D: Decoder,
+        F: FnMut() -> Result<Engine<D>, E>,
+    {
+        let begun = Instant::now();
+        let engine = match catch_unwind(AssertUnwindSafe(&mut self.build)) {
+            Ok(Ok(engine)) => engine,
+            Ok(Err(error)) => return Err(StartError::Build(error)),
+            Err(panic) => return Err(StartError::Panicked(panic_message(panic.as_ref()))),
+        };
+        self.gauges.load.loaded(begun.elapsed());
+        Ok(engine)
+    }
+
+    /// Works until all handles are dropped, or nothing was to be done for long. `first`: what it was loaded for.
+    fn serve<D: Decoder>(&mut self, mut engine: Engine<D>, first: Option<EngineCommand>) -> Left {
+        let epoch = Instant::now();
+        let now = || epoch.elapsed();
+        let Gauges {
+            pulse,
+            load,
+            throttle,
+        } = self.gauges.clone();
+        let mut sinks: HashMap<RequestId, Sink> = HashMap::new();
+        let mut events = Vec::new();
+        let mut orphaned = false;
+        if let Some(command) = first {
             pulse.work();
             take(&mut engine, &mut sinks, command, now());
         }
-        // In this order no cancellation is missed: one that raised before this has set its flag before
-        // the flags are read below, one that raises later is found by the run.
-        interrupt.clear();
         loop {
-            match inbox.try_recv() {
-                Ok(command) => take(&mut engine, &mut sinks, command, now()),
-                Err(TryRecvError::Empty) => break,
-                Err(TryRecvError::Disconnected) => {
-                    orphaned = true;
-                    break;
+            if engine.is_idle() {
+                pulse.rest();
+                match self.next() {
+                    Ok(command) => {
+                        pulse.work();
+                        take(&mut engine, &mut sinks, command, now());
+                    }
+                    Err(left) => return left,
                 }
             }
-        }
-        for (id, sink) in &sinks {
-            if orphaned || sink.is_cancelled() {
-                engine.cancel(*id);
+            // In this order no cancellation is missed: one that raised before this has set its flag before
+            // the flags are read below, one that raises later is found by the run.
+            self.interrupt.clear();
+            loop {
+                match self.inbox.try_recv() {
+                    Ok(command) => take(&mut engine, &mut sinks, command, now()),
+                    Err(TryRecvError::Empty) => break,
+                    Err(TryRecvError::Disconnected) => {
+                        orphaned = true;
+                        break;
+                    }
+                }
+            }
+            for (id, sink) in &sinks {
+                if orphaned || sink.is_cancelled() {
+                    engine.cancel(*id);
+                }
+            }
+            let begun = Instant::now();
+            engine.step(&now, &self.interrupt, &mut events);
+            let step = begun.elapsed();
+            pulse.step();
+            load.stepped(engine.kv_use());
+            for event in events.drain(..) {
+                deliver(&mut sinks, event);
+            }
+            if throttle.share() < 1.0 && !engine.is_idle() {
+                // To rest is not to be stuck.
+                pulse.rest();
+                throttle.pause(step, &self.interrupt);
+                pulse.work();
             }
         }
-        engine.step(&now, interrupt, &mut events);
-        pulse.step();
-        load.stepped(engine.kv_use());
-        for event in events.drain(..) {
-            deliver(&mut sinks, event);
+    }
+
+    /// Waits for something to do.
+    fn next(&mut self) -> Result<EngineCommand, Left> {
+        let Some(limit) = self.unload_after else {
+            return self.inbox.blocking_recv().ok_or(Left::Orphaned);
+        };
+        if self.clock.is_none() {
+            self.clock = Builder::new_current_thread().enable_time().build().ok();
+        }
+        let Some(clock) = &self.clock else {
+            // Then the model stays.
+            return self.inbox.blocking_recv().ok_or(Left::Orphaned);
+        };
+        let inbox = &mut self.inbox;
+        match clock.block_on(async { timeout(limit, inbox.recv()).await }) {
+            Ok(command) => command.ok_or(Left::Orphaned),
+            Err(_) => Err(Left::Idle),
         }
     }
 }
@@ -169,6 +274,7 @@ fn take<D: Decoder>(
                 Err(reason) => sink.fail(reason),
             }
         }
+        EngineCommand::Wake => {}
     }
 }
 

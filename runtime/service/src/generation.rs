@@ -15,6 +15,8 @@ pub enum EngineCommand {
         /// Where its text and its end go.
         sink: Sink,
     },
+    /// Have the model in memory: a request is to be expected.
+    Wake,
 }
 
 #[derive(Default)]

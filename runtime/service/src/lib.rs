@@ -26,6 +26,7 @@ mod service;
 mod sessions;
 mod stats;
 mod store;
+mod throttle;
 mod trace;
 mod witness;
 
@@ -45,5 +46,6 @@ pub use stats::Stats;
 pub use store::{
     Inventory, LastEnd, Purge, Store, StoreConfig, StoreError, StoreHealth, ToolError, inspect, purge,
 };
+pub use throttle::Throttle;
 pub use trace::TraceParent;
 pub use witness::{JobEnd, Outcome, Witness, Witnesses};

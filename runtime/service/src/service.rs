@@ -12,7 +12,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::dispatcher::Dispatcher;
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge};
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
 use crate::job::ReplyAddress;
 use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
@@ -127,6 +127,7 @@ pub(crate) struct Shared {
     /// The largest number for no bound.
     max_prompt_tokens: AtomicUsize,
     load: LoadGauge,
+    waker: Waker,
     witnesses: Witnesses,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
@@ -191,6 +192,7 @@ impl Service {
             engine: engine.info().clone(),
             max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
             load: engine.load(),
+            waker: engine.waker(),
             witnesses: config.witnesses.clone(),
             wake: Notify::new(),
             finish: watch::Sender::new(false),
@@ -495,6 +497,9 @@ impl Shared {
         let now = wall();
         let changes = book.tick(now);
         self.ledger().note_rules(changes);
+        if let Some(due) = book.words_due() {
+            self.waker.needed_in(due.since(now));
+        }
         book.due().map(|due| due.since(now))
     }
 

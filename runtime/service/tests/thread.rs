@@ -27,7 +27,11 @@ enum Mood {
     Panics,
     /// Waits in each run until the gate opens.
     Waits,
+    /// Works, and tells of the begin of each run, which takes [`RUN`] at least.
+    Tells,
 }
+
+const RUN: Duration = Duration::from_millis(2);
 
 struct Alphabet {
     caps: Caps,
@@ -77,6 +81,10 @@ impl Decoder for Alphabet {
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
         match self.mood {
             Mood::Works => {}
+            Mood::Tells => {
+                let _ = self.hanging.send(());
+                std::thread::sleep(RUN);
+            }
             Mood::Panics => panic!("scripted panic"),
             Mood::Waits => {
                 let _ = self.hanging.send(());
@@ -137,12 +145,24 @@ struct Ends {
 }
 
 async fn start(mood: Mood) -> Ends {
+    start_with(mood, None, |_| Ok(())).await
+}
+
+/// With an engine that may be unloaded. `may_build` decides about each build, counted from 1.
+async fn start_with(
+    mood: Mood,
+    unload_after: Option<Duration>,
+    may_build: impl Fn(u32) -> Result<(), &'static str> + Send + 'static,
+) -> Ends {
     let (hanging_tx, hanging) = std_mpsc::channel();
-    let engine = spawn_engine("engine-test", move || {
-        Ok::<_, std::convert::Infallible>(Engine::new(
-            Alphabet::new(mood, hanging_tx),
-            EngineConfig::default(),
-        ))
+    // The engine's alone, so that its end is seen: the first build takes it, others have one of their own.
+    let mut first = Some(hanging_tx);
+    let mut builds = 0;
+    let engine = spawn_engine("engine-test", unload_after, move || {
+        builds += 1;
+        may_build(builds)?;
+        let hanging = first.take().unwrap_or_else(|| std_mpsc::channel().0);
+        Ok::<_, &'static str>(Engine::new(Alphabet::new(mood, hanging), EngineConfig::default()))
     })
     .await
     .expect("the engine starts");
@@ -232,10 +252,87 @@ async fn a_panic_in_the_engine_makes_the_service_unavailable() {
 
 #[tokio::test]
 async fn a_failed_build_is_told() {
-    let failed = spawn_engine("engine-test", || Err::<Engine<Alphabet>, _>("no model")).await;
+    let failed = spawn_engine("engine-test", None, || Err::<Engine<Alphabet>, _>("no model")).await;
     assert!(matches!(failed, Err(StartError::Build("no model"))));
-    let panicked = spawn_engine("engine-test", || -> Result<Engine<Alphabet>, ()> { panic!("oh") }).await;
+    let panicked = spawn_engine("engine-test", None, || -> Result<Engine<Alphabet>, &str> {
+        panic!("oh")
+    })
+    .await;
     assert!(matches!(panicked, Err(StartError::Panicked(message)) if message == "oh"));
+}
+
+/// Waits until the engine is dropped, without holding up the runtime's threads.
+async fn the_engine_goes(ends: Ends) -> Ends {
+    tokio::task::spawn_blocking(move || {
+        let gone = ends.hanging.recv_timeout(PATIENCE);
+        assert_eq!(gone, Err(std_mpsc::RecvTimeoutError::Disconnected));
+        ends
+    })
+    .await
+    .expect("the wait ends")
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_nobody_needs_goes_and_comes_back() {
+    let mut ends = start_with(Mood::Works, Some(Duration::from_millis(1)), |_| Ok(())).await;
+    ends = the_engine_goes(ends).await;
+    for text in ["v", "x"] {
+        ends.service.submit(job(text)).await.unwrap();
+        let ReplyBody::Final(answer) = outcome(&mut ends).await else {
+            panic!("not an answer")
+        };
+        assert_eq!(answer.finish_reason, FinishReason::Stop);
+    }
+    let load = ends.service.engine_load();
+    assert!(load.loads >= 2, "{load:?}");
+    ends.service.drain(PATIENCE).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_engine_that_can_not_come_back_is_lost() {
+    let first_only = |n| if n == 1 { Ok(()) } else { Err("the disk is gone") };
+    let mut ends = start_with(Mood::Works, Some(Duration::from_millis(1)), first_only).await;
+    ends = the_engine_goes(ends).await;
+    assert!(!ends.service.is_engine_lost(), "nobody has needed it");
+    ends.service.submit(job("v")).await.unwrap();
+    let ReplyBody::Error(error) = outcome(&mut ends).await else {
+        panic!("not an error")
+    };
+    assert_eq!(error.code, ErrorCode::Unavailable);
+    ends.service.engine_lost().await;
+    ends.service.drain(PATIENCE).await;
+}
+
+/// Only the least is asserted: a busy machine makes everything longer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_throttled_engine_rests_after_each_step() {
+    const SHARE: f64 = 0.05;
+    let (running_tx, running) = std_mpsc::channel();
+    let mut ends = Some(running_tx);
+    let engine = spawn_engine("engine-test", None, move || {
+        let running = ends.take().expect("one build");
+        let engine = Engine::new(Alphabet::new(Mood::Tells, running), EngineConfig::default());
+        Ok::<_, &'static str>(engine)
+    })
+    .await
+    .expect("the engine starts");
+    engine.throttle().set(SHARE);
+    let pulse = engine.pulse();
+    let (replies_tx, mut replies) = mpsc::channel(16);
+    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let begun = std::time::Instant::now();
+    service.submit(job("v")).await.unwrap();
+    let reply = tokio::time::timeout(PATIENCE, replies.recv()).await;
+    let took = begun.elapsed();
+    assert!(matches!(reply, Ok(Some(_))), "an answer");
+    // The last run's rest is not waited for.
+    let runs = u32::try_from(running.try_iter().count()).unwrap();
+    let least = RUN.div_f64(SHARE) * (runs - 1);
+    assert!(runs >= 4, "{runs} runs");
+    assert!(took >= least, "{runs} runs took {took:?}, not {least:?} at least");
+    let resting = pulse.read();
+    assert!(!pulse.read().is_stuck_since(resting), "it has nothing to do");
+    service.drain(PATIENCE).await;
 }
 
 /// A run that does not end is told from a long prompt, each of whose chunks is a step, and from an idle engine.
@@ -244,13 +341,15 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
     const CHUNKS: usize = 5;
     let (open, gate) = std_mpsc::channel();
     let (running_tx, running) = std_mpsc::channel();
-    let engine = spawn_engine("engine-test", move || {
+    let mut ends = Some((gate, running_tx));
+    let engine = spawn_engine("engine-test", None, move || {
         let config = EngineConfig {
             // "question v" is ten tokens.
             prefill_chunk: 2,
             ..EngineConfig::default()
         };
-        Ok::<_, std::convert::Infallible>(Engine::new(Alphabet::behind(gate, running_tx), config))
+        let (gate, running) = ends.take().expect("one build");
+        Ok::<_, std::convert::Infallible>(Engine::new(Alphabet::behind(gate, running), config))
     })
     .await
     .expect("the engine starts");

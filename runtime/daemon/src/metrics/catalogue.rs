@@ -99,6 +99,14 @@ metrics! {
         "Memory of keys and values: of answers that are being written, and of prompts that are remembered.";
     KV_LIMIT = "phi_edge_kv_limit_bytes", Kind::Gauge, Bytes, "",
         "The most of it (runtime.kv_memory).";
+    MODEL_LOADED = "phi_edge_model_loaded", Kind::Gauge, Count, "",
+        "1 while the model is in memory (runtime.unload_after).";
+    MODEL_LOADS = "phi_edge_model_loads_total", Kind::Counter, Count, "", "The times that the model was loaded.";
+    MODEL_LOAD_TIME = "phi_edge_model_load_seconds", Kind::Gauge, Seconds, "", "What the last of them took.";
+    PACE_SHARE = "phi_edge_pace_share", Kind::Gauge, Count, "",
+        "The share of the time in which is computed (runtime.pace), between 0 and 1.";
+    PACE_SLOWED = "phi_edge_pace_slowed", Kind::Gauge, Count, "`reason` (`heat`, `battery`)",
+        "1 for the reason why it is not all of the time.";
     STATE = "phi_edge_state", Kind::Gauge, Count, "`state` (`starting`, `ready`, `degraded`, `draining`, `offline`)",
         "1 for the state that the node is in, as its status says.";
     INFO = "phi_edge_info", Kind::Gauge, Count, "`version`, `model`, `provider`",

@@ -14,7 +14,9 @@ use super::catalogue as c;
 use super::machine;
 use super::recorder::{Recorder, float, float64};
 use crate::audit::AuditCounts;
-use crate::run::stats::{resident_bytes, temperatures};
+use crate::run::pace::{PaceNow, Reason};
+use crate::run::stats::resident_bytes;
+use crate::run::sysfs::Sysfs;
 
 /// How long the daemon's main loop may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -42,6 +44,8 @@ pub(crate) struct Sources {
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) audit: Option<AuditCounts>,
     pub(crate) limits: Bounds,
+    pub(crate) pace: watch::Receiver<PaceNow>,
+    pub(crate) sysfs: Sysfs,
     pub(crate) started: SystemTime,
     pub(crate) certificates: Mutex<Option<(Instant, Option<SystemTime>)>>,
 }
@@ -61,6 +65,7 @@ impl Sources {
         self.link();
         self.store();
         self.machine();
+        self.pace();
         // A copy: the channel is not to be held while the ledger is asked.
         let service = self.service.borrow().clone();
         if let Some(service) = service {
@@ -158,6 +163,9 @@ impl Sources {
         let idle = stats.slots.saturating_sub(stats.running);
         self.set_one(&c::SLOTS, "state", "idle", float(idle));
         self.count(&c::ENGINE_STEPS, load.steps);
+        self.set(&c::MODEL_LOADED, truth(load.loaded));
+        self.count(&c::MODEL_LOADS, load.loads);
+        self.set(&c::MODEL_LOAD_TIME, load.load_time.as_secs_f64());
         self.set_one(&c::KV_BYTES, "state", "running", float64(load.kv.running));
         self.set_one(&c::KV_BYTES, "state", "remembered", float64(load.kv.remembered));
         if let Some(budget) = load.kv.budget {
@@ -232,6 +240,15 @@ impl Sources {
         }
     }
 
+    fn pace(&self) {
+        let pace = *self.pace.borrow();
+        self.set(&c::PACE_SHARE, f64::from(pace.share) / 100.0);
+        for reason in Reason::ALL {
+            let is = truth(pace.reason == Some(reason));
+            self.set_one(&c::PACE_SLOWED, "reason", reason.as_str(), is);
+        }
+    }
+
     fn machine(&self) {
         self.set(&c::START_TIME, machine::since_1970(self.started));
         if let Some(bytes) = resident_bytes() {
@@ -243,7 +260,7 @@ impl Sources {
         if let Some(time) = machine::cpu_time() {
             self.set(&c::CPU_TIME, time.as_secs_f64());
         }
-        for (zone, celsius) in temperatures() {
+        for (zone, celsius) in self.sysfs.temperatures() {
             self.set_one(&c::TEMPERATURE, "zone", &zone, celsius);
         }
     }

@@ -159,7 +159,7 @@ async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
     let text = model.text()?;
     let name = model.name();
     eprintln!("loading {}", choice.model.display());
-    let engine = spawn_engine("engine", move || choice.engine(&model))
+    let engine = spawn_engine("engine", None, move || choice.engine(&model))
         .await
         .map_err(|error| match error {
             phi_edge_service::StartError::Build(fault) => fault,

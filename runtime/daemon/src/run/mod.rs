@@ -6,16 +6,18 @@ mod health;
 mod life;
 #[cfg(unix)]
 mod notify;
+pub(crate) mod pace;
 pub(crate) mod parts;
 mod pool;
 pub(crate) mod rules;
 mod signals;
 pub(crate) mod stats;
+pub(crate) mod sysfs;
 mod telemetry;
 
 use std::time::Duration;
 
-use phi_edge_config::{Config, Loaded, WhenFailing};
+use phi_edge_config::{Config, Loaded, TimeSpan, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits};
@@ -32,8 +34,10 @@ use crate::logging::{self, SetLevel};
 use crate::settings;
 
 use life::Life;
+use pace::PaceNow;
 use rules::Rules;
 use signals::{Reloads, Signals};
+use sysfs::Sysfs;
 use telemetry::Telemetry;
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
@@ -173,8 +177,15 @@ impl<'a> App<'a> {
         let link =
             Link::start(link_config, inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         let mut link_state = link.state();
+        let pace = watch::Sender::new(PaceNow::default());
         let (_metrics, mut beats) = telemetry
-            .serve(service_seen, self.status.subscribe(), &link, store.health())
+            .serve(
+                service_seen,
+                self.status.subscribe(),
+                &link,
+                store.health(),
+                pace.subscribe(),
+            )
             .await?;
 
         let name = model.name();
@@ -207,6 +218,7 @@ impl<'a> App<'a> {
         let context = engine.info().context_length;
         #[cfg(unix)]
         let pulse = engine.pulse();
+        let throttle = engine.throttle();
         let service = Service::start_with(
             ServiceConfig {
                 rules: at_start,
@@ -244,8 +256,15 @@ impl<'a> App<'a> {
             open_tx,
         );
         let pool = tokio::spawn(pool);
-        let publisher = stats::publish(service.clone(), stats_tx, link.watch_counters(), of_store);
-        let publisher = tokio::spawn(publisher);
+        let sources = stats::Sources {
+            service: service.clone(),
+            link: link.watch_counters(),
+            store: of_store,
+            pace: pace.subscribe(),
+            sysfs: Sysfs::at(&config.runtime.pace.sysfs),
+        };
+        let publisher = tokio::spawn(stats::publish(sources, stats_tx));
+        let pace = tokio::spawn(pace::keep(config.runtime.pace.clone(), throttle, pace));
 
         #[cfg(unix)]
         let notifier = tokio::spawn(notify::attend(notify::Watched {
@@ -276,6 +295,7 @@ impl<'a> App<'a> {
         let helpers = vec![
             publisher,
             pool,
+            pace,
             #[cfg(unix)]
             notifier,
         ];
@@ -292,11 +312,15 @@ impl<'a> App<'a> {
     async fn load(&self, model: ModelDir) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
         let choice = Choice::of(self.config);
         let (provider_tx, provider) = tokio::sync::oneshot::channel();
+        let mut provider_tx = Some(provider_tx);
+        let unload_after = self.config.runtime.unload_after.map(TimeSpan::get);
         let path = model.path().display().to_string();
         tracing::info!(model = path, "loading the model");
-        let handle = spawn_engine("engine", move || {
+        let handle = spawn_engine("engine", unload_after, move || {
             let engine = choice.engine(&model)?;
-            let _ = provider_tx.send(engine.decoder().provider().as_str());
+            if let Some(tell) = provider_tx.take() {
+                let _ = tell.send(engine.decoder().provider().as_str());
+            }
             Ok::<_, Fault>(engine)
         })
         .await

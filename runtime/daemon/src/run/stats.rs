@@ -9,38 +9,90 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use super::pace::{PaceNow, Reason};
+use super::sysfs::Sysfs;
+
 /// The least time between two publications.
 const PACE: Duration = Duration::from_secs(2);
 /// Published at least this often, for the numbers that always change.
 const REST: Duration = Duration::from_mins(1);
 
-/// Publishes while the service lives.
-pub(crate) async fn publish(
-    service: Service,
-    out: watch::Sender<Value>,
-    link: CounterReader,
-    store: watch::Receiver<StoreHealth>,
-) {
-    let mut last: Option<(Stats, LinkCounters, RuleCounters, Instant)> = None;
-    let mut ticks = interval(PACE);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        ticks.tick().await;
-        let (now, seen, rules) = (service.stats(), link.read(), service.rule_counters());
-        // A publication of this kind changes no counter: it does not call for the next one.
-        let due = last.is_none_or(|(stats, counters, of_rules, at)| {
-            stats != now || counters != seen || of_rules != rules || at.elapsed() >= REST
-        });
-        if due {
-            last = Some((now, seen, rules, Instant::now()));
-            out.send_replace(encode(&now, &seen, &rules, &store.borrow()));
+/// Where the numbers come from.
+pub(crate) struct Sources {
+    pub(crate) service: Service,
+    pub(crate) link: CounterReader,
+    pub(crate) store: watch::Receiver<StoreHealth>,
+    pub(crate) pace: watch::Receiver<PaceNow>,
+    pub(crate) sysfs: Sysfs,
+}
+
+/// What calls for a publication when it changes.
+#[derive(Debug, Default, PartialEq)]
+struct Numbers {
+    stats: Stats,
+    link: LinkCounters,
+    rules: RuleCounters,
+    model: Model,
+    pace: PaceNow,
+}
+
+#[derive(Debug, Default, PartialEq)]
+struct Model {
+    loaded: bool,
+    loads: u64,
+    load_time: Duration,
+}
+
+impl Sources {
+    fn read(&self) -> Numbers {
+        let engine = self.service.engine_load();
+        Numbers {
+            stats: self.service.stats(),
+            link: self.link.read(),
+            rules: self.service.rule_counters(),
+            model: Model {
+                loaded: engine.loaded,
+                loads: engine.loads,
+                load_time: engine.load_time,
+            },
+            pace: *self.pace.borrow(),
         }
     }
 }
 
-fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters, store: &StoreHealth) -> Value {
-    let temperatures: Vec<Value> = temperatures()
-        .into_iter()
+/// Publishes while the service lives.
+pub(crate) async fn publish(sources: Sources, out: watch::Sender<Value>) {
+    let mut last: Option<(Numbers, Instant)> = None;
+    let mut ticks = interval(PACE);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let now = sources.read();
+        // A publication of this kind changes no counter: it does not call for the next one.
+        let due = last
+            .as_ref()
+            .is_none_or(|(numbers, at)| *numbers != now || at.elapsed() >= REST);
+        if due {
+            out.send_replace(encode(
+                &now,
+                &sources.store.borrow(),
+                &sources.sysfs.temperatures(),
+            ));
+            last = Some((now, Instant::now()));
+        }
+    }
+}
+
+fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]) -> Value {
+    let Numbers {
+        stats,
+        link,
+        rules,
+        model,
+        pace,
+    } = numbers;
+    let temperatures: Vec<Value> = temperatures
+        .iter()
         .map(|(name, celsius)| json!({"name": name, "celsius": celsius}))
         .collect();
     json!({
@@ -70,6 +122,12 @@ fn encode(stats: &Stats, link: &LinkCounters, rules: &RuleCounters, store: &Stor
             "failed": rules.failed,
         },
         "store": {"bytes": store.bytes, "flushes": store.flushes},
+        "model": {
+            "loaded": model.loaded,
+            "loads": model.loads,
+            "load_ms": model.load_time.as_millis(),
+        },
+        "pace": {"share": pace.share, "reason": pace.reason.map(Reason::as_str)},
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures,
     })
@@ -81,27 +139,6 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
-}
-
-/// Degrees Celsius of the thermal zones that have a reading; Linux only.
-pub(crate) fn temperatures() -> Vec<(String, f64)> {
-    let Ok(zones) = std::fs::read_dir("/sys/class/thermal") else {
-        return Vec::new();
-    };
-    let mut readings: Vec<(String, f64)> = zones
-        .flatten()
-        .filter_map(|zone| {
-            let milli: f64 = std::fs::read_to_string(zone.path().join("temp"))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()?;
-            let name = std::fs::read_to_string(zone.path().join("type")).ok()?;
-            Some((name.trim().to_owned(), milli / 1000.0))
-        })
-        .collect();
-    readings.sort_by(|a, b| a.0.cmp(&b.0));
-    readings
 }
 
 #[cfg(test)]
@@ -124,12 +161,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_as_documented() {
-        let stats = encode(
-            &Stats::default(),
-            &LinkCounters::default(),
-            &RuleCounters::default(),
-            &StoreHealth::default(),
-        );
+        let stats = encode(&Numbers::default(), &StoreHealth::default(), &[]);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/asyncapi.json");
         let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let (mut told, mut documented) = (BTreeSet::new(), BTreeSet::new());

@@ -10,7 +10,9 @@ use phi_edge_mqtt::wire::Status;
 use phi_edge_service::{Prompts, Service, StoreHealth, Witness, Witnesses};
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::pace::PaceNow;
 use super::parts;
+use super::sysfs::Sysfs;
 use crate::audit::{Audit, AuditConfig};
 use crate::exit::{Exit, Fault};
 use crate::metrics::{Bounds, Recorder, Server, Sources, pulse};
@@ -59,6 +61,7 @@ impl<'a> Telemetry<'a> {
         status: watch::Receiver<Status>,
         link: &Link,
         store: watch::Receiver<StoreHealth>,
+        pace: watch::Receiver<PaceNow>,
     ) -> Result<(Option<Server>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
         let (pulse, beats) = pulse();
         let (Some(address), Some(recorder)) = (self.config.metrics.listen, &self.recorder) else {
@@ -85,6 +88,8 @@ impl<'a> Telemetry<'a> {
                 store_folder: config.store.path.clone(),
                 rules: config.store.max_rules_size.bytes(),
             },
+            pace,
+            sysfs: Sysfs::at(&config.runtime.pace.sysfs),
             started: self.started,
             certificates: std::sync::Mutex::default(),
         };

@@ -205,6 +205,13 @@ impl Book {
         self.desks.values().filter_map(|desk| desk.windows.due()).min()
     }
 
+    /// When a window ends next that the model may have to word: of a rule with a prompt that holds messages.
+    pub(crate) fn words_due(&self) -> Option<Time> {
+        let wordy = |desk: &&Desk| !matches!(desk.rule.words.prompt, PromptSource::None) && desk.bytes > 0;
+        let desks = self.desks.values().filter(wordy);
+        desks.filter_map(|desk| desk.windows.due()).min()
+    }
+
     /// The oldest event without words, with its rule where that still exists. Events of one group come in the order of
     /// their windows, or a broker that retains them would keep the older one: while one is at work, the next waits.
     pub(crate) fn take_waiting(&mut self) -> Option<(PendingEvent, Option<Arc<Rule>>)> {
