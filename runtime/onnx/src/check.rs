@@ -78,6 +78,15 @@ impl Trial<'_> {
         {
             return Ok(Err(fault));
         }
+        if edits.attention {
+            let attention = Prepare {
+                matmul: false,
+                ..edits
+            };
+            if let Err(fault) = self.edited(&cut, attention, &expected, &genai) {
+                return Ok(Err(fault));
+            }
+        }
         if !edits.matmul {
             return Ok(Ok(()));
         }
@@ -277,7 +286,8 @@ mod tests {
         ] {
             trial(form, |trial, graph| {
                 let possible = |edits: &Prepare| {
-                    let own = !edits.matmul || crate::matmul::available();
+                    let own = (!edits.matmul || crate::matmul::available())
+                        && (!edits.attention || crate::attention::available());
                     own && prepare::prepare(graph, "logits", *edits).is_some()
                 };
                 for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {

@@ -3,6 +3,7 @@
 //!
 //! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
 
+mod attention;
 pub mod bare;
 mod check;
 mod decoder;
@@ -13,6 +14,7 @@ mod kv;
 mod library;
 mod matmul;
 mod open;
+mod own;
 mod prepare;
 mod processor;
 mod provider;

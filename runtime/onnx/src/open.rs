@@ -4,6 +4,7 @@ use std::path::Path;
 
 use phi_edge_models::{GenaiConfig, ModelDir};
 
+use crate::attention;
 use crate::check;
 use crate::decoder::DecoderConfig;
 use crate::error::OnnxError;
@@ -81,12 +82,20 @@ fn warn(left_out: &[(Prepare, String)]) {
 }
 
 /// Whether `edits` come into question: they are wanted, and can do good on this provider and on a processor that has what
-/// the own operator needs, or has not.
-fn possible(edits: Prepare, most: Prepare, provider: Provider, own_operator: bool) -> bool {
+/// the own operators need, or has not.
+fn possible(edits: Prepare, most: Prepare, provider: Provider, own: Own) -> bool {
     // Elsewhere the tables would be copied to the device for each run.
     let form = provider == Provider::Cpu || edits.level <= Level::Logits;
-    let products = !edits.matmul || (provider == Provider::Cpu && own_operator);
-    form && products && edits.within(most)
+    let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
+    let operators = operator(edits.matmul, own.matmul) && operator(edits.attention, own.attention);
+    form && operators && edits.within(most)
+}
+
+/// Which of the own operators the processor can run.
+#[derive(Debug, Clone, Copy)]
+struct Own {
+    matmul: bool,
+    attention: bool,
 }
 
 /// One provider's turn.
@@ -112,10 +121,14 @@ impl Attempt<'_> {
                 &processor,
                 &config,
                 matmul::REVISION,
+                attention::REVISION,
             ];
             let verdicts = Verdicts::on(bytes, &circumstances, self.config.verdicts.as_deref());
             let mut left_out = Vec::new();
-            let own = matmul::available();
+            let own = Own {
+                matmul: matmul::available(),
+                attention: attention::available(),
+            };
             let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, own);
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
                 if let Some(edited) = self.edited(bytes, edits, &verdicts)? {
@@ -217,23 +230,33 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_own_operator_is_left_out_where_it_can_not_run() {
-        let names = |most: &str, provider, own| {
+    fn own_operators_are_left_out_where_they_can_not_run() {
+        let names = |most: &str, provider, own: [bool; 2]| {
+            let [matmul, attention] = own;
+            let own = Own { matmul, attention };
             let most = most.parse().unwrap();
             let attempts = Prepare::ATTEMPTS.into_iter();
             let possible = attempts.filter(|edits| possible(*edits, most, provider, own));
             possible.map(Prepare::as_str).collect::<Vec<_>>().join(" ")
         };
         let check = |most, provider, own, expected: &str| assert_eq!(names(most, provider, own), expected);
-        check("ragged+matmul", Provider::Cpu, false, "ragged rope logits");
-        check("ragged+matmul", Provider::Cuda, true, "logits");
-        check("ragged", Provider::Cpu, true, "ragged rope logits");
+        let (none, both) = ([false; 2], [true; 2]);
+        let all = "ragged+matmul+attention";
+        check(all, Provider::Cpu, none, "ragged rope logits");
+        check(
+            all,
+            Provider::Cpu,
+            [false, true],
+            "ragged+attention ragged rope logits",
+        );
+        check(all, Provider::Cuda, both, "logits");
+        check("ragged", Provider::Cpu, both, "ragged rope logits");
         check(
             "rope+matmul",
             Provider::Cpu,
-            true,
+            both,
             "rope+matmul rope logits+matmul logits matmul",
         );
-        check("plain", Provider::Cpu, true, "");
+        check("plain", Provider::Cpu, both, "");
     }
 }

@@ -9,7 +9,7 @@ use phi_edge_models::GenaiConfig;
 
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
-use crate::matmul;
+use crate::own;
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -84,8 +84,8 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
         Some(registration) => builder
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
-        // It knows the own operator, used or not.
-        None if matmul::available() => Ok(builder.with_operators(matmul::domain(threads)?)?),
+        // It knows the own operators, used or not.
+        None if own::available() => Ok(builder.with_operators(own::domain(threads)?)?),
         None => Ok(builder),
     }
 }

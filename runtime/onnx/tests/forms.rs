@@ -88,6 +88,8 @@ fn both_forms_give_the_reference_without_a_cache() {
     let golden: Value = serde_json::from_slice(&std::fs::read(forms().join("golden.json")).unwrap()).unwrap();
     for form in ["2024", "2026"] {
         for (prefill_chunk, prepare) in [
+            (512, Prepare::ALL),
+            (7, Prepare::ALL),
             (512, Prepare::form(Level::Ragged)),
             (16, Prepare::form(Level::Ragged)),
             (16, Prepare::form(Level::Rope)),

@@ -187,12 +187,20 @@ fn named(prepare: &str) -> Prepare {
     prepare.parse().unwrap()
 }
 
-/// Whether this processor has what the own products need.
-fn vnni() -> bool {
+/// What is left of `most` on this processor.
+fn here(most: Prepare) -> Prepare {
     #[cfg(target_arch = "x86_64")]
-    return std::arch::is_x86_feature_detected!("avx512vnni");
+    let (vnni, avx512) = (
+        std::arch::is_x86_feature_detected!("avx512vnni"),
+        std::arch::is_x86_feature_detected!("avx512vl"),
+    );
     #[cfg(not(target_arch = "x86_64"))]
-    return false;
+    let (vnni, avx512) = (false, false);
+    Prepare {
+        matmul: most.matmul && vnni,
+        attention: most.attention && avx512,
+        ..most
+    }
 }
 
 /// `most`: how far the graph can be edited, on a processor that has all there is to have.
@@ -216,20 +224,20 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
         }
     }
     let prepared = load(&library, &folder, 1, Prepare::ALL).prepared();
-    assert!(
-        prepared == most || prepared == Prepare::form(most.level) && !vnni(),
-        "{prepared}"
-    );
+    assert_eq!(prepared, here(most));
     let levels = [
         (512, Prepare::ALL),
         (32, Prepare::PLAIN),
         (32, Prepare::form(Level::Logits)),
         (32, Prepare::form(Level::Rope)),
         (32, Prepare::form(Level::Ragged)),
+        (32, named("ragged+attention")),
+        (32, named("ragged+matmul")),
         (32, named("logits+matmul")),
         (32, named("rope+matmul")),
         (32, named("matmul")),
         (7, Prepare::form(Level::Ragged)),
+        (7, named("ragged+attention")),
         (7, Prepare::ALL),
     ];
     for (chunk, prepare) in levels {
@@ -261,6 +269,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
         (&group, group.len(), Prepare::form(Level::Ragged)),
         (&group, group.len(), Prepare::PLAIN),
         (&all, 4, Prepare::ALL),
+        (&all, 4, named("ragged+attention")),
         (&all, 4, Prepare::form(Level::Ragged)),
         (&all, 4, Prepare::form(Level::Logits)),
         (&all, 3, Prepare::PLAIN),
@@ -286,7 +295,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
 
 #[test]
 fn fp32() {
-    check("phi3-mini-tiny-fp32", 1e-3, 0.0, named("ragged"));
+    check("phi3-mini-tiny-fp32", 1e-3, 0.0, named("ragged+attention"));
 }
 
 #[test]

@@ -5,8 +5,7 @@
 //! accuracy level 4: rows quantised to eight bits by block, exact sums within a block), on processors with AVX-512 VNNI.
 //! A row's result does not depend on the rows beside it, to the last bit.
 
-/// The operator's domain and name in an edited graph.
-pub(crate) const DOMAIN: &str = "phi_edge";
+/// The operator's name in an edited graph.
 pub(crate) const OPERATOR: &str = "MatMul4Bits";
 /// Changed when results may change: part of what verdicts are kept for.
 pub(crate) const REVISION: &str = "matmul 1";
@@ -29,7 +28,7 @@ mod tests;
 mod tile;
 
 #[cfg(target_arch = "x86_64")]
-pub(crate) use operator::domain;
+pub(crate) use operator::MatMul;
 
 /// Rows of a panel: they go through the product together, and what is unpacked of the weights serves them all. Of 4, 6 and 8
 /// rows by three groups this was the fastest from 16 rows on (by 2 %).
@@ -63,10 +62,4 @@ pub(crate) fn available() -> bool {
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn available() -> bool {
     false
-}
-
-/// The operator's domain, for processors that don't have it.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn domain(_threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
-    ort::operator::OperatorDomain::new(DOMAIN)
 }

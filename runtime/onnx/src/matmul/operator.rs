@@ -2,30 +2,32 @@
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use ort::operator::{
-    ComputeContext, Kernel, KernelContext, Operator, OperatorDomain, OperatorInput, OperatorOutput,
-};
+use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
 
+use crate::matmul::OPERATOR;
 use crate::matmul::pack::{Packed, Shape, Source};
-use crate::matmul::product::{Scratch, Workers, multiply};
+use crate::matmul::product::{Scratch, multiply};
 use crate::matmul::release::release;
-use crate::matmul::{DOMAIN, OPERATOR};
-
-/// The domain with the operator, for one session. Weights are packed on `threads` threads.
-pub(crate) fn domain(threads: usize) -> ort::Result<OperatorDomain> {
-    OperatorDomain::new(DOMAIN)?.add(MatMul {
-        threads,
-        scratch: Arc::default(),
-    })
-}
+use crate::own::Threads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
 
-struct MatMul {
+/// The operator, for one session.
+pub(crate) struct MatMul {
     threads: usize,
     scratch: Pool,
+}
+
+impl MatMul {
+    /// Weights are packed on `threads` threads.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            scratch: Arc::default(),
+        }
+    }
 }
 
 impl Operator for MatMul {
@@ -85,7 +87,7 @@ impl Operator for MatMul {
 }
 
 /// One matrix.
-struct Product {
+pub(crate) struct Product {
     packed: Packed,
     scratch: Pool,
 }
@@ -105,15 +107,5 @@ impl Kernel for Product {
         let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
-    }
-}
-
-/// ONNX Runtime's own threads, so that there is no second pool beside them.
-struct Threads<'a>(&'a ComputeContext);
-
-impl Workers for Threads<'_> {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
-        // 0: each piece is handed out by itself, for they differ in how fast they are done.
-        self.0.par_for(total, 0, work).map_err(|error| error.to_string())
     }
 }

@@ -4,17 +4,13 @@ use crate::matmul::pack::Packed;
 use crate::matmul::quantise::{Place, quantise};
 use crate::matmul::tile::{Tile, compute};
 use crate::matmul::{GROUPS, HEIGHT, LANES, TALLEST};
+use crate::own::Workers;
 
 /// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
 /// first cache (12 KiB), and so do those that are fetched meanwhile.
 const CHUNK: usize = 512;
 /// Bytes to fetch ahead where the weights are read only once.
 const AHEAD: usize = 4096;
-
-/// Runs `0..total` pieces of work, on as many threads as there are.
-pub(crate) trait Workers {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String>;
-}
 
 /// Room for the quantised rows, kept from one product to the next.
 #[derive(Default)]

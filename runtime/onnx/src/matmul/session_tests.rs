@@ -8,7 +8,8 @@ use ort::value::Tensor;
 use prost::Message;
 
 use crate::library::Library;
-use crate::matmul::{OPERATOR, available, domain};
+use crate::matmul::{OPERATOR, available};
+use crate::own::domain;
 use crate::prepare::proto::testing::{Graph, Model};
 use crate::prepare::proto::{Attribute, Node, Opset, Tensor as Held, Value, element};
 use crate::prepare::{Level, Prepare, prepare};

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use crate::matmul::available;
 use crate::matmul::pack::{Packed, Shape, Source};
-use crate::matmul::product::{Scratch, Workers, multiply};
+use crate::matmul::product::{Scratch, multiply};
+use crate::own::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
 struct Alone;

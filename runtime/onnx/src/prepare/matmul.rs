@@ -4,7 +4,8 @@ use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
-use crate::matmul::{DOMAIN, OPERATOR, takes_block};
+use crate::matmul::{OPERATOR, takes_block};
+use crate::own::DOMAIN;
 use crate::prepare::proto::{
     Change, Draft, Node, Part, Value, element, graph_field, with_inputs, with_operator, with_opset,
 };

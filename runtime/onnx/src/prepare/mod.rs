@@ -3,6 +3,7 @@
 //! Where a graph does not look as an edit expects, it is left alone; where it does, the edited graph is held against
 //! the plain one before it is used ([`crate::check`]).
 
+mod attention;
 mod cut;
 mod logits;
 mod matmul;
@@ -36,6 +37,9 @@ pub struct Prepare {
     pub level: Level,
     /// Products with weights of four bits are computed by the own operator. On processors with AVX-512 VNNI alone.
     pub matmul: bool,
+    /// Attention is computed by the own operator, in graphs that take rows of any length. On processors with AVX-512
+    /// alone.
+    pub attention: bool,
 }
 
 impl Prepare {
@@ -45,11 +49,17 @@ impl Prepare {
     pub const ALL: Self = Self {
         level: Level::Ragged,
         matmul: true,
+        attention: true,
     };
 
-    /// What is tried, the most first. The form comes before the operator, for it decides what a run may mix.
-    pub(crate) const ATTEMPTS: [Self; 7] = [
+    /// What is tried, the most first. The form comes before the operators, for it decides what a run may mix.
+    pub(crate) const ATTEMPTS: [Self; 9] = [
         Self::ALL,
+        Self {
+            matmul: false,
+            ..Self::ALL
+        },
+        Self::with_matmul(Level::Ragged),
         Self::form(Level::Ragged),
         Self::with_matmul(Level::Rope),
         Self::form(Level::Rope),
@@ -60,29 +70,39 @@ impl Prepare {
 
     /// The form alone.
     pub const fn form(level: Level) -> Self {
-        Self { level, matmul: false }
+        Self {
+            level,
+            matmul: false,
+            attention: false,
+        }
     }
 
     const fn with_matmul(level: Level) -> Self {
-        Self { level, matmul: true }
+        Self {
+            level,
+            matmul: true,
+            attention: false,
+        }
     }
 
     /// Whether all of it is part of `most`.
     pub(crate) fn within(self, most: Self) -> bool {
-        self.level <= most.level && (most.matmul || !self.matmul)
+        self.level <= most.level && (most.matmul || !self.matmul) && (most.attention || !self.attention)
     }
 
     /// Its name on the command line and in the file of verdicts.
     pub fn as_str(self) -> &'static str {
-        match (self.level, self.matmul) {
-            (Level::Plain, false) => "plain",
-            (Level::Logits, false) => "logits",
-            (Level::Rope, false) => "rope",
-            (Level::Ragged, false) => "ragged",
-            (Level::Plain, true) => "matmul",
-            (Level::Logits, true) => "logits+matmul",
-            (Level::Rope, true) => "rope+matmul",
-            (Level::Ragged, true) => "ragged+matmul",
+        match (self.level, self.matmul, self.attention) {
+            (Level::Plain, false, _) => "plain",
+            (Level::Logits, false, _) => "logits",
+            (Level::Rope, false, _) => "rope",
+            (Level::Ragged, false, false) => "ragged",
+            (Level::Ragged, false, true) => "ragged+attention",
+            (Level::Plain, true, _) => "matmul",
+            (Level::Logits, true, _) => "logits+matmul",
+            (Level::Rope, true, _) => "rope+matmul",
+            (Level::Ragged, true, false) => "ragged+matmul",
+            (Level::Ragged, true, true) => "ragged+matmul+attention",
         }
     }
 }
@@ -103,7 +123,8 @@ impl std::str::FromStr for Prepare {
             .find(|prepare| prepare.as_str() == text)
             .ok_or_else(|| {
                 format!(
-                    "unknown \"{text}\": use plain, logits, rope or ragged, any but plain with +matmul behind it, or matmul"
+                    "unknown \"{text}\": use plain, logits, rope or ragged, any but plain with +matmul behind it, ragged also \
+                     with +attention at the end, or matmul"
                 )
             })
     }
@@ -118,7 +139,11 @@ pub(crate) struct Prepared {
 
 /// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
 pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Prepared> {
-    let Prepare { level, matmul } = prepare;
+    let Prepare {
+        level,
+        matmul,
+        attention,
+    } = prepare;
     let (mut graph, mut tables) = (None, None);
     if level >= Level::Rope {
         match rope::take_tables(model) {
@@ -137,7 +162,10 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Pr
             None => {}
         }
     }
-    // Last: the other edits know `MatMulNBits`.
+    // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
+    if attention {
+        graph = Some(attention::own_attention(graph.as_deref()?)?);
+    }
     if matmul {
         graph = Some(matmul::own_products(graph.as_deref().unwrap_or(model))?);
     }
@@ -168,7 +196,7 @@ mod tests {
                 .filter(|less| less.within(most))
                 .count()
         };
-        assert_eq!(within(Prepare::ALL), 7);
+        assert_eq!(within(Prepare::ALL), 9);
         assert_eq!(within(Prepare::form(Level::Ragged)), 3);
         assert_eq!(within("rope+matmul".parse().unwrap()), 5);
         assert_eq!(within("matmul".parse().unwrap()), 1);

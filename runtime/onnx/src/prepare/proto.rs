@@ -77,6 +77,22 @@ impl<'a> Draft<'a> {
             .collect()
     }
 
+    /// The element types of the graph's inputs, by name.
+    pub(crate) fn inputs(&self) -> Option<HashMap<String, i32>> {
+        let parts = self.parts.iter();
+        parts
+            .filter(|part| part.number == graph_field::INPUT)
+            .map(|part| {
+                let value = Value::decode(&self.body[part.payload.clone()]).ok()?;
+                let element = value
+                    .kind
+                    .and_then(|kind| kind.tensor)
+                    .map(|tensor| tensor.element);
+                Some((value.name, element.unwrap_or(0)))
+            })
+            .collect()
+    }
+
     /// The model with each field of its graph as `change` wants it, and `extra` fields behind them.
     pub(crate) fn write(
         &self,
@@ -172,8 +188,15 @@ pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<
     Some(out)
 }
 
-/// A model that also imports the operators of `domain`.
+/// A model that also imports the operators of `domain`; once, whoever asks for it.
 pub(crate) fn with_opset(mut model: Vec<u8>, domain: &str, version: i64) -> Vec<u8> {
+    let imports = |field: &Field| {
+        field.number == model_field::OPSET
+            && Opset::decode(&model[field.payload.clone()]).is_ok_and(|opset| opset.domain == domain)
+    };
+    if fields(&model).is_some_and(|fields| fields.iter().any(imports)) {
+        return model;
+    }
     let opset = Opset {
         domain: domain.to_owned(),
         version,
@@ -253,7 +276,7 @@ fn put(out: &mut Vec<u8>, number: u32, payload: &[u8]) {
     out.extend_from_slice(payload);
 }
 
-/// A node without what its attributes carry beyond whole numbers.
+/// A node without what its attributes carry beyond single numbers.
 #[derive(Clone, PartialEq, prost::Message)]
 pub(crate) struct Node {
     #[prost(string, repeated, tag = "1")]
@@ -313,6 +336,8 @@ impl Node {
 pub(crate) struct Attribute {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
+    #[prost(float, tag = "2")]
+    pub(crate) f: f32,
     #[prost(int64, tag = "3")]
     pub(crate) i: i64,
     #[prost(int32, tag = "20")]
@@ -325,6 +350,7 @@ impl Attribute {
         const INT: i32 = 2;
         Self {
             name: name.to_owned(),
+            f: 0.0,
             i,
             kind: INT,
         }
