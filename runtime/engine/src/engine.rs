@@ -468,8 +468,11 @@ impl<D: Decoder> Engine<D> {
             most
         };
         let sequence = &mut self.running[index];
+        let rest = sequence.tokens.len() - sequence.computed;
+        // A short prompt is not cut for a small rest, which would read all weights once more.
+        let whole = sequence.chunks == 0 && rest <= most.min(chunk + chunk / 2);
         sequence.chunks += 1;
-        let end = sequence.tokens.len().min(sequence.computed + chunk);
+        let end = sequence.computed + if whole { rest } else { rest.min(chunk) };
         let logits = if end == sequence.tokens.len() {
             Wanted::Last
         } else {

@@ -267,7 +267,21 @@ impl Run<'_> {
             }
             for from in (0..end).step_by(BLOCK) {
                 let seeing = vectors.iter().position(|query| query.sees > from).unwrap_or(0);
-                blocks(size / LANES, &mut vectors[seeing..], keys, values, from, end);
+                // After the last block a thread likely goes on with the head but one: its neighbour takes the next.
+                let next = if from + BLOCK < end {
+                    keys.wrapping_add((from + BLOCK) * size)
+                } else {
+                    keys.wrapping_add(2 * self.slab.room * size)
+                };
+                blocks(
+                    size / LANES,
+                    &mut vectors[seeing..],
+                    keys,
+                    values,
+                    from,
+                    end,
+                    next,
+                );
             }
             for query in &vectors {
                 let sum = std::slice::from_raw_parts_mut(query.sum, size);
@@ -297,7 +311,7 @@ fn rotate(vector: &[f32], cosines: &[f32], sines: &[f32], scale: f32, to: &mut [
     }
 }
 
-/// One block of keys for all queries, a few at a time: so many that their sums stay in registers.
+/// One block of keys for all queries, a few at a time: so many that their sums stay in registers. `next`: as for [`block`].
 ///
 /// # Safety
 /// As for [`block`].
@@ -308,7 +322,10 @@ unsafe fn blocks(
     values: *const f32,
     from: usize,
     end: usize,
+    next: *const f32,
 ) {
+    // Once is enough.
+    let mut next = Some(next);
     macro_rules! by {
         ($pieces:literal, $most:literal) => {{
             let mut few = queries.chunks_exact_mut($most);
@@ -316,7 +333,7 @@ unsafe fn blocks(
                 // A query sees no further than the last of its chunk.
                 let end = end.min(queries[$most - 1].sees);
                 // SAFETY: by the caller's word.
-                unsafe { block::<$pieces, $most>(queries, keys, values, from, end) };
+                unsafe { block::<$pieces, $most>(queries, keys, values, from, end, next.take()) };
             }
             let rest = few.into_remainder();
             let end = rest.last().map_or(end, |query| end.min(query.sees));
@@ -324,9 +341,9 @@ unsafe fn blocks(
             unsafe {
                 match rest.len() {
                     0 => {}
-                    1 => block::<$pieces, 1>(rest, keys, values, from, end),
-                    2 => block::<$pieces, 2>(rest, keys, values, from, end),
-                    _ => block::<$pieces, 3>(rest, keys, values, from, end),
+                    1 => block::<$pieces, 1>(rest, keys, values, from, end, next),
+                    2 => block::<$pieces, 2>(rest, keys, values, from, end, next),
+                    _ => block::<$pieces, 3>(rest, keys, values, from, end, next),
                 }
             }
         }};

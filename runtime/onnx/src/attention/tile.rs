@@ -2,11 +2,11 @@
 //! Gimelshein, arXiv 1805.02867; by blocks: Dao et al., arXiv 2205.14135).
 
 use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps, _mm512_loadu_ps,
-    _mm512_mask_mov_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps, _mm512_reduce_add_ps,
-    _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps,
-    _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd, _mm512_unpackhi_ps,
-    _mm512_unpacklo_pd, _mm512_unpacklo_ps,
+    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_castpd_ps, _mm512_castps_pd, _mm512_fmadd_ps,
+    _mm512_loadu_ps, _mm512_mask_mov_ps, _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_mul_ps,
+    _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps, _mm512_scalef_ps, _mm512_set1_ps,
+    _mm512_setzero_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps, _mm512_unpackhi_pd,
+    _mm512_unpackhi_ps, _mm512_unpacklo_pd, _mm512_unpacklo_ps,
 };
 
 use crate::attention::LANES;
@@ -30,6 +30,10 @@ pub(crate) struct Query {
 
 /// Takes the keys from `from` on, [`BLOCK`] of them or up to `end`, into account for each of `queries`.
 ///
+/// `next`: where the keys stand that are read after these. They, and before them the block's own values, are fetched into
+/// the cache meanwhile: vectors of a head stand in many small pages, which the processor does not foresee. `None`: all of it
+/// is in the cache.
+///
 /// What becomes of a query depends on its own vector and on the keys that it sees, to the last bit: the operations on each
 /// and their order are the same whatever is beside it.
 ///
@@ -44,13 +48,15 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
     values: *const f32,
     from: usize,
     end: usize,
+    next: Option<*const f32>,
 ) {
     let size = PIECES * LANES;
     let count = BLOCK.min(end - from);
     let mut weights = [[_mm512_setzero_ps(); PARTS]; ROWS];
     // SAFETY: by the caller's word.
     unsafe {
-        scores::<PIECES, ROWS>(queries, keys.add(from * size), count, &mut weights);
+        let ahead = next.map(|_| values.add(from * size));
+        scores::<PIECES, ROWS>(queries, keys.add(from * size), count, ahead, &mut weights);
     }
     for row in 0..ROWS {
         let query = &mut queries[row];
@@ -100,6 +106,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
         }
         let mut value = values.add(from * size);
         for key in 0..count {
+            fetch::<PIECES>(next, key);
             for piece in 0..PIECES {
                 let part = _mm512_loadu_ps(value.add(piece * LANES));
                 for row in 0..ROWS {
@@ -117,7 +124,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
     }
 }
 
-/// Scores of `count` keys for each query: products of the vectors.
+/// Scores of `count` keys for each query: products of the vectors. As many vectors are fetched from `ahead`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 #[inline]
@@ -125,6 +132,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     queries: &[Query],
     mut keys: *const f32,
     count: usize,
+    ahead: Option<*const f32>,
     scores: &mut [[__m512; PARTS]; ROWS],
 ) {
     let mut vectors = [[_mm512_setzero_ps(); PIECES]; ROWS];
@@ -137,6 +145,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     for part in 0..count.div_ceil(LANES) {
         let mut products = [[_mm512_setzero_ps(); LANES]; ROWS];
         for key in 0..LANES.min(count - part * LANES) {
+            fetch::<PIECES>(ahead, part * LANES + key);
             for piece in 0..PIECES {
                 // SAFETY: by the caller's word.
                 let values = unsafe { _mm512_loadu_ps(keys.add(piece * LANES)) };
@@ -149,6 +158,18 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
         }
         for row in 0..ROWS {
             scores[row][part] = sums(&products[row]);
+        }
+    }
+}
+
+/// Has the vector `index` of those at `from` fetched into the first cache.
+#[inline]
+fn fetch<const PIECES: usize>(from: Option<*const f32>, index: usize) {
+    if let Some(from) = from {
+        for piece in 0..PIECES {
+            let line = from.wrapping_add((index * PIECES + piece) * LANES);
+            // SAFETY: nothing is read: an address that is none is let go.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>()) };
         }
     }
 }
