@@ -1,0 +1,293 @@
+//! Whether a request is taken, and its way into the queue.
+
+use std::cmp::Reverse;
+
+use phi_edge_engine::TokenId;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::restore::record;
+use super::run::promised;
+use super::{ADDRESSES, Entry, Ledger, Outgoing, REFUSED, State, Verdict, Waiting, is_internal};
+use crate::job::{JobKey, NewJob};
+use crate::journal::Stored;
+use crate::reply::{ErrorCode, Refusal};
+use crate::store::Change;
+
+impl Ledger {
+    /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again, so that
+    /// the client waits for nothing more than it already gets.
+    pub(crate) fn admit(
+        &mut self,
+        job: &NewJob,
+        redelivered: bool,
+        now: Instant,
+    ) -> Result<Verdict, Refusal> {
+        if redelivered
+            && job
+                .receipt
+                .is_some_and(|receipt| self.refusals.contains(&receipt))
+        {
+            return Ok(Verdict::Known(None));
+        }
+        if let Some(entry) = self.jobs.get(&job.key) {
+            if entry.digest != job.body_digest {
+                return Err(self.refuse(
+                    ErrorCode::BadRequest,
+                    "id: in use by another request; give each request its own id",
+                ));
+            }
+            if let State::Arriving { arrived, .. } = &entry.state {
+                return Ok(Verdict::Arriving(arrived.subscribe()));
+            }
+            if redelivered {
+                return Ok(Verdict::Known(None));
+            }
+            return self.repeat(job);
+        }
+        self.let_in(job, now)?;
+        let said = match &job.session {
+            None => Vec::new(),
+            Some(session) => match self.sessions.begin(&job.key, session, now) {
+                Ok(said) => said,
+                Err(occupied) => {
+                    return Err(self.busy(&format!(
+                        "session: request {:?} of {session:?} is not answered yet",
+                        occupied.by
+                    )));
+                }
+            },
+        };
+        let place = (Reverse(job.priority), self.places);
+        self.places += 1;
+        self.arriving += 1;
+        let entry = Entry {
+            place,
+            digest: job.body_digest,
+            addresses: vec![job.reply.clone()],
+            session: job.session.clone(),
+            attempts: 0,
+            suspect: false,
+            state: State::Arriving {
+                waiting: None,
+                cancelled: false,
+                arrived: watch::Sender::new(()),
+            },
+        };
+        self.jobs.insert(job.key.clone(), entry);
+        Ok(Verdict::New { said })
+    }
+
+    /// Whether there is room for one more.
+    pub(super) fn let_in(&mut self, job: &NewJob, now: Instant) -> Result<(), Refusal> {
+        if let Some(closed) = self.closed {
+            return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
+        }
+        if let Some(reason) = self.journal.failing() {
+            return Err(self.refuse(
+                ErrorCode::Unavailable,
+                format!("requests can't be stored at present ({reason}); send it again later"),
+            ));
+        }
+        let queued = self.queue.len() + self.arriving;
+        if queued >= self.limits.queue {
+            return Err(self.busy(&format!("{queued} requests wait already")));
+        }
+        if self.outgoing.len() >= self.limits.queue {
+            let waiting = self.outgoing.len();
+            return Err(self.busy(&format!("{waiting} replies wait to be sent")));
+        }
+        if let Some((bytes, most)) = self.journal.overfull() {
+            return Err(self.busy(&format!(
+                "the store holds {bytes} bytes, store.max_size is {most}"
+            )));
+        }
+        if !is_internal(&job.key)
+            && let Err((wait, which)) = self.quotas.enter(job.key.client.as_ref(), now)
+        {
+            return Err(Refusal {
+                retry_after: Some(wait),
+                ..self.refuse(
+                    ErrorCode::Busy,
+                    format!("this client's budget is used up ({which}); send the request again later"),
+                )
+            });
+        }
+        Ok(())
+    }
+
+    /// A client asks again for what it asked before: it gets the outcome once more, or waits for it.
+    pub(super) fn repeat(&mut self, job: &NewJob) -> Result<Verdict, Refusal> {
+        let Some(entry) = self.jobs.get_mut(&job.key) else {
+            return Ok(Verdict::Known(None));
+        };
+        if let State::Done(body, _) = &entry.state {
+            let body = body.clone();
+            // One that has not left yet serves both.
+            let waits = |out: &Outgoing| {
+                out.reply.key == job.key && out.reply.address == job.reply && out.reply.body == body
+            };
+            if !is_internal(&job.key) && !self.outgoing.iter().any(waits) {
+                if self.outgoing.len() >= self.limits.queue {
+                    return Err(self.busy("replies wait to be sent"));
+                }
+                self.send(job.key.clone(), job.reply.clone(), body);
+            }
+        } else if !entry.addresses.contains(&job.reply) {
+            if entry.addresses.len() >= ADDRESSES {
+                return Err(self.busy(&format!(
+                    "{ADDRESSES} response topics wait for this request already"
+                )));
+            }
+            entry.addresses.push(job.reply.clone());
+            let addresses = entry.addresses.clone();
+            let key = job.key.clone();
+            self.journal.note(Change::Addresses { key, addresses });
+        }
+        tracing::debug!(
+            job.id = job.key.id,
+            job.client = job.key.client,
+            "request repeated"
+        );
+        Ok(Verdict::Known(self.journal.send_and_wait()))
+    }
+
+    /// Takes a job in that is arriving. From when this is stored, and [`Ledger::arrived`] is called, it gets an outcome.
+    pub(crate) fn accept(
+        &mut self,
+        job: NewJob,
+        prompt: Vec<TokenId>,
+        now: Instant,
+    ) -> Result<Option<Stored>, Refusal> {
+        // The ledger was unlocked while the prompt was encoded: things may have changed.
+        if let Some(closed) = self.closed {
+            return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
+        }
+        let time = job
+            .deadline
+            .map_or(self.limits.max_deadline, |d| d.min(self.limits.max_deadline));
+        if time.is_zero() {
+            return Err(self.refuse(ErrorCode::Expired, "the deadline has passed already"));
+        }
+        let ahead = self.queue.len() + self.running;
+        let Some(entry) = self.jobs.get_mut(&job.key) else {
+            return Err(self.refuse(ErrorCode::Internal, "the request was lost on its way"));
+        };
+        let place = entry.place;
+        let State::Arriving { waiting, .. } = &mut entry.state else {
+            return Err(self.refuse(ErrorCode::Internal, "the request has arrived twice"));
+        };
+        tracing::info!(
+            job.id = job.key.id,
+            job.client = job.key.client,
+            priority = ?job.priority,
+            prompt_tokens = prompt.len(),
+            max_tokens = job.max_tokens,
+            ahead,
+            trace_id = job.trace_id(),
+            "job accepted"
+        );
+        if let Some(session) = &job.session {
+            self.sessions.asked(&job.key, session, &prompt);
+        }
+        let new = Waiting {
+            prompt,
+            accepted: now,
+            expires: now + time,
+            job,
+        };
+        let record = record(&new, place, &self.journal);
+        self.quotas
+            .charge(new.job.key.client.as_ref(), promised(&new), now);
+        *waiting = Some(Box::new(new));
+        if self.journal.is_durable() {
+            self.journal.note(Change::Accept(Box::new(record)));
+        }
+        Ok(self.journal.send_and_wait())
+    }
+
+    /// The accepted job is stored: it takes its place in the queue.
+    pub(crate) fn arrived(&mut self, key: &JobKey, now: Instant) {
+        let Some(entry) = self.jobs.get_mut(key) else {
+            return;
+        };
+        let place = entry.place;
+        let State::Arriving {
+            waiting, cancelled, ..
+        } = &mut entry.state
+        else {
+            return;
+        };
+        let (Some(waiting), cancelled) = (waiting.take(), *cancelled) else {
+            return;
+        };
+        entry.state = State::Queued(waiting);
+        self.arriving -= 1;
+        self.queue.insert(place, key.clone());
+        if cancelled {
+            self.cancel(key, now);
+        }
+        self.journal.send();
+    }
+
+    /// What was arriving is not accepted.
+    pub(crate) fn abandon(&mut self, key: &JobKey, now: Instant) {
+        if !matches!(
+            self.jobs.get(key),
+            Some(Entry {
+                state: State::Arriving { .. },
+                ..
+            })
+        ) {
+            return;
+        }
+        self.arriving -= 1;
+        let Some(entry) = self.jobs.remove(key) else {
+            return;
+        };
+        if let Some(waiting) = entry.waiting() {
+            self.quotas.charge(key.client.as_ref(), -promised(waiting), now);
+        }
+        if let Some(session) = &entry.session {
+            self.sessions.answered(key, session, None, now);
+        }
+    }
+
+    /// Makes a refusal.
+    pub(crate) fn refuse(&mut self, code: ErrorCode, message: impl Into<String>) -> Refusal {
+        self.refused += 1;
+        Refusal {
+            reply_id: self.reply_id(),
+            code,
+            message: message.into(),
+            retry_after: None,
+        }
+    }
+
+    pub(super) fn busy(&mut self, why: &str) -> Refusal {
+        let retry_after =
+            self.pace
+                .retry_after(self.queue.len(), self.limits.slots, self.limits.max_deadline);
+        Refusal {
+            retry_after: Some(retry_after),
+            ..self.refuse(ErrorCode::Busy, format!("{why}; send the request again later"))
+        }
+    }
+
+    /// Whether a request that the broker delivers again was refused before.
+    pub(crate) fn was_refused(&self, receipt: &[u8; 32]) -> bool {
+        self.refusals.contains(receipt)
+    }
+
+    pub(super) fn remember_refusal(&mut self, receipt: [u8; 32]) {
+        if self.refusals.len() >= REFUSED {
+            self.refusals.pop_front();
+        }
+        self.refusals.push_back(receipt);
+    }
+
+    /// Whether there is a job of this name.
+    pub(crate) fn knows(&self, key: &JobKey) -> bool {
+        self.jobs.contains_key(key)
+    }
+}

@@ -1,0 +1,280 @@
+//! Who asked for what, and what became of it.
+//!
+//! The ledger decides and does nothing: no clock, no tasks, no channels to wait on. Each job that it
+//! accepts gets exactly one outcome, for each address that asked for it. What it decides is noted in the journal, in
+//! order; outcomes leave once the journal is safe.
+
+mod admit;
+mod outgoing;
+mod restore;
+mod run;
+mod settle;
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::time::Duration;
+
+use phi_edge_engine::TokenId;
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::journal::{Journal, Stored};
+use crate::pace::Pace;
+use crate::quota::{Quota, Quotas};
+use crate::reply::{Reply, ReplyBody};
+use crate::rules::record::RuleChange;
+use crate::sessions::Sessions;
+use crate::stats::Stats;
+use crate::store::Change;
+use crate::witness::Witnesses;
+
+/// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
+/// that changes its response topic when it reconnects.
+const ADDRESSES: usize = 4;
+
+/// Waiting time that outweighs one step of priority.
+const AGEING: Duration = Duration::from_secs(30);
+
+/// Crashes in which a job was alone, after which it is not tried again.
+const CRASHES: u32 = 3;
+
+/// Refused requests that are remembered for the broker's redeliveries: more than it has under way to us.
+const REFUSED: usize = 256;
+
+/// The client of what is asked within this process.
+pub(crate) const INTERNAL: &str = "/rules";
+
+/// Bounds of the ledger.
+#[derive(Debug, Clone)]
+pub(crate) struct Limits {
+    pub(crate) slots: usize,
+    pub(crate) queue: usize,
+    pub(crate) max_deadline: Duration,
+    pub(crate) keep_for: Duration,
+    pub(crate) keep_outcomes: usize,
+    pub(crate) keep_bytes: usize,
+    pub(crate) session_ttl: Duration,
+    pub(crate) session_memory: usize,
+    pub(crate) quota: Quota,
+    pub(crate) model: std::sync::Arc<str>,
+    pub(crate) witnesses: Witnesses,
+}
+
+/// What a request is to the ledger.
+#[derive(Debug)]
+pub(crate) enum Verdict {
+    /// Not seen before, and from here on arriving: encode it behind what its session has said so far, and call
+    /// [`Ledger::accept`] or [`Ledger::abandon`].
+    New { said: Vec<TokenId> },
+    /// Its outcome was or will be sent, once this is stored.
+    Known(Option<Stored>),
+    /// The same request is just arriving: look again when this changes.
+    Arriving(watch::Receiver<()>),
+}
+
+/// A job that gets a slot.
+pub(crate) struct Start {
+    pub(crate) job: NewJob,
+    /// 1, and one more after each interruption.
+    pub(crate) attempt: u32,
+    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) accepted: Instant,
+    pub(crate) expires: Instant,
+    /// Becomes true when the job is to end.
+    pub(crate) stop: watch::Receiver<bool>,
+}
+
+#[derive(Clone)]
+struct Waiting {
+    job: NewJob,
+    prompt: Vec<TokenId>,
+    accepted: Instant,
+    expires: Instant,
+}
+
+/// A place in the queue: who came first within a priority. [`Ledger::next_place`] chooses among priorities.
+type Place = (Reverse<Priority>, u64);
+
+enum State {
+    /// Not promised yet.
+    Arriving {
+        waiting: Option<Box<Waiting>>,
+        cancelled: bool,
+        /// Dropped when it has arrived or was abandoned.
+        arrived: watch::Sender<()>,
+    },
+    Queued(Box<Waiting>),
+    Running {
+        stop: watch::Sender<bool>,
+        waiting: Box<Waiting>,
+        /// Stopped by us, not by its client: it goes on after a restart.
+        paused: bool,
+    },
+    Done(ReplyBody, Instant),
+}
+
+struct Entry {
+    place: Place,
+    digest: [u8; 32],
+    /// Who waits for the outcome.
+    addresses: Vec<ReplyAddress>,
+    /// The session that it has reserved.
+    session: Option<String>,
+    /// Starts so far.
+    attempts: u32,
+    /// It ran when the process crashed: it runs alone.
+    suspect: bool,
+    state: State,
+}
+
+impl Entry {
+    fn waiting(&self) -> Option<&Waiting> {
+        match &self.state {
+            State::Arriving { waiting, .. } => waiting.as_deref(),
+            State::Queued(waiting) | State::Running { waiting, .. } => Some(waiting),
+            State::Done(..) => None,
+        }
+    }
+}
+
+/// A message that waits for its batch of the journal to be safe.
+struct Outgoing {
+    safe_with: u64,
+    reply: Reply,
+}
+
+struct Kept {
+    key: JobKey,
+    until: Instant,
+    bytes: usize,
+}
+
+/// Why nothing new is accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Closed {
+    Draining,
+    EngineLost,
+}
+
+impl Closed {
+    fn message(self) -> &'static str {
+        match self {
+            Self::Draining => "the service is shutting down; send the request again later",
+            Self::EngineLost => "the engine has stopped; send the request again later",
+        }
+    }
+}
+
+pub(crate) struct Ledger {
+    limits: Limits,
+    jobs: HashMap<JobKey, Entry>,
+    queue: BTreeMap<Place, JobKey>,
+    running: usize,
+    /// Finished jobs, oldest first.
+    kept: VecDeque<Kept>,
+    kept_bytes: usize,
+    outgoing: VecDeque<Outgoing>,
+    /// Messages that the broker has not acknowledged, those in `outgoing` among them; only what is durable.
+    undelivered: BTreeMap<u64, Reply>,
+    deliveries: u64,
+    /// Receipts of requests that were refused, oldest first.
+    refusals: VecDeque<[u8; 32]>,
+    arriving: usize,
+    /// Queued jobs that ran when the process crashed.
+    suspects: usize,
+    /// The one that runs is such a job.
+    alone: bool,
+    closed: Option<Closed>,
+    /// Who waits for an outcome within this process.
+    listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
+    sessions: Sessions,
+    quotas: Quotas,
+    pace: Pace,
+    journal: Journal,
+    places: u64,
+    replies: u64,
+    /// Makes reply ids differ between processes.
+    boot: u64,
+    served: u64,
+    failed: u64,
+    refused: u64,
+}
+
+impl Ledger {
+    pub(crate) fn new(limits: Limits, boot: u64, journal: Journal) -> Self {
+        Self {
+            sessions: Sessions::new(limits.session_ttl, limits.session_memory),
+            quotas: Quotas::new(limits.quota),
+            limits,
+            jobs: HashMap::new(),
+            listeners: HashMap::new(),
+            queue: BTreeMap::new(),
+            running: 0,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            outgoing: VecDeque::new(),
+            undelivered: BTreeMap::new(),
+            deliveries: 0,
+            refusals: VecDeque::new(),
+            arriving: 0,
+            suspects: 0,
+            alone: false,
+            closed: None,
+            pace: Pace::default(),
+            journal,
+            places: 0,
+            replies: 0,
+            boot,
+            served: 0,
+            failed: 0,
+            refused: 0,
+        }
+    }
+
+    /// Other bounds, for what comes from now on.
+    pub(crate) fn set_limits(&mut self, limits: Limits) {
+        self.sessions
+            .set_bounds(limits.session_ttl, limits.session_memory);
+        self.quotas.set(limits.quota);
+        self.limits = limits;
+    }
+
+    /// Writes down what the rules have decided.
+    pub(crate) fn note_rules(&mut self, changes: Vec<RuleChange>) -> Option<Stored> {
+        for change in changes {
+            self.journal.note(Change::Rule(change));
+        }
+        self.journal.send_and_wait()
+    }
+
+    /// Why nothing new can be stored, if so.
+    pub(crate) fn store_failing(&self) -> Option<String> {
+        self.journal.failing()
+    }
+
+    /// Takes the store out: what is decided from here on is not kept.
+    pub(crate) fn close_store(&mut self) -> Journal {
+        std::mem::replace(&mut self.journal, Journal::new(None))
+    }
+
+    pub(crate) fn stats(&self) -> Stats {
+        Stats {
+            queued: self.queue.len(),
+            running: self.running,
+            slots: self.limits.slots,
+            tokens_per_s: self.pace.tokens_per_s(),
+            first_token: self.pace.first_token(),
+            served: self.served,
+            failed: self.failed,
+            refused: self.refused,
+            outcomes_waiting: self.outgoing.len(),
+            undelivered: self.undelivered.len(),
+        }
+    }
+}
+
+/// Whether a job was asked for within this process: no client's name holds a slash.
+fn is_internal(key: &JobKey) -> bool {
+    key.client.as_deref() == Some(INTERNAL)
+}

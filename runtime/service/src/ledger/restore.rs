@@ -1,0 +1,233 @@
+//! What an earlier process left, and writing all of it anew.
+
+use std::cmp::Reverse;
+
+use tokio::time::Instant;
+
+use super::settle::size;
+use super::{CRASHES, Entry, Kept, Ledger, Outgoing, Place, State, Waiting};
+use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::journal::Journal;
+use crate::reply::{DeadLetter, ErrorCode, ReplyBody};
+use crate::rules::record::RestoredRules;
+use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState};
+
+impl Ledger {
+    /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
+    pub(crate) fn restore_if_any(&mut self, now: Instant) -> Option<RestoredRules> {
+        let restored = self.journal.take_restored()?;
+        Some(self.restore(restored, now))
+    }
+
+    /// Takes over what an earlier process left of requests and outcomes.
+    pub(super) fn restore(&mut self, restored: Restored, now: Instant) -> RestoredRules {
+        let Restored {
+            jobs,
+            outbox,
+            refused,
+            rules,
+        } = restored;
+        tracing::info!(
+            open = jobs
+                .iter()
+                .filter(|job| matches!(job.state, RestoredState::Open { .. }))
+                .count(),
+            outcomes = jobs
+                .iter()
+                .filter(|job| matches!(job.state, RestoredState::Done { .. }))
+                .count(),
+            undelivered = outbox.len(),
+            "the store is read"
+        );
+        // Before any of our own.
+        self.deliveries = self.deliveries.max(
+            outbox
+                .iter()
+                .filter_map(|reply| reply.delivery)
+                .max()
+                .unwrap_or(0),
+        );
+        for reply in outbox.into_iter().rev() {
+            if let Some(delivery) = reply.delivery {
+                self.undelivered.insert(delivery, reply.clone());
+            }
+            self.outgoing.push_front(Outgoing { safe_with: 0, reply });
+        }
+        for receipt in refused {
+            self.remember_refusal(receipt);
+        }
+        for job in jobs {
+            self.restore_job(job, now);
+        }
+        self.journal.send();
+        rules
+    }
+
+    pub(super) fn restore_job(&mut self, restored: RestoredJob, now: Instant) {
+        let RestoredJob {
+            record,
+            addresses,
+            attempts,
+            crashes,
+            state,
+        } = restored;
+        self.places = self.places.max(record.place.saturating_add(1));
+        let key = record.job.key.clone();
+        if self.jobs.contains_key(&key) {
+            return;
+        }
+        let place = (Reverse(record.job.priority), record.place);
+        let suspect = matches!(state, RestoredState::Open { suspect: true });
+        let digest = record.job.body_digest;
+        let entry = |session, state| Entry {
+            place,
+            digest,
+            addresses,
+            session,
+            attempts,
+            suspect,
+            state,
+        };
+        match state {
+            RestoredState::Done { body, until_up_ms } => {
+                let until = now + self.journal.left(until_up_ms);
+                let bytes = size(&body);
+                self.jobs
+                    .insert(key.clone(), entry(None, State::Done(body, until)));
+                self.kept.push_back(Kept { key, until, bytes });
+                self.kept_bytes += bytes;
+            }
+            RestoredState::Open { .. } => {
+                let expires = now + self.journal.left(record.expires.up_ms);
+                let session = record.job.session.clone().filter(|session| {
+                    let free = self.sessions.begin(&key, session, now).is_ok();
+                    self.sessions.asked(&key, session, &record.prompt);
+                    free
+                });
+                let waiting = Waiting {
+                    prompt: record.prompt,
+                    accepted: now,
+                    expires,
+                    job: record.job,
+                };
+                let entry = entry(session, State::Queued(Box::new(waiting)));
+                self.queue.insert(place, key.clone());
+                self.suspects += usize::from(suspect);
+                self.jobs.insert(key.clone(), entry);
+                if crashes >= CRASHES {
+                    self.give_up(&key, crashes, now);
+                }
+            }
+        }
+    }
+
+    /// A job that was alone at so many crashes is taken to be their cause.
+    pub(super) fn give_up(&mut self, key: &JobKey, crashes: u32, now: Instant) {
+        let message = format!(
+            "the service crashed {crashes} times while it worked on this request alone; it is not tried again"
+        );
+        tracing::error!(
+            job.id = key.id,
+            job.client = key.client,
+            crashes,
+            "a job is given up"
+        );
+        let letter = DeadLetter {
+            reason: ErrorCode::Internal.as_str().to_owned(),
+            message: message.clone(),
+            topic: String::new(),
+            id: Some(key.id.clone()),
+            payload: Vec::new(),
+        };
+        self.send(
+            key.clone(),
+            ReplyAddress::nowhere(),
+            ReplyBody::DeadLetter(letter),
+        );
+        let body = self.error(ErrorCode::Internal, message);
+        self.settle(key, &body, now);
+    }
+
+    /// Writes everything that is to be kept anew, for a store that has missed something.
+    pub(crate) fn write_all(&mut self, rules: &RestoredRules) {
+        let mut all: Vec<Change> = rules.changes().into_iter().map(Change::Rule).collect();
+        for (key, entry) in &self.jobs {
+            let key = key.clone();
+            match (&entry.state, entry.waiting()) {
+                (State::Arriving { .. }, _) => {}
+                (State::Done(body, until), _) => {
+                    let record = outcome_record(&key, entry, *until, &self.journal);
+                    all.push(Change::Accept(Box::new(record)));
+                    all.push(Change::Settle {
+                        key,
+                        body: Box::new(body.clone()),
+                        until: self.journal.moment(*until),
+                    });
+                }
+                (state, Some(waiting)) => {
+                    let record = record(waiting, entry.place, &self.journal);
+                    all.push(Change::Accept(Box::new(record)));
+                    let addresses = entry.addresses.clone();
+                    all.push(Change::Addresses {
+                        key: key.clone(),
+                        addresses,
+                    });
+                    if matches!(state, State::Running { .. }) {
+                        let attempt = entry.attempts;
+                        all.push(Change::Start { key, attempt });
+                    }
+                }
+                (_, None) => {}
+            }
+        }
+        all.extend(
+            self.undelivered
+                .values()
+                .map(|reply| Change::Post(Box::new(reply.clone()))),
+        );
+        all.extend(
+            self.refusals
+                .iter()
+                .map(|receipt| Change::Refused { receipt: *receipt }),
+        );
+        self.journal.replace(all);
+    }
+}
+
+pub(super) fn record(waiting: &Waiting, place: Place, journal: &Journal) -> JobRecord {
+    JobRecord {
+        job: NewJob {
+            messages: Vec::new(),
+            ..waiting.job.clone()
+        },
+        prompt: waiting.prompt.clone(),
+        place: place.1,
+        accepted: journal.moment(waiting.accepted),
+        expires: journal.moment(waiting.expires),
+    }
+}
+
+/// The row of a job of which only the outcome is left.
+pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal) -> JobRecord {
+    JobRecord {
+        job: NewJob {
+            key: key.clone(),
+            body_digest: entry.digest,
+            messages: Vec::new(),
+            max_tokens: 0,
+            sampling: phi_edge_engine::Sampling::default(),
+            stop: Vec::new(),
+            stream: false,
+            priority: Priority::Normal,
+            deadline: None,
+            session: None,
+            reply: ReplyAddress::nowhere(),
+            payload_bytes: None,
+            receipt: None,
+        },
+        prompt: Vec::new(),
+        place: entry.place.1,
+        accepted: journal.moment(Instant::now()),
+        expires: journal.moment(until),
+    }
+}

@@ -1,0 +1,204 @@
+//! Outcomes: said once, remembered for who asks again, forgotten in time.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::run::promised;
+use super::{Kept, Ledger, State, Waiting, is_internal};
+use crate::job::JobKey;
+use crate::reply::{Answer, ErrorCode, Refusal, ReplyBody};
+use crate::store::Change;
+use crate::witness::{JobEnd, Outcome, Witnesses};
+
+impl Ledger {
+    pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {
+        ReplyBody::Error(Refusal {
+            reply_id: self.reply_id(),
+            code,
+            message: message.into(),
+            retry_after: None,
+        })
+    }
+
+    pub(super) fn reply_id(&mut self) -> String {
+        self.replies += 1;
+        format!("{:016x}-{}", self.boot, self.replies)
+    }
+
+    /// Gives a job its outcome. One that has its outcome keeps it.
+    pub(super) fn settle(&mut self, key: &JobKey, body: &ReplyBody, now: Instant) {
+        self.settle_with(key, body, (0, 0), now);
+    }
+
+    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the witnesses are told.
+    pub(super) fn settle_with(
+        &mut self,
+        key: &JobKey,
+        body: &ReplyBody,
+        guesses: (usize, usize),
+        now: Instant,
+    ) {
+        let Some(entry) = self.jobs.get_mut(key) else {
+            return;
+        };
+        let until = match &entry.state {
+            State::Arriving { .. } | State::Done(..) => return,
+            State::Queued(waiting) => {
+                self.queue.remove(&entry.place);
+                self.suspects -= usize::from(entry.suspect);
+                waiting.expires
+            }
+            State::Running { waiting, .. } => {
+                self.running -= 1;
+                self.alone = false;
+                waiting.expires
+            }
+        };
+        if let Some(waiting) = entry.waiting() {
+            tell(
+                &self.limits.witnesses,
+                entry.attempts,
+                waiting,
+                body,
+                guesses,
+                now,
+            );
+            let used = match body {
+                ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
+                _ => 0,
+            };
+            let rest = promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX);
+            self.quotas.charge(key.client.as_ref(), -rest, now);
+        }
+        if let Some(session) = entry.session.take() {
+            // Already its own again after an answer: this is for those that have none.
+            self.sessions.answered(key, &session, None, now);
+        }
+        match body {
+            ReplyBody::Final(answer) => {
+                self.served += 1;
+                self.pace.observe(answer);
+                log_answer(key, answer, entry.waiting());
+            }
+            ReplyBody::Error(refusal) => {
+                self.failed += 1;
+                tracing::info!(
+                    job.id = key.id,
+                    job.client = key.client,
+                    code = refusal.code.as_str(),
+                    error = refusal.message,
+                    trace_id = entry.waiting().and_then(|waiting| waiting.job.trace_id()),
+                    "job failed"
+                );
+            }
+            ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => {}
+        }
+        let bytes = size(body);
+        let addresses = std::mem::take(&mut entry.addresses);
+        // Until its deadline a repeat is answered with the same.
+        let until = until.max(now + self.limits.keep_for);
+        entry.state = State::Done(body.clone(), until);
+        if self.journal.is_durable() {
+            self.journal.note(Change::Settle {
+                key: key.clone(),
+                body: Box::new(body.clone()),
+                until: self.journal.moment(until),
+            });
+        }
+        for address in addresses {
+            // What was asked within this process is sent nowhere.
+            if !is_internal(key) {
+                self.send(key.clone(), address, body.clone());
+            }
+        }
+        if let Some(listener) = self.listeners.remove(key) {
+            // An error: whoever asked has left.
+            let _ = listener.send(body.clone());
+        }
+        self.kept.push_back(Kept {
+            key: key.clone(),
+            until,
+            bytes,
+        });
+        self.kept_bytes += bytes;
+        while self.kept.len() > self.limits.keep_outcomes || self.kept_bytes > self.limits.keep_bytes {
+            self.forget_oldest();
+        }
+    }
+
+    pub(super) fn forget_oldest(&mut self) {
+        if let Some(kept) = self.kept.pop_front() {
+            self.kept_bytes -= kept.bytes;
+            self.jobs.remove(&kept.key);
+            self.journal.note(Change::Forget(kept.key));
+        }
+    }
+
+    pub(super) fn forget(&mut self, key: &JobKey) {
+        if let Some(place) = self.kept.iter().position(|kept| kept.key == *key)
+            && let Some(kept) = self.kept.remove(place)
+        {
+            self.kept_bytes -= kept.bytes;
+            self.jobs.remove(key);
+            self.journal.note(Change::Forget(kept.key));
+        }
+    }
+}
+
+/// Bytes of text of an outcome.
+pub(super) fn size(body: &ReplyBody) -> usize {
+    match body {
+        ReplyBody::Final(answer) => answer.text.len(),
+        ReplyBody::Error(refusal) => refusal.message.len(),
+        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => 0,
+    }
+}
+
+/// Tells the witnesses of a job's end.
+pub(super) fn tell(
+    witnesses: &Witnesses,
+    attempts: u32,
+    waiting: &Waiting,
+    body: &ReplyBody,
+    guesses: (usize, usize),
+    now: Instant,
+) {
+    let outcome = match body {
+        ReplyBody::Final(answer) => Outcome::Answered {
+            answer,
+            guessed: guesses.0,
+            guessed_right: guesses.1,
+        },
+        ReplyBody::Error(refusal) => Outcome::Failed(refusal),
+        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => return,
+    };
+    let end = JobEnd {
+        job: &waiting.job,
+        prompt: &waiting.prompt,
+        internal: is_internal(&waiting.job.key),
+        attempts,
+        took: now.saturating_duration_since(waiting.accepted),
+        outcome,
+    };
+    witnesses.tell(|witness| witness.ended(&end));
+}
+
+pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
+    tracing::info!(
+        job.id = key.id,
+        job.client = key.client,
+        finish_reason = ?answer.finish_reason,
+        prompt_tokens = answer.prompt_tokens,
+        completion_tokens = answer.completion_tokens,
+        queued_ms = millis(answer.queued),
+        prefill_ms = millis(answer.prefill),
+        decode_ms = millis(answer.decode),
+        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
+        "job answered"
+    );
+}
+
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
