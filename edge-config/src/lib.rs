@@ -38,7 +38,7 @@ pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
     Audit, Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, Runtime, Store, Tls,
-    WhenFailing,
+    Traces, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording};
 pub use units::{ByteSize, TimeSpan, UnitError};

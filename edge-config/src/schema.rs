@@ -2,7 +2,7 @@
 
 use crate::Shape;
 use crate::shape::{
-    at_least, choice, duration, filters, host, log_filter, name, number, pool_base, size, text, texts,
+    at_least, choice, duration, filters, host, http, log_filter, name, number, pool_base, size, text, texts,
     topic_base,
 };
 
@@ -40,7 +40,7 @@ pub fn known_keys() -> &'static [Key] {
 }
 
 /// The sections that may stand before a key, and the array of rules.
-pub(crate) const SECTIONS: [&str; 12] = [
+pub(crate) const SECTIONS: [&str; 13] = [
     "node",
     "mqtt",
     "mqtt.tls",
@@ -50,6 +50,7 @@ pub(crate) const SECTIONS: [&str; 12] = [
     "limits",
     "store",
     "metrics",
+    "traces",
     "audit",
     "log",
     RULES,
@@ -85,7 +86,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 65] = [
+pub(crate) static KEYS: [Key; 66] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -206,6 +207,7 @@ pub(crate) static KEYS: [Key; 65] = [
         Preset::Text("refuse"),
     ),
     key("metrics.listen", Shape::Address, Preset::Unset),
+    key("traces.endpoint", http(), Preset::Unset),
     key("audit.path", Shape::Path, Preset::Unset),
     key("audit.texts", Shape::Switch, Preset::Switch(false)),
     key("audit.max_size", size(64 * KIB, TIB), Preset::Text("16MiB")),

@@ -26,6 +26,9 @@ pub struct Config {
     /// Prometheus metrics.
     #[serde(default)]
     pub metrics: Metrics,
+    /// Traces.
+    #[serde(default)]
+    pub traces: Traces,
     /// The audit.
     pub audit: Audit,
     /// Logging.
@@ -242,6 +245,14 @@ pub enum WhenFailing {
 pub struct Metrics {
     /// Where metrics are served; none means not at all.
     pub listen: Option<SocketAddr>,
+}
+
+/// `[traces]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Traces {
+    /// The collector; none means that nothing is sent.
+    pub endpoint: Option<String>,
 }
 
 /// `[audit]`

@@ -142,6 +142,22 @@ pub(crate) const fn filters() -> Shape {
     })
 }
 
+pub(crate) const fn http() -> Shape {
+    Shape::Text(Wording {
+        expected: "an address that begins with http:// or https://, such as \"http://127.0.0.1:4318\"",
+        accepts: |text| {
+            let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
+            host.is_some_and(|host| {
+                !host.is_empty()
+                    && !host.starts_with('/')
+                    && host
+                        .chars()
+                        .all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#'))
+            })
+        },
+    })
+}
+
 pub(crate) const fn texts() -> Shape {
     Shape::List(Wording {
         expected: "a list of texts, none of them blank",

@@ -21,6 +21,7 @@ mod settings;
 mod store;
 mod support;
 mod top;
+mod traces;
 
 use std::process::ExitCode;
 

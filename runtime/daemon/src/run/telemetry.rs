@@ -1,4 +1,4 @@
-//! Metrics and audit as the configuration wants them: made first, so that they see all there is.
+//! Metrics, audit and traces as the configuration wants them: made first, so that they see all there is.
 
 use std::sync::Arc;
 use std::time::SystemTime;
@@ -16,6 +16,7 @@ use super::sysfs::Sysfs;
 use crate::audit::{Audit, AuditConfig};
 use crate::exit::{Exit, Fault};
 use crate::metrics::{Bounds, Recorder, Server, Sources, pulse};
+use crate::traces::Traces;
 
 /// What watches the service. Dropping it ends the audit in good order.
 pub(crate) struct Telemetry<'a> {
@@ -23,6 +24,7 @@ pub(crate) struct Telemetry<'a> {
     started: SystemTime,
     recorder: Option<Arc<Recorder>>,
     audit: Option<Arc<Audit>>,
+    traces: Option<Arc<Traces>>,
 }
 
 impl<'a> Telemetry<'a> {
@@ -39,11 +41,21 @@ impl<'a> Telemetry<'a> {
             Some(path) => Some(Arc::new(audit(config, path, model, prompts)?)),
             None => None,
         };
+        let traces = match &config.traces.endpoint {
+            Some(endpoint) => {
+                let traces = Traces::start(endpoint, &config.node.name, &model.name());
+                Some(Arc::new(traces.map_err(|error| {
+                    Fault::failed(format!("the thread of traces can't be started: {error}"))
+                })?))
+            }
+            None => None,
+        };
         Ok(Self {
             config,
             started: SystemTime::now(),
             recorder,
             audit,
+            traces,
         })
     }
 
@@ -51,7 +63,8 @@ impl<'a> Telemetry<'a> {
     pub(crate) fn witnesses(&self) -> Witnesses {
         let recorder = self.recorder.clone().map(|recorder| recorder as Arc<dyn Witness>);
         let audit = self.audit.clone().map(|audit| audit as Arc<dyn Witness>);
-        Witnesses::new(recorder.into_iter().chain(audit).collect())
+        let traces = self.traces.clone().map(|traces| traces as Arc<dyn Witness>);
+        Witnesses::new(recorder.into_iter().chain(audit).chain(traces).collect())
     }
 
     /// Serves metrics and health, if the configuration wants it; the main loop is to answer what comes on the receiver.
@@ -101,6 +114,9 @@ impl Drop for Telemetry<'_> {
     fn drop(&mut self) {
         if let Some(audit) = &self.audit {
             audit.close();
+        }
+        if let Some(traces) = &self.traces {
+            traces.close();
         }
     }
 }
