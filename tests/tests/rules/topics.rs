@@ -102,10 +102,16 @@ async fn what_the_broker_kept_from_before_does_not_count() {
     // One that is published now counts, retained or not.
     retain(plant.broker.port, 2);
     plant.read("mixer-07", [3]).await;
-    assert_eq!(span(&plant.event("new").await), (2, 3, 2));
+    let first = plant.event("new").await;
+    assert_eq!(span(&first), (2, 3, 2));
     // A restart subscribes again, and is not given the old one either.
     let folder = plant.kill();
     plant.start_again(folder).await;
     plant.read("mixer-07", [4, 5]).await;
-    assert_eq!(span(&plant.event("new").await), (4, 5, 2));
+    let mut next = plant.event("new").await;
+    if next["event_id"] == first["event_id"] {
+        // It was killed before it could note that the broker has it.
+        next = plant.event("new").await;
+    }
+    assert_eq!(span(&next), (4, 5, 2));
 }
