@@ -16,12 +16,15 @@ mod topics;
 use std::time::{Duration, Instant};
 
 use phi_edge_mqtt::Client;
-use phi_edge_tests::{BASE, Daemon, Mosquitto, PATIENCE, client, demo_model, has_library, json, next, state};
+use phi_edge_tests::{
+    BASE, Daemon, Mosquitto, NODE, PATIENCE, client, demo_model, has_library, json, next, state,
+};
 use serde_json::Value;
 use tempfile::TempDir;
 
-/// A broker that says in its log what is subscribed to and what is left.
-const TALKATIVE: &str = "allow_anonymous true\nlog_type error\nlog_type subscribe\nlog_type unsubscribe\n";
+/// A broker that says in its log what is subscribed to, what is left, and what was acknowledged.
+const TALKATIVE: &str =
+    "allow_anonymous true\nlog_type error\nlog_type subscribe\nlog_type unsubscribe\nlog_type debug\n";
 
 /// Three readings of a machine become one event, in words that the demonstration model knows.
 const DIGEST: &str = r#"
@@ -110,6 +113,21 @@ impl Plant {
             (message.topic == topic && stats["rules"]["held"] == messages).then_some(stats)
         })
         .await
+    }
+
+    /// Waits until the node has acknowledged as many messages to the broker: they are in its store.
+    ///
+    /// Its counts are not enough: a message counts before the store's next commit.
+    async fn stored(&self, messages: usize) {
+        let log = self.broker.folder().join("mosquitto.log");
+        eventually("messages in the store", || {
+            // The tests' own clients have this process in their names.
+            let own = format!("PUBACK from {NODE}-{}-", std::process::id());
+            let log = std::fs::read_to_string(&log).unwrap();
+            let of_node = |line: &&str| line.contains("Received PUBACK from") && !line.contains(&own);
+            log.lines().filter(of_node).count() >= messages
+        })
+        .await;
     }
 
     /// Waits until the broker's log says it.

@@ -49,7 +49,7 @@ async fn a_window_that_ended_meanwhile_is_published_late() {
         return;
     };
     plant.read("mixer-07", 1..=5).await;
-    plant.held(5).await;
+    plant.stored(5).await;
     let folder = plant.kill();
     // What comes while the daemon is down waits in the broker, and counts when it arrives.
     plant.read("mixer-07", 6..=7).await;
