@@ -1,6 +1,7 @@
 #!/bin/sh
 # The life of a package on an appliance. Runs as root in the guest of `cargo xtask appliance-test`, with the payload disk
-# in the working directory: old.deb, new.deb, model.tar. Each step says what it did and how long it took.
+# in the working directory: an older and a newer package, and the README's commands for a newcomer
+# (newcomer.txt). Each step says what it did and how long it took.
 set -eu
 
 NODE=appliance
@@ -55,39 +56,17 @@ has_outcome() { grep -q '"reply_id"' "$DROP/$1"; }
 answered() { grep -q '"finish_reason"' "$DROP/$1"; }
 outcomes() { grep '"reply_id"' "$DROP/$1" | sort -u | wc -l; }
 
-# The one place that knows how a model comes in from a file.
-import_model() {
-    if phi-edge models import --help >/dev/null 2>&1; then
-        phi-edge models export --from /usr/share/phi-edge/demo-model $DROP/demo.tar
-        runuser -u phi-edge -- phi-edge models import $DROP/demo.tar --use
-    else
-        mkdir -p /var/lib/phi-edge/model
-        tar -C /var/lib/phi-edge/model -xf "$1"
-        chown -R phi-edge: /var/lib/phi-edge/model
-    fi
-}
-
 # Nobody is here to be asked.
 export DEBIAN_FRONTEND=noninteractive
-install() { apt-get install -y -q --no-install-recommends "$1" >$DROP/apt 2>&1 || { cat $DROP/apt; fail "apt-get install $1"; }; }
+# No network either: ca-certificates, which only `pull` wants, can't be fetched.
+printf 'APT::Install-Recommends "false";\nAPT::Get::Assume-Yes "true";\n' >/etc/apt/apt.conf.d/90guest
+install() { apt-get install -y -q "$1" >$DROP/apt 2>&1 || { cat $DROP/apt; fail "apt-get install $1"; }; }
 
 echo "GUEST Debian $(cat /etc/debian_version), $(uname -r), $(systemctl --version | head -n 1)"
-mosquitto_passwd -c -b /etc/mosquitto/passwords phi-edge 'correct horse'
-mosquitto_passwd -b /etc/mosquitto/passwords client client
-chown mosquitto: /etc/mosquitto/passwords
-cat >/etc/mosquitto/conf.d/appliance.conf <<'CONF'
-listener 1883 127.0.0.1
-allow_anonymous false
-password_file /etc/mosquitto/passwords
-set_tcp_nodelay true
-autosave_on_changes true
-autosave_interval 1
-max_queued_messages 0
-CONF
-systemctl restart mosquitto || fail "the broker does not start"
-step broker "mosquitto with passwords"
+# Command N of the README, and those after it if M says up to which.
+newcomer() { sed -n "$1,${2:-$1}p" newcomer.txt >$DROP/commands && timeout 600 sh -e $DROP/commands >$DROP/said 2>&1 || { cat $DROP/said; fail "README: $(cat $DROP/commands)"; }; }
 
-install ./old.deb
+newcomer 1
 getent passwd phi-edge >/dev/null || fail "no user phi-edge"
 active && fail "the installation starts the service"
 grep -q '^\[mqtt\]' /etc/phi-edge/config.toml || fail "no configuration"
@@ -104,11 +83,33 @@ sleep 7
 journalctl -u phi-edge --no-pager | grep -q 'fault  model' || fail "the journal does not say what is wrong"
 step no-model "exit status 78, not restarted; the journal names the fault"
 
-import_model ./model.tar
+newcomer 2 '$'
+grep -q '"text":"[^"]' $DROP/said || { cat $DROP/said; fail "no answer for a newcomer"; }
+step newcomer "the README's $(wc -l <newcomer.txt) commands, an answer: $(sed 's/.*"text":"\([^"]*\)".*/\1/' $DROP/said | tail -n 1 | cut -c 1-50)…"
+systemctl disable -q --now phi-edge
+rm /etc/phi-edge/conf.d/model.toml
+
+mosquitto_passwd -c -b /etc/mosquitto/passwords phi-edge 'correct horse'
+mosquitto_passwd -b /etc/mosquitto/passwords client client
+chown mosquitto: /etc/mosquitto/passwords
+cat >/etc/mosquitto/conf.d/appliance.conf <<'CONF'
+listener 1883 127.0.0.1
+allow_anonymous false
+password_file /etc/mosquitto/passwords
+set_tcp_nodelay true
+autosave_on_changes true
+autosave_interval 1
+max_queued_messages 0
+CONF
+systemctl restart mosquitto || fail "the broker does not start"
+step broker "mosquitto with passwords"
+
+phi-edge models export --from /usr/share/phi-edge/demo-model $DROP/demo.tar >/dev/null || fail "models export"
+runuser -u phi-edge -- phi-edge models import $DROP/demo.tar --use >$DROP/said 2>&1 || { cat $DROP/said; fail "models import"; }
 printf '[node]\nname = "%s"\n[mqtt]\nhost = "127.0.0.1"\nusername = "phi-edge"\npassword_file = "credential:mqtt.password"\n' $NODE \
     >/etc/phi-edge/conf.d/appliance.toml
 (umask 077 && echo 'correct horse' >/etc/credstore/phi-edge.mqtt.password)
-step import "the demonstration model"
+step import "the demonstration model, from one file"
 
 systemctl enable -q phi-edge
 systemctl start phi-edge || fail "does not start"

@@ -1,7 +1,8 @@
 //! `cargo xtask appliance-test`: the package on a Debian that is booted with systemd, from its installation to its purge.
 //!
 //! The Debian is made by debootstrap and runs in QEMU: a kernel of its own, so that limits, system call filters and the
-//! watchdog are the real ones whatever this machine allows. xtask/appliance/guest.sh is what happens inside.
+//! watchdog are the real ones whatever this machine allows. xtask/appliance/guest.sh is what happens inside; the first
+//! commands there are those that the README tells a newcomer.
 
 use std::io::{BufRead as _, BufReader};
 use std::path::{Path, PathBuf};
@@ -142,7 +143,7 @@ fn boot_files(tree: &Path, disk: PathBuf) -> Result<System> {
     })
 }
 
-/// The disk with both packages, the model and the script.
+/// The disk with both packages, the README's commands and the script.
 fn payload(folder: &Path) -> Result<PathBuf> {
     let version = env!("CARGO_PKG_VERSION");
     let tree = folder.join("payload");
@@ -150,8 +151,10 @@ fn payload(folder: &Path) -> Result<PathBuf> {
         std::fs::remove_dir_all(&tree)?;
     }
     std::fs::create_dir_all(&tree)?;
+    // The older one under the name that the README has.
+    let older = format!("phi-edge_{version}_amd64.deb");
     for (name, version) in [
-        ("old.deb", version.to_owned()),
+        (older.as_str(), version.to_owned()),
         ("new.deb", format!("{version}+1")),
     ] {
         let plan = Plan {
@@ -163,15 +166,26 @@ fn payload(folder: &Path) -> Result<PathBuf> {
         std::fs::copy(made.first().context("no package was made")?, tree.join(name))?;
     }
     std::fs::copy(root().join("xtask/appliance/guest.sh"), tree.join("guest.sh"))?;
-    run(Command::new("tar")
-        .arg("-C")
-        .arg(root().join("models/demo"))
-        .arg("-cf")
-        .arg(tree.join("model.tar"))
-        .arg("."))?;
+    let readme = std::fs::read_to_string(root().join("README.md"))?;
+    std::fs::write(tree.join("newcomer.txt"), newcomer(&readme)?)?;
     let disk = folder.join("payload.img");
     image(&disk, &tree, "256M")?;
     Ok(disk)
+}
+
+/// The commands that the README has for the package, one a line.
+fn newcomer(readme: &str) -> Result<String> {
+    let commands: String = readme
+        .lines()
+        .skip_while(|line| !line.starts_with("**From the package**"))
+        .skip_while(|line| !line.starts_with("    "))
+        .take_while(|line| line.starts_with("    "))
+        .map(|line| format!("{}\n", line.trim_start()))
+        .collect();
+    match commands.lines().count() {
+        4..=8 => Ok(commands),
+        count => bail!("the README has {count} commands for a newcomer, not four to eight: {commands}"),
+    }
 }
 
 fn image(disk: &Path, tree: &Path, size: &str) -> Result<()> {

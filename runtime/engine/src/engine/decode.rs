@@ -1,0 +1,275 @@
+//! A run of many sequences: the next token of each, and what they guess beyond it.
+
+use std::time::Duration;
+
+use super::Engine;
+use super::settle::choices;
+use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
+use crate::guess::{self, Proposal};
+use crate::ids::{RowId, TokenId};
+use crate::request::Event;
+use crate::rows::Rows;
+use crate::sequence::Sequence;
+
+impl<D: Decoder> Engine<D> {
+    /// The next token of every sequence that is through with its prompt, or of those of `regime`.
+    pub(super) fn decode(
+        &mut self,
+        regime: Option<Regime>,
+        now: &dyn Fn() -> Duration,
+        interrupt: &Interrupt,
+        events: &mut Vec<Event>,
+    ) {
+        let caps = self.decoder.caps().clone();
+        let mut ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| {
+                let sequence = &self.running[index];
+                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
+            })
+            .collect();
+        ready.sort_by_key(|&index| self.running[index].row);
+        let mut members = self.segment(ready, regime);
+        for &index in &members {
+            self.steps += 1;
+            self.running[index].served = self.steps;
+        }
+        let guesses = self.guess(&members, &caps);
+        let mut failed = None;
+        for &index in &members {
+            let end = self.running[index].tokens.len() + guesses[index].len();
+            if let Err(error) = self.decoder.ensure(self.running[index].row, end) {
+                failed = Some((index, error.to_string()));
+                break;
+            }
+        }
+        if let Some((index, error)) = failed {
+            return self.fail(index, &error, events);
+        }
+        // Rows that may stand idle in a run give nothing for it.
+        let between = if caps.idle_rows {
+            Vec::new()
+        } else {
+            self.between(&members)
+        };
+        for between in between {
+            if self.rows.is_idle(between) {
+                self.bystanders.insert(between);
+            }
+            let held = held_by(&self.running, &self.rows, between);
+            // Refused only where the row is full, and then it would fail in the run as well.
+            let _ = self.decoder.ensure(between, held + 1);
+        }
+        let span = self.span(&members, &caps);
+        let started = now();
+        let lone = members.len() == 1;
+        let rows = batch(
+            &self.running,
+            &self.rows,
+            &members,
+            &guesses,
+            match (caps.contiguous_rows, caps.idle_rows) {
+                (false, _) => None,
+                (true, true) => Some(&[]),
+                (true, false) => Some(&self.filler),
+            },
+        );
+        if let (true, Some(&index)) = (lone, members.first()) {
+            interrupt.only(self.running[index].id());
+        }
+        let interrupted = if lone { interrupt } else { &self.undisturbed };
+        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
+        // Shorter rows are filled up.
+        let computed = span * longest;
+        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
+        interrupt.nobody();
+        let time = now();
+        let guessed = guesses.iter().any(|guess| !guess.is_empty());
+        let outcome = match outcome {
+            Ok(logits) => {
+                let took = time.saturating_sub(started);
+                self.cost.learn(computed, took);
+                if !guessed {
+                    self.pace.decoded(took);
+                }
+                let mut at = 0;
+                let mut concluded = Vec::with_capacity(members.len());
+                for &index in &members {
+                    let sequence = &mut self.running[index];
+                    let guess = &guesses[index];
+                    let rows = logits.skip(at);
+                    at += guess.len() + 1;
+                    concluded.push((index, choices(sequence, &rows, guess, caps.context_length, time)));
+                }
+                Ok(concluded)
+            }
+            Err(error) => Err(error),
+        };
+        match outcome {
+            Ok(mut concluded) => {
+                // From the end: a sequence that leaves moves those behind it.
+                concluded.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+                for (index, choices) in concluded {
+                    self.conclude(index, choices, time, events);
+                }
+            }
+            Err(DecodeError::Interrupted) => interrupt.clear(),
+            Err(error) => {
+                let error = error.to_string();
+                members.sort_by_key(|index| std::cmp::Reverse(*index));
+                for index in members {
+                    self.fail(index, &error, events);
+                }
+            }
+        }
+    }
+
+    /// The members that can share a run, of those the one that has waited longest among them. A run of the short
+    /// regime can't carry a row beyond the boundary: the graph would choose the long factors for all.
+    fn segment(&mut self, members: Vec<usize>, regime: Option<Regime>) -> Vec<usize> {
+        let (Some(boundary), Some(Regime::Short)) = (self.decoder.caps().rope_boundary, regime) else {
+            return members;
+        };
+        let mut segments: Vec<Vec<usize>> = vec![Vec::new()];
+        for index in members {
+            let last = segments.last().and_then(|segment| segment.last()).copied();
+            if let Some(last) = last {
+                for between in self.between(&[last, index]) {
+                    if held_by(&self.running, &self.rows, between) < boundary {
+                        continue;
+                    }
+                    if self.rows.is_idle(between) {
+                        // What it remembers is worth less than a shared run.
+                        self.rows.shorten(between, 0);
+                        self.decoder.release(between);
+                    } else if segments.last().is_some_and(|segment| !segment.is_empty()) {
+                        segments.push(Vec::new());
+                    }
+                }
+            }
+            if let Some(segment) = segments.last_mut() {
+                segment.push(index);
+            }
+        }
+        let waited = |segment: &Vec<usize>| segment.iter().map(|&index| self.running[index].served).min();
+        segments.into_iter().min_by_key(waited).unwrap_or_default()
+    }
+
+    /// Rows that a run of `members` computes: those between them too.
+    fn span(&self, members: &[usize], caps: &Caps) -> usize {
+        let rows = || members.iter().map(|&index| self.running[index].row.0);
+        match (rows().min(), rows().max()) {
+            (Some(first), Some(last)) if caps.contiguous_rows => (last - first + 1) as usize,
+            _ => members.len(),
+        }
+    }
+
+    /// What each running sequence guesses; by index, empty for most.
+    fn guess(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
+        let mut guesses = vec![Vec::new(); self.running.len()];
+        // Several rows of several tokens need a graph that takes them.
+        if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) {
+            return guesses;
+        }
+        let span = self.span(members, caps);
+        let room = |sequence: &Sequence| {
+            let length = sequence.tokens.len();
+            let mut room = caps.context_length.saturating_sub(length + 1);
+            room = room.min(sequence.tokens_left().saturating_sub(1));
+            if let Some(boundary) = caps.rope_boundary.filter(|_| sequence.regime == Regime::Short) {
+                room = room.min(boundary.saturating_sub(length));
+            }
+            room
+        };
+        let proposals: Vec<(usize, Proposal<'_>)> = members
+            .iter()
+            .filter_map(|&index| {
+                let sequence = &self.running[index];
+                let proposal = guess::propose(&sequence.tokens, room(sequence))?;
+                Some((index, proposal))
+            })
+            .collect();
+        let weighed: Vec<_> = proposals
+            .iter()
+            .map(|(index, proposal)| (&self.running[*index].guesser, proposal.clone()))
+            .collect();
+        let length = guess::worth(&weighed, span, members.len(), &self.cost);
+        let chosen: Vec<_> = proposals
+            .into_iter()
+            .map(|(index, proposal)| {
+                let tokens = &proposal.tokens[..length.min(proposal.tokens.len())];
+                (index, proposal.class(), tokens.to_vec())
+            })
+            .collect();
+        for (index, class, tokens) in chosen {
+            let sequence = &mut self.running[index];
+            sequence.guesser.verify(class, length > 0);
+            sequence.guess_input.clear();
+            sequence.guess_input.extend(sequence.tokens.last());
+            sequence.guess_input.extend(&tokens);
+            guesses[index] = tokens;
+        }
+        guesses
+    }
+
+    /// Rows that lie between those of `members` (in the order of their rows) and must take part in their run. Each
+    /// appends a token behind what it holds, where it does no harm.
+    fn between(&self, members: &[usize]) -> Vec<RowId> {
+        if !self.decoder.caps().contiguous_rows {
+            return Vec::new();
+        }
+        let rows: Vec<RowId> = members.iter().map(|&index| self.running[index].row).collect();
+        let between = rows.windows(2).flat_map(|pair| pair[0].0 + 1..pair[1].0);
+        between.map(RowId).collect()
+    }
+}
+
+/// The rows of a run: the members in the order of their rows, and between them, where the decoder wants neighbours,
+/// rows that only take part, with `filler` for their input.
+fn batch<'a>(
+    running: &'a [Sequence],
+    idle: &Rows,
+    members: &[usize],
+    guesses: &[Vec<TokenId>],
+    filler: Option<&'a [TokenId]>,
+) -> Vec<Row<'a>> {
+    let mut rows: Vec<Row<'a>> = Vec::with_capacity(members.len());
+    for &index in members {
+        let sequence = &running[index];
+        let last = rows.last().map_or(sequence.row, |row| row.row);
+        for between in (last.0 + 1..sequence.row.0).map(RowId) {
+            let Some(filler) = filler else { break };
+            rows.push(Row {
+                row: between,
+                past: held_by(running, idle, between),
+                input: Input::Tokens(filler),
+                logits: Wanted::None,
+                regime: sequence.regime,
+            });
+        }
+        let guesses = &guesses[index];
+        rows.push(Row {
+            row: sequence.row,
+            past: sequence.computed,
+            input: Input::Tokens(if guesses.is_empty() {
+                &sequence.tokens[sequence.computed..]
+            } else {
+                &sequence.guess_input
+            }),
+            logits: if guesses.is_empty() {
+                Wanted::Last
+            } else {
+                Wanted::All
+            },
+            regime: sequence.regime,
+        });
+    }
+    rows
+}
+
+/// Tokens that a row holds: always at least one less than the context.
+fn held_by(running: &[Sequence], idle: &Rows, row: RowId) -> usize {
+    match running.iter().find(|sequence| sequence.row == row) {
+        Some(sequence) => sequence.computed,
+        None => idle.held(row).len(),
+    }
+}

@@ -1,0 +1,183 @@
+//! The engine: which sequences run next, and what their logits mean.
+
+mod admit;
+mod decode;
+mod prefill;
+mod prefix;
+mod settle;
+
+use std::collections::{BTreeSet, VecDeque};
+use std::time::Duration;
+
+use crate::cost::Cost;
+use crate::decoder::{Caps, Decoder, Interrupt};
+use crate::ids::{RequestId, RowId, TokenId};
+use crate::pace::Pace;
+use crate::request::{Event, Failure, Finish, GenerateRequest};
+use crate::rows::Rows;
+use crate::schedule::{Turns, Work};
+use crate::sequence::{Sequence, Waiting};
+
+/// How the engine works.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineConfig {
+    /// The most tokens of one prefill run. A cancellation takes effect between runs at the latest.
+    pub prefill_chunk: usize,
+    /// The most sequences that run at once; at least 1, at most the decoder's rows.
+    pub slots: usize,
+    /// End an answer that goes round in circles.
+    pub stop_repetition: bool,
+    /// Rows keep what they hold when their sequence has ended, for prompts that begin alike.
+    pub prefix_cache: bool,
+    /// Guess how a text goes on from how it went on before, and verify several tokens in one run.
+    pub speculation: bool,
+    /// The most bytes of keys and values, of running and remembered sequences together.
+    pub kv_budget: Option<u64>,
+}
+
+impl Default for EngineConfig {
+    fn default() -> Self {
+        Self {
+            prefill_chunk: 512,
+            slots: 1,
+            stop_repetition: true,
+            prefix_cache: true,
+            speculation: true,
+            kv_budget: None,
+        }
+    }
+}
+
+/// Bytes of keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct KvUse {
+    /// Of sequences that run.
+    pub running: u64,
+    /// Of rows that keep what they hold for prompts that begin alike.
+    pub remembered: u64,
+    /// The most that both together may take ([`EngineConfig::kv_budget`]).
+    pub budget: Option<u64>,
+}
+
+/// Runs sequences over a [`Decoder`]. See the crate's documentation for what it is not.
+pub struct Engine<D> {
+    decoder: D,
+    config: EngineConfig,
+    waiting: VecDeque<Waiting>,
+    running: Vec<Sequence>,
+    rows: Rows,
+    turns: Turns,
+    pace: Pace,
+    cost: Cost,
+    /// Decode steps of single sequences so far: tells who was served last.
+    steps: u64,
+    /// Idle rows that took part in a run between others, and hold a token behind their own since.
+    bystanders: BTreeSet<RowId>,
+    /// Raised by nobody: for runs that must not be cut short for the sake of one of their rows.
+    undisturbed: Interrupt,
+    /// The input of rows that take part in a run only because they lie between others.
+    filler: [TokenId; 1],
+}
+
+impl<D: Decoder> Engine<D> {
+    /// An engine without work.
+    pub fn new(decoder: D, mut config: EngineConfig) -> Self {
+        let rows = decoder.caps().rows.max(1);
+        config.slots = config.slots.clamp(1, rows);
+        config.prefill_chunk = config.prefill_chunk.max(1);
+        Self {
+            rows: Rows::new(rows, config.slots),
+            decoder,
+            config,
+            waiting: VecDeque::new(),
+            running: Vec::new(),
+            turns: Turns::default(),
+            pace: Pace::default(),
+            cost: Cost::default(),
+            steps: 0,
+            bystanders: BTreeSet::new(),
+            undisturbed: Interrupt::new(),
+            filler: [TokenId(0)],
+        }
+    }
+
+    /// What the decoder can do.
+    pub fn caps(&self) -> &Caps {
+        self.decoder.caps()
+    }
+
+    /// The decoder.
+    pub fn decoder(&self) -> &D {
+        &self.decoder
+    }
+
+    /// The decoder, for measurements while the engine is idle. What its rows held is forgotten.
+    pub fn decoder_mut(&mut self) -> &mut D {
+        self.forget();
+        &mut self.decoder
+    }
+
+    /// Has texts guessed and verified from now on, or not ([`EngineConfig::speculation`]).
+    pub fn set_speculation(&mut self, on: bool) {
+        self.config.speculation = on;
+    }
+
+    /// How many sequences run at once.
+    pub fn slots(&self) -> usize {
+        self.config.slots
+    }
+
+    /// True when nothing runs and nothing waits: a step would do nothing.
+    pub fn is_idle(&self) -> bool {
+        self.waiting.is_empty() && self.running.is_empty()
+    }
+
+    /// Takes a request. On `Err` there will be no event for it.
+    pub fn submit(&mut self, request: GenerateRequest, now: Duration) -> Result<(), Failure> {
+        self.validate(&request)?;
+        self.waiting.push_back(Waiting {
+            request,
+            submitted: now,
+            ended: None,
+        });
+        Ok(())
+    }
+
+    /// Ends a request before its next token, with what it has by then. Unknown ids are ignored: the
+    /// request may have ended by itself.
+    pub fn cancel(&mut self, id: RequestId) {
+        if let Some(sequence) = self.running.iter_mut().find(|s| s.id() == id) {
+            sequence.ended = Some(Finish::Cancelled);
+        } else if let Some(waiting) = self.waiting.iter_mut().find(|w| w.request.id == id) {
+            waiting.ended = Some(Finish::Cancelled);
+        }
+    }
+
+    /// Does one piece of work: at most one run of the graph. `now` is the time since the engine's epoch,
+    /// asked for again after the run.
+    pub fn step(&mut self, now: &dyn Fn() -> Duration, interrupt: &Interrupt, events: &mut Vec<Event>) {
+        self.end_what_is_over(now(), events);
+        self.start_waiting(now(), events);
+        self.settle_regimes();
+        let mixed = self.decoder.caps().mixed_regimes;
+        match self.turns.next(&self.running, self.config.prefix_cache, mixed) {
+            Some(Work::Prefill(index)) => self.prefill(index, now, interrupt, events),
+            Some(Work::Decode(regime)) => self.decode(regime, now, interrupt, events),
+            None => {}
+        }
+    }
+
+    /// What keys and values take at present.
+    pub fn kv_use(&self) -> KvUse {
+        let bytes = |tokens: usize| {
+            u64::try_from(tokens)
+                .unwrap_or(u64::MAX)
+                .saturating_mul(self.decoder.caps().kv_bytes_per_token)
+        };
+        KvUse {
+            running: bytes(self.running.iter().map(|sequence| sequence.computed).sum()),
+            remembered: bytes(self.rows.spare_tokens() + self.rows.pinned_tokens()),
+            budget: self.config.kv_budget,
+        }
+    }
+}

@@ -1,0 +1,76 @@
+//! A run of one sequence's prompt, or a chunk of it.
+
+use std::time::Duration;
+
+use super::Engine;
+use super::settle::choices;
+use crate::decoder::{DecodeError, Decoder, Input, Interrupt, Row, Step, Wanted};
+use crate::request::Event;
+use crate::sequence::Sequence;
+
+impl<D: Decoder> Engine<D> {
+    /// One chunk of one sequence's prompt.
+    pub(super) fn prefill(
+        &mut self,
+        index: usize,
+        now: &dyn Fn() -> Duration,
+        interrupt: &Interrupt,
+        events: &mut Vec<Event>,
+    ) {
+        if self.running[index].computed == 0 || self.running[index].chunks == 0 {
+            self.reuse_running(index);
+        }
+        let context = self.decoder.caps().context_length;
+        let others_decode = self.running.iter().any(Sequence::decodes);
+        let most = self.config.prefill_chunk;
+        let chunk = if others_decode {
+            self.pace.chunk(most)
+        } else {
+            most
+        };
+        let sequence = &mut self.running[index];
+        let rest = sequence.tokens.len() - sequence.computed;
+        // A short prompt is not cut for a small rest, which would read all weights once more.
+        let whole = sequence.chunks == 0 && rest <= most.min(chunk + chunk / 2);
+        sequence.chunks += 1;
+        let end = sequence.computed + if whole { rest } else { rest.min(chunk) };
+        let logits = if end == sequence.tokens.len() {
+            Wanted::Last
+        } else {
+            Wanted::None
+        };
+        let started = now();
+        let outcome = match self.decoder.ensure(sequence.row, end) {
+            Ok(()) => {
+                let row = Row {
+                    row: sequence.row,
+                    past: sequence.computed,
+                    input: Input::Tokens(&sequence.tokens[sequence.computed..end]),
+                    logits,
+                    regime: sequence.regime,
+                };
+                // A lone run: whoever cancels it may cut it short.
+                interrupt.only(sequence.id());
+                self.decoder.run(&Step { rows: &[row] }, interrupt)
+            }
+            Err(error) => Err(error),
+        };
+        interrupt.nobody();
+        let time = now();
+        match outcome {
+            Ok(logits) => {
+                self.pace
+                    .prefilled(end - sequence.computed, time.saturating_sub(started));
+                sequence.computed = end;
+                if end < sequence.tokens.len() {
+                    return;
+                }
+                let choices = choices(sequence, &logits, &[], context, time);
+                self.conclude(index, choices, time, events);
+            }
+            // The row still holds what it held before; whoever raised it says by `cancel` what ends.
+            Err(DecodeError::Interrupted) => interrupt.clear(),
+            Err(error) => self.fail(index, &error.to_string(), events),
+        }
+    }
+}
