@@ -1,0 +1,349 @@
+//! The service: a handle for those who bring requests, and the task behind it.
+
+mod config;
+mod shared;
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use crate::dispatcher::Dispatcher;
+use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
+use crate::job::ReplyAddress;
+use crate::job::{JobKey, NewJob};
+use crate::journal::{Journal, Stored};
+use crate::ledger::{Closed, Ledger};
+use crate::prompts::Prompts;
+use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
+use crate::rules::book::{Book, RuleMessage};
+use crate::rules::{Event, ReplayedWindow, Rule, RuleCounters, worded};
+use crate::runner::{END_WAIT, Runner};
+use crate::stats::Stats;
+use crate::store::{Signals, Store};
+use crate::witness::Witnesses;
+
+use shared::lock;
+
+pub use config::ServiceConfig;
+
+/// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
+pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
+
+/// Takes jobs and sees to it that each gets its one outcome. Clones share one service; when the last is
+/// dropped, it ends without ceremony: [`Service::drain`] is the orderly way.
+#[derive(Clone)]
+pub struct Service {
+    shared: Arc<Shared>,
+    tasks: Arc<Tasks>,
+}
+
+pub(crate) struct Shared {
+    ledger: Mutex<Ledger>,
+    /// Locked before the ledger where both are.
+    book: Mutex<Book>,
+    /// Tells the task of the rules that the book has something for it.
+    pub(crate) rules_wake: Notify,
+    prompts: Arc<dyn Prompts>,
+    engine: EngineInfo,
+    /// The largest number for no bound.
+    max_prompt_tokens: AtomicUsize,
+    load: LoadGauge,
+    waker: Waker,
+    witnesses: Witnesses,
+    /// Tells the dispatcher that the ledger has something for it.
+    pub(crate) wake: Notify,
+    stats: watch::Sender<Stats>,
+    /// What the store tells, if there is one.
+    pub(crate) signals: Option<Arc<Signals>>,
+    /// Ends the dispatcher.
+    pub(crate) finish: watch::Sender<bool>,
+    pub(crate) engine_lost: watch::Sender<bool>,
+}
+
+/// Ends with the last handle.
+struct Tasks {
+    dispatcher: Mutex<Option<JoinHandle<()>>>,
+    rules: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        for task in [&self.dispatcher, &self.rules] {
+            if let Some(task) = lock(task).take() {
+                task.abort();
+            }
+        }
+    }
+}
+
+impl Service {
+    /// Starts the service on the current tokio runtime, in memory alone. Chunks and outcomes go to `replies`: chunks
+    /// only while it has room, outcomes as soon as it has.
+    pub fn start(
+        config: ServiceConfig,
+        engine: EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        replies: mpsc::Sender<Reply>,
+    ) -> Self {
+        Self::start_with(config, engine, prompts, replies, None)
+    }
+
+    /// As [`Service::start`], with a store: what an earlier process left in it goes on, nothing is accepted before it is
+    /// stored, and no outcome leaves before it is.
+    pub fn start_with(
+        config: ServiceConfig,
+        engine: EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        replies: mpsc::Sender<Reply>,
+        store: Option<Store>,
+    ) -> Self {
+        let limits = config.limits(engine.info().slots);
+        // The standard library's hasher seeds are random: unique enough to tell processes apart.
+        let boot = RandomState::new().hash_one(std::process::id());
+        let journal = Journal::new(store);
+        let signals = journal.signals();
+        let ledger = Ledger::new(limits, boot, journal);
+        let shared = Arc::new(Shared {
+            signals,
+            book: Mutex::new(Book::new(boot, config.rules_bytes)),
+            rules_wake: Notify::new(),
+            stats: watch::Sender::new(ledger.stats()),
+            ledger: Mutex::new(ledger),
+            prompts: Arc::clone(&prompts),
+            engine: engine.info().clone(),
+            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
+            load: engine.load(),
+            waker: engine.waker(),
+            witnesses: config.witnesses.clone(),
+            wake: Notify::new(),
+            finish: watch::Sender::new(false),
+            engine_lost: watch::Sender::new(false),
+        });
+        let runner = Runner {
+            engine: engine.client(),
+            prompts,
+            replies,
+            chunk_interval: config.chunk_interval,
+        };
+        if let Err(error) = shared.set_rules(config.rules) {
+            tracing::error!(error, "the rules can't be used");
+        }
+        shared.restore_if_any();
+        let dispatcher = Dispatcher::new(Arc::clone(&shared), runner);
+        let task = tokio::spawn(dispatcher.run(engine));
+        let rules = tokio::spawn(worded::run(Arc::clone(&shared), config.rule_jobs.max(1)));
+        Self {
+            shared,
+            tasks: Arc::new(Tasks {
+                dispatcher: Mutex::new(Some(task)),
+                rules: Mutex::new(Some(rules)),
+            }),
+        }
+    }
+
+    /// Takes a request. `Ok`: it is accepted (or is a repeat of one that was), can't be lost any more, and its outcome
+    /// will come on the reply channel. `Err`: it is not, and the refusal is all there will be.
+    ///
+    /// A repeat of a known id with the same body gets the stored outcome again or waits for it.
+    pub async fn submit(&self, job: NewJob) -> Result<(), Refusal> {
+        self.receive(job, false).await
+    }
+
+    /// As [`Service::submit`], for a message that the broker marked as sent again: where the request is
+    /// known nothing more is sent.
+    pub async fn submit_redelivered(&self, job: NewJob) -> Result<(), Refusal> {
+        self.receive(job, true).await
+    }
+
+    /// As [`Service::submit`] or, if `redelivered`, [`Service::submit_redelivered`]. The request has its place among
+    /// others, and can be cancelled, when this returns; dropping what it returns takes nothing back.
+    pub fn receive(
+        &self,
+        job: NewJob,
+        redelivered: bool,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
+        Arc::clone(&self.shared).receive(job, redelivered)
+    }
+
+    /// Counts a message in the windows of rules. What it returns resolves when the message may be acknowledged: it is
+    /// stored, or was dropped because it can't be.
+    pub fn observe(&self, message: &RuleMessage) -> Option<Observed> {
+        self.shared.observe(message)
+    }
+
+    /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
+    pub fn set_limits(&self, config: &ServiceConfig) {
+        let limits = config.limits(self.shared.engine.slots);
+        self.shared
+            .max_prompt_tokens
+            .store(config.max_prompt_tokens.unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.shared.ledger().set_limits(limits);
+        self.shared.changed();
+    }
+
+    /// Takes these rules in place of those there are: one that has changed only in its words and outputs goes on with its
+    /// windows, those of others end now.
+    ///
+    /// # Errors
+    /// A rule can't be used; one line. Then the old ones stay.
+    pub fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
+        self.shared.set_rules(rules)
+    }
+
+    /// Words for a window that was ended elsewhere.
+    pub async fn word(&self, window: &ReplayedWindow) -> Event {
+        let (published, _) = worded::worded(&self.shared, window.pending.clone(), Some(&window.rule)).await;
+        published.event
+    }
+
+    /// How rules are doing.
+    pub fn rule_counters(&self) -> RuleCounters {
+        self.shared.book().counters()
+    }
+
+    /// How the engine's thread is doing.
+    pub fn engine_load(&self) -> EngineLoad {
+        self.shared.load.read()
+    }
+
+    /// Whether the engine is gone: [`Service::engine_lost`] waits for that.
+    pub fn is_engine_lost(&self) -> bool {
+        *self.shared.engine_lost.borrow()
+    }
+
+    /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
+    /// will not be; it leaves in any case. `receipt` is that of the message it answers.
+    pub fn post(
+        &self,
+        key: JobKey,
+        address: ReplyAddress,
+        body: ReplyBody,
+        receipt: Option<[u8; 32]>,
+    ) -> impl Future<Output = ()> + Send + 'static {
+        let shared = Arc::clone(&self.shared);
+        if let ReplyBody::Error(refusal) = &body {
+            shared.witnesses.tell(|witness| witness.refused(&key, refusal));
+        }
+        let stored = shared.ledger().post(key, address, body, receipt);
+        shared.changed();
+        async move { shared.stored_or_not(stored).await }
+    }
+
+    /// A name for a refusal's `reply_id`.
+    pub fn refusal(&self, code: ErrorCode, message: impl Into<String>) -> Refusal {
+        self.shared.ledger().refuse(code, message)
+    }
+
+    /// Whether a request of this receipt was refused, so that its redelivery needs no other answer.
+    pub fn was_refused(&self, receipt: &[u8; 32]) -> bool {
+        self.shared.ledger().was_refused(receipt)
+    }
+
+    /// Whether there is, or was lately, a job of this name.
+    pub fn knows(&self, key: &JobKey) -> bool {
+        self.shared.ledger().knows(key)
+    }
+
+    /// The broker has acknowledged the message of this [`Reply::delivery`]: it is kept no longer.
+    pub fn delivered(&self, delivery: u64) {
+        self.shared.ledger().delivered(delivery);
+        self.shared.changed();
+    }
+
+    /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
+    /// job of this name waits or runs.
+    pub fn cancel(&self, key: &JobKey) -> bool {
+        let found = self.shared.ledger().cancel(key, Instant::now());
+        tracing::debug!(
+            job.id = key.id,
+            job.client = key.client,
+            found,
+            "cancel asked for"
+        );
+        self.shared.changed();
+        found
+    }
+
+    /// How things stand.
+    pub fn stats(&self) -> Stats {
+        *self.shared.stats.borrow()
+    }
+
+    /// How things stand, and each change.
+    pub fn watch_stats(&self) -> watch::Receiver<Stats> {
+        self.shared.stats.subscribe()
+    }
+
+    /// Waits until the engine is gone (it panicked). From then on all requests are refused: the process
+    /// should end, so that whoever supervises it starts it anew.
+    pub async fn engine_lost(&self) {
+        let mut lost = self.shared.engine_lost.subscribe();
+        // The sender lives in `self`: no error can come.
+        let _ = lost.wait_for(|lost| *lost).await;
+    }
+
+    /// Ends the service. From now on requests are refused as `unavailable`. What runs may end within `grace` and is then
+    /// cut short. With a store, what was cut short and what has not started is kept for the next process; without,
+    /// the former ends with the text it has and the latter as `unavailable`. Returns when all outcomes are taken
+    /// off the reply channel's queue, or a few seconds after nobody took them, with the engine's thread gone.
+    pub async fn drain(&self, grace: Duration) {
+        tracing::info!(grace_s = grace.as_secs_f64(), "draining");
+        // Events without words keep for the next process, as do windows.
+        let rules = lock(&self.tasks.rules).take();
+        if let Some(rules) = rules {
+            rules.abort();
+            let _ = rules.await;
+        }
+        self.shared.ledger().close(Closed::Draining, Instant::now());
+        self.shared.changed();
+        let mut stats = self.watch_stats();
+        if timeout(grace, stats.wait_for(|s| s.running == 0)).await.is_err() {
+            self.shared.ledger().stop_running();
+            // A runner gives up by itself after END_WAIT: this only bounds what can't be.
+            let _ = timeout(END_WAIT + HANDOVER, stats.wait_for(|s| s.running == 0)).await;
+        }
+        let handed_over = stats.wait_for(|s| s.outcomes_waiting == 0);
+        if timeout(HANDOVER, handed_over).await.is_err() {
+            tracing::warn!(
+                outcomes = self.stats().outcomes_waiting,
+                "outcomes were not taken in time"
+            );
+        }
+        self.shared.finish.send_replace(true);
+        let task = lock(&self.tasks.dispatcher).take();
+        if let Some(task) = task
+            && let Err(error) = task.await
+        {
+            tracing::error!(%error, "the dispatcher failed");
+        }
+    }
+}
+
+impl Service {
+    /// Writes what is still to be written and lets the store go; nothing is kept after this.
+    pub async fn close_store(&self) {
+        let journal = self.shared.ledger().close_store();
+        if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
+            tracing::error!(%error, "the store was not closed in good order");
+        }
+    }
+}
+
+/// A message of a rule on its way to the disk.
+#[derive(Debug)]
+pub struct Observed(Stored);
+
+impl Observed {
+    /// Waits until the message can't be lost any more, or can't be stored. May be called again if it was not waited for to
+    /// the end.
+    pub async fn wait(&mut self) {
+        if let Err(reason) = self.0.ready().await {
+            tracing::debug!(%reason, "a message of a rule is in memory alone");
+        }
+    }
+}

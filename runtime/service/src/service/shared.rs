@@ -1,0 +1,306 @@
+//! What the handle, the dispatcher and the tasks of rules share: the ledger and the book behind their locks.
+
+use std::fmt::Write as _;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use phi_edge_engine::TokenId;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::{Observed, Shared};
+use crate::job::{JobKey, NewJob};
+use crate::journal::Stored;
+use crate::ledger::{Ledger, Verdict};
+use crate::prompts::Prompts;
+use crate::reply::{Answer, ErrorCode, Refusal, ReplyBody};
+use crate::rules::book::{Book, RuleMessage};
+use crate::rules::record::RuleChange;
+use crate::rules::{Published, Rule, Time};
+use crate::trace::TraceParent;
+
+impl Shared {
+    /// As [`Service::receive`].
+    pub(crate) fn receive(
+        self: Arc<Self>,
+        job: NewJob,
+        redelivered: bool,
+    ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
+        let key = job.key.clone();
+        let trace = job.reply.traceparent.clone();
+        let first = self.ledger().admit(&job, redelivered, Instant::now());
+        let shared = Arc::clone(&self);
+        // A task of its own: whoever waits may leave.
+        let task = tokio::spawn(async move {
+            let taken = shared.take(job, redelivered, first).await;
+            shared.changed();
+            if let Err(refusal) = &taken {
+                tracing::info!(
+                    job.id = key.id,
+                    job.client = key.client,
+                    code = refusal.code.as_str(),
+                    error = refusal.message,
+                    trace_id = trace.as_ref().map(TraceParent::trace_id),
+                    "request refused"
+                );
+            }
+            taken
+        });
+        async move {
+            task.await.unwrap_or_else(|error| {
+                tracing::error!(%error, "taking a request failed");
+                Err(self
+                    .ledger()
+                    .refuse(ErrorCode::Internal, "a fault inside the service"))
+            })
+        }
+    }
+
+    /// As [`Service::receive`], for what is asked within this process: the outcome comes back here.
+    pub(crate) async fn ask(self: Arc<Self>, job: NewJob) -> Result<Answer, Refusal> {
+        let key = job.key.clone();
+        let (listener, outcome) = oneshot::channel();
+        Arc::clone(&self).receive(job, false).await?;
+        self.ledger().listen(&key, listener);
+        let forget = Unlisten {
+            shared: &self,
+            key: &key,
+        };
+        let outcome = outcome.await;
+        drop(forget);
+        match outcome {
+            Ok(ReplyBody::Final(answer)) => Ok(answer),
+            Ok(ReplyBody::Error(refusal)) => Err(refusal),
+            _ => Err(self
+                .ledger()
+                .refuse(ErrorCode::Internal, "the answer was lost on its way")),
+        }
+    }
+
+    pub(super) fn observe(&self, message: &RuleMessage) -> Option<Observed> {
+        let mut book = self.book();
+        if self.ledger().store_failing().is_some() {
+            book.drop_message(message);
+            return None;
+        }
+        let changes = book.observe(message, wall());
+        let waiting = changes.iter().any(RuleChange::calls_for_words);
+        let stored = self.ledger().note_rules(changes);
+        drop(book);
+        if waiting {
+            self.rules_wake.notify_one();
+        }
+        stored.map(Observed)
+    }
+
+    pub(super) fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
+        let mut book = self.book();
+        let changes = book.set_rules(rules, wall())?;
+        self.ledger().note_rules(changes);
+        drop(book);
+        self.rules_wake.notify_one();
+        Ok(())
+    }
+
+    /// Ends windows that are due; tells when the next one is.
+    pub(crate) fn tick_rules(&self) -> Option<Duration> {
+        let mut book = self.book();
+        let now = wall();
+        let changes = book.tick(now);
+        self.ledger().note_rules(changes);
+        if let Some(due) = book.words_due() {
+            self.waker.needed_in(due.since(now));
+        }
+        book.due().map(|due| due.since(now))
+    }
+
+    /// Hands an event on; the jobs that worded it are forgotten.
+    pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
+        self.witnesses.tell(|witness| witness.event(&published.event));
+        let mut book = self.book();
+        let change = book.posted(&published.event);
+        self.ledger().publish_event(published, change, jobs);
+        drop(book);
+        self.changed();
+    }
+
+    /// Reads what an earlier process left, if it has just become readable.
+    pub(crate) fn restore_if_any(&self) {
+        let mut book = self.book();
+        let restored = self.ledger().restore_if_any(Instant::now());
+        if let Some(restored) = restored {
+            let changes = book.restore(restored, wall());
+            self.ledger().note_rules(changes);
+            self.rules_wake.notify_one();
+        }
+    }
+
+    /// Gives the store all there is.
+    pub(crate) fn write_all(&self) {
+        let book = self.book();
+        let rules = book.all();
+        self.ledger().write_all(&rules);
+    }
+
+    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
+        lock(&self.book)
+    }
+
+    pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {
+        &self.prompts
+    }
+
+    /// The most tokens of a prompt that leaves room for so many new ones.
+    pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
+        let room = self.engine.context_length.saturating_sub(new_tokens + 1);
+        room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
+    }
+
+    async fn take(
+        &self,
+        job: NewJob,
+        redelivered: bool,
+        mut verdict: Result<Verdict, Refusal>,
+    ) -> Result<(), Refusal> {
+        loop {
+            match verdict? {
+                Verdict::Known(stored) => {
+                    self.stored_or_not(stored).await;
+                    return Ok(());
+                }
+                Verdict::Arriving(mut arriving) => {
+                    // Ends with an error, when the other has arrived or was refused.
+                    while arriving.changed().await.is_ok() {}
+                    verdict = self.ledger().admit(&job, redelivered, Instant::now());
+                }
+                Verdict::New { said } => {
+                    let key = job.key.clone();
+                    let accepted = self.accept(job, said).await;
+                    let mut ledger = self.ledger();
+                    match accepted {
+                        Ok(()) => ledger.arrived(&key, Instant::now()),
+                        Err(_) => ledger.abandon(&key, Instant::now()),
+                    }
+                    return accepted;
+                }
+            }
+        }
+    }
+
+    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>) -> Result<(), Refusal> {
+        let prompts = Arc::clone(&self.prompts);
+        let messages = std::mem::take(&mut job.messages);
+        let said_before = said.len();
+        // Long prompts take the tokenizer long: not on a thread that others wait for.
+        let encoded = tokio::task::spawn_blocking(move || {
+            if said.is_empty() {
+                return prompts.encode(&messages);
+            }
+            let mut prompt = said;
+            prompt.extend(prompts.encode_continuation(&messages)?);
+            Ok(prompt)
+        })
+        .await;
+        let stored = {
+            let mut ledger = self.ledger();
+            let prompt = match encoded {
+                Ok(Ok(prompt)) => prompt,
+                Ok(Err(message)) => {
+                    return Err(ledger.refuse(
+                        ErrorCode::BadRequest,
+                        format!("messages: the prompt can't be built: {message}"),
+                    ));
+                }
+                Err(error) => {
+                    tracing::error!(%error, "encoding a prompt panicked");
+                    return Err(ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"));
+                }
+            };
+            self.check_length(&mut ledger, prompt.len(), said_before)?;
+            ledger.accept(job, prompt, Instant::now())?
+        };
+        match stored {
+            None => Ok(()),
+            Some(stored) => stored.wait().await.map_err(|reason| {
+                self.ledger().refuse(
+                    ErrorCode::Unavailable,
+                    format!("the request can't be stored ({reason}); send it again later"),
+                )
+            }),
+        }
+    }
+
+    fn check_length(&self, ledger: &mut Ledger, prompt: usize, said_before: usize) -> Result<(), Refusal> {
+        let context = self.engine.context_length;
+        if prompt >= context {
+            let mut message = phi_edge_engine::Failure::ContextOverflow { prompt, context }.to_string();
+            if said_before > 0 {
+                let _ = write!(
+                    message,
+                    "; {said_before} of them are what the session has said so far: begin a new one"
+                );
+            }
+            return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
+        }
+        let most = self.max_prompt_tokens.load(Ordering::Relaxed);
+        if prompt > most {
+            let message = format!("the prompt has {prompt} tokens, limits.max_prompt_tokens is {most}");
+            return Err(ledger.refuse(ErrorCode::TooLarge, message));
+        }
+        Ok(())
+    }
+
+    /// Waits for messages that promise nothing: they leave even if they can't be stored.
+    pub(super) async fn stored_or_not(&self, stored: Option<Stored>) {
+        let Some(stored) = stored else { return };
+        let batch = stored.batch;
+        if let Err(reason) = stored.wait().await {
+            tracing::debug!(%reason, "a message leaves without being stored");
+            self.ledger().leave_unstored(batch);
+            self.wake.notify_one();
+        }
+    }
+
+    pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
+        lock(&self.ledger)
+    }
+
+    /// Tells the world that the ledger has changed.
+    pub(super) fn changed(&self) {
+        self.publish_stats();
+        self.wake.notify_one();
+    }
+
+    pub(crate) fn publish_stats(&self) {
+        // Taken under the channel's lock, so that an older snapshot can't overwrite a newer one.
+        self.stats.send_if_modified(|stats| {
+            let new = self.ledger().stats();
+            let changed = *stats != new;
+            *stats = new;
+            changed
+        });
+    }
+}
+
+/// Takes a listener back when whoever listens leaves.
+struct Unlisten<'a> {
+    shared: &'a Shared,
+    key: &'a JobKey,
+}
+
+impl Drop for Unlisten<'_> {
+    fn drop(&mut self) {
+        self.shared.ledger().unlisten(self.key);
+    }
+}
+
+fn wall() -> Time {
+    Time(crate::store::wall_ms())
+}
+
+/// A panic while the lock was held is a bug that was reported; the ledger's own state is still the best
+/// account of what was promised.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
