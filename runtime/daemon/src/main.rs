@@ -31,6 +31,8 @@ use crate::cli::{Cli, Command, RulesAction};
 use crate::exit::Fault;
 
 fn main() -> ExitCode {
+    // Before there is any other thread.
+    phi_edge_onnx::forbid_telemetry();
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Run(_)) {
         logging::quiet();

@@ -20,6 +20,7 @@ mod processor;
 mod provider;
 mod raw;
 mod session;
+mod telemetry;
 mod verdicts;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
@@ -28,3 +29,4 @@ pub use library::{Library, MINIMUM_VERSION, PINNED_VERSION};
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;
 pub use provider::Provider;
+pub use telemetry::forbid_telemetry;

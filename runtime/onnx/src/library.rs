@@ -150,6 +150,7 @@ fn load(path: &Path) -> Result<Library, OnnxError> {
         path: path.to_path_buf(),
         fault,
     };
+    crate::telemetry::forbid_telemetry();
     let builder = ort::init_from(path).map_err(|error| {
         let fault = match &error {
             ort::LoadDynamicError::BadVersion { version_str, .. } => {

@@ -1,0 +1,23 @@
+//! Keeps ONNX Runtime from reporting to its maker.
+//!
+//! Microsoft's own builds for Linux hold an uploader since version 1.29: a report of the process leaves while the
+//! environment is being made, and a device id and a queue of reports are written to the user's cache folder. The switch of
+//! the C API (`DisableTelemetryEvents`) comes too late for either. `ORT_DISABLE_TELEMETRY=1` in the process's environment
+//! prevents both, and is read once, when the library is first used.
+//! Source: <https://github.com/microsoft/onnxruntime/pull/27379>.
+
+use std::ffi::OsStr;
+
+/// What the library looks for.
+const OPT_OUT: &str = "ORT_DISABLE_TELEMETRY";
+
+/// Turns the library's reports off for this process, whatever its environment says. To be called by `main` before it
+/// starts a thread; a library that is loaded without it is told so as well, as long as nothing else is.
+pub fn forbid_telemetry() {
+    if std::env::var_os(OPT_OUT).as_deref() == Some(OsStr::new("1")) {
+        return;
+    }
+    // SAFETY: `main` calls this before there is a second thread that could read the environment meanwhile. Later it is only
+    // reached in a process whose `main` is not ours (a test's, outside of cargo, which sets the variable).
+    unsafe { std::env::set_var(OPT_OUT, "1") };
+}
