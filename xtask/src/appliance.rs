@@ -20,6 +20,7 @@ const SUITE: &str = "bookworm";
 /// What the guest needs beside a minimal Debian; the kernel of clouds is small and knows virtio.
 const GUEST: &str = "systemd,systemd-sysv,udev,dbus,kmod,procps,initramfs-tools,linux-image-cloud-amd64,libgcc-s1,\
                      libstdc++6,mosquitto,mosquitto-clients";
+const HOSTS: &str = "127.0.0.1 localhost\n127.0.1.1 appliance\n::1 localhost ip6-localhost ip6-loopback\n";
 /// Emulated processors are slow, and the watchdog waits for up to four minutes.
 const PATIENCE: Duration = Duration::from_mins(40);
 
@@ -102,7 +103,7 @@ fn system(folder: &Path) -> Result<System> {
     let tree = folder.join(SUITE);
     let disk = folder.join(format!("{SUITE}.img"));
     let stamp = folder.join(format!("{SUITE}.stamp"));
-    let recipe = format!("{SUITE}\n{GUEST}\n{UNIT}");
+    let recipe = format!("{SUITE}\n{GUEST}\n{HOSTS}\n{UNIT}");
     if std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) && disk.is_file() {
         return boot_files(&tree, disk);
     }
@@ -117,6 +118,8 @@ fn system(folder: &Path) -> Result<System> {
         .stdout(Stdio::null()))
     .context("debootstrap needs root and a network")?;
     std::fs::write(tree.join("etc/hostname"), "appliance\n")?;
+    // As Debian's installer writes it.
+    std::fs::write(tree.join("etc/hosts"), HOSTS)?;
     std::fs::write(tree.join("etc/systemd/system/appliance-test.service"), UNIT)?;
     run(Command::new("chroot")
         .arg(&tree)

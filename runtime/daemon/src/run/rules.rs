@@ -79,6 +79,10 @@ impl Rules {
     }
 
     fn write(&self, lines: &[String]) {
+        // A first start has neither rules nor, before its store is opened, a folder.
+        if lines.is_empty() && !self.subscribed.exists() {
+            return;
+        }
         // In one piece: half a list would forget the other half.
         let new = self.subscribed.with_extension("new");
         let written =
