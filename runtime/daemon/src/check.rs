@@ -65,7 +65,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             "provider",
             choice.engine(&model).map(|engine| {
                 let decoder = engine.decoder();
-                let context = engine.caps().context_length;
+                let context = engine.context();
                 (
                     (),
                     format!("{}, context of {context} tokens", decoder.provider().as_str()),

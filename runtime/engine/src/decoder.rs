@@ -231,7 +231,19 @@ struct InterruptState {
     raised: bool,
     /// Whom the run under way serves alone.
     only: Option<RequestId>,
+    /// Nobody runs, and whoever is raised for is heard.
+    any: bool,
     hook: Option<Hook>,
+}
+
+impl InterruptState {
+    /// The hook is called under the lock: called later, it could end a run that begins meanwhile.
+    fn raise(&mut self) {
+        self.raised = true;
+        if let Some(hook) = &self.hook {
+            hook();
+        }
+    }
 }
 
 impl Interrupt {
@@ -242,30 +254,22 @@ impl Interrupt {
 
     /// Ends the run under way, or the next one.
     pub fn raise(&self) {
-        let hook = {
-            let mut state = self.lock();
-            state.raised = true;
-            state.hook.clone()
-        };
-        if let Some(hook) = hook {
-            hook();
-        }
+        self.lock().raise();
     }
 
     /// Ends the run under way if it serves `id` alone. Otherwise nothing happens: between two runs the engine
     /// looks at what was asked of it anyway.
     pub fn raise_for(&self, id: RequestId) {
-        let hook = {
-            let mut state = self.lock();
-            if state.only != Some(id) {
-                return;
-            }
-            state.raised = true;
-            state.hook.clone()
-        };
-        if let Some(hook) = hook {
-            hook();
+        let mut state = self.lock();
+        if state.only == Some(id) || state.any {
+            state.raise();
         }
+    }
+
+    /// Until [`Interrupt::nobody`] no run is under way, and every [`Interrupt::raise_for`] raises: whoever rests between
+    /// two runs is woken by it.
+    pub fn anybody(&self) {
+        self.lock().any = true;
     }
 
     /// The run to come serves `id` alone.
@@ -275,7 +279,9 @@ impl Interrupt {
 
     /// The run to come serves several, or there is none.
     pub fn nobody(&self) {
-        self.lock().only = None;
+        let mut state = self.lock();
+        state.only = None;
+        state.any = false;
     }
 
     /// Takes a raise back.
@@ -288,16 +294,15 @@ impl Interrupt {
         self.lock().raised
     }
 
-    /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already.
+    /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already. Once the guard is dropped
+    /// it is not called any more, by nobody. It must not wait, nor touch this interrupt.
     pub fn during(&self, hook: &Hook) -> InterruptGuard<'_> {
-        let raised = {
-            let mut state = self.lock();
-            state.hook = Some(Arc::clone(hook));
-            state.raised
-        };
-        if raised {
+        let mut state = self.lock();
+        state.hook = Some(Arc::clone(hook));
+        if state.raised {
             hook();
         }
+        drop(state);
         InterruptGuard { interrupt: self }
     }
 

@@ -159,6 +159,16 @@ impl Rows {
             .sum()
     }
 
+    /// Tokens that `row` holds if it may be given up.
+    pub(crate) fn spare_tokens_of(&self, row: RowId) -> usize {
+        let slot = &self.slots[index(row)];
+        if slot.owner.is_none() && !slot.pinned {
+            slot.held.len()
+        } else {
+            0
+        }
+    }
+
     /// Tokens that pinned rows hold.
     pub(crate) fn pinned_tokens(&self) -> usize {
         self.slots

@@ -17,6 +17,8 @@ pub(crate) enum Work {
 #[derive(Debug, Default)]
 pub(crate) struct Turns {
     last: Option<Work>,
+    /// The regime that decoded last, whatever prompts entered since.
+    decoded: Option<Regime>,
     prefills: u32,
 }
 
@@ -42,8 +44,9 @@ impl Turns {
             (Some(index), None) => Work::Prefill(index),
             (None, None) => return None,
         };
-        if matches!(work, Work::Prefill(_)) {
-            self.prefills = self.prefills.wrapping_add(1);
+        match work {
+            Work::Prefill(_) => self.prefills = self.prefills.wrapping_add(1),
+            Work::Decode(regime) => self.decoded = regime,
         }
         self.last = Some(work);
         Some(work)
@@ -65,17 +68,10 @@ impl Turns {
     fn decode(&self, running: &[Sequence]) -> Option<Regime> {
         let has = |regime| running.iter().any(|s| s.decodes() && s.regime == regime);
         match (has(Regime::Short), has(Regime::Long)) {
-            (true, true) if self.last_decode() == Some(Regime::Short) => Some(Regime::Long),
+            (true, true) if self.decoded == Some(Regime::Short) => Some(Regime::Long),
             (true, _) => Some(Regime::Short),
             (false, true) => Some(Regime::Long),
             (false, false) => None,
-        }
-    }
-
-    fn last_decode(&self) -> Option<Regime> {
-        match self.last {
-            Some(Work::Decode(regime)) => regime,
-            _ => None,
         }
     }
 }

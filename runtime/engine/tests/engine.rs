@@ -133,7 +133,10 @@ impl Decoder for Scripted {
         Ok(())
     }
     fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
-        self.rows[to.0 as usize] = self.rows[from.0 as usize][..len].to_vec();
+        // What stands behind the copy stays, and its memory with it.
+        let held = &self.rows[to.0 as usize];
+        let tail = &held[len.min(held.len())..];
+        self.rows[to.0 as usize] = [&self.rows[from.0 as usize][..len], tail].concat();
         Ok(())
     }
     fn truncate(&mut self, row: RowId, len: usize) {
@@ -316,6 +319,38 @@ fn crossing_the_rope_boundary_computes_the_row_anew() {
             "prompt of {length}"
         );
     }
+}
+
+#[test]
+fn both_regimes_go_on_while_a_prompt_enters() {
+    let mut decoder = Scripted::new(digest);
+    decoder.caps.rope_boundary = Some(20);
+    let config = EngineConfig {
+        slots: 3,
+        prefill_chunk: 1,
+        stop_repetition: false,
+        speculation: false,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(decoder, config);
+    let (interrupt, mut events) = (Interrupt::new(), Vec::new());
+    for (id, prompt, most) in [(1u64, vec![1; 30], 60), (2, vec![2; 3], 15)] {
+        engine.submit(request(id, &prompt, most), Duration::ZERO).unwrap();
+        while text(&events, id).is_empty() {
+            engine.step(&|| Duration::ZERO, &interrupt, &mut events);
+        }
+    }
+    engine.submit(request(3, &[3; 90], 1), Duration::ZERO).unwrap();
+    let before = [1, 2].map(|id| text(&events, id).len());
+    for _ in 0..40 {
+        engine.step(&|| Duration::ZERO, &interrupt, &mut events);
+    }
+    // Every second step is a chunk; the others are shared.
+    let now = [1, 2].map(|id| text(&events, id).len());
+    assert!(
+        now[0] >= before[0] + 9 && now[1] >= before[1] + 9,
+        "{before:?} became {now:?} characters"
+    );
 }
 
 #[test]
@@ -634,15 +669,19 @@ fn memory_bounds_what_runs_and_what_is_remembered() {
         ..EngineConfig::default()
     };
     let mut engine = Engine::new(Scripted::new(digest), config);
-    let refused = engine.submit(request(9, &[1; 50], 20), Duration::ZERO);
+    assert_eq!(engine.context(), 60);
+    let refused = engine.submit(request(9, &[1; 60], 20), Duration::ZERO);
     assert_eq!(
         refused,
         Err(Failure::MemoryOverflow {
-            prompt: 50,
-            new: 20,
+            prompt: 60,
+            new: 1,
             budget: 60
         })
     );
+    // An answer ends where the memory does, as it ends where the context does.
+    engine.submit(request(10, &[1; 50], 20), Duration::ZERO).unwrap();
+    assert_eq!(summary(&run(&mut engine), 10).tokens.len(), 10);
     for id in 0..6u64 {
         engine
             .submit(request(id, &[id as u32; 20], 10), Duration::ZERO)
@@ -656,6 +695,47 @@ fn memory_bounds_what_runs_and_what_is_remembered() {
     }
     for id in 0..6 {
         assert_eq!(summary(&events, id).tokens.len(), 10);
+    }
+}
+
+#[test]
+fn a_row_that_takes_in_a_shorter_text_gives_the_rest_of_its_memory_back() {
+    let config = EngineConfig {
+        slots: 1,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(Scripted::new(digest), config);
+    for (id, length) in [(0u64, 90), (1, 80), (2, 70), (3, 40), (4, 40), (5, 40), (6, 40)] {
+        let prompt: Vec<u32> = (0..length).map(|n| (n + id as u32 * 5) % 26).collect();
+        engine.submit(request(id, &prompt, 2), Duration::ZERO).unwrap();
+        run(&mut engine);
+        let held: usize = engine.decoder().rows.iter().map(Vec::len).sum();
+        let counted = engine.kv_use();
+        assert_eq!(8 * held as u64, counted.running + counted.remembered, "{id}");
+    }
+}
+
+#[test]
+fn room_is_not_made_by_giving_up_what_is_wanted() {
+    let config = EngineConfig {
+        slots: 1,
+        kv_budget: Some(8 * 60),
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(Scripted::new(digest), config);
+    let mut said: Vec<u32> = (0..40).map(|n| n % 26).collect();
+    for id in 0..4u64 {
+        // A conversation that takes more than half of the memory.
+        engine.submit(request(id, &said, 3), Duration::ZERO).unwrap();
+        let events = run(&mut engine);
+        let summary = summary(&events, id);
+        assert_eq!(
+            summary.cached_tokens,
+            if id == 0 { 0 } else { said.len() - 2 },
+            "{id}"
+        );
+        said.extend(summary.tokens.iter().map(|token| token.0));
+        said.push(3);
     }
 }
 
@@ -777,7 +857,10 @@ proptest! {
                 prop_assert!(budget.is_some());
                 continue;
             }
-            let plain = EngineConfig { prefix_cache: false, speculation: false, ..EngineConfig::default() };
+            let plain = EngineConfig {
+                prefix_cache: false, speculation: false, kv_budget: budget.map(|tokens| 8 * tokens as u64),
+                ..EngineConfig::default()
+            };
             let mut alone = Engine::new(scripted(boundary, Form::Plain), plain);
             alone.submit(job.request(id), Duration::ZERO).unwrap();
             let expected = text(&run(&mut alone), id);

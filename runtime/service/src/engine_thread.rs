@@ -112,7 +112,7 @@ impl<F> Host<F> {
             }
         };
         let info = EngineInfo {
-            context_length: engine.caps().context_length,
+            context_length: engine.context(),
             slots: engine.slots(),
         };
         if ready.send(Ok(info)).is_err() {

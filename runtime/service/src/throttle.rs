@@ -40,18 +40,25 @@ impl Throttle {
     /// Rests after a step of this length; less if the share is raised meanwhile or somebody interrupts.
     pub(crate) fn pause(&self, step: Duration, interrupt: &Interrupt) {
         let begun = Instant::now();
+        // Whoever is cancelled, or comes to its deadline, waits for no pause.
+        interrupt.anybody();
         loop {
             let left = self.rest_after(step).saturating_sub(begun.elapsed());
             if left.is_zero() || interrupt.is_raised() {
-                return;
+                break;
             }
             std::thread::sleep(left.min(LOOK));
         }
+        interrupt.nobody();
     }
 }
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use phi_edge_engine::RequestId;
+
     use super::*;
 
     #[test]
@@ -72,8 +79,21 @@ mod tests {
     fn an_interrupt_ends_a_pause() {
         let (throttle, interrupt) = (Throttle::default(), Interrupt::new());
         throttle.set(0.001);
+        // Each pause would last for more than a quarter of an hour.
         interrupt.raise();
-        // It would last for more than a quarter of an hour.
         throttle.pause(Duration::from_secs(1), &interrupt);
+        interrupt.clear();
+        let cancelling = std::thread::spawn({
+            let interrupt = interrupt.clone();
+            move || {
+                // Until the pause hears it: before it nobody is to be woken.
+                while !interrupt.is_raised() {
+                    interrupt.raise_for(RequestId(1));
+                    std::thread::yield_now();
+                }
+            }
+        });
+        throttle.pause(Duration::from_secs(1), &interrupt);
+        cancelling.join().unwrap();
     }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::decoder::{Caps, Decoder, Regime};
+use crate::ids::RowId;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
 use crate::sequence::Sequence;
 
@@ -29,17 +30,12 @@ impl<D: Decoder> Engine<D> {
                 context: caps.context_length,
             });
         }
-        if let Some(budget) = self.budget_tokens() {
-            // Room for the prompt and one token at least; the answer may be cut short by its own limit alone.
-            let promised = promised(request, caps.context_length);
-            let usable = budget.saturating_sub(self.rows.pinned_tokens());
-            if promised > usable {
-                return Err(Failure::MemoryOverflow {
-                    prompt,
-                    new: promised - prompt,
-                    budget: usable,
-                });
-            }
+        if prompt >= self.context() {
+            return Err(Failure::MemoryOverflow {
+                prompt,
+                new: 1,
+                budget: self.context(),
+            });
         }
         let known = self.running.iter().any(|s| s.id() == request.id)
             || self.waiting.iter().any(|w| w.request.id == request.id);
@@ -95,25 +91,32 @@ impl<D: Decoder> Engine<D> {
                 return;
             };
             let id = waiting.request.id;
-            self.make_room(promised(&waiting.request, self.decoder.caps().context_length));
             let found = self.remembered(
                 &waiting.request.prompt,
                 regime_of(waiting.request.prompt.len(), self.caps()),
             );
+            // What it begins with is the last to go: what is taken in place costs nothing more.
+            self.make_room(self.promised(&waiting.request), found.map(|found| found.row));
             let Some(place) = self.rows.place(id, found) else {
                 self.waiting.push_front(waiting);
                 return;
             };
-            if let Some((refuge, len)) = place.rescue
-                && self.decoder.copy(place.row, refuge, len).is_err()
-            {
-                self.rows.shorten(refuge, 0);
+            if let Some((refuge, len)) = place.rescue {
+                if self.decoder.copy(place.row, refuge, len).is_ok() {
+                    // It may have held more before.
+                    self.decoder.truncate(refuge, len);
+                } else {
+                    self.rows.shorten(refuge, 0);
+                    self.decoder.release(refuge);
+                }
             }
             let mut sequence = Sequence::new(waiting, place.row, now, self.config.stop_repetition);
             sequence.regime = regime_of(sequence.tokens.len(), self.decoder.caps());
             events.push(Event::Started { id });
             self.reuse(&mut sequence, found);
             self.running.push(sequence);
+            // What was copied is there twice now.
+            self.make_room(0, None);
         }
     }
 
@@ -121,34 +124,30 @@ impl<D: Decoder> Engine<D> {
         let Some(budget) = self.budget_tokens() else {
             return true;
         };
-        let context = self.decoder.caps().context_length;
-        let running: usize = self.running.iter().map(|s| promised(&s.request, context)).sum();
-        running + self.rows.pinned_tokens() + promised(request, context) <= budget
+        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
+        running + self.rows.pinned_tokens() + self.promised(request) <= budget
     }
 
-    /// Forgets idle rows until `tokens` more fit the budget beside what is promised.
-    pub(super) fn make_room(&mut self, tokens: usize) {
+    /// Forgets idle rows but `keep`, the oldest first, until `tokens` more fit the budget beside what is promised.
+    pub(super) fn make_room(&mut self, tokens: usize, keep: Option<RowId>) {
         let Some(budget) = self.budget_tokens() else {
             return;
         };
-        let context = self.decoder.caps().context_length;
-        let running: usize = self.running.iter().map(|s| promised(&s.request, context)).sum();
-        while running + tokens + self.rows.pinned_tokens() + self.rows.spare_tokens() > budget {
-            let Some(row) = self.rows.forget_oldest(None) else {
+        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
+        let kept = keep.map_or(0, |row| self.rows.spare_tokens_of(row));
+        while running + tokens + self.rows.pinned_tokens() + self.rows.spare_tokens() - kept > budget {
+            let Some(row) = self.rows.forget_oldest(keep) else {
                 return;
             };
             self.decoder.release(row);
         }
     }
-}
 
-/// Tokens that a request may come to hold.
-pub(super) fn promised(request: &GenerateRequest, context: usize) -> usize {
-    request
-        .prompt
-        .len()
-        .saturating_add(request.max_tokens)
-        .min(context)
+    /// Tokens that a request may come to hold.
+    pub(super) fn promised(&self, request: &GenerateRequest) -> usize {
+        let asked = request.prompt.len().saturating_add(request.max_tokens);
+        asked.min(self.context())
+    }
 }
 
 pub(super) fn regime_of(tokens: usize, caps: &Caps) -> Regime {

@@ -21,6 +21,7 @@ impl<D: Decoder> Engine<D> {
         events: &mut Vec<Event>,
     ) {
         let caps = self.decoder.caps().clone();
+        let context = self.context();
         let mut ready: Vec<usize> = (0..self.running.len())
             .filter(|&index| {
                 let sequence = &self.running[index];
@@ -98,7 +99,7 @@ impl<D: Decoder> Engine<D> {
                     let guess = &guesses[index];
                     let rows = logits.skip(at);
                     at += guess.len() + 1;
-                    concluded.push((index, choices(sequence, &rows, guess, caps.context_length, time)));
+                    concluded.push((index, choices(sequence, &rows, guess, context, time)));
                 }
                 Ok(concluded)
             }
@@ -171,9 +172,10 @@ impl<D: Decoder> Engine<D> {
             return guesses;
         }
         let span = self.span(members, caps);
+        let context = self.context();
         let room = |sequence: &Sequence| {
             let length = sequence.tokens.len();
-            let mut room = caps.context_length.saturating_sub(length + 1);
+            let mut room = context.saturating_sub(length + 1);
             room = room.min(sequence.tokens_left().saturating_sub(1));
             if let Some(boundary) = caps.rope_boundary.filter(|_| sequence.regime == Regime::Short) {
                 room = room.min(boundary.saturating_sub(length));

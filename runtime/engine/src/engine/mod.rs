@@ -106,6 +106,15 @@ impl<D: Decoder> Engine<D> {
         self.decoder.caps()
     }
 
+    /// Tokens that one sequence can have: those of the model's context, or of the memory beside pinned prefixes where
+    /// that is less.
+    pub fn context(&self) -> usize {
+        let context = self.decoder.caps().context_length;
+        let usable = |budget: usize| budget.saturating_sub(self.rows.pinned_tokens());
+        self.budget_tokens()
+            .map_or(context, |budget| context.min(usable(budget)))
+    }
+
     /// The decoder.
     pub fn decoder(&self) -> &D {
         &self.decoder

@@ -20,7 +20,7 @@ impl<D: Decoder> Engine<D> {
         if self.running[index].computed == 0 || self.running[index].chunks == 0 {
             self.reuse_running(index);
         }
-        let context = self.decoder.caps().context_length;
+        let context = self.context();
         let others_decode = self.running.iter().any(Sequence::decodes);
         let most = self.config.prefill_chunk;
         let chunk = if others_decode {

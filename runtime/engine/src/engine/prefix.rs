@@ -1,7 +1,7 @@
 //! What rows hold already of a prompt: pinned prefixes, remembered texts, and those that run beside it.
 
 use super::Engine;
-use super::admit::{promised, regime_of};
+use super::admit::regime_of;
 use crate::decoder::{DecodeError, Decoder, Input, Regime, Row, Step, Wanted};
 use crate::ids::TokenId;
 use crate::request::Failure;
@@ -85,7 +85,7 @@ impl<D: Decoder> Engine<D> {
     /// Puts what another row holds of a sequence's beginning into its own.
     pub(super) fn reuse(&mut self, sequence: &mut Sequence, found: Option<Match>) {
         // What the sequence is going to write over keeps its memory: the system need not give it anew.
-        let promised = promised(&sequence.request, self.decoder.caps().context_length);
+        let promised = self.promised(&sequence.request);
         self.decoder.truncate(sequence.row, promised);
         let Some(found) = found.filter(|found| found.len > sequence.computed) else {
             return;
@@ -104,7 +104,8 @@ impl<D: Decoder> Engine<D> {
             }
         }
         sequence.computed = found.len;
-        sequence.cached = found.len;
+        // Beyond the boundary its own new tokens are computed anew as well.
+        sequence.cached = found.len.min(sequence.request.prompt.len());
     }
 
     /// Takes over what a running sequence has computed of the same beginning meanwhile.

@@ -80,7 +80,7 @@ impl<D: Decoder> Engine<D> {
         });
         self.decoder.truncate(sequence.row, held.len());
         self.rows.leave(sequence.row, held, sequence.regime);
-        self.make_room(0);
+        self.make_room(0, None);
         self.tidy();
     }
 }
