@@ -16,8 +16,9 @@ use crate::memory;
 use crate::prefixes;
 use crate::settings;
 
-/// Rows that only remember, beside those that run. They cost address space, and memory only for what they hold.
-const CACHE_ROWS: usize = 8;
+/// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
+/// and memory only for what they hold.
+const CACHE_ROWS: usize = 32;
 
 /// The file that remembers which edits of a graph hold.
 pub(crate) const VERDICTS: &str = "graph-verdicts.json";
@@ -46,7 +47,8 @@ impl Choice {
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
                 threads: runtime.threads,
-                rows: runtime.slots + CACHE_ROWS + pinned.len(),
+                rows: runtime.slots + pinned.len(),
+                cache_rows: CACHE_ROWS,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 verdicts: Some(config.store.path.join(VERDICTS)),
@@ -74,6 +76,7 @@ impl Choice {
                     provider: Provider::Auto,
                     threads: None,
                     rows: slots,
+                    cache_rows: 0,
                     kv_memory: None,
                     prepare: Prepare::ALL,
                     verdicts: None,
@@ -88,6 +91,7 @@ impl Choice {
             None => Self::of(&settings::load(&ConfigArgs::default())?.config),
         };
         choice.decoder.rows = slots;
+        choice.decoder.cache_rows = 0;
         // The store is the service's own; whoever runs a command may not be allowed to write there.
         choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
         choice.prewarm = false;
@@ -127,14 +131,16 @@ impl Choice {
         if let Some(warning) = phi_edge_onnx::processor_warning() {
             tracing::warn!("{warning}");
         }
-        let mut decoder = OnnxDecoder::load(&library, model, &self.decoder)?;
+        let mut config = self.engine.clone();
+        // On a device the slab is allocated whole: nothing to share out.
+        let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
+            if config.kv_budget.is_none() {
+                config.kv_budget = memory::kv_budget();
+            }
+            config.kv_budget
+        })?;
         if self.prewarm {
             warm(&mut decoder);
-        }
-        let mut config = self.engine.clone();
-        // Asked for once the weights are in memory. On a device the slab is allocated whole: nothing to share out.
-        if config.kv_budget.is_none() && decoder.provider() == Provider::Cpu {
-            config.kv_budget = memory::kv_budget();
         }
         let mut engine = Engine::new(wrap(decoder), config);
         if let Some((system_prompts, store)) = self.pinned.as_ref().filter(|(prompts, _)| !prompts.is_empty())

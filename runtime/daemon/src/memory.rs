@@ -50,13 +50,24 @@ fn left_in_cgroup(root: &Path) -> Option<u64> {
         };
         // `max` is no number, and no limit.
         if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
-            let left = limit.saturating_sub(used);
+            // Files that were read count as used, the model's own among them, and are given up for what is needed.
+            let left = limit.saturating_sub(used.saturating_sub(cached(&folder.join("memory.stat"))));
             least = Some(least.map_or(left, |least: u64| least.min(left)));
         }
         if folder == mounted || !folder.pop() {
             return least;
         }
     }
+}
+
+/// Bytes of files in memory that the kernel takes back when they are in the way.
+fn cached(statistics: &Path) -> u64 {
+    let text = std::fs::read_to_string(statistics).unwrap_or_default();
+    let number = |line: &str| -> Option<u64> {
+        let (name, number) = line.split_once(' ')?;
+        matches!(name, "active_file" | "inactive_file").then(|| number.trim().parse().ok())?
+    };
+    text.lines().filter_map(number).sum()
 }
 
 #[cfg(test)]
@@ -91,6 +102,14 @@ mod tests {
         file(root.path(), &format!("{unit}/memory.current"), "100\n");
         assert_eq!(budget(root.path()), Some(614_400));
         file(root.path(), &format!("{unit}/memory.max"), "1100\n");
+        assert_eq!(budget(root.path()), Some(600));
+        // Most of what is used are pages of the model's file.
+        file(root.path(), &format!("{unit}/memory.current"), "900\n");
+        file(
+            root.path(),
+            &format!("{unit}/memory.stat"),
+            "anon 100\nfile 800\nactive_file 300\ninactive_file 500\nslab 0\n",
+        );
         assert_eq!(budget(root.path()), Some(600));
         file(root.path(), "sys/fs/cgroup/system.slice/memory.max", "150\n");
         file(root.path(), "sys/fs/cgroup/system.slice/memory.current", "100\n");

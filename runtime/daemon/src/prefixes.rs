@@ -7,7 +7,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::{Decoder, Engine, TokenId};
+use phi_edge_engine::{Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
@@ -43,9 +43,21 @@ pub(crate) fn pin<D: Decoder>(
             .map_err(|error| wrong(error.to_string()))?;
         let file = files.as_ref().map(|files| files.path(&ids));
         let saved = files.as_ref().and_then(|files| files.read(&ids));
-        let loaded = engine
-            .pin(&ids, saved.as_deref())
-            .map_err(|failure| wrong(failure.to_string()))?;
+        let loaded = match engine.pin(&ids, saved.as_deref()) {
+            Ok(loaded) => loaded,
+            // It may fit at the next start; until then prompts are computed whole.
+            Err(failure @ (Failure::MemoryOverflow { .. } | Failure::Decoder(_))) => {
+                tracing::warn!(
+                    number = n + 1,
+                    tokens = ids.len(),
+                    error = %failure,
+                    "a prompt of runtime.system_prompts is not kept"
+                );
+                used.extend(file);
+                continue;
+            }
+            Err(failure) => return Err(wrong(failure.to_string())),
+        };
         drop(saved);
         tracing::info!(tokens = ids.len(), loaded, "prefix of a system prompt kept");
         if let Some(files) = files.as_ref().filter(|_| !loaded) {

@@ -163,6 +163,7 @@ impl Trial<'_> {
             provider: self.provider,
             threads: Some(self.threads),
             rows: 3,
+            cache_rows: 0,
             kv_memory: None,
             prepare: edits,
             verdicts: None,

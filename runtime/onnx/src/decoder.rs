@@ -29,8 +29,11 @@ pub struct DecoderConfig {
     pub provider: Provider,
     /// Threads of a run; `None`: all processors this process may use.
     pub threads: Option<usize>,
-    /// Rows of the KV slab, at least 1.
+    /// Rows of the KV slab for sequences that run and for pinned prefixes, at least 1.
     pub rows: usize,
+    /// Rows beside them that only remember. On the host they cost address space alone; on a device, which pays for every
+    /// row, there are eight at most.
+    pub cache_rows: usize,
     /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
     /// a device, where the slab is allocated whole, `None` means 4 GiB.
     pub kv_memory: Option<u64>,
@@ -47,6 +50,7 @@ impl Default for DecoderConfig {
             provider: Provider::Auto,
             threads: None,
             rows: 1,
+            cache_rows: 0,
             kv_memory: None,
             prepare: Prepare::ALL,
             verdicts: None,
@@ -56,6 +60,10 @@ impl Default for DecoderConfig {
 
 /// KV memory on a device where the configuration does not say.
 const DEVICE_KV_BYTES: u64 = 4 << 30;
+/// Rows that only remember, on a device.
+const DEVICE_CACHE_ROWS: usize = 8;
+/// A context that is shorter than this for want of memory is worth a warning.
+const SHORT: usize = 1024;
 
 /// A model ready to run.
 pub struct OnnxDecoder {
@@ -109,8 +117,23 @@ struct Names {
 impl OnnxDecoder {
     /// Loads `model`'s decoder graph and reserves its KV memory.
     pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
+        Self::load_measuring(library, model, config, || None)
+    }
+
+    /// The same; where `config` does not bound the KV memory of the host, `free` does, asked once the weights are in memory.
+    pub fn load_measuring(
+        library: &Library,
+        model: &ModelDir,
+        config: &DecoderConfig,
+        free: impl FnOnce() -> Option<u64>,
+    ) -> Result<Self, OnnxError> {
         let threads = config.threads.unwrap_or_else(available_threads);
         let opened = open::open(library, model, config, threads)?;
+        let mut config = config.clone();
+        if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
+            config.kv_memory = free();
+        }
+        let config = &config;
         let decoder = Self::over(opened, &model.decoder_path(), model.config(), config)?;
         tracing::info!(
             provider = decoder.provider.as_str(),
@@ -155,6 +178,13 @@ impl OnnxDecoder {
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
         let context = slab.context(genai.context_length);
+        if context < SHORT.min(genai.context_length) {
+            tracing::warn!(
+                context,
+                kv_bytes = config.kv_memory,
+                "There is little memory for keys and values: longer prompts are refused (runtime.kv_memory, MemoryMax= of the unit)."
+            );
+        }
         let caps = Caps {
             kv_type: slab.shape().kv_type(),
             ragged_chunks: ragged,
@@ -575,7 +605,12 @@ impl Names {
 fn reserve(graph: &OpenGraph, genai: &GenaiConfig, config: &DecoderConfig) -> Result<KvSlab, OnnxError> {
     let mut shape = KvShape {
         layers: genai.num_layers,
-        rows: config.rows.max(1),
+        rows: config.rows.max(1)
+            + if graph.provider == Provider::Cpu {
+                config.cache_rows
+            } else {
+                config.cache_rows.min(DEVICE_CACHE_ROWS)
+            },
         heads: genai.num_kv_heads,
         // One more than the context: a pad token may stand behind the last one.
         capacity: genai.context_length + 1,

@@ -104,6 +104,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         provider: Provider::Cpu,
         threads: Some(2),
         rows,
+        cache_rows: 0,
         kv_memory: None,
         prepare,
         verdicts: None,

@@ -1,0 +1,45 @@
+//! What little memory means for the context.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::Path;
+
+use phi_edge_engine::Decoder;
+use phi_edge_models::ModelDir;
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder};
+
+#[test]
+fn the_memory_that_is_free_bounds_the_context() {
+    let library = match Library::find(None) {
+        Ok(library) => library,
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+            println!("SKIPPED: {error}");
+            return;
+        }
+    };
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+    let model = ModelDir::open(&folder).unwrap();
+    let config = DecoderConfig {
+        cache_rows: 3,
+        ..DecoderConfig::default()
+    };
+    let whole = OnnxDecoder::load(&library, &model, &config)
+        .unwrap()
+        .caps()
+        .clone();
+    assert_eq!(
+        (whole.context_length, whole.rows),
+        (model.config().context_length, 4)
+    );
+    let free = whole.kv_bytes_per_token * 101;
+    let little = OnnxDecoder::load_measuring(&library, &model, &config, || Some(free)).unwrap();
+    assert_eq!(little.caps().context_length, 100);
+    // Who says how much there may be is not asked how much there is.
+    let config = DecoderConfig {
+        kv_memory: Some(free * 2),
+        ..config
+    };
+    let said = OnnxDecoder::load_measuring(&library, &model, &config, || unreachable!()).unwrap();
+    assert_eq!(said.caps().context_length, 201);
+}
