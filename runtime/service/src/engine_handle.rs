@@ -21,6 +21,8 @@ const AHEAD: Duration = Duration::from_secs(2);
 pub struct EngineInfo {
     /// The most tokens of prompt and answer together.
     pub context_length: usize,
+    /// The most tokens of all requests that run at once; `None` without a bound.
+    pub memory: Option<usize>,
     /// How many requests run at once.
     pub slots: usize,
 }

@@ -113,6 +113,7 @@ impl<F> Host<F> {
         };
         let info = EngineInfo {
             context_length: engine.context(),
+            memory: engine.memory(),
             slots: engine.slots(),
         };
         if ready.send(Ok(info)).is_err() {

@@ -103,6 +103,39 @@ async fn priority_first_then_arrival() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_waits_for_memory_is_not_in_the_way_of_what_ranks_higher() {
+    // The engine of the bench has memory for 150 tokens, and a context of 100.
+    let mut bench = Bench::with(ServiceConfig::default(), 3, 64);
+    let sized = |id: &str, most: usize, priority| {
+        question(id, |job| {
+            job.max_tokens = most;
+            job.priority = priority;
+        })
+    };
+    let jobs = [
+        ("a", 80, Priority::Normal),
+        ("b", 80, Priority::Background),
+        ("c", 20, Priority::Background),
+        ("d", 20, Priority::Interactive),
+    ];
+    for (id, most, priority) in jobs {
+        bench.service.submit(sized(id, most, priority)).await.unwrap();
+    }
+    let (_, a) = bench.asked().await;
+    let (request, d) = bench.asked().await;
+    assert_eq!(request.max_tokens, 20);
+    // The one behind it would fit, and is not to pass it.
+    assert!(bench.asks_nothing().await);
+    a.finish(summary(Finish::Stop, 1));
+    bench.reply().await;
+    let (request, _b) = bench.asked().await;
+    assert_eq!(request.max_tokens, 80);
+    d.finish(summary(Finish::Stop, 1));
+    let (request, _c) = bench.asked().await;
+    assert_eq!(request.max_tokens, 20);
+}
+
+#[tokio::test(start_paused = true)]
 async fn slots_bound_what_runs() {
     let mut bench = Bench::with(ServiceConfig::default(), 2, 64);
     for id in ["a", "b", "c"] {

@@ -83,6 +83,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
         Interrupt::new(),
         EngineInfo {
             context_length: 4096,
+            memory: None,
             slots: 64,
         },
     );

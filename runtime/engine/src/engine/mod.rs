@@ -110,9 +110,13 @@ impl<D: Decoder> Engine<D> {
     /// that is less.
     pub fn context(&self) -> usize {
         let context = self.decoder.caps().context_length;
-        let usable = |budget: usize| budget.saturating_sub(self.rows.pinned_tokens());
-        self.budget_tokens()
-            .map_or(context, |budget| context.min(usable(budget)))
+        self.memory().map_or(context, |memory| context.min(memory))
+    }
+
+    /// Tokens that all sequences together can have, beside pinned prefixes; `None` without a bound.
+    pub fn memory(&self) -> Option<usize> {
+        let budget = self.budget_tokens()?;
+        Some(budget.saturating_sub(self.rows.pinned_tokens()))
     }
 
     /// The decoder.

@@ -49,6 +49,10 @@ pub(crate) const INTERNAL: &str = "/rules";
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) slots: usize,
+    /// Tokens that one job can have.
+    pub(crate) context: usize,
+    /// Tokens that all that run can have together.
+    pub(crate) memory: usize,
     pub(crate) queue: usize,
     pub(crate) max_deadline: Duration,
     pub(crate) keep_for: Duration,
@@ -91,6 +95,14 @@ struct Waiting {
     prompt: Vec<TokenId>,
     accepted: Instant,
     expires: Instant,
+}
+
+impl Waiting {
+    /// Tokens that it may come to hold in the engine.
+    fn promised(&self, context: usize) -> usize {
+        let asked = self.prompt.len().saturating_add(self.job.max_tokens);
+        asked.min(context)
+    }
 }
 
 /// A place in the queue: who came first within a priority. [`Ledger::next_place`] chooses among priorities.
@@ -171,6 +183,8 @@ pub(crate) struct Ledger {
     jobs: HashMap<JobKey, Entry>,
     queue: BTreeMap<Place, JobKey>,
     running: usize,
+    /// Tokens promised to what runs.
+    promised: usize,
     /// Finished jobs, oldest first.
     kept: VecDeque<Kept>,
     kept_bytes: usize,
@@ -211,6 +225,7 @@ impl Ledger {
             listeners: HashMap::new(),
             queue: BTreeMap::new(),
             running: 0,
+            promised: 0,
             kept: VecDeque::new(),
             kept_bytes: 0,
             outgoing: VecDeque::new(),

@@ -13,7 +13,8 @@ use crate::runner::Ended;
 use crate::store::Change;
 
 impl Ledger {
-    /// The next job, if there is a slot for it.
+    /// The next job, if there are a slot and memory for it. What does not fit waits here and is not overtaken by what ranks
+    /// below it; what comes to rank above it goes first.
     pub(crate) fn start_next(&mut self, now: Instant) -> Option<Start> {
         self.expire(now);
         if self.closed.is_some() || self.running >= self.limits.slots || self.alone {
@@ -24,6 +25,11 @@ impl Ledger {
             return None;
         }
         let place = suspect.or_else(|| self.next_place(now))?;
+        let waiting = self.jobs.get(self.queue.get(&place)?)?.waiting()?;
+        let promised = waiting.promised(self.limits.context);
+        if self.running > 0 && self.promised + promised > self.limits.memory {
+            return None;
+        }
         let key = self.queue.remove(&place)?;
         let entry = self.jobs.get_mut(&key)?;
         let (stop, stopped) = watch::channel(false);
@@ -50,6 +56,7 @@ impl Ledger {
             self.alone = true;
         }
         self.running += 1;
+        self.promised += promised;
         let attempt = start.attempt;
         self.journal.note(Change::Start { key, attempt });
         self.journal.send();
@@ -155,9 +162,11 @@ impl Ledger {
         if *paused {
             self.journal.note(Change::Pause { key: key.clone() });
         }
+        let promised = waiting.promised(self.limits.context);
         entry.state = State::Queued(waiting.clone());
         self.queue.insert(entry.place, key.clone());
         self.running -= 1;
+        self.promised = self.promised.saturating_sub(promised);
         self.alone = false;
         if entry.suspect {
             self.suspects += 1;

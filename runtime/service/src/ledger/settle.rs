@@ -51,6 +51,9 @@ impl Ledger {
             }
             State::Running { waiting, .. } => {
                 self.running -= 1;
+                self.promised = self
+                    .promised
+                    .saturating_sub(waiting.promised(self.limits.context));
                 self.alone = false;
                 waiting.expires
             }

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use crate::engine_handle::EngineInfo;
 use crate::ledger::Limits;
 use crate::quota::Quota;
 use crate::rules::Rule;
@@ -66,9 +67,11 @@ impl Default for ServiceConfig {
 }
 
 impl ServiceConfig {
-    pub(super) fn limits(&self, slots: usize) -> Limits {
+    pub(super) fn limits(&self, engine: &EngineInfo) -> Limits {
         Limits {
-            slots: slots.max(1),
+            slots: engine.slots.max(1),
+            context: engine.context_length,
+            memory: engine.memory.unwrap_or(usize::MAX),
             queue: self.queue.max(1),
             max_deadline: self.max_deadline,
             keep_for: self.keep_for,

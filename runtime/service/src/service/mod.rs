@@ -102,7 +102,7 @@ impl Service {
         replies: mpsc::Sender<Reply>,
         store: Option<Store>,
     ) -> Self {
-        let limits = config.limits(engine.info().slots);
+        let limits = config.limits(engine.info());
         // The standard library's hasher seeds are random: unique enough to tell processes apart.
         let boot = RandomState::new().hash_one(std::process::id());
         let journal = Journal::new(store);
@@ -178,7 +178,7 @@ impl Service {
 
     /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
     pub fn set_limits(&self, config: &ServiceConfig) {
-        let limits = config.limits(self.shared.engine.slots);
+        let limits = config.limits(&self.shared.engine);
         self.shared
             .max_prompt_tokens
             .store(config.max_prompt_tokens.unwrap_or(usize::MAX), Ordering::Relaxed);

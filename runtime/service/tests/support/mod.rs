@@ -100,6 +100,7 @@ impl Bench {
         let interrupt = Interrupt::new();
         let info = EngineInfo {
             context_length: 100,
+            memory: Some(150),
             slots,
         };
         let engine = EngineHandle::from_parts(commands_tx, interrupt.clone(), info);
