@@ -145,16 +145,17 @@ impl TextModel {
         }
     }
 
-    /// The ids that all prompts with this system message begin with, whatever the user says.
-    pub fn system_prefix(&self, system: &str) -> Result<Vec<TokenId>, ModelError> {
-        let with = |content: &str| {
-            let turn = |role, content: &str| Message {
-                role,
-                content: content.to_owned(),
-            };
-            self.encode_turns(&[turn(Role::System, system), turn(Role::User, content)], true)
+    /// The ids that all prompts with this system message begin with whose user begins with `opening`, whatever follows.
+    pub fn prefix(&self, system: Option<&str>, opening: &str) -> Result<Vec<TokenId>, ModelError> {
+        let with = |rest: &str| {
+            let turn = |role, content: String| Message { role, content };
+            let system = system.map(|system| turn(Role::System, system.to_owned()));
+            let user = turn(Role::User, format!("{opening}{rest}"));
+            let turns: Vec<Message> = system.into_iter().chain([user]).collect();
+            self.encode_turns(&turns, true)
         };
-        let (one, other) = (with("a")?, with("1")?);
+        // Two that differ in the first character that follows: a token across the border is in neither.
+        let (one, other) = (with("a")?, with("\n1")?);
         let shared = one.iter().zip(&other).take_while(|(a, b)| a == b).count();
         Ok(one[..shared].to_vec())
     }

@@ -255,11 +255,20 @@ fn a_continuation_is_what_the_whole_template_has_after_the_answer() {
     ids.extend(text.encode_continuation(&next).unwrap());
     let whole = text.encode_chat(&[question, answer, next[0].clone()]).unwrap();
     assert_eq!(ids, whole);
-    let prefix = text.system_prefix("Be brief.").unwrap();
+    let prefix = text.prefix(Some("Be brief."), "").unwrap();
     for content in ["x", "A longer one"] {
         let whole = text
             .encode_chat(&[turn(Role::System, "Be brief."), turn(Role::User, content)])
             .unwrap();
         assert!(whole.starts_with(&prefix) && prefix.len() > 4);
+    }
+    let opening = "You write the digest of alarms.";
+    let prefix = text.prefix(None, opening).unwrap();
+    for rest in ["", "\n\nFacts:", " 1", "..", "a"] {
+        let turns = [turn(Role::User, &format!("{opening}{rest}"))];
+        let whole = text.encode_chat(&turns).unwrap();
+        let common = whole.iter().zip(&prefix).take_while(|(a, b)| a == b).count();
+        // But for the last token, which what follows may change.
+        assert!(common + 1 >= prefix.len() && prefix.len() > 6, "{rest}");
     }
 }

@@ -115,3 +115,42 @@ async fn a_system_prompt_is_kept_over_restarts_and_damage_is_noticed() {
 fn count(reply: &Value, what: &str) -> u64 {
     reply["usage"][what].as_u64().unwrap_or_else(|| panic!("{reply}"))
 }
+
+#[tokio::test]
+async fn what_a_rules_prompts_begin_with_is_kept_over_restarts() {
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let rules = tempfile::tempdir().unwrap();
+    let rule = "topics = [\"plant/+/alarm\"]\ntemplate = \"alarm-digest\"\nwindow = { kind = \"count\", messages = 1 }\n\
+                deadline = \"5m\"\nmax_tokens = 8\n";
+    std::fs::write(rules.path().join("alarms.toml"), rule).unwrap();
+    let setting = format!("node.rules_dir={}", rules.path().display());
+    let mut folder = tempfile::tempdir().unwrap();
+    for loaded in [false, true] {
+        let mut daemon = Daemon::start_in(folder, broker.port, &demo_model(), &[&setting]);
+        let mut client = connected(broker.port).await;
+        let topic = format!("{BASE}/event/alarms");
+        client.subscribe(&topic).await.unwrap();
+        client
+            .publish("plant/mixer-07/alarm", "overheated".to_owned(), None)
+            .await
+            .unwrap();
+        let event = next(&mut client, "an event", |message| {
+            (message.topic == topic).then(|| json(message))
+        })
+        .await;
+        assert!(count(&event, "cached_tokens") > 30, "{event}");
+        let log = daemon.log();
+        let this_start = &log[log.rfind("phi-edge starts").unwrap()..];
+        let kept = this_start.lines().find(|line| line.contains("prefix kept")).unwrap();
+        assert!(
+            kept.contains("rule \\\"alarms\\\"") && kept.contains(&format!("loaded={loaded}")),
+            "{kept}"
+        );
+        daemon.signal("TERM");
+        assert!(daemon.wait().success());
+        folder = std::mem::replace(&mut daemon.folder, tempfile::tempdir().unwrap());
+    }
+}

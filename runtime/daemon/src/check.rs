@@ -47,7 +47,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         };
         report.add("rules", rules::all(config).map(names));
     }
-    let choice = Choice::of(config);
+    let choice = Choice::of(config, &[]);
     let model = report.add("model", open(&choice));
     let library = report.add(
         "library",

@@ -9,11 +9,12 @@ use phi_edge_engine::{
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_service::rules::Rule;
 
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
 use crate::memory;
-use crate::prefixes;
+use crate::prefixes::{self, Opening};
 use crate::settings;
 
 /// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
@@ -32,23 +33,24 @@ pub(crate) struct Choice {
     pub(crate) engine: EngineConfig,
     /// Whether the model runs once before it serves.
     pub(crate) prewarm: bool,
-    /// System prompts to remember, and the folder of the store that keeps them.
-    pub(crate) pinned: Option<(Vec<String>, PathBuf)>,
+    /// Beginnings of prompts to remember, and the folder of the store that keeps them.
+    pub(crate) pinned: Option<(Vec<Opening>, PathBuf)>,
 }
 
 impl Choice {
-    /// What the configuration says.
-    pub(crate) fn of(config: &Config) -> Self {
+    /// What the configuration says, for a node with these rules.
+    pub(crate) fn of(config: &Config, rules: &[Rule]) -> Self {
         let runtime = &config.runtime;
-        let pinned = runtime.system_prompts.clone().unwrap_or_default();
+        let system_prompts = runtime.system_prompts.as_deref().unwrap_or_default();
+        let (asked_for, pinned) = (system_prompts.len(), prefixes::openings(system_prompts, rules));
         Self {
             model: config.model.path.clone(),
             library: runtime.library.clone(),
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
                 threads: runtime.threads,
-                rows: runtime.slots + pinned.len(),
-                cache_rows: CACHE_ROWS,
+                rows: runtime.slots + asked_for,
+                cache_rows: CACHE_ROWS + pinned.len() - asked_for,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 verdicts: Some(config.store.path.join(VERDICTS)),
@@ -88,7 +90,7 @@ impl Choice {
                 prewarm: false,
                 pinned: None,
             },
-            None => Self::of(&settings::load(&ConfigArgs::default())?.config),
+            None => Self::of(&settings::load(&ConfigArgs::default())?.config, &[]),
         };
         choice.decoder.rows = slots;
         choice.decoder.cache_rows = 0;
@@ -143,9 +145,8 @@ impl Choice {
             warm(&mut decoder);
         }
         let mut engine = Engine::new(wrap(decoder), config);
-        if let Some((system_prompts, store)) = self.pinned.as_ref().filter(|(prompts, _)| !prompts.is_empty())
-        {
-            prefixes::pin(&mut engine, model, &model.text()?, system_prompts, store)?;
+        if let Some((openings, store)) = self.pinned.as_ref().filter(|(openings, _)| !openings.is_empty()) {
+            prefixes::pin(&mut engine, model, &model.text()?, openings, store)?;
         }
         Ok(engine)
     }

@@ -1,4 +1,5 @@
-//! Prefixes that are computed at start and kept on disk: system prompts that many requests begin with.
+//! Prefixes that are computed at start and kept on disk: system prompts that many requests begin with, and what the prompts
+//! of rules begin with.
 //!
 //! One file a prefix below the store: a line of JSON that says what it is of, then keys and values, then a digest of
 //! all of it. A file that is damaged or of something else is left unused with a warning and written anew.
@@ -9,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
+use phi_edge_service::rules::{Rule, words};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -18,52 +20,84 @@ use crate::exit::{Exit, Fault};
 const FORM: &str = "phi-edge prefix 1";
 const EXTENSION: &str = "prefix";
 
-/// Has `engine` remember what prompts with each of `system_prompts` begin with.
+/// A shorter beginning of rules' prompts is as soon computed as looked up.
+const WORTH_PINNING: usize = 32;
+
+/// What prompts begin with.
+#[derive(Debug, Clone)]
+pub(crate) struct Opening {
+    /// Where it comes from, for messages.
+    of: String,
+    system: Option<String>,
+    user: String,
+    /// Whether somebody asked for it by name: then that it is no prefix at all is a fault of the configuration.
+    asked_for: bool,
+}
+
+/// The prefixes of a configuration: its system prompts, and the prompts of its rules.
+pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening> {
+    let asked = system_prompts.iter().enumerate().map(|(n, system)| Opening {
+        of: format!("runtime.system_prompts: number {}", n + 1),
+        system: Some(system.clone()),
+        user: String::new(),
+        asked_for: true,
+    });
+    let of_rules = rules.iter().filter_map(|rule| {
+        Some(Opening {
+            of: format!("rule \"{}\"", rule.name),
+            user: words::opening(&rule.words.prompt)?.to_owned(),
+            system: rule.words.system.clone(),
+            asked_for: false,
+        })
+    });
+    asked.chain(of_rules).collect()
+}
+
+/// Has `engine` remember what prompts begin with.
 pub(crate) fn pin<D: Decoder>(
     engine: &mut Engine<D>,
     model: &ModelDir,
     text: &TextModel,
-    system_prompts: &[String],
+    openings: &[Opening],
     store: &Path,
 ) -> Result<(), Fault> {
-    if system_prompts.is_empty() {
+    if openings.is_empty() {
         return Ok(());
     }
     let files = PrefixFiles::open(engine, model, store);
     let mut used = Vec::new();
-    for (n, system) in system_prompts.iter().enumerate() {
-        let wrong = |reason: String| {
-            Fault::new(
-                Exit::Config,
-                format!("runtime.system_prompts: number {} can't be kept: {reason}", n + 1),
-            )
-        };
+    let mut pinned: Vec<Vec<TokenId>> = Vec::new();
+    for opening in openings {
+        let wrong =
+            |reason: String| Fault::new(Exit::Config, format!("{} can't be kept: {reason}", opening.of));
         let ids = text
-            .system_prefix(system)
+            .prefix(opening.system.as_deref(), &opening.user)
             .map_err(|error| wrong(error.to_string()))?;
+        let known = pinned.iter().any(|other| other.starts_with(&ids));
+        if known || (!opening.asked_for && ids.len() < WORTH_PINNING) {
+            continue;
+        }
         let file = files.as_ref().map(|files| files.path(&ids));
         let saved = files.as_ref().and_then(|files| files.read(&ids));
         let loaded = match engine.pin(&ids, saved.as_deref()) {
             Ok(loaded) => loaded,
+            Err(failure @ Failure::ContextOverflow { .. }) if opening.asked_for => {
+                return Err(wrong(failure.to_string()));
+            }
             // It may fit at the next start; until then prompts are computed whole.
-            Err(failure @ (Failure::MemoryOverflow { .. } | Failure::Decoder(_))) => {
-                tracing::warn!(
-                    number = n + 1,
-                    tokens = ids.len(),
-                    error = %failure,
-                    "a prompt of runtime.system_prompts is not kept"
-                );
+            Err(failure) => {
+                tracing::warn!(of = opening.of, tokens = ids.len(), error = %failure, "a prefix is not kept");
                 used.extend(file);
                 continue;
             }
-            Err(failure) => return Err(wrong(failure.to_string())),
         };
         drop(saved);
-        tracing::info!(tokens = ids.len(), loaded, "prefix of a system prompt kept");
+        tracing::info!(of = opening.of, tokens = ids.len(), loaded, "prefix kept");
         if let Some(files) = files.as_ref().filter(|_| !loaded) {
             files.write(engine, &ids);
         }
         used.extend(file);
+        pinned.push(ids);
     }
     if let Some(files) = files {
         files.remove_all_but(&used);

@@ -148,7 +148,7 @@ impl Model {
 
 /// The service over the real engine, in memory.
 async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
-    let mut choice = Choice::of(config);
+    let mut choice = Choice::of(config, &[]);
     if let Some(model) = &args.model {
         choice.model.clone_from(model);
     }

@@ -21,6 +21,7 @@ use phi_edge_config::{Config, Loaded, TimeSpan, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits};
+use phi_edge_service::rules::Rule;
 use phi_edge_service::{
     LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
 };
@@ -192,7 +193,7 @@ impl<'a> App<'a> {
         local::warn_of_demonstration(&model);
         #[cfg(unix)]
         notify::say("the model is loading");
-        let loading = self.load(model);
+        let loading = self.load(model, &at_start);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {
                 Ok(loaded) => loaded,
@@ -308,9 +309,13 @@ impl<'a> App<'a> {
         ended
     }
 
-    /// Loads the model on the engine's thread.
-    async fn load(&self, model: ModelDir) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
-        let choice = Choice::of(self.config);
+    /// Loads the model on the engine's thread, for a node with these rules.
+    async fn load(
+        &self,
+        model: ModelDir,
+        rules: &[Rule],
+    ) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
+        let choice = Choice::of(self.config, rules);
         let (provider_tx, provider) = tokio::sync::oneshot::channel();
         let mut provider_tx = Some(provider_tx);
         let unload_after = self.config.runtime.unload_after.map(TimeSpan::get);

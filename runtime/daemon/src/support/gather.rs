@@ -35,7 +35,7 @@ pub(super) fn versions(config: Option<&Config>) -> String {
         std::env::consts::OS,
         std::env::consts::ARCH
     );
-    let library = config.map(|config| Choice::of(config).library);
+    let library = config.map(|config| Choice::of(config, &[]).library);
     let library = match Library::find(library.flatten().as_deref()) {
         Ok(library) => format!("{} ({})", library.description(), library.path().display()),
         Err(error) => error.to_string(),
