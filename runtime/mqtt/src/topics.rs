@@ -1,5 +1,8 @@
 //! Topics of the contract: building them, telling them apart, and what a response topic may be.
 
+/// The most bytes of the level that names a client: replies go below it, on a topic that must itself be one.
+const CLIENT: usize = 256;
+
 /// The topics of one node, and of the pool that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Topics {
@@ -22,8 +25,24 @@ pub(crate) struct Inbound<'a> {
     pub(crate) kind: Kind,
     /// Below whose base.
     pub(crate) scope: Scope,
-    /// The last level, where there is one.
+    /// The last level, where there is one. It may be none that names a client: see [`Inbound::misnamed`].
     pub(crate) client: Option<&'a str>,
+}
+
+impl Inbound<'_> {
+    /// Why the last level names no client, if so: nothing may be asked or answered in its name.
+    pub(crate) fn misnamed(&self) -> Option<String> {
+        let client = self.client?;
+        if client.is_empty() {
+            return Some("topic: its last level, which names the client, is empty".to_owned());
+        }
+        (client.len() > CLIENT).then(|| {
+            format!(
+                "topic: its last level, which names the client, has {} bytes; at most {CLIENT} are taken",
+                client.len()
+            )
+        })
+    }
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -236,7 +255,7 @@ impl Topics {
 }
 
 /// Whether a topic can be published on.
-fn is_topic(topic: &str) -> bool {
+pub(crate) fn is_topic(topic: &str) -> bool {
     !topic.is_empty()
         && u16::try_from(topic.len()).is_ok()
         && !topic.starts_with('$')
@@ -334,6 +353,23 @@ mod tests {
         ] {
             assert_eq!(t.inbound(other), None, "{other}");
         }
+    }
+
+    #[test]
+    fn a_client_has_a_name_of_bounded_length() {
+        let t = topics();
+        let misnamed = |client: &str| {
+            let topic = format!("phi-edge/v1/box/request/{client}");
+            t.inbound(&topic).expect("a request").misnamed()
+        };
+        assert_eq!(misnamed("till-3"), None);
+        assert_eq!(misnamed(&"c".repeat(CLIENT)), None);
+        assert!(misnamed(&"c".repeat(CLIENT + 1)).is_some());
+        assert!(misnamed("").is_some());
+        assert_eq!(
+            t.inbound("phi-edge/v1/box/request").and_then(|i| i.misnamed()),
+            None
+        );
     }
 
     #[test]

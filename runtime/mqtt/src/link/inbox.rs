@@ -55,6 +55,8 @@ enum Done {
 /// A request as far as MQTT tells.
 struct Request<'a> {
     client: Option<&'a str>,
+    /// Why `client` names none, if so.
+    misnamed: Option<String>,
     scope: Scope,
     publish: &'a Publish,
     topic: &'a str,
@@ -126,21 +128,18 @@ impl Inbox {
         let inbound = std::str::from_utf8(&publish.topic)
             .ok()
             .and_then(|topic| Some((topic, topics.inbound(topic)?)));
-        match inbound {
-            Some((
-                topic,
-                Inbound {
-                    kind: Kind::Request,
-                    scope,
-                    client,
-                },
-            )) => {
+        let Some((topic, inbound)) = inbound else {
+            return self.observe(publish, service);
+        };
+        match inbound.kind {
+            Kind::Request => {
                 let properties = publish.properties.as_ref();
                 let correlation = properties.and_then(|p| p.correlation_data.as_ref());
                 let response_topic = properties.and_then(|p| p.response_topic.as_deref());
                 let request = Request {
-                    client,
-                    scope,
+                    client: inbound.client,
+                    misnamed: inbound.misnamed(),
+                    scope: inbound.scope,
                     publish,
                     topic,
                     response_topic,
@@ -149,18 +148,10 @@ impl Inbox {
                 };
                 Done::Task(self.request(&request, service))
             }
-            Some((
-                _,
-                Inbound {
-                    kind: Kind::Cancel,
-                    client,
-                    ..
-                },
-            )) => {
-                self.cancel(client, publish, service);
+            Kind::Cancel => {
+                self.cancel(&inbound, publish, service);
                 Done::Now
             }
-            None => self.observe(publish, service),
         }
     }
 
@@ -196,15 +187,19 @@ impl Inbox {
         service.observe(&message).map_or(Done::Now, Done::Stored)
     }
 
-    fn cancel(&self, client: Option<&str>, publish: &Publish, service: &Service) {
+    fn cancel(&self, inbound: &Inbound<'_>, publish: &Publish, service: &Service) {
         if publish.retain || publish.payload.is_empty() {
             count(&self.counters.ignored);
             return;
         }
-        match parse_cancel(&publish.payload) {
+        let id = match inbound.misnamed() {
+            Some(error) => Err(error),
+            None => parse_cancel(&publish.payload),
+        };
+        match id {
             Ok(id) => {
                 let key = JobKey {
-                    client: client.map(str::to_owned),
+                    client: inbound.client.map(str::to_owned),
                     id,
                 };
                 service.cancel(&key);
@@ -231,6 +226,9 @@ impl Inbox {
         {
             tracing::debug!("a request that was refused came again");
             return nothing();
+        }
+        if let Some(message) = request.misnamed.clone() {
+            return self.refuse(request, service, None, ErrorCode::BadRequest, message);
         }
         let limits = *self.limits.borrow();
         if publish.payload.len() > limits.max_payload {

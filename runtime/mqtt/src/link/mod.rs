@@ -6,6 +6,8 @@
 
 mod backoff;
 mod counters;
+#[cfg(test)]
+mod edges;
 pub(crate) mod fault;
 mod gate;
 mod inbox;

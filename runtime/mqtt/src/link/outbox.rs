@@ -19,6 +19,7 @@ use super::counters::{Counters, count};
 use super::outgoing::{Outgoing, What};
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
+use crate::topics::is_topic;
 use crate::wire::{self, State, Status};
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
@@ -302,9 +303,10 @@ impl Outbox {
 
     /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
     fn chunk(&mut self, chunk: Outgoing) {
-        let fits = self
-            .broker
-            .is_some_and(|broker| chunk.packet_size() <= broker.max_packet);
+        let fits = is_topic(&chunk.topic)
+            && self
+                .broker
+                .is_some_and(|broker| chunk.packet_size() <= broker.max_packet);
         let options = PublishOptions::at_most_once().properties(chunk.properties);
         if !fits
             || self
@@ -362,6 +364,10 @@ impl Outbox {
     }
 
     fn publish(&mut self, outgoing: Outgoing, broker: BrokerLimits) {
+        // Checked here: the library would fail at it on every connection, and take what else is under way along.
+        if !is_topic(&outgoing.topic) {
+            return self.rejected(&outgoing, "its topic is none that can be published on");
+        }
         let size = outgoing.packet_size();
         // Checked here: the library would keep such a message under way for ever.
         if size > broker.max_packet {

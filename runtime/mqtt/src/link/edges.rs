@@ -1,0 +1,228 @@
+//! What comes in and what goes out, over a service whose engine does nothing and a broker that says nothing.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_service::{
+    DeadLetter, Detokenizer, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody, Service,
+    ServiceConfig, TokenId,
+};
+use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
+use serde_json::Value;
+use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+
+use super::counters::Counters;
+use super::gate::Gate;
+use super::inbox::Inbox;
+use super::outbox::{Outbox, Watched};
+use super::poller::Received;
+use super::{BrokerLimits, LinkConfig, Note, RequestLimits};
+use crate::rule_topics::RuleTopics;
+use crate::topics::Topics;
+use crate::wire::{State, Status};
+
+/// Longer than anything is waited for on purpose; time is paused.
+const PATIENCE: Duration = Duration::from_mins(1);
+const BASE: &str = "phi-edge/v1/box";
+
+struct Letters;
+
+impl Prompts for Letters {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        let text = messages.iter().flat_map(|message| message.content.bytes());
+        Ok(text.map(|byte| TokenId(byte.into())).collect())
+    }
+
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        self.encode(messages)
+    }
+
+    fn detokenizer(&self) -> Box<dyn Detokenizer> {
+        Box::new(Self)
+    }
+
+    fn stop_ids(&self) -> Vec<TokenId> {
+        Vec::new()
+    }
+}
+
+impl Detokenizer for Letters {
+    fn push(&mut self, _: TokenId) -> String {
+        String::new()
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+/// Inbox and outbox, and the test's hands on their other ends.
+struct Edges {
+    received: mpsc::UnboundedSender<Received>,
+    /// What the service says, before it goes to `outgoing`.
+    replies: mpsc::Receiver<Reply>,
+    outgoing: mpsc::Sender<Reply>,
+    notes: mpsc::UnboundedSender<Note>,
+    gate: Arc<Gate>,
+    /// Kept open: the ends that nobody uses here.
+    _open: (EventLoop, Box<dyn std::any::Any>),
+}
+
+impl Edges {
+    fn new() -> Self {
+        let (commands, engine) = mpsc::channel(16);
+        let (replies_tx, replies) = mpsc::channel(64);
+        let info = EngineInfo {
+            context_length: 1000,
+            slots: 1,
+        };
+        let engine_handle = EngineHandle::from_parts(commands, Default::default(), info);
+        let service = Service::start(
+            ServiceConfig::default(),
+            engine_handle,
+            Arc::new(Letters),
+            replies_tx,
+        );
+        let (client, events) = AsyncClient::builder(MqttOptions::new("box", "localhost"))
+            .unbounded()
+            .build();
+        let gate = Arc::new(Gate::new(client.clone()));
+        let config = LinkConfig {
+            host: "localhost".into(),
+            port: 1883,
+            client_id: "box".into(),
+            credentials: None,
+            tls: None,
+            keep_alive: Duration::from_secs(30),
+            session_expiry: Duration::from_mins(1),
+            max_packet: 1 << 20,
+            topics: Topics::new(BASE, vec![format!("{BASE}/response/#")]),
+            node: "box".into(),
+        };
+        let (service_tx, service) = watch::channel(Some(service));
+        let (status_tx, status) = watch::channel(status());
+        let (stats_tx, stats) = watch::channel(Value::Null);
+        let (open_tx, open) = watch::channel(false);
+        let (rules_tx, rules) = watch::channel(RuleTopics::default());
+        let (limits_tx, limits) = watch::channel(RequestLimits {
+            max_payload: 1 << 20,
+            max_tokens: 64,
+        });
+        let (closing_tx, closing) = mpsc::channel(1);
+        let counters = Arc::new(Counters::default());
+        let inbox = Inbox::new(
+            &config,
+            service.clone(),
+            rules.clone(),
+            limits,
+            Arc::clone(&gate),
+            Arc::clone(&counters),
+            "boot",
+        );
+        let watched = Watched {
+            service,
+            status,
+            stats,
+            open,
+            rules,
+        };
+        let outbox = Outbox::new(client, config, watched, counters);
+        let (received, taken) = mpsc::unbounded_channel();
+        let (notes, noted) = mpsc::unbounded_channel();
+        let (outgoing, sent) = mpsc::channel(64);
+        tokio::spawn(inbox.run(taken));
+        tokio::spawn(outbox.run(sent, noted, closing));
+        let senders = (
+            engine, service_tx, status_tx, stats_tx, open_tx, rules_tx, limits_tx, closing_tx,
+        );
+        Self {
+            received,
+            replies,
+            outgoing,
+            notes,
+            gate,
+            _open: (events, Box::new(senders)),
+        }
+    }
+
+    /// A message arrives.
+    fn arrives(&self, topic: &str, response_topic: Option<&str>, payload: impl Into<Vec<u8>>) {
+        let properties = PublishProperties {
+            response_topic: response_topic.map(str::to_owned),
+            ..PublishProperties::default()
+        };
+        let publish = Publish::new(topic, QoS::AtLeastOnce, payload.into(), Some(properties));
+        let epoch = self.gate.epoch();
+        let received = Received { epoch, publish };
+        self.received.send(received).expect("an inbox");
+    }
+
+    /// The broker is there, with these bounds.
+    fn connected(&self, max_packet: usize) {
+        let limits = BrokerLimits {
+            max_packet,
+            receive_maximum: 64,
+            subscription_ids: true,
+        };
+        self.notes.send(Note::Up(limits)).expect("an outbox");
+    }
+
+    /// What the service says next.
+    async fn reply(&mut self) -> Reply {
+        let reply = timeout(PATIENCE, self.replies.recv()).await;
+        reply.expect("in time").expect("a reply")
+    }
+
+    async fn letter(&mut self) -> DeadLetter {
+        match self.reply().await.body {
+            ReplyBody::DeadLetter(letter) => letter,
+            other => panic!("no dead letter: {other:?}"),
+        }
+    }
+}
+
+fn status() -> Status {
+    Status {
+        state: State::Ready,
+        reason: None,
+        boot_id: "boot".into(),
+        version: "0".into(),
+        model: None,
+        context: None,
+        provider: None,
+        features: Vec::new(),
+        limits: Value::Null,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_level_that_names_no_client_is_refused() {
+    let mut edges = Edges::new();
+    for client in [String::new(), "c".repeat(65_000)] {
+        let topic = format!("{BASE}/request/{client}");
+        edges.arrives(&topic, None, r#"{"id":"a","prompt":"x"}"#);
+        let letter = edges.letter().await;
+        assert_eq!(letter.reason, "bad_request");
+        assert_eq!(letter.topic, topic);
+        // Whoever says where an answer may go gets one.
+        let answer = format!("{BASE}/response/{client}/a");
+        edges.arrives(&topic, Some(&answer), r#"{"id":"a","prompt":"x"}"#);
+        let reply = edges.reply().await;
+        assert_eq!(reply.address.topic, answer);
+        assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
+    let mut edges = Edges::new();
+    edges.connected(usize::MAX);
+    edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
+    let mut reply = edges.reply().await;
+    assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
+    reply.address.topic = "t".repeat(70_000);
+    edges.outgoing.send(reply.clone()).await.expect("an outbox");
+    let letter = edges.letter().await;
+    assert_eq!(letter.topic, reply.address.topic);
+}
