@@ -332,6 +332,32 @@ async fn a_file_that_is_no_database_is_set_aside() {
     assert_eq!(std::fs::read(aside).unwrap(), vec![7; 10_000]);
 }
 
+#[tokio::test]
+async fn a_cell_that_can_not_be_read_costs_its_row_alone() {
+    for garbage in [
+        "request = CAST(x'ff' AS TEXT)",
+        "attempts = -1",
+        "digest = x'00'",
+        "addresses = x'00'",
+    ] {
+        let folder = tempfile::tempdir().unwrap();
+        let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+        for id in ["a", "b", "c"] {
+            bench.service.submit(job(id)).await.unwrap();
+        }
+        let left = image(folder.path());
+        let connection = rusqlite::Connection::open(left.path().join(FILE)).unwrap();
+        let spoilt = format!("UPDATE jobs SET {garbage} WHERE id = 'b'");
+        assert_eq!(connection.execute(&spoilt, []).unwrap(), 1, "{garbage}");
+        drop(connection);
+
+        let bench = Bench::durable(left.path(), 1, LastEnd::Innocent);
+        let known = ["a", "b", "c"].map(|id| bench.service.knows(&key(id)));
+        assert_eq!(known, [true, false, true], "{garbage}");
+        bench.service.submit(job("b")).await.unwrap();
+    }
+}
+
 #[derive(Debug, Clone)]
 enum Op {
     Submit(u8),

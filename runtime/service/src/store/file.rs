@@ -623,9 +623,21 @@ fn salvage(aside: &Path, path: &Path, clock: &Clock, last_end: LastEnd) -> Resto
 }
 
 fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
+    use rusqlite::Error;
     let path = path.display().to_string();
-    match source.sqlite_error_code() {
-        Some(Sqlite::DatabaseCorrupt | Sqlite::NotADatabase) => Trouble::Damaged(path),
+    match (&source, source.sqlite_error_code()) {
+        // A cell that holds what nobody writes there: SQLite does not see that, and no other attempt will mend it.
+        (
+            Error::Utf8Error(..)
+            | Error::InvalidColumnType(..)
+            | Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..),
+            _,
+        )
+        | (_, Some(Sqlite::DatabaseCorrupt | Sqlite::NotADatabase)) => {
+            tracing::error!(file = path, error = %source, "the store can't be read");
+            Trouble::Damaged(path)
+        }
         _ => Trouble::Disk { path, source },
     }
 }
