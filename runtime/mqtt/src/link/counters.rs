@@ -1,6 +1,6 @@
 //! What the link has seen, for status and metrics.
 
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
 
@@ -45,10 +45,22 @@ pub(crate) struct Counters {
     /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
     pub(crate) qos0_dropped: AtomicU64,
+    /// What was sent and the broker has not answered.
+    unanswered: AtomicUsize,
     pub(crate) vitals: Vitals,
 }
 
 impl Counters {
+    /// So many messages wait for the broker's answer now.
+    pub(crate) fn answers_due(&self, messages: usize) {
+        self.unanswered.store(messages, Ordering::Relaxed);
+    }
+
+    /// Whether the broker owes an answer.
+    pub(crate) fn is_answer_due(&self) -> bool {
+        self.unanswered.load(Ordering::Relaxed) > 0
+    }
+
     pub(crate) fn read(&self) -> LinkCounters {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         LinkCounters {

@@ -16,6 +16,7 @@ mod outbox;
 mod outgoing;
 mod poller;
 mod session;
+mod silence;
 mod takeover;
 mod vitals;
 
@@ -42,6 +43,7 @@ use gate::Gate;
 use inbox::Inbox;
 use outbox::{Outbox, Watched};
 use poller::Poller;
+use silence::Silence;
 use takeover::Suspicion;
 
 /// QoS 1 messages that the broker may have under way to us, unacknowledged. All of them wait for one flush to the disk: on
@@ -64,7 +66,7 @@ pub struct LinkConfig {
     pub credentials: Option<(String, String)>,
     /// TLS, if the link uses it.
     pub tls: Option<TlsFiles>,
-    /// Silence after which the link counts as dead.
+    /// Silence after which either side asks for a sign of life.
     pub keep_alive: Duration,
     /// How long the broker keeps requests for a node that is away.
     pub session_expiry: Duration,
@@ -194,6 +196,7 @@ impl Link {
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
+            silence: Silence::new(Arc::clone(&counters), config.keep_alive),
             suspicion: Suspicion::new(&config, &status.borrow().boot_id),
             broker,
         };

@@ -124,6 +124,7 @@ impl Outbox {
         let mut rules_open = true;
         loop {
             self.pump();
+            self.counters.answers_due(self.flights.len());
             if close_by.is_some() && self.idle() && replies.is_empty() {
                 break;
             }

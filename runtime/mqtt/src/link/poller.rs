@@ -12,6 +12,7 @@ use super::backoff::Backoff;
 use super::counters::{Counters, count, count_of};
 use super::fault::Fault;
 use super::gate::{Epoch, Gate};
+use super::silence::Silence;
 use super::takeover::Suspicion;
 use super::{BrokerLimits, LinkState, Note};
 
@@ -41,6 +42,7 @@ pub(crate) struct Poller {
     pub(crate) counters: Arc<Counters>,
     /// With renewed certificates.
     pub(crate) transports: mpsc::Receiver<Transport>,
+    pub(crate) silence: Silence,
     pub(crate) suspicion: Suspicion,
     /// For the log.
     pub(crate) broker: String,
@@ -57,13 +59,26 @@ impl Poller {
                 Some(transport) = self.transports.recv() => {
                     self.gate.close();
                     self.events.clean();
+                    since = None;
                     self.events.options.set_transport(transport);
                     tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
                     let reason = "the certificates were renewed".to_owned();
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
                 }
+                () = self.silence.too_long(), if since.is_some() => {
+                    self.gate.close();
+                    self.events.clean();
+                    let reason = "the broker has fallen silent".to_owned();
+                    let wait = backoff.after(since.take().map(|since| since.elapsed()));
+                    self.log_down(&reason, wait, backoff.failures());
+                    self.down(LinkState::Down { reason }, wait).await;
+                    continue;
+                }
             };
+            if matches!(event, Ok(Event::Incoming(_)) | Err(_)) {
+                self.silence.broken();
+            }
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                     since = Some(Instant::now());
@@ -173,5 +188,108 @@ impl Poller {
         } else {
             tracing::debug!(broker = self.broker, reason, retry_s, failures, "no connection");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rumqttc::{AsyncClient, PublishOptions};
+    use serde_json::Value;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    use tokio::time::{sleep, timeout};
+
+    use super::*;
+    use crate::link::{LinkConfig, options};
+    use crate::topics::Topics;
+    use crate::wire::{State, Status};
+
+    const KEEP_ALIVE: Duration = Duration::from_secs(10);
+    /// CONNACK without properties.
+    const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
+
+    fn config() -> LinkConfig {
+        LinkConfig {
+            host: "localhost".into(),
+            port: 1883,
+            client_id: "box".into(),
+            credentials: None,
+            tls: None,
+            keep_alive: KEEP_ALIVE,
+            session_expiry: Duration::from_mins(1),
+            max_packet: 1 << 20,
+            topics: Topics::new("phi-edge/v1/box", Vec::new()),
+            node: "box".into(),
+        }
+    }
+
+    fn offline() -> Status {
+        Status {
+            state: State::Offline,
+            reason: None,
+            boot_id: "boot".into(),
+            version: "0".into(),
+            model: None,
+            context: None,
+            provider: None,
+            features: Vec::new(),
+            limits: Value::Null,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_broker_that_answers_nothing_is_missed_while_something_is_sent() {
+        let config = config();
+        let mut options = options::options(&config, &offline()).expect("options");
+        // It takes whatever comes and says nothing but its CONNACK.
+        options.set_socket_connector(|_, _| async {
+            let (near, mut far) = tokio::io::duplex(4096);
+            tokio::spawn(async move {
+                let mut heard = [0; 4096];
+                let mut greeted = false;
+                while far.read(&mut heard).await.is_ok_and(|n| n > 0) {
+                    if !std::mem::replace(&mut greeted, true) {
+                        far.write_all(&CONNACK).await.expect("a connection");
+                    }
+                }
+            });
+            Ok(near)
+        });
+        let (client, events) = AsyncClient::builder(options).unbounded().build();
+        let counters = Arc::new(Counters::default());
+        let (received, _messages) = mpsc::unbounded_channel();
+        let (notes, _notes) = mpsc::unbounded_channel();
+        let (state_tx, mut state) = watch::channel(LinkState::Connecting);
+        let (_transports, transports) = mpsc::channel(1);
+        let poller = Poller {
+            events,
+            gate: Arc::new(Gate::new(client.clone())),
+            received,
+            notes,
+            state: state_tx,
+            counters: Arc::clone(&counters),
+            transports,
+            silence: Silence::new(Arc::clone(&counters), KEEP_ALIVE),
+            suspicion: Suspicion::new(&config, "boot"),
+            broker: "localhost:1883".into(),
+        };
+        let poller = tokio::spawn(poller.run());
+        state
+            .wait_for(|state| *state == LinkState::Up)
+            .await
+            .expect("a link");
+        counters.answers_due(1);
+        let streams = tokio::spawn(async move {
+            while client
+                .try_publish("t", "chunk", PublishOptions::at_most_once())
+                .is_ok()
+            {
+                sleep(KEEP_ALIVE / 5).await;
+            }
+        });
+        let missed = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
+        let missed = timeout(KEEP_ALIVE * 2, missed).await;
+        assert!(missed.is_ok(), "nobody noticed");
+        streams.abort();
+        poller.abort();
     }
 }
