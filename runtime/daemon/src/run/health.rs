@@ -2,8 +2,8 @@
 
 use std::time::{Duration, SystemTime};
 
-use phi_edge_mqtt::TlsFiles;
 use phi_edge_mqtt::wire::{State, Status};
+use phi_edge_mqtt::{LinkState, TlsFiles};
 use phi_edge_service::StoreHealth;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -14,31 +14,58 @@ const LOOK: Duration = Duration::from_hours(6);
 const NEAR: Duration = Duration::from_hours(30 * 24);
 const DAY: u64 = 24 * 3600;
 
-/// Holds the status to how the store and the certificates are, while the node is in service.
+/// Holds the status to how the store, the link and the certificates are, while the node is in service. `reloaded` changes
+/// when the certificates may have.
 pub(crate) async fn watch(
     status: watch::Sender<Status>,
     mut store: watch::Receiver<StoreHealth>,
+    mut link: watch::Receiver<LinkState>,
     tls: Option<TlsFiles>,
+    mut reloaded: watch::Receiver<()>,
 ) {
     let mut looks = interval(LOOK);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
     loop {
-        let fault = store.borrow_and_update().failing.clone();
+        let fault = fault(&store.borrow_and_update(), &link.borrow_and_update());
         status.send_if_modified(|status| set(status, fault, warning.clone()));
-        tokio::select! {
-            changed = store.changed() => if changed.is_err() {
-                return;
+        let look = tokio::select! {
+            changed = store.changed() => match changed {
+                Ok(()) => false,
+                Err(_) => return,
             },
-            _ = looks.tick() => warning = tls.as_ref().and_then(|tls| near_end(tls, SystemTime::now())),
+            // An error: the link has ended, and stays as it was.
+            Ok(()) = link.changed() => false,
+            Ok(()) = reloaded.changed() => true,
+            _ = looks.tick() => true,
+        };
+        if look {
+            warning = tls.as_ref().and_then(|tls| near_end(tls, SystemTime::now()));
         }
     }
+}
+
+/// What keeps the node from its service, if anything does.
+fn fault(store: &StoreHealth, link: &LinkState) -> Option<String> {
+    if let Some(fault) = &store.failing {
+        return Some(format!("the store fails: {fault}"));
+    }
+    // A broker that is away comes back by itself; one that refuses us wants somebody to do something.
+    match link {
+        LinkState::Refused { reason } => Some(refusal(reason)),
+        _ => None,
+    }
+}
+
+/// What is said of a broker that does not let the node in.
+pub(crate) fn refusal(reason: &str) -> String {
+    format!("the broker refuses the connection: {reason}")
 }
 
 /// True if that changes anything.
 fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> bool {
     let (state, reason) = match fault {
-        Some(fault) => (State::Degraded, Some(format!("the store fails: {fault}"))),
+        Some(fault) => (State::Degraded, Some(fault)),
         None => (State::Ready, warning),
     };
     if !matches!(status.state, State::Ready | State::Degraded)
@@ -75,6 +102,40 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+
+    #[tokio::test]
+    async fn a_broker_that_refuses_the_node_degrades_it() {
+        let (status, mut seen) = watch::channel(Status {
+            state: State::Ready,
+            reason: None,
+            boot_id: String::new(),
+            version: String::new(),
+            model: None,
+            context: None,
+            provider: None,
+            features: Vec::new(),
+            limits: serde_json::Value::Null,
+        });
+        let (_store, store) = watch::channel(StoreHealth::default());
+        let (link_tx, link) = watch::channel(LinkState::Connecting);
+        let (_reloaded, reloaded) = watch::channel(());
+        let watching = tokio::spawn(watch(status, store, link, None, reloaded));
+        link_tx.send_replace(LinkState::Refused {
+            reason: "no such user".into(),
+        });
+        let told = seen.wait_for(|status| status.state == State::Degraded).await;
+        let reason = told.expect("a status").reason.clone();
+        assert!(
+            reason
+                .as_deref()
+                .is_some_and(|reason| reason.ends_with("no such user")),
+            "{reason:?}"
+        );
+        link_tx.send_replace(LinkState::Up);
+        let told = seen.wait_for(|status| status.state == State::Ready).await;
+        assert_eq!(told.expect("a status").reason, None);
+        watching.abort();
+    }
 
     #[test]
     fn a_certificate_is_warned_of_in_time() {

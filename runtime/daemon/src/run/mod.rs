@@ -102,6 +102,8 @@ struct Reloadable<'a> {
     link: &'a Link,
     request_limits: &'a watch::Sender<RequestLimits>,
     model: &'a str,
+    /// Tells whoever looks at files that they may be others.
+    reloaded: &'a watch::Sender<()>,
 }
 
 impl Reloadable<'_> {
@@ -114,6 +116,7 @@ impl Reloadable<'_> {
         self.link
             .renew_certificates()
             .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        self.reloaded.send_replace(());
         Ok(config.clone())
     }
 }
@@ -241,14 +244,17 @@ impl<'a> App<'a> {
         });
         tracing::info!(model = name, provider, context, base = config.node.base, "ready");
         let of_store = store_health.clone();
+        let (reloaded_tx, reloaded) = watch::channel(());
         let health = tokio::spawn(health::watch(
             self.status.clone(),
             store_health,
+            link.state(),
             if config.mqtt.embedded {
                 None
             } else {
                 parts::tls(config)
             },
+            reloaded,
         ));
         let pool = pool::watch(
             service.clone(),
@@ -287,6 +293,7 @@ impl<'a> App<'a> {
                     link: &link,
                     request_limits: &request_limits,
                     model: &name,
+                    reloaded: &reloaded_tx,
                 }),
                 // An error: whoever asked has left.
                 Some(asked) = beats.recv() => drop(asked.send(())),

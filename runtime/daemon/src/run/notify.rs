@@ -11,6 +11,8 @@ use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::health::refusal;
+
 /// How long the broker may take to answer a subscription before the service counts as ready without it.
 const SUBSCRIPTION: Duration = Duration::from_secs(15);
 /// What an orderly end may take beyond the time that running answers are given: to hand over what is left, and to leave
@@ -114,7 +116,7 @@ fn describe(status: &Status, link: &LinkState) -> String {
     let broker = match link {
         LinkState::Connecting => Some("connecting to the broker".to_owned()),
         LinkState::Down { reason } => Some(format!("no connection to the broker: {reason}")),
-        LinkState::Refused { reason } => Some(format!("the broker refuses the connection: {reason}")),
+        LinkState::Refused { reason } => Some(refusal(reason)),
         LinkState::Up | LinkState::TakenOver | LinkState::Closed => None,
     };
     let state = match status.state {
@@ -125,6 +127,8 @@ fn describe(status: &Status, link: &LinkState) -> String {
         State::Offline => "offline",
     };
     let model = status.model.as_deref().filter(|_| status.state == State::Ready);
+    // The status may say the same.
+    let broker = broker.filter(|broker| status.reason.as_ref() != Some(broker));
     let mut text = state.to_owned();
     for detail in [model, status.reason.as_deref(), broker.as_deref()]
         .into_iter()
