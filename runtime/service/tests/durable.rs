@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_service::{
-    EngineCommand, ErrorCode, LastEnd, Quota, Reply, ReplyBody, ServiceConfig, Sink, Store, StoreConfig,
-    StoreError, TraceParent,
+    EngineCommand, ErrorCode, LastEnd, NewJob, Quota, Reply, ReplyBody, ServiceConfig, Sink, Store,
+    StoreConfig, StoreError, TraceParent,
 };
 use proptest::prelude::*;
 use support::{Bench, job, key, summary};
@@ -243,6 +243,36 @@ async fn a_refusal_is_not_said_twice() {
     // The client itself may ask again, and is served now.
     bench.service.submit(again).await.unwrap();
     bench.asked().await;
+}
+
+#[tokio::test]
+async fn a_repeat_is_answered_even_if_the_broker_delivers_it_again() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    let asked = |receipt| NewJob {
+        receipt: Some([receipt; 32]),
+        ..job("a")
+    };
+    bench.service.submit(asked(1)).await.unwrap();
+    let (_, sink) = bench.asked().await;
+    sink.finish(summary(Finish::Stop, 1));
+    let said = bench.reply().await;
+    bench.service.delivered(said.delivery.unwrap());
+    bench.service.submit_redelivered(asked(1)).await.unwrap();
+    assert!(bench.is_silent().await, "the request itself");
+    // The client's own repeat, of which the first delivery was lost with the connection.
+    bench.service.submit_redelivered(asked(2)).await.unwrap();
+    let again = bench.reply().await;
+    assert_eq!(reply_id(&again), reply_id(&said));
+    bench.service.delivered(again.delivery.unwrap());
+    bench.service.submit_redelivered(asked(2)).await.unwrap();
+    assert!(bench.is_silent().await, "the repeat");
+    bench.service.close_store().await;
+    drop(bench);
+
+    let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    bench.service.submit_redelivered(asked(1)).await.unwrap();
+    assert!(bench.is_silent().await, "the request, by another process");
 }
 
 #[tokio::test]

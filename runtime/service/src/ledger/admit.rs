@@ -15,8 +15,8 @@ use crate::reply::{ErrorCode, Refusal};
 use crate::store::Change;
 
 impl Ledger {
-    /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again, so that
-    /// the client waits for nothing more than it already gets.
+    /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again. If it was dealt with the
+    /// first time, the client waits for nothing more than it already gets; if not, it is a repeat of the client's like any.
     pub(crate) fn admit(
         &mut self,
         job: &NewJob,
@@ -40,7 +40,7 @@ impl Ledger {
             if let State::Arriving { arrived, .. } = &entry.state {
                 return Ok(Verdict::Arriving(arrived.subscribe()));
             }
-            if redelivered {
+            if redelivered && entry.has_come(job.receipt) {
                 return Ok(Verdict::Known(None));
             }
             return self.repeat(job);
@@ -64,6 +64,7 @@ impl Ledger {
         let entry = Entry {
             place,
             digest: job.body_digest,
+            receipts: job.receipt.into_iter().collect(),
             addresses: vec![job.reply.clone()],
             session: job.session.clone(),
             attempts: 0,
@@ -144,6 +145,9 @@ impl Ledger {
             let key = job.key.clone();
             self.journal.note(Change::Addresses { key, addresses });
         }
+        if let Some(entry) = self.jobs.get_mut(&job.key) {
+            entry.comes(job.receipt);
+        }
         tracing::debug!(
             job.id = job.key.id,
             job.client = job.key.client,
@@ -196,7 +200,7 @@ impl Ledger {
             expires: now + time,
             job,
         };
-        let record = record(&new, place, &self.journal);
+        let record = record(&new, place, &entry.receipts, &self.journal);
         self.quotas
             .charge(new.job.key.client.as_ref(), promised(&new), now);
         *waiting = Some(Box::new(new));

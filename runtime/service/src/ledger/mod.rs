@@ -39,6 +39,10 @@ const AGEING: Duration = Duration::from_secs(30);
 /// Crashes in which a job was alone, after which it is not tried again.
 const CRASHES: u32 = 3;
 
+/// Messages by which one request came that are remembered for the broker's redeliveries: a client that repeats itself has one
+/// under way at a time, or few.
+const RECEIPTS: usize = 4;
+
 /// Refused requests that are remembered for the broker's redeliveries: more than it has under way to us.
 const REFUSED: usize = 256;
 
@@ -129,6 +133,9 @@ enum State {
 struct Entry {
     place: Place,
     digest: [u8; 32],
+    /// The last messages by which it came, oldest first. Those of repeats are not stored: should the process die before they
+    /// are acknowledged, their answer comes twice, as the contract allows.
+    receipts: Vec<[u8; 32]>,
     /// Who waits for the outcome.
     addresses: Vec<ReplyAddress>,
     /// The session that it has reserved.
@@ -141,6 +148,19 @@ struct Entry {
 }
 
 impl Entry {
+    /// Whether a message that the broker delivers again brings nothing new: it is one of those that were dealt with.
+    fn has_come(&self, receipt: Option<[u8; 32]>) -> bool {
+        receipt.is_none_or(|receipt| self.receipts.contains(&receipt))
+    }
+
+    fn comes(&mut self, receipt: Option<[u8; 32]>) {
+        let Some(receipt) = receipt else { return };
+        if self.receipts.len() >= RECEIPTS {
+            self.receipts.remove(0);
+        }
+        self.receipts.push(receipt);
+    }
+
     fn waiting(&self) -> Option<&Waiting> {
         match &self.state {
             State::Arriving { waiting, .. } => waiting.as_deref(),

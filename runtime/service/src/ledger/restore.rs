@@ -79,9 +79,11 @@ impl Ledger {
         let place = (Reverse(record.job.priority), record.place);
         let suspect = matches!(state, RestoredState::Open { suspect: true });
         let digest = record.job.body_digest;
+        let receipts = record.receipts;
         let entry = |session, state| Entry {
             place,
             digest,
+            receipts,
             addresses,
             session,
             attempts,
@@ -165,7 +167,7 @@ impl Ledger {
                     });
                 }
                 (state, Some(waiting)) => {
-                    let record = record(waiting, entry.place, &self.journal);
+                    let record = record(waiting, entry.place, &entry.receipts, &self.journal);
                     all.push(Change::Accept(Box::new(record)));
                     let addresses = entry.addresses.clone();
                     all.push(Change::Addresses {
@@ -194,12 +196,13 @@ impl Ledger {
     }
 }
 
-pub(super) fn record(waiting: &Waiting, place: Place, journal: &Journal) -> JobRecord {
+pub(super) fn record(waiting: &Waiting, place: Place, receipts: &[[u8; 32]], journal: &Journal) -> JobRecord {
     JobRecord {
         job: NewJob {
             messages: Vec::new(),
             ..waiting.job.clone()
         },
+        receipts: receipts.to_vec(),
         prompt: waiting.prompt.clone(),
         place: place.1,
         accepted: journal.moment(waiting.accepted),
@@ -225,6 +228,7 @@ pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journa
             payload_bytes: None,
             receipt: None,
         },
+        receipts: entry.receipts.clone(),
         prompt: Vec::new(),
         place: entry.place.1,
         accepted: journal.moment(Instant::now()),

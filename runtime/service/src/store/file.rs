@@ -283,6 +283,7 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
         Change::Accept(record) => {
             let JobRecord {
                 job,
+                receipts,
                 prompt,
                 place,
                 accepted,
@@ -299,7 +300,7 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                     client(&job.key),
                     job.key.id,
                     job.body_digest,
-                    json(&RequestRow::of(job)),
+                    json(&RequestRow::of(job, receipts)),
                     ids_to_bytes(prompt),
                     addresses(std::slice::from_ref(&job.reply)),
                     accepted.up_ms,
@@ -474,6 +475,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
     };
     Ok(Some(RestoredJob {
         record: JobRecord {
+            receipts: request.receipts.clone(),
             job: request.job(key, row.get(3)?, first),
             prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
             place: unsigned(row.get(0)?),

@@ -20,6 +20,8 @@ use crate::trace::TraceParent;
 pub(crate) struct JobRecord {
     /// Without its messages: the prompt has them.
     pub(crate) job: NewJob,
+    /// Tell the messages by which it came.
+    pub(crate) receipts: Vec<[u8; 32]>,
     pub(crate) prompt: Vec<TokenId>,
     /// Who came first.
     pub(crate) place: u64,
@@ -77,11 +79,14 @@ pub(super) struct RequestRow {
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(super) receipts: Vec<[u8; 32]>,
 }
 
 impl RequestRow {
-    pub(super) fn of(job: &NewJob) -> Self {
+    pub(super) fn of(job: &NewJob, receipts: &[[u8; 32]]) -> Self {
         Self {
+            receipts: receipts.to_vec(),
             max_tokens: job.max_tokens,
             temperature: job.sampling.temperature,
             top_k: job.sampling.top_k,
