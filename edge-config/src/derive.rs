@@ -136,7 +136,8 @@ fn fill(
     Ok(())
 }
 
-/// Turns `credential:NAME` into the file that systemd put there.
+/// Turns `credential:NAME` into the file that systemd put there. In a process that systemd gave none, what only the link
+/// reads stays as it is: most commands never look at it.
 fn find_credentials(
     derived: &mut Layer,
     effective: &Effective,
@@ -153,6 +154,9 @@ fn find_credentials(
         let Some(name) = text.strip_prefix(CREDENTIAL) else {
             continue;
         };
+        if folder.is_none() && key.path.starts_with("mqtt.") {
+            continue;
+        }
         let file = folder.map(|folder| Path::new(folder).join(name));
         let Some(file) = file.as_deref().and_then(Path::to_str) else {
             let problem = format!(

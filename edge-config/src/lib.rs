@@ -40,7 +40,7 @@ pub use sections::{
     Audit, Config, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, Runtime, Store, Tls,
     Traces, WhenFailing,
 };
-pub use shape::{Range, Shape, Wording};
+pub use shape::{Range, Shape, Wording, missing_credential};
 pub use units::{ByteSize, TimeSpan, UnitError};
 
 /// The commented default file: every key with its meaning, unit and default, all keys commented out.

@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::net::SocketAddr;
+use std::path::Path;
 
 use toml::Value;
 
@@ -332,6 +333,12 @@ fn is_path(text: &str) -> bool {
 
 /// What stands before the name of a systemd credential.
 pub(crate) const CREDENTIAL: &str = "credential:";
+
+/// The name of the systemd credential that a path of the configuration stands for, where systemd has not given it to this
+/// process; such a path is no file.
+pub fn missing_credential(path: &Path) -> Option<&str> {
+    path.to_str()?.strip_prefix(CREDENTIAL)
+}
 
 fn is_credential_name(name: &str) -> bool {
     topic::is_name(name) && name != "." && name != ".."

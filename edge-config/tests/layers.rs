@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use machine::Machine;
-use phi_edge_config::{Origin, Provider, render};
+use phi_edge_config::{Origin, Provider, missing_credential, render};
 
 #[test]
 fn without_any_file_the_defaults_hold() {
@@ -176,17 +176,21 @@ fn secrets_stay_hidden() {
 #[test]
 fn credentials_come_from_systemd() {
     let machine = Machine::new().config("[mqtt]\nusername = \"u\"\npassword_file = \"credential:mqtt\"");
+    // Most commands never ask for the password, and systemd gives it to the daemon alone.
+    let elsewhere = machine.loaded();
+    let file = elsewhere.config.mqtt.password_file.as_deref().unwrap();
+    assert_eq!(missing_credential(file), Some("mqtt"));
+    assert!(render(&elsewhere).contains("password_file = \"credential:mqtt\""));
+    let fault = Machine::new().config("store.path = \"credential:store\"").fault();
     assert!(
-        machine
-            .fault()
-            .contains("the credential \"mqtt\" needs $CREDENTIALS_DIRECTORY"),
-        "{}",
-        machine.fault()
+        fault.contains("the credential \"store\" needs $CREDENTIALS_DIRECTORY"),
+        "{fault}"
     );
     let loaded = machine
         .env("CREDENTIALS_DIRECTORY", "/run/credentials/x")
         .loaded();
     let expected = PathBuf::from("/run/credentials/x").join("mqtt");
+    assert_eq!(missing_credential(&expected), None);
     assert_eq!(loaded.config.mqtt.password_file, Some(expected));
     let fault = Machine::new()
         .config("mqtt.password_file = \"credential:../x\"")

@@ -57,6 +57,49 @@ fn an_unknown_key_is_named_with_its_neighbour() {
     assert!(said.contains("mqtt.hots") && said.contains("mqtt.host"), "{said}");
 }
 
+/// As docs/install.md sets the password up: only the unit's own processes have it.
+#[test]
+fn a_credential_of_the_unit_is_missed_only_where_the_broker_is_asked() {
+    let folder = tempfile::tempdir().unwrap();
+    let bundle = folder.path().join("bundle.tar.gz");
+    let settings = [
+        "mqtt.username=u".to_owned(),
+        "mqtt.password_file=credential:mqtt.password".to_owned(),
+        format!("mqtt.port={}", free_port()),
+        format!("model.path={}", demo_model().display()),
+        format!("store.path={}", folder.path().join("store").display()),
+    ];
+    let with_credential = |arguments: &[&str]| {
+        let mut command = Command::new(phi_edge());
+        command.args(arguments).env_remove("CREDENTIALS_DIRECTORY");
+        for setting in &settings {
+            command.args(["--set", setting]);
+        }
+        command.output().unwrap()
+    };
+    for arguments in [
+        vec!["models", "list"],
+        vec!["rules", "lint"],
+        vec!["config"],
+        vec!["store", "show"],
+        vec!["support", "--output", bundle.to_str().unwrap()],
+    ] {
+        let output = with_credential(&arguments);
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+    }
+    let missed = "the credential \"mqtt.password\" (mqtt.password_file) is not there";
+    let offline = text(&with_credential(&["check", "--offline"]).stdout);
+    assert!(
+        offline.contains(&format!("note   broker    {missed}")),
+        "{offline}"
+    );
+    let online = text(&with_credential(&["check"]).stdout);
+    assert!(online.contains(&format!("fault  broker    {missed}")), "{online}");
+    let run = with_credential(&["run"]);
+    assert_eq!(run.status.code(), Some(78), "{}", text(&run.stderr));
+    assert!(text(&run.stderr).contains(missed), "{}", text(&run.stderr));
+}
+
 #[test]
 fn what_keeps_the_daemon_from_running_has_its_exit_code() {
     let model = format!("model.path={}", demo_model().display());

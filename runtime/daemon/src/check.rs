@@ -73,19 +73,30 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             }),
         );
     }
-    if let Some(tls) = parts::tls(config) {
-        let checked = tls
-            .check()
-            .map(|()| ((), "certificates and key can be read".to_owned()));
-        report.add(
-            "tls",
-            checked.map_err(|error| Fault::new(Exit::Config, error.to_string())),
-        );
+    match parts::given_tls(config) {
+        Ok(None) => {}
+        Ok(Some(tls)) => {
+            let checked = tls
+                .check()
+                .map(|()| ((), "certificates and key can be read".to_owned()));
+            report.add(
+                "tls",
+                checked.map_err(|error| Fault::new(Exit::Config, error.to_string())),
+            );
+        }
+        Err(fault) => note("tls", &fault),
     }
     if !args.offline {
         report.add("broker", broker(config));
+    } else if let Err(fault) = parts::is_given("mqtt.password_file", config.mqtt.password_file.as_deref()) {
+        note("broker", &fault);
     }
     report.end()
+}
+
+/// Says what can't be checked from here, which is no fault.
+fn note(what: &str, said: &Fault) {
+    println!("note   {what:9} {said}");
 }
 
 fn open(choice: &Choice) -> Result<(ModelDir, String), Fault> {

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use phi_edge_config::Config;
+use phi_edge_config::{Config, missing_credential};
 use phi_edge_mqtt::{EmbeddedBroker, EmbeddedBrokerConfig, LinkConfig, RequestLimits, TlsFiles, Topics};
 use phi_edge_service::{Quota, ServiceConfig};
 use serde_json::{Value, json};
@@ -16,6 +16,11 @@ pub(crate) async fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBr
     if !mqtt.embedded {
         return Ok(None);
     }
+    is_given(
+        "mqtt.embedded_password_file",
+        mqtt.embedded_password_file.as_deref(),
+    )?;
+    is_given("mqtt.embedded_acl_file", mqtt.embedded_acl_file.as_deref())?;
     let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
         listen: mqtt.embedded_listen,
         password_file: mqtt.embedded_password_file.clone(),
@@ -49,7 +54,11 @@ pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result
         port,
         client_id,
         credentials: credentials(config)?,
-        tls: if embedded.is_some() { None } else { tls(config) },
+        tls: if embedded.is_some() {
+            None
+        } else {
+            given_tls(config)?
+        },
         keep_alive: mqtt.keep_alive.get(),
         session_expiry: mqtt.session_expiry.get(),
         max_packet: u32::try_from(mqtt.max_packet.bytes()).unwrap_or(u32::MAX),
@@ -106,7 +115,10 @@ pub(crate) fn credentials(config: &Config) -> Result<Option<(String, String)>, F
     };
     let password = match (&mqtt.password, &mqtt.password_file) {
         (Some(password), _) => password.expose().to_owned(),
-        (None, Some(file)) => first_line(file)?,
+        (None, Some(file)) => {
+            is_given("mqtt.password_file", Some(file))?;
+            first_line(file)?
+        }
         (None, None) => String::new(),
     };
     Ok(Some((username, password)))
@@ -119,6 +131,27 @@ pub(crate) fn tls(config: &Config) -> Option<TlsFiles> {
         ca: tls.ca.clone()?,
         identity: tls.cert.clone().zip(tls.key.clone()),
     })
+}
+
+/// The TLS files of the link, unless one of them was to come from systemd and did not.
+pub(crate) fn given_tls(config: &Config) -> Result<Option<TlsFiles>, Fault> {
+    let files = &config.mqtt.tls;
+    is_given("mqtt.tls.ca", files.ca.as_deref())?;
+    is_given("mqtt.tls.cert", files.cert.as_deref())?;
+    is_given("mqtt.tls.key", files.key.as_deref())?;
+    Ok(tls(config))
+}
+
+/// Fails where the file of `key` is a credential that systemd has not given to this process.
+pub(crate) fn is_given(key: &str, file: Option<&Path>) -> Result<(), Fault> {
+    let Some(name) = file.and_then(missing_credential) else {
+        return Ok(());
+    };
+    let message = format!(
+        "the credential {name:?} ({key}) is not there: systemd gives it to the unit's own processes alone, by \
+         LoadCredential={name}:FILE in the unit; elsewhere name a file that can be read"
+    );
+    Err(Fault::new(Exit::Config, message))
 }
 
 fn first_line(file: &Path) -> Result<String, Fault> {
@@ -159,4 +192,23 @@ pub(crate) fn taken_over() -> Fault {
 /// Bytes as this machine counts them.
 pub(crate) fn usize_of(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_credential_that_is_not_there_is_named_with_its_key() {
+        let file = Path::new("credential:broker");
+        let fault = is_given("mqtt.tls.key", Some(file)).expect_err("it is not there");
+        assert_eq!(fault.exit, Exit::Config);
+        assert!(
+            fault.message.contains("\"broker\" (mqtt.tls.key)"),
+            "{}",
+            fault.message
+        );
+        assert!(is_given("mqtt.tls.key", Some(Path::new("/etc/key.pem"))).is_ok());
+        assert!(is_given("mqtt.tls.key", None).is_ok());
+    }
 }
