@@ -1,6 +1,6 @@
 //! A file that is set aside when it is full.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 
@@ -29,14 +29,12 @@ impl RotatedFile {
 
     /// Writes a line, which ends with a line feed, whole or not at all.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
+        let mut file = self.current()?;
         if self.size > 0 && self.size.saturating_add(line.len() as u64) > self.max_size {
-            self.file = None;
+            drop(file);
             self.rotate()?;
+            file = self.reopen()?;
         }
-        let mut file = match self.file.take() {
-            Some(file) => file,
-            None => self.reopen()?,
-        };
         if let Err(error) = file.write_all(line.as_bytes()) {
             // Half a line would make two lines unreadable. If this fails too, the next line begins after a line feed.
             let _ = file.set_len(self.size);
@@ -45,6 +43,18 @@ impl RotatedFile {
         self.size += line.len() as u64;
         self.file = Some(file);
         Ok(())
+    }
+
+    /// The file that stands at the path: somebody may have moved or removed the one that was open.
+    fn current(&mut self) -> io::Result<File> {
+        if let Some(file) = self.file.take()
+            && let Ok(there) = std::fs::metadata(&self.path)
+            && is_same(&file.metadata()?, &there)
+        {
+            self.size = there.len();
+            return Ok(file);
+        }
+        self.reopen()
     }
 
     fn reopen(&mut self) -> io::Result<File> {
@@ -64,20 +74,19 @@ impl RotatedFile {
         Ok(file)
     }
 
+    /// May be tried again after a failure: what is set aside moves up to the first gap only.
     fn rotate(&mut self) -> io::Result<()> {
         if self.keep == 0 {
-            std::fs::remove_file(&self.path)?;
-        } else {
-            for n in (1..self.keep).rev() {
-                match std::fs::rename(self.aside(n), self.aside(n + 1)) {
-                    Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                    _ => {}
-                }
-            }
-            std::fs::rename(&self.path, self.aside(1))?;
+            return if_there(std::fs::remove_file(&self.path));
         }
-        self.size = 0;
-        Ok(())
+        if !self.path.try_exists()? {
+            return Ok(());
+        }
+        let without_gap = (1..self.keep).take_while(|n| self.aside(*n).exists()).count();
+        for n in (1..=without_gap).rev() {
+            if_there(std::fs::rename(self.aside(n), self.aside(n + 1)))?;
+        }
+        if_there(std::fs::rename(&self.path, self.aside(1)))
     }
 
     fn aside(&self, n: usize) -> PathBuf {
@@ -85,6 +94,26 @@ impl RotatedFile {
         name.push(format!(".{n}"));
         Path::new(&name).to_path_buf()
     }
+}
+
+/// That a file is not there is as good as having moved it.
+fn if_there(done: io::Result<()>) -> io::Result<()> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        done => done,
+    }
+}
+
+#[cfg(unix)]
+fn is_same(open: &Metadata, there: &Metadata) -> bool {
+    use std::os::unix::fs::MetadataExt as _;
+    (open.dev(), open.ino()) == (there.dev(), there.ino())
+}
+
+/// Here a file that is open can't be moved away under its name.
+#[cfg(not(unix))]
+fn is_same(_: &Metadata, _: &Metadata) -> bool {
+    true
 }
 
 /// A process that was killed may have left half a line.
@@ -127,6 +156,45 @@ mod tests {
                 assert_eq!(mode & 0o777, 0o600, "{name}");
             }
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn a_file_that_somebody_takes_away_is_begun_anew() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).ok();
+        let mut file = RotatedFile::open(path.clone(), 10, 3).expect("a file");
+        for line in ["one 1\n", "two 2\n", "three 3\n"] {
+            file.append(line).expect("a line");
+        }
+        std::fs::remove_file(&path).expect("a file");
+        file.append("four 4\n").expect("a line");
+        assert_eq!(read("audit.jsonl").as_deref(), Some("four 4\n"));
+        std::fs::rename(&path, folder.path().join("elsewhere")).expect("a file");
+        file.append("five 5\n").expect("a line");
+        assert_eq!(read("audit.jsonl").as_deref(), Some("five 5\n"));
+        assert_eq!(read("elsewhere").as_deref(), Some("four 4\n"));
+        // Nothing was full meanwhile, so nothing was set aside.
+        assert_eq!(read("audit.jsonl.1").as_deref(), Some("two 2\n"));
+        assert_eq!(read("audit.jsonl.2").as_deref(), Some("one 1\n"));
+        assert_eq!(read("audit.jsonl.3"), None);
+    }
+
+    /// As it is when setting aside fails half-way, and is tried again with every line.
+    #[test]
+    fn what_is_set_aside_moves_up_to_the_first_gap() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("audit.jsonl");
+        let mut file = RotatedFile::open(path, 10, 3).expect("a file");
+        for line in ["one 1\n", "two 2\n", "three 3\n"] {
+            file.append(line).expect("a line");
+        }
+        let aside = |n: usize| folder.path().join(format!("audit.jsonl.{n}"));
+        std::fs::remove_file(aside(1)).expect("a file");
+        file.append("four 4\n").expect("a line");
+        assert_eq!(std::fs::read(aside(1)).expect("a file"), b"three 3\n");
+        assert_eq!(std::fs::read(aside(2)).expect("a file"), b"one 1\n");
     }
 
     #[test]
