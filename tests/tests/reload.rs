@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use phi_edge_tests::{Daemon, Field, Mosquitto, demo_model, has_library, question};
+use phi_edge_tests::{Daemon, Field, Mosquitto, demo_model, free_port, has_library, http, question};
 
 #[tokio::test]
 async fn limits_and_log_level_are_read_again() {
@@ -14,7 +14,9 @@ async fn limits_and_log_level_are_read_again() {
     let file = folder.path().join("phi-edge.toml");
     let config = format!("--config={}", file.display());
     std::fs::write(&file, "[limits]\nmax_tokens = 100\n").unwrap();
-    let daemon = Daemon::start(broker.port, &demo_model(), &[&config]);
+    let port = free_port();
+    let listen = format!("metrics.listen=127.0.0.1:{port}");
+    let daemon = Daemon::start(broker.port, &demo_model(), &[&config, &listen]);
     let mut field = Field::at(broker.port).await;
     field
         .listen_until("a ready daemon", |field| field.state() == "ready")
@@ -32,7 +34,11 @@ async fn limits_and_log_level_are_read_again() {
     assert!(daemon.log().contains("max_tokens"), "the nearest key is told");
     field.ask("still", question(60)).await;
 
-    std::fs::write(&file, "[limits]\nmax_tokens = 8\nmax_payload = \"2KiB\"\n").unwrap();
+    std::fs::write(
+        &file,
+        "[limits]\nmax_tokens = 8\nmax_payload = \"2KiB\"\nqueue = 7\n",
+    )
+    .unwrap();
     daemon.signal("HUP");
     field
         .listen_until("the new limits", |field| {
@@ -51,4 +57,7 @@ async fn limits_and_log_level_are_read_again() {
             .contains('8')
     );
     assert_eq!(field.status()["limits"]["max_payload"], 2048);
+    assert_eq!(field.status()["limits"]["queue"], 7);
+    let (_, metrics) = http(port, "GET /metrics HTTP/1.1\r\nHost: localhost").unwrap();
+    assert!(metrics.contains("\nphi_edge_queue_limit 7\n"), "{metrics}");
 }

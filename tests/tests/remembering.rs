@@ -144,7 +144,10 @@ async fn what_a_rules_prompts_begin_with_is_kept_over_restarts() {
         assert!(count(&event, "cached_tokens") > 30, "{event}");
         let log = daemon.log();
         let this_start = &log[log.rfind("phi-edge starts").unwrap()..];
-        let kept = this_start.lines().find(|line| line.contains("prefix kept")).unwrap();
+        let kept = this_start
+            .lines()
+            .find(|line| line.contains("prefix kept"))
+            .unwrap();
         assert!(
             kept.contains("rule \\\"alarms\\\"") && kept.contains(&format!("loaded={loaded}")),
             "{kept}"

@@ -100,8 +100,11 @@ async fn node_and_client_show_their_certificates() {
 #[tokio::test]
 async fn renewed_certificates_are_taken_over_on_reload() {
     let Some((broker, folder)) = setup() else { return };
+    let file = folder.path().join("phi-edge.toml");
+    std::fs::write(&file, "[limits]\nmax_tokens = 100\n").unwrap();
     let settings = settings(folder.path());
-    let settings: Vec<&str> = settings.iter().map(String::as_str).collect();
+    let config = format!("--config={}", file.display());
+    let settings: Vec<&str> = settings.iter().chain([&config]).map(String::as_str).collect();
     let daemon = Daemon::start(broker.port, &demo_model(), &settings);
     let mut client = Client::connect(ClientOptions {
         host: "localhost".into(),
@@ -114,6 +117,7 @@ async fn renewed_certificates_are_taken_over_on_reload() {
     .await
     .unwrap();
     phi_edge_tests::state(&mut client, "ready").await;
+    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
     let reload = |until: &str, times: usize| {
         daemon.signal("HUP");
         let begun = std::time::Instant::now();
@@ -133,13 +137,30 @@ async fn renewed_certificates_are_taken_over_on_reload() {
         folder.path().join("node.key"),
     )
     .unwrap();
+    std::fs::write(&file, "[limits]\nmax_tokens = 8\n").unwrap();
     reload("does not go with the certificate", 1);
+    // Nothing else of the reload is in effect.
+    client
+        .publish(
+            &format!("{BASE}/request"),
+            r#"{"id": "still", "prompt": "Who are you?", "max_tokens": 60}"#,
+            None,
+        )
+        .await
+        .unwrap();
+    let still: String = next(&mut client, "the answer under the old limits", |m| {
+        m.property("kind")
+            .filter(|kind| *kind != "chunk")
+            .map(str::to_owned)
+    })
+    .await;
+    assert_eq!(still, "final", "{}", daemon.log());
+    std::fs::write(&file, "[limits]\nmax_tokens = 100\n").unwrap();
     // The other certificate of the same authority, with its key.
     std::fs::write(folder.path().join("node.key"), key).unwrap();
     let chain = std::fs::read_to_string(folder.path().join("node.pem")).unwrap();
     std::fs::write(folder.path().join("node.pem"), format!("{chain}\n")).unwrap();
     reload("connecting anew with renewed certificates", 1);
-    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
     client
         .publish(&format!("{BASE}/request"), "Who are you?", None)
         .await

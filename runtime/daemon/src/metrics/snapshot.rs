@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use phi_edge_config::Limits;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{CounterReader, LinkState, TlsFiles};
 use phi_edge_service::{Service, StoreHealth};
@@ -43,16 +44,17 @@ pub(crate) struct Sources {
     pub(crate) pulse: Pulse,
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) audit: Option<AuditCounts>,
-    pub(crate) limits: Bounds,
+    /// As they were read last.
+    pub(crate) limits: watch::Receiver<Limits>,
+    pub(crate) bounds: Bounds,
     pub(crate) pace: watch::Receiver<PaceNow>,
     pub(crate) sysfs: Sysfs,
     pub(crate) started: SystemTime,
     pub(crate) certificates: Mutex<Option<(Instant, Option<SystemTime>)>>,
 }
 
-/// Bounds of the configuration that are shown beside what they bound.
+/// Further bounds of the configuration that are shown beside what they bound.
 pub(crate) struct Bounds {
-    pub(crate) queue: usize,
     pub(crate) store: u64,
     pub(crate) store_folder: PathBuf,
     pub(crate) rules: u64,
@@ -158,7 +160,7 @@ impl Sources {
         let stats = service.stats();
         let load = service.engine_load();
         self.set(&c::QUEUE_LENGTH, float(stats.queued));
-        self.set(&c::QUEUE_LIMIT, float(self.limits.queue));
+        self.set(&c::QUEUE_LIMIT, float(self.limits.borrow().queue));
         self.set_one(&c::SLOTS, "state", "running", float(stats.running));
         let idle = stats.slots.saturating_sub(stats.running);
         self.set_one(&c::SLOTS, "state", "idle", float(idle));
@@ -189,7 +191,7 @@ impl Sources {
         }
         self.set(&c::RULE_HELD, float(rules.held));
         self.set(&c::RULE_HELD_BYTES, float64(rules.held_bytes));
-        self.set(&c::RULE_HELD_LIMIT, float64(self.limits.rules));
+        self.set(&c::RULE_HELD_LIMIT, float64(self.bounds.rules));
         self.count(&c::RULE_WINDOWS, rules.windows);
         self.set(&c::RULE_WAITING, float(rules.waiting));
     }
@@ -233,9 +235,9 @@ impl Sources {
     fn store(&self) {
         let health = self.store.borrow().clone();
         self.set(&c::STORE_BYTES, float64(health.bytes));
-        self.set(&c::STORE_LIMIT, float64(self.limits.store));
+        self.set(&c::STORE_LIMIT, float64(self.bounds.store));
         self.set(&c::STORE_FAILING, truth(health.failing.is_some()));
-        if let Some(free) = machine::free_bytes(&self.limits.store_folder) {
+        if let Some(free) = machine::free_bytes(&self.bounds.store_folder) {
             self.set(&c::STORE_FREE, float64(free));
         }
     }

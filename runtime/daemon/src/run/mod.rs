@@ -17,10 +17,10 @@ mod telemetry;
 
 use std::time::Duration;
 
-use phi_edge_config::{Config, Loaded, TimeSpan, WhenFailing};
+use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits};
+use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_service::rules::Rule;
 use phi_edge_service::{
     LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
@@ -92,6 +92,8 @@ struct App<'a> {
     /// Where the configuration comes from, to be read again.
     args: &'a ConfigArgs,
     status: watch::Sender<Status>,
+    /// As they were read last.
+    limits: watch::Sender<Limits>,
     set_level: SetLevel,
 }
 
@@ -100,22 +102,31 @@ struct Reloadable<'a> {
     rules: &'a Rules,
     service: &'a Service,
     link: &'a Link,
+    /// The link's files, whose content may have changed.
+    tls: Option<&'a TlsFiles>,
     request_limits: &'a watch::Sender<RequestLimits>,
+    limits: &'a watch::Sender<Limits>,
     model: &'a str,
     /// Tells whoever looks at files that they may be others.
     reloaded: &'a watch::Sender<()>,
 }
 
 impl Reloadable<'_> {
-    /// Rules first: they are what can be wrong, and then nothing else has changed.
+    /// Certificates and rules first: they are what can be wrong, and then nothing else has changed.
     fn take(&self, config: &Config, set_level: &SetLevel) -> Result<Config, Fault> {
+        if let Some(tls) = self.tls {
+            tls.check()
+                .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        }
         self.rules.reload(config, self.service)?;
         self.service.set_limits(&parts::service(config, self.model));
         self.request_limits.send_replace(parts::request_limits(config));
+        self.limits.send_replace(config.limits.clone());
         set_level(&config.log).map_err(Fault::failed)?;
-        self.link
-            .renew_certificates()
-            .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+        if let Err(error) = self.link.renew_certificates() {
+            // They were right a moment ago.
+            tracing::error!(%error, "a file of TLS is being changed; the connection keeps the old ones until the next reload");
+        }
         self.reloaded.send_replace(());
         Ok(config.clone())
     }
@@ -145,6 +156,7 @@ impl<'a> App<'a> {
             config,
             args,
             status: watch::Sender::new(status),
+            limits: watch::Sender::new(config.limits.clone()),
             set_level,
         }
     }
@@ -169,6 +181,11 @@ impl<'a> App<'a> {
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
         let request_limits = watch::Sender::new(parts::request_limits(config));
+        let tls = if config.mqtt.embedded {
+            None
+        } else {
+            parts::tls(config)
+        };
         let inputs = LinkInputs {
             service: service_rx,
             replies,
@@ -189,6 +206,7 @@ impl<'a> App<'a> {
                 &link,
                 store.health(),
                 pace.subscribe(),
+                self.limits.subscribe(),
             )
             .await?;
 
@@ -249,17 +267,13 @@ impl<'a> App<'a> {
             self.status.clone(),
             store_health,
             link.state(),
-            if config.mqtt.embedded {
-                None
-            } else {
-                parts::tls(config)
-            },
+            tls.clone(),
             reloaded,
         ));
         let pool = pool::watch(
             service.clone(),
             self.status.subscribe(),
-            config.limits.queue,
+            self.limits.subscribe(),
             open_tx,
         );
         let pool = tokio::spawn(pool);
@@ -279,7 +293,7 @@ impl<'a> App<'a> {
             link: link.state(),
             vitals: link.vitals(),
             engine: pulse,
-            grace: config.limits.drain_grace.get(),
+            limits: self.limits.subscribe(),
         }));
 
         let end = loop {
@@ -291,7 +305,9 @@ impl<'a> App<'a> {
                     rules: &rules,
                     service: &service,
                     link: &link,
+                    tls: tls.as_ref(),
                     request_limits: &request_limits,
+                    limits: &self.limits,
                     model: &name,
                     reloaded: &reloaded_tx,
                 }),
@@ -375,7 +391,7 @@ impl<'a> App<'a> {
         helpers: Vec<tokio::task::JoinHandle<()>>,
         life: Life,
     ) -> Result<(), Fault> {
-        let grace = self.config.limits.drain_grace.get();
+        let grace = self.limits.borrow().drain_grace.get();
         let (reason, outcome) = match end {
             End::Signal => ("stopped".to_owned(), Ok(())),
             End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),

@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use phi_edge_config::Limits;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{LinkState, LinkVitals};
 use phi_edge_service::{Beat, EnginePulse};
@@ -25,8 +26,8 @@ pub(crate) struct Watched {
     pub(crate) link: watch::Receiver<LinkState>,
     pub(crate) vitals: LinkVitals,
     pub(crate) engine: EnginePulse,
-    /// `limits.drain_grace`.
-    pub(crate) grace: Duration,
+    /// For `drain_grace`, which a reload may change.
+    pub(crate) limits: watch::Receiver<Limits>,
 }
 
 /// Keeps systemd informed, from the moment that the model is loaded to the end. A broker that is away does not keep the
@@ -85,7 +86,8 @@ async fn tell(watched: &Watched) {
         }
         if status.borrow().state == State::Draining {
             // Running answers may take all of their time, whatever TimeoutStopSec= says.
-            let time = (watched.grace + BEYOND_GRACE).as_micros();
+            let grace = watched.limits.borrow().drain_grace.get();
+            let time = (grace + BEYOND_GRACE).as_micros();
             let extend = NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX));
             send(&[NotifyState::Stopping, extend]);
             return;

@@ -1,5 +1,6 @@
 //! Whether the node takes part in its pool's work.
 
+use phi_edge_config::Limits;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_service::Service;
 use tokio::sync::watch;
@@ -9,13 +10,14 @@ use tokio::sync::watch;
 pub(crate) async fn watch(
     service: Service,
     mut status: watch::Receiver<Status>,
-    queue: usize,
+    mut limits: watch::Receiver<Limits>,
     open: watch::Sender<bool>,
 ) {
     let mut stats = service.watch_stats();
     loop {
         let ready = status.borrow_and_update().state == State::Ready;
         let queued = stats.borrow_and_update().queued;
+        let queue = limits.borrow_and_update().queue;
         open.send_if_modified(|open| {
             let new = ready
                 && if *open {
@@ -28,6 +30,7 @@ pub(crate) async fn watch(
         let changed = tokio::select! {
             changed = status.changed() => changed,
             changed = stats.changed() => changed,
+            changed = limits.changed() => changed,
         };
         if changed.is_err() {
             open.send_replace(false);

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use phi_edge_config::Config;
+use phi_edge_config::{Config, Limits};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Link;
 use phi_edge_mqtt::wire::Status;
@@ -75,6 +75,7 @@ impl<'a> Telemetry<'a> {
         link: &Link,
         store: watch::Receiver<StoreHealth>,
         pace: watch::Receiver<PaceNow>,
+        limits: watch::Receiver<Limits>,
     ) -> Result<(Option<Server>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
         let (pulse, beats) = pulse();
         let (Some(address), Some(recorder)) = (self.config.metrics.listen, &self.recorder) else {
@@ -95,8 +96,8 @@ impl<'a> Telemetry<'a> {
                 parts::tls(config)
             },
             audit: self.audit.as_ref().map(|audit| audit.counts()),
-            limits: Bounds {
-                queue: config.limits.queue,
+            limits,
+            bounds: Bounds {
                 store: config.store.max_size.bytes(),
                 store_folder: config.store.path.clone(),
                 rules: config.store.max_rules_size.bytes(),
