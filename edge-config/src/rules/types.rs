@@ -75,7 +75,7 @@ pub struct Window {
     pub max_messages: Option<u64>,
     /// So many bytes of payload end a window.
     pub max_bytes: Option<ByteSize>,
-    /// An expression of the template language over fields; not parsed here.
+    /// A condition over fields; not parsed here.
     pub early: Option<String>,
     /// More messages than that end a window.
     pub early_rate: Option<Rate>,

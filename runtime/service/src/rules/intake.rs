@@ -1,21 +1,17 @@
 //! What rules read in a message.
 
 use std::borrow::Cow;
-use std::sync::LazyLock;
 
 use jiff::Timestamp;
-use minijinja::{Environment, Expression};
 use serde_json::Value as Json;
 
+use super::condition::{Condition, Operand};
 use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
 
 /// The longest text of a field, in bytes; longer ones are cut.
 const TEXT: usize = 256;
 /// The longest name of a group.
 const GROUP: usize = 128;
-
-/// What expressions may use: operators, and nothing that could be called.
-static OPERATORS: LazyLock<Environment<'static>> = LazyLock::new(Environment::empty);
 
 /// A message as it came.
 #[derive(Debug, Clone, Copy)]
@@ -48,7 +44,7 @@ pub(crate) struct Reader {
     group_by: Option<Selector>,
     dedupe: Option<Selector>,
     stamp: Option<String>,
-    early: Option<Expression<'static, 'static>>,
+    early: Option<Condition>,
 }
 
 impl<'a> Reading<'a> {
@@ -81,25 +77,14 @@ impl<'a> Reading<'a> {
 
 impl Reader {
     /// # Errors
-    /// The rule's `early` is no expression; one line.
+    /// The rule's `early` is no condition; one line.
     pub(crate) fn new(rule: &Rule) -> Result<Self, String> {
         let early = match &rule.window.early {
             None => None,
-            Some(text) => {
-                let expression = OPERATORS
-                    .compile_expression_owned(text.clone())
-                    .map_err(|error| format!("`early` is no expression: {error}"))?;
-                if let Some(unknown) = expression
-                    .undeclared_variables(false)
-                    .into_iter()
-                    .find(|name| !rule.fields.iter().any(|field| field.name == *name))
-                {
-                    return Err(format!(
-                        "`early` uses {unknown}, which is not among the rule's `fields`"
-                    ));
-                }
-                Some(expression)
-            }
+            Some(text) => Some(
+                Condition::parse(text, &rule.fields)
+                    .map_err(|fault| format!("`early` is no condition: {fault}"))?,
+            ),
         };
         Ok(Self {
             payload: rule.payload,
@@ -135,7 +120,7 @@ impl Reader {
                 .stamp
                 .as_ref()
                 .and_then(|pointer| stamp(document?.pointer(pointer)?)),
-            early: self.is_early(&values),
+            early: self.is_early(document),
             repeat_of: self
                 .dedupe
                 .as_ref()
@@ -145,23 +130,9 @@ impl Reader {
         }
     }
 
-    fn is_early(&self, values: &[(usize, Value)]) -> bool {
-        let Some(early) = &self.early else {
-            return false;
-        };
-        let context: std::collections::BTreeMap<&str, minijinja::Value> = values
-            .iter()
-            .filter_map(|(index, value)| {
-                let name = self.fields.get(*index)?.name.as_str();
-                let value = match value {
-                    Value::Number(number) => minijinja::Value::from(*number),
-                    Value::Text(text) => minijinja::Value::from(text.as_str()),
-                };
-                Some((name, value))
-            })
-            .collect();
-        // A message without the field does not meet the condition.
-        early.eval(context).is_ok_and(|met| met.is_true())
+    fn is_early(&self, document: Option<&Json>) -> bool {
+        let field = |index: usize| Operand::of(document?.pointer(&self.fields.get(index)?.pointer)?);
+        self.early.as_ref().is_some_and(|early| early.is_met(field))
     }
 
     /// Values by the names of their fields, for templates.

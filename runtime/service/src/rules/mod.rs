@@ -7,6 +7,7 @@
 //! arrive, and a restart counts them anew.
 
 pub(crate) mod book;
+mod condition;
 mod counters;
 mod event;
 mod facts;

@@ -110,8 +110,7 @@ pub struct WindowSpec {
     pub max_messages: Option<u64>,
     /// So many bytes of payload end a window; not of hopping windows.
     pub max_bytes: Option<u64>,
-    /// A condition over fields (an expression of minijinja) that ends a window with the message that meets it; not of
-    /// hopping windows.
+    /// A condition over fields that ends a window with the message that meets it; not of hopping windows.
     pub early: Option<String>,
     /// More than so many messages within that time end a window; not of hopping windows.
     pub early_rate: Option<(u64, Duration)>,

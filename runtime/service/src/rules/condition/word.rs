@@ -1,0 +1,105 @@
+//! The words of a condition.
+
+/// The most words of a condition: what is read from it is as deep as it is long.
+const MOST: usize = 500;
+/// Longer signs first: `<=` is not `<` and `=`.
+const SIGNS: [&str; 18] = [
+    "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "(", ")", "[", "]", ",", "and", "or",
+];
+
+/// A word.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) enum Word {
+    Number(f64),
+    Text(String),
+    /// A name or `not`, `in`, `is`, `true`, `false`.
+    Name(String),
+    /// One of [`SIGNS`].
+    Sign(&'static str),
+}
+
+/// A word for people.
+impl std::fmt::Display for Word {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Number(number) => write!(f, "`{number}`"),
+            Self::Text(text) => write!(f, "{text:?}"),
+            Self::Name(name) => write!(f, "`{name}`"),
+            Self::Sign(sign) => write!(f, "`{sign}`"),
+        }
+    }
+}
+
+/// The words of a text, in order.
+///
+/// # Errors
+/// Something in it is no word; one line.
+pub(super) fn words(text: &str) -> Result<Vec<Word>, String> {
+    let mut words = Vec::new();
+    let mut rest = text.trim_start();
+    while let Some(first) = rest.chars().next() {
+        if words.len() == MOST {
+            return Err(format!("it is too long: more than {MOST} words"));
+        }
+        let (word, length) = match first {
+            '"' | '\'' => quoted(rest, first)?,
+            c if c.is_ascii_digit() => number(rest)?,
+            c if c.is_ascii_alphabetic() || c == '_' => name(rest),
+            _ => sign(rest, first)?,
+        };
+        words.push(word);
+        rest = rest.get(length..).unwrap_or_default().trim_start();
+    }
+    Ok(words)
+}
+
+/// A text in quotes; a backslash takes the next character as it is.
+fn quoted(rest: &str, quote: char) -> Result<(Word, usize), String> {
+    let mut text = String::new();
+    let mut characters = rest.char_indices().skip(1);
+    while let Some((at, c)) = characters.next() {
+        match c {
+            '\\' => text.extend(characters.next().map(|(_, escaped)| escaped)),
+            c if c == quote => return Ok((Word::Text(text), at + quote.len_utf8())),
+            c => text.push(c),
+        }
+    }
+    Err(format!("the quotes of {rest} are not closed"))
+}
+
+fn number(rest: &str) -> Result<(Word, usize), String> {
+    let mut before = '0';
+    let length = rest
+        .find(|c: char| {
+            let signed = matches!(c, '+' | '-') && matches!(before, 'e' | 'E');
+            before = c;
+            !(c.is_ascii_alphanumeric() || c == '.' || signed)
+        })
+        .unwrap_or(rest.len());
+    let digits = rest.get(..length).unwrap_or(rest);
+    let number: Option<f64> = digits.parse().ok().filter(|number: &f64| number.is_finite());
+    number
+        .map(|number| (Word::Number(number), length))
+        .ok_or_else(|| format!("{digits} is no number"))
+}
+
+fn name(rest: &str) -> (Word, usize) {
+    let length = rest
+        .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
+        .unwrap_or(rest.len());
+    let name = rest.get(..length).unwrap_or(rest);
+    let word = SIGNS
+        .into_iter()
+        .find(|sign| *sign == name)
+        .map_or_else(|| Word::Name(name.to_owned()), Word::Sign);
+    (word, length)
+}
+
+fn sign(rest: &str, first: char) -> Result<(Word, usize), String> {
+    let found = SIGNS.into_iter().find(|sign| rest.starts_with(sign));
+    match found {
+        Some(sign) => Ok((Word::Sign(sign), sign.len())),
+        None if first == '=' => Err("`=` compares nothing; write `==`".to_owned()),
+        None => Err(format!("`{first}` means nothing in a condition")),
+    }
+}
