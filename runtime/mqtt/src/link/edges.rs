@@ -74,6 +74,7 @@ impl Edges {
         let (commands, engine) = mpsc::channel(16);
         let (replies_tx, replies) = mpsc::channel(64);
         let info = EngineInfo {
+            memory: None,
             context_length: 1000,
             slots: 1,
         };
