@@ -75,6 +75,69 @@ async fn a_model_that_nobody_needs_is_unloaded_and_comes_back_for_a_request() {
         .await;
 }
 
+/// A pull that takes the place of the loaded model's folder must not mix two models: the daemon starts anew.
+#[cfg(unix)]
+#[tokio::test]
+async fn a_model_that_was_replaced_while_it_was_unloaded_is_loaded_by_the_next_start() {
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let models = tempfile::tempdir().unwrap();
+    let (link, place, other) = (
+        models.path().join("model"),
+        models.path().join("one"),
+        models.path().join("other"),
+    );
+    for folder in [&place, &other] {
+        std::fs::create_dir(folder).unwrap();
+        for file in std::fs::read_dir(demo_model()).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), folder.join(file.file_name())).unwrap();
+        }
+    }
+    std::os::unix::fs::symlink(&place, &link).unwrap();
+    let mut numbers = Numbers::of(broker.port).await;
+    let settings = ["runtime.unload_after=1s"];
+    let mut daemon = Daemon::start(broker.port, &link, &settings);
+    let mut field = Field::at(broker.port).await;
+    field
+        .listen_until("a ready daemon", |field| field.state() == "ready")
+        .await;
+    let idle = |stats: &Value| stats["model"]["loaded"] == false;
+    numbers.until("an unloaded model", idle).await;
+
+    // Another one is used from the next start on; this daemon keeps its own.
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&other, &link).unwrap();
+    field.ask("kept", question(20)).await;
+    field.settle().await;
+    assert!(field.outcome("kept")["text"].is_string(), "{}", daemon.log());
+    let idle_again = |stats: &Value| stats["model"]["loaded"] == false && stats["served"] == 1;
+    numbers.until("a model unloaded again", idle_again).await;
+
+    // As a pull does it.
+    std::fs::rename(&place, models.path().join("one.previous")).unwrap();
+    std::fs::rename(&other, &place).unwrap();
+    std::fs::remove_file(&link).unwrap();
+    std::os::unix::fs::symlink(&place, &link).unwrap();
+    field.ask("waits", question(20)).await;
+    assert_eq!(daemon.wait().code(), Some(1), "{}", daemon.log());
+    let log = daemon.log();
+    assert!(
+        log.contains("the model directory was replaced; restarting to load the new one"),
+        "{log}"
+    );
+    let daemon = Daemon::start_in(daemon.kill(), broker.port, &link, &settings);
+    field.settle().await;
+    assert!(field.outcome("waits")["text"].is_string(), "{}", daemon.log());
+    assert!(
+        !daemon.log().contains("the process before this one crashed"),
+        "{}",
+        daemon.log()
+    );
+}
+
 /// A rule's window that ends at a known time finds the model loaded: it was woken for it.
 #[tokio::test]
 async fn a_model_is_loaded_ahead_of_a_window_that_it_has_to_word() {

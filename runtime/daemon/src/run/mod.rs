@@ -4,6 +4,7 @@
 mod crash;
 mod health;
 mod life;
+mod model;
 #[cfg(unix)]
 mod notify;
 pub(crate) mod pace;
@@ -18,7 +19,6 @@ mod telemetry;
 use std::time::Duration;
 
 use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
-use phi_edge_models::ModelDir;
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_service::rules::Rule;
@@ -35,6 +35,7 @@ use crate::logging::{self, SetLevel};
 use crate::settings;
 
 use life::Life;
+use model::Served;
 use pace::PaceNow;
 use rules::Rules;
 use signals::{Reloads, Signals};
@@ -137,6 +138,8 @@ enum End {
     Signal,
     TakenOver,
     EngineLost,
+    /// The model could not be loaded again, since another one stands in its place.
+    ModelReplaced,
 }
 
 impl<'a> App<'a> {
@@ -167,9 +170,10 @@ impl<'a> App<'a> {
         let mut reloads = Reloads::new()?;
         let (rules, at_start) = Rules::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
-        let model = ModelDir::open(&config.model.path)?;
+        let served = Served::open(&config.model.path)?;
+        let model = served.model();
         let text = std::sync::Arc::new(model.text()?);
-        let telemetry = Telemetry::new(config, &model, std::sync::Arc::clone(&text) as _)?;
+        let telemetry = Telemetry::new(config, model, std::sync::Arc::clone(&text) as _)?;
         let (life, last_end) = Life::begin(&config.store.path);
         let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
@@ -211,10 +215,10 @@ impl<'a> App<'a> {
             .await?;
 
         let name = model.name();
-        local::warn_of_demonstration(&model);
+        local::warn_of_demonstration(model);
         #[cfg(unix)]
         notify::say("the model is loading");
-        let loading = self.load(model, &at_start);
+        let loading = self.load(served.clone(), &at_start);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {
                 Ok(loaded) => loaded,
@@ -300,7 +304,11 @@ impl<'a> App<'a> {
             tokio::select! {
                 () = signals.next() => break End::Signal,
                 () = taken_over(&mut link_state) => break End::TakenOver,
-                () = service.engine_lost() => break End::EngineLost,
+                () = service.engine_lost() => break if served.is_replaced() {
+                    End::ModelReplaced
+                } else {
+                    End::EngineLost
+                },
                 () = reloads.next() => self.reload(&Reloadable {
                     rules: &rules,
                     service: &service,
@@ -335,17 +343,21 @@ impl<'a> App<'a> {
     /// Loads the model on the engine's thread, for a node with these rules.
     async fn load(
         &self,
-        model: ModelDir,
+        served: Served,
         rules: &[Rule],
     ) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
         let choice = Choice::of(self.config, rules);
         let (provider_tx, provider) = tokio::sync::oneshot::channel();
         let mut provider_tx = Some(provider_tx);
         let unload_after = self.config.runtime.unload_after.map(TimeSpan::get);
-        let path = model.path().display().to_string();
+        let path = served.model().path().display().to_string();
         tracing::info!(model = path, "loading the model");
         let handle = spawn_engine("engine", unload_after, move || {
-            let engine = choice.engine(&model)?;
+            served.still_there()?;
+            let engine = choice.engine(served.model());
+            // What was read of another folder meanwhile is as wrong as all of it.
+            served.still_there()?;
+            let engine = engine?;
             if let Some(tell) = provider_tx.take() {
                 let _ = tell.send(engine.decoder().provider().as_str());
             }
@@ -392,12 +404,17 @@ impl<'a> App<'a> {
         life: Life,
     ) -> Result<(), Fault> {
         let grace = self.limits.borrow().drain_grace.get();
+        let crashed = matches!(end, End::EngineLost);
         let (reason, outcome) = match end {
             End::Signal => ("stopped".to_owned(), Ok(())),
             End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),
             End::EngineLost => {
                 life.crashed();
                 let fault = Fault::failed("the engine has failed; the log above says how");
+                (fault.message.clone(), Err(fault))
+            }
+            End::ModelReplaced => {
+                let fault = model::replaced();
                 (fault.message.clone(), Err(fault))
             }
         };
@@ -416,7 +433,6 @@ impl<'a> App<'a> {
                 return Err(Fault::failed("ended at once by a second signal"));
             }
         }
-        let crashed = outcome.as_ref().is_err_and(|fault| fault.exit != Exit::TakenOver);
         if !crashed {
             life.end();
         }
