@@ -141,6 +141,7 @@ pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Table(_) => return "a table".to_owned(),
         Value::String(text) => {
+            let text = without_user(text);
             let mut start: String = text.chars().take(SHOWN).collect();
             if start.len() < text.len() {
                 start.push('…');
@@ -155,6 +156,16 @@ pub(crate) fn shown(value: &Value) -> String {
         start.push('…');
     }
     start
+}
+
+/// An address with its user and password hidden; any other text as it is.
+fn without_user(text: &str) -> String {
+    match (text.find("://"), text.rfind('@')) {
+        (Some(scheme), Some(at)) if scheme < at => {
+            format!("{}{HIDDEN}{}", &text[..scheme + 3], &text[at..])
+        }
+        _ => text.to_owned(),
+    }
 }
 
 /// An unknown key of the environment or a flag. Rules are known, but can't be written in one line.

@@ -145,7 +145,9 @@ pub(crate) const fn filters() -> Shape {
 
 pub(crate) const fn http() -> Shape {
     Shape::Text(Wording {
-        expected: "an address that begins with http:// or https://, such as \"http://127.0.0.1:4318\"",
+        // It is printed and logged, so that it must hold no password.
+        expected: "an address that begins with http:// or https://, without user and password, such as \
+                   \"http://127.0.0.1:4318\"",
         accepts: |text| {
             let host = text.strip_prefix("http://").or(text.strip_prefix("https://"));
             host.is_some_and(|host| {
@@ -153,7 +155,7 @@ pub(crate) const fn http() -> Shape {
                     && !host.starts_with('/')
                     && host
                         .chars()
-                        .all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#'))
+                        .all(|c| c.is_ascii_graphic() && !matches!(c, '?' | '#' | '@'))
             })
         },
     })

@@ -165,6 +165,18 @@ fn secrets_stay_hidden() {
         let fault = Machine::new().config(broken).load().unwrap_err();
         assert!(!fault.to_string().contains("s3cret"), "{fault}");
     }
+    // Addresses may hold one too.
+    for broken in [
+        "traces.endpoint = \"http://u:s3cret@collector:4318\"",
+        "mqtt.host = \"mqtt://u:s3cret@host\"",
+    ] {
+        let fault = Machine::new().config(broken).fault();
+        assert!(fault.contains("://***@"), "{fault}");
+    }
+    let fault = Machine::new()
+        .config("traces.endpoint = \"http://u:s3cret@collector:4318\"")
+        .fault();
+    assert!(fault.contains("without user and password"), "{fault}");
     let mut loaded = machine.loaded();
     loaded.config.mqtt.password = None;
     assert!(

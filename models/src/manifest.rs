@@ -7,6 +7,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use crate::error::{ModelError, read_json};
+use crate::hub::without_user;
 
 /// The file's name.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -148,7 +149,8 @@ fn origin(source: &Value) -> Result<Origin, String> {
             .ok_or_else(|| format!("source.{key} must be text"))
     };
     Ok(Origin {
-        hub: text("hub")?,
+        // Once the password of a mirror was noted with it.
+        hub: without_user(&text("hub")?),
         repository: text("repository")?,
         commit: text("commit")?,
         folder: text("folder")?,

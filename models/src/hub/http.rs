@@ -11,6 +11,7 @@ use url::{Host, Url};
 
 use super::error::PullError;
 use super::retry::Patience;
+use super::shown::without_user;
 
 /// Redirects followed for one request.
 const REDIRECTS: usize = 10;
@@ -123,7 +124,7 @@ impl Client {
         patience: &Patience,
     ) -> Result<Self, PullError> {
         let usage = |given: &str, fault: String| PullError::Usage {
-            given: given.to_owned(),
+            given: without_user(given),
             fault,
         };
         let url =
@@ -151,9 +152,14 @@ impl Client {
         })
     }
 
-    /// The hub, as it was named.
+    /// The hub, as it was named, maybe with a password.
     pub(crate) fn base(&self) -> &Url {
         &self.base
+    }
+
+    /// The hub, for people and manifests.
+    pub(crate) fn name(&self) -> String {
+        shown(&self.base).trim_end_matches('/').to_owned()
     }
 
     /// Asks for `url`, follows redirects, and sorts the answers: 200, 206 and 416 are given back.
@@ -253,11 +259,11 @@ fn target(answer: &Answer) -> Result<Url, Fault> {
     }
 }
 
-/// An address without its query: signed addresses are secrets, and long.
+/// An address without user, password and query: signed addresses are secrets, and long.
 fn shown(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
-    url.to_string()
+    without_user(url.as_str())
 }
 
 /// The authorities that this machine trusts, so that a company's own proxy or mirror is too; where it names none, those
@@ -310,6 +316,20 @@ mod tests {
         for other in ["local", "myhub.local", "example.com.evil"] {
             assert!(!proxies.spares(other), "{other}");
         }
+    }
+
+    #[test]
+    fn a_password_of_the_hub_is_asked_with_and_never_told() {
+        let client = |base: &str| Client::new(base, None, Proxies::default(), &Patience::default());
+        let hub = client("https://me:pass@hub.local/path/").unwrap();
+        assert_eq!(hub.base().password(), Some("pass"));
+        assert_eq!(hub.name(), "https://hub.local/path");
+        let url = Url::parse("https://me:pass@hub.local/a?signature=x").unwrap();
+        assert_eq!(shown(&url), "https://hub.local/a");
+        let Err(error) = client("ftp://me:pass@hub.local") else {
+            panic!("ftp is not spoken");
+        };
+        assert!(error.to_string().starts_with("ftp://hub.local: "), "{error}");
     }
 
     #[test]

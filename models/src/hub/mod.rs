@@ -22,6 +22,7 @@ mod part;
 mod plan;
 mod pull;
 mod retry;
+mod shown;
 mod source;
 
 pub use error::{PullError, Size};
@@ -34,3 +35,4 @@ pub use source::{Accelerator, DEFAULT_HUB, Source, known_models};
 pub(crate) use digest::{Hasher, Seen};
 pub(crate) use listing::is_safe;
 pub(crate) use part::Wanted;
+pub(crate) use shown::without_user;

@@ -168,7 +168,7 @@ impl Hub {
         Ok(Plan {
             name: source.name(),
             origin: Origin {
-                hub: self.client.base().as_str().trim_end_matches('/').to_owned(),
+                hub: self.client.name(),
                 repository: repository.clone(),
                 commit: found.commit,
                 folder,
@@ -225,7 +225,7 @@ impl Hub {
                         return Err(PullError::WrongContent {
                             file: file.path.clone(),
                             expected: format!("{kept} (of the manifest, for the same commit)"),
-                            found: format!("{named} (as {} lists it)", self.client.base()),
+                            found: format!("{named} (as {} lists it)", self.client.name()),
                         });
                     }
                 }

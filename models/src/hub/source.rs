@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use url::Url;
 
 use super::error::PullError;
+use super::shown::without_user;
 
 /// The hub that short names mean unless a mirror is named.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";
@@ -70,7 +71,7 @@ impl Source {
     /// Reads `text`: a short name, `https://host/organisation/repository[/tree/revision[/folder]]`, or a folder.
     pub fn parse(text: &str) -> Result<Self, PullError> {
         let usage = |fault: String| PullError::Usage {
-            given: text.to_owned(),
+            given: without_user(text),
             fault,
         };
         if let Some(known) = KNOWN.iter().find(|known| known.name == text) {
