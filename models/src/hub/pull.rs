@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::digest::{Expected, Seen};
-use super::error::{PullError, Size};
+use super::error::PullError;
 use super::fetch::Fetch;
 use super::http::{Client, Fault, Proxies};
 use super::listing;
@@ -359,7 +359,7 @@ fn is_there(place: &Path, plan: &Plan, files: &[Wanted]) -> bool {
             .is_ok_and(|faults| faults.iter().all(|fault| !fault.spoils()))
 }
 
-/// Holds what is still to come against what is free. The version before the present one goes where it must.
+/// Holds what is still to come against what is free.
 fn make_room(
     shelf: &Shelf,
     plan: &Plan,
@@ -372,19 +372,5 @@ fn make_room(
         .map(|file| file.size.saturating_sub(arrived(&staging.join(&file.path))))
         .sum();
     let needed = if missing == 0 { 0 } else { missing + SLACK };
-    let enough = |shelf: &Shelf| Ok::<_, PullError>(shelf.free()?.is_none_or(|free| free >= needed));
-    if enough(shelf)? {
-        return Ok(());
-    }
-    if shelf.drop_previous(&plan.name)? {
-        watch(&Event::Dropped { name: &plan.name });
-        if enough(shelf)? {
-            return Ok(());
-        }
-    }
-    Err(PullError::Space {
-        folder: shelf.folder().to_path_buf(),
-        needed: Size(needed),
-        free: Size(shelf.free()?.unwrap_or(0)),
-    })
+    shelf.make_room(&plan.name, needed, watch)
 }

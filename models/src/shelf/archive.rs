@@ -70,7 +70,7 @@ impl Shelf {
             .or_else(|| manifest.name.clone())
             .ok_or_else(|| fault("says no name; give one with --name".to_owned()))?;
         let _lock = self.lock(&name)?;
-        self.require(manifest.bytes())?;
+        self.make_room(&name, manifest.bytes(), watch)?;
         let staging = self.fresh_staging(&name, "import")?;
         let taken = (|| {
             let mut missing: BTreeMap<&str, &FileRecord> = manifest

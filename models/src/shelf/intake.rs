@@ -29,10 +29,22 @@ impl Shelf {
                 fault: "is this very folder; nothing is to be taken in".to_owned(),
             });
         }
+        if self
+            .previous(name)
+            .canonicalize()
+            .is_ok_and(|previous| folder.canonicalize().is_ok_and(|folder| folder == previous))
+        {
+            return Err(PullError::Refusal {
+                what: name.to_owned(),
+                fault: format!(
+                    "has this very folder as the version before; `phi-edge models rollback {name}` goes back to it"
+                ),
+            });
+        }
         let mut manifest = Manifest::read(&folder.join(MANIFEST))?;
         let files = contents(folder)?;
         let size = |file: &String| folder.join(file).metadata().map_or(0, |metadata| metadata.len());
-        self.require(files.iter().map(size).sum())?;
+        self.make_room(name, files.iter().map(size).sum(), watch)?;
         let staging = self.fresh_staging(name, "folder")?;
         let mut faults = Vec::new();
         let mut seen = std::collections::BTreeMap::new();

@@ -26,7 +26,7 @@ pub use link::ModelLink;
 use system::{exchange, free_space, sync_folder};
 
 use crate::error::ModelError;
-use crate::hub::{Hasher, PullError, Size, Wanted};
+use crate::hub::{Event, Hasher, PullError, Size, Wanted, Watch};
 use crate::manifest::{MANIFEST, Manifest};
 
 const PREVIOUS: &str = ".previous";
@@ -308,29 +308,30 @@ impl Shelf {
         Ok(place)
     }
 
-    /// Removes the version before the present one; `false` if there is none.
-    pub(crate) fn drop_previous(&self, name: &str) -> Result<bool, PullError> {
-        let previous = self.previous(name);
-        let there = previous.exists();
-        self.discard(name, &previous)?;
-        Ok(there)
-    }
-
     /// The bytes that are free.
-    pub(crate) fn free(&self) -> Result<Option<u64>, PullError> {
+    fn free(&self) -> Result<Option<u64>, PullError> {
         (self.free)(&self.folder).map_err(PullError::io(&self.folder, "measured"))
     }
 
-    /// Refuses what would not fit.
-    pub(crate) fn require(&self, bytes: u64) -> Result<(), PullError> {
-        match self.free()? {
-            Some(free) if free < bytes => Err(PullError::Space {
-                folder: self.folder.clone(),
-                needed: Size(bytes),
-                free: Size(free),
-            }),
-            _ => Ok(()),
+    /// Refuses what would not fit. The version before the present one goes where it must.
+    pub(crate) fn make_room(&self, name: &str, needed: u64, watch: Watch<'_>) -> Result<(), PullError> {
+        let enough = || Ok::<_, PullError>(self.free()?.is_none_or(|free| free >= needed));
+        if enough()? {
+            return Ok(());
         }
+        let previous = self.previous(name);
+        if previous.exists() {
+            self.discard(name, &previous)?;
+            watch(&Event::Dropped { name });
+            if enough()? {
+                return Ok(());
+            }
+        }
+        Err(PullError::Space {
+            folder: self.folder.clone(),
+            needed: Size(needed),
+            free: Size(self.free()?.unwrap_or(0)),
+        })
     }
 
     /// Removes a folder so that it is gone at once, not file by file.
@@ -399,4 +400,51 @@ fn write_hashed(
     }
     file.sync_all().map_err(PullError::io(path, "written"))?;
     Ok(hasher.seen())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use std::sync::Mutex;
+
+    use super::*;
+
+    /// No room, until the version before is gone.
+    fn crowded(folder: &Path) -> std::io::Result<Option<u64>> {
+        Ok(Some(if folder.join("m.previous").exists() {
+            0
+        } else {
+            1 << 40
+        }))
+    }
+
+    #[test]
+    fn the_version_before_gives_way_to_an_import_and_to_a_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let source = folder.path().join("source");
+        std::fs::create_dir(&source).unwrap();
+        std::fs::write(source.join("genai_config.json"), "{}").unwrap();
+        let archive = folder.path().join("m.tar");
+        Shelf::export(&source, &archive, &|_| {}).unwrap();
+        let shelf = Shelf::new(folder.path().join("models")).with_free_space(crowded);
+        let dropped = Mutex::new(0);
+        let watch = |event: &Event<'_>| {
+            if matches!(event, Event::Dropped { name: "m" }) {
+                *dropped.lock().unwrap() += 1;
+            }
+        };
+        let previous = shelf.previous("m");
+        std::fs::create_dir_all(&previous).unwrap();
+        shelf.take_in(&source, "m", &watch).unwrap();
+        assert_eq!(*dropped.lock().unwrap(), 1);
+        assert!(!previous.exists());
+        std::fs::create_dir_all(&previous).unwrap();
+        shelf.import(&archive, Some("m"), &watch).unwrap();
+        assert_eq!(*dropped.lock().unwrap(), 2);
+        // What is to be taken in must not give way to itself.
+        let error = shelf.take_in(&previous, "m", &watch).unwrap_err();
+        assert!(error.to_string().contains("models rollback m"), "{error}");
+        assert!(previous.join("genai_config.json").exists());
+    }
 }
