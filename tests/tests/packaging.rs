@@ -242,7 +242,20 @@ fn user_and_folders_are_the_same_everywhere() {
     assert_eq!(field("systemd/phi-edge.sysusers", 1), [user.as_str()]);
     let folders = field("systemd/phi-edge.tmpfiles", 1);
     let state = format!("/var/lib/{}", service["StateDirectory"][0]);
-    assert!(folders.contains(&state));
+    let logs = format!("/var/log/{}", service["LogsDirectory"][0]);
+    assert_eq!(
+        (&service["StateDirectoryMode"], &service["LogsDirectoryMode"]),
+        (&vec!["0750".to_owned()], &vec!["0750".to_owned()])
+    );
+    let purged = read("systemd/debian/postrm");
+    let purged: Vec<&str> = purged.split_whitespace().collect();
+    for folder in [&state, &logs] {
+        assert!(folders.contains(folder), "{folder} is not in the tmpfiles");
+        assert!(
+            purged.contains(&folder.as_str()),
+            "{folder} would be left after a purge"
+        );
+    }
     for key in ["store.path", "model.path"] {
         let path = effective(key).unwrap_or_else(|| panic!("phi-edge config does not show {key}"));
         assert!(
