@@ -51,7 +51,7 @@ const FLUSH: &[f64] = &[
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
 
-const GEN_AI: &str = "`gen_ai_request_model`, `gen_ai_system`, `gen_ai_operation_name`, `error_type` (an error code; absent of answers)";
+const GEN_AI: &str = "`gen_ai_request_model`, `gen_ai_provider_name`, `gen_ai_operation_name`, `error_type` (an error code; absent of answers)";
 
 macro_rules! metrics {
     ($($constant:ident = $name:literal, $kind:expr, $unit:ident, $labels:expr, $help:literal;)*) => {
@@ -146,7 +146,7 @@ metrics! {
     CERTIFICATE_END = "phi_edge_certificate_end_timestamp_seconds", Kind::Gauge, Seconds, "",
         "When the first of the link's certificates ends, since 1970; only with mqtt.tls.";
     TEMPERATURE = "phi_edge_temperature_celsius", Kind::Gauge, Count, "`zone`",
-        "The machine's thermal zones that have a reading; Linux only.";
+        "The hottest reading of the machine's thermal zones of each type, NaN while a type has none; Linux only.";
     RESIDENT = "process_resident_memory_bytes", Kind::Gauge, Bytes, "", "Memory of the process that is in RAM; Linux only.";
     // By its name a counter; but the exporter's counters hold whole numbers only.
     CPU_TIME = "process_cpu_seconds_total", Kind::Gauge, Seconds, "",

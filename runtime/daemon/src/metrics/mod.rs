@@ -5,7 +5,9 @@ pub(crate) mod http;
 mod machine;
 mod recorder;
 mod snapshot;
+mod zones;
 
 pub(crate) use http::Server;
 pub(crate) use recorder::Recorder;
 pub(crate) use snapshot::{Bounds, Sources, pulse};
+pub(crate) use zones::Zones;

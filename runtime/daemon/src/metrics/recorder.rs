@@ -102,7 +102,7 @@ impl Recorder {
         let mut labels = vec![
             ("gen_ai_operation_name", "chat"),
             ("gen_ai_request_model", self.model.as_str()),
-            ("gen_ai_system", "phi-edge"),
+            ("gen_ai_provider_name", "phi-edge"),
         ];
         labels.extend(error.map(|error| ("error_type", error)));
         labels

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout};
 use super::catalogue as c;
 use super::machine;
 use super::recorder::{Recorder, float, float64};
+use super::zones::Zones;
 use crate::audit::AuditCounts;
 use crate::run::pace::{PaceNow, Reason};
 use crate::run::stats::resident_bytes;
@@ -49,6 +50,7 @@ pub(crate) struct Sources {
     pub(crate) bounds: Bounds,
     pub(crate) pace: watch::Receiver<PaceNow>,
     pub(crate) sysfs: Sysfs,
+    pub(crate) zones: Zones,
     pub(crate) started: SystemTime,
     pub(crate) certificates: Mutex<Option<(Instant, Option<SystemTime>)>>,
 }
@@ -262,7 +264,7 @@ impl Sources {
         if let Some(time) = machine::cpu_time() {
             self.set(&c::CPU_TIME, time.as_secs_f64());
         }
-        for (zone, celsius) in self.sysfs.temperatures() {
+        for (zone, celsius) in self.zones.hottest(self.sysfs.temperatures()) {
             self.set_one(&c::TEMPERATURE, "zone", &zone, celsius);
         }
     }

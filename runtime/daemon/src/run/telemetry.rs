@@ -15,7 +15,7 @@ use super::parts;
 use super::sysfs::Sysfs;
 use crate::audit::{Audit, AuditConfig};
 use crate::exit::{Exit, Fault};
-use crate::metrics::{Bounds, Recorder, Server, Sources, pulse};
+use crate::metrics::{Bounds, Recorder, Server, Sources, Zones, pulse};
 use crate::traces::Traces;
 
 /// What watches the service. Dropping it ends the audit in good order.
@@ -104,6 +104,7 @@ impl<'a> Telemetry<'a> {
             },
             pace,
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
+            zones: Zones::default(),
             started: self.started,
             certificates: std::sync::Mutex::default(),
         };
