@@ -1,5 +1,6 @@
 //! Developer commands. Each does its own set-up on a fresh checkout.
 
+mod advisories;
 mod appliance;
 mod bench;
 mod demo;

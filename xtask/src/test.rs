@@ -4,6 +4,7 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
+use crate::advisories;
 use crate::library;
 use crate::node;
 use crate::process::{cargo, on_ci, root, run, works};
@@ -91,7 +92,7 @@ pub(crate) fn packages() -> Result<()> {
     Ok(())
 }
 
-/// Formatting, lints, dependency rules.
+/// Formatting, lints, dependency rules, advisories.
 pub(crate) fn lint() -> Result<()> {
     run(cargo().args(["fmt", "--all", "--check"]))?;
     run(cargo().args([
@@ -105,13 +106,13 @@ pub(crate) fn lint() -> Result<()> {
         "warnings",
     ]))?;
     let deny = tool("cargo-deny", CARGO_DENY)?;
-    // Advisories need a database that can't be reached everywhere: docs/decisions/0004.
-    run(Command::new(deny).current_dir(root()).args([
+    run(Command::new(&deny).current_dir(root()).args([
         "--log-level",
         "warn",
         "check",
         "bans",
         "licenses",
         "sources",
-    ]))
+    ]))?;
+    advisories::check(&deny)
 }

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use crate::library::Platform;
-use crate::process::{cargo, root, run, target};
+use crate::process::{cargo, root, run, target, works};
 use crate::tools::tool;
 
 const CARGO_DEB: &str = "3.8.0";
@@ -42,10 +42,26 @@ pub(crate) fn package(args: PackageArgs) -> Result<()> {
             .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
         rpm: true,
     };
-    for package in make(&plan)? {
+    let packages = make(&plan)?;
+    for package in packages
+        .iter()
+        .filter(|package| package.extension().is_some_and(|kind| kind == "deb"))
+    {
+        judge(package)?;
+    }
+    for package in packages {
         println!("{}", package.display());
     }
     Ok(())
+}
+
+/// What Debian's own checker says of the package; its errors fail.
+fn judge(package: &Path) -> Result<()> {
+    if !works("lintian", "--version") {
+        eprintln!("The package was not checked by lintian, which is not installed (apt install lintian).");
+        return Ok(());
+    }
+    run(Command::new("lintian").args(["--fail-on", "error"]).arg(package))
 }
 
 /// Builds, lays out the tree of files and packs it.
