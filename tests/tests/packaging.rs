@@ -209,6 +209,21 @@ fn what_the_packages_name_exists_and_lies_where_the_program_looks() {
             "{place} twice"
         );
     }
+    // A document that another one links to comes along.
+    for source in places.values().filter(|source| source.starts_with("docs/")) {
+        let text = read(source);
+        for link in text
+            .split("](")
+            .skip(1)
+            .filter_map(|rest| rest.split([')', '#']).next())
+        {
+            let beside = !link.is_empty() && !link.contains('/');
+            assert!(
+                !beside || places.contains_key(&format!("/usr/share/doc/phi-edge/{link}")),
+                "{source} links to {link}, which is not packaged"
+            );
+        }
+    }
     assert_eq!(places["/etc/phi-edge/config.toml"], "edge-config/default.toml");
     for (place, source) in places.iter().filter(|(place, _)| place.starts_with("/etc/")) {
         let listed = format!("conf-files = [\"{place}\"]");

@@ -1,5 +1,6 @@
 //! `cargo xtask package`: the .deb and the .rpm.
 
+mod links;
 mod sbom;
 mod stage;
 

@@ -5,7 +5,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use super::{Plan, Programs, sbom};
+use super::{Plan, Programs, links, sbom};
 use crate::library;
 use crate::process::{root, run};
 
@@ -35,6 +35,7 @@ pub(crate) fn stage(tree: &Path, plan: &Plan, programs: &Programs) -> Result<()>
 fn listed(tree: &Path) -> Result<()> {
     let list = root().join("systemd/files.txt");
     let text = std::fs::read_to_string(&list).with_context(|| format!("{} can't be read", list.display()))?;
+    let mut listed = Vec::new();
     for line in text
         .lines()
         .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
@@ -46,16 +47,38 @@ fn listed(tree: &Path) -> Result<()> {
         let (optional, source) = source
             .strip_prefix('?')
             .map_or((false, source), |source| (true, source));
-        let from = root().join(source);
-        if optional && !from.exists() {
-            continue;
+        if !optional || root().join(source).exists() {
+            listed.push((source.to_owned(), place.to_owned()));
         }
+    }
+    for (source, place) in &listed {
+        let from = root().join(source);
         let to = tree.join(place.trim_start_matches('/'));
         if from.is_dir() {
             copy_all(&from, &to)?;
         } else {
             copy(&from, &to)?;
         }
+    }
+    for (source, place) in &listed {
+        relink(tree, Path::new(source), Path::new(place), &listed)?;
+    }
+    Ok(())
+}
+
+/// Mends the links of a document, or of those directly in a folder.
+fn relink(tree: &Path, source: &Path, place: &Path, listed: &links::Listed) -> Result<()> {
+    if root().join(source).is_dir() {
+        for file in files(&root().join(source))? {
+            let name = file.file_name().unwrap_or_default();
+            if file.is_file() {
+                relink(tree, &source.join(name), &place.join(name), listed)?;
+            }
+        }
+    } else if source.extension().is_some_and(|kind| kind == "md") {
+        let text = std::fs::read_to_string(root().join(source))?;
+        let to = tree.join(place.strip_prefix("/").unwrap_or(place));
+        write(&to, links::packaged(&text, source, place, listed).as_bytes())?;
     }
     Ok(())
 }
