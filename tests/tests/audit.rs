@@ -89,6 +89,7 @@ async fn a_line_says_who_when_and_how_much_and_not_what() {
         (&lines[1]["kind"], &lines[1]["error"]),
         (&"refused".into(), &"bad_request".into())
     );
+    assert_eq!(lines[1]["traceparent"], TRACE, "{}", lines[1]);
     let all = lines.iter().map(Value::to_string).collect::<String>();
     assert!(!all.contains("Rumpelstiltskin") && job["answer"].is_null());
     assert!(!log.contains("Rumpelstiltskin"), "the log holds a prompt");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use phi_edge_engine::TokenId;
 
-use crate::job::{JobKey, NewJob};
+use crate::job::{JobKey, NewJob, ReplyAddress};
 use crate::reply::{Answer, Refusal};
 use crate::rules::Event;
 
@@ -15,8 +15,8 @@ use crate::rules::Event;
 pub trait Witness: Send + Sync {
     /// A job that was accepted has its outcome.
     fn ended(&self, _end: &JobEnd<'_>) {}
-    /// A request was not accepted.
-    fn refused(&self, _key: &JobKey, _refusal: &Refusal) {}
+    /// A request was not accepted. The address is where it is told so.
+    fn refused(&self, _key: &JobKey, _address: &ReplyAddress, _refusal: &Refusal) {}
     /// An event of a rule was handed on.
     fn event(&self, _event: &Event) {}
     /// The store has waited for the disk.

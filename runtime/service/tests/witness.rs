@@ -7,7 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use phi_edge_engine::{Finish, Summary};
 use phi_edge_service::{
-    ErrorCode, JobEnd, JobKey, Outcome, Refusal, ReplyBody, ServiceConfig, TraceParent, Witness, Witnesses,
+    ErrorCode, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, ReplyBody, ServiceConfig, TraceParent,
+    Witness, Witnesses,
 };
 use support::{Bench, job, key, summary};
 
@@ -43,8 +44,9 @@ impl Witness for Told {
         });
     }
 
-    fn refused(&self, key: &JobKey, refusal: &Refusal) {
-        self.say(format!("{} refused {}", key.id, refusal.code));
+    fn refused(&self, key: &JobKey, address: &ReplyAddress, refusal: &Refusal) {
+        let trace = address.traceparent.as_ref().map_or("", TraceParent::trace_id);
+        self.say(format!("{} refused {} {trace}", key.id, refusal.code));
     }
 }
 
@@ -76,10 +78,16 @@ async fn each_end_is_told_once() {
     bench.reply().await;
     let refusal = bench.service.refusal(ErrorCode::BadRequest, "no");
     let body = ReplyBody::Error(refusal);
-    bench.service.post(key("c"), job("c").reply, body, None).await;
+    let mut address = job("c").reply;
+    address.traceparent = TraceParent::parse("00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01");
+    bench.service.post(key("c"), address, body, None).await;
     assert_eq!(
         told.lines(),
-        ["b cancelled 0", "a stop 7 3/5 1", "c refused bad_request"]
+        [
+            "b cancelled 0",
+            "a stop 7 3/5 1",
+            "c refused bad_request 4bf92f3577b34da6a3ce929d0e0e4736"
+        ]
     );
 }
 

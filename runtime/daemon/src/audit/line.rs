@@ -1,7 +1,7 @@
 //! What a line says.
 
 use phi_edge_service::rules::{Event, Time};
-use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, TokenId};
+use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, ReplyAddress, TokenId};
 use serde::Serialize;
 use serde_json::Value;
 
@@ -106,11 +106,7 @@ impl JobLine {
                 time: now(),
                 client: job.key.client.clone().filter(|_| !end.internal),
                 id: job.key.id.clone(),
-                traceparent: job
-                    .reply
-                    .traceparent
-                    .as_ref()
-                    .map(|trace| trace.as_str().to_owned()),
+                traceparent: traceparent(&job.reply),
             },
             priority: match job.priority {
                 Priority::Background => "background",
@@ -144,13 +140,13 @@ impl JobLine {
 }
 
 impl RefusedLine {
-    pub(super) fn of(key: &JobKey, refusal: &Refusal, texts: bool) -> Self {
+    pub(super) fn of(key: &JobKey, address: &ReplyAddress, refusal: &Refusal, texts: bool) -> Self {
         Self {
             who: Who {
                 time: now(),
                 client: key.client.clone(),
                 id: key.id.clone(),
-                traceparent: None,
+                traceparent: traceparent(address),
             },
             outcome: Became {
                 finish_reason: None,
@@ -220,6 +216,13 @@ impl Line {
         value["model_digest"] = digest.into();
         format!("{value}\n")
     }
+}
+
+fn traceparent(address: &ReplyAddress) -> Option<String> {
+    address
+        .traceparent
+        .as_ref()
+        .map(|trace| trace.as_str().to_owned())
 }
 
 fn value(line: &impl Serialize) -> Value {

@@ -14,7 +14,9 @@ use std::time::Duration;
 
 use phi_edge_models::ModelDir;
 use phi_edge_service::rules::Event;
-use phi_edge_service::{Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, TokenId, Witness};
+use phi_edge_service::{
+    Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, ReplyAddress, TokenId, Witness,
+};
 
 use file::RotatedFile;
 use line::{EventLine, JobLine, Line, RefusedLine};
@@ -149,8 +151,8 @@ impl Witness for Audit {
         self.send(Line::Job(Box::new(JobLine::of(end)), texts));
     }
 
-    fn refused(&self, key: &JobKey, refusal: &Refusal) {
-        self.send(Line::Refused(RefusedLine::of(key, refusal, self.texts)));
+    fn refused(&self, key: &JobKey, address: &ReplyAddress, refusal: &Refusal) {
+        self.send(Line::Refused(RefusedLine::of(key, address, refusal, self.texts)));
     }
 
     fn event(&self, event: &Event) {

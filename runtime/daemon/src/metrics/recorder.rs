@@ -5,7 +5,9 @@ use std::time::Duration;
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use phi_edge_service::rules::Event;
-use phi_edge_service::{Answer, ErrorCode, FinishReason, JobEnd, JobKey, Outcome, Refusal, Witness};
+use phi_edge_service::{
+    Answer, ErrorCode, FinishReason, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, Witness,
+};
 
 use super::catalogue::{self as c, Kind, Metric};
 use crate::exit::Fault;
@@ -162,7 +164,7 @@ impl Witness for Recorder {
             .record(end.took);
     }
 
-    fn refused(&self, _key: &JobKey, refusal: &Refusal) {
+    fn refused(&self, _key: &JobKey, _address: &ReplyAddress, refusal: &Refusal) {
         self.counter(&c::REFUSED, &[("code", refusal.code.as_str())])
             .increment(1);
     }

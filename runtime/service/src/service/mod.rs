@@ -227,7 +227,9 @@ impl Service {
     ) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.shared);
         if let ReplyBody::Error(refusal) = &body {
-            shared.witnesses.tell(|witness| witness.refused(&key, refusal));
+            shared
+                .witnesses
+                .tell(|witness| witness.refused(&key, &address, refusal));
         }
         let stored = shared.ledger().post(key, address, body, receipt);
         shared.changed();
