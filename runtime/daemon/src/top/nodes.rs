@@ -16,7 +16,7 @@ struct Node {
 }
 
 /// The columns, and how wide each is at least.
-pub(super) const COLUMNS: [(&str, u16); 9] = [
+pub(super) const COLUMNS: [(&str, u16); 11] = [
     ("node", 16),
     ("state", 9),
     ("queue", 6),
@@ -26,6 +26,8 @@ pub(super) const COLUMNS: [(&str, u16); 9] = [
     ("served", 8),
     ("errors", 8),
     ("memory", 9),
+    ("model", 9),
+    ("pace", 12),
 ];
 
 impl Nodes {
@@ -105,7 +107,23 @@ impl Node {
             stats["memory"]["rss_bytes"]
                 .as_u64()
                 .map_or_else(unknown, |bytes| format!("{} MiB", bytes >> 20)),
+            match stats["model"]["loaded"].as_bool() {
+                Some(true) => "loaded".to_owned(),
+                Some(false) => "unloaded".to_owned(),
+                None => unknown(),
+            },
+            self.pace(),
         ]
+    }
+
+    /// The share of the time that it works, and why that is not all.
+    fn pace(&self) -> String {
+        let pace = &self.stats["pace"];
+        match (pace["share"].as_u64(), pace["reason"].as_str()) {
+            (Some(share), Some(reason)) => format!("{share} % {reason}"),
+            (Some(share), None) => format!("{share} %"),
+            (None, _) => unknown(),
+        }
     }
 
     fn reason(&self) -> Option<String> {
@@ -132,7 +150,8 @@ mod tests {
         nodes.take(
             "phi-edge/v1/a/stats",
             br#"{"queued":3,"running":1,"slots":4,"tokens_per_s":12.5,"served":7,"failed":1,"refused":2,
-                "latency":{"first_token_ms":250},"memory":{"rss_bytes":3145728}}"#,
+                "latency":{"first_token_ms":250},"memory":{"rss_bytes":3145728},
+                "model":{"loaded":false},"pace":{"share":30,"reason":"heat"}}"#,
         );
         nodes.take("phi-edge/v1/a/stats/x", b"not json");
         let text = nodes.text();
@@ -143,7 +162,8 @@ mod tests {
         assert_eq!(
             lines[1],
             [
-                "a", "ready", "3", "1/4", "12.5", "250", "ms", "7", "3", "3", "MiB"
+                "a", "ready", "3", "1/4", "12.5", "250", "ms", "7", "3", "3", "MiB", "unloaded", "30", "%",
+                "heat"
             ]
         );
         assert_eq!(&lines[2][..2], ["b", "degraded"]);
