@@ -326,6 +326,59 @@ fn open(folder: &Path) -> Result<Store, StoreError> {
 }
 
 #[tokio::test]
+async fn a_file_that_becomes_readable_late_adds_to_what_came_meanwhile() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    let refuse = async |bench: &mut Bench, id: &str| {
+        let refusal = bench.service.refusal(ErrorCode::Busy, "full");
+        let address = job(id).reply;
+        bench
+            .service
+            .post(key(id), address, ReplyBody::Error(refusal), None)
+            .await;
+    };
+    refuse(&mut bench, "refused").await;
+    bench.service.submit(job("a")).await.unwrap();
+    let (_, _sink) = bench.asked().await;
+    let left = image_while_running(folder.path(), 1).await;
+
+    // Something is in the folder's place at first.
+    let place = tempfile::tempdir().unwrap();
+    let place = place.path().join("store");
+    std::fs::write(&place, "").unwrap();
+    let config = StoreConfig {
+        folder: place.clone(),
+        max_bytes: 1 << 30,
+        memory_fallback: true,
+    };
+    let store = Store::open(config, LastEnd::Crashed).unwrap();
+    let mut health = store.health();
+    let mut bench = Bench::on(ServiceConfig::default(), 1, 64, Some(store));
+    bench.service.submit(job("b")).await.unwrap();
+    refuse(&mut bench, "refused meanwhile").await;
+    let (_, _sink) = bench.asked().await;
+    std::fs::remove_file(&place).unwrap();
+    std::fs::rename(left.path(), &place).unwrap();
+    health.wait_for(|health| health.failing.is_none()).await.unwrap();
+
+    let (first, second) = (bench.reply().await, bench.reply().await);
+    assert_ne!(first.delivery, second.delivery);
+    assert_eq!(bench.service.stats().undelivered, 2);
+    bench.service.delivered(first.delivery.unwrap());
+    assert_eq!(bench.service.stats().undelivered, 1);
+    let image = image(&place);
+    let connection = rusqlite::Connection::open(image.path().join(FILE)).unwrap();
+    let rows: Vec<(String, u32, bool)> = connection
+        .prepare("SELECT id, crashes, suspect FROM jobs ORDER BY place")
+        .unwrap()
+        .query_map([], |row| Ok((row.get(0)?, row.get(1)?, row.get(2)?)))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    assert_eq!(rows, [("a".to_owned(), 1, true), ("b".to_owned(), 0, false)]);
+}
+
+#[tokio::test]
 async fn a_newer_file_is_refused_and_left_alone() {
     let folder = tempfile::tempdir().unwrap();
     drop(open(folder.path()).unwrap());

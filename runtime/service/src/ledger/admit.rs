@@ -12,7 +12,7 @@ use super::{ADDRESSES, Entry, Ledger, Outgoing, REFUSED, State, Verdict, Waiting
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::reply::{ErrorCode, Refusal};
-use crate::store::Change;
+use crate::store::{Change, Tries};
 
 impl Ledger {
     /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again. If it was dealt with the
@@ -67,8 +67,7 @@ impl Ledger {
             receipts: job.receipt.into_iter().collect(),
             addresses: vec![job.reply.clone()],
             session: job.session.clone(),
-            attempts: 0,
-            suspect: false,
+            tries: Tries::default(),
             state: State::Arriving {
                 waiting: None,
                 cancelled: false,
@@ -200,7 +199,7 @@ impl Ledger {
             expires: now + time,
             job,
         };
-        let record = record(&new, place, &entry.receipts, &self.journal);
+        let record = record(&new, place, entry.tries, &entry.receipts, &self.journal);
         self.quotas
             .charge(new.job.key.client.as_ref(), promised(&new), now);
         *waiting = Some(Box::new(new));

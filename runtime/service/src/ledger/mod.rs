@@ -26,7 +26,7 @@ use crate::reply::{Reply, ReplyBody};
 use crate::rules::record::RuleChange;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
-use crate::store::Change;
+use crate::store::{Change, Tries};
 use crate::witness::Witnesses;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
@@ -140,10 +140,8 @@ struct Entry {
     addresses: Vec<ReplyAddress>,
     /// The session that it has reserved.
     session: Option<String>,
-    /// Starts so far.
-    attempts: u32,
-    /// It ran when the process crashed: it runs alone.
-    suspect: bool,
+    /// A suspect runs alone.
+    tries: Tries,
     state: State,
 }
 

@@ -8,9 +8,9 @@ use super::settle::size;
 use super::{CRASHES, Entry, Kept, Ledger, Outgoing, Place, State, Waiting};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::Journal;
-use crate::reply::{DeadLetter, ErrorCode, ReplyBody};
+use crate::reply::{DeadLetter, ErrorCode, Reply, ReplyBody};
 use crate::rules::record::RestoredRules;
-use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState};
+use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
@@ -30,7 +30,7 @@ impl Ledger {
         tracing::info!(
             open = jobs
                 .iter()
-                .filter(|job| matches!(job.state, RestoredState::Open { .. }))
+                .filter(|job| matches!(job.state, RestoredState::Open))
                 .count(),
             outcomes = jobs
                 .iter()
@@ -40,14 +40,7 @@ impl Ledger {
             "the store is read"
         );
         // Before any of our own.
-        self.deliveries = self.deliveries.max(
-            outbox
-                .iter()
-                .filter_map(|reply| reply.delivery)
-                .max()
-                .unwrap_or(0),
-        );
-        for reply in outbox.into_iter().rev() {
+        for reply in self.renumbered(outbox).into_iter().rev() {
             if let Some(delivery) = reply.delivery {
                 self.undelivered.insert(delivery, reply.clone());
             }
@@ -56,6 +49,7 @@ impl Ledger {
         for receipt in refused {
             self.remember_refusal(receipt);
         }
+        self.make_way(jobs.iter().map(|job| job.record.place).max());
         for job in jobs {
             self.restore_job(job, now);
         }
@@ -63,21 +57,49 @@ impl Ledger {
         rules
     }
 
+    /// Deliveries that differ from our own. They are those of the file, unless it became readable late: then some of ours
+    /// are with the broker already, and the file is written anew with other numbers for its own.
+    fn renumbered(&mut self, mut outbox: Vec<Reply>) -> Vec<Reply> {
+        if self.deliveries > 0 {
+            for reply in &mut outbox {
+                self.deliveries += 1;
+                reply.delivery = Some(self.deliveries);
+            }
+        }
+        let highest = outbox.iter().filter_map(|reply| reply.delivery).max();
+        self.deliveries = self.deliveries.max(highest.unwrap_or(0));
+        outbox
+    }
+
+    /// Puts what was accepted before the file could be read behind all that the file has, of which `last` is the last.
+    fn make_way(&mut self, last: Option<u64>) {
+        let Some(by) = last.map(|last| last.saturating_add(1)) else {
+            return;
+        };
+        let behind = |(priority, place): Place| (priority, place.saturating_add(by));
+        self.places = self.places.saturating_add(by);
+        for entry in self.jobs.values_mut() {
+            entry.place = behind(entry.place);
+        }
+        let queue = std::mem::take(&mut self.queue);
+        self.queue = queue
+            .into_iter()
+            .map(|(place, key)| (behind(place), key))
+            .collect();
+    }
+
     pub(super) fn restore_job(&mut self, restored: RestoredJob, now: Instant) {
         let RestoredJob {
             record,
             addresses,
-            attempts,
-            crashes,
             state,
         } = restored;
-        self.places = self.places.max(record.place.saturating_add(1));
         let key = record.job.key.clone();
         if self.jobs.contains_key(&key) {
             return;
         }
         let place = (Reverse(record.job.priority), record.place);
-        let suspect = matches!(state, RestoredState::Open { suspect: true });
+        let tries = record.tries;
         let digest = record.job.body_digest;
         let receipts = record.receipts;
         let entry = |session, state| Entry {
@@ -86,8 +108,7 @@ impl Ledger {
             receipts,
             addresses,
             session,
-            attempts,
-            suspect,
+            tries,
             state,
         };
         match state {
@@ -99,7 +120,7 @@ impl Ledger {
                 self.kept.push_back(Kept { key, until, bytes });
                 self.kept_bytes += bytes;
             }
-            RestoredState::Open { .. } => {
+            RestoredState::Open => {
                 let expires = now + self.journal.left(record.expires.up_ms);
                 let session = record.job.session.clone().filter(|session| {
                     let free = self.sessions.begin(&key, session, now).is_ok();
@@ -114,10 +135,10 @@ impl Ledger {
                 };
                 let entry = entry(session, State::Queued(Box::new(waiting)));
                 self.queue.insert(place, key.clone());
-                self.suspects += usize::from(suspect);
+                self.suspects += usize::from(tries.suspect);
                 self.jobs.insert(key.clone(), entry);
-                if crashes >= CRASHES {
-                    self.give_up(&key, crashes, now);
+                if tries.crashes >= CRASHES {
+                    self.give_up(&key, tries.crashes, now);
                 }
             }
         }
@@ -167,7 +188,7 @@ impl Ledger {
                     });
                 }
                 (state, Some(waiting)) => {
-                    let record = record(waiting, entry.place, &entry.receipts, &self.journal);
+                    let record = record(waiting, entry.place, entry.tries, &entry.receipts, &self.journal);
                     all.push(Change::Accept(Box::new(record)));
                     let addresses = entry.addresses.clone();
                     all.push(Change::Addresses {
@@ -175,7 +196,7 @@ impl Ledger {
                         addresses,
                     });
                     if matches!(state, State::Running { .. }) {
-                        let attempt = entry.attempts;
+                        let attempt = entry.tries.attempts;
                         all.push(Change::Start { key, attempt });
                     }
                 }
@@ -196,7 +217,13 @@ impl Ledger {
     }
 }
 
-pub(super) fn record(waiting: &Waiting, place: Place, receipts: &[[u8; 32]], journal: &Journal) -> JobRecord {
+pub(super) fn record(
+    waiting: &Waiting,
+    place: Place,
+    tries: Tries,
+    receipts: &[[u8; 32]],
+    journal: &Journal,
+) -> JobRecord {
     JobRecord {
         job: NewJob {
             messages: Vec::new(),
@@ -205,6 +232,7 @@ pub(super) fn record(waiting: &Waiting, place: Place, receipts: &[[u8; 32]], jou
         receipts: receipts.to_vec(),
         prompt: waiting.prompt.clone(),
         place: place.1,
+        tries,
         accepted: journal.moment(waiting.accepted),
         expires: journal.moment(waiting.expires),
     }
@@ -231,6 +259,7 @@ pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journa
         receipts: entry.receipts.clone(),
         prompt: Vec::new(),
         place: entry.place.1,
+        tries: Tries::default(),
         accepted: journal.moment(Instant::now()),
         expires: journal.moment(until),
     }

@@ -37,10 +37,10 @@ impl Ledger {
             return None;
         };
         let waiting = waiting.clone();
-        entry.attempts += 1;
+        entry.tries.attempts += 1;
         let start = Start {
             job: waiting.job.clone(),
-            attempt: entry.attempts,
+            attempt: entry.tries.attempts,
             prompt: waiting.prompt.clone(),
             accepted: waiting.accepted,
             expires: waiting.expires,
@@ -51,7 +51,7 @@ impl Ledger {
             waiting,
             paused: false,
         };
-        if entry.suspect {
+        if entry.tries.suspect {
             self.suspects -= 1;
             self.alone = true;
         }
@@ -68,7 +68,7 @@ impl Ledger {
         if self.suspects == 0 {
             return None;
         }
-        let suspect = |key: &JobKey| self.jobs.get(key).is_some_and(|entry| entry.suspect);
+        let suspect = |key: &JobKey| self.jobs.get(key).is_some_and(|entry| entry.tries.suspect);
         self.queue
             .iter()
             .find(|(_, key)| suspect(key))
@@ -168,7 +168,7 @@ impl Ledger {
         self.running -= 1;
         self.promised = self.promised.saturating_sub(promised);
         self.alone = false;
-        if entry.suspect {
+        if entry.tries.suspect {
             self.suspects += 1;
         }
         tracing::info!(

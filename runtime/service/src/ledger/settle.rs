@@ -46,7 +46,7 @@ impl Ledger {
             State::Arriving { .. } | State::Done(..) => return,
             State::Queued(waiting) => {
                 self.queue.remove(&entry.place);
-                self.suspects -= usize::from(entry.suspect);
+                self.suspects -= usize::from(entry.tries.suspect);
                 waiting.expires
             }
             State::Running { waiting, .. } => {
@@ -61,7 +61,7 @@ impl Ledger {
         if let Some(waiting) = entry.waiting() {
             tell(
                 &self.limits.witnesses,
-                entry.attempts,
+                entry.tries.attempts,
                 waiting,
                 body,
                 guesses,

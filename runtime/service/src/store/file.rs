@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::change::{Batch, Change};
 use super::clock::{Clock, Moment, wall_ms};
 use super::record::{
-    AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState,
+    AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState, Tries,
     ids_of_bytes, ids_to_bytes,
 };
 use super::{LastEnd, StoreConfig, StoreError, rules, schema};
@@ -286,14 +286,15 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                 receipts,
                 prompt,
                 place,
+                tries,
                 accepted,
                 expires,
             } = record.as_ref();
             connection
                 .prepare_cached(
                     "REPLACE INTO jobs (place, client, id, digest, request, prompt, addresses,
-                         accepted_up, accepted_wall, expires_up, expires_wall)
-                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)",
+                         accepted_up, accepted_wall, expires_up, expires_wall, attempts, crashes, suspect)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
                 )?
                 .execute(params![
                     signed(*place),
@@ -307,6 +308,9 @@ fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
                     accepted.wall_ms,
                     expires.up_ms,
                     expires.wall_ms,
+                    tries.attempts,
+                    tries.crashes,
+                    tries.suspect,
                 ])?;
         }
         Change::Addresses { key, addresses: all } => {
@@ -479,16 +483,17 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
             job: request.job(key, row.get(3)?, first),
             prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
             place: unsigned(row.get(0)?),
+            tries: Tries {
+                attempts: row.get(11)?,
+                crashes: row.get(12)?,
+                suspect: row.get(13)?,
+            },
             accepted: moment(7, 8)?,
             expires: moment(9, 10)?,
         },
         addresses,
-        attempts: row.get(11)?,
-        crashes: row.get(12)?,
         state: match body {
-            None => RestoredState::Open {
-                suspect: row.get(13)?,
-            },
+            None => RestoredState::Open,
             Some(body) => RestoredState::Done {
                 body,
                 until_up_ms: row.get::<_, Option<i64>>(15)?.unwrap_or_default(),

@@ -31,7 +31,7 @@ pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
 pub(crate) use change::{Batch, Change, Unstored};
 pub(crate) use clock::{Clock, Moment, wall_ms};
-pub(crate) use record::{JobRecord, Restored, RestoredJob, RestoredState};
+pub(crate) use record::{JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 /// Where the store is and what it may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -15,6 +15,17 @@ use crate::rules::Published;
 use crate::rules::record::RestoredRules;
 use crate::trace::TraceParent;
 
+/// What was tried with a job.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Tries {
+    /// Starts so far.
+    pub(crate) attempts: u32,
+    /// Crashes in which it was alone.
+    pub(crate) crashes: u32,
+    /// It ran when the process crashed.
+    pub(crate) suspect: bool,
+}
+
 /// An accepted job.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct JobRecord {
@@ -25,6 +36,7 @@ pub(crate) struct JobRecord {
     pub(crate) prompt: Vec<TokenId>,
     /// Who came first.
     pub(crate) place: u64,
+    pub(crate) tries: Tries,
     pub(crate) accepted: Moment,
     pub(crate) expires: Moment,
 }
@@ -46,19 +58,13 @@ pub(crate) struct Restored {
 pub(crate) struct RestoredJob {
     pub(crate) record: JobRecord,
     pub(crate) addresses: Vec<ReplyAddress>,
-    /// Starts so far.
-    pub(crate) attempts: u32,
-    /// Crashes in which it was alone.
-    pub(crate) crashes: u32,
     pub(crate) state: RestoredState,
 }
 
 #[derive(Debug)]
 pub(crate) enum RestoredState {
-    /// To be run; `suspect`: it ran when the process crashed.
-    Open {
-        suspect: bool,
-    },
+    /// To be run.
+    Open,
     Done {
         body: ReplyBody,
         until_up_ms: i64,
