@@ -14,7 +14,7 @@ use phi_edge_service::rules::{
     TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
 };
 use phi_edge_service::{EngineCommand, ErrorCode, LastEnd, ReplyBody, ServiceConfig, Store, StoreConfig};
-use support::{Bench, settle, summary};
+use support::{Bench, job, settle, summary};
 
 /// Windows of three messages, whose payloads are the prompt.
 fn rule(name: &str) -> Rule {
@@ -450,4 +450,22 @@ fn copy(folder: &Path) -> tempfile::TempDir {
         }
     }
     image
+}
+
+#[tokio::test]
+async fn events_that_wait_keep_no_request_out() {
+    let mut alone = rule("r");
+    alone.words.prompt = PromptSource::None;
+    alone.window.kind = WindowKind::Count { messages: 1 };
+    let config = ServiceConfig {
+        queue: 1,
+        ..config(vec![alone])
+    };
+    let mut bench = Bench::with(config, 1, 1);
+    observe(&bench, [1.0, 2.0, 3.0, 4.0]).await;
+    // One of them is in the channel.
+    let mut stats = bench.service.watch_stats();
+    stats.wait_for(|stats| stats.outcomes_waiting == 3).await.unwrap();
+    bench.service.submit(job("a")).await.unwrap();
+    bench.asked().await;
 }

@@ -93,8 +93,8 @@ impl Ledger {
         if queued >= self.limits.queue {
             return Err(self.busy(&format!("{queued} requests wait already")));
         }
-        if self.outgoing.len() >= self.limits.queue {
-            let waiting = self.outgoing.len();
+        let waiting = self.replies_waiting();
+        if waiting >= self.limits.queue {
             return Err(self.busy(&format!("{waiting} replies wait to be sent")));
         }
         if let Some((bytes, most)) = self.journal.overfull() {
@@ -128,7 +128,7 @@ impl Ledger {
                 out.reply.key == job.key && out.reply.address == job.reply && out.reply.body == body
             };
             if !is_internal(&job.key) && !self.outgoing.iter().any(waits) {
-                if self.outgoing.len() >= self.limits.queue {
+                if self.replies_waiting() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }
                 self.send(job.key.clone(), job.reply.clone(), body);

@@ -117,6 +117,12 @@ impl Ledger {
         self.outgoing.iter().position(|out| out.safe_with <= committed)
     }
 
+    /// Messages to clients that have not left. Events are none: many windows may end at once, and no client can help it.
+    pub(super) fn replies_waiting(&self) -> usize {
+        let is_reply = |out: &&Outgoing| !matches!(out.reply.body, ReplyBody::Event(_));
+        self.outgoing.iter().filter(is_reply).count()
+    }
+
     /// Nobody takes outcomes any more.
     pub(crate) fn discard_outgoing(&mut self) -> usize {
         let lost = self.outgoing.len();
