@@ -16,6 +16,8 @@ pub(crate) fn store(args: &StoreArgs) -> Result<(), Fault> {
             println!("requests to be answered: {}", held.open);
             println!("outcomes that are kept:  {}", held.outcomes);
             println!("undelivered messages:    {}", held.undelivered);
+            println!("messages of windows:     {}", held.rule_messages);
+            println!("events without words:    {}", held.rule_events);
             println!("bytes:                   {}", held.bytes);
             for file in held.aside {
                 println!("set aside:               {}", file.display());

@@ -13,7 +13,9 @@ use phi_edge_service::rules::{
     Closing, Event, Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, RuleMessage, Selector,
     TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
 };
-use phi_edge_service::{EngineCommand, ErrorCode, LastEnd, ReplyBody, ServiceConfig, Store, StoreConfig};
+use phi_edge_service::{
+    EngineCommand, ErrorCode, LastEnd, Purge, ReplyBody, ServiceConfig, Store, StoreConfig, inspect, purge,
+};
 use support::{Bench, job, settle, summary};
 
 /// Windows of three messages, whose payloads are the prompt.
@@ -468,4 +470,19 @@ async fn events_that_wait_keep_no_request_out() {
     stats.wait_for(|stats| stats.outcomes_waiting == 3).await.unwrap();
     bench.service.submit(job("a")).await.unwrap();
     bench.asked().await;
+}
+
+#[tokio::test]
+async fn what_empties_the_store_empties_it_of_windows() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = durable(vec![rule("r")], folder.path());
+    observe(&bench, [1.0, 2.0]).await;
+    bench.service.close_store().await;
+    let held = inspect(folder.path()).unwrap();
+    assert_eq!((held.rule_messages, held.rule_events), (2, 0));
+    assert!(purge(folder.path(), Purge::All).unwrap() >= 2);
+    assert_eq!(inspect(folder.path()).unwrap().rule_messages, 0);
+    let mut bench = durable(vec![rule("r")], folder.path());
+    observe(&bench, [3.0]).await;
+    assert!(bench.asks_nothing().await, "a window of one message");
 }

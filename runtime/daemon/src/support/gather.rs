@@ -121,10 +121,12 @@ pub(super) fn store(folder: &Path) -> String {
         Ok(held) => {
             let _ = writeln!(
                 out,
-                "\nto be answered: {}\noutcomes: {}\nundelivered: {}\nbytes: {}\nset aside: {}",
+                "\nto be answered: {}\noutcomes: {}\nundelivered: {}\nmessages of windows: {}\nevents without words: {}\nbytes: {}\nset aside: {}",
                 held.open,
                 held.outcomes,
                 held.undelivered,
+                held.rule_messages,
+                held.rule_events,
                 held.bytes,
                 held.aside.len()
             );

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use rusqlite::{Connection, OpenFlags};
 
 use super::file::{NAME, hint};
+use super::rules;
 
 /// What a store holds.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -15,6 +16,10 @@ pub struct Inventory {
     pub outcomes: u64,
     /// Messages that the broker has not acknowledged.
     pub undelivered: u64,
+    /// Messages of windows that are open, counted once for each rule that takes them.
+    pub rule_messages: u64,
+    /// Events of windows that have ended, without their words yet.
+    pub rule_events: u64,
     /// Bytes of all its files, without those that were set aside.
     pub bytes: u64,
     /// Damaged files that were set aside.
@@ -26,7 +31,7 @@ pub struct Inventory {
 pub enum Purge {
     /// Outcomes that are kept: a client that asks again gets a new answer.
     Outcomes,
-    /// Everything, requests that are to be answered among it.
+    /// Everything, requests that are to be answered and open windows of rules among it.
     All,
     /// Damaged files that were set aside.
     Aside,
@@ -68,11 +73,21 @@ pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
             .map(|n| u64::try_from(n).unwrap_or(0))
             .map_err(|source| sqlite(folder, source))
     };
+    let (rule_messages, rule_events) = if has_rules(&connection).map_err(|source| sqlite(folder, source))? {
+        (
+            count("SELECT count(*) FROM rule_messages")?,
+            count("SELECT count(*) FROM rule_events")?,
+        )
+    } else {
+        (0, 0)
+    };
     let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
     Ok(Inventory {
         open: count("SELECT count(*) FROM jobs WHERE outcome IS NULL")?,
         outcomes: count("SELECT count(*) FROM jobs WHERE outcome IS NOT NULL")?,
         undelivered: count("SELECT count(*) FROM outbox")?,
+        rule_messages,
+        rule_events,
         bytes: size(NAME) + size(&format!("{NAME}-wal")),
         aside: aside(folder)?,
     })
@@ -101,11 +116,26 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
         for table in tables {
             rows += transaction.execute(table, [])?;
         }
+        if what == Purge::All && has_rules(&transaction)? {
+            let tables = rules::CLEAR.split(';').map(str::trim);
+            for table in tables.filter(|table| !table.is_empty()) {
+                rows += transaction.execute(table, [])?;
+            }
+        }
         transaction.commit()?;
         connection.execute_batch("VACUUM")?;
         Ok(rows)
     };
     delete().map_err(|source| sqlite(folder, source))
+}
+
+/// Whether the file has the rules' tables: a program that knew none may have written it.
+fn has_rules(connection: &Connection) -> rusqlite::Result<bool> {
+    connection.query_row(
+        "SELECT count(*) > 0 FROM sqlite_master WHERE name = 'rule_messages'",
+        [],
+        |row| row.get(0),
+    )
 }
 
 fn open(folder: &Path) -> Result<Connection, ToolError> {
