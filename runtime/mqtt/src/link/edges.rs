@@ -160,11 +160,12 @@ impl Edges {
     }
 
     /// The broker is there, with these bounds.
-    fn connected(&self, max_packet: usize) {
+    fn connected(&self, max_packet: usize, retain: bool) {
         let limits = BrokerLimits {
             max_packet,
             receive_maximum: 64,
             subscription_ids: true,
+            retain,
         };
         self.notes.send(Note::Up(limits)).expect("an outbox");
     }
@@ -218,7 +219,7 @@ async fn a_level_that_names_no_client_is_refused() {
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
     let mut edges = Edges::new();
-    edges.connected(usize::MAX);
+    edges.connected(usize::MAX, true);
     edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
     let mut reply = edges.reply().await;
     assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
@@ -226,4 +227,22 @@ async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
     edges.outgoing.send(reply.clone()).await.expect("an outbox");
     let letter = edges.letter().await;
     assert_eq!(letter.topic, reply.address.topic);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_too_large_for_the_broker_is_a_dead_letter() {
+    let mut edges = Edges::new();
+    // Nor would the error that says so fit.
+    edges.connected(60, true);
+    edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
+    let reply = edges.reply().await;
+    assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
+    edges.outgoing.send(reply.clone()).await.expect("an outbox");
+    let letter = edges.letter().await;
+    assert_eq!(letter.topic, reply.address.topic);
+    assert!(
+        letter.message.contains("the broker takes 60"),
+        "{}",
+        letter.message
+    );
 }

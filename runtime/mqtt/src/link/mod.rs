@@ -124,6 +124,8 @@ pub(crate) struct BrokerLimits {
     pub(crate) receive_maximum: usize,
     /// It says by which subscription a message comes.
     pub(crate) subscription_ids: bool,
+    /// It keeps retained messages.
+    pub(crate) retain: bool,
 }
 
 /// What the link works with, from its start to its end.

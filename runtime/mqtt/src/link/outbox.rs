@@ -380,7 +380,8 @@ impl Outbox {
             QoS::AtLeastOnce
         };
         let options = PublishOptions::new(qos)
-            .retain(outgoing.retain)
+            // The library refuses what the broker would.
+            .retain(outgoing.retain && broker.retain)
             .properties(outgoing.properties.clone());
         let sent = self
             .client
@@ -401,9 +402,6 @@ impl Outbox {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers => self.acknowledged(&outgoing),
                 reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
             },
-            Landed::Published(outgoing, Err(PublishNoticeError::RetainNotSupported)) => {
-                tracing::warn!(topic = outgoing.topic, "the broker keeps no retained messages");
-            }
             Landed::Published(outgoing, Err(error)) => {
                 tracing::debug!(topic = outgoing.topic, %error, "to be published again");
                 match outgoing.what {
@@ -471,22 +469,24 @@ impl Outbox {
 
     /// An answer that the broker can't carry becomes an error that it can.
     fn too_large(&mut self, outgoing: Outgoing, size: usize, limit: usize) {
-        tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
-        let outgoing_delivery = outgoing.delivery;
         if let What::Outcome { id, reply_id } = &outgoing.what {
             let payload = wire::too_large_reply(id, reply_id, size, limit);
             let mut error = Outgoing {
                 payload: payload.into(),
-                what: outgoing.what.clone(),
-                ..outgoing
+                ..outgoing.clone()
             };
             error.properties.user_properties = vec![("kind".into(), "error".into())];
             if error.packet_size() <= limit {
+                tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
                 self.queue.push_front(error);
                 return;
             }
         }
-        self.settled(outgoing_delivery);
+        let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
+        // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
+        let kept = outgoing.payload.len().min(limit / 3);
+        let payload = outgoing.payload.slice(..kept);
+        self.rejected(&Outgoing { payload, ..outgoing }, &reason);
     }
 
     /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
@@ -528,7 +528,7 @@ impl Outbox {
                 "not everything could be sent; what is stored is sent after the next start"
             );
         }
-        if self.broker.is_some() {
+        if let Some(broker) = self.broker {
             let until = Instant::now() + GOODBYE / 2;
             let status = self
                 .status
@@ -536,7 +536,7 @@ impl Outbox {
                 .with(State::Offline, Some("shut down".into()));
             let offline = Outgoing::retained(self.config.topics.status(), status.encode(), What::Status);
             let options = PublishOptions::at_least_once()
-                .retain(true)
+                .retain(broker.retain)
                 .properties(offline.properties);
             if let Ok(notice) = self
                 .client

@@ -134,7 +134,14 @@ impl Poller {
                 .map_or(usize::MAX, |n| n as usize),
             receive_maximum: properties.and_then(|p| p.receive_max).map_or(65_535, usize::from),
             subscription_ids: properties.and_then(|p| p.subscription_identifiers_available) != Some(0),
+            retain: properties.and_then(|p| p.retain_available) != Some(0),
         };
+        if !limits.retain {
+            tracing::warn!(
+                broker = self.broker,
+                "the broker keeps no retained messages: status, stats and events reach only who listens just then"
+            );
+        }
         tracing::info!(
             broker = self.broker,
             session_present = connack.session_present,
