@@ -196,7 +196,8 @@ fn dead_letters_are_as_documented() {
             message: "m".into(),
             topic: "t".into(),
             id: id.map(str::to_owned),
-            payload,
+            bytes: payload.len(),
+            payload: DeadLetter::beginning(&payload),
         }))
     };
     check(

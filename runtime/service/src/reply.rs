@@ -53,8 +53,20 @@ pub struct DeadLetter {
     pub topic: String,
     /// The request's id, if it has one.
     pub id: Option<String>,
-    /// The original.
+    /// The original, or its beginning: see [`DeadLetter::beginning`].
     pub payload: Vec<u8>,
+    /// The original's length.
+    pub bytes: usize,
+}
+
+impl DeadLetter {
+    /// The most bytes of an original that a dead letter repeats.
+    pub const ORIGINAL: usize = 64 << 10;
+
+    /// What is kept of an original: letters wait in memory and in the store.
+    pub fn beginning(original: &[u8]) -> Vec<u8> {
+        original.get(..Self::ORIGINAL).unwrap_or(original).to_vec()
+    }
 }
 
 /// A finished answer.

@@ -380,7 +380,8 @@ impl Inbox {
                 message: message.clone(),
                 topic: request.topic.to_owned(),
                 id: id.clone(),
-                payload: request.publish.payload.to_vec(),
+                payload: DeadLetter::beginning(&request.publish.payload),
+                bytes: request.publish.payload.len(),
             };
             let key = key(id.as_deref().unwrap_or_default());
             service.post(

@@ -484,13 +484,16 @@ impl Outbox {
         }
         let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
         // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
-        let kept = outgoing.payload.len().min(limit / 3);
-        let payload = outgoing.payload.slice(..kept);
-        self.rejected(&Outgoing { payload, ..outgoing }, &reason);
+        self.rejected_in_part(&outgoing, &reason, limit / 3);
     }
 
     /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
     fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
+        self.rejected_in_part(outgoing, reason, DeadLetter::ORIGINAL);
+    }
+
+    /// As [`Outbox::rejected`], with so many bytes of the message at the most.
+    fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, most: usize) {
         tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
         if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
             (&outgoing.what, self.service.borrow().as_ref())
@@ -500,7 +503,8 @@ impl Outbox {
                 message: reason.to_owned(),
                 topic: outgoing.topic.clone(),
                 id: Some(id.clone()),
-                payload: outgoing.payload.to_vec(),
+                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
+                bytes: outgoing.payload.len(),
             };
             let key = JobKey {
                 client: None,

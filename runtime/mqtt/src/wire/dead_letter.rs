@@ -4,12 +4,10 @@ use base64::Engine as _;
 use phi_edge_service::DeadLetter;
 use serde_json::{Map, Value, json};
 
-/// The most bytes of an original that a dead letter repeats.
-const ORIGINAL: usize = 64 << 10;
-
 /// A dead letter: why, and what came (or should have gone) where. Binary payloads are base64, long ones cut.
 pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
-    let payload = dead.payload.as_slice();
+    let kept = dead.payload.as_slice();
+    let is_cut = kept.len() < dead.bytes;
     let mut letter = Map::new();
     letter.insert("reason".into(), dead.reason.clone().into());
     letter.insert("message".into(), dead.message.clone().into());
@@ -18,12 +16,11 @@ pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
         letter.insert("id".into(), id.clone().into());
     }
     letter.insert("node".into(), node.into());
-    letter.insert("bytes".into(), payload.len().into());
-    let kept = payload.get(..ORIGINAL).unwrap_or(payload);
+    letter.insert("bytes".into(), dead.bytes.into());
     let cut = match std::str::from_utf8(kept) {
         Ok(text) => Some(text),
         // A character cut in half at the end does not make a text binary.
-        Err(error) if kept.len() < payload.len() && error.error_len().is_none() => {
+        Err(error) if is_cut && error.error_len().is_none() => {
             std::str::from_utf8(&kept[..error.valid_up_to()]).ok()
         }
         Err(_) => None,
@@ -35,7 +32,7 @@ pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
             base64::engine::general_purpose::STANDARD.encode(kept).into(),
         ),
     };
-    if kept.len() < payload.len() {
+    if is_cut {
         letter.insert("truncated".into(), json!(true));
     }
     Value::Object(letter).to_string().into_bytes()
@@ -51,7 +48,8 @@ mod tests {
             message: "m".into(),
             topic: "t".into(),
             id: Some("i".into()),
-            payload: payload.to_vec(),
+            payload: DeadLetter::beginning(payload),
+            bytes: payload.len(),
         };
         serde_json::from_slice(&dead_letter(&dead, "n")).expect("JSON")
     }
@@ -64,7 +62,7 @@ mod tests {
 
     #[test]
     fn long_ones_are_cut_between_characters() {
-        let long = "ü".repeat(ORIGINAL);
+        let long = "ü".repeat(DeadLetter::ORIGINAL);
         let mut odd = b"a".to_vec();
         odd.extend(long.as_bytes());
         let letter = read(&odd);

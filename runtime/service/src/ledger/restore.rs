@@ -161,6 +161,7 @@ impl Ledger {
             topic: String::new(),
             id: Some(key.id.clone()),
             payload: Vec::new(),
+            bytes: 0,
         };
         self.send(
             key.clone(),

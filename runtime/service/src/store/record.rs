@@ -230,12 +230,38 @@ pub(super) enum BodyRow {
         topic: String,
         #[serde(skip_serializing_if = "Option::is_none")]
         id: Option<String>,
-        payload: Vec<u8>,
+        payload: OriginalRow,
+        #[serde(default)]
+        bytes: usize,
     },
     Event {
         event: Box<EventRow>,
         output: OutputRow,
     },
+}
+
+/// The original of a dead letter; as text where it is one, since numbers take four times the room.
+#[derive(Serialize, Deserialize)]
+#[serde(untagged)]
+pub(super) enum OriginalRow {
+    Text(String),
+    Bytes(Vec<u8>),
+}
+
+impl OriginalRow {
+    fn of(original: &[u8]) -> Self {
+        match std::str::from_utf8(original) {
+            Ok(text) => Self::Text(text.to_owned()),
+            Err(_) => Self::Bytes(original.to_owned()),
+        }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Text(text) => text.as_bytes(),
+            Self::Bytes(bytes) => bytes,
+        }
+    }
 }
 
 impl BodyRow {
@@ -266,7 +292,8 @@ impl BodyRow {
                 message: letter.message.clone(),
                 topic: letter.topic.clone(),
                 id: letter.id.clone(),
-                payload: letter.payload.clone(),
+                payload: OriginalRow::of(&letter.payload),
+                bytes: letter.bytes,
             },
             ReplyBody::Event(published) => Self::Event {
                 event: Box::new(EventRow::of(&published.event)),
@@ -318,12 +345,14 @@ impl BodyRow {
                 topic,
                 id,
                 payload,
+                bytes,
             } => ReplyBody::DeadLetter(DeadLetter {
                 reason,
                 message,
                 topic,
                 id,
-                payload,
+                bytes: bytes.max(payload.bytes().len()),
+                payload: payload.bytes().to_vec(),
             }),
             Self::Event { event, output } => ReplyBody::Event(Box::new(Published {
                 event: event.event()?,
@@ -345,4 +374,34 @@ pub(super) fn ids_of_bytes(bytes: &[u8]) -> Vec<TokenId> {
 
 fn nanos(time: Duration) -> u64 {
     u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn dead_letters_are_kept_as_they_are_and_read_as_they_were() {
+        for payload in [b"text".to_vec(), vec![0xff, 0]] {
+            let letter = ReplyBody::DeadLetter(DeadLetter {
+                reason: "bad_request".into(),
+                message: "m".into(),
+                topic: "t".into(),
+                id: None,
+                payload,
+                bytes: 1 << 20,
+            });
+            let row = serde_json::to_string(&BodyRow::of(&letter)).expect("a row");
+            let read: BodyRow = serde_json::from_str(&row).expect("a row");
+            assert_eq!(read.body(), Some(letter), "{row}");
+        }
+        let earlier = r#"{"kind":"dead_letter","reason":"r","message":"m","topic":"t","payload":[97,255]}"#;
+        let read: BodyRow = serde_json::from_str(earlier).expect("a row");
+        match read.body() {
+            Some(ReplyBody::DeadLetter(letter)) => {
+                assert_eq!((letter.payload.as_slice(), letter.bytes), (&b"a\xff"[..], 2));
+            }
+            other => panic!("{other:?}"),
+        }
+    }
 }
