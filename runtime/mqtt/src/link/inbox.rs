@@ -374,7 +374,8 @@ impl Inbox {
         };
         // A sender that named a topic which it may not use waits there: somebody should know.
         let misdirected = request.response_topic.is_some() && !usable;
-        let letter = (misdirected || (id.is_none() && !usable)).then(|| {
+        let unanswerable = id.is_none() && !usable;
+        let letter = (misdirected || unanswerable).then(|| {
             let letter = DeadLetter {
                 reason: code.as_str().to_owned(),
                 message: message.clone(),
@@ -388,10 +389,10 @@ impl Inbox {
                 key,
                 ReplyAddress::nowhere(),
                 ReplyBody::DeadLetter(letter),
-                request.receipt,
+                // Remembered with what is stored last: then nothing is missing.
+                request.receipt.filter(|_| unanswerable),
             )
         });
-        let unanswerable = id.is_none() && !usable;
         if unanswerable {
             count(&self.counters.unanswerable);
         }
