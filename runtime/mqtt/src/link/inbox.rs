@@ -21,7 +21,7 @@ use super::poller::{Received, qos0_size};
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, Scope, Topics};
-use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
+use crate::wire::{Parsed, Payload, Rejected, TRACEPARENT, parse_cancel, parse_request};
 
 /// Replies that may wait to be sent before further messages are looked at.
 const REPLIES_WAITING: usize = 1024;
@@ -63,6 +63,38 @@ struct Request<'a> {
     response_topic: Option<&'a str>,
     correlation: Option<Vec<u8>>,
     receipt: Option<[u8; 32]>,
+}
+
+/// Why a request is not taken.
+struct Refused {
+    id: Option<String>,
+    code: ErrorCode,
+    /// For the sender.
+    message: String,
+    /// For the log in its place, where the message quotes what the sender wrote.
+    logged: Option<&'static str>,
+}
+
+impl Refused {
+    fn for_form(id: Option<String>, message: String) -> Self {
+        Self {
+            id,
+            code: ErrorCode::BadRequest,
+            message,
+            logged: None,
+        }
+    }
+}
+
+impl From<Rejected> for Refused {
+    fn from(rejected: Rejected) -> Self {
+        Self {
+            logged: Some(rejected.field()),
+            id: rejected.id,
+            code: rejected.code,
+            message: rejected.message,
+        }
+    }
 }
 
 impl Inbox {
@@ -228,7 +260,7 @@ impl Inbox {
             return nothing();
         }
         if let Some(message) = request.misnamed.clone() {
-            return self.refuse(request, service, None, ErrorCode::BadRequest, message);
+            return self.refuse(request, service, Refused::for_form(None, message));
         }
         let limits = *self.limits.borrow();
         if publish.payload.len() > limits.max_payload {
@@ -237,7 +269,11 @@ impl Inbox {
                 publish.payload.len(),
                 limits.max_payload
             );
-            return self.refuse(request, service, None, ErrorCode::TooLarge, message);
+            let refused = Refused {
+                code: ErrorCode::TooLarge,
+                ..Refused::for_form(None, message)
+            };
+            return self.refuse(request, service, refused);
         }
         let payload = Payload {
             bytes: &publish.payload,
@@ -250,23 +286,17 @@ impl Inbox {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return nothing(),
             Err(rejected) => {
-                return self.refuse(request, service, rejected.id, rejected.code, rejected.message);
+                return self.refuse(request, service, rejected.into());
             }
         };
         if publish.retain {
             let message = "retained requests are refused: they would be asked again at every start";
-            return self.refuse(request, service, parsed.id, ErrorCode::BadRequest, message.into());
+            return self.refuse(request, service, Refused::for_form(parsed.id, message.into()));
         }
         if let Some(topic) = request.response_topic
             && let Err(error) = self.topics.check_response(topic, request.scope, request.client)
         {
-            return self.refuse(
-                request,
-                service,
-                parsed.id,
-                ErrorCode::BadRequest,
-                error.to_string(),
-            );
+            return self.refuse(request, service, Refused::for_form(parsed.id, error.to_string()));
         }
         let digest: [u8; 32] = Sha256::digest(&publish.payload).into();
         let id = match parsed.id.clone() {
@@ -347,14 +377,13 @@ impl Inbox {
     }
 
     /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
-    fn refuse(
-        &mut self,
-        request: &Request<'_>,
-        service: &Service,
-        id: Option<String>,
-        code: ErrorCode,
-        message: String,
-    ) -> JoinHandle<()> {
+    fn refuse(&mut self, request: &Request<'_>, service: &Service, refused: Refused) -> JoinHandle<()> {
+        let Refused {
+            id,
+            code,
+            message,
+            logged,
+        } = refused;
         count(&self.counters.refused);
         let usable = request.response_topic.is_some_and(|topic| {
             self.topics
@@ -362,12 +391,15 @@ impl Inbox {
                 .is_ok()
         });
         tracing::info!(
-            topic = request.topic,
+            topic = brief(request.topic),
             job.id = id,
+            job.client = request.client.map(brief),
             code = code.as_str(),
-            error = message,
+            error = logged.unwrap_or(&message),
+            trace_id = traceparent(request.publish).as_ref().map(TraceParent::trace_id),
             "request refused"
         );
+        tracing::trace!(error = message, "and its sender is told");
         let key = |id: &str| JobKey {
             client: request.client.map(str::to_owned),
             id: id.to_owned(),
@@ -427,6 +459,13 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
         },
         None => std::future::pending().await,
     }
+}
+
+/// As much of a topic, or of a level of it, as the log needs.
+fn brief(topic: &str) -> &str {
+    const MOST: usize = 512;
+    let end = topic.char_indices().map(|(at, _)| at).nth(MOST);
+    end.and_then(|end| topic.get(..end)).unwrap_or(topic)
 }
 
 /// Nothing is left to be done.

@@ -12,7 +12,28 @@ const MAX_TOKENS: usize = 256;
 /// Bounds on stop strings: each is compared with every piece of text.
 const STOPS: usize = 16;
 const STOP_BYTES: usize = 256;
-/// The most characters of a message about a fault of form: it quotes the payload, and goes to the log.
+/// The fields of a request: [`Body`] has the same.
+const FIELDS: [&str; 18] = [
+    "id",
+    "prompt",
+    "messages",
+    "system",
+    "images",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "response_format",
+    "stream",
+    "priority",
+    "deadline_ms",
+    "session",
+];
+/// The most characters of a message about a fault of form: it quotes the payload.
 const FAULT: usize = 200;
 
 /// A request's payload and the message properties that say how to read it.
@@ -58,6 +79,15 @@ pub struct Rejected {
     pub code: ErrorCode,
     /// For people.
     pub message: String,
+}
+
+impl Rejected {
+    /// The field that is wrong, or `payload`. Unlike the message it quotes nothing: prompts have no place in the log.
+    pub fn field(&self) -> &'static str {
+        let named = self.message.split([':', '.', '[', ' ']).next();
+        let known = FIELDS.into_iter().find(|field| Some(*field) == named);
+        known.unwrap_or("payload")
+    }
 }
 
 /// Reads a payload. `Ok(None)`: it is empty, and nothing is asked. `most_tokens` bounds `max_tokens`.
@@ -576,6 +606,20 @@ mod tests {
         ] {
             let message = error(&text).message;
             assert!(message.chars().count() <= FAULT + 1, "{message}");
+        }
+    }
+
+    #[test]
+    fn the_field_at_fault_is_named_without_a_word_of_the_payload() {
+        for (text, field) in [
+            (r#"{"prompt":"x","max_tokens":"secret"}"#, "max_tokens"),
+            (r#"{"messages":[{"role":"secret","content":"x"}]}"#, "messages"),
+            (r#"{"prompt":"x","top_p":0}"#, "top_p"),
+            (r#"{"prompt":"x","secret":1}"#, "payload"),
+            (r#"{"prompt":"secret"#, "payload"),
+            (r#"{"id":"not an id","prompt":"x"}"#, "id"),
+        ] {
+            assert_eq!(error(text).field(), field, "{text}: {}", error(text).message);
         }
     }
 
