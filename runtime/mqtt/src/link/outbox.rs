@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, ReplyBody, Service};
+use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, ReplyBody, Service, TraceParent};
 use rumqttc::mqttbytes::v5::SubscribeProperties;
 use rumqttc::{
     AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
@@ -428,9 +428,21 @@ impl Outbox {
     }
 
     fn acknowledged(&mut self, outgoing: &Outgoing) {
-        if let What::Outcome { id, reply_id } = &outgoing.what {
+        if let What::Outcome {
+            id,
+            reply_id,
+            client,
+            trace,
+        } = &outgoing.what
+        {
             count(&self.counters.published);
-            tracing::debug!(job.id = id, reply_id, "reply acknowledged");
+            tracing::debug!(
+                job.id = id,
+                job.client = client,
+                trace_id = trace.as_ref().map(TraceParent::trace_id),
+                reply_id,
+                "reply acknowledged"
+            );
         }
         if let What::Event { id } = &outgoing.what {
             count(&self.counters.events);
@@ -469,7 +481,7 @@ impl Outbox {
 
     /// An answer that the broker can't carry becomes an error that it can.
     fn too_large(&mut self, outgoing: Outgoing, size: usize, limit: usize) {
-        if let What::Outcome { id, reply_id } = &outgoing.what {
+        if let What::Outcome { id, reply_id, .. } = &outgoing.what {
             let payload = wire::too_large_reply(id, reply_id, size, limit);
             let mut error = Outgoing {
                 payload: payload.into(),

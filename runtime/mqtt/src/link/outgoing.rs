@@ -1,7 +1,7 @@
 //! A message on its way out.
 
 use bytes::Bytes;
-use phi_edge_service::{Reply, ReplyBody};
+use phi_edge_service::{Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 
 use crate::topics::Topics;
@@ -28,6 +28,8 @@ pub(crate) enum What {
     Outcome {
         id: String,
         reply_id: String,
+        client: Option<String>,
+        trace: Option<TraceParent>,
     },
     DeadLetter,
     /// Of a rule.
@@ -43,6 +45,8 @@ impl Outgoing {
         let outcome = |reply_id: &str| What::Outcome {
             id: reply.key.id.clone(),
             reply_id: reply_id.to_owned(),
+            client: reply.key.client.clone(),
+            trace: reply.address.traceparent.clone(),
         };
         let mut properties = json();
         let mut topic = reply.address.topic.clone();

@@ -150,6 +150,7 @@ impl Ledger {
         tracing::debug!(
             job.id = job.key.id,
             job.client = job.key.client,
+            trace_id = job.trace_id(),
             "request repeated"
         );
         Ok(Verdict::Known(self.journal.send_and_wait()))
@@ -183,7 +184,8 @@ impl Ledger {
         tracing::info!(
             job.id = job.key.id,
             job.client = job.key.client,
-            priority = ?job.priority,
+            // Not `priority`: that is the line's own in systemd's journal.
+            job.priority = ?job.priority,
             prompt_tokens = prompt.len(),
             max_tokens = job.max_tokens,
             ahead,

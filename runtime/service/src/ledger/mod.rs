@@ -291,6 +291,11 @@ impl Ledger {
         std::mem::replace(&mut self.journal, Journal::new(None))
     }
 
+    /// The trace that an open job is part of, for logs.
+    pub(crate) fn trace_id(&self, key: &JobKey) -> Option<&str> {
+        self.jobs.get(key)?.waiting()?.job.trace_id()
+    }
+
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             queued: self.queue.len(),

@@ -152,6 +152,7 @@ impl Ledger {
         tracing::error!(
             job.id = key.id,
             job.client = key.client,
+            trace_id = self.trace_id(key),
             crashes,
             "a job is given up"
         );

@@ -113,6 +113,8 @@ impl Ledger {
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,
+                        job.client = key.client,
+                        trace_id = self.trace_id(key),
                         completion_tokens = summary.tokens.len(),
                         "answer stopped: its text went round in circles"
                     );
@@ -174,6 +176,7 @@ impl Ledger {
         tracing::info!(
             job.id = key.id,
             job.client = key.client,
+            trace_id = self.trace_id(key),
             "job kept for the next start"
         );
         self.journal.send();

@@ -260,10 +260,15 @@ impl Service {
     /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
     /// job of this name waits or runs.
     pub fn cancel(&self, key: &JobKey) -> bool {
-        let found = self.shared.ledger().cancel(key, Instant::now());
+        let (trace_id, found) = {
+            let mut ledger = self.shared.ledger();
+            let trace_id = ledger.trace_id(key).map(str::to_owned);
+            (trace_id, ledger.cancel(key, Instant::now()))
+        };
         tracing::debug!(
             job.id = key.id,
             job.client = key.client,
+            trace_id,
             found,
             "cancel asked for"
         );
