@@ -372,7 +372,7 @@ impl Outbox {
         let size = outgoing.packet_size();
         // Checked here: the library would keep such a message under way for ever.
         if size > broker.max_packet {
-            return self.too_large(outgoing, size, broker.max_packet);
+            return self.too_large(&outgoing, size, broker.max_packet);
         }
         let qos = if outgoing.at_most_once {
             QoS::AtMostOnce
@@ -480,7 +480,7 @@ impl Outbox {
     }
 
     /// An answer that the broker can't carry becomes an error that it can.
-    fn too_large(&mut self, outgoing: Outgoing, size: usize, limit: usize) {
+    fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
         if let What::Outcome { id, reply_id, .. } = &outgoing.what {
             let payload = wire::too_large_reply(id, reply_id, size, limit);
             let mut error = Outgoing {
@@ -496,7 +496,7 @@ impl Outbox {
         }
         let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
         // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
-        self.rejected_in_part(&outgoing, &reason, limit / 3);
+        self.rejected_in_part(outgoing, &reason, limit / 3);
     }
 
     /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
