@@ -78,6 +78,10 @@ impl Edges {
             context_length: 1000,
             slots: 1,
         };
+        #[expect(
+            clippy::default_trait_access,
+            reason = "the engine's types are not for this crate to name"
+        )]
         let engine_handle = EngineHandle::from_parts(commands, Default::default(), info);
         let service = Service::start(
             ServiceConfig::default(),
