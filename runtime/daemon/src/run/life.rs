@@ -30,8 +30,7 @@ impl Life {
                 "the process before this one crashed; what it worked on is tried again, one at a time"
             );
         }
-        let made =
-            std::fs::create_dir_all(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
+        let made = private(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
         if let Err(error) = made {
             tracing::warn!(file = %file.display(), %error, "a crash of this process will not be noticed");
         }
@@ -59,6 +58,15 @@ pub(crate) fn record(folder: &Path, service_result: &str) {
     if file.exists() && matches!(service_result, "core-dump" | "oom-kill" | "watchdog") {
         crashed(&file);
     }
+}
+
+/// Makes the folder where it is missing, for nobody else to look into: the store will be in it, and finds it made.
+fn private(folder: &Path) -> std::io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(folder)
 }
 
 fn crashed(file: &Path) {
@@ -101,6 +109,20 @@ mod tests {
         ] {
             assert_eq!(last_end(mark, "b"), end, "{mark:?}");
         }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let above = tempfile::tempdir().expect("a folder");
+        let folder = above.path().join("state/store");
+        let _life = Life::begin(&folder);
+        let mode = std::fs::metadata(&folder)
+            .expect("it is made")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
     }
 
     #[test]
