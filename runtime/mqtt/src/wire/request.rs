@@ -616,7 +616,7 @@ mod tests {
             (r#"{"messages":[{"role":"secret","content":"x"}]}"#, "messages"),
             (r#"{"prompt":"x","top_p":0}"#, "top_p"),
             (r#"{"prompt":"x","secret":1}"#, "payload"),
-            (r#"{"prompt":"secret"#, "payload"),
+            (r#"{"prompt":"secret"#, "prompt"),
             (r#"{"id":"not an id","prompt":"x"}"#, "id"),
         ] {
             assert_eq!(error(text).field(), field, "{text}: {}", error(text).message);
