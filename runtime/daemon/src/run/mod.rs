@@ -44,6 +44,8 @@ use telemetry::Telemetry;
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
 const REPLIES: usize = 64;
+/// How long the broker may take to give the pool's requests to others.
+const LEAVING: Duration = Duration::from_secs(2);
 /// How long the last replies may take to reach the broker.
 const LAST_REPLIES: Duration = Duration::from_secs(5);
 
@@ -405,6 +407,7 @@ impl<'a> App<'a> {
     ) -> Result<(), Fault> {
         let grace = self.limits.borrow().drain_grace.get();
         let crashed = matches!(end, End::EngineLost);
+        let by_signal = matches!(end, End::Signal);
         let (reason, outcome) = match end {
             End::Signal => ("stopped".to_owned(), Ok(())),
             End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),
@@ -419,8 +422,12 @@ impl<'a> App<'a> {
             }
         };
         self.state(State::Draining, Some(reason));
-        link.stop_taking();
         let orderly = async {
+            // What the pool has given us by then is ours to answer: no other member gets it while we are away.
+            if by_signal {
+                link.left_pool(LEAVING).await;
+            }
+            link.stop_taking();
             service.drain(grace).await;
             helpers.iter().for_each(tokio::task::JoinHandle::abort);
             link.shutdown(LAST_REPLIES).await;

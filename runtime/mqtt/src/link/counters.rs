@@ -3,6 +3,7 @@
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
+use tokio::sync::watch;
 
 use super::vitals::Vitals;
 
@@ -45,6 +46,12 @@ pub(crate) struct Counters {
     /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
     pub(crate) qos0_dropped: AtomicU64,
+    /// Messages that were handed to the inbox.
+    pub(crate) handed_on: AtomicU64,
+    /// Messages that the inbox has dealt with.
+    pub(crate) dealt_with: watch::Sender<u64>,
+    /// Whether the broker may give us requests of the pool, as far as we know.
+    pub(crate) in_pool: watch::Sender<bool>,
     /// What was sent and the broker has not answered.
     unanswered: AtomicUsize,
     pub(crate) vitals: Vitals,

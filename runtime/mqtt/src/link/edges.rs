@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{
-    DeadLetter, Detokenizer, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody, Service,
-    ServiceConfig, TokenId,
+    DeadLetter, Detokenizer, EngineCommand, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody,
+    Service, ServiceConfig, TokenId,
 };
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
 use serde_json::Value;
@@ -17,7 +17,9 @@ use super::gate::Gate;
 use super::inbox::Inbox;
 use super::outbox::{Outbox, Watched};
 use super::poller::Received;
-use super::{BrokerLimits, LinkConfig, Note, RequestLimits};
+use super::{BrokerLimits, Link, LinkConfig, LinkInputs, Note, RequestLimits};
+use crate::client::{Client, ClientOptions};
+use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
 use crate::rule_topics::RuleTopics;
 use crate::topics::Topics;
 use crate::wire::{State, Status};
@@ -25,6 +27,7 @@ use crate::wire::{State, Status};
 /// Longer than anything is waited for on purpose; time is paused.
 const PATIENCE: Duration = Duration::from_mins(1);
 const BASE: &str = "phi-edge/v1/box";
+const POOLS: &str = "phi-edge/v1/pool";
 
 struct Letters;
 
@@ -69,51 +72,63 @@ struct Edges {
     _open: (EventLoop, Box<dyn std::any::Any>),
 }
 
+/// The service, the other end of its engine, and what it says.
+fn service() -> (Service, mpsc::Receiver<EngineCommand>, mpsc::Receiver<Reply>) {
+    let (commands, engine) = mpsc::channel(16);
+    let (replies_tx, replies) = mpsc::channel(64);
+    let info = EngineInfo {
+        memory: None,
+        context_length: 1000,
+        slots: 1,
+    };
+    #[expect(
+        clippy::default_trait_access,
+        reason = "the engine's types are not for this crate to name"
+    )]
+    let engine_handle = EngineHandle::from_parts(commands, Default::default(), info);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine_handle,
+        Arc::new(Letters),
+        replies_tx,
+    );
+    (service, engine, replies)
+}
+
+fn config(port: u16) -> LinkConfig {
+    LinkConfig {
+        host: "127.0.0.1".into(),
+        port,
+        client_id: "box".into(),
+        credentials: None,
+        tls: None,
+        keep_alive: Duration::from_secs(30),
+        session_expiry: Duration::from_mins(1),
+        max_packet: 1 << 20,
+        topics: Topics::new(BASE, vec![format!("{BASE}/response/#")]).in_pool(POOLS, "plant"),
+        node: "box".into(),
+    }
+}
+
+const LIMITS: RequestLimits = RequestLimits {
+    max_payload: 1 << 20,
+    max_tokens: 64,
+};
+
 impl Edges {
     fn new() -> Self {
-        let (commands, engine) = mpsc::channel(16);
-        let (replies_tx, replies) = mpsc::channel(64);
-        let info = EngineInfo {
-            memory: None,
-            context_length: 1000,
-            slots: 1,
-        };
-        #[expect(
-            clippy::default_trait_access,
-            reason = "the engine's types are not for this crate to name"
-        )]
-        let engine_handle = EngineHandle::from_parts(commands, Default::default(), info);
-        let service = Service::start(
-            ServiceConfig::default(),
-            engine_handle,
-            Arc::new(Letters),
-            replies_tx,
-        );
+        let (service, engine, replies) = service();
         let (client, events) = AsyncClient::builder(MqttOptions::new("box", "localhost"))
             .unbounded()
             .build();
         let gate = Arc::new(Gate::new(client.clone()));
-        let config = LinkConfig {
-            host: "localhost".into(),
-            port: 1883,
-            client_id: "box".into(),
-            credentials: None,
-            tls: None,
-            keep_alive: Duration::from_secs(30),
-            session_expiry: Duration::from_mins(1),
-            max_packet: 1 << 20,
-            topics: Topics::new(BASE, vec![format!("{BASE}/response/#")]),
-            node: "box".into(),
-        };
+        let config = config(1883);
         let (service_tx, service) = watch::channel(Some(service));
         let (status_tx, status) = watch::channel(status());
         let (stats_tx, stats) = watch::channel(Value::Null);
         let (open_tx, open) = watch::channel(false);
         let (rules_tx, rules) = watch::channel(RuleTopics::default());
-        let (limits_tx, limits) = watch::channel(RequestLimits {
-            max_payload: 1 << 20,
-            max_tokens: 64,
-        });
+        let (limits_tx, limits) = watch::channel(LIMITS);
         let (closing_tx, closing) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
         let inbox = Inbox::new(
@@ -249,4 +264,81 @@ async fn what_is_too_large_for_the_broker_is_a_dead_letter() {
         "{}",
         letter.message
     );
+}
+
+/// The next error of `replies`: the id of the request that it is about.
+async fn refused(replies: &mut mpsc::Receiver<Reply>, limit: Duration) -> Option<String> {
+    timeout(limit, replies.recv())
+        .await
+        .ok()?
+        .map(|reply| reply.key.id)
+}
+
+#[tokio::test]
+async fn what_left_its_pool_is_given_nothing_more_of_it() {
+    let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+        listen: ([127, 0, 0, 1], 0).into(),
+        password_file: None,
+        acl_file: None,
+        storage: None,
+        max_packet: 1 << 20,
+    })
+    .await
+    .expect("a broker");
+    let port = broker.address().port();
+    let (service, _engine, mut replies) = service();
+    let (_service, service) = watch::channel(Some(service));
+    let (_status, status) = watch::channel(status());
+    let (_stats, stats) = watch::channel(Value::Null);
+    let (open_tx, open) = watch::channel(true);
+    let (_rules, rules) = watch::channel(RuleTopics::default());
+    let (_limits, limits) = watch::channel(LIMITS);
+    let (_outgoing, outgoing) = mpsc::channel(64);
+    let inputs = LinkInputs {
+        service,
+        replies: outgoing,
+        status,
+        stats,
+        open,
+        rules,
+        limits,
+    };
+    let link = Link::start(config(port), inputs).expect("a link");
+    let mut client = Client::connect(ClientOptions {
+        host: "127.0.0.1".into(),
+        port,
+        client_id: "client".into(),
+        credentials: None,
+        tls: None,
+        session: None,
+    })
+    .await
+    .expect("a client");
+    let pool = format!("{POOLS}/plant/request");
+    // Until the node is a member.
+    let mut asked = 0;
+    loop {
+        let body = format!(r#"{{"id":"member-{asked}"}}"#);
+        client.publish(&pool, body, None).await.expect("a broker");
+        asked += 1;
+        if refused(&mut replies, Duration::from_millis(200)).await.is_some() {
+            break;
+        }
+    }
+    open_tx.send_replace(false);
+    link.left_pool(PATIENCE).await;
+    for (topic, id) in [(&pool, "late"), (&format!("{BASE}/request"), "own")] {
+        let body = format!(r#"{{"id":"{id}"}}"#);
+        client
+            .publish(topic.as_str(), body, None)
+            .await
+            .expect("a broker");
+    }
+    loop {
+        match refused(&mut replies, PATIENCE).await.as_deref() {
+            Some("own") => break,
+            Some(id) => assert!(id.starts_with("member-"), "{id}"),
+            None => panic!("nothing comes any more"),
+        }
+    }
 }

@@ -134,6 +134,7 @@ impl Inbox {
                 () = first_done(&mut pending) => {
                     if let Some(Pending { received, .. }) = pending.pop_front() {
                         self.gate.acknowledge(received.epoch, &received.publish);
+                        self.counters.dealt_with.send_modify(|messages| *messages += 1);
                     }
                 }
                 next = received.recv(), if room => {

@@ -21,6 +21,7 @@ mod takeover;
 mod vitals;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
@@ -267,6 +268,25 @@ impl Link {
     /// Whether the link lives, now and later.
     pub fn vitals(&self) -> LinkVitals {
         LinkVitals(Arc::clone(&self.counters))
+    }
+
+    /// Waits until the broker gives this node no more requests of its pool, and those that it has given are dealt with. The
+    /// pool is left when [`LinkInputs::open`] says so. Not longer than `limit`.
+    pub async fn left_pool(&self, limit: Duration) {
+        let mut in_pool = self.counters.in_pool.subscribe();
+        let mut dealt_with = self.counters.dealt_with.subscribe();
+        let left = async {
+            // The senders live in `self`: no error can come.
+            if !*in_pool.borrow() {
+                return;
+            }
+            let _ = in_pool.wait_for(|in_pool| !in_pool).await;
+            let given = self.counters.handed_on.load(Ordering::Relaxed);
+            let _ = dealt_with.wait_for(|messages| *messages >= given).await;
+        };
+        if timeout(limit, left).await.is_err() {
+            tracing::warn!("the pool was not left in time; what it gave this node waits for its next start");
+        }
     }
 
     /// Takes no more requests: those that come stay with the broker for the next start.

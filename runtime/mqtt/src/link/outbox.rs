@@ -8,7 +8,8 @@ use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, Reply
 use rumqttc::mqttbytes::v5::SubscribeProperties;
 use rumqttc::{
     AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
-    SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode,
+    SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode, UnsubAck,
+    UnsubscribeNoticeError,
 };
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -50,6 +51,8 @@ pub(super) struct Outbox {
     open: watch::Receiver<bool>,
     /// Whether the broker gives us some, as far as we have asked it to.
     in_pool: bool,
+    /// The broker refuses to: why, and when it is asked again.
+    pool_refused: Option<(String, Instant)>,
     status_due: bool,
     stats_due: bool,
 }
@@ -74,6 +77,7 @@ enum Landed {
     Published(Box<Outgoing>, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
     Pooled(Result<SubAck, SubscribeNoticeError>),
+    LeftPool(Result<UnsubAck, UnsubscribeNoticeError>),
     Ruled(String, Result<SubAck, SubscribeNoticeError>),
 }
 
@@ -106,6 +110,7 @@ impl Outbox {
             subscription: Subscription::Asked,
             open,
             in_pool: false,
+            pool_refused: None,
             status_due: true,
             stats_due: false,
         }
@@ -137,6 +142,10 @@ impl Outbox {
                 Some((_, again)) if self.broker.is_some() => Some(*again),
                 _ => None,
             };
+            let pool_again = match &self.pool_refused {
+                Some((_, again)) if self.broker.is_some() => Some(*again),
+                _ => None,
+            };
             tokio::select! {
                 Some(note) = notes.recv() => self.note(&note),
                 Some(landed) = self.flights.join_next() => match landed {
@@ -164,6 +173,11 @@ impl Outbox {
                 () = sleep_until(rules_again.unwrap_or_else(Instant::now)), if rules_again.is_some() => {
                     self.subscribe_rules();
                 }
+                () = sleep_until(pool_again.unwrap_or_else(Instant::now)), if pool_again.is_some() => {
+                    self.in_pool = false;
+                    self.pool_refused = None;
+                    self.join_or_leave_pool();
+                }
                 Some(limit) = closing.recv(), if close_by.is_none() => close_by = Some(Instant::now() + limit),
                 () = sleep_until(close_by.unwrap_or_else(Instant::now)), if close_by.is_some() => break,
             }
@@ -183,7 +197,11 @@ impl Outbox {
                 self.status_due = true;
                 self.stats_due = true;
             }
-            Note::Down => self.broker = None,
+            Note::Down => {
+                self.broker = None;
+                // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
+                self.counters.in_pool.send_replace(false);
+            }
         }
     }
 
@@ -263,6 +281,10 @@ impl Outbox {
             return;
         }
         self.in_pool = open;
+        self.pool_refused = None;
+        self.status_due = true;
+        // Until the broker has answered that we are out, it may give us some.
+        self.counters.in_pool.send_replace(true);
         tracing::info!(open, "pool");
         if open {
             match self
@@ -276,10 +298,12 @@ impl Outbox {
                 Err(error) => tracing::error!(%error, "the pool can't be joined"),
             }
         } else {
-            for filter in filters {
-                if let Err(error) = self.client.try_unsubscribe(filter) {
-                    tracing::error!(%error, "the pool can't be left");
+            match self.client.try_unsubscribe_many_tracked(filters) {
+                Ok(notice) => {
+                    self.flights
+                        .spawn(async { Landed::LeftPool(notice.wait_async().await) });
                 }
+                Err(error) => tracing::error!(%error, "the pool can't be left"),
             }
         }
     }
@@ -355,7 +379,7 @@ impl Outbox {
             Subscription::Refused { reason, .. } if status.state == State::Ready => {
                 status.with(State::Degraded, Some(reason.clone()))
             }
-            _ => match &self.rules_refused {
+            _ => match self.rules_refused.as_ref().or(self.pool_refused.as_ref()) {
                 Some((reason, _)) if status.state == State::Ready => {
                     status.with(State::Degraded, Some(reason.clone()))
                 }
@@ -414,11 +438,23 @@ impl Outbox {
             Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
             Landed::Pooled(Ok(suback)) => {
                 let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-                if let Some(code) = suback.return_codes.iter().find(refused) {
-                    tracing::error!(?code, "the broker refuses the shared subscription of mqtt.pool");
+                if let Some(code) = suback.return_codes.iter().find(refused)
+                    && self.in_pool
+                {
+                    let reason = format!("the broker refuses the shared subscription of mqtt.pool: {code:?}");
+                    tracing::error!(reason, "not subscribed");
+                    self.pool_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
+                    self.status_due = true;
                 }
             }
             Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
+            Landed::LeftPool(Ok(_)) => {
+                // It may have been joined again meanwhile.
+                if !self.in_pool {
+                    self.counters.in_pool.send_replace(false);
+                }
+            }
+            Landed::LeftPool(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
             Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
             // The connection went with it: the next one subscribes anew.
             Landed::Ruled(_, Err(error)) | Landed::Subscribed(Err(error)) => {

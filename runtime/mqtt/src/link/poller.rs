@@ -168,7 +168,9 @@ impl Poller {
         }
         let epoch = self.gate.epoch();
         // An error: the inbox has ended, and the broker keeps the message for the next start.
-        let _ = self.received.send(Received { epoch, publish });
+        if self.received.send(Received { epoch, publish }).is_ok() {
+            count(&self.counters.handed_on);
+        }
     }
 
     async fn down(&self, state: LinkState, wait: Duration) {
