@@ -1,5 +1,7 @@
 //! What of rules outlives the process.
 
+use std::time::Duration;
+
 use super::words::Record;
 use super::{Event, Mark, Output, Time, Value};
 
@@ -35,6 +37,18 @@ pub(crate) struct ShownMessage {
 }
 
 impl ShownMessage {
+    fn cost(&self) -> u64 {
+        const ROW: usize = 64;
+        let fields = self.fields.iter().map(|(name, value)| {
+            name.len()
+                + match value {
+                    Value::Number(_) => size_of::<f64>(),
+                    Value::Text(text) => text.len(),
+                }
+        });
+        (ROW + self.topic.len() + self.payload.len() + fields.sum::<usize>()) as u64
+    }
+
     /// As prompts see it.
     pub(crate) fn record(&self) -> Record {
         Record::new(
@@ -55,6 +69,21 @@ pub(crate) struct PendingEvent {
     pub(crate) output: Output,
     /// What the model is shown, oldest first.
     pub(crate) messages: Vec<ShownMessage>,
+    /// When the window was ended: its rule's deadline counts from then.
+    pub(crate) since: Time,
+}
+
+impl PendingEvent {
+    /// What is left of its rule's deadline.
+    pub(crate) fn left(&self, now: Time, deadline: Duration) -> Duration {
+        deadline.saturating_sub(now.since(self.since))
+    }
+
+    /// What it costs in memory and on the disk, in bytes: what the model is to be shown, and some for the facts.
+    pub(crate) fn cost(&self) -> u64 {
+        const FACTS: u64 = 1024;
+        FACTS + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
+    }
 }
 
 /// A window's end, as it is stored: in one piece.

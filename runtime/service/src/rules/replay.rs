@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::book::{Book, RuleMessage};
+use super::book::{Book, Room, RuleMessage, Unworded};
 use super::record::{PendingEvent, ShownMessage};
 use super::words::{self, Budget, Plan, Record, Template, WordsError};
 use super::{Closing, Event, Rule, Time};
@@ -11,6 +11,7 @@ use super::{Closing, Event, Rule, Time};
 pub struct Replay {
     book: Book,
     name: Arc<str>,
+    rule: Arc<Rule>,
 }
 
 /// A window that has ended.
@@ -27,9 +28,13 @@ impl Replay {
     /// The rule can't be used; one line.
     pub fn new(rule: Rule) -> Result<Self, String> {
         let name = rule.name.as_str().into();
-        let mut book = Book::new(0, u64::MAX);
-        book.set_rules(vec![rule], Time(i64::MIN / 2))?;
-        Ok(Self { book, name })
+        let mut book = Book::new(0, u64::MAX, Room::ENDLESS);
+        book.set_rules(vec![rule.clone()], Time(i64::MIN / 2))?;
+        Ok(Self {
+            book,
+            name,
+            rule: Arc::new(rule),
+        })
     }
 
     /// Counts a message that arrived at `at`, after what was due until then.
@@ -64,13 +69,19 @@ impl Replay {
 
     fn ended(&mut self) -> Vec<ReplayedWindow> {
         let mut ended = Vec::new();
-        while let Some((pending, rule)) = self.book.take_waiting() {
+        while let Some(pending) = self.next_ended() {
             self.book.posted(&pending.event);
-            if let Some(rule) = rule {
-                ended.push(ReplayedWindow { pending, rule });
-            }
+            ended.push(ReplayedWindow {
+                pending,
+                rule: Arc::clone(&self.rule),
+            });
         }
         ended
+    }
+
+    fn next_ended(&mut self) -> Option<PendingEvent> {
+        let facts = self.book.take_facts();
+        facts.or_else(|| self.book.take_waiting().map(|unworded| unworded.pending))
     }
 }
 
@@ -78,6 +89,15 @@ impl ReplayedWindow {
     /// The facts.
     pub fn event(&self) -> &Event {
         &self.pending.event
+    }
+
+    /// The same, to be given its words: as if it had ended just now.
+    pub(crate) fn unworded(&self) -> Unworded {
+        Unworded {
+            pending: self.pending.clone(),
+            rule: Some(Arc::clone(&self.rule)),
+            left: self.rule.words.deadline,
+        }
     }
 
     /// Where the event goes.

@@ -8,6 +8,7 @@ use phi_edge_models::{Message, Role};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
+use super::book::Unworded;
 use super::record::{PendingEvent, ShownMessage};
 use super::words::{self, Budget, Record, Template, WordsError};
 use super::{Event, EventError, PromptSource, Published, Rule, TextFormat};
@@ -27,11 +28,12 @@ pub(crate) async fn run(shared: Arc<Shared>, at_once: usize) {
     let mut working: JoinSet<()> = JoinSet::new();
     loop {
         let due = shared.tick_rules();
+        shared.publish_facts();
         while working.len() < at_once {
-            let Some((pending, rule)) = shared.book().take_waiting() else {
+            let Some(unworded) = shared.book().take_waiting() else {
                 break;
             };
-            working.spawn(word(Arc::clone(&shared), pending, rule));
+            working.spawn(word(Arc::clone(&shared), unworded));
         }
         tokio::select! {
             () = sleep(due.unwrap_or(LOOK).min(LOOK)) => {}
@@ -46,24 +48,24 @@ pub(crate) async fn run(shared: Arc<Shared>, at_once: usize) {
 }
 
 /// Gives an event its words and hands it on.
-async fn word(shared: Arc<Shared>, pending: PendingEvent, rule: Option<Arc<Rule>>) {
-    let (published, jobs) = worded(&shared, pending, rule.as_ref()).await;
+async fn word(shared: Arc<Shared>, unworded: Unworded) {
+    let (published, jobs) = worded(&shared, unworded).await;
     shared.publish_event(published, &jobs);
 }
 
 /// Gives an event its words, or says why it has none; names the jobs that it took.
 pub(crate) async fn worded(
     shared: &Arc<Shared>,
-    pending: PendingEvent,
-    rule: Option<&Arc<Rule>>,
+    Unworded { pending, rule, left }: Unworded,
 ) -> (Published, Vec<JobKey>) {
     let PendingEvent {
         mut event,
         output,
         messages,
+        ..
     } = pending;
     let mut jobs = Vec::new();
-    let worded = match rule {
+    let worded = match &rule {
         None => Err(error(ErrorCode::Unavailable, "the rule is no longer configured")),
         // Of nothing there is nothing to say.
         Some(_) if messages.is_empty() => Ok(()),
@@ -71,7 +73,7 @@ pub(crate) async fn worded(
             let mut wording = Wording {
                 shared,
                 rule,
-                until: Instant::now() + rule.words.deadline,
+                until: Instant::now() + left,
                 jobs: &mut jobs,
             };
             wording.of(&mut event, messages).await

@@ -20,7 +20,7 @@ use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger};
 use crate::prompts::Prompts;
 use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
-use crate::rules::book::{Book, RuleMessage};
+use crate::rules::book::{Book, Room, RuleMessage};
 use crate::rules::{Event, ReplayedWindow, Rule, RuleCounters, worded};
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
@@ -110,7 +110,7 @@ impl Service {
         let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
-            book: Mutex::new(Book::new(boot, config.rules_bytes)),
+            book: Mutex::new(Book::new(boot, config.rules_bytes, Room::USUAL)),
             rules_wake: Notify::new(),
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
@@ -197,7 +197,7 @@ impl Service {
 
     /// Words for a window that was ended elsewhere.
     pub async fn word(&self, window: &ReplayedWindow) -> Event {
-        let (published, _) = worded::worded(&self.shared, window.pending.clone(), Some(&window.rule)).await;
+        let (published, _) = worded::worded(&self.shared, window.unworded()).await;
         published.event
     }
 

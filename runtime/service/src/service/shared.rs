@@ -16,7 +16,7 @@ use crate::ledger::{Ledger, Verdict};
 use crate::prompts::Prompts;
 use crate::reply::{Answer, ErrorCode, Refusal, ReplyBody};
 use crate::rules::book::{Book, RuleMessage};
-use crate::rules::record::RuleChange;
+use crate::rules::record::{PendingEvent, RuleChange};
 use crate::rules::{Published, Rule, Time};
 use crate::trace::TraceParent;
 
@@ -113,6 +113,17 @@ impl Shared {
             self.waker.needed_in(due.since(now));
         }
         book.due().map(|due| due.since(now))
+    }
+
+    /// Hands on the events that go without words.
+    pub(crate) fn publish_facts(&self) {
+        loop {
+            let next = self.book().take_facts();
+            let Some(PendingEvent { event, output, .. }) = next else {
+                return;
+            };
+            self.publish_event(Published { event, output }, &[]);
+        }
     }
 
     /// Hands an event on; the jobs that worded it are forgotten.

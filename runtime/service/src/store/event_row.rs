@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::reply::{ErrorCode, FinishReason};
-use crate::rules::record::ShownMessage;
+use crate::rules::record::{PendingEvent, ShownMessage};
 use crate::rules::{Closing, Event, EventError, EventWindow, FieldFacts, Mark, Output, Split, Time, Value};
 
 #[derive(Serialize, Deserialize)]
@@ -110,6 +110,30 @@ impl EventRow {
             cached_tokens: self.cached_tokens,
             model: self.model.into(),
         })
+    }
+}
+
+/// An event that waits for its words.
+#[derive(Serialize, Deserialize)]
+pub(super) struct PendingRow {
+    #[serde(flatten)]
+    event: EventRow,
+    /// When its window was ended; none of rows that were written before this was.
+    since: Option<i64>,
+}
+
+impl PendingRow {
+    pub(super) fn of(pending: &PendingEvent) -> Self {
+        Self {
+            event: EventRow::of(&pending.event),
+            since: Some(pending.since.0),
+        }
+    }
+
+    /// The event, and when its window was ended.
+    pub(super) fn event(self) -> Option<(Event, Time)> {
+        let since = self.since.unwrap_or_else(super::wall_ms);
+        Some((self.event.event()?, Time(since)))
     }
 }
 
@@ -307,5 +331,41 @@ impl MarkRow {
             late: self.late,
             empty_from: self.empty_from.map(Time),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As earlier versions wrote it.
+    const EARLIER: &str = r#"{"event_id":"e1","rule":"r","group":"g","start":1,"end":2,"reason":"due","messages":1,
+        "late":0,"left_out":0,"dropped":0,"closed_late":false,"stats":[["t",{"count":1,"min":0.1,"max":0.1,"mean":0.1,
+        "first":0.1,"last":"x","rate":null,"from":1,"to":1,"values":[]}]],"text":null,"unsupported_numbers":null,
+        "data":null,"error":null,"finish_reason":null,"prompt_tokens":0,"completion_tokens":0,"cached_tokens":0,
+        "model":""}"#;
+
+    #[test]
+    fn an_event_of_an_earlier_version_waits_from_now_on() {
+        let before = super::super::wall_ms();
+        let row: PendingRow = serde_json::from_str(EARLIER).unwrap();
+        let (event, since) = row.event().unwrap();
+        assert!(since >= Time(before));
+        assert_eq!(event.stats[0].1.min, Some(0.1));
+        assert_eq!(event.stats[0].1.last, Some(Value::Text("x".to_owned())));
+        let pending = PendingEvent {
+            event,
+            output: Output {
+                topic: String::new(),
+                qos: 0,
+                expiry: None,
+                retain: false,
+            },
+            messages: Vec::new(),
+            since: Time(5),
+        };
+        let written = serde_json::to_string(&PendingRow::of(&pending)).unwrap();
+        let row: PendingRow = serde_json::from_str(&written).unwrap();
+        assert_eq!(row.event().unwrap(), (pending.event, Time(5)));
     }
 }

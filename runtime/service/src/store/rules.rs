@@ -2,7 +2,7 @@
 
 use rusqlite::{Connection, params};
 
-use super::event_row::{EventRow, MarkRow, OutputRow, ShownRow};
+use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
 use crate::rules::Time;
 use crate::rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
@@ -98,7 +98,7 @@ fn pending(connection: &Connection, pending: &PendingEvent) -> rusqlite::Result<
         .execute(params![
             pending.event.event_id,
             pending.event.window.end.0,
-            json(&EventRow::of(&pending.event)),
+            json(&PendingRow::of(pending)),
             json(&OutputRow::of(&pending.output)),
             json(&shown)
         ])?;
@@ -161,14 +161,15 @@ pub(super) fn read(
                 "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, LENGTH(event_id) {order}, event_id {order}"
             ),
             |row| {
-                let event = parse::<EventRow>(&row.get::<_, String>(0)?).and_then(EventRow::event);
+                let event = parse::<PendingRow>(&row.get::<_, String>(0)?).and_then(PendingRow::event);
                 let output = parse::<OutputRow>(&row.get::<_, String>(1)?);
                 let shown = parse::<Vec<ShownRow>>(&row.get::<_, String>(2)?);
-                if let (Some(event), Some(output), Some(shown)) = (event, output, shown) {
+                if let (Some((event, since)), Some(output), Some(shown)) = (event, output, shown) {
                     pending.push(PendingEvent {
                         event,
                         output: output.output(),
                         messages: shown.into_iter().map(ShownRow::shown).collect(),
+                        since,
                     });
                 }
                 Ok(())

@@ -3,6 +3,10 @@
 //! The book decides and does nothing: no clock, no tasks, no disk. What it decides comes back as changes for the store,
 //! in order.
 
+#[cfg(test)]
+mod tests;
+mod waiting;
+
 use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,6 +15,9 @@ use super::intake::{Message, Read, Reader, Reading};
 use super::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange, ShownMessage};
 use super::window::{Closed, OTHER, Observation, Windows};
 use super::{Closing, Event, EventWindow, Output, PromptSource, Rule, RuleCounters, Selector, Time, words};
+use waiting::Waiting;
+
+pub(crate) use waiting::Room;
 
 /// Receipts that are remembered for the broker's redeliveries: many more than it has under way to us.
 const RECEIPTS: usize = 1024;
@@ -37,6 +44,15 @@ pub struct RuleMessage {
     pub redelivered: bool,
 }
 
+/// An event that waits for words.
+pub(crate) struct Unworded {
+    pub(crate) pending: PendingEvent,
+    /// Its rule, where that still exists.
+    pub(crate) rule: Option<Arc<Rule>>,
+    /// What is left of the rule's deadline.
+    pub(crate) left: Duration,
+}
+
 /// A rule at work.
 struct Desk {
     rule: Arc<Rule>,
@@ -56,10 +72,7 @@ pub(crate) struct Book {
     desks: BTreeMap<String, Desk>,
     receipts: VecDeque<[u8; 32]>,
     known_receipts: HashSet<[u8; 32]>,
-    /// Events that wait for their words.
-    waiting: VecDeque<PendingEvent>,
-    /// Events that get them now, by id.
-    at_work: BTreeMap<String, PendingEvent>,
+    waiting: Waiting,
     seq: u64,
     events: u64,
     /// Makes event ids differ between processes.
@@ -74,14 +87,13 @@ pub(crate) struct Book {
 }
 
 impl Book {
-    /// A book without rules; all messages together may cost `most_bytes`.
-    pub(crate) fn new(boot: u64, most_bytes: u64) -> Self {
+    /// A book without rules; all messages of open windows together may cost `most_bytes`.
+    pub(crate) fn new(boot: u64, most_bytes: u64, room: Room) -> Self {
         Self {
             desks: BTreeMap::new(),
             receipts: VecDeque::new(),
             known_receipts: HashSet::new(),
-            waiting: VecDeque::new(),
-            at_work: BTreeMap::new(),
+            waiting: Waiting::new(room),
             seq: 0,
             events: 0,
             boot,
@@ -186,6 +198,9 @@ impl Book {
             let closed = desk.windows.tick(now);
             self.close(&name, closed, now, &mut changes);
         }
+        let desks = &self.desks;
+        self.waiting
+            .expire(now, |rule| desks.get(rule).map(|desk| desk.rule.words.deadline));
         changes
     }
 
@@ -212,29 +227,26 @@ impl Book {
         desks.filter_map(|desk| desk.windows.due()).min()
     }
 
-    /// The oldest event without words, with its rule where that still exists. Events of one group come in the order of
-    /// their windows, or a broker that retains them would keep the older one: while one is at work, the next waits.
-    pub(crate) fn take_waiting(&mut self) -> Option<(PendingEvent, Option<Arc<Rule>>)> {
-        let at_work = |pending: &PendingEvent| {
-            let of_same = |other: &PendingEvent| {
-                (&other.event.rule, &other.event.group) == (&pending.event.rule, &pending.event.group)
-            };
-            self.at_work.values().any(of_same)
-        };
-        let next = self.waiting.iter().position(|pending| !at_work(pending))?;
-        let pending = self.waiting.remove(next)?;
+    /// The oldest event that goes as it is: it wants no words, or its time for them is over.
+    pub(crate) fn take_facts(&mut self) -> Option<PendingEvent> {
+        self.waiting.take_facts()
+    }
+
+    /// The oldest event that waits for words.
+    pub(crate) fn take_waiting(&mut self) -> Option<Unworded> {
+        let pending = self.waiting.take_wordy()?;
         let rule = self
             .desks
             .get(&pending.event.rule)
             .map(|desk| Arc::clone(&desk.rule));
-        self.at_work
-            .insert(pending.event.event_id.clone(), pending.clone());
-        Some((pending, rule))
+        let deadline = rule.as_ref().map(|rule| rule.words.deadline).unwrap_or_default();
+        let left = pending.left(self.clock.unwrap_or(pending.since), deadline);
+        Some(Unworded { pending, rule, left })
     }
 
     /// The event is among the messages to be published.
     pub(crate) fn posted(&mut self, event: &Event) -> RuleChange {
-        self.at_work.remove(&event.event_id);
+        self.waiting.posted(&event.event_id);
         self.counters.events += 1;
         self.counters.failed += u64::from(event.error.is_some());
         RuleChange::Posted {
@@ -258,7 +270,10 @@ impl Book {
             "what rules had counted is read"
         );
         for pending in pending {
-            self.waiting.push_back(pending);
+            let desk = self.desks.get(&pending.event.rule);
+            let wordless = desk.is_some_and(|desk| wordless(&desk.rule));
+            let given_up = pending.event.error.is_some();
+            self.waiting.push(pending, !wordless && !given_up);
         }
         for receipt in receipts {
             self.remember(receipt);
@@ -341,7 +356,7 @@ impl Book {
         RestoredRules {
             messages: messages.into_values().collect(),
             marks: marks.collect(),
-            pending: self.at_work.values().chain(&self.waiting).cloned().collect(),
+            pending: self.waiting.all().cloned().collect(),
             receipts: self.receipts.iter().copied().collect(),
             seen: seen.collect(),
         }
@@ -353,7 +368,7 @@ impl Book {
             rules: self.desks.len(),
             held: self.held,
             held_bytes: self.bytes,
-            waiting: self.waiting.len() + self.at_work.len(),
+            waiting: self.waiting.len(),
             ..self.counters
         }
     }
@@ -490,6 +505,7 @@ impl Book {
                 },
                 event,
                 messages: shown,
+                since: now,
             };
             let forgotten = desk.forget(&closed);
             self.held -= forgotten.len();
@@ -505,7 +521,7 @@ impl Book {
                 event.id = pending.event.event_id,
                 "a window has ended"
             );
-            self.waiting.push_back(pending.clone());
+            self.waiting.push(pending.clone(), !wordless(&desk.rule));
             changes.push(RuleChange::Close(Box::new(Ended {
                 rule: name.to_owned(),
                 group: closed.group,
@@ -530,6 +546,7 @@ impl Book {
             "the wall clock was set back; windows that would lie in the future end now"
         );
         self.clock = Some(wall);
+        self.waiting.set_back(wall);
         let names: Vec<String> = self.desks.keys().cloned().collect();
         for name in names {
             let Some(desk) = self.desks.get_mut(&name) else {

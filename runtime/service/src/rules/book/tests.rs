@@ -1,0 +1,171 @@
+use serde_json::json;
+
+use super::*;
+use crate::reply::ErrorCode;
+use crate::rules::{
+    Field, PayloadFormat, RuleLimits, TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
+};
+
+const START: Time = Time(1_700_000_000_000);
+
+/// Windows of one message, worded within a minute, by the first level of the topic below `plant`.
+fn rule() -> Rule {
+    Rule {
+        name: "r".to_owned(),
+        topics: vec!["plant/#".to_owned()],
+        payload: PayloadFormat::Auto,
+        fields: vec![Field {
+            name: "t".to_owned(),
+            pointer: "/t".to_owned(),
+        }],
+        group_by: Some(Selector::Topic(1)),
+        dedupe: None,
+        window: WindowSpec {
+            kind: WindowKind::Count { messages: 1 },
+            time: TimeSource::Arrival,
+            zone: jiff::tz::TimeZone::UTC,
+            empty: false,
+            max_messages: None,
+            max_bytes: None,
+            early: None,
+            early_rate: None,
+            cool_down: Duration::ZERO,
+            max_age: None,
+            absence: None,
+            max_groups: 100,
+        },
+        words: Words {
+            prompt: PromptSource::Text("{% include \"facts\" %}".to_owned()),
+            system: None,
+            max_tokens: 16,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            format: TextFormat::Text,
+            check_numbers: false,
+            deadline: Duration::from_mins(1),
+            max_parts: 4,
+            max_prompt_tokens: None,
+        },
+        output: Output {
+            topic: "events".to_owned(),
+            qos: 1,
+            expiry: None,
+            retain: false,
+        },
+        limits: RuleLimits {
+            keep_messages: 1000,
+            keep_bytes: 1 << 20,
+            store_bytes: 1 << 20,
+        },
+    }
+}
+
+fn book(rule: Rule, room: Room) -> Book {
+    let mut book = Book::new(7, u64::MAX, room);
+    book.set_rules(vec![rule], START).unwrap();
+    book
+}
+
+fn after(seconds: u64) -> Time {
+    START.after(Duration::from_secs(seconds))
+}
+
+fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> Vec<RuleChange> {
+    let message = RuleMessage {
+        topic: format!("plant/{topic}"),
+        payload: payload.to_string().into_bytes(),
+        rules: vec!["r".into()],
+        receipt: None,
+        redelivered: false,
+    };
+    book.observe(&message, at)
+}
+
+/// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
+fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> {
+    std::iter::from_fn(|| {
+        let pending = book.take_facts()?;
+        book.posted(&pending.event);
+        let error = pending.event.error.map(|error| error.code);
+        Some((pending.event.stats[0].1.last.clone(), error))
+    })
+    .collect()
+}
+
+#[test]
+fn an_event_waits_for_words_no_longer_than_its_deadline() {
+    let mut book = book(rule(), Room::USUAL);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    say(&mut book, "b", &json!({"t": 2}), after(40));
+    book.tick(after(59));
+    assert_eq!(facts(&mut book), []);
+    book.tick(after(70));
+    assert_eq!(
+        facts(&mut book),
+        [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
+    );
+    let unworded = book.take_waiting().unwrap();
+    assert_eq!(
+        (unworded.pending.event.group.as_str(), unworded.left),
+        ("b", Duration::from_secs(30))
+    );
+}
+
+#[test]
+fn of_more_events_than_there_is_room_for_the_oldest_go_without_words() {
+    for room in [
+        Room {
+            events: 2,
+            ..Room::ENDLESS
+        },
+        Room {
+            bytes: 2500,
+            ..Room::ENDLESS
+        },
+    ] {
+        let mut book = book(rule(), room);
+        for t in 1..=3 {
+            say(&mut book, &format!("{t}"), &json!({"t": t}), after(t));
+        }
+        assert_eq!(
+            facts(&mut book),
+            [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
+        );
+        assert_eq!(book.take_waiting().unwrap().pending.event.group, "2");
+        assert_eq!(book.take_waiting().unwrap().pending.event.group, "3");
+        assert!(book.take_waiting().is_none());
+    }
+}
+
+#[test]
+fn what_goes_without_words_waits_for_what_its_group_said_before() {
+    let room = Room {
+        events: 1,
+        ..Room::ENDLESS
+    };
+    let mut book = book(rule(), room);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    let first = book.take_waiting().unwrap().pending.event;
+    say(&mut book, "a", &json!({"t": 2}), after(1));
+    say(&mut book, "a", &json!({"t": 3}), after(2));
+    assert_eq!(facts(&mut book), []);
+    assert!(book.take_waiting().is_none());
+    book.posted(&first);
+    assert_eq!(
+        facts(&mut book),
+        [(Some(Value::Number(2.0)), Some(ErrorCode::Busy))]
+    );
+    assert!(book.take_waiting().is_some());
+}
+
+#[test]
+fn facts_alone_wait_for_no_model() {
+    let mut alone = rule();
+    alone.words.prompt = PromptSource::None;
+    let mut book = book(alone, Room::USUAL);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    assert!(book.take_waiting().is_none());
+    assert_eq!(facts(&mut book), [(Some(Value::Number(1.0)), None)]);
+}

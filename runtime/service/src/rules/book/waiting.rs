@@ -1,0 +1,162 @@
+//! Events that are not published yet: those that wait for their words, and those that get them.
+
+use std::collections::{BTreeMap, HashSet, VecDeque};
+use std::time::Duration;
+
+use crate::reply::ErrorCode;
+use crate::rules::record::PendingEvent;
+use crate::rules::{EventError, Time};
+
+/// How much may wait for words. A model that can't keep up must cost neither the memory nor the disk.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Room {
+    /// The most events.
+    pub(crate) events: usize,
+    /// The most bytes of what the model is to be shown; a single event may be larger.
+    pub(crate) bytes: u64,
+}
+
+impl Room {
+    /// What a node affords.
+    pub(crate) const USUAL: Self = Self {
+        events: 1000,
+        bytes: 32 << 20,
+    };
+    /// For who takes each event at once.
+    pub(crate) const ENDLESS: Self = Self {
+        events: usize::MAX,
+        bytes: u64::MAX,
+    };
+}
+
+/// Events in the order in which their windows ended.
+pub(super) struct Waiting {
+    queue: VecDeque<Waiter>,
+    /// Events that get their words or are published now, by id.
+    at_work: BTreeMap<String, PendingEvent>,
+    /// How many wait for words, and what those cost.
+    wordy: usize,
+    bytes: u64,
+    room: Room,
+}
+
+struct Waiter {
+    pending: PendingEvent,
+    /// Whether the model is to be asked; else the facts go as they are.
+    wordy: bool,
+}
+
+impl Waiting {
+    pub(super) fn new(room: Room) -> Self {
+        Self {
+            queue: VecDeque::new(),
+            at_work: BTreeMap::new(),
+            wordy: 0,
+            bytes: 0,
+            room,
+        }
+    }
+
+    /// How many are not published yet.
+    pub(super) fn len(&self) -> usize {
+        self.queue.len() + self.at_work.len()
+    }
+
+    /// Takes an event in. Where that is more than there is room for, the oldest go without words.
+    pub(super) fn push(&mut self, pending: PendingEvent, wordy: bool) {
+        if wordy {
+            self.wordy += 1;
+            self.bytes += pending.cost();
+        }
+        self.queue.push_back(Waiter { pending, wordy });
+        while self.wordy > 1 && (self.wordy > self.room.events || self.bytes > self.room.bytes) {
+            let Some(oldest) = self.queue.iter().position(|waiter| waiter.wordy) else {
+                return;
+            };
+            self.give_up(oldest, "more events wait for words than there is room for");
+        }
+    }
+
+    /// Those of whose deadline nothing is left go without words. `deadline` is that of a rule, none of one that is gone.
+    pub(super) fn expire(&mut self, now: Time, deadline: impl Fn(&str) -> Option<Duration>) {
+        for index in 0..self.queue.len() {
+            let expired = self.queue.get(index).is_some_and(|waiter| {
+                let pending = &waiter.pending;
+                let left = deadline(&pending.event.rule).map(|deadline| pending.left(now, deadline));
+                waiter.wordy && left.is_some_and(|left| left.is_zero())
+            });
+            if expired {
+                self.give_up(index, "the model was busy until the rule's `deadline` had passed");
+            }
+        }
+    }
+
+    /// The oldest event to be published as it is.
+    pub(super) fn take_facts(&mut self) -> Option<PendingEvent> {
+        self.take(false)
+    }
+
+    /// The oldest event to be given its words.
+    pub(super) fn take_wordy(&mut self) -> Option<PendingEvent> {
+        self.take(true)
+    }
+
+    /// The event is among the messages to be published.
+    pub(super) fn posted(&mut self, event_id: &str) {
+        self.at_work.remove(event_id);
+    }
+
+    /// The clock was set back: no event has waited since a time to come.
+    pub(super) fn set_back(&mut self, now: Time) {
+        for waiter in &mut self.queue {
+            waiter.pending.since = waiter.pending.since.min(now);
+        }
+    }
+
+    /// All of them, in order.
+    pub(super) fn all(&self) -> impl Iterator<Item = &PendingEvent> {
+        let queued = self.queue.iter().map(|waiter| &waiter.pending);
+        self.at_work.values().chain(queued)
+    }
+
+    /// Events of one group come in the order of their windows, or a broker that retains them would keep the older one:
+    /// while one is at work, the next waits.
+    fn take(&mut self, wordy: bool) -> Option<PendingEvent> {
+        let group = |pending: &'_ PendingEvent| (pending.event.rule.clone(), pending.event.group.clone());
+        let mut before: HashSet<(String, String)> = self.at_work.values().map(group).collect();
+        let next = self
+            .queue
+            .iter()
+            .position(|waiter| before.insert(group(&waiter.pending)) && waiter.wordy == wordy)?;
+        let Waiter { pending, wordy } = self.queue.remove(next)?;
+        if wordy {
+            self.wordy -= 1;
+            self.bytes -= pending.cost();
+        }
+        self.at_work
+            .insert(pending.event.event_id.clone(), pending.clone());
+        Some(pending)
+    }
+
+    fn give_up(&mut self, index: usize, why: &str) {
+        let Some(waiter) = self.queue.get_mut(index) else {
+            return;
+        };
+        self.wordy -= 1;
+        self.bytes -= waiter.pending.cost();
+        waiter.wordy = false;
+        waiter.pending.messages = Vec::new();
+        let event = &mut waiter.pending.event;
+        tracing::warn!(
+            rule = event.rule,
+            event.id = event.event_id,
+            code = ErrorCode::Busy.as_str(),
+            error = why,
+            "an event has facts only"
+        );
+        event.error = Some(EventError {
+            code: ErrorCode::Busy,
+            message: why.to_owned(),
+        });
+    }
+}
