@@ -3,12 +3,13 @@
 use std::borrow::Cow;
 
 use jiff::Timestamp;
-use serde_json::Value as Json;
+use serde_json::{Number, Value as Json};
+use sha2::{Digest, Sha256};
 
 use super::condition::{Condition, Operand};
 use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
 
-/// The longest text of a field, in bytes; longer ones are cut.
+/// The longest text of a field, in bytes; longer ones are cut. Longer values of `dedupe` are remembered by their digest.
 const TEXT: usize = 256;
 /// The longest name of a group.
 const GROUP: usize = 128;
@@ -68,8 +69,7 @@ impl<'a> Reading<'a> {
             PayloadFormat::Text => None,
             PayloadFormat::Number => {
                 let text = std::str::from_utf8(self.message.payload).ok()?;
-                let number: f64 = text.trim().parse().ok()?;
-                serde_json::Number::from_f64(number).map(|number| Cow::Owned(Json::Number(number)))
+                number(text.trim()).map(|number| Cow::Owned(Json::Number(number)))
             }
         }
     }
@@ -125,7 +125,7 @@ impl Reader {
                 .dedupe
                 .as_ref()
                 .and_then(|selector| select(selector, topic, document))
-                .map(|value| cut(&value, TEXT).to_owned()),
+                .map(|value| brief(&value)),
             values,
         }
     }
@@ -147,11 +147,32 @@ impl Reader {
 fn select(selector: &Selector, topic: &str, document: Option<&Json>) -> Option<String> {
     match selector {
         Selector::Topic(level) => topic.split('/').nth(*level).map(str::to_owned),
-        Selector::Field(pointer) => match value(document?.pointer(pointer)?)? {
-            Value::Number(number) => Some(number.to_string()),
-            Value::Text(text) => Some(text),
+        Selector::Field(pointer) => match document?.pointer(pointer)? {
+            Json::Null => None,
+            // Whole numbers as they are: a double would make one of two long ones.
+            Json::Number(number) if number.is_f64() => number.as_f64().map(|number| number.to_string()),
+            Json::String(text) => Some(text.clone()),
+            other => Some(other.to_string()),
         },
     }
+}
+
+/// A number in decimal, a whole one exactly.
+fn number(text: &str) -> Option<Number> {
+    let whole = text.parse::<i64>().map(Number::from);
+    let whole = whole.or_else(|_| text.parse::<u64>().map(Number::from));
+    whole.ok().or_else(|| Number::from_f64(text.parse().ok()?))
+}
+
+/// What tells a value from others without being longer than a field's text.
+fn brief(value: &str) -> String {
+    if value.len() <= TEXT {
+        return value.to_owned();
+    }
+    let digest = Sha256::digest(value.as_bytes());
+    let digits = digest.iter().map(|byte| format!("{byte:02x}"));
+    // No text of a message begins so by chance.
+    std::iter::once("\u{1e}".to_owned()).chain(digits).collect()
 }
 
 /// Numbers as such, anything else as text; `None` for null.

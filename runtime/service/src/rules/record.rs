@@ -107,6 +107,8 @@ pub(crate) enum RuleChange {
     Receipt([u8; 32]),
     /// A value of a rule's `dedupe`.
     Seen { rule: String, value: String, at: Time },
+    /// Values of a rule's `dedupe` that are remembered no longer.
+    Unseen { rule: String, values: Vec<String> },
     /// A window has ended.
     Close(Box<Ended>),
     /// What is known of a group beside its messages.

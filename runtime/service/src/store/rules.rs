@@ -5,6 +5,7 @@ use rusqlite::{Connection, params};
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
 use crate::rules::Time;
+use crate::rules::book::SEEN_AT_MOST;
 use crate::rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
 
 /// Receipts that are kept: many more than a broker has under way to us.
@@ -33,6 +34,14 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             connection
                 .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
                 .execute(params![rule, value, at.0])?;
+            Ok(())
+        }
+        RuleChange::Unseen { rule, values } => {
+            let mut statement =
+                connection.prepare_cached("DELETE FROM rule_seen WHERE rule = ?1 AND value = ?2")?;
+            for value in values {
+                statement.execute([rule, value])?;
+            }
             Ok(())
         }
         RuleChange::Close(closing) => close(connection, closing),
@@ -185,7 +194,12 @@ pub(super) fn read(
         ),
         each(
             connection,
-            &format!("SELECT rule, value, seen FROM rule_seen ORDER BY seen {order}"),
+            &format!(
+                "SELECT rule, value, seen FROM (
+                     SELECT rule, value, seen, ROW_NUMBER() OVER (PARTITION BY rule ORDER BY seen DESC) AS place
+                     FROM rule_seen)
+                 WHERE place <= {SEEN_AT_MOST} ORDER BY seen {order}"
+            ),
             |row| {
                 seen.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
                 Ok(())
@@ -216,4 +230,67 @@ pub(super) fn add_missing(rules: &mut RestoredRules, rest: RestoredRules) {
     rules
         .pending
         .extend(missing.filter(|p| !known.contains(&p.event.event_id)));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file() -> Connection {
+        let mut connection = Connection::open_in_memory().unwrap();
+        super::super::schema::migrate(&mut connection).unwrap();
+        connection
+    }
+
+    fn restored(connection: &Connection) -> RestoredRules {
+        let mut rules = RestoredRules::default();
+        for outcome in read(connection, "ASC", &mut rules) {
+            outcome.unwrap();
+        }
+        rules
+    }
+
+    fn see(connection: &Connection, rule: &str, value: &str, at: i64) {
+        let seen = RuleChange::Seen {
+            rule: rule.to_owned(),
+            value: value.to_owned(),
+            at: Time(at),
+        };
+        apply(connection, &seen).unwrap();
+    }
+
+    #[test]
+    fn values_are_kept_until_they_are_forgotten() {
+        let connection = file();
+        for (at, value) in [(1, "a"), (2, "b"), (3, "c")] {
+            see(&connection, "r", value, at);
+            see(&connection, "s", value, at);
+        }
+        let unseen = RuleChange::Unseen {
+            rule: "r".to_owned(),
+            values: vec!["a".to_owned(), "b".to_owned()],
+        };
+        apply(&connection, &unseen).unwrap();
+        let values: Vec<String> = restored(&connection)
+            .seen
+            .into_iter()
+            .map(|(rule, value, _)| rule + &value)
+            .collect();
+        assert_eq!(values, ["sa", "sb", "rc", "sc"]);
+    }
+
+    #[test]
+    fn no_more_values_are_read_than_are_remembered() {
+        let connection = file();
+        connection.execute_batch("BEGIN").unwrap();
+        let most = i64::try_from(SEEN_AT_MOST).unwrap();
+        for at in 0..most + 5 {
+            see(&connection, "r", &at.to_string(), at);
+        }
+        see(&connection, "s", "x", 1);
+        connection.execute_batch("COMMIT").unwrap();
+        let seen = restored(&connection).seen;
+        assert_eq!(seen.len(), SEEN_AT_MOST + 1);
+        assert_eq!(seen[1], ("r".to_owned(), "5".to_owned(), Time(5)));
+    }
 }

@@ -3,6 +3,7 @@
 //! The book decides and does nothing: no clock, no tasks, no disk. What it decides comes back as changes for the store,
 //! in order.
 
+mod seen;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -15,8 +16,10 @@ use super::intake::{Message, Read, Reader, Reading};
 use super::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange, ShownMessage};
 use super::window::{Closed, OTHER, Observation, Windows};
 use super::{Closing, Event, EventWindow, Output, PromptSource, Rule, RuleCounters, Selector, Time, words};
+use seen::Seen;
 use waiting::Waiting;
 
+pub(crate) use seen::SEEN_AT_MOST;
 pub(crate) use waiting::Room;
 
 /// Receipts that are remembered for the broker's redeliveries: many more than it has under way to us.
@@ -25,9 +28,6 @@ const RECEIPTS: usize = 1024;
 const UNSTEADY: Duration = Duration::from_secs(1);
 /// A window that is closed so long after it was due is published late.
 const LATE: Duration = Duration::from_secs(5);
-/// Values of `dedupe` are remembered for so long, and so many of a rule.
-const SEEN_FOR: Duration = Duration::from_hours(24);
-const SEEN_AT_MOST: usize = 100_000;
 
 /// A message for rules.
 #[derive(Debug, Clone)]
@@ -64,8 +64,7 @@ struct Desk {
     bytes: u64,
     /// Messages dropped since its last event.
     dropped: u64,
-    seen: HashMap<String, Time>,
-    seen_order: VecDeque<String>,
+    seen: Seen,
 }
 
 pub(crate) struct Book {
@@ -280,7 +279,13 @@ impl Book {
         }
         for (rule, value, at) in seen {
             if let Some(desk) = self.desks.get_mut(&rule) {
-                desk.see(value, at);
+                let forgotten = desk.seen.add(value, at);
+                if !forgotten.is_empty() {
+                    changes.push(RuleChange::Unseen {
+                        rule,
+                        values: forgotten,
+                    });
+                }
             }
         }
         // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
@@ -348,10 +353,8 @@ impl Book {
             .map(|(seq, message)| (*seq, message.clone()))
             .collect();
         let seen = self.desks.iter().flat_map(|(name, desk)| {
-            desk.seen_order.iter().filter_map(|value| {
-                let at = desk.seen.get(value)?;
-                Some((name.clone(), value.clone(), *at))
-            })
+            let seen = desk.seen.all();
+            seen.map(|(value, at)| (name.clone(), value.to_owned(), at))
         });
         RestoredRules {
             messages: messages.into_values().collect(),
@@ -385,18 +388,12 @@ impl Book {
             return;
         };
         let read = desk.reader.read(reading);
-        if let Some(value) = &read.repeat_of {
-            // Publishers count each for itself: repeats are looked for within a group.
-            let value = format!("{}\u{1f}{value}", read.group);
-            if !desk.see(value.clone(), now) {
-                self.counters.repeated += 1;
-                return;
-            }
-            changes.push(RuleChange::Seen {
-                rule: name.to_owned(),
-                value,
-                at: now,
-            });
+        // Publishers count each for itself: repeats are looked for within a group.
+        let value = read.repeat_of.as_ref();
+        let value = value.map(|value| format!("{}\u{1f}{value}", read.group));
+        if value.as_ref().is_some_and(|value| desk.seen.holds(value, now)) {
+            self.counters.repeated += 1;
+            return;
         }
         let mut kept = KeptMessage {
             seq: self.seq + 1,
@@ -419,6 +416,18 @@ impl Book {
             desk.dropped += 1;
             self.counters.dropped += 1;
             return;
+        }
+        // Only now: what is dropped may come again.
+        if let Some(value) = value {
+            let rule = name.to_owned();
+            let forgotten = desk.seen.add(value.clone(), now);
+            if !forgotten.is_empty() {
+                changes.push(RuleChange::Unseen {
+                    rule: rule.clone(),
+                    values: forgotten,
+                });
+            }
+            changes.push(RuleChange::Seen { rule, value, at: now });
         }
         self.seq += 1;
         let observed = desk.windows.observe(&observation(&kept, read));
@@ -601,8 +610,7 @@ impl Desk {
             messages: HashMap::new(),
             bytes: 0,
             dropped: 0,
-            seen: HashMap::new(),
-            seen_order: VecDeque::new(),
+            seen: Seen::default(),
         }
     }
 
@@ -623,27 +631,6 @@ impl Desk {
         }
         self.bytes -= forgotten.iter().map(KeptMessage::cost).sum::<u64>();
         forgotten
-    }
-
-    /// False if the value was seen before.
-    fn see(&mut self, value: String, at: Time) -> bool {
-        while let Some(oldest) = self.seen_order.front() {
-            let expired = self
-                .seen
-                .get(oldest)
-                .is_none_or(|seen| at.since(*seen) > SEEN_FOR);
-            if !expired && self.seen_order.len() < SEEN_AT_MOST {
-                break;
-            }
-            self.seen.remove(oldest);
-            self.seen_order.pop_front();
-        }
-        if self.seen.contains_key(&value) {
-            return false;
-        }
-        self.seen_order.push_back(value.clone());
-        self.seen.insert(value, at);
-        true
     }
 }
 

@@ -169,3 +169,72 @@ fn facts_alone_wait_for_no_model() {
     assert!(book.take_waiting().is_none());
     assert_eq!(facts(&mut book), [(Some(Value::Number(1.0)), None)]);
 }
+
+/// How many of these messages count, one after the other.
+fn counted(rule: Rule, messages: &[serde_json::Value]) -> u64 {
+    let mut book = book(rule, Room::ENDLESS);
+    for message in messages {
+        say(&mut book, "a", message, after(1));
+    }
+    book.counters().messages
+}
+
+#[test]
+fn what_differs_is_no_repeat() {
+    let mut once = rule();
+    once.dedupe = Some(Selector::Field("/n".to_owned()));
+    let long = "x".repeat(300);
+    for [one, other] in [
+        [json!(9_007_199_254_740_992_u64), json!(9_007_199_254_740_993_u64)],
+        [json!(u64::MAX), json!(u64::MAX - 1)],
+        [json!(format!("{long}1")), json!(format!("{long}2"))],
+        [json!([long, 1]), json!([long, 2])],
+    ] {
+        let messages = [&one, &other, &one, &other].map(|n| json!({"n": n}));
+        assert_eq!(counted(once.clone(), &messages), 2, "{one} {other}");
+    }
+    let mut bare = once;
+    bare.payload = PayloadFormat::Number;
+    bare.dedupe = Some(Selector::Field(String::new()));
+    let messages = [json!(9_007_199_254_740_992_u64), json!(9_007_199_254_740_993_u64)];
+    assert_eq!(counted(bare, &messages), 2);
+}
+
+#[test]
+fn long_numbers_are_groups_of_their_own() {
+    let mut grouped = rule();
+    grouped.group_by = Some(Selector::Field("/id".to_owned()));
+    let mut book = book(grouped, Room::ENDLESS);
+    for id in [json!(9_007_199_254_740_993_u64), json!(1.0)] {
+        say(&mut book, "a", &json!({"id": id}), after(0));
+    }
+    let groups = [(); 2].map(|()| book.take_waiting().unwrap().pending.event.group);
+    assert_eq!(groups, ["9007199254740993", "1"]);
+}
+
+#[test]
+fn what_was_dropped_may_come_again() {
+    let mut once = rule();
+    once.dedupe = Some(Selector::Field("/n".to_owned()));
+    once.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    once.limits.store_bytes = 250;
+    let mut book = book(once, Room::ENDLESS);
+    say(&mut book, "a", &json!({"n": 1}), after(0));
+    say(&mut book, "a", &json!({"n": 2}), after(1));
+    say(&mut book, "a", &json!({"n": 1}), after(2));
+    let counters = book.counters();
+    assert_eq!(
+        (counters.messages, counters.dropped, counters.repeated),
+        (1, 1, 1)
+    );
+    book.tick(after(600));
+    let changes = say(&mut book, "a", &json!({"n": 2}), after(600));
+    assert_eq!(book.counters().messages, 2);
+    assert!(
+        changes
+            .iter()
+            .any(|change| matches!(change, RuleChange::Seen { .. }))
+    );
+}
