@@ -115,6 +115,8 @@ pub(crate) enum RuleChange {
     Mark { rule: String, group: String, mark: Mark },
     /// The group is forgotten.
     Unmark { rule: String, group: String },
+    /// The rule is gone, and with it all that is known of its groups and of its `dedupe`.
+    Leave { rule: String },
     /// The event of a window that has ended.
     Pending(Box<PendingEvent>),
     /// The event is among the messages to be published.

@@ -57,6 +57,14 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
                 .execute([rule, group])?;
             Ok(())
         }
+        RuleChange::Leave { rule } => {
+            for table in ["rule_marks", "rule_seen"] {
+                connection
+                    .prepare_cached(&format!("DELETE FROM {table} WHERE rule = ?1"))?
+                    .execute([rule])?;
+            }
+            Ok(())
+        }
         RuleChange::Pending(event) => pending(connection, event),
         RuleChange::Posted { event_id } => {
             connection
@@ -277,6 +285,25 @@ mod tests {
             .map(|(rule, value, _)| rule + &value)
             .collect();
         assert_eq!(values, ["sa", "sb", "rc", "sc"]);
+    }
+
+    #[test]
+    fn of_a_rule_that_is_gone_nothing_is_kept() {
+        let connection = file();
+        for rule in ["r", "s"] {
+            see(&connection, rule, "a", 1);
+            let mark = RuleChange::Mark {
+                rule: rule.to_owned(),
+                group: "g".to_owned(),
+                mark: crate::rules::Mark::default(),
+            };
+            apply(&connection, &mark).unwrap();
+        }
+        let rule = "r".to_owned();
+        apply(&connection, &RuleChange::Leave { rule }).unwrap();
+        let rules = restored(&connection);
+        assert_eq!((rules.seen.len(), rules.marks.len()), (1, 1));
+        assert_eq!(rules.marks[0].0, "s");
     }
 
     #[test]

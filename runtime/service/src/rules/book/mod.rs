@@ -8,7 +8,7 @@ mod seen;
 mod tests;
 mod waiting;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -124,8 +124,7 @@ impl Book {
             .cloned()
             .collect();
         for name in gone {
-            self.end_all(&name, now, Closing::Reload, &mut changes);
-            self.desks.remove(&name);
+            self.leave(name, now, &mut changes);
         }
         for (rule, reader) in rules.into_iter().zip(readers) {
             let name = rule.name.clone();
@@ -134,8 +133,7 @@ impl Book {
                 .get(&name)
                 .is_some_and(|desk| !desk.rule.counts_as(&rule))
             {
-                self.end_all(&name, now, Closing::Reload, &mut changes);
-                self.desks.remove(&name);
+                self.leave(name.clone(), now, &mut changes);
             }
             let rule = Arc::new(rule);
             match self.desks.get_mut(&name) {
@@ -277,15 +275,18 @@ impl Book {
         for receipt in receipts {
             self.remember(receipt);
         }
+        let mut gone: BTreeSet<String> = BTreeSet::new();
         for (rule, value, at) in seen {
-            if let Some(desk) = self.desks.get_mut(&rule) {
-                let forgotten = desk.seen.add(value, at);
-                if !forgotten.is_empty() {
-                    changes.push(RuleChange::Unseen {
-                        rule,
-                        values: forgotten,
-                    });
-                }
+            let Some(desk) = self.desks.get_mut(&rule) else {
+                gone.insert(rule);
+                continue;
+            };
+            let forgotten = desk.seen.add(value, at);
+            if !forgotten.is_empty() {
+                changes.push(RuleChange::Unseen {
+                    rule,
+                    values: forgotten,
+                });
             }
         }
         // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
@@ -295,10 +296,14 @@ impl Book {
             // New messages go on behind all that were ever counted.
             mark.seq = mark.seq.map(|seq| seq + base);
             self.seq = self.seq.max(mark.seq.unwrap_or(0));
-            if let Some(desk) = self.desks.get_mut(&rule) {
-                desk.windows.restore(group, mark);
+            match self.desks.get_mut(&rule) {
+                Some(desk) => desk.windows.restore(group, mark),
+                None => {
+                    gone.insert(rule);
+                }
             }
         }
+        changes.extend(gone.into_iter().map(|rule| RuleChange::Leave { rule }));
         let mut orphans = Vec::new();
         for message in messages {
             let seq = message.seq + base;
@@ -483,6 +488,13 @@ impl Book {
             let closed = desk.windows.close_all(now, why);
             self.close(name, closed, now, changes);
         }
+    }
+
+    /// Ends a rule's windows and forgets it: another of its name begins anew.
+    fn leave(&mut self, name: String, now: Time, changes: &mut Vec<RuleChange>) {
+        self.end_all(&name, now, Closing::Reload, changes);
+        self.desks.remove(&name);
+        changes.push(RuleChange::Leave { rule: name });
     }
 
     fn close(&mut self, name: &str, closed: Vec<Closed>, now: Time, changes: &mut Vec<RuleChange>) {

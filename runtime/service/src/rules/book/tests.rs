@@ -3,7 +3,7 @@ use serde_json::json;
 use super::*;
 use crate::reply::ErrorCode;
 use crate::rules::{
-    Field, PayloadFormat, RuleLimits, TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
+    Field, Mark, PayloadFormat, RuleLimits, TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
 };
 
 const START: Time = Time(1_700_000_000_000);
@@ -237,4 +237,49 @@ fn what_was_dropped_may_come_again() {
             .iter()
             .any(|change| matches!(change, RuleChange::Seen { .. }))
     );
+}
+
+fn leaves(changes: &[RuleChange]) -> Vec<&str> {
+    changes
+        .iter()
+        .filter_map(|change| match change {
+            RuleChange::Leave { rule } => Some(rule.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_rule_that_is_gone_leaves_nothing_behind() {
+    let mut watched = rule();
+    watched.window.absence = Some(Duration::from_mins(1));
+    let mut book = book(watched.clone(), Room::ENDLESS);
+    say(&mut book, "a", &json!({}), after(0));
+    let mut words = watched.clone();
+    words.words.max_tokens += 1;
+    let changes = book.set_rules(vec![words], after(1)).unwrap();
+    assert_eq!(leaves(&changes), [""; 0], "it goes on with other words");
+    let mut other = watched.clone();
+    other.window.kind = WindowKind::Count { messages: 2 };
+    say(&mut book, "b", &json!({}), after(1));
+    let changes = book.set_rules(vec![other], after(2)).unwrap();
+    assert_eq!(leaves(&changes), ["r"]);
+    assert!(book.all().marks.is_empty());
+    let changes = book.set_rules(Vec::new(), after(2)).unwrap();
+    assert_eq!(leaves(&changes), ["r"]);
+}
+
+#[test]
+fn what_is_left_of_unknown_rules_is_forgotten() {
+    let mut book = book(rule(), Room::ENDLESS);
+    let restored = RestoredRules {
+        marks: vec![
+            ("r".to_owned(), "a".to_owned(), Mark::default()),
+            ("gone".to_owned(), "a".to_owned(), Mark::default()),
+        ],
+        seen: vec![("away".to_owned(), "x".to_owned(), START)],
+        ..RestoredRules::default()
+    };
+    let changes = book.restore(restored, after(0));
+    assert_eq!(leaves(&changes), ["away", "gone"]);
 }
