@@ -80,18 +80,20 @@ impl Shared {
 
     pub(super) fn observe(&self, message: &RuleMessage) -> Option<Observed> {
         let mut book = self.book();
-        if self.ledger().store_failing().is_some() {
-            book.drop_message(message);
-            return None;
-        }
-        let changes = book.observe(message, wall());
+        let storable = self.ledger().store_failing().is_none();
+        let changes = if storable {
+            book.observe(message, wall())
+        } else {
+            book.observe_unstored(message, wall())
+        };
         let waiting = changes.iter().any(RuleChange::calls_for_words);
         let stored = self.ledger().note_rules(changes);
         drop(book);
         if waiting {
             self.rules_wake.notify_one();
         }
-        stored.map(Observed)
+        // Nobody waits for a store that fails.
+        stored.filter(|_| storable).map(Observed)
     }
 
     pub(super) fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {

@@ -148,34 +148,12 @@ impl Book {
 
     /// Counts a message in the windows of the rules that take it.
     pub(crate) fn observe(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
-        let mut changes = Vec::new();
-        if let Some(receipt) = message.receipt {
-            if message.redelivered && self.known_receipts.contains(&receipt) {
-                self.counters.redelivered += 1;
-                return changes;
-            }
-            self.remember(receipt);
-            changes.push(RuleChange::Receipt(receipt));
-        }
-        let now = self.now(wall, &mut changes);
-        let reading = Reading::of(Message {
-            topic: &message.topic,
-            payload: &message.payload,
-        });
-        for name in &message.rules {
-            self.observe_for(name, message, &reading, now, &mut changes);
-        }
-        changes
+        self.take(message, wall, true)
     }
 
-    /// Nothing can be stored: the message counts as dropped.
-    pub(crate) fn drop_message(&mut self, message: &RuleMessage) {
-        for name in &message.rules {
-            if let Some(desk) = self.desks.get_mut(name.as_ref()) {
-                desk.dropped += 1;
-                self.counters.dropped += 1;
-            }
-        }
+    /// As [`Book::observe`] while nothing can be stored: unless it ends a window at once, the message is dropped.
+    pub(crate) fn observe_unstored(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+        self.take(message, wall, false)
     }
 
     /// Ends what is due.
@@ -381,18 +359,50 @@ impl Book {
         }
     }
 
+    fn take(&mut self, message: &RuleMessage, wall: Time, storable: bool) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        if let Some(receipt) = message.receipt {
+            if message.redelivered && self.known_receipts.contains(&receipt) {
+                self.counters.redelivered += 1;
+                return changes;
+            }
+            self.remember(receipt);
+            changes.push(RuleChange::Receipt(receipt));
+        }
+        let now = self.now(wall, &mut changes);
+        let reading = Reading::of(Message {
+            topic: &message.topic,
+            payload: &message.payload,
+        });
+        for name in &message.rules {
+            let Some(desk) = self.desks.get(name.as_ref()) else {
+                continue;
+            };
+            let read = desk.reader.read(&reading);
+            let kept = KeptMessage {
+                seq: self.seq + 1,
+                rule: name.to_string(),
+                group: read.group.clone(),
+                arrived: now,
+                topic: message.topic.clone(),
+                payload: message.payload.clone(),
+            };
+            self.observe_for(kept, read, storable, &mut changes);
+        }
+        changes
+    }
+
     fn observe_for(
         &mut self,
-        name: &str,
-        message: &RuleMessage,
-        reading: &Reading<'_>,
-        now: Time,
+        mut kept: KeptMessage,
+        read: Read,
+        storable: bool,
         changes: &mut Vec<RuleChange>,
     ) {
-        let Some(desk) = self.desks.get_mut(name) else {
+        let (name, now) = (kept.rule.clone(), kept.arrived);
+        let Some(desk) = self.desks.get(&name) else {
             return;
         };
-        let read = desk.reader.read(reading);
         // Publishers count each for itself: repeats are looked for within a group.
         let value = read.repeat_of.as_ref();
         let value = value.map(|value| format!("{}\u{1f}{value}", read.group));
@@ -400,60 +410,74 @@ impl Book {
             self.counters.repeated += 1;
             return;
         }
-        let mut kept = KeptMessage {
-            seq: self.seq + 1,
-            rule: name.to_owned(),
-            group: read.group.clone(),
-            arrived: now,
-            topic: message.topic.clone(),
-            payload: message.payload.clone(),
-        };
-        let cost = kept.cost();
-        if desk.bytes + cost > desk.rule.limits.store_bytes || self.bytes + cost > self.most_bytes {
-            if desk.dropped == 0 {
-                tracing::warn!(
-                    rule = name,
-                    bytes = desk.bytes,
-                    "messages of a rule are dropped: its open windows hold as much as they may (limits.store of the rule, \
-                     store.max_rules_size)"
-                );
-            }
-            desk.dropped += 1;
-            self.counters.dropped += 1;
+        let room = storable && self.make_room(&name, kept.cost(), now, changes);
+        let Some(desk) = self.desks.get_mut(&name) else {
             return;
-        }
-        // Only now: what is dropped may come again.
-        if let Some(value) = value {
-            let rule = name.to_owned();
-            let forgotten = desk.seen.add(value.clone(), now);
-            if !forgotten.is_empty() {
-                changes.push(RuleChange::Unseen {
-                    rule: rule.clone(),
-                    values: forgotten,
-                });
-            }
-            changes.push(RuleChange::Seen { rule, value, at: now });
-        }
-        self.seq += 1;
-        let observed = desk.windows.observe(&observation(&kept, read));
+        };
+        let observation = observation(&kept, read);
+        let observed = if room {
+            desk.windows.observe(&observation)
+        } else {
+            desk.windows.observe_without_room(&observation)
+        };
         if observed.overflow {
             OTHER.clone_into(&mut kept.group);
         }
+        if observed.missed {
+            desk.drop_one();
+            self.counters.dropped += 1;
+        } else {
+            self.seq = kept.seq;
+            // Only now: what is dropped may come again.
+            if let Some(value) = value {
+                desk.see(value, now, changes);
+            }
+        }
+        let group = kept.group.clone();
+        // Without `absence` it says nothing that a message was dropped.
+        let marked = if observed.missed {
+            desk.rule.window.absence.is_some()
+        } else {
+            !observed.placed
+        };
         if observed.placed {
             self.counters.messages += 1;
             changes.push(RuleChange::Message(Box::new(kept.clone())));
             self.keep(kept);
-        } else {
+        } else if !observed.missed {
             self.counters.late += 1;
-            if let Some(mark) = desk.windows.mark(&kept.group) {
-                changes.push(RuleChange::Mark {
-                    rule: kept.rule,
-                    group: kept.group,
-                    mark,
-                });
-            }
         }
-        self.after(name, observed.closed, observed.dropped, now, changes);
+        self.after(&name, observed.closed, observed.dropped, now, changes);
+        if marked {
+            let desk = self.desks.get(&name);
+            let mark = desk.and_then(|desk| desk.windows.mark(&group));
+            changes.extend(mark.map(|mark| RuleChange::Mark {
+                rule: name,
+                group,
+                mark,
+            }));
+        }
+    }
+
+    /// Whether there is room for a message of that cost, if need be after what is due has ended.
+    fn make_room(&mut self, name: &str, cost: u64, now: Time, changes: &mut Vec<RuleChange>) -> bool {
+        if self.has_room(name, cost) {
+            return true;
+        }
+        let Some(desk) = self.desks.get_mut(name) else {
+            return false;
+        };
+        let closed = desk.windows.tick(now);
+        self.close(name, closed, now, changes);
+        self.has_room(name, cost)
+    }
+
+    fn has_room(&self, name: &str, cost: u64) -> bool {
+        self.bytes + cost <= self.most_bytes
+            && self
+                .desks
+                .get(name)
+                .is_some_and(|desk| desk.bytes + cost <= desk.rule.limits.store_bytes)
     }
 
     /// What follows from a message: windows that ended, groups that were forgotten.
@@ -624,6 +648,32 @@ impl Desk {
             dropped: 0,
             seen: Seen::default(),
         }
+    }
+
+    /// Counts a message that is dropped.
+    fn drop_one(&mut self) {
+        if self.dropped == 0 {
+            tracing::warn!(
+                rule = self.rule.name,
+                bytes = self.bytes,
+                "messages of a rule are dropped: its open windows hold as much as they may (limits.store of the rule, \
+                 store.max_rules_size), or the store fails"
+            );
+        }
+        self.dropped += 1;
+    }
+
+    /// Remembers a value of `dedupe`.
+    fn see(&mut self, value: String, at: Time, changes: &mut Vec<RuleChange>) {
+        let rule = self.rule.name.clone();
+        let values = self.seen.add(value.clone(), at);
+        if !values.is_empty() {
+            changes.push(RuleChange::Unseen {
+                rule: rule.clone(),
+                values,
+            });
+        }
+        changes.push(RuleChange::Seen { rule, value, at });
     }
 
     /// Takes out the messages that no open window needs any more.

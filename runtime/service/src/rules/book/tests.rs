@@ -229,7 +229,6 @@ fn what_was_dropped_may_come_again() {
         (counters.messages, counters.dropped, counters.repeated),
         (1, 1, 1)
     );
-    book.tick(after(600));
     let changes = say(&mut book, "a", &json!({"n": 2}), after(600));
     assert_eq!(book.counters().messages, 2);
     assert!(
@@ -282,4 +281,83 @@ fn what_is_left_of_unknown_rules_is_forgotten() {
     };
     let changes = book.restore(restored, after(0));
     assert_eq!(leaves(&changes), ["away", "gone"]);
+}
+
+/// Ten minutes of at most one message, whose silence is told.
+fn full(early: &str) -> Rule {
+    let mut full = rule();
+    full.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    full.window.early = Some(early.to_owned());
+    full.window.cool_down = Duration::from_secs(30);
+    full.window.absence = Some(Duration::from_mins(1));
+    full.limits.store_bytes = 250;
+    full.words.prompt = PromptSource::None;
+    full
+}
+
+#[test]
+fn a_full_store_hides_no_alarm() {
+    let mut book = book(full("t > 80"), Room::ENDLESS);
+    for (t, at) in [(20, 0), (21, 1), (90, 2), (30, 3), (91, 4)] {
+        say(&mut book, "a", &json!({"t": t}), after(at));
+    }
+    let event = book.take_facts().unwrap().event;
+    let window = &event.window;
+    assert_eq!(
+        (window.reason, window.messages, window.dropped),
+        (Closing::Early, 2, 1)
+    );
+    assert_eq!(event.stats[0].1.max, Some(90.0));
+    // There is room again for one; within `cool_down` an alarm is dropped as others are.
+    let counters = book.counters();
+    assert_eq!((counters.held, counters.dropped), (1, 2));
+    assert!(book.take_facts().is_none());
+}
+
+#[test]
+fn an_alarm_is_told_while_nothing_can_be_stored() {
+    let mut book = book(full("t > 80"), Room::ENDLESS);
+    for (t, at) in [(20, 0), (90, 1)] {
+        let message = RuleMessage {
+            topic: "plant/a".to_owned(),
+            payload: json!({"t": t}).to_string().into_bytes(),
+            rules: vec!["r".into()],
+            receipt: None,
+            redelivered: false,
+        };
+        book.observe_unstored(&message, after(at));
+    }
+    let window = book.take_facts().unwrap().event.window;
+    assert_eq!(
+        (window.reason, window.messages, window.dropped),
+        (Closing::Early, 1, 1)
+    );
+    assert_eq!(book.counters().held, 0);
+}
+
+#[test]
+fn who_is_dropped_is_not_absent() {
+    let mut book = book(full("false"), Room::ENDLESS);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    let changes = say(&mut book, "a", &json!({"t": 2}), after(50));
+    let marks = changes.iter().filter_map(|change| match change {
+        RuleChange::Mark { mark, .. } => mark.last_seen,
+        _ => None,
+    });
+    assert_eq!(marks.collect::<Vec<_>>(), [after(50)], "over a restart, too");
+    book.tick(after(100));
+    assert!(book.take_facts().is_none());
+    book.tick(after(110));
+    assert_eq!(book.take_facts().unwrap().event.window.reason, Closing::Absence);
+}
+
+#[test]
+fn what_is_due_makes_room_for_the_next() {
+    let mut book = book(full("false"), Room::ENDLESS);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    say(&mut book, "a", &json!({"t": 2}), after(600));
+    let counters = book.counters();
+    assert_eq!((counters.messages, counters.dropped), (2, 0));
 }

@@ -33,6 +33,8 @@ pub struct Observed {
     /// Whether the message counts in a window. If not, it need not be stored: [`super::Windows::mark`] of its group, stored
     /// in its place, makes a restart exact.
     pub placed: bool,
+    /// Whether there was no room for the message, and it counts nowhere.
+    pub missed: bool,
     /// Whether the message counts in group [`super::OTHER`], under which it must be stored.
     pub overflow: bool,
     /// Groups that were forgotten to make room: marks stored of them are of no more use.

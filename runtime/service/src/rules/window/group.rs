@@ -73,8 +73,7 @@ impl Group {
         let time = frame.time_of(o);
         if !again {
             self.mark.seq = self.mark.seq.max(Some(o.seq));
-            self.mark.last_seen = Some(o.arrived);
-            self.mark.absent = false;
+            self.see(o.arrived);
         }
         let place = self.place(
             frame,
@@ -102,10 +101,32 @@ impl Group {
         (placed, ended)
     }
 
+    /// Whether the message would end the window that it counts in, by `early`.
+    pub(super) fn would_end_early(&self, frame: &Frame, o: &Observation) -> bool {
+        o.early && !frame.is_hopping() && self.is_calm(o.arrived)
+    }
+
+    /// A message came that counts nowhere.
+    pub(super) fn miss(&mut self, frame: &mut Frame, o: &Observation) {
+        self.see(o.arrived);
+        if frame.reports_empty() && self.mark.empty_from.is_none() {
+            self.expect_from(frame.period(o.arrived).start);
+        }
+    }
+
+    fn see(&mut self, arrived: Time) {
+        self.mark.last_seen = Some(arrived);
+        self.mark.absent = false;
+    }
+
+    fn is_calm(&self, at: Time) -> bool {
+        self.mark.cool_until.is_none_or(|until| until <= at)
+    }
+
     fn end_with(&mut self, frame: &mut Frame, index: usize, o: &Observation, time: Time) -> Option<Closed> {
         let window = &self.windows[index];
         let spec = &frame.spec;
-        let calm = self.mark.cool_until.is_none_or(|until| until <= o.arrived);
+        let calm = self.is_calm(o.arrived);
         let too_many = spec.early_rate.is_some_and(|(most, within)| {
             let back = usize::try_from(most).unwrap_or(usize::MAX);
             window

@@ -49,6 +49,9 @@
 //! *Absence* is reported once when the newest message of a group (without groups: at first the first tick) arrived so
 //! long ago.
 //!
+//! A message that there is no room to keep counts in no window, unless it ends its window by `early`; its group was there
+//! all the same.
+//!
 //! # Groups
 //!
 //! Messages of more than `max_groups` groups go to [`OTHER`], which does not count as one. To make room, the group that was
@@ -136,6 +139,29 @@ impl Windows {
 
     /// Counts a message, after ending what is due at its arrival.
     pub fn observe(&mut self, o: &Observation) -> Observed {
+        self.take(o, |group, frame, observed| {
+            let (placed, closed) = group.observe(frame, o);
+            observed.placed = placed;
+            observed.closed.extend(closed);
+        })
+    }
+
+    /// As [`Self::observe`] for a message that there is no room to keep. It counts all the same if its window ends with it
+    /// by `early`, since then it need not be kept; else only its group was there.
+    pub fn observe_without_room(&mut self, o: &Observation) -> Observed {
+        self.take(o, |group, frame, observed| {
+            observed.missed = !group.would_end_early(frame, o);
+            if observed.missed {
+                group.miss(frame, o);
+            } else {
+                let (placed, closed) = group.observe(frame, o);
+                observed.placed = placed;
+                observed.closed.extend(closed);
+            }
+        })
+    }
+
+    fn take(&mut self, o: &Observation, act: impl FnOnce(&mut Group, &mut Frame, &mut Observed)) -> Observed {
         let mut observed = Observed::default();
         // A message that was placed before a restart ends nothing: what it could have ended has ended.
         let placed_before = self
@@ -156,9 +182,7 @@ impl Windows {
             }
         }
         if let Some(group) = self.groups.get_mut(name) {
-            let (placed, closed) = group.observe(&mut self.frame, o);
-            observed.placed = placed;
-            observed.closed.extend(closed);
+            act(group, &mut self.frame, &mut observed);
             self.queues.settle(group, &mut self.frame);
         }
         observed
