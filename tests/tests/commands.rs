@@ -81,7 +81,6 @@ fn a_credential_of_the_unit_is_missed_only_where_the_broker_is_asked() {
         vec!["models", "list"],
         vec!["rules", "lint"],
         vec!["config"],
-        vec!["store", "show"],
         vec!["support", "--output", bundle.to_str().unwrap()],
     ] {
         let output = with_credential(&arguments);

@@ -182,7 +182,7 @@ active && fail "runs on after remove"
 step remove "stopped; configuration and state kept"
 
 apt-get purge -y -q phi-edge >/dev/null 2>&1 || fail "purge"
-for left in /etc/phi-edge /var/lib/phi-edge /usr/lib/phi-edge /usr/share/phi-edge /usr/bin/phi-edge; do
+for left in /etc/phi-edge /var/lib/phi-edge /var/log/phi-edge /usr/lib/phi-edge /usr/share/phi-edge /usr/bin/phi-edge; do
     [ ! -e "$left" ] || fail "$left is left after purge"
 done
 ! systemctl list-unit-files --no-pager | grep -q phi-edge || fail "the unit is left after purge"

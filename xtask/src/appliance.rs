@@ -178,16 +178,16 @@ fn payload(folder: &Path) -> Result<PathBuf> {
 
 /// The commands that the README has for the package, one a line.
 fn newcomer(readme: &str) -> Result<String> {
-    let commands: String = readme
+    let commands: Vec<&str> = readme
         .lines()
         .skip_while(|line| !line.starts_with("**From the package**"))
         .skip_while(|line| !line.starts_with("    "))
         .take_while(|line| line.starts_with("    "))
-        .map(|line| format!("{}\n", line.trim_start()))
+        .map(str::trim_start)
         .collect();
-    match commands.lines().count() {
-        4..=8 => Ok(commands),
-        count => bail!("the README has {count} commands for a newcomer, not four to eight: {commands}"),
+    match commands.len() {
+        4..=8 => Ok(commands.join("\n") + "\n"),
+        count => bail!("the README has {count} commands for a newcomer, not four to eight: {commands:?}"),
     }
 }
 
