@@ -411,6 +411,7 @@ mod tests {
     use super::*;
 
     /// No room, until the version before is gone.
+    #[expect(clippy::unnecessary_wraps, reason = "it stands in for a function that can fail")]
     fn crowded(folder: &Path) -> std::io::Result<Option<u64>> {
         Ok(Some(if folder.join("m.previous").exists() {
             0
