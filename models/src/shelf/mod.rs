@@ -411,7 +411,10 @@ mod tests {
     use super::*;
 
     /// No room, until the version before is gone.
-    #[expect(clippy::unnecessary_wraps, reason = "it stands in for a function that can fail")]
+    #[expect(
+        clippy::unnecessary_wraps,
+        reason = "it stands in for a function that can fail"
+    )]
     fn crowded(folder: &Path) -> std::io::Result<Option<u64>> {
         Ok(Some(if folder.join("m.previous").exists() {
             0
