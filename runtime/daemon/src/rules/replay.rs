@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use phi_edge_config::Config;
 use phi_edge_models::{Message, ModelDir, Role, TextModel};
+use phi_edge_mqtt::filter_matches;
 use phi_edge_service::rules::words::{Budget, Plan};
 use phi_edge_service::rules::{Replay, ReplayedWindow, Time};
 use phi_edge_service::{Service, ServiceConfig, spawn_engine};
@@ -38,6 +39,7 @@ pub(crate) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
     let max_tokens = rule.words.max_tokens;
     let max_parts = rule.words.max_parts;
     let most = rule.words.max_prompt_tokens;
+    let topics = rule.topics.clone();
     let replay = Replay::new(rule).map_err(|error| Fault::new(Exit::Config, error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
@@ -53,6 +55,7 @@ pub(crate) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
         let room = model.context.saturating_sub(max_tokens + 1);
         let printer = Printer {
             args,
+            topics: &topics,
             model: &model,
             tokens: most.map_or(room, |most| room.min(most)),
             max_parts,
@@ -177,6 +180,8 @@ async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
 
 struct Printer<'a> {
     args: &'a RuleTestArgs,
+    /// The rule's filters.
+    topics: &'a [String],
     model: &'a Model,
     tokens: usize,
     max_parts: usize,
@@ -185,7 +190,7 @@ struct Printer<'a> {
 
 impl Printer<'_> {
     async fn run(&self, mut replay: Replay, recording: &[Recorded]) -> Result<(), Fault> {
-        let mut windows = 0;
+        let (mut windows, mut skipped) = (0, 0_usize);
         let mut last: Option<Time> = None;
         for (number, recorded) in recording.iter().enumerate() {
             let at = Time(recorded.time.as_millisecond());
@@ -206,6 +211,10 @@ impl Printer<'_> {
                 }
             }
             last = Some(at);
+            if !taken(self.topics, &recorded.topic) {
+                skipped += 1;
+                continue;
+            }
             for window in replay.observe(&recorded.topic, &payload, at) {
                 windows += 1;
                 self.print(windows, &window).await?;
@@ -217,7 +226,13 @@ impl Printer<'_> {
             self.print(windows, &window).await?;
         }
         if !self.args.json {
-            line(&format!("{} messages, {windows} windows", recording.len()))?;
+            line(&format!(
+                "{} messages, {windows} windows",
+                recording.len() - skipped
+            ))?;
+        }
+        if skipped > 0 {
+            eprintln!("{}", skipped_note(skipped, recording, self.topics));
         }
         Ok(())
     }
@@ -288,7 +303,49 @@ impl Printer<'_> {
     }
 }
 
+/// Whether the rule takes messages of this topic.
+fn taken(filters: &[String], topic: &str) -> bool {
+    filters.iter().any(|filter| filter_matches(filter, topic))
+}
+
+fn skipped_note(skipped: usize, recording: &[Recorded], filters: &[String]) -> String {
+    let mut topics = recording.iter().map(|recorded| recorded.topic.as_str());
+    let example = topics.find(|topic| !taken(filters, topic)).unwrap_or_default();
+    format!(
+        "{skipped} more messages are skipped: the rule's topics ({}) do not match theirs, such as {example}",
+        filters.join(", ")
+    )
+}
+
 fn line(text: &str) -> Result<(), Fault> {
     writeln!(std::io::stdout().lock(), "{text}")
         .map_err(|error| Fault::failed(format!("the output can't be written: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_the_rules_topics_match_is_replayed() {
+        let filters = ["plant/+/temperature".to_owned(), "room/#".to_owned()];
+        let recorded = |topic: &str| Recorded {
+            time: jiff::Timestamp::UNIX_EPOCH,
+            topic: topic.to_owned(),
+            payload: Some("1".to_owned()),
+            payload_base64: None,
+        };
+        let recording = ["plant/a/temperature", "plant/a/speed", "room/b/c"].map(recorded);
+        let left: Vec<&str> = recording
+            .iter()
+            .map(|recorded| recorded.topic.as_str())
+            .filter(|topic| !taken(&filters, topic))
+            .collect();
+        assert_eq!(left, ["plant/a/speed"]);
+        let note = skipped_note(1, &recording, &filters);
+        assert!(
+            note.contains("plant/+/temperature, room/#") && note.contains("plant/a/speed"),
+            "{note}"
+        );
+    }
 }
