@@ -183,6 +183,21 @@ async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
 }
 
 #[tokio::test]
+async fn silence_has_words_too() {
+    let mut silent = rule("r");
+    silent.window.absence = Some(Duration::from_millis(1));
+    silent.words.prompt = PromptSource::Text("{{ window.reason }} of {{ messages|length }}".to_owned());
+    let mut bench = bench(vec![silent]);
+    assert_eq!(answer(&mut bench, "Nothing came.").await, "absence of 0");
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(
+        (event.window.reason, event.window.messages),
+        (Closing::Absence, 0)
+    );
+    assert_eq!(event.text.as_deref(), Some("Nothing came."));
+}
+
+#[tokio::test]
 async fn facts_go_without_words_where_the_model_fails() {
     let mut bench = bench(vec![rule("r")]);
     observe(&bench, [1.0, 2.0, 3.0]).await;

@@ -110,14 +110,11 @@ impl ReplayedWindow {
         self.rule.words.system.as_deref()
     }
 
-    /// The prompts, none for a rule without words or a window without messages.
+    /// The prompts, none for a rule without words.
     ///
     /// # Errors
     /// The template can't be rendered, or a prompt does not fit.
     pub fn prompts(&self, budget: &Budget<'_>) -> Result<Option<Plan>, WordsError> {
-        if self.pending.messages.is_empty() {
-            return Ok(None);
-        }
         let Some(template) = Template::compile(&self.rule.words.prompt, &self.rule.fields)? else {
             return Ok(None);
         };

@@ -67,8 +67,6 @@ pub(crate) async fn worded(
     let mut jobs = Vec::new();
     let worded = match &rule {
         None => Err(error(ErrorCode::Unavailable, "the rule is no longer configured")),
-        // Of nothing there is nothing to say.
-        Some(_) if messages.is_empty() => Ok(()),
         Some(rule) => {
             let mut wording = Wording {
                 shared,

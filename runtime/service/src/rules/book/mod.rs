@@ -195,9 +195,9 @@ impl Book {
         self.desks.values().filter_map(|desk| desk.windows.due()).min()
     }
 
-    /// When a window ends next that the model may have to word: of a rule with a prompt that holds messages.
+    /// When a window ends next that the model may have to word: of a rule with a prompt.
     pub(crate) fn words_due(&self) -> Option<Time> {
-        let wordy = |desk: &&Desk| !matches!(desk.rule.words.prompt, PromptSource::None) && desk.bytes > 0;
+        let wordy = |desk: &&Desk| !wordless(&desk.rule);
         let desks = self.desks.values().filter(wordy);
         desks.filter_map(|desk| desk.windows.due()).min()
     }
@@ -732,7 +732,8 @@ fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<S
         last_topic.get_or_insert_with(|| message.topic.clone());
         let payload = words::text(&message.payload, words::MESSAGE_CAP);
         bytes += payload.len();
-        if bytes > desk.rule.limits.keep_bytes {
+        // The newest is shown in any case: it is cut already.
+        if bytes > desk.rule.limits.keep_bytes && !shown.is_empty() {
             break;
         }
         let read = desk.reader.read(&Reading::of(Message {

@@ -361,3 +361,27 @@ fn what_is_due_makes_room_for_the_next() {
     let counters = book.counters();
     assert_eq!((counters.messages, counters.dropped), (2, 0));
 }
+
+#[test]
+fn the_newest_message_is_shown_whatever_its_size() {
+    let mut small = rule();
+    small.window.kind = WindowKind::Count { messages: 2 };
+    small.limits.keep_bytes = 8;
+    let mut book = book(small, Room::ENDLESS);
+    for t in [1, 2] {
+        say(&mut book, "a", &json!({"t": t, "name": "long"}), after(t));
+    }
+    let pending = book.take_waiting().unwrap().pending;
+    assert_eq!(pending.messages.len(), 1);
+    assert_eq!(pending.messages[0].time, after(2));
+    assert_eq!(pending.event.window.left_out, 1);
+}
+
+#[test]
+fn the_model_is_needed_for_silence_too() {
+    let mut watched = rule();
+    watched.window.absence = Some(Duration::from_mins(1));
+    let mut book = book(watched, Room::ENDLESS);
+    say(&mut book, "a", &json!({}), after(0));
+    assert_eq!(book.words_due(), Some(after(60)));
+}
