@@ -168,6 +168,18 @@ async fn a_window_becomes_an_event() {
 }
 
 #[tokio::test]
+async fn an_answer_may_repeat_limits_of_an_included_template() {
+    let mut digest = rule("r");
+    digest.words.prompt =
+        PromptSource::Text("{% if false %}{% include \"demo-digest\" %}{% endif %}?".to_owned());
+    let mut bench = bench(vec![digest]);
+    observe(&bench, [1.0, 4.0, 2.5]).await;
+    answer(&mut bench, "Up to 4, below 75, not 76.").await;
+    let (event, _) = event(&mut bench).await;
+    assert_eq!(event.unsupported_numbers, Some(vec!["76".to_owned()]));
+}
+
+#[tokio::test]
 async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
     let mut alone = rule("r");
     alone.words.prompt = PromptSource::None;

@@ -11,7 +11,7 @@ use tokio::time::{Instant, sleep};
 use super::book::Unworded;
 use super::record::{PendingEvent, ShownMessage};
 use super::words::{self, Budget, Record, Template, WordsError};
-use super::{Event, EventError, PromptSource, Published, Rule, TextFormat};
+use super::{Event, EventError, Published, Rule, TextFormat};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::ledger::INTERNAL;
 use crate::prompts::Prompts;
@@ -124,7 +124,7 @@ impl Wording<'_> {
         if self.rule.words.check_numbers {
             let words = &self.rule.words;
             let written = [
-                template_text(&words.prompt),
+                plan.template.as_str(),
                 words.system.as_deref().unwrap_or_default(),
             ];
             event.unsupported_numbers = Some(words::unsupported_numbers(
@@ -160,6 +160,7 @@ impl Wording<'_> {
                 prompts: plan.prompts,
                 left_out: plan.left_out,
                 records,
+                template: template.text().to_owned(),
             }))
         })
         .await
@@ -246,6 +247,8 @@ struct Planned {
     prompts: Vec<String>,
     left_out: u64,
     records: Vec<Record>,
+    /// What the operator wrote: its numbers are as good as any.
+    template: String,
 }
 
 /// Counts the tokens of a rule's prompts.
@@ -269,15 +272,6 @@ impl Counter {
             max_parts: self.rule.words.max_parts,
             count,
         }
-    }
-}
-
-/// What the operator wrote: its numbers are as good as any.
-fn template_text(prompt: &PromptSource) -> &str {
-    match prompt {
-        PromptSource::Text(text) => text,
-        PromptSource::BuiltIn(name) => words::source(name).unwrap_or_default(),
-        PromptSource::None => "",
     }
 }
 
