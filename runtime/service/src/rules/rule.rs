@@ -186,16 +186,6 @@ pub enum TimeSource {
     },
 }
 
-impl TimeSource {
-    /// How long after a window's end messages of it are waited for.
-    pub(crate) fn lateness(&self) -> Duration {
-        match self {
-            Self::Arrival => Duration::ZERO,
-            Self::Field { lateness, .. } => *lateness,
-        }
-    }
-}
-
 /// How facts become words.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Words {

@@ -26,7 +26,7 @@ pub(crate) use waiting::Room;
 const RECEIPTS: usize = 1024;
 /// The wall clock may stand still or step back by so much without having been set.
 const UNSTEADY: Duration = Duration::from_secs(1);
-/// A window that is closed so long after it was due is published late.
+/// A window that is closed so long after it was to end is published late.
 const LATE: Duration = Duration::from_secs(5);
 
 /// A message for rules.
@@ -741,7 +741,7 @@ fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<S
             payload: &message.payload,
         }));
         shown.push(ShownMessage {
-            time: read.stamp.unwrap_or(message.arrived),
+            time: desk.windows.time_of(read.stamp, message.arrived),
             topic: message.topic.clone(),
             payload,
             fields: desk.reader.named(read.values),
@@ -753,7 +753,6 @@ fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<S
 
 fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
     let rule = &desk.rule;
-    let due = closed.end.after(rule.window.time.lateness());
     Event {
         event_id,
         rule: rule.name.clone(),
@@ -766,7 +765,7 @@ fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) 
             late: closed.late,
             left_out: closed.messages.saturating_sub(shown),
             dropped: desk.dropped,
-            closed_late: closed.why == Closing::Due && now.since(due) > LATE,
+            closed_late: now.since(closed.at) > LATE,
         },
         stats: rule
             .fields

@@ -385,3 +385,66 @@ fn the_model_is_needed_for_silence_too() {
     say(&mut book, "a", &json!({}), after(0));
     assert_eq!(book.words_due(), Some(after(60)));
 }
+
+/// Whether the first event that is told at that time says that it is late.
+fn closed_late(
+    window: impl FnOnce(&mut WindowSpec),
+    messages: &[serde_json::Value],
+    told: u64,
+) -> (Closing, bool) {
+    let mut rule = rule();
+    window(&mut rule.window);
+    let mut book = book(rule, Room::ENDLESS);
+    for (message, at) in messages.iter().zip(0..) {
+        say(&mut book, "a", message, after(at));
+    }
+    book.tick(after(told));
+    let window = book.take_waiting().unwrap().pending.event.window;
+    (window.reason, window.closed_late)
+}
+
+#[test]
+fn what_ended_while_nobody_watched_is_told_late() {
+    let session = |spec: &mut WindowSpec| {
+        spec.kind = WindowKind::Session {
+            gap: Duration::from_hours(2),
+        };
+        spec.max_age = Some(Duration::from_mins(1));
+    };
+    let silent = |spec: &mut WindowSpec| {
+        spec.kind = WindowKind::Count { messages: 9 };
+        spec.absence = Some(Duration::from_mins(1));
+    };
+    for (told, late) in [(61, false), (90, true)] {
+        assert_eq!(closed_late(session, &[json!({})], told), (Closing::Full, late));
+        assert_eq!(closed_late(silent, &[json!({})], told), (Closing::Absence, late));
+    }
+    // However old a message says to be: its number ended the window, at its arrival.
+    let stamped = |spec: &mut WindowSpec| {
+        spec.time = TimeSource::Field {
+            pointer: "/at".to_owned(),
+            lateness: Duration::ZERO,
+        };
+    };
+    let message = json!({"at": "2020-01-01T00:00:00Z"});
+    assert_eq!(closed_late(stamped, &[message], 0), (Closing::Due, false));
+}
+
+#[test]
+fn the_model_is_shown_the_time_that_counts() {
+    let mut stamped = rule();
+    stamped.window.time = TimeSource::Field {
+        pointer: "/at".to_owned(),
+        lateness: Duration::ZERO,
+    };
+    let mut book = book(stamped, Room::ENDLESS);
+    for at in [after(9), after(3600)] {
+        say(&mut book, "a", &json!({"at": at.0}), after(10));
+    }
+    let shown = [(); 2].map(|()| {
+        let unworded = book.take_waiting().unwrap();
+        book.posted(&unworded.pending.event);
+        unworded.pending.messages[0].time
+    });
+    assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
+}

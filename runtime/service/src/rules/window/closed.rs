@@ -90,6 +90,8 @@ pub struct Closed {
     pub late: u64,
     /// Its newest messages, at most as many as are kept, ascending by time, then number.
     pub seqs: Vec<u64>,
+    /// When, by the clock, it was due or the message came that ended it. It was looked at later where nobody watched.
+    pub at: Time,
     /// Facts, one for each field of the rule.
     pub facts: Vec<FieldFacts>,
     /// Stored messages that no open window needs any more: those of this rule *and of this group* whose numbers lie in

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use super::Observation;
 use super::align::{Calendar, Span, bounded};
 use super::open::Hold;
 use crate::rules::{Time, TimeSource, WindowKind, WindowSpec};
@@ -44,14 +43,14 @@ impl Frame {
         }
     }
 
-    /// What places the message in time.
-    pub(super) fn time_of(&self, o: &Observation) -> Time {
-        let believed = o.arrived.after(self.lateness.max(MOST_AHEAD));
+    /// What places a message in time that arrived then and says to be of `stamp`.
+    pub(super) fn time_of(&self, stamp: Option<Time>, arrived: Time) -> Time {
+        let believed = arrived.after(self.lateness.max(MOST_AHEAD));
         let stamp = match self.spec.time {
             TimeSource::Arrival => None,
-            TimeSource::Field { .. } => o.stamp.filter(|stamp| *stamp <= believed),
+            TimeSource::Field { .. } => stamp.filter(|stamp| *stamp <= believed),
         };
-        bounded(stamp.unwrap_or(o.arrived))
+        bounded(stamp.unwrap_or(arrived))
     }
 
     /// When a window that ends then is due.

@@ -70,7 +70,7 @@ impl Group {
     /// Counts a message, and ends the window that it ends. Says whether it counts in one.
     pub(super) fn observe(&mut self, frame: &mut Frame, o: &Observation) -> (bool, Option<Closed>) {
         let again = self.has_placed(o.seq);
-        let time = frame.time_of(o);
+        let time = frame.time_of(o.stamp, o.arrived);
         if !again {
             self.mark.seq = self.mark.seq.max(Some(o.seq));
             self.see(o.arrived);
@@ -215,7 +215,7 @@ impl Group {
             start: seen,
             end: due,
         };
-        Some(self.report_nothing(frame, span, Closing::Absence))
+        Some(self.report_nothing(frame, span, Closing::Absence, due))
     }
 
     /// Ends every window for a reason that is not its own.
@@ -322,6 +322,7 @@ impl Group {
             bytes,
             late,
             seqs,
+            at: ending.at,
             facts,
             forget,
             mark: self.mark.clone(),
@@ -368,7 +369,7 @@ impl Group {
         });
     }
 
-    pub(super) fn report_nothing(&mut self, frame: &Frame, span: Span, why: Closing) -> Closed {
+    pub(super) fn report_nothing(&mut self, frame: &Frame, span: Span, why: Closing, at: Time) -> Closed {
         Closed {
             group: self.name.to_string(),
             start: span.start,
@@ -378,6 +379,7 @@ impl Group {
             bytes: 0,
             late: std::mem::take(&mut self.mark.late),
             seqs: Vec::new(),
+            at,
             facts: vec![Accumulator::default().finish(); frame.hold.fields],
             forget: Vec::new(),
             mark: self.mark.clone(),

@@ -222,6 +222,11 @@ impl Windows {
         self.each_group(|group, frame| group.end_all(frame, now, why))
     }
 
+    /// The time by which a message counts that arrived then and says to be of `stamp`.
+    pub(crate) fn time_of(&self, stamp: Option<Time>, arrived: Time) -> Time {
+        self.frame.time_of(stamp, arrived)
+    }
+
     /// The marks of all groups.
     pub fn marks(&self) -> impl Iterator<Item = (&str, Mark)> {
         self.groups

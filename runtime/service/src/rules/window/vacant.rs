@@ -43,8 +43,9 @@ impl Group {
         let closed_until = &mut self.mark.closed_until;
         *closed_until = (*closed_until).max(Some(vacant.end));
         self.pass(frame, vacant);
-        self.prune(frame, frame.due(vacant.end));
-        Some(self.report_nothing(frame, vacant, Closing::Due))
+        let due = frame.due(vacant.end);
+        self.prune(frame, due);
+        Some(self.report_nothing(frame, vacant, Closing::Due, due))
     }
 
     fn occupies(&self, period: Span) -> bool {
