@@ -44,6 +44,18 @@ pub struct RuleMessage {
     pub redelivered: bool,
 }
 
+/// After a restart, what waits at the broker is taken to be read when nothing has come for so long since the last message,
+/// at most so long after the start.
+const QUIET: Duration = Duration::from_secs(2);
+const SETTLED: Duration = Duration::from_secs(30);
+
+/// Windows are held for what waits at the broker.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    until: Time,
+    at_most: Time,
+}
+
 /// An event that waits for words.
 pub(crate) struct Unworded {
     pub(crate) pending: PendingEvent,
@@ -82,6 +94,8 @@ pub(crate) struct Book {
     most_bytes: u64,
     /// The latest time that was told.
     clock: Option<Time>,
+    /// Whether windows are held for what waits at the broker.
+    hold: Option<Hold>,
     counters: RuleCounters,
 }
 
@@ -100,6 +114,7 @@ impl Book {
             bytes: 0,
             most_bytes,
             clock: None,
+            hold: None,
             counters: RuleCounters::default(),
         }
     }
@@ -160,6 +175,9 @@ impl Book {
     pub(crate) fn tick(&mut self, wall: Time) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let now = self.now(wall, &mut changes);
+        if self.hold.is_some_and(|hold| hold.until <= now) {
+            self.set_hold(None);
+        }
         let due: Vec<String> = self
             .desks
             .iter()
@@ -192,7 +210,8 @@ impl Book {
 
     /// When [`Book::tick`] has something to do next.
     pub(crate) fn due(&self) -> Option<Time> {
-        self.desks.values().filter_map(|desk| desk.windows.due()).min()
+        let windows = self.desks.values().filter_map(|desk| desk.windows.due());
+        windows.chain(self.hold.map(|hold| hold.until)).min()
     }
 
     /// When a window ends next that the model may have to word: of a rule with a prompt.
@@ -229,7 +248,8 @@ impl Book {
         }
     }
 
-    /// Takes over what an earlier process left. Windows that ended meanwhile end now.
+    /// Takes over what an earlier process left. Windows that ended meanwhile end now; those that messages may still be for
+    /// which wait at the broker, and absences, when those are read.
     pub(crate) fn restore(&mut self, restored: RestoredRules, wall: Time) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let RestoredRules {
@@ -266,6 +286,10 @@ impl Book {
                     values: forgotten,
                 });
             }
+        }
+        // What waits at the broker is about the time before, too.
+        if !messages.is_empty() || !marks.is_empty() {
+            self.set_hold(Some(Hold::from(wall)));
         }
         // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
         // is 0, and everything keeps its number.
@@ -370,6 +394,9 @@ impl Book {
             changes.push(RuleChange::Receipt(receipt));
         }
         let now = self.now(wall, &mut changes);
+        if let Some(hold) = &mut self.hold {
+            hold.until = now.after(QUIET).min(hold.at_most);
+        }
         let reading = Reading::of(Message {
             topic: &message.topic,
             payload: &message.payload,
@@ -592,6 +619,7 @@ impl Book {
         );
         self.clock = Some(wall);
         self.waiting.set_back(wall);
+        self.hold = self.hold.map(|_| Hold::from(wall));
         let names: Vec<String> = self.desks.keys().cloned().collect();
         for name in names {
             let Some(desk) = self.desks.get_mut(&name) else {
@@ -608,6 +636,13 @@ impl Book {
             }
         }
         wall
+    }
+
+    fn set_hold(&mut self, hold: Option<Hold>) {
+        self.hold = hold;
+        for desk in self.desks.values_mut() {
+            desk.windows.hold(hold.is_some());
+        }
     }
 
     fn remember(&mut self, receipt: [u8; 32]) {
@@ -630,6 +665,16 @@ pub(crate) fn check(rule: &Rule) -> Result<Reader, String> {
     let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
     words::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
     Reader::new(rule).map_err(wrong)
+}
+
+impl Hold {
+    fn from(now: Time) -> Self {
+        let at_most = now.after(SETTLED);
+        Self {
+            until: at_most,
+            at_most,
+        }
+    }
 }
 
 impl Desk {

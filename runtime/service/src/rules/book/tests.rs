@@ -448,3 +448,88 @@ fn the_model_is_shown_the_time_that_counts() {
     });
     assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
 }
+
+/// Windows of ten minutes by the messages' own time, whose silence is told.
+fn stamped() -> Rule {
+    let mut stamped = rule();
+    stamped.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    stamped.window.time = TimeSource::Field {
+        pointer: "/at".to_owned(),
+        lateness: Duration::ZERO,
+    };
+    stamped.window.absence = Some(Duration::from_mins(2));
+    stamped.words.prompt = PromptSource::None;
+    stamped
+}
+
+/// The book of a process that comes after this one.
+fn restarted(book: &Book, rule: Rule, at: Time) -> Book {
+    let mut next = Book::new(8, u64::MAX, Room::ENDLESS);
+    next.set_rules(vec![rule], at).unwrap();
+    next.restore(book.all(), at);
+    next
+}
+
+fn windows(book: &mut Book) -> Vec<(Closing, u64, u64)> {
+    std::iter::from_fn(|| {
+        let event = book.take_facts()?.event;
+        book.posted(&event);
+        Some((event.window.reason, event.window.messages, event.window.late))
+    })
+    .collect()
+}
+
+#[test]
+fn what_waits_at_the_broker_is_counted_where_it_belongs() {
+    let mut first = book(stamped(), Room::ENDLESS);
+    let stamped_at = |seconds: u64| json!({"at": after(seconds).0});
+    say(&mut first, "a", &stamped_at(1), after(1));
+    // An hour of downtime; the broker has messages of that time.
+    let mut book = restarted(&first, stamped(), after(3600));
+    assert_eq!(book.due(), Some(after(3630)));
+    for seconds in [2, 500, 3000] {
+        say(&mut book, "a", &stamped_at(seconds), after(3601));
+    }
+    assert_eq!(windows(&mut book), []);
+    // A crash meanwhile changes nothing.
+    let mut book = restarted(&book, stamped(), after(3602));
+    say(&mut book, "a", &stamped_at(3001), after(3603));
+    book.tick(after(3604));
+    assert_eq!(windows(&mut book), []);
+    assert_eq!(book.due(), Some(after(3605)));
+    book.tick(after(3605));
+    let mut ended = windows(&mut book);
+    ended.sort_by_key(|(_, messages, _)| *messages);
+    assert_eq!(ended.iter().map(|(_, messages, _)| messages).sum::<u64>(), 5);
+    assert!(
+        ended
+            .iter()
+            .all(|(why, _, late)| (*why, *late) == (Closing::Due, 0)),
+        "{ended:?}"
+    );
+    assert_eq!(book.counters().held, 0);
+}
+
+#[test]
+fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
+    let mut arrivals = stamped();
+    arrivals.window.time = TimeSource::Arrival;
+    for (rule, at_once) in [(arrivals, vec![(Closing::Due, 1, 0)]), (stamped(), Vec::new())] {
+        let mut first = book(rule.clone(), Room::ENDLESS);
+        say(&mut first, "a", &json!({"at": after(1).0}), after(1));
+        let mut book = restarted(&first, rule, after(3600));
+        assert_eq!(
+            windows(&mut book),
+            at_once,
+            "windows of arrivals wait for nothing"
+        );
+        book.tick(after(3629));
+        assert_eq!(windows(&mut book), []);
+        book.tick(after(3630));
+        let later = windows(&mut book);
+        assert!(later.contains(&(Closing::Absence, 0, 0)), "{later:?}");
+        assert_eq!(later.len() + at_once.len(), 2);
+    }
+}

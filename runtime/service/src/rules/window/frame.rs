@@ -18,6 +18,8 @@ pub(super) struct Frame {
     /// None of kinds that know no periods.
     calendar: Option<Calendar>,
     lateness: Duration,
+    /// Time ends nothing of what may still hear from messages that wait at the broker.
+    pub(super) held: bool,
 }
 
 impl Frame {
@@ -40,6 +42,7 @@ impl Frame {
             },
             calendar,
             lateness,
+            held: false,
         }
     }
 
@@ -56,6 +59,16 @@ impl Frame {
     /// When a window that ends then is due.
     pub(super) fn due(&self, end: Time) -> Time {
         end.after(self.lateness)
+    }
+
+    /// Whether a window that ends then is over at `at`.
+    pub(super) fn is_over(&self, end: Time, at: Time) -> bool {
+        !self.holds_windows() && self.due(end) <= at
+    }
+
+    /// Whether windows wait. Those of arrivals need not: what arrives later is none of theirs.
+    pub(super) fn holds_windows(&self) -> bool {
+        self.held && matches!(self.spec.time, TimeSource::Field { .. })
     }
 
     /// The period that `t` lies in; all time for kinds that know no periods.

@@ -173,10 +173,14 @@ impl Group {
             _ => self.windows.first().map(|window| frame.due(window.span.end)),
         };
         let vacant = self.vacant.map(|span| frame.due(span.end));
-        [window, vacant, self.absent_at(frame)]
-            .into_iter()
-            .flatten()
-            .min()
+        let of_windows = window.into_iter().chain(vacant).min();
+        [
+            of_windows.filter(|_| !frame.holds_windows()),
+            self.absent_at(frame),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
     }
 
     /// Ends what is due at `due`, which is not after `now`.
@@ -292,7 +296,7 @@ impl Group {
     }
 
     fn absent_at(&self, frame: &Frame) -> Option<Time> {
-        let absence = frame.spec.absence.filter(|_| !self.mark.absent)?;
+        let absence = frame.spec.absence.filter(|_| !self.mark.absent && !frame.held)?;
         Some(self.mark.last_seen?.after(absence))
     }
 
@@ -361,7 +365,7 @@ impl Group {
     pub(super) fn prune(&mut self, frame: &Frame, at: Time) {
         let closed_until = &mut self.mark.closed_until;
         self.mark.splits.retain(|split| {
-            let passed = frame.due(split.end) <= at;
+            let passed = frame.is_over(split.end, at);
             if passed {
                 *closed_until = (*closed_until).max(Some(split.end));
             }

@@ -71,6 +71,12 @@
 //! and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed and
 //! ends after the new moment, ends all of its windows, since they share messages.
 //!
+//! # After a downtime
+//!
+//! Messages that waited at the broker arrive after the clock has passed what they are about. While windows are held
+//! ([`Windows::hold`]) nothing is absent, and windows of a field's time are not due and nothing is late for them but what
+//! had closed before.
+//!
 //! # Restarts
 //!
 //! A group is its mark and its stored messages. The caller stores each message that is placed, deletes
@@ -209,6 +215,15 @@ impl Windows {
     /// When [`Self::tick`] has something to do next. A rule without groups needs one tick before that counts.
     pub fn due(&self) -> Option<Time> {
         self.queues.due.first().map(|(due, _)| *due)
+    }
+
+    /// While `held`, nothing is absent, and where messages say their own time, no window is due: messages from before may
+    /// still come. What ends windows otherwise goes on. [`Self::tick`] ends later what was due meanwhile.
+    pub fn hold(&mut self, held: bool) {
+        self.frame.held = held;
+        for group in self.groups.values_mut() {
+            self.queues.settle(group, &mut self.frame);
+        }
     }
 
     /// The wall clock was set back to `now`. All marks may have changed: store [`Self::marks`] after it.

@@ -42,7 +42,7 @@ impl Group {
     fn place_in_period(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
         let Arrival { message, time, again } = arrival;
         let period = frame.period(time);
-        if frame.due(period.end) <= message.arrived {
+        if frame.is_over(period.end, message.arrived) {
             return Place::Late;
         }
         let index = self
@@ -91,7 +91,7 @@ impl Group {
             }
             // Windows close in the order of their starts: if this one has, so have those before it.
             let closed = self.mark.closed_until.is_some_and(|until| span.end <= until)
-                || frame.due(span.end) <= message.arrived;
+                || frame.is_over(span.end, message.arrived);
             if closed {
                 return if place == Place::Nowhere {
                     Place::Late
@@ -129,7 +129,7 @@ impl Group {
             .iter()
             .position(|window| near(window.span, window.newest));
         let Some(index) = first else {
-            let passed = frame.due(end) <= message.arrived;
+            let passed = frame.is_over(end, message.arrived);
             let closed = self.mark.closed_until.is_some_and(|until| time < until);
             if !again && (passed || closed) {
                 return Place::Late;
