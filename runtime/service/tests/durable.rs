@@ -173,7 +173,13 @@ async fn after_a_crash_suspects_run_alone_and_the_culprit_is_given_up() {
     }
     bench = Bench::durable(left.path(), 2, LastEnd::Crashed);
     let letter = bench.reply().await;
-    assert!(matches!(letter.body, ReplyBody::DeadLetter(_)), "{letter:?}");
+    match &letter.body {
+        ReplyBody::DeadLetter(letter) => {
+            assert_eq!(letter.payload, b"question a");
+            assert_eq!(letter.topic, "replies/a");
+        }
+        other => panic!("no dead letter: {other:?}"),
+    }
     let outcome = bench.reply().await;
     assert_eq!(outcome.key, key("a"));
     assert!(

@@ -2,25 +2,32 @@
 
 use std::cmp::Reverse;
 
+use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
 use super::settle::size;
 use super::{CRASHES, Entry, Kept, Ledger, Outgoing, Place, State, Waiting};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::Journal;
+use crate::prompts::Prompts;
 use crate::reply::{DeadLetter, ErrorCode, Reply, ReplyBody};
 use crate::rules::record::RestoredRules;
 use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
-    pub(crate) fn restore_if_any(&mut self, now: Instant) -> Option<RestoredRules> {
+    pub(crate) fn restore_if_any(&mut self, prompts: &dyn Prompts, now: Instant) -> Option<RestoredRules> {
         let restored = self.journal.take_restored()?;
-        Some(self.restore(restored, now))
+        Some(self.restore(restored, prompts, now))
     }
 
     /// Takes over what an earlier process left of requests and outcomes.
-    pub(super) fn restore(&mut self, restored: Restored, now: Instant) -> RestoredRules {
+    pub(super) fn restore(
+        &mut self,
+        restored: Restored,
+        prompts: &dyn Prompts,
+        now: Instant,
+    ) -> RestoredRules {
         let Restored {
             jobs,
             outbox,
@@ -51,7 +58,7 @@ impl Ledger {
         }
         self.make_way(jobs.iter().map(|job| job.record.place).max());
         for job in jobs {
-            self.restore_job(job, now);
+            self.restore_job(job, prompts, now);
         }
         self.journal.send();
         rules
@@ -88,7 +95,7 @@ impl Ledger {
             .collect();
     }
 
-    pub(super) fn restore_job(&mut self, restored: RestoredJob, now: Instant) {
+    pub(super) fn restore_job(&mut self, restored: RestoredJob, prompts: &dyn Prompts, now: Instant) {
         let RestoredJob {
             record,
             addresses,
@@ -138,14 +145,14 @@ impl Ledger {
                 self.suspects += usize::from(tries.suspect);
                 self.jobs.insert(key.clone(), entry);
                 if tries.crashes >= CRASHES {
-                    self.give_up(&key, tries.crashes, now);
+                    self.give_up(&key, tries.crashes, prompts, now);
                 }
             }
         }
     }
 
     /// A job that was alone at so many crashes is taken to be their cause.
-    pub(super) fn give_up(&mut self, key: &JobKey, crashes: u32, now: Instant) {
+    pub(super) fn give_up(&mut self, key: &JobKey, crashes: u32, prompts: &dyn Prompts, now: Instant) {
         let message = format!(
             "the service crashed {crashes} times while it worked on this request alone; it is not tried again"
         );
@@ -156,13 +163,18 @@ impl Ledger {
             crashes,
             "a job is given up"
         );
+        // The request itself is not stored: what was asked stands in its prompt.
+        let (topic, prompt) = match self.jobs.get(key).and_then(Entry::waiting) {
+            Some(waiting) => (waiting.job.reply.topic.clone(), text(&waiting.prompt, prompts)),
+            None => Default::default(),
+        };
         let letter = DeadLetter {
             reason: ErrorCode::Internal.as_str().to_owned(),
             message: message.clone(),
-            topic: String::new(),
+            topic,
             id: Some(key.id.clone()),
-            payload: Vec::new(),
-            bytes: 0,
+            payload: DeadLetter::beginning(prompt.as_bytes()),
+            bytes: prompt.len(),
         };
         self.send(
             key.clone(),
@@ -217,6 +229,14 @@ impl Ledger {
         );
         self.journal.replace(all);
     }
+}
+
+/// A prompt in words.
+fn text(prompt: &[TokenId], prompts: &dyn Prompts) -> String {
+    let mut detokenizer = prompts.detokenizer();
+    let mut text: String = prompt.iter().map(|id| detokenizer.push(*id)).collect();
+    text.push_str(&detokenizer.finish());
+    text
 }
 
 pub(super) fn record(

@@ -141,7 +141,9 @@ impl Shared {
     /// Reads what an earlier process left, if it has just become readable.
     pub(crate) fn restore_if_any(&self) {
         let mut book = self.book();
-        let restored = self.ledger().restore_if_any(Instant::now());
+        let restored = self
+            .ledger()
+            .restore_if_any(self.prompts.as_ref(), Instant::now());
         if let Some(restored) = restored {
             let changes = book.restore(restored, wall());
             self.ledger().note_rules(changes);
