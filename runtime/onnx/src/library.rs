@@ -41,6 +41,19 @@ impl Library {
         Ok(library)
     }
 
+    /// The library where it is at hand; a test without it says that it skips, and fails under `CI=true`.
+    #[cfg(test)]
+    pub(crate) fn for_tests() -> Option<Self> {
+        match Self::find(None) {
+            Ok(library) => Some(library),
+            Err(error) => {
+                assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+                println!("SKIPPED: {error}");
+                None
+            }
+        }
+    }
+
     /// The file.
     pub fn path(&self) -> &Path {
         &self.path

@@ -12,7 +12,7 @@ use std::ffi::OsStr;
 const OPT_OUT: &str = "ORT_DISABLE_TELEMETRY";
 
 /// Turns the library's reports off for this process, whatever its environment says. To be called by `main` before it
-/// starts a thread; a library that is loaded without it is told so as well, as long as nothing else is.
+/// starts a thread. Loading the library calls it again, for processes whose `main` is another.
 pub fn forbid_telemetry() {
     if std::env::var_os(OPT_OUT).as_deref() == Some(OsStr::new("1")) {
         return;

@@ -2,32 +2,24 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
+    Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
+use support::{Silent, ids, library};
 
 /// Logits closer than this may change places with the number of tokens in a run.
 const NEAR: f64 = 0.01;
 
 fn forms() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/forms")
-}
-
-fn library() -> Option<Library> {
-    match Library::find(None) {
-        Ok(library) => Some(library),
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-    }
 }
 
 fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
@@ -41,22 +33,6 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         verdicts: None,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
-}
-
-struct Silent;
-
-impl Detokenizer for Silent {
-    fn push(&mut self, _: TokenId) -> String {
-        String::new()
-    }
-    fn finish(&mut self) -> String {
-        String::new()
-    }
-}
-
-fn ids(value: &Value) -> Vec<TokenId> {
-    let number = |id: &Value| TokenId(id.as_u64().unwrap() as u32);
-    value.as_array().unwrap().iter().map(number).collect()
 }
 
 fn generate(engine: &mut Engine<OnnxDecoder>, prompt: Vec<TokenId>, max_tokens: usize) -> Vec<TokenId> {

@@ -5,16 +5,19 @@
 
 #![allow(clippy::cast_possible_truncation, clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt, Regime, RequestId,
-    Row, RowId, Sampling, Step, Stop, TokenId, Wanted,
+    Decoder, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt, Regime, RequestId, Row, RowId,
+    Sampling, Step, Stop, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
+use support::{Silent, ids, library};
 
 fn fixture(name: &str) -> Option<PathBuf> {
     let root = std::env::var_os("PHI_EDGE_FIXTURES").map_or_else(
@@ -34,29 +37,6 @@ fn fixture(name: &str) -> Option<PathBuf> {
     None
 }
 
-/// The library as `cargo xtask test` names it; without it these tests can't run.
-fn library() -> Option<Library> {
-    match Library::find(None) {
-        Ok(library) => Some(library),
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
-            println!("SKIPPED: {error}");
-            None
-        }
-    }
-}
-
-struct Silent;
-
-impl Detokenizer for Silent {
-    fn push(&mut self, _: TokenId) -> String {
-        String::new()
-    }
-    fn finish(&mut self) -> String {
-        String::new()
-    }
-}
-
 struct Golden {
     name: String,
     group: Option<String>,
@@ -64,15 +44,6 @@ struct Golden {
     max_new: usize,
     expected: Vec<TokenId>,
     top: Vec<(TokenId, f32)>,
-}
-
-fn ids(value: &Value) -> Vec<TokenId> {
-    value
-        .as_array()
-        .unwrap()
-        .iter()
-        .map(|id| TokenId(u32::try_from(id.as_u64().unwrap()).unwrap()))
-        .collect()
 }
 
 fn goldens(folder: &Path) -> Vec<Golden> {

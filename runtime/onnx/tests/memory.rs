@@ -2,22 +2,18 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod support;
+
 use std::path::Path;
 
 use phi_edge_engine::Decoder;
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder};
+use phi_edge_onnx::{DecoderConfig, OnnxDecoder};
+use support::library;
 
 #[test]
 fn the_memory_that_is_free_bounds_the_context() {
-    let library = match Library::find(None) {
-        Ok(library) => library,
-        Err(error) => {
-            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
-            println!("SKIPPED: {error}");
-            return;
-        }
-    };
+    let Some(library) = library() else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
     let model = ModelDir::open(&folder).unwrap();
     let config = DecoderConfig {

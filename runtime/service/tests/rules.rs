@@ -10,8 +10,7 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_service::rules::{
-    Closing, Event, Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, RuleMessage, Selector,
-    TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
+    Closing, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
 };
 use phi_edge_service::{
     EngineCommand, ErrorCode, LastEnd, Purge, ReplyBody, ServiceConfig, Store, StoreConfig, inspect, purge,
@@ -20,56 +19,18 @@ use support::{Bench, job, settle, summary};
 
 /// Windows of three messages, whose payloads are the prompt.
 fn rule(name: &str) -> Rule {
-    Rule {
-        name: name.to_owned(),
-        topics: vec!["plant/#".to_owned()],
-        payload: PayloadFormat::Auto,
-        fields: vec![Field {
-            name: "value".to_owned(),
-            pointer: "/value".to_owned(),
-        }],
-        group_by: None,
-        dedupe: None,
-        window: WindowSpec {
-            kind: WindowKind::Count { messages: 3 },
-            time: TimeSource::Arrival,
-            zone: jiff::tz::TimeZone::UTC,
-            empty: false,
-            max_messages: None,
-            max_bytes: None,
-            early: None,
-            early_rate: None,
-            cool_down: Duration::ZERO,
-            max_age: None,
-            absence: None,
-            max_groups: 100,
-        },
-        words: Words {
-            prompt: PromptSource::Text("{% for m in messages %}{{ m.fields.value }} {% endfor %}".to_owned()),
-            system: None,
-            max_tokens: 16,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-            stop: Vec::new(),
-            format: TextFormat::Text,
-            check_numbers: true,
-            deadline: Duration::from_mins(1),
-            max_parts: 4,
-            max_prompt_tokens: None,
-        },
-        output: Output {
-            topic: format!("events/{name}"),
-            qos: 1,
-            expiry: None,
-            retain: false,
-        },
-        limits: RuleLimits {
-            keep_messages: 1000,
-            keep_bytes: 1 << 20,
-            store_bytes: 1 << 20,
-        },
-    }
+    let prompt = PromptSource::Text("{% for m in messages %}{{ m.fields.value }} {% endfor %}".to_owned());
+    let mut rule = Rule::new(name, "plant/#", WindowKind::Count { messages: 3 }, prompt);
+    rule.fields = vec![Field {
+        name: "value".to_owned(),
+        pointer: "/value".to_owned(),
+    }];
+    rule.words.max_tokens = 16;
+    rule.words.check_numbers = true;
+    rule.words.deadline = Duration::from_mins(1);
+    rule.words.max_parts = 4;
+    rule.limits.store_bytes = 1 << 20;
+    rule
 }
 
 fn config(rules: Vec<Rule>) -> ServiceConfig {

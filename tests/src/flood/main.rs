@@ -134,17 +134,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
         replies_tx,
         Some(store),
     );
-    let status = Status {
-        state: State::Ready,
-        reason: None,
-        boot_id: "flood".into(),
-        version: String::new(),
-        model: None,
-        context: None,
-        provider: None,
-        features: Vec::new(),
-        limits: serde_json::Value::Null,
-    };
+    let status = Status::new(State::Ready, "flood");
     let config = LinkConfig {
         host: "127.0.0.1".into(),
         port,

@@ -105,17 +105,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_broker_that_refuses_the_node_degrades_it() {
-        let (status, mut seen) = watch::channel(Status {
-            state: State::Ready,
-            reason: None,
-            boot_id: String::new(),
-            version: String::new(),
-            model: None,
-            context: None,
-            provider: None,
-            features: Vec::new(),
-            limits: serde_json::Value::Null,
-        });
+        let (status, mut seen) = watch::channel(Status::new(State::Ready, ""));
         let (_store, store) = watch::channel(StoreHealth::default());
         let (link_tx, link) = watch::channel(LinkState::Connecting);
         let (_reloaded, reloaded) = watch::channel(());

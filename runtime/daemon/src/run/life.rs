@@ -8,7 +8,7 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use phi_edge_service::LastEnd;
+use phi_edge_service::{LastEnd, private_folder};
 
 const NAME: &str = "running";
 const CRASHED: &str = "crashed";
@@ -30,7 +30,7 @@ impl Life {
                 "the process before this one crashed; what it worked on is tried again, one at a time"
             );
         }
-        let made = private(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
+        let made = private_folder(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
         if let Err(error) = made {
             tracing::warn!(file = %file.display(), %error, "a crash of this process will not be noticed");
         }
@@ -58,15 +58,6 @@ pub(crate) fn record(folder: &Path, service_result: &str) {
     if file.exists() && matches!(service_result, "core-dump" | "oom-kill" | "watchdog") {
         crashed(&file);
     }
-}
-
-/// Makes the folder where it is missing, for nobody else to look into: the store will be in it, and finds it made.
-fn private(folder: &Path) -> std::io::Result<()> {
-    let mut builder = std::fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(folder)
 }
 
 fn crashed(file: &Path) {

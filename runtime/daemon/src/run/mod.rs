@@ -147,15 +147,11 @@ enum End {
 impl<'a> App<'a> {
     fn new(config: &'a Config, args: &'a ConfigArgs, set_level: SetLevel) -> Self {
         let status = Status {
-            state: State::Starting,
             reason: Some("the model is loading".into()),
-            boot_id: identity::boot_id(),
             version: env!("CARGO_PKG_VERSION").into(),
-            model: None,
-            context: None,
-            provider: None,
             features: vec!["chat".into(), "stream".into(), "cancel".into(), "session".into()],
             limits: parts::limits(config),
+            ..Status::new(State::Starting, identity::boot_id())
         };
         Self {
             config,

@@ -247,15 +247,8 @@ mod tests {
     #[test]
     fn the_status_is_one_line() {
         let status = Status {
-            state: State::Ready,
-            reason: None,
-            boot_id: String::new(),
-            version: String::new(),
             model: Some("phi".into()),
-            context: None,
-            provider: None,
-            features: Vec::new(),
-            limits: serde_json::Value::Null,
+            ..Status::new(State::Ready, "")
         };
         assert_eq!(describe(&status, &LinkState::Up), "ready; phi");
         let down = LinkState::Down {

@@ -95,7 +95,7 @@ fn service() -> (Service, mpsc::Receiver<EngineCommand>, mpsc::Receiver<Reply>) 
     (service, engine, replies)
 }
 
-fn config(port: u16) -> LinkConfig {
+pub(super) fn config(port: u16) -> LinkConfig {
     LinkConfig {
         host: "127.0.0.1".into(),
         port,
@@ -124,7 +124,7 @@ impl Edges {
         let gate = Arc::new(Gate::new(client.clone()));
         let config = config(1883);
         let (service_tx, service) = watch::channel(Some(service));
-        let (status_tx, status) = watch::channel(status());
+        let (status_tx, status) = watch::channel(Status::new(State::Ready, "boot"));
         let (stats_tx, stats) = watch::channel(Value::Null);
         let (open_tx, open) = watch::channel(false);
         let (rules_tx, rules) = watch::channel(RuleTopics::default());
@@ -203,20 +203,6 @@ impl Edges {
     }
 }
 
-fn status() -> Status {
-    Status {
-        state: State::Ready,
-        reason: None,
-        boot_id: "boot".into(),
-        version: "0".into(),
-        model: None,
-        context: None,
-        provider: None,
-        features: Vec::new(),
-        limits: Value::Null,
-    }
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_level_that_names_no_client_is_refused() {
     let mut edges = Edges::new();
@@ -288,7 +274,7 @@ async fn what_left_its_pool_is_given_nothing_more_of_it() {
     let port = broker.address().port();
     let (service, _engine, mut replies) = service();
     let (_service, service) = watch::channel(Some(service));
-    let (_status, status) = watch::channel(status());
+    let (_status, status) = watch::channel(Status::new(State::Ready, "boot"));
     let (_stats, stats) = watch::channel(Value::Null);
     let (open_tx, open) = watch::channel(true);
     let (_rules, rules) = watch::channel(RuleTopics::default());

@@ -203,52 +203,24 @@ impl Poller {
 #[cfg(test)]
 mod tests {
     use rumqttc::{AsyncClient, PublishOptions};
-    use serde_json::Value;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::link::{LinkConfig, options};
-    use crate::topics::Topics;
+    use crate::link::{LinkConfig, edges, options};
     use crate::wire::{State, Status};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// CONNACK without properties.
     const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
 
-    fn config() -> LinkConfig {
-        LinkConfig {
-            host: "localhost".into(),
-            port: 1883,
-            client_id: "box".into(),
-            credentials: None,
-            tls: None,
-            keep_alive: KEEP_ALIVE,
-            session_expiry: Duration::from_mins(1),
-            max_packet: 1 << 20,
-            topics: Topics::new("phi-edge/v1/box", Vec::new()),
-            node: "box".into(),
-        }
-    }
-
-    fn offline() -> Status {
-        Status {
-            state: State::Offline,
-            reason: None,
-            boot_id: "boot".into(),
-            version: "0".into(),
-            model: None,
-            context: None,
-            provider: None,
-            features: Vec::new(),
-            limits: Value::Null,
-        }
-    }
-
     #[tokio::test(start_paused = true)]
     async fn a_broker_that_answers_nothing_is_missed_while_something_is_sent() {
-        let config = config();
-        let mut options = options::options(&config, &offline()).expect("options");
+        let config = LinkConfig {
+            keep_alive: KEEP_ALIVE,
+            ..edges::config(1883)
+        };
+        let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
         // It takes whatever comes and says nothing but its CONNACK.
         options.set_socket_connector(|_, _| async {
             let (near, mut far) = tokio::io::duplex(4096);

@@ -65,6 +65,21 @@ pub struct Status {
 }
 
 impl Status {
+    /// A node in this state, of which nothing more is known.
+    pub fn new(state: State, boot_id: impl Into<String>) -> Self {
+        Self {
+            state,
+            reason: None,
+            boot_id: boot_id.into(),
+            version: String::new(),
+            model: None,
+            context: None,
+            provider: None,
+            features: Vec::new(),
+            limits: Value::Null,
+        }
+    }
+
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
         // Of strings, numbers and a JSON value: nothing that can't be written.

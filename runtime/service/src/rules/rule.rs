@@ -34,6 +34,46 @@ pub struct Rule {
 }
 
 impl Rule {
+    /// A rule of one topic filter whose windows the model words in 256 tokens within ten minutes; all else is as plain as it
+    /// can be.
+    pub fn new(name: impl Into<String>, topic: &str, kind: WindowKind, prompt: PromptSource) -> Self {
+        let name = name.into();
+        Self {
+            topics: vec![topic.to_owned()],
+            payload: PayloadFormat::Auto,
+            fields: Vec::new(),
+            group_by: None,
+            dedupe: None,
+            window: WindowSpec::new(kind),
+            words: Words {
+                prompt,
+                system: None,
+                max_tokens: 256,
+                temperature: 0.0,
+                top_p: 1.0,
+                seed: 0,
+                stop: Vec::new(),
+                format: TextFormat::Text,
+                check_numbers: false,
+                deadline: Duration::from_mins(10),
+                max_parts: 8,
+                max_prompt_tokens: None,
+            },
+            output: Output {
+                topic: format!("events/{name}"),
+                qos: 1,
+                expiry: None,
+                retain: false,
+            },
+            limits: RuleLimits {
+                keep_messages: 2_000,
+                keep_bytes: 1 << 20,
+                store_bytes: 64 << 20,
+            },
+            name,
+        }
+    }
+
     /// Whether both count the same messages in the same windows, so that one may go on with the other's.
     pub(crate) fn counts_as(&self, other: &Self) -> bool {
         (
@@ -122,6 +162,26 @@ pub struct WindowSpec {
     pub absence: Option<Duration>,
     /// The most groups; messages of further ones go to a group of their own, named `other`.
     pub max_groups: usize,
+}
+
+impl WindowSpec {
+    /// Windows of this kind by arrival and in UTC, which nothing ends but themselves, of a hundred groups at the most.
+    pub fn new(kind: WindowKind) -> Self {
+        Self {
+            kind,
+            time: TimeSource::Arrival,
+            zone: TimeZone::UTC,
+            empty: false,
+            max_messages: None,
+            max_bytes: None,
+            early: None,
+            early_rate: None,
+            cool_down: Duration::ZERO,
+            max_age: None,
+            absence: None,
+            max_groups: 100,
+        }
+    }
 }
 
 /// The kinds of window.

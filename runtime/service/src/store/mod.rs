@@ -27,6 +27,7 @@ use tokio::sync::{Notify, watch};
 use crate::witness::Witnesses;
 use writer::Writer;
 
+pub use file::private_folder;
 pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
 pub(crate) use change::{Batch, Change, Unstored};

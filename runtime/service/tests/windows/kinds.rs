@@ -2,34 +2,16 @@
 
 use std::time::Duration;
 
-use jiff::tz::TimeZone;
 use phi_edge_service::rules::{
     Closed, Closing, Observation, Time, TimeSource, Value, WindowKind, WindowSpec, Windows,
 };
-
-pub(crate) fn spec(kind: WindowKind) -> WindowSpec {
-    WindowSpec {
-        kind,
-        time: TimeSource::Arrival,
-        zone: TimeZone::UTC,
-        empty: false,
-        max_messages: None,
-        max_bytes: None,
-        early: None,
-        early_rate: None,
-        cool_down: Duration::ZERO,
-        max_age: None,
-        absence: None,
-        max_groups: 100,
-    }
-}
 
 fn seconds(n: u64) -> Duration {
     Duration::from_secs(n)
 }
 
 fn tumbling(every: u64) -> WindowSpec {
-    spec(WindowKind::Tumbling {
+    WindowSpec::new(WindowKind::Tumbling {
         every: seconds(every),
     })
 }
@@ -218,7 +200,7 @@ fn hopping_windows_share_messages() {
         length: seconds(25),
     };
     check(
-        spec(kind),
+        WindowSpec::new(kind),
         &[Come(21), Come(31), Tick(60)],
         &[
             "0..25000 due 1",
@@ -231,7 +213,7 @@ fn hopping_windows_share_messages() {
 
 #[test]
 fn sessions_end_by_silence_and_grow_together() {
-    let session = || spec(WindowKind::Session { gap: seconds(10) });
+    let session = || WindowSpec::new(WindowKind::Session { gap: seconds(10) });
     check(
         session(),
         &[Come(1), Come(10), Come(20), Tick(30)],
@@ -261,7 +243,7 @@ fn sessions_end_by_silence_and_grow_together() {
 
 #[test]
 fn counts_end_by_number_or_age() {
-    let count = || spec(WindowKind::Count { messages: 2 });
+    let count = || WindowSpec::new(WindowKind::Count { messages: 2 });
     check(
         count(),
         &[Come(1), Come(5), Come(6), Close(9)],

@@ -7,7 +7,7 @@ use jiff::civil::time;
 use jiff::tz::TimeZone;
 use phi_edge_service::rules::{Time, Weekdays, WindowKind, WindowSpec, Windows};
 
-use crate::kinds::{message, spec};
+use crate::kinds::message;
 
 const HOUR: Duration = Duration::from_hours(1);
 const DAY: Duration = Duration::from_hours(24);
@@ -21,7 +21,7 @@ fn moment(text: &str) -> Time {
 fn check_span(zone: &str, kind: WindowKind, arrived: &str, expected: (&str, &str)) {
     let spec = WindowSpec {
         zone: TimeZone::get(zone).unwrap(),
-        ..spec(kind)
+        ..WindowSpec::new(kind)
     };
     let mut windows = Windows::new(spec, 0, 0, false);
     windows.observe(&message(1, moment(arrived)));

@@ -2,64 +2,25 @@ use serde_json::json;
 
 use super::*;
 use crate::reply::ErrorCode;
+use crate::rules::record::RestoredRules;
 use crate::rules::{
-    Field, Mark, PayloadFormat, RuleLimits, TextFormat, TimeSource, Value, WindowKind, WindowSpec, Words,
+    Field, Mark, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec,
 };
 
 const START: Time = Time(1_700_000_000_000);
 
 /// Windows of one message, worded within a minute, by the first level of the topic below `plant`.
 fn rule() -> Rule {
-    Rule {
-        name: "r".to_owned(),
-        topics: vec!["plant/#".to_owned()],
-        payload: PayloadFormat::Auto,
-        fields: vec![Field {
-            name: "t".to_owned(),
-            pointer: "/t".to_owned(),
-        }],
-        group_by: Some(Selector::Topic(1)),
-        dedupe: None,
-        window: WindowSpec {
-            kind: WindowKind::Count { messages: 1 },
-            time: TimeSource::Arrival,
-            zone: jiff::tz::TimeZone::UTC,
-            empty: false,
-            max_messages: None,
-            max_bytes: None,
-            early: None,
-            early_rate: None,
-            cool_down: Duration::ZERO,
-            max_age: None,
-            absence: None,
-            max_groups: 100,
-        },
-        words: Words {
-            prompt: PromptSource::Text("{% include \"facts\" %}".to_owned()),
-            system: None,
-            max_tokens: 16,
-            temperature: 0.0,
-            top_p: 1.0,
-            seed: 0,
-            stop: Vec::new(),
-            format: TextFormat::Text,
-            check_numbers: false,
-            deadline: Duration::from_mins(1),
-            max_parts: 4,
-            max_prompt_tokens: None,
-        },
-        output: Output {
-            topic: "events".to_owned(),
-            qos: 1,
-            expiry: None,
-            retain: false,
-        },
-        limits: RuleLimits {
-            keep_messages: 1000,
-            keep_bytes: 1 << 20,
-            store_bytes: 1 << 20,
-        },
-    }
+    let prompt = PromptSource::Text("{% include \"facts\" %}".to_owned());
+    let mut rule = Rule::new("r", "plant/#", WindowKind::Count { messages: 1 }, prompt);
+    rule.fields = vec![Field {
+        name: "t".to_owned(),
+        pointer: "/t".to_owned(),
+    }];
+    rule.group_by = Some(Selector::Topic(1));
+    rule.words.deadline = Duration::from_mins(1);
+    rule.limits.store_bytes = 1 << 20;
+    rule
 }
 
 fn book(rule: Rule, room: Room) -> Book {

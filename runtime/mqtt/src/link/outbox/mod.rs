@@ -1,15 +1,16 @@
 //! Replies out: the truth about what the broker has acknowledged.
 
+mod landed;
+mod subscriptions;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_service::{DeadLetter, ErrorCode, JobKey, Reply, ReplyAddress, ReplyBody, Service, TraceParent};
-use rumqttc::mqttbytes::v5::SubscribeProperties;
+use phi_edge_service::{Reply, Service};
 use rumqttc::{
-    AsyncClient, PubAckReason, PublishNoticeError, PublishOptions, PublishResult, QoS, RetainForwardRule,
-    SubAck, SubscribeFilterInput, SubscribeNoticeError, SubscribeReasonCode, UnsubAck,
-    UnsubscribeNoticeError,
+    AsyncClient, PublishNoticeError, PublishOptions, PublishResult, QoS, SubAck, SubscribeNoticeError,
+    UnsubAck, UnsubscribeNoticeError,
 };
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -21,7 +22,7 @@ use super::outgoing::{Outgoing, What};
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
 use crate::topics::is_topic;
-use crate::wire::{self, State, Status};
+use crate::wire::{State, Status};
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;
@@ -205,109 +206,6 @@ impl Outbox {
         }
     }
 
-    /// Always anew: the broker may have forgotten us. Messages that it kept are not sent again for it.
-    fn subscribe(&mut self) {
-        let filters = self.config.topics.subscriptions();
-        self.subscription = Subscription::Asked;
-        match self
-            .client
-            .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
-        {
-            Ok(notice) => {
-                self.flights
-                    .spawn(async { Landed::Subscribed(notice.wait_async().await) });
-            }
-            Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
-        }
-        self.subscribe_rules();
-        // The broker may remember us as a member, or not.
-        self.in_pool = !*self.open.borrow();
-        self.join_or_leave_pool();
-    }
-
-    /// Each filter by itself, so that the broker says by which of them a message came.
-    fn subscribe_rules(&mut self) {
-        let rules = self.rules.borrow_and_update().clone();
-        let Some(broker) = self.broker else { return };
-        self.rules_refused = None;
-        self.status_due = true;
-        for former in rules.former() {
-            if let Err(error) = self.client.try_unsubscribe(former) {
-                tracing::error!(%error, filter = former, "a former subscription can't be left");
-            }
-        }
-        for entry in rules.entries() {
-            // What this node publishes is none of its rules' business.
-            let wanted = [subscription(&entry.filter).no_local(true)];
-            let properties = SubscribeProperties {
-                id: Some(entry.id),
-                user_properties: Vec::new(),
-            };
-            let asked = if broker.subscription_ids {
-                self.client
-                    .try_subscribe_many_with_properties_tracked(wanted, properties)
-            } else {
-                self.client.try_subscribe_many_tracked(wanted)
-            };
-            match asked {
-                Ok(notice) => {
-                    let filter = entry.filter.clone();
-                    self.flights
-                        .spawn(async move { Landed::Ruled(filter, notice.wait_async().await) });
-                }
-                Err(error) => {
-                    tracing::error!(%error, filter = entry.filter, "a rule's subscription can't be asked for");
-                }
-            }
-        }
-    }
-
-    fn ruled(&mut self, filter: &str, suback: &SubAck) {
-        let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-        if let Some(code) = suback.return_codes.iter().find(refused) {
-            let reason = format!("the broker refuses the subscription of a rule to {filter}: {code:?}");
-            tracing::error!(reason, "not subscribed");
-            self.rules_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
-            self.status_due = true;
-        }
-    }
-
-    /// Takes part in the pool's work, or leaves it to the others: before the node drains, while it is degraded or its
-    /// queue is full. What the broker has given us by then is ours to answer.
-    fn join_or_leave_pool(&mut self) {
-        let filters = self.config.topics.shared_subscriptions();
-        let open = *self.open.borrow_and_update();
-        if filters.is_empty() || self.broker.is_none() || open == self.in_pool {
-            return;
-        }
-        self.in_pool = open;
-        self.pool_refused = None;
-        self.status_due = true;
-        // Until the broker has answered that we are out, it may give us some.
-        self.counters.in_pool.send_replace(true);
-        tracing::info!(open, "pool");
-        if open {
-            match self
-                .client
-                .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
-            {
-                Ok(notice) => {
-                    self.flights
-                        .spawn(async { Landed::Pooled(notice.wait_async().await) });
-                }
-                Err(error) => tracing::error!(%error, "the pool can't be joined"),
-            }
-        } else {
-            match self.client.try_unsubscribe_many_tracked(filters) {
-                Ok(notice) => {
-                    self.flights
-                        .spawn(async { Landed::LeftPool(notice.wait_async().await) });
-                }
-                Err(error) => tracing::error!(%error, "the pool can't be left"),
-            }
-        }
-    }
-
     fn reply(&mut self, reply: &Reply) {
         let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
         if outgoing.what == What::DeadLetter {
@@ -419,159 +317,6 @@ impl Outbox {
         }
     }
 
-    fn landed(&mut self, landed: Landed) {
-        match landed {
-            Landed::Published(outgoing, Ok(_)) => self.acknowledged(&outgoing),
-            Landed::Published(outgoing, Err(PublishNoticeError::V5PubAck(reason))) => match reason {
-                PubAckReason::Success | PubAckReason::NoMatchingSubscribers => self.acknowledged(&outgoing),
-                reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
-            },
-            Landed::Published(outgoing, Err(error)) => {
-                tracing::debug!(topic = outgoing.topic, %error, "to be published again");
-                match outgoing.what {
-                    // The newest one is sent when the link is back.
-                    What::Status => self.status_due = true,
-                    What::Stats => self.stats_due = true,
-                    _ => self.queue.push_front(*outgoing),
-                }
-            }
-            Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
-            Landed::Pooled(Ok(suback)) => {
-                let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-                if let Some(code) = suback.return_codes.iter().find(refused)
-                    && self.in_pool
-                {
-                    let reason = format!("the broker refuses the shared subscription of mqtt.pool: {code:?}");
-                    tracing::error!(reason, "not subscribed");
-                    self.pool_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
-                    self.status_due = true;
-                }
-            }
-            Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
-            Landed::LeftPool(Ok(_)) => {
-                // It may have been joined again meanwhile.
-                if !self.in_pool {
-                    self.counters.in_pool.send_replace(false);
-                }
-            }
-            Landed::LeftPool(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
-            Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
-            // The connection went with it: the next one subscribes anew.
-            Landed::Ruled(_, Err(error)) | Landed::Subscribed(Err(error)) => {
-                tracing::debug!(%error, "the subscription was not answered")
-            }
-        }
-    }
-
-    fn acknowledged(&mut self, outgoing: &Outgoing) {
-        if let What::Outcome {
-            id,
-            reply_id,
-            client,
-            trace,
-        } = &outgoing.what
-        {
-            count(&self.counters.published);
-            tracing::debug!(
-                job.id = id,
-                job.client = client,
-                trace_id = trace.as_ref().map(TraceParent::trace_id),
-                reply_id,
-                "reply acknowledged"
-            );
-        }
-        if let What::Event { id } = &outgoing.what {
-            count(&self.counters.events);
-            tracing::debug!(event.id = id, "event acknowledged");
-        }
-        self.settled(outgoing.delivery);
-    }
-
-    /// The service need not keep the message any longer.
-    fn settled(&self, delivery: Option<u64>) {
-        if let (Some(delivery), Some(service)) = (delivery, self.service.borrow().as_ref()) {
-            service.delivered(delivery);
-        }
-    }
-
-    fn subscribed(&mut self, suback: &SubAck) {
-        self.counters.vitals.subscribed();
-        let refused = suback
-            .return_codes
-            .iter()
-            .zip(self.config.topics.subscriptions())
-            .find(|(code, _)| !matches!(code, SubscribeReasonCode::Success(_)));
-        self.subscription = match refused {
-            None => Subscription::Done,
-            Some((code, filter)) => {
-                let reason = format!("the broker refuses the subscription to {filter}: {code:?}");
-                tracing::error!(reason, "not subscribed");
-                Subscription::Refused {
-                    reason,
-                    again: Instant::now() + SUBSCRIBE_AGAIN,
-                }
-            }
-        };
-        self.status_due = true;
-    }
-
-    /// An answer that the broker can't carry becomes an error that it can.
-    fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
-        if let What::Outcome { id, reply_id, .. } = &outgoing.what {
-            let payload = wire::too_large_reply(id, reply_id, size, limit);
-            let mut error = Outgoing {
-                payload: payload.into(),
-                ..outgoing.clone()
-            };
-            error.properties.user_properties = vec![("kind".into(), "error".into())];
-            if error.packet_size() <= limit {
-                tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
-                self.queue.push_front(error);
-                return;
-            }
-        }
-        let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
-        // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
-        self.rejected_in_part(outgoing, &reason, limit / 3);
-    }
-
-    /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
-    fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
-        self.rejected_in_part(outgoing, reason, DeadLetter::ORIGINAL);
-    }
-
-    /// As [`Outbox::rejected`], with so many bytes of the message at the most.
-    fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, most: usize) {
-        tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
-        if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
-            (&outgoing.what, self.service.borrow().as_ref())
-        {
-            let letter = DeadLetter {
-                reason: ErrorCode::Internal.as_str().to_owned(),
-                message: reason.to_owned(),
-                topic: outgoing.topic.clone(),
-                id: Some(id.clone()),
-                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
-                bytes: outgoing.payload.len(),
-            };
-            let key = JobKey {
-                client: None,
-                id: id.clone(),
-            };
-            let stored = service.post(key, ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter), None);
-            // The letter is stored before the message is forgotten.
-            let (service, delivery) = (service.clone(), outgoing.delivery);
-            tokio::spawn(async move {
-                stored.await;
-                if let Some(delivery) = delivery {
-                    service.delivered(delivery);
-                }
-            });
-        } else {
-            self.settled(outgoing.delivery);
-        }
-    }
-
     async fn goodbye(mut self) {
         let lost = self.queue.len() + self.flights.len();
         if lost > 0 {
@@ -600,10 +345,4 @@ impl Outbox {
         self.flights.abort_all();
         let _ = self.client.try_disconnect_with_timeout(GOODBYE / 2);
     }
-}
-
-fn subscription(filter: &str) -> SubscribeFilterInput {
-    SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
-        .preserve_retain(true)
-        .retain_forward_rule(RetainForwardRule::Never)
 }

@@ -1,15 +1,15 @@
 //! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
 
+mod names;
+mod refuse;
+
 use std::collections::VecDeque;
-use std::fmt::Write as _;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{
-    DeadLetter, ErrorCode, JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
-};
+use phi_edge_service::{JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service, TraceParent};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -21,7 +21,9 @@ use super::poller::{Received, qos0_size};
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, Scope, Topics};
-use crate::wire::{Parsed, Payload, Rejected, TRACEPARENT, parse_cancel, parse_request};
+use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
+use names::{Names, receipt};
+use refuse::Refused;
 
 /// Replies that may wait to be sent before further messages are looked at.
 const REPLIES_WAITING: usize = 1024;
@@ -63,38 +65,6 @@ struct Request<'a> {
     response_topic: Option<&'a str>,
     correlation: Option<Vec<u8>>,
     receipt: Option<[u8; 32]>,
-}
-
-/// Why a request is not taken.
-struct Refused {
-    id: Option<String>,
-    code: ErrorCode,
-    /// For the sender.
-    message: String,
-    /// For the log in its place, where the message quotes what the sender wrote.
-    logged: Option<&'static str>,
-}
-
-impl Refused {
-    fn for_form(id: Option<String>, message: String) -> Self {
-        Self {
-            id,
-            code: ErrorCode::BadRequest,
-            message,
-            logged: None,
-        }
-    }
-}
-
-impl From<Rejected> for Refused {
-    fn from(rejected: Rejected) -> Self {
-        Self {
-            logged: Some(rejected.field()),
-            id: rejected.id,
-            code: rejected.code,
-            message: rejected.message,
-        }
-    }
 }
 
 impl Inbox {
@@ -270,11 +240,7 @@ impl Inbox {
                 publish.payload.len(),
                 limits.max_payload
             );
-            let refused = Refused {
-                code: ErrorCode::TooLarge,
-                ..Refused::for_form(None, message)
-            };
-            return self.refuse(request, service, refused);
+            return self.refuse(request, service, Refused::for_size(message));
         }
         let payload = Payload {
             bytes: &publish.payload,
@@ -376,73 +342,6 @@ impl Inbox {
             traceparent: traceparent(request.publish),
         }
     }
-
-    /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
-    fn refuse(&mut self, request: &Request<'_>, service: &Service, refused: Refused) -> JoinHandle<()> {
-        let Refused {
-            id,
-            code,
-            message,
-            logged,
-        } = refused;
-        count(&self.counters.refused);
-        let usable = request.response_topic.is_some_and(|topic| {
-            self.topics
-                .check_response(topic, request.scope, request.client)
-                .is_ok()
-        });
-        tracing::info!(
-            topic = brief(request.topic),
-            job.id = id,
-            job.client = request.client.map(brief),
-            code = code.as_str(),
-            error = logged.unwrap_or(&message),
-            trace_id = traceparent(request.publish).as_ref().map(TraceParent::trace_id),
-            "request refused"
-        );
-        tracing::trace!(error = message, "and its sender is told");
-        let key = |id: &str| JobKey {
-            client: request.client.map(str::to_owned),
-            id: id.to_owned(),
-        };
-        // A sender that named a topic which it may not use waits there: somebody should know.
-        let misdirected = request.response_topic.is_some() && !usable;
-        let unanswerable = id.is_none() && !usable;
-        let letter = (misdirected || unanswerable).then(|| {
-            let letter = DeadLetter {
-                reason: code.as_str().to_owned(),
-                message: message.clone(),
-                topic: request.topic.to_owned(),
-                id: id.clone(),
-                payload: DeadLetter::beginning(&request.publish.payload),
-                bytes: request.publish.payload.len(),
-            };
-            let key = key(id.as_deref().unwrap_or_default());
-            service.post(
-                key,
-                ReplyAddress::nowhere(),
-                ReplyBody::DeadLetter(letter),
-                // Remembered with what is stored last: then nothing is missing.
-                request.receipt.filter(|_| unanswerable),
-            )
-        });
-        if unanswerable {
-            count(&self.counters.unanswerable);
-        }
-        let refusal = (!unanswerable).then(|| {
-            let id = id.unwrap_or_else(|| self.names.next());
-            let refusal = ReplyBody::Error(service.refusal(code, message));
-            service.post(key(&id), self.address(request, &id), refusal, request.receipt)
-        });
-        tokio::spawn(async move {
-            if let Some(letter) = letter {
-                letter.await;
-            }
-            if let Some(refusal) = refusal {
-                refusal.await;
-            }
-        })
-    }
 }
 
 /// Waits until the oldest message is dealt with.
@@ -462,13 +361,6 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
     }
 }
 
-/// As much of a topic, or of a level of it, as the log needs.
-fn brief(topic: &str) -> &str {
-    const MOST: usize = 512;
-    let end = topic.char_indices().map(|(at, _)| at).nth(MOST);
-    end.and_then(|end| topic.get(..end)).unwrap_or(topic)
-}
-
 /// Nothing is left to be done.
 fn nothing() -> JoinHandle<()> {
     tokio::spawn(async {})
@@ -482,92 +374,4 @@ fn traceparent(publish: &Publish) -> Option<TraceParent> {
         .iter()
         .find(|(name, _)| name.as_str() == TRACEPARENT)?;
     TraceParent::parse(value)
-}
-
-/// Tells a message from others, the same again if the broker delivers it again; `None` for one that it never does.
-fn receipt(publish: &Publish) -> Option<[u8; 32]> {
-    if publish.qos == QoS::AtMostOnce {
-        return None;
-    }
-    let properties = publish.properties.as_ref();
-    let mut digest = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        digest.update(bytes.len().to_le_bytes());
-        digest.update(bytes);
-    };
-    part(&publish.pkid.to_le_bytes());
-    part(&publish.topic);
-    part(&publish.payload);
-    part(
-        properties
-            .and_then(|p| p.correlation_data.as_deref())
-            .unwrap_or_default(),
-    );
-    part(
-        properties
-            .and_then(|p| p.response_topic.as_deref())
-            .unwrap_or_default()
-            .as_bytes(),
-    );
-    Some(digest.finalize().into())
-}
-
-/// Names for what came without one, and seeds.
-struct Names {
-    boot: String,
-    next: u64,
-}
-
-impl Names {
-    fn new(boot_id: &str) -> Self {
-        Self {
-            boot: boot_id.to_owned(),
-            next: 0,
-        }
-    }
-
-    fn next(&mut self) -> String {
-        self.next += 1;
-        format!("{}-{}", self.boot, self.next)
-    }
-
-    /// The name of a request without an id, from its receipt: the same again if the broker delivers it again, even to
-    /// another process. A message that only looks like an earlier one (packet ids come round) gets a name of its own.
-    fn of(&mut self, request: &Request<'_>, service: &Service) -> String {
-        let Some(receipt) = request.receipt else {
-            return self.next();
-        };
-        let stem: String = receipt.iter().take(10).fold(String::new(), |mut name, byte| {
-            let _ = write!(name, "{byte:02x}");
-            name
-        });
-        let name = |n: u32| {
-            if n == 0 {
-                stem.clone()
-            } else {
-                format!("{stem}.{n}")
-            }
-        };
-        let known = |n: u32| {
-            service.knows(&JobKey {
-                client: request.client.map(str::to_owned),
-                id: name(n),
-            })
-        };
-        let mut free = 0;
-        while known(free) {
-            free += 1;
-        }
-        name(if request.publish.dup {
-            free.saturating_sub(1)
-        } else {
-            free
-        })
-    }
-
-    /// A seed for who gave none: sampling twice should give two texts.
-    fn seed(&mut self) -> u64 {
-        use std::hash::{BuildHasher, RandomState};
-        RandomState::new().hash_one(self.next)
-    }
 }

@@ -1,0 +1,128 @@
+//! Requests that are not taken: who is told, and what the log says.
+
+use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, Service, TraceParent};
+use tokio::task::JoinHandle;
+
+use super::{Inbox, Request, traceparent};
+use crate::link::counters::count;
+use crate::wire::Rejected;
+
+/// Why a request is not taken.
+pub(super) struct Refused {
+    id: Option<String>,
+    code: ErrorCode,
+    /// For the sender.
+    message: String,
+    /// For the log in its place, where the message quotes what the sender wrote.
+    logged: Option<&'static str>,
+}
+
+impl Inbox {
+    /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
+    pub(super) fn refuse(
+        &mut self,
+        request: &Request<'_>,
+        service: &Service,
+        refused: Refused,
+    ) -> JoinHandle<()> {
+        let Refused {
+            id,
+            code,
+            message,
+            logged,
+        } = refused;
+        count(&self.counters.refused);
+        let usable = request.response_topic.is_some_and(|topic| {
+            self.topics
+                .check_response(topic, request.scope, request.client)
+                .is_ok()
+        });
+        tracing::info!(
+            topic = brief(request.topic),
+            job.id = id,
+            job.client = request.client.map(brief),
+            code = code.as_str(),
+            error = logged.unwrap_or(&message),
+            trace_id = traceparent(request.publish).as_ref().map(TraceParent::trace_id),
+            "request refused"
+        );
+        tracing::trace!(error = message, "and its sender is told");
+        let key = |id: &str| JobKey {
+            client: request.client.map(str::to_owned),
+            id: id.to_owned(),
+        };
+        // A sender that named a topic which it may not use waits there: somebody should know.
+        let misdirected = request.response_topic.is_some() && !usable;
+        let unanswerable = id.is_none() && !usable;
+        let letter = (misdirected || unanswerable).then(|| {
+            let letter = DeadLetter {
+                reason: code.as_str().to_owned(),
+                message: message.clone(),
+                topic: request.topic.to_owned(),
+                id: id.clone(),
+                payload: DeadLetter::beginning(&request.publish.payload),
+                bytes: request.publish.payload.len(),
+            };
+            let key = key(id.as_deref().unwrap_or_default());
+            service.post(
+                key,
+                ReplyAddress::nowhere(),
+                ReplyBody::DeadLetter(letter),
+                // Remembered with what is stored last: then nothing is missing.
+                request.receipt.filter(|_| unanswerable),
+            )
+        });
+        if unanswerable {
+            count(&self.counters.unanswerable);
+        }
+        let refusal = (!unanswerable).then(|| {
+            let id = id.unwrap_or_else(|| self.names.next());
+            let refusal = ReplyBody::Error(service.refusal(code, message));
+            service.post(key(&id), self.address(request, &id), refusal, request.receipt)
+        });
+        tokio::spawn(async move {
+            if let Some(letter) = letter {
+                letter.await;
+            }
+            if let Some(refusal) = refusal {
+                refusal.await;
+            }
+        })
+    }
+}
+
+impl Refused {
+    pub(super) fn for_form(id: Option<String>, message: String) -> Self {
+        Self {
+            id,
+            code: ErrorCode::BadRequest,
+            message,
+            logged: None,
+        }
+    }
+
+    pub(super) fn for_size(message: String) -> Self {
+        Self {
+            code: ErrorCode::TooLarge,
+            ..Self::for_form(None, message)
+        }
+    }
+}
+
+impl From<Rejected> for Refused {
+    fn from(rejected: Rejected) -> Self {
+        Self {
+            logged: Some(rejected.field()),
+            id: rejected.id,
+            code: rejected.code,
+            message: rejected.message,
+        }
+    }
+}
+
+/// As much of a topic, or of a level of it, as the log needs.
+pub(super) fn brief(topic: &str) -> &str {
+    const MOST: usize = 512;
+    let end = topic.char_indices().map(|(at, _)| at).nth(MOST);
+    end.and_then(|end| topic.get(..end)).unwrap_or(topic)
+}

@@ -1,0 +1,144 @@
+//! What has become of what was sent.
+
+use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, TraceParent};
+use rumqttc::{PubAckReason, PublishNoticeError, SubscribeReasonCode};
+use tokio::time::Instant;
+
+use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
+use crate::link::counters::count;
+use crate::link::outgoing::{Outgoing, What};
+use crate::wire;
+
+impl Outbox {
+    pub(super) fn landed(&mut self, landed: Landed) {
+        match landed {
+            Landed::Published(outgoing, Ok(_)) => self.acknowledged(&outgoing),
+            Landed::Published(outgoing, Err(PublishNoticeError::V5PubAck(reason))) => match reason {
+                PubAckReason::Success | PubAckReason::NoMatchingSubscribers => self.acknowledged(&outgoing),
+                reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
+            },
+            Landed::Published(outgoing, Err(error)) => {
+                tracing::debug!(topic = outgoing.topic, %error, "to be published again");
+                match outgoing.what {
+                    // The newest one is sent when the link is back.
+                    What::Status => self.status_due = true,
+                    What::Stats => self.stats_due = true,
+                    _ => self.queue.push_front(*outgoing),
+                }
+            }
+            Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
+            Landed::Pooled(Ok(suback)) => {
+                let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
+                if let Some(code) = suback.return_codes.iter().find(refused)
+                    && self.in_pool
+                {
+                    let reason = format!("the broker refuses the shared subscription of mqtt.pool: {code:?}");
+                    tracing::error!(reason, "not subscribed");
+                    self.pool_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
+                    self.status_due = true;
+                }
+            }
+            Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
+            Landed::LeftPool(Ok(_)) => {
+                // It may have been joined again meanwhile.
+                if !self.in_pool {
+                    self.counters.in_pool.send_replace(false);
+                }
+            }
+            Landed::LeftPool(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
+            Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
+            // The connection went with it: the next one subscribes anew.
+            Landed::Ruled(_, Err(error)) | Landed::Subscribed(Err(error)) => {
+                tracing::debug!(%error, "the subscription was not answered")
+            }
+        }
+    }
+
+    pub(super) fn acknowledged(&mut self, outgoing: &Outgoing) {
+        if let What::Outcome {
+            id,
+            reply_id,
+            client,
+            trace,
+        } = &outgoing.what
+        {
+            count(&self.counters.published);
+            tracing::debug!(
+                job.id = id,
+                job.client = client,
+                trace_id = trace.as_ref().map(TraceParent::trace_id),
+                reply_id,
+                "reply acknowledged"
+            );
+        }
+        if let What::Event { id } = &outgoing.what {
+            count(&self.counters.events);
+            tracing::debug!(event.id = id, "event acknowledged");
+        }
+        self.settled(outgoing.delivery);
+    }
+
+    /// The service need not keep the message any longer.
+    pub(super) fn settled(&self, delivery: Option<u64>) {
+        if let (Some(delivery), Some(service)) = (delivery, self.service.borrow().as_ref()) {
+            service.delivered(delivery);
+        }
+    }
+
+    /// An answer that the broker can't carry becomes an error that it can.
+    pub(super) fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
+        if let What::Outcome { id, reply_id, .. } = &outgoing.what {
+            let payload = wire::too_large_reply(id, reply_id, size, limit);
+            let mut error = Outgoing {
+                payload: payload.into(),
+                ..outgoing.clone()
+            };
+            error.properties.user_properties = vec![("kind".into(), "error".into())];
+            if error.packet_size() <= limit {
+                tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
+                self.queue.push_front(error);
+                return;
+            }
+        }
+        let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
+        // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
+        self.rejected_in_part(outgoing, &reason, limit / 3);
+    }
+
+    /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
+    pub(super) fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
+        self.rejected_in_part(outgoing, reason, DeadLetter::ORIGINAL);
+    }
+
+    /// As [`Outbox::rejected`], with so many bytes of the message at the most.
+    fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, most: usize) {
+        tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
+        if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
+            (&outgoing.what, self.service.borrow().as_ref())
+        {
+            let letter = DeadLetter {
+                reason: ErrorCode::Internal.as_str().to_owned(),
+                message: reason.to_owned(),
+                topic: outgoing.topic.clone(),
+                id: Some(id.clone()),
+                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
+                bytes: outgoing.payload.len(),
+            };
+            let key = JobKey {
+                client: None,
+                id: id.clone(),
+            };
+            let stored = service.post(key, ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter), None);
+            // The letter is stored before the message is forgotten.
+            let (service, delivery) = (service.clone(), outgoing.delivery);
+            tokio::spawn(async move {
+                stored.await;
+                if let Some(delivery) = delivery {
+                    service.delivered(delivery);
+                }
+            });
+        } else {
+            self.settled(outgoing.delivery);
+        }
+    }
+}

@@ -1,0 +1,235 @@
+#![allow(clippy::unwrap_used)]
+
+use proptest::prelude::*;
+
+use super::*;
+
+fn parse(text: &str) -> Result<Option<Parsed>, Rejected> {
+    parse_request(
+        Payload {
+            bytes: text.as_bytes(),
+            content_type: None,
+        },
+        1000,
+    )
+}
+
+fn error(text: &str) -> Rejected {
+    parse(text).expect_err(text)
+}
+
+#[test]
+fn plain_text_is_the_prompt() {
+    let parsed = parse("Why is the sky blue?").unwrap().unwrap();
+    assert_eq!(parsed.messages, [user("Why is the sky blue?")]);
+    assert_eq!((parsed.id, parsed.max_tokens), (None, 256));
+}
+
+#[test]
+fn nothing_asks_nothing() {
+    assert_eq!(parse(""), Ok(None));
+}
+
+#[test]
+fn every_field_arrives() {
+    let parsed = parse(
+        r#"{"id":"a.b_c-1","prompt":"p","system":"s","max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,
+        "min_p":0.1,"repetition_penalty":1.1,"seed":-1,"stop":["x","y"],"stream":true,"priority":"interactive",
+        "deadline_ms":1500,"session":"talk-1","response_format":{"type":"text"},"images":[]}"#,
+    )
+    .unwrap()
+    .unwrap();
+    assert_eq!(
+        parsed,
+        Parsed {
+            id: Some("a.b_c-1".into()),
+            messages: vec![
+                Message {
+                    role: Role::System,
+                    content: "s".into()
+                },
+                user("p")
+            ],
+            max_tokens: 7,
+            sampling: Sampling {
+                temperature: 0.5,
+                top_k: 40,
+                top_p: 0.9,
+                min_p: 0.1,
+                repetition_penalty: 1.1,
+                seed: u64::MAX
+            },
+            seeded: true,
+            stop: vec!["x".into(), "y".into()],
+            stream: true,
+            priority: Priority::Interactive,
+            deadline: Some(Duration::from_millis(1500)),
+            session: Some("talk-1".into()),
+        }
+    );
+}
+
+#[test]
+fn content_may_be_parts() {
+    let parsed = parse(
+        r#"{"messages":[{"role":"system","content":"s"},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]},
+        {"role":"assistant","content":"c"},{"role":"user","content":"d"}]}"#,
+    )
+    .unwrap()
+    .unwrap();
+    let texts: Vec<_> = parsed.messages.iter().map(|m| m.content.as_str()).collect();
+    assert_eq!(texts, ["s", "ab", "c", "d"]);
+}
+
+#[test]
+fn faults_are_named() {
+    for (text, says) in [
+        ("{", "EOF"),
+        (r#"{"prompt":"x"} y"#, "trailing"),
+        (r#"{"prompt":3}"#, "prompt: invalid type"),
+        (r#"{"prompt":"x","max_token":3}"#, "max_token"),
+        (r#"{"prompt":"x","max_tokens":0}"#, "max_tokens: 0"),
+        (r#"{"prompt":"x","max_tokens":1001}"#, "1 to 1000"),
+        (r#"{"prompt":"x","max_tokens":1.5}"#, "max_tokens"),
+        (r#"{"prompt":"x","temperature":-1}"#, "temperature"),
+        (r#"{"prompt":"x","top_p":0}"#, "top_p"),
+        (r#"{"prompt":"x","seed":"a"}"#, "seed"),
+        (r#"{"prompt":"x","stop":[""]}"#, "stop[0]"),
+        (r#"{"prompt":"x","stop":3}"#, "stop"),
+        (r#"{"prompt":"x","priority":"high"}"#, "priority"),
+        (r#"{"prompt":"x","deadline_ms":0}"#, "deadline_ms"),
+        (r#"{"prompt":"x","messages":[]}"#, "prompt and messages"),
+        (r#"{"prompt":" "}"#, "blank"),
+        (r#"{"messages":[]}"#, "empty"),
+        (
+            r#"{"messages":[{"role":"robot","content":"x"}]}"#,
+            "messages[0].role",
+        ),
+        (r#"{"messages":[{"role":"user"}]}"#, "content"),
+        (
+            r#"{"messages":[{"role":"user","content":3}]}"#,
+            "messages[0].content",
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":[{"type":"sound"}]}]}"#,
+            "type",
+        ),
+        (r#"{"id":"a b","prompt":"x"}"#, "id:"),
+        (r#"{"session":"a b","prompt":"x"}"#, "session:"),
+        (r#"{"session":7,"prompt":"x"}"#, "session:"),
+        (
+            r#"{"prompt":"x","response_format":{"type":"xml"}}"#,
+            "response_format",
+        ),
+        ("{}", "prompt or messages"),
+        (r#"{"prompt":"x","prompt":"y"}"#, "duplicate"),
+    ] {
+        let rejected = error(text);
+        assert_eq!(rejected.code, ErrorCode::BadRequest, "{text}");
+        assert!(rejected.message.contains(says), "{text}: {}", rejected.message);
+        assert!(!rejected.message.contains('\n'), "{text}");
+    }
+}
+
+#[test]
+fn faults_quote_little() {
+    let long = "ü".repeat(5000);
+    for text in [
+        format!(r#"{{"prompt":"x","max_tokens":"{long}"}}"#),
+        format!(r#"{{"prompt":"x","{long}":1}}"#),
+        format!(r#"{{"prompt":"x","temperature":-1,"priority":"{long}"}}"#),
+        format!(r#"{{"prompt":"x","id":"{long}"}}"#),
+    ] {
+        let message = error(&text).message;
+        assert!(message.chars().count() <= FAULT + 1, "{message}");
+    }
+}
+
+#[test]
+fn the_field_at_fault_is_named_without_a_word_of_the_payload() {
+    for (text, field) in [
+        (r#"{"prompt":"x","max_tokens":"secret"}"#, "max_tokens"),
+        (r#"{"messages":[{"role":"secret","content":"x"}]}"#, "messages"),
+        (r#"{"prompt":"x","top_p":0}"#, "top_p"),
+        (r#"{"prompt":"x","secret":1}"#, "payload"),
+        (r#"{"prompt":"secret"#, "prompt"),
+        (r#"{"id":"not an id","prompt":"x"}"#, "id"),
+    ] {
+        assert_eq!(error(text).field(), field, "{text}: {}", error(text).message);
+    }
+}
+
+#[test]
+fn what_is_to_come_is_unsupported() {
+    for text in [
+        r#"{"prompt":"x","images":["…"]}"#,
+        r#"{"prompt":"x","response_format":{"type":"json_object"}}"#,
+        r#"{"messages":[{"role":"user","content":[{"type":"image","data":"…"}]}]}"#,
+    ] {
+        assert_eq!(error(text).code, ErrorCode::Unsupported, "{text}");
+    }
+}
+
+#[test]
+fn the_id_is_found_in_what_is_wrong() {
+    assert_eq!(error(r#"{"id":"a","prompt":3}"#).id.as_deref(), Some("a"));
+    assert_eq!(error(r#"{"id":"a b","prompt":3}"#).id, None);
+    assert_eq!(
+        error(r#"{"id":"a","prompt":"x","max_tokens":0}"#).id.as_deref(),
+        Some("a")
+    );
+}
+
+#[test]
+fn the_content_type_decides_before_the_first_byte() {
+    let as_type = |bytes, content_type| {
+        parse_request(
+            Payload {
+                bytes,
+                content_type: Some(content_type),
+            },
+            10,
+        )
+    };
+    assert!(
+        as_type(b" {\"prompt\":\"x\"}", "application/json; charset=utf-8")
+            .unwrap()
+            .is_some()
+    );
+    assert!(as_type(b"Hello", "application/json").is_err());
+    assert!(as_type(b"Hello", "text/plain").unwrap().is_some());
+    assert!(
+        parse_request(
+            Payload {
+                bytes: b"\xff\xfe",
+                content_type: None
+            },
+            10
+        )
+        .is_err()
+    );
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(1024))]
+
+    /// Whatever comes: an error that says something in one line, or a request that could be served.
+    #[test]
+    fn no_payload_is_too_strange(bytes in prop_oneof![
+        proptest::collection::vec(any::<u8>(), 0..200),
+        r#"\{"(prompt|id|messages|seed|stop|max_tokens)":("[a-z\\u0-9]{0,8}"|-?[0-9]{1,25}|\[\]|null|true|\{\}|1e999)(,|\}|)"#
+            .prop_map(String::into_bytes),
+    ]) {
+        match parse_request(Payload { bytes: &bytes, content_type: None }, 100) {
+            Ok(None) => prop_assert!(bytes.is_empty()),
+            Ok(Some(parsed)) => {
+                prop_assert!(!parsed.messages.is_empty());
+                prop_assert!((1..=100).contains(&parsed.max_tokens));
+            }
+            Err(rejected) => {
+                prop_assert!(!rejected.message.is_empty());
+                prop_assert!(!rejected.message.contains('\n'));
+            }
+        }
+    }
+}

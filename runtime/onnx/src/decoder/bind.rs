@@ -1,0 +1,218 @@
+//! What a run is given: views of keys and values, rope tables, integers; and its logits.
+
+use std::ffi::CString;
+use std::sync::Arc;
+
+use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+
+use super::{OnnxDecoder, Table, to_i64};
+use crate::error::one_line;
+use crate::feeds::Factors;
+use crate::kv::Side;
+use crate::raw::{self, Element, View};
+
+impl OnnxDecoder {
+    /// Binds past and present of the rows to the same views. Kept until another set of rows runs.
+    pub(super) fn bind_rows(&mut self, first: usize, count: usize) -> Result<(), String> {
+        if self.bound_rows == Some((first, count)) {
+            return Ok(());
+        }
+        self.bound_rows = None;
+        self.kv_views.clear();
+        for (index, (past, present)) in self.names.kv.iter().enumerate() {
+            let side = if index % 2 == 0 { Side::Key } else { Side::Value };
+            let view = self.slab.view(index / 2, side, first, count)?;
+            raw::bind_input(&mut self.binding, past, &view)?;
+            raw::bind_output(&mut self.binding, present, &view)?;
+            self.kv_views.push(view);
+        }
+        self.bound_rows = Some((first, count));
+        Ok(())
+    }
+
+    /// Binds the rope tables, where they are inputs: both, or the one of the run's regime.
+    pub(super) fn bind_tables(&mut self, regime: Regime) -> Result<(), String> {
+        let Some(tables) = &mut self.tables else {
+            return Ok(());
+        };
+        let (table, from, rows) = match (self.rope.factors, regime) {
+            (Factors::Offset(_), _) => (Table::Joined, 0, tables.short + tables.long),
+            (_, Regime::Short) => (Table::Of(regime), 0, tables.short),
+            (_, Regime::Long) => (Table::Of(regime), tables.short, tables.long),
+        };
+        if self.bound_table == Some(table) {
+            return Ok(());
+        }
+        self.bound_table = None;
+        self.table_views.clear();
+        let shape = [rows, tables.width].map(to_i64);
+        let start = from * tables.width * tables.element.bytes();
+        for (name, data) in tables.names.iter().zip(&mut tables.data) {
+            let name = CString::new(name.as_str()).map_err(|error| error.to_string())?;
+            let rows = data.get_mut(start..).ok_or("the rope tables are too short")?;
+            // SAFETY: the tables hold `short + long` rows of `width` elements (`Tables::limit` keeps it so), which
+            // nothing moves or writes while the decoder lives.
+            let view = unsafe { View::new(&self.host, rows.as_mut_ptr().cast(), &shape, tables.element)? };
+            raw::bind_input(&mut self.binding, &name, &view)?;
+            self.table_views.push(view);
+        }
+        self.bound_table = Some(table);
+        Ok(())
+    }
+
+    pub(super) fn bind_feeds(&mut self, rows: usize) -> Result<(), String> {
+        let narrow = [rows, self.feeds.width].map(to_i64);
+        let wide = [rows, self.feeds.mask_width].map(to_i64);
+        let chosen = self.feeds.logits_rows.len();
+        let feeds = &mut self.feeds;
+        let mut inputs = vec![
+            (
+                &self.names.ids,
+                feeds.ids.as_mut_ptr().cast(),
+                &narrow[..],
+                Element::I64,
+            ),
+            (
+                &self.names.mask,
+                feeds.mask.as_mut_ptr().cast(),
+                &wide,
+                Element::I64,
+            ),
+        ];
+        if let Some(name) = &self.names.positions {
+            inputs.push((name, feeds.positions.as_mut_ptr().cast(), &narrow, Element::I64));
+        }
+        if let Some(name) = &self.names.lengths {
+            inputs.push((
+                name,
+                feeds.lengths.as_mut_ptr().cast(),
+                &narrow[..1],
+                Element::I32,
+            ));
+        }
+        let vector = [to_i64(chosen)];
+        if self.chooses_logits {
+            let rows = feeds.logits_rows.as_mut_ptr().cast();
+            inputs.push((&self.names.logits_rows, rows, &vector, Element::I64));
+        }
+        self.input_views.clear();
+        for (name, data, shape, element) in inputs {
+            // SAFETY: the buffer has `shape`'s elements (`Feeds::fill`) and is neither moved nor written
+            // before the next `bind_feeds`, which comes before the next run.
+            let view = unsafe { View::new(&self.host, data, shape, element)? };
+            raw::bind_input(&mut self.binding, name, &view)?;
+            self.input_views.push(view);
+        }
+        let vocab = to_i64(self.caps.vocab_size);
+        let (shape, tokens) = if self.chooses_logits {
+            ([1, vector[0], vocab], chosen)
+        } else {
+            ([narrow[0], narrow[1], vocab], rows * self.feeds.width)
+        };
+        let elements = tokens * self.caps.vocab_size;
+        let data = if self.logits_element == Element::F16 {
+            self.f16_logits.resize(elements, half::f16::ZERO);
+            self.f16_logits.as_mut_ptr().cast()
+        } else {
+            self.f32_logits.resize(elements, 0.0);
+            self.f32_logits.as_mut_ptr().cast()
+        };
+        // SAFETY: the buffer has just been made large enough, and only this run writes it.
+        let view = unsafe { View::new(&self.host, data, &shape, self.logits_element)? };
+        raw::bind_output(&mut self.binding, &self.names.logits, &view)?;
+        self.input_views.push(view);
+        Ok(())
+    }
+
+    /// One run of one row without the checks and the choice of logits: for [`crate::bare`].
+    pub(crate) fn run_plain(
+        &mut self,
+        ids: &[TokenId],
+        past: usize,
+        interrupt: &Interrupt,
+    ) -> Result<(), DecodeError> {
+        let regime = match self.rope.boundary {
+            Some(boundary) if past + ids.len() > boundary => Regime::Long,
+            _ => Regime::Short,
+        };
+        let row = Row {
+            row: RowId(0),
+            past,
+            input: Input::Tokens(ids),
+            logits: Wanted::Last,
+            regime,
+        };
+        self.feeds.fill(&[row], self.rope)?;
+        self.bind_rows(0, 1)
+            .and_then(|()| self.bind_tables(regime))
+            .and_then(|()| self.bind_feeds(1))
+            .map_err(DecodeError::Failed)?;
+        self.run_bound(interrupt)
+    }
+
+    pub(super) fn run_bound(&mut self, interrupt: &Interrupt) -> Result<(), DecodeError> {
+        let options = Arc::clone(&self.options);
+        let hook: Hook = Arc::new(move || {
+            if let Err(error) = options.terminate() {
+                tracing::warn!(%error, "A run could not be interrupted.");
+            }
+        });
+        let guard = interrupt.during(&hook);
+        let outcome = raw::run(&mut self.session, &self.options, &self.binding);
+        drop(guard);
+        if interrupt.is_raised() {
+            // The flag stays set in the options until it is taken back.
+            self.options
+                .unterminate()
+                .map_err(|error| DecodeError::Failed(one_line(error)))?;
+        }
+        match outcome {
+            Ok(()) => Ok(()),
+            Err(_) if interrupt.is_raised() => Err(DecodeError::Interrupted),
+            Err(fault) if fault.contains("Failed to allocate") || fault.contains("bad_alloc") => {
+                Err(DecodeError::OutOfMemory(fault))
+            }
+            Err(fault) => Err(DecodeError::Failed(fault)),
+        }
+    }
+
+    /// The wanted logits as one run of floats.
+    pub(super) fn collect(&mut self, step: &Step<'_>) -> &[f32] {
+        let (vocab, width) = (self.caps.vocab_size, self.feeds.width);
+        if self.chooses_logits {
+            let wanted = step.rows.iter().map(Row::logits_count).sum::<usize>() * vocab;
+            if self.logits_element != Element::F16 {
+                return &self.f32_logits[..wanted];
+            }
+            self.wanted.clear();
+            self.wanted
+                .extend(self.f16_logits[..wanted].iter().map(|value| value.to_f32()));
+            return &self.wanted;
+        }
+        let mut ranges = Vec::with_capacity(step.rows.len());
+        for (index, row) in step.rows.iter().enumerate() {
+            let start = index * width;
+            let end = start + row.input.len();
+            match row.logits {
+                Wanted::None => {}
+                Wanted::Last => ranges.push((end - 1) * vocab..end * vocab),
+                Wanted::All => ranges.push(start * vocab..end * vocab),
+            }
+        }
+        if self.logits_element != Element::F16
+            && let [range] = ranges.as_slice()
+        {
+            return &self.f32_logits[range.clone()];
+        }
+        self.wanted.clear();
+        for range in ranges {
+            match self.logits_element {
+                Element::F16 => self
+                    .wanted
+                    .extend(self.f16_logits[range].iter().map(|value| value.to_f32())),
+                _ => self.wanted.extend_from_slice(&self.f32_logits[range]),
+            }
+        }
+        &self.wanted
+    }
+}

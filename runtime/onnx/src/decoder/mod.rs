@@ -1,0 +1,338 @@
+//! The engine's decoder over an exported graph: past and present bound to the same memory, so that a step
+//! copies nothing but its few integers.
+
+mod bind;
+mod config;
+mod names;
+mod reserve;
+
+use std::path::Path;
+use std::sync::Arc;
+
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::session::{IoBinding, RunOptions, Session};
+use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, RowId, Step, Wanted};
+use phi_edge_models::{GenaiConfig, ModelDir};
+
+use crate::error::OnnxError;
+use crate::feeds::{Factors, Feeds, RopeForm};
+use crate::kv::KvSlab;
+use crate::library::Library;
+use crate::open::{self, Opened};
+use crate::prepare::{Level, POSITIONS, Prepare, Tables};
+use crate::provider::Provider;
+use crate::raw::{Element, View};
+use crate::session::OpenGraph;
+use names::Names;
+use reserve::reserve;
+
+pub use config::DecoderConfig;
+
+/// A context that is shorter than this for want of memory is worth a warning.
+const SHORT: usize = 1024;
+
+/// A model ready to run.
+pub struct OnnxDecoder {
+    // Declared first, dropped first: the binding and the views point into the slab and the session.
+    kv_views: Vec<View>,
+    input_views: Vec<View>,
+    table_views: Vec<View>,
+    binding: IoBinding,
+    bound_rows: Option<(usize, usize)>,
+    bound_table: Option<Table>,
+    slab: KvSlab,
+    session: Session,
+    options: Arc<RunOptions>,
+    host: MemoryInfo<'static>,
+    names: Names,
+    feeds: Feeds,
+    tables: Option<Tables>,
+    /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
+    f32_logits: Vec<f32>,
+    f16_logits: Vec<half::f16>,
+    /// The wanted rows, where they are not one run of `f32_logits`.
+    wanted: Vec<f32>,
+    logits_element: Element,
+    /// The graph computes only the logits that `feeds.logits_rows` names.
+    chooses_logits: bool,
+    prepared: Prepare,
+    rope: RopeForm,
+    caps: Caps,
+    provider: Provider,
+}
+
+/// Which rows of the rope tables a run is given.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Table {
+    Of(Regime),
+    Joined,
+}
+
+impl OnnxDecoder {
+    /// Loads `model`'s decoder graph and reserves its KV memory.
+    pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
+        Self::load_measuring(library, model, config, || None)
+    }
+
+    /// The same; where `config` does not bound the KV memory of the host, `free` does, asked once the weights are in memory.
+    pub fn load_measuring(
+        library: &Library,
+        model: &ModelDir,
+        config: &DecoderConfig,
+        free: impl FnOnce() -> Option<u64>,
+    ) -> Result<Self, OnnxError> {
+        let threads = config.threads.unwrap_or_else(available_threads);
+        let opened = open::open(library, model, config, threads)?;
+        let mut config = config.clone();
+        if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
+            config.kv_memory = free();
+        }
+        let config = &config;
+        let decoder = Self::over(opened, &model.decoder_path(), model.config(), config)?;
+        tracing::info!(
+            provider = decoder.provider.as_str(),
+            prepared = decoder.prepared.as_str(),
+            threads,
+            context = decoder.caps.context_length,
+            rope_boundary = decoder.rope.boundary,
+            kv = ?decoder.caps.kv_type,
+            library = %library.path().display(),
+            "The model is loaded."
+        );
+        Ok(decoder)
+    }
+
+    /// Reserves KV memory for an open graph, whose file is `path`.
+    pub(crate) fn over(
+        opened: Opened,
+        path: &Path,
+        genai: &GenaiConfig,
+        config: &DecoderConfig,
+    ) -> Result<Self, OnnxError> {
+        let Opened {
+            graph,
+            facts,
+            mut tables,
+            prepared,
+        } = opened;
+        let slab = reserve(&graph, genai, config)?;
+        let OpenGraph {
+            session,
+            provider,
+            kv_element: _,
+            logits_element,
+            vocab_size,
+            chooses_logits,
+            position_ids,
+        } = graph;
+        let ragged = prepared.level == Level::Ragged;
+        let positions = position_ids.as_deref().or(ragged.then_some(POSITIONS));
+        let names = Names::of(genai, positions, ragged).ok_or_else(|| OnnxError::Model {
+            path: path.to_path_buf(),
+            fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
+        })?;
+        let context = slab.context(genai.context_length);
+        if context < SHORT.min(genai.context_length) {
+            tracing::warn!(
+                context,
+                kv_bytes = config.kv_memory,
+                "There is little memory for keys and values: longer prompts are refused (runtime.kv_memory, MemoryMax= of the unit)."
+            );
+        }
+        let caps = Caps {
+            kv_type: slab.shape().kv_type(),
+            ragged_chunks: ragged,
+            idle_rows: ragged,
+            mixed_regimes: ragged,
+            shared_kv: true,
+            contiguous_rows: true,
+            kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
+            context_length: context,
+            rope_boundary: facts.rope_boundary.filter(|boundary| *boundary < context),
+            vocab_size,
+            rows: slab.shape().rows,
+        };
+        let factors = match &mut tables {
+            Some(tables) => {
+                tables.limit(slab.shape().capacity);
+                if ragged {
+                    Factors::Offset(tables.short)
+                } else {
+                    Factors::Table
+                }
+            }
+            None if ragged => Factors::Offset(0),
+            None if position_ids.is_some() => Factors::OwnPositions,
+            None => Factors::MaskWidth,
+        };
+        Ok(Self {
+            kv_views: Vec::new(),
+            input_views: Vec::new(),
+            table_views: Vec::new(),
+            binding: session.create_binding()?,
+            bound_rows: None,
+            bound_table: None,
+            slab,
+            options: Arc::new(RunOptions::new()?),
+            host: MemoryInfo::new(
+                AllocationDevice::CPU,
+                0,
+                AllocatorType::Device,
+                MemoryType::Default,
+            )?,
+            names,
+            feeds: Feeds::default(),
+            tables,
+            f32_logits: Vec::new(),
+            f16_logits: Vec::new(),
+            wanted: Vec::new(),
+            logits_element,
+            chooses_logits,
+            prepared,
+            rope: RopeForm {
+                boundary: facts.rope_boundary,
+                factors,
+            },
+            caps,
+            provider,
+            session,
+        })
+    }
+
+    /// How far the graph is edited.
+    pub fn prepared(&self) -> Prepare {
+        self.prepared
+    }
+
+    /// What runs: never `auto`.
+    pub fn provider(&self) -> Provider {
+        self.provider
+    }
+
+    fn check(&self, step: &Step<'_>) -> Result<(), DecodeError> {
+        let unsupported = |what: &str| Err(DecodeError::Unsupported(what.to_owned()));
+        let Some(first) = step.rows.first() else {
+            return unsupported("a step without rows");
+        };
+        for (index, row) in step.rows.iter().enumerate() {
+            if row.row.0 as usize != first.row.0 as usize + index {
+                return unsupported("rows that are no neighbours in ascending order");
+            }
+            if row.input.is_empty() && (!self.caps.idle_rows || row.logits == Wanted::Last) {
+                return unsupported("a row without input");
+            }
+            if step.rows.len() > 1 && row.input.len() > 1 && !self.caps.ragged_chunks {
+                return unsupported("several rows of several tokens");
+            }
+            if row.regime != first.regime && !self.caps.mixed_regimes {
+                return unsupported("rows of both rope regimes");
+            }
+            if row.past + row.input.len() > self.caps.context_length {
+                return unsupported("more tokens than the context holds");
+            }
+        }
+        if step.rows.iter().all(|row| row.input.is_empty()) {
+            return unsupported("a step without input");
+        }
+        if first.row.0 as usize + step.rows.len() > self.caps.rows {
+            return unsupported("rows outside the slab");
+        }
+        Ok(())
+    }
+}
+
+impl Decoder for OnnxDecoder {
+    fn caps(&self) -> &Caps {
+        &self.caps
+    }
+
+    fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
+        self.check(step)?;
+        self.feeds.fill(step.rows, self.rope)?;
+        let first = step.rows.first().map_or(0, |row| row.row.0 as usize);
+        let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
+        self.bind_rows(first, step.rows.len())
+            .and_then(|()| self.bind_tables(regime))
+            .and_then(|()| self.bind_feeds(step.rows.len()))
+            .map_err(DecodeError::Failed)?;
+        self.run_bound(interrupt)?;
+        let vocab = self.caps.vocab_size;
+        Ok(Logits::new(self.collect(step), vocab))
+    }
+
+    fn ensure(&mut self, _row: RowId, len: usize) -> Result<(), DecodeError> {
+        // Rows are reserved whole; the system pays for a page when it is written.
+        if len > self.caps.context_length {
+            return Err(DecodeError::OutOfMemory(format!(
+                "{len} tokens in a row of {}",
+                self.caps.context_length
+            )));
+        }
+        Ok(())
+    }
+
+    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
+        self.ensure(to, len)?;
+        self.known(from)?;
+        self.known(to)?;
+        self.slab
+            .copy(from.0 as usize, to.0 as usize, len)
+            .map_err(DecodeError::Unsupported)
+    }
+
+    fn truncate(&mut self, row: RowId, len: usize) {
+        if self.known(row).is_ok() && len < self.slab.shape().capacity {
+            self.slab.shrink(row.0 as usize, len);
+        }
+    }
+
+    fn release(&mut self, row: RowId) {
+        self.truncate(row, 0);
+    }
+
+    fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError> {
+        self.ensure(row, len)?;
+        self.known(row)?;
+        let mut saved = Vec::with_capacity(8 + len * self.slab.shape().bytes_per_token());
+        saved.extend_from_slice(&(len as u64).to_le_bytes());
+        self.slab
+            .read(row.0 as usize, len, &mut saved)
+            .map_err(DecodeError::Unsupported)?;
+        Ok(saved)
+    }
+
+    fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError> {
+        self.known(row)?;
+        let (len, bytes) = saved
+            .split_first_chunk::<8>()
+            .and_then(|(len, bytes)| Some((usize::try_from(u64::from_le_bytes(*len)).ok()?, bytes)))
+            .ok_or_else(|| DecodeError::Failed("the saved keys and values are truncated".into()))?;
+        self.ensure(row, len)?;
+        self.slab
+            .write(row.0 as usize, len, bytes)
+            .map_err(DecodeError::Failed)?;
+        Ok(len)
+    }
+}
+
+impl OnnxDecoder {
+    fn known(&self, row: RowId) -> Result<(), DecodeError> {
+        if (row.0 as usize) < self.caps.rows {
+            Ok(())
+        } else {
+            Err(DecodeError::Unsupported(format!(
+                "row {} of a slab of {}",
+                row.0, self.caps.rows
+            )))
+        }
+    }
+}
+
+fn to_i64(size: usize) -> i64 {
+    i64::try_from(size).unwrap_or(i64::MAX)
+}
+
+/// Processors this process may use (affinity and cgroup limits counted).
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,43 @@
+//! The graph's names as C strings.
+
+use std::ffi::CString;
+
+use phi_edge_models::GenaiConfig;
+
+use crate::prepare::{LENGTHS, LOGITS_ROWS};
+
+/// The graph's names as C strings.
+pub(super) struct Names {
+    pub(super) ids: CString,
+    pub(super) mask: CString,
+    pub(super) positions: Option<CString>,
+    pub(super) lengths: Option<CString>,
+    pub(super) logits_rows: CString,
+    pub(super) logits: CString,
+    /// `(past, present)` per layer, key then value.
+    pub(super) kv: Vec<(CString, CString)>,
+}
+
+impl Names {
+    /// `None` for graphs that take embeddings.
+    pub(super) fn of(config: &GenaiConfig, positions: Option<&str>, ragged: bool) -> Option<Self> {
+        let c = |name: &str| CString::new(name).ok();
+        let mut kv = Vec::with_capacity(2 * config.num_layers);
+        for layer in 0..config.num_layers {
+            kv.push((c(&config.past_key(layer))?, c(&config.present_key(layer))?));
+            kv.push((c(&config.past_value(layer))?, c(&config.present_value(layer))?));
+        }
+        Some(Self {
+            ids: c(config.inputs.input_ids.as_deref()?)?,
+            mask: c(&config.inputs.attention_mask)?,
+            positions: match positions {
+                Some(name) => Some(c(name)?),
+                None => None,
+            },
+            lengths: if ragged { Some(c(LENGTHS)?) } else { None },
+            logits_rows: c(LOGITS_ROWS)?,
+            logits: c(&config.outputs.logits)?,
+            kv,
+        })
+    }
+}

@@ -1,0 +1,41 @@
+//! What the tests of the library share.
+#![allow(
+    dead_code,
+    unreachable_pub,
+    clippy::cast_possible_truncation,
+    clippy::unwrap_used,
+    reason = "each test file uses its part of one module"
+)]
+
+use phi_edge_engine::{Detokenizer, TokenId};
+use phi_edge_onnx::Library;
+use serde_json::Value;
+
+/// The library as `cargo xtask test` names it; without it these tests can't run.
+pub fn library() -> Option<Library> {
+    match Library::find(None) {
+        Ok(library) => Some(library),
+        Err(error) => {
+            assert!(std::env::var_os("CI").is_none_or(|v| v != "true"), "{error}");
+            println!("SKIPPED: {error}");
+            None
+        }
+    }
+}
+
+/// For tests that look at tokens alone.
+pub struct Silent;
+
+impl Detokenizer for Silent {
+    fn push(&mut self, _: TokenId) -> String {
+        String::new()
+    }
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}
+
+pub fn ids(value: &Value) -> Vec<TokenId> {
+    let number = |id: &Value| TokenId(id.as_u64().unwrap() as u32);
+    value.as_array().unwrap().iter().map(number).collect()
+}

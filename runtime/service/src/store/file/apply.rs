@@ -1,0 +1,116 @@
+//! Changes as SQL.
+
+use rusqlite::{Connection, params};
+
+use super::value::{json, signed};
+use crate::job::{JobKey, ReplyAddress};
+use crate::store::change::Change;
+use crate::store::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
+use crate::store::rules;
+
+/// Refused requests that are remembered: more than a broker has under way to us.
+const REFUSED: i64 = 256;
+
+pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
+    match change {
+        Change::Accept(record) => {
+            let JobRecord {
+                job,
+                receipts,
+                prompt,
+                place,
+                tries,
+                accepted,
+                expires,
+            } = record.as_ref();
+            connection
+                .prepare_cached(
+                    "REPLACE INTO jobs (place, client, id, digest, request, prompt, addresses,
+                         accepted_up, accepted_wall, expires_up, expires_wall, attempts, crashes, suspect)
+                     VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14)",
+                )?
+                .execute(params![
+                    signed(*place),
+                    client(&job.key),
+                    job.key.id,
+                    job.body_digest,
+                    json(&RequestRow::of(job, receipts)),
+                    ids_to_bytes(prompt),
+                    addresses(std::slice::from_ref(&job.reply)),
+                    accepted.up_ms,
+                    accepted.wall_ms,
+                    expires.up_ms,
+                    expires.wall_ms,
+                    tries.attempts,
+                    tries.crashes,
+                    tries.suspect,
+                ])?;
+        }
+        Change::Addresses { key, addresses: all } => {
+            connection
+                .prepare_cached("UPDATE jobs SET addresses = ?3 WHERE client = ?1 AND id = ?2")?
+                .execute(params![client(key), key.id, addresses(all)])?;
+        }
+        Change::Start { key, attempt } => {
+            connection
+                .prepare_cached("UPDATE jobs SET running = 1, attempts = ?3 WHERE client = ?1 AND id = ?2")?
+                .execute(params![client(key), key.id, attempt])?;
+        }
+        Change::Pause { key } => {
+            connection
+                .prepare_cached("UPDATE jobs SET running = 0 WHERE client = ?1 AND id = ?2")?
+                .execute(params![client(key), key.id])?;
+        }
+        Change::Settle { key, body, until } => {
+            connection
+                .prepare_cached(
+                    "UPDATE jobs SET outcome = ?3, until_up = ?4, until_wall = ?5, running = 0, suspect = 0,
+                         prompt = x'', addresses = '[]'
+                     WHERE client = ?1 AND id = ?2",
+                )?
+                .execute(params![
+                    client(key),
+                    key.id,
+                    BodyRow::of(body).map(|body| json(&body)),
+                    until.up_ms,
+                    until.wall_ms
+                ])?;
+        }
+        Change::Post(reply) => {
+            if let (Some(delivery), Some(message)) = (reply.delivery, MessageRow::of(reply)) {
+                connection
+                    .prepare_cached("REPLACE INTO outbox VALUES (?1, ?2)")?
+                    .execute(params![signed(delivery), json(&message)])?;
+            }
+        }
+        Change::Delivered(delivery) => {
+            connection
+                .prepare_cached("DELETE FROM outbox WHERE delivery = ?1")?
+                .execute([signed(*delivery)])?;
+        }
+        Change::Forget(key) => {
+            connection
+                .prepare_cached("DELETE FROM jobs WHERE client = ?1 AND id = ?2")?
+                .execute(params![client(key), key.id])?;
+        }
+        Change::Refused { receipt } => {
+            connection
+                .prepare_cached("INSERT INTO refused (receipt) VALUES (?1)")?
+                .execute([receipt])?;
+            connection
+                .prepare_cached("DELETE FROM refused WHERE number <= (SELECT max(number) FROM refused) - ?1")?
+                .execute([REFUSED])?;
+        }
+        Change::Rule(change) => rules::apply(connection, change)?,
+    }
+    Ok(())
+}
+
+pub(super) fn client(key: &JobKey) -> &str {
+    key.client.as_deref().unwrap_or_default()
+}
+
+pub(super) fn addresses(addresses: &[ReplyAddress]) -> String {
+    let rows: Vec<AddressRow> = addresses.iter().map(AddressRow::from).collect();
+    json(&rows)
+}

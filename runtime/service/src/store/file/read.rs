@@ -1,0 +1,174 @@
+//! Rows as what an earlier process left.
+
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+use tokio::time::Instant;
+
+use super::value::{parse, unsigned};
+use crate::job::{JobKey, ReplyAddress};
+use crate::reply::Reply;
+use crate::store::clock::{Clock, Moment};
+use crate::store::record::{
+    AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState, Tries,
+    ids_of_bytes,
+};
+use crate::store::rules;
+
+/// How rows are read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// All, or an error.
+    Sound,
+    /// From the first row to the first that can't be read.
+    Rising,
+    /// From the last row back to the first that can't be read.
+    Falling,
+}
+
+/// Reads all tables.
+pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Result<Restored> {
+    let order = if reading == Reading::Falling {
+        "DESC"
+    } else {
+        "ASC"
+    };
+    let mut restored = Restored::default();
+    let tables = [
+        each(
+            connection,
+            &format!(
+                "SELECT place, client, id, digest, request, prompt, addresses, accepted_up, accepted_wall,
+                     expires_up, expires_wall, attempts, crashes, suspect, outcome, until_up
+                 FROM jobs ORDER BY place {order}"
+            ),
+            |row| {
+                restored.jobs.extend(job(row)?);
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!("SELECT delivery, message FROM outbox ORDER BY delivery {order}"),
+            |row| {
+                restored.outbox.extend(message(row)?);
+                Ok(())
+            },
+        ),
+        each(
+            connection,
+            &format!("SELECT receipt FROM refused ORDER BY number {order}"),
+            |row| {
+                restored.refused.push(row.get(0)?);
+                Ok(())
+            },
+        ),
+    ];
+    let mut tables = Vec::from(tables);
+    tables.extend(rules::read(connection, order, &mut restored.rules));
+    for table in tables {
+        match table {
+            Err(error) if reading == Reading::Sound => return Err(error),
+            Err(error) => tracing::warn!(%error, "a part of the damaged store can't be read"),
+            Ok(()) => {}
+        }
+    }
+    Ok(restored)
+}
+
+pub(in crate::store) fn each(
+    connection: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        take(row)?;
+    }
+    Ok(())
+}
+
+/// `None` for a row whose words this version does not know; the log says so.
+fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
+    let client: String = row.get(1)?;
+    let key = JobKey {
+        client: (!client.is_empty()).then_some(client),
+        id: row.get(2)?,
+    };
+    let request: Option<RequestRow> = parse(&row.get::<_, String>(4)?);
+    let addresses: Option<Vec<AddressRow>> = parse(&row.get::<_, String>(6)?);
+    let outcome: Option<String> = row.get(14)?;
+    let body = match &outcome {
+        None => Some(None),
+        Some(outcome) => parse::<BodyRow>(outcome).and_then(BodyRow::body).map(Some),
+    };
+    let (Some(request), Some(addresses), Some(body)) = (request, addresses, body) else {
+        tracing::error!(
+            job.id = key.id,
+            job.client = key.client,
+            "a stored job can't be understood"
+        );
+        return Ok(None);
+    };
+    let addresses: Vec<ReplyAddress> = addresses.into_iter().map(ReplyAddress::from).collect();
+    let first = addresses.first().cloned().unwrap_or_else(ReplyAddress::nowhere);
+    let moment = |up, wall| -> rusqlite::Result<Moment> {
+        Ok(Moment {
+            up_ms: row.get(up)?,
+            wall_ms: row.get(wall)?,
+        })
+    };
+    Ok(Some(RestoredJob {
+        record: JobRecord {
+            receipts: request.receipts.clone(),
+            job: request.job(key, row.get(3)?, first),
+            prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
+            place: unsigned(row.get(0)?),
+            tries: Tries {
+                attempts: row.get(11)?,
+                crashes: row.get(12)?,
+                suspect: row.get(13)?,
+            },
+            accepted: moment(7, 8)?,
+            expires: moment(9, 10)?,
+        },
+        addresses,
+        state: match body {
+            None => RestoredState::Open,
+            Some(body) => RestoredState::Done {
+                body,
+                until_up_ms: row.get::<_, Option<i64>>(15)?.unwrap_or_default(),
+            },
+        },
+    }))
+}
+
+fn message(row: &Row<'_>) -> rusqlite::Result<Option<Reply>> {
+    let delivery = unsigned(row.get(0)?);
+    let message = parse::<MessageRow>(&row.get::<_, String>(1)?).and_then(|message| message.reply(delivery));
+    if message.is_none() {
+        tracing::error!(delivery, "a stored message can't be understood");
+    }
+    Ok(message)
+}
+
+/// The machine was started anew: what is left of each time, by the wall clock, counts from now.
+///
+/// The wall clock may be anywhere: nothing gets more time than it had, and what was written in the future is new.
+pub(super) fn rebase(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
+    let now = clock.keep(Instant::now());
+    connection.execute(
+        "UPDATE jobs SET
+             expires_up = ?1 + min(max(expires_wall - ?2, 0), expires_up - accepted_up),
+             until_up = ?1 + min(max(until_wall - ?2, 0), coalesce(until_up, 0) - accepted_up),
+             accepted_up = ?1 - min(max(?2 - accepted_wall, 0), expires_up - accepted_up)",
+        params![now.up_ms, now.wall_ms],
+    )?;
+    Ok(())
+}
+
+pub(super) fn boot(connection: &Connection) -> rusqlite::Result<Option<String>> {
+    connection
+        .query_row("SELECT value FROM meta WHERE name = 'boot'", [], |row| row.get(0))
+        .optional()
+}

@@ -1,0 +1,68 @@
+//! Why the file can't be used, and what to do about it.
+
+use std::path::Path;
+
+use rusqlite::ErrorCode as Sqlite;
+
+use crate::store::StoreError;
+
+/// Why the file can't be used now.
+#[derive(Debug, thiserror::Error)]
+pub(in crate::store) enum Trouble {
+    #[error("{path}: {source}{}", hint(source))]
+    Disk {
+        path: String,
+        #[source]
+        source: rusqlite::Error,
+    },
+    #[error("{0}: the file is damaged")]
+    Damaged(String),
+    #[error("{path}: {source}")]
+    Folder {
+        path: String,
+        #[source]
+        source: std::io::Error,
+    },
+    #[error(transparent)]
+    Newer(StoreError),
+}
+
+impl Trouble {
+    /// Whether there is no room.
+    pub(in crate::store) fn is_full(&self) -> bool {
+        matches!(self, Self::Disk { source, .. } if source.sqlite_error_code() == Some(Sqlite::DiskFull))
+    }
+}
+
+pub(super) fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
+    use rusqlite::Error;
+    let path = path.display().to_string();
+    match (&source, source.sqlite_error_code()) {
+        // A cell that holds what nobody writes there: SQLite does not see that, and no other attempt will mend it.
+        (
+            Error::Utf8Error(..)
+            | Error::InvalidColumnType(..)
+            | Error::FromSqlConversionFailure(..)
+            | Error::IntegralValueOutOfRange(..),
+            _,
+        )
+        | (_, Some(Sqlite::DatabaseCorrupt | Sqlite::NotADatabase)) => {
+            tracing::error!(file = path, error = %source, "the store can't be read");
+            Trouble::Damaged(path)
+        }
+        _ => Trouble::Disk { path, source },
+    }
+}
+
+/// What to do about it.
+pub(in crate::store) fn hint(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(Sqlite::DiskFull) => " (make room on the disk of store.path)",
+        Some(Sqlite::ReadOnly) => " (the disk of store.path is read-only, or the file is another user's)",
+        Some(Sqlite::DatabaseBusy | Sqlite::DatabaseLocked) => {
+            " (another phi-edge uses it: give each its own store.path)"
+        }
+        Some(Sqlite::CannotOpen | Sqlite::PermissionDenied) => " (is store.path writable for this user?)",
+        _ => "",
+    }
+}
