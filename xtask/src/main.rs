@@ -97,7 +97,7 @@ enum Command {
     ApplianceTest(appliance::ApplianceArgs),
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
-    /// Formatting, lints and dependency rules: what CI runs before the tests.
+    /// Formatting, lints and dependency rules: what CI runs after the tests.
     Lint,
 }
 
