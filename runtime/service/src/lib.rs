@@ -44,8 +44,8 @@ pub use reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, Rep
 pub use service::{Observed, Service, ServiceConfig};
 pub use stats::Stats;
 pub use store::{
-    Inventory, LastEnd, Purge, Store, StoreConfig, StoreError, StoreHealth, ToolError, inspect,
-    private_folder, purge,
+    Inventory, LastEnd, LockError, Purge, Store, StoreConfig, StoreError, StoreHealth, StoreLock, ToolError,
+    inspect, private_folder, purge,
 };
 pub use throttle::Throttle;
 pub use trace::TraceParent;

@@ -173,6 +173,7 @@ impl<'a> App<'a> {
         let text = std::sync::Arc::new(model.text()?);
         let telemetry = Telemetry::new(config, model, std::sync::Arc::clone(&text) as _)?;
         let (life, last_end) = Life::begin(&config.store.path);
+        let _lock = life::lock(&config.store.path)?;
         let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
         let broker = parts::embedded_broker(config).await?;

@@ -12,6 +12,7 @@ mod change;
 mod clock;
 mod event_row;
 mod file;
+mod lock;
 mod record;
 mod rules;
 mod schema;
@@ -28,6 +29,7 @@ use crate::witness::Witnesses;
 use writer::Writer;
 
 pub use file::private_folder;
+pub use lock::{LockError, StoreLock};
 pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
 pub(crate) use change::{Batch, Change, Unstored};
