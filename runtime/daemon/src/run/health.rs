@@ -12,6 +12,8 @@ use tokio::time::{MissedTickBehavior, interval};
 const LOOK: Duration = Duration::from_hours(6);
 /// A certificate that ends within this time is warned of.
 const NEAR: Duration = Duration::from_hours(30 * 24);
+/// Short connections in a row from which on the link is unsteady.
+const UNSTEADY: u32 = 5;
 const DAY: u64 = 24 * 3600;
 
 /// Holds the status to how the store, the link and the certificates are, while the node is in service. `reloaded` changes
@@ -20,6 +22,7 @@ pub(crate) async fn watch(
     status: watch::Sender<Status>,
     mut store: watch::Receiver<StoreHealth>,
     mut link: watch::Receiver<LinkState>,
+    mut short_connections: watch::Receiver<u32>,
     tls: Option<TlsFiles>,
     mut reloaded: watch::Receiver<()>,
 ) {
@@ -27,7 +30,11 @@ pub(crate) async fn watch(
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
     loop {
-        let fault = fault(&store.borrow_and_update(), &link.borrow_and_update());
+        let fault = fault(
+            &store.borrow_and_update(),
+            &link.borrow_and_update(),
+            *short_connections.borrow_and_update(),
+        );
         status.send_if_modified(|status| set(status, fault, warning.clone()));
         let look = tokio::select! {
             changed = store.changed() => match changed {
@@ -36,6 +43,7 @@ pub(crate) async fn watch(
             },
             // An error: the link has ended, and stays as it was.
             Ok(()) = link.changed() => false,
+            Ok(()) = short_connections.changed() => false,
             Ok(()) = reloaded.changed() => true,
             _ = looks.tick() => true,
         };
@@ -46,13 +54,17 @@ pub(crate) async fn watch(
 }
 
 /// What keeps the node from its service, if anything does.
-fn fault(store: &StoreHealth, link: &LinkState) -> Option<String> {
+fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Option<String> {
     if let Some(fault) = &store.failing {
         return Some(format!("the store fails: {fault}"));
     }
     // A broker that is away comes back by itself; one that refuses us wants somebody to do something.
     match link {
         LinkState::Refused { reason } => Some(refusal(reason)),
+        _ if short_connections >= UNSTEADY => Some(format!(
+            "connections to the broker end again and again after a short time ({short_connections} in a row); something on \
+             the way closes them, or another client uses this node's client id"
+        )),
         _ => None,
     }
 }
@@ -108,8 +120,9 @@ mod tests {
         let (status, mut seen) = watch::channel(Status::new(State::Ready, ""));
         let (_store, store) = watch::channel(StoreHealth::default());
         let (link_tx, link) = watch::channel(LinkState::Connecting);
+        let (_short, short) = watch::channel(0);
         let (_reloaded, reloaded) = watch::channel(());
-        let watching = tokio::spawn(watch(status, store, link, None, reloaded));
+        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
         link_tx.send_replace(LinkState::Refused {
             reason: "no such user".into(),
         });
@@ -122,6 +135,24 @@ mod tests {
             "{reason:?}"
         );
         link_tx.send_replace(LinkState::Up);
+        let told = seen.wait_for(|status| status.state == State::Ready).await;
+        assert_eq!(told.expect("a status").reason, None);
+        watching.abort();
+    }
+
+    #[tokio::test]
+    async fn connections_that_end_again_and_again_degrade_it() {
+        let (status, mut seen) = watch::channel(Status::new(State::Ready, ""));
+        let (_store, store) = watch::channel(StoreHealth::default());
+        let (_link, link) = watch::channel(LinkState::Up);
+        let (short_tx, short) = watch::channel(UNSTEADY - 1);
+        let (_reloaded, reloaded) = watch::channel(());
+        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
+        short_tx.send_replace(UNSTEADY);
+        let told = seen.wait_for(|status| status.state == State::Degraded).await;
+        let reason = told.expect("a status").reason.clone().unwrap_or_default();
+        assert!(reason.contains("after a short time (5 in a row)"), "{reason}");
+        short_tx.send_replace(0);
         let told = seen.wait_for(|status| status.state == State::Ready).await;
         assert_eq!(told.expect("a status").reason, None);
         watching.abort();

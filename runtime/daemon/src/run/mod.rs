@@ -277,6 +277,7 @@ impl<'a> App<'a> {
             service.clone(),
             self.status.subscribe(),
             self.limits.subscribe(),
+            link.vitals().short_connections(),
             open_tx,
         );
         let pool = tokio::spawn(pool);

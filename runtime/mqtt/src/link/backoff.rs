@@ -3,12 +3,12 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use super::takeover::SHORT_LIFE;
+
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Credentials don't mend themselves, and brokers lock out who tries too often.
 const REFUSED: Duration = Duration::from_mins(1);
-/// A connection that lived as long was a good one.
-const GOOD: Duration = Duration::from_secs(5);
 
 /// Doubles the wait with every failure. Jitter keeps a fleet from coming back all at once.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub(crate) struct Backoff {
 impl Backoff {
     /// The wait after a connection that lived for `lived`, or an attempt that failed (`None`).
     pub(crate) fn after(&mut self, lived: Option<Duration>) -> Duration {
-        if lived.is_some_and(|lived| lived >= GOOD) {
+        if lived.is_some_and(|lived| lived >= SHORT_LIFE) {
             self.failures = 0;
         }
         let wait = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);

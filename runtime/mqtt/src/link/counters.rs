@@ -52,6 +52,8 @@ pub(crate) struct Counters {
     pub(crate) dealt_with: watch::Sender<u64>,
     /// Whether the broker may give us requests of the pool, as far as we know.
     pub(crate) in_pool: watch::Sender<bool>,
+    /// Connections in a row that ended soon after they were made.
+    pub(crate) short_connections: watch::Sender<u32>,
     /// What was sent and the broker has not answered.
     unanswered: AtomicUsize,
     pub(crate) vitals: Vitals,

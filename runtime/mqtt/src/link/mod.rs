@@ -8,6 +8,7 @@ mod backoff;
 mod counters;
 #[cfg(test)]
 mod edges;
+mod evidence;
 pub(crate) mod fault;
 mod gate;
 mod inbox;
@@ -15,6 +16,7 @@ mod options;
 mod outbox;
 mod outgoing;
 mod poller;
+mod probe;
 mod session;
 mod silence;
 mod takeover;
@@ -200,7 +202,7 @@ impl Link {
             counters: Arc::clone(&counters),
             transports,
             silence: Silence::new(Arc::clone(&counters), config.keep_alive),
-            suspicion: Suspicion::new(&config, &status.borrow().boot_id),
+            suspicion: Suspicion::new(&config, &status.borrow().boot_id, Arc::clone(&counters)),
             broker,
         };
         let inbox = Inbox::new(

@@ -66,6 +66,7 @@ impl Poller {
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
                 }
+                never = self.suspicion.attend(since.unwrap_or_else(Instant::now)), if since.is_some() => match never {},
                 () = self.silence.too_long(), if since.is_some() => {
                     self.gate.close();
                     self.events.clean();
@@ -82,6 +83,7 @@ impl Poller {
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                     since = Some(Instant::now());
+                    self.suspicion.connected();
                     self.up(&connack);
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
@@ -91,18 +93,18 @@ impl Poller {
                     self.gate.close();
                     self.events.clean();
                     let lived = since.take().map(|since| since.elapsed());
+                    self.suspicion.ended(lived);
                     match Fault::of(&error) {
                         Fault::Closed => break self.end(LinkState::Closed),
                         Fault::TakenOver => break self.taken_over(),
-                        fault @ (Fault::Dropped | Fault::Reset) => {
-                            let _ = self.notes.send(Note::Down);
-                            if self.suspicion.is_taken_over(lived, fault == Fault::Dropped).await {
-                                break self.taken_over();
-                            }
+                        Fault::Dropped | Fault::Reset => {
                             let reason = "the broker closed the connection".to_owned();
                             let wait = backoff.after(lived);
                             self.log_down(&reason, wait, backoff.failures());
-                            self.down(LinkState::Down { reason }, wait).await;
+                            self.down(LinkState::Down { reason }, Duration::ZERO).await;
+                            if self.suspicion.is_taken_over(lived, wait).await {
+                                break self.taken_over();
+                            }
                         }
                         Fault::Refused(reason) => {
                             let wait = Backoff::refused();
@@ -250,7 +252,7 @@ mod tests {
             counters: Arc::clone(&counters),
             transports,
             silence: Silence::new(Arc::clone(&counters), KEEP_ALIVE),
-            suspicion: Suspicion::new(&config, "boot"),
+            suspicion: Suspicion::new(&config, "boot", Arc::clone(&counters)),
             broker: "localhost:1883".into(),
         };
         let poller = tokio::spawn(poller.run());

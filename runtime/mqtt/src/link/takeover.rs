@@ -1,84 +1,188 @@
-//! Finds out whether another client has our session, at a broker that does not say so.
+//! Finds out whether another client has this node's session, at a broker that does not say so.
 //!
 //! mosquitto 2.0 closes the connection of a client whose session is taken over without the DISCONNECT of MQTT 5, section
-//! 3.1.4. To connect again would take the session back, and the other would do the same. So a broker that closes our
-//! connection and yet takes a new one of another name is asked first who publishes our status.
+//! 3.1.4. To connect again would take the session back, and the other would do the same. A load balancer, a tunnel or a
+//! firewall closes connections just so. So a connection that was closed opens a probe, a second one of another name, which
+//! listens to the node's status while this node goes on connecting: the other node publishes its own each time that it
+//! takes the session back. [`Evidence`] says what of that is a takeover; a series of closed connections never is.
 
+use std::convert::Infallible;
+use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use rumqttc::MqttOptions;
+use tokio::time::{Instant, sleep_until};
 
 use super::LinkConfig;
-use crate::client::{Client, ClientOptions};
-use crate::wire::{State, Status};
+use super::counters::Counters;
+use super::evidence::Evidence;
+use super::probe::{self, Probe, Sighting};
+use crate::tls::TlsError;
 
 /// How long the other node may take to publish its status: it subscribes first.
-const STATUS: Duration = Duration::from_secs(3);
-/// A connection that lived shorter than this, closed without a word, is suspicious.
-const SHORT: Duration = Duration::from_secs(10);
-/// So many in a row are a fight with a client that takes the session back each time.
-const FIGHT: u32 = 5;
+const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long the probe may take to subscribe.
+const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Deaths in a row that a status was waited for in vain; after them the usual backoff is time enough.
+const WAITS_IN_VAIN: u32 = 5;
+/// A connection that lived shorter than this was short.
+pub(crate) const SHORT_LIFE: Duration = Duration::from_secs(10);
+/// A connection that lived as long ends a series of deaths: longer than any wait of another node between its attempts.
+const SERIES_END: Duration = Duration::from_mins(2);
+/// Short connections in a row between two lines of the log.
+const SHORT_LOGGED: u32 = 5;
 
+/// Makes the options of a probe's connection.
+type ProbeOptions = Box<dyn Fn() -> Result<MqttOptions, TlsError> + Send + Sync>;
+
+/// What is known of the deaths of the connection.
 pub(crate) struct Suspicion {
-    config: LinkConfig,
-    boot_id: String,
-    short_lives: u32,
+    probe_options: ProbeOptions,
+    status_topic: String,
+    counters: Arc<Counters>,
+    evidence: Evidence,
+    probe: Option<Probe>,
+    waits_in_vain: u32,
 }
 
 impl Suspicion {
-    pub(crate) fn new(config: &LinkConfig, boot_id: &str) -> Self {
+    pub(crate) fn new(config: &LinkConfig, boot_id: &str, counters: Arc<Counters>) -> Self {
+        let (of_probe, own) = (config.clone(), boot_id.to_owned());
         Self {
-            config: config.clone(),
-            boot_id: boot_id.to_owned(),
-            short_lives: 0,
+            probe_options: Box::new(move || probe::options(&of_probe, &own)),
+            status_topic: config.topics.status(),
+            counters,
+            evidence: Evidence::new(boot_id),
+            probe: None,
+            waits_in_vain: 0,
         }
     }
 
-    /// Whether a connection that lived so long and was closed by the broker means that the session is another's.
-    ///
-    /// `closed`: by the broker for certain. What is only reset may be something on the way, which never makes a fight.
-    pub(crate) async fn is_taken_over(&mut self, lived: Option<Duration>, closed: bool) -> bool {
-        let Some(lived) = lived else { return false };
-        let options = ClientOptions {
-            host: self.config.host.clone(),
-            port: self.config.port,
-            client_id: format!("{}-probe", self.config.client_id),
-            credentials: self.config.credentials.clone(),
-            tls: self.config.tls.clone(),
-            session: None,
-        };
-        let Ok(mut probe) = Client::connect(options).await else {
-            // The broker is away for others too.
-            self.short_lives = 0;
-            return false;
-        };
-        if lived >= SHORT {
-            self.short_lives = 0;
-        } else if closed {
-            self.short_lives += 1;
-        }
-        self.short_lives >= FIGHT || self.is_another_there(&mut probe).await
+    /// The connection is made.
+    pub(crate) fn connected(&mut self) {
+        self.evidence.connected(Instant::now());
     }
 
-    /// Whether a node of our name that is not this process says how it is.
-    async fn is_another_there(&self, probe: &mut Client) -> bool {
-        if probe.subscribe(&self.config.topics.status()).await.is_err() {
-            return false;
-        }
-        let until = Instant::now() + STATUS;
+    /// Attends to a connection that is up since `since`: hears what the probe hears, and ends a series of deaths once the
+    /// connection has lived long. Never ends; nothing is lost if it is begun anew.
+    pub(crate) async fn attend(&mut self, since: Instant) -> Infallible {
         loop {
-            let left = until.saturating_duration_since(Instant::now());
-            match timeout(left, probe.receive(left)).await {
-                Ok(Ok(Some(message))) => {
-                    if let Ok(status) = serde_json::from_slice::<Status>(&message.payload)
-                        && status.boot_id != self.boot_id
-                        && status.state != State::Offline
-                    {
-                        return true;
-                    }
+            let short = *self.counters.short_connections.borrow() > 0;
+            let due = match (short, &self.probe) {
+                (true, _) => Some(since + SHORT_LIFE),
+                (false, Some(_)) => Some(since + SERIES_END),
+                (false, None) => None,
+            };
+            let heard = self.hear(due).await;
+            match heard {
+                Some(sighting) => self.evidence.seen(&sighting.boot_id, sighting.at),
+                None if short => self.steady(),
+                None => {
+                    self.probe = None;
+                    self.waits_in_vain = 0;
+                    self.evidence.clear();
                 }
-                _ => return false,
             }
         }
     }
+
+    /// Counts a connection that ended, for whatever reason. It lived so long; none if there was no connection.
+    pub(crate) fn ended(&mut self, lived: Option<Duration>) {
+        self.evidence.lost();
+        match lived {
+            Some(lived) if lived < SHORT_LIFE => {
+                let mut connections = 0;
+                self.counters.short_connections.send_modify(|short| {
+                    *short = short.saturating_add(1);
+                    connections = *short;
+                });
+                if connections.is_multiple_of(SHORT_LOGGED) {
+                    tracing::warn!(
+                        connections,
+                        "connections to the broker end again and again after a short time; something on the way closes \
+                         them, or another client uses this node's client id"
+                    );
+                }
+            }
+            Some(_) => self.steady(),
+            None => {}
+        }
+    }
+
+    /// Whether a connection that lived so long and was closed by the other side means that the session is another's. Takes
+    /// at least `wait`, the time until the next attempt, unless it does.
+    pub(crate) async fn is_taken_over(&mut self, lived: Option<Duration>, wait: Duration) -> bool {
+        let now = Instant::now();
+        let resume = now + wait;
+        let Some(lived) = lived else {
+            // There was no session to be taken.
+            sleep_until(resume).await;
+            return false;
+        };
+        self.probe.take_if(|probe| probe.has_ended());
+        let watched = self.probe.as_ref().is_some_and(Probe::is_subscribed);
+        self.evidence.died(now, lived, watched);
+        if watched {
+            return self.is_confirmed(now, resume).await;
+        }
+        if self.probe.is_none() {
+            match (self.probe_options)() {
+                Ok(options) => self.probe = Some(Probe::open(options, self.status_topic.clone())),
+                Err(error) => tracing::debug!(%error, "the probe can't be set up"),
+            }
+        }
+        // It must hear what the next death brings.
+        if let Some(probe) = &mut self.probe {
+            probe.subscribed(PROBE_TIMEOUT).await;
+        }
+        sleep_until(resume).await;
+        false
+    }
+
+    /// Listens to statuses until `resume`, and for longer where one may still come.
+    async fn is_confirmed(&mut self, died: Instant, resume: Instant) -> bool {
+        let patient = self.waits_in_vain < WAITS_IN_VAIN;
+        loop {
+            if self.evidence.is_conclusive() {
+                return true;
+            }
+            let current = self.evidence.is_current();
+            let until = if patient && !current {
+                resume.max(died + STATUS_TIMEOUT)
+            } else {
+                resume
+            };
+            match self.hear(Some(until)).await {
+                Some(sighting) => self.evidence.seen(&sighting.boot_id, sighting.at),
+                None => {
+                    self.waits_in_vain = if current { 0 } else { self.waits_in_vain + 1 };
+                    return false;
+                }
+            }
+        }
+    }
+
+    /// The next status that the probe hears; none if there is none until then.
+    async fn hear(&mut self, until: Option<Instant>) -> Option<Sighting> {
+        let heard = async {
+            match &mut self.probe {
+                Some(probe) => probe.next().await,
+                None => std::future::pending().await,
+            }
+        };
+        tokio::select! {
+            sighting = heard => Some(sighting),
+            () = sleep_until(until.unwrap_or_else(Instant::now)), if until.is_some() => None,
+        }
+    }
+
+    fn steady(&self) {
+        self.counters
+            .short_connections
+            .send_if_modified(|short| std::mem::take(short) > 0);
+    }
 }
+
+#[cfg(test)]
+#[path = "takeover_tests.rs"]
+mod tests;

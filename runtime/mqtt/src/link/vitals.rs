@@ -57,6 +57,11 @@ impl LinkVitals {
     pub fn subscribed(&self) -> watch::Receiver<bool> {
         self.0.vitals.subscribed.subscribe()
     }
+
+    /// The number of connections in a row that ended within ten seconds; 0 once one has lived longer.
+    pub fn short_connections(&self) -> watch::Receiver<u32> {
+        self.0.short_connections.subscribe()
+    }
 }
 
 #[cfg(test)]
