@@ -13,6 +13,7 @@ use serde_json::json;
 use crate::cli::AskArgs;
 use crate::exit::{Exit, Fault};
 use crate::local::{Choice, Local};
+use crate::terminal;
 
 /// There is but one.
 const REQUEST: RequestId = RequestId(0);
@@ -182,7 +183,7 @@ impl Printer {
             spinner.finish_and_clear();
         }
         let mut out = std::io::stdout().lock();
-        out.write_all(delta.as_bytes())
+        out.write_all(terminal::text(delta).as_bytes())
             .and_then(|()| out.flush())
             .map_err(broken_output)
     }
@@ -214,7 +215,7 @@ impl Printer {
         } else {
             String::new()
         };
-        writeln!(std::io::stdout().lock(), "{line}").map_err(broken_output)?;
+        writeln!(std::io::stdout().lock(), "{}", terminal::json(&line)).map_err(broken_output)?;
         if summary.finish == Finish::Cancelled {
             return Err(Fault::failed("interrupted"));
         }

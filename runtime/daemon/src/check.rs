@@ -13,7 +13,7 @@ use crate::exit::{Exit, Fault};
 use crate::local::Choice;
 use crate::rules;
 use crate::run::parts;
-use crate::settings;
+use crate::{settings, terminal};
 
 /// Checks one thing after the other, one line each, and fails with the first fault's code.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
@@ -96,7 +96,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
 
 /// Says what can't be checked from here, which is no fault.
 fn note(what: &str, said: &Fault) {
-    println!("note   {what:9} {said}");
+    println!("note   {what:9} {}", terminal::text(&said.to_string()));
 }
 
 fn open(choice: &Choice) -> Result<(ModelDir, String), Fault> {
@@ -152,11 +152,11 @@ impl Report {
     fn add<T>(&mut self, what: &str, outcome: Result<(T, String), Fault>) -> Option<T> {
         match outcome {
             Ok((value, said)) => {
-                println!("ok     {what:9} {said}");
+                println!("ok     {what:9} {}", terminal::text(&said));
                 Some(value)
             }
             Err(fault) => {
-                println!("fault  {what:9} {fault}");
+                println!("fault  {what:9} {}", terminal::text(&fault.to_string()));
                 self.first.get_or_insert(fault);
                 None
             }

@@ -20,6 +20,7 @@ mod run;
 mod settings;
 mod store;
 mod support;
+mod terminal;
 mod top;
 mod traces;
 
@@ -66,7 +67,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(fault) => {
-            eprintln!("phi-edge: {fault}");
+            eprintln!("phi-edge: {}", terminal::text(&fault.to_string()));
             fault.exit.into()
         }
     }

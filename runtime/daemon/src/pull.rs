@@ -14,6 +14,7 @@ use phi_edge_models::{
 
 use crate::exit::{Exit, Fault};
 use crate::models::ShelfArgs;
+use crate::terminal;
 
 pub(crate) const EXAMPLES: &str = "Examples:
   phi-edge pull phi-3.5-mini --use
@@ -110,27 +111,27 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Fault> {
 /// Says what will be fetched, and under which licence, before the first byte.
 fn introduce(plan: &Plan) {
     let origin = &plan.origin;
-    println!("{}: {} of {}", plan.name, origin.repository, origin.hub);
-    println!(
-        "folder:  {}",
-        if origin.folder.is_empty() {
-            "/"
-        } else {
-            &origin.folder
-        }
-    );
-    println!("commit:  {}", origin.commit);
-    println!(
-        "licence: {}",
-        plan.licence.as_deref().unwrap_or("the repository states none")
-    );
+    let line = |text: &str| println!("{}", terminal::line(text));
+    line(&format!("{}: {} of {}", plan.name, origin.repository, origin.hub));
+    let folder = if origin.folder.is_empty() {
+        "/"
+    } else {
+        &origin.folder
+    };
+    line(&format!("folder:  {folder}"));
+    line(&format!("commit:  {}", origin.commit));
+    let licence = plan.licence.as_deref().unwrap_or("the repository states none");
+    line(&format!("licence: {licence}"));
     println!("size:    {} in {} files", Size(plan.bytes), plan.files());
 }
 
 /// Says at once what the daemon would say at its start.
 fn remark(directory: &Path) {
     if let Err(error) = ModelDir::open(directory) {
-        eprintln!("phi-edge: this version can't run it: {}", Fault::from(error));
+        eprintln!(
+            "phi-edge: this version can't run it: {}",
+            terminal::text(&Fault::from(error).to_string())
+        );
     }
 }
 

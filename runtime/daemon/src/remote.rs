@@ -10,7 +10,7 @@ use serde_json::{Map, Value, json};
 
 use crate::cli::AskArgs;
 use crate::exit::{Exit, Fault};
-use crate::identity;
+use crate::{identity, terminal};
 
 /// How long to look for the daemon's status.
 const DISCOVERY: Duration = Duration::from_secs(3);
@@ -60,7 +60,7 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
             Kind::Chunk => {
                 let delta = body["delta"].as_str().unwrap_or_default();
                 printed.push_str(delta);
-                print(delta)?;
+                print(&terminal::text(delta))?;
             }
             Kind::Final => {
                 client.close().await;
@@ -95,13 +95,13 @@ fn kind(message: &Received, body: &Value) -> Kind {
 
 fn finish(args: &AskArgs, body: &Value, printed: &str) -> Result<(), Fault> {
     if args.json {
-        return print(&format!("{body}\n"));
+        return print(&format!("{}\n", terminal::json(&body.to_string())));
     }
     let text = body["text"].as_str().unwrap_or_default();
     // Chunks may get lost; the final text never lies.
     match text.strip_prefix(printed) {
-        Some(rest) => print(&format!("{rest}\n")),
-        None => print(&format!("\n{text}\n")),
+        Some(rest) => print(&terminal::text(&format!("{rest}\n"))),
+        None => print(&terminal::text(&format!("\n{text}\n"))),
     }
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::cli::RecordArgs;
 use crate::exit::{Exit, Fault};
-use crate::remote;
+use crate::{remote, terminal};
 
 /// A recorded message.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,7 +96,7 @@ async fn listen(args: &RecordArgs) -> Result<(), Fault> {
         let line =
             serde_json::to_string(&Recorded::of(message.topic, &message.payload)).map_err(Fault::failed)?;
         let mut out = std::io::stdout().lock();
-        writeln!(out, "{line}")
+        writeln!(out, "{}", terminal::json(&line))
             .and_then(|()| out.flush())
             .map_err(|error| Fault::new(Exit::Failed, format!("the recording can't be written: {error}")))?;
     }

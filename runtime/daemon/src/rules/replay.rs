@@ -17,7 +17,7 @@ use tokio::sync::mpsc;
 use crate::cli::RuleTestArgs;
 use crate::exit::{Exit, Fault};
 use crate::local::{self, Choice};
-use crate::settings;
+use crate::{settings, terminal};
 
 use super::convert::{self, Defaults};
 use super::record::Recorded;
@@ -232,7 +232,10 @@ impl Printer<'_> {
             ))?;
         }
         if skipped > 0 {
-            eprintln!("{}", skipped_note(skipped, recording, self.topics));
+            eprintln!(
+                "{}",
+                terminal::line(&skipped_note(skipped, recording, self.topics))
+            );
         }
         Ok(())
     }
@@ -253,7 +256,7 @@ impl Printer<'_> {
         };
         let encoded = phi_edge_mqtt::wire::event(&event, "test");
         if self.args.json {
-            return line(&String::from_utf8_lossy(&encoded));
+            return line(&terminal::json(&String::from_utf8_lossy(&encoded)));
         }
         let shown: Value = serde_json::from_slice(&encoded).unwrap_or_default();
         line(&format!("== window {number}: {}", window.topic()))?;
@@ -318,7 +321,7 @@ fn skipped_note(skipped: usize, recording: &[Recorded], filters: &[String]) -> S
 }
 
 fn line(text: &str) -> Result<(), Fault> {
-    writeln!(std::io::stdout().lock(), "{text}")
+    writeln!(std::io::stdout().lock(), "{}", terminal::text(text))
         .map_err(|error| Fault::failed(format!("the output can't be written: {error}")))
 }
 

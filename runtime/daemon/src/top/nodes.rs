@@ -5,6 +5,8 @@ use std::fmt::Write as _;
 
 use serde_json::Value;
 
+use crate::terminal;
+
 /// All nodes, by their base topic.
 #[derive(Debug, Default)]
 pub(super) struct Nodes(BTreeMap<String, Node>);
@@ -92,8 +94,8 @@ impl Node {
             _ => unknown(),
         };
         [
-            base.rsplit('/').next().unwrap_or(base).to_owned(),
-            self.status["state"].as_str().unwrap_or("?").to_owned(),
+            shown(base.rsplit('/').next().unwrap_or(base)),
+            shown(self.status["state"].as_str().unwrap_or("?")),
             count("queued"),
             both("running", "slots"),
             stats["tokens_per_s"]
@@ -120,15 +122,20 @@ impl Node {
     fn pace(&self) -> String {
         let pace = &self.stats["pace"];
         match (pace["share"].as_u64(), pace["reason"].as_str()) {
-            (Some(share), Some(reason)) => format!("{share} % {reason}"),
+            (Some(share), Some(reason)) => format!("{share} % {}", shown(reason)),
             (Some(share), None) => format!("{share} %"),
             (None, _) => unknown(),
         }
     }
 
     fn reason(&self) -> Option<String> {
-        self.status["reason"].as_str().map(str::to_owned)
+        self.status["reason"].as_str().map(shown)
     }
+}
+
+/// A text that anybody may have published.
+fn shown(text: &str) -> String {
+    terminal::line(text).into_owned()
 }
 
 fn unknown() -> String {
@@ -138,6 +145,25 @@ fn unknown() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_a_node_says_commands_no_terminal() {
+        let hostile = "\u{1b}]0;title\u{7}\u{9b}2J\r\n\u{202e}x";
+        let text = |key: &str| serde_json::json!({ key: hostile }).to_string().into_bytes();
+        let mut nodes = Nodes::default();
+        nodes.take(&format!("phi-edge/v1/{hostile}/status"), &text("state"));
+        nodes.take("phi-edge/v1/b/status", &text("reason"));
+        let stats = serde_json::json!({ "pace": { "share": 3, "reason": hostile } }).to_string();
+        nodes.take("phi-edge/v1/c/stats", stats.as_bytes());
+        let text = nodes.text();
+        let left: Vec<char> = text.chars().filter(|c| c.is_control() && *c != '\n').collect();
+        assert_eq!(left, [], "{text}");
+        assert!(
+            !text.contains('\u{202e}') && text.matches("title").count() == 4,
+            "{text}"
+        );
+        assert_eq!(text.lines().count(), 5, "{text}");
+    }
 
     #[test]
     fn a_fleet_is_listed_with_what_is_wrong() {

@@ -11,6 +11,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Table};
 use ratatui::{DefaultTerminal, Frame};
 
 use super::nodes::{COLUMNS, Nodes};
+use crate::terminal;
 
 /// The terminal in its other mode, until this is dropped.
 pub(super) struct Screen(DefaultTerminal);
@@ -72,7 +73,7 @@ fn draw(frame: &mut Frame<'_>, nodes: &Nodes, lost: Option<&str>) {
     frame.render_widget(Table::new(body, widths).header(header).column_spacing(1), table);
     frame.render_widget(Paragraph::new(reasons), notes);
     let foot_text = match lost {
-        Some(reason) => Line::from(format!("{reason}; trying again")).red(),
+        Some(reason) => Line::from(format!("{}; trying again", terminal::line(reason))).red(),
         None => Line::from("q leaves").dim(),
     };
     frame.render_widget(foot_text, foot);
