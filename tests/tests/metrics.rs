@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
+use std::io::Write as _;
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -201,6 +203,29 @@ async fn three_paths_are_served_and_nothing_else() {
     // The answer may be cut off by the reset of a connection that had more to send.
     assert!(answer.is_err() || answer.is_ok_and(|(status, _)| status == 431));
     assert_eq!(node.get("/healthz").0, 200);
+}
+
+#[tokio::test]
+async fn clients_that_say_nothing_keep_none_out() {
+    let Some(node) = Watched::start().await else {
+        return;
+    };
+    let mut idle = Vec::new();
+    for n in 0..200 {
+        let mut stream = TcpStream::connect(("127.0.0.1", node.port)).unwrap();
+        if n % 2 == 0 {
+            // One that never comes to the end of its request.
+            let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nX: ");
+        }
+        idle.push(stream);
+        if n % 20 == 0 {
+            let begun = Instant::now();
+            assert_eq!(node.get("/healthz").0, 200);
+            let took = begun.elapsed();
+            assert!(took < Duration::from_secs(2), "{n} idle connections: {took:?}");
+        }
+    }
+    assert_eq!(node.get("/metrics").0, 200);
 }
 
 #[tokio::test]

@@ -1,25 +1,27 @@
 //! The smallest HTTP server that Prometheus and health checks need: three paths, GET and HEAD, one request a connection
 //! (RFC 9112; `Connection: close`).
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
 use super::snapshot::Sources;
 use crate::exit::{Exit, Fault};
 
-/// Connections at the same time; more wait in the system's queue.
-const CONNECTIONS: usize = 8;
+/// Connections at the same time. One more ends the one that has said nothing for longest, so that clients that connect and
+/// are silent keep none out that asks.
+const CONNECTIONS: usize = 64;
 /// The largest request, head and all.
 const REQUEST: usize = 8 << 10;
 /// How long a client may take to send its request, and to take the answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two times of [`Sources::tidy`].
 const TIDY: Duration = Duration::from_secs(5);
 /// Before the next attempt, after the system had no connection for us (too many open files).
@@ -52,43 +54,88 @@ impl Server {
     }
 }
 
+/// The connections there are. Dropping it ends them.
+#[derive(Default)]
+struct Connections {
+    tasks: JoinSet<()>,
+    /// The oldest first.
+    open: VecDeque<Open>,
+}
+
+struct Open {
+    task: AbortHandle,
+    /// It has asked: its answer is under way.
+    asked: Arc<AtomicBool>,
+}
+
+impl Connections {
+    /// Runs a connection; `run` is given what it sets when the client has asked.
+    fn add<F>(&mut self, run: impl FnOnce(Arc<AtomicBool>) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        while self.open.len() >= CONNECTIONS {
+            self.end_idle();
+        }
+        let asked = Arc::new(AtomicBool::new(false));
+        let task = self.tasks.spawn(run(Arc::clone(&asked)));
+        self.open.push_back(Open { task, asked });
+    }
+
+    /// Ends the oldest that has not asked, or else the oldest.
+    fn end_idle(&mut self) {
+        let idle = self
+            .open
+            .iter()
+            .position(|open| !open.asked.load(Ordering::Relaxed));
+        if let Some(open) = self.open.remove(idle.unwrap_or(0)) {
+            open.task.abort();
+        }
+    }
+
+    /// Waits for the end of one, and forgets those that have ended.
+    async fn ended(&mut self) -> Option<()> {
+        let ended = self.tasks.join_next().await;
+        self.open.retain(|open| !open.task.is_finished());
+        ended.map(drop)
+    }
+}
+
 async fn serve(listener: TcpListener, sources: Arc<Sources>) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS));
-    // Ends its tasks when it is dropped.
-    let mut connections = JoinSet::new();
+    let mut connections = Connections::default();
     let mut ticks = interval(TIDY);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
-        let accepted = async {
-            // An error means that it is closed, which nobody does.
-            let place = Arc::clone(&places).acquire_owned().await.ok()?;
-            Some((place, listener.accept().await))
-        };
         tokio::select! {
-            Some((place, accepted)) = accepted => match accepted {
+            accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => {
                     let sources = Arc::clone(&sources);
-                    connections.spawn(async move {
-                        let answered = timeout(PATIENCE * 2, connection(stream, &sources)).await;
+                    connections.add(|asked| async move {
+                        let answered = timeout(CLIENT_TIMEOUT * 2, connection(stream, &sources, &asked)).await;
                         if let Ok(Err(error)) = answered {
                             tracing::debug!(%error, "a request for metrics failed");
                         }
-                        drop(place);
                     });
                 }
                 Err(error) => {
                     tracing::warn!(%error, "no connection for metrics");
+                    connections.end_idle();
                     sleep(AGAIN).await;
                 }
             },
             _ = ticks.tick() => sources.tidy(),
-            Some(_) = connections.join_next() => {}
+            Some(()) = connections.ended() => {}
         }
     }
 }
 
-async fn connection(mut stream: TcpStream, sources: &Arc<Sources>) -> std::io::Result<()> {
-    let head = timeout(PATIENCE, head(&mut stream)).await;
+async fn connection(
+    mut stream: TcpStream,
+    sources: &Arc<Sources>,
+    asked: &AtomicBool,
+) -> std::io::Result<()> {
+    let head = timeout(CLIENT_TIMEOUT, head(&mut stream)).await;
+    asked.store(true, Ordering::Relaxed);
     let (answer, with_body) = match head {
         Ok(Ok(head)) => match request(&head) {
             Ok((path, with_body)) => (answer(path, sources).await, with_body),
