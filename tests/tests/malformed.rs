@@ -80,3 +80,44 @@ async fn each_gets_an_error_or_is_counted() {
     })
     .await;
 }
+
+#[tokio::test]
+async fn a_flood_of_refusals_does_not_fill_the_log() {
+    const FLOOD: usize = 300;
+    if !has_library() {
+        return;
+    }
+    let Some(broker) = Mosquitto::start() else { return };
+    let mut daemon = Daemon::start(broker.port, &demo_model(), &["log.level=info"]);
+    let mut sender = client(broker.port).await;
+    state(&mut sender, "ready").await;
+    sender.subscribe(&format!("{BASE}/dead-letter")).await.unwrap();
+    for _ in 0..FLOOD {
+        let topic = format!("{BASE}/request");
+        sender.publish(&topic, "{}", None).await.unwrap();
+    }
+    let mut refused = 0;
+    next(&mut sender, "the refusals", |message| {
+        refused += usize::from(message.topic.ends_with("/dead-letter"));
+        (refused == FLOOD).then_some(())
+    })
+    .await;
+    daemon.signal("TERM");
+    assert!(daemon.wait().success());
+    let log = daemon.log();
+    let lines = log.matches("request refused ").count();
+    assert!((1..FLOOD / 2).contains(&lines), "{lines} lines:\n{log}");
+    let left_out: usize = log
+        .lines()
+        .filter(|line| line.contains("lines were left out of the log") && line.contains("request refused"))
+        .filter_map(|line| {
+            line.split_once("lines=")?
+                .1
+                .split(' ')
+                .next()?
+                .parse::<usize>()
+                .ok()
+        })
+        .sum();
+    assert_eq!(lines + left_out, FLOOD, "{log}");
+}

@@ -1,7 +1,13 @@
 //! Logging: to standard error, where systemd's journal takes it from.
 
+mod limit;
+
 use phi_edge_config::{Log, LogFormat};
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt as _;
+use tracing_subscriber::util::SubscriberInitExt as _;
+use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
+
+pub(crate) use limit::LogLimits;
 
 /// For commands whose output is the answer: warnings only, unless `RUST_LOG` says otherwise.
 pub(crate) fn quiet() {
@@ -18,20 +24,20 @@ const LIBRARIES: &str = "ort=warn,mqtt5=warn,rumqttc=warn";
 /// Sets what the running daemon logs.
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;
 
-/// For the daemon: as the configuration says, unless `RUST_LOG` says otherwise. What is given back changes the level.
-pub(crate) fn daemon(log: &Log) -> SetLevel {
+/// A way to write lines.
+type Output = Box<dyn Layer<Registry> + Send + Sync>;
+
+/// For the daemon: as the configuration says, unless `RUST_LOG` says otherwise. What is given back changes the level, and
+/// has what was left out for its kind's sake.
+pub(crate) fn daemon(log: &Log) -> (SetLevel, LogLimits) {
     match log.format {
-        LogFormat::Text => text(log),
+        LogFormat::Text => install(log, text()),
         LogFormat::Json => {
-            let builder = tracing_subscriber::fmt()
+            let lines = fmt::layer()
                 .with_writer(std::io::stderr)
-                .with_env_filter(filter(log))
                 .json()
-                .flatten_event(true)
-                .with_filter_reloading();
-            let handle = builder.reload_handle();
-            builder.init();
-            Box::new(move |log| handle.reload(filter(log)).map_err(|error| error.to_string()))
+                .flatten_event(true);
+            install(log, Box::new(lines))
         }
         LogFormat::Journald => journald(log),
     }
@@ -39,43 +45,48 @@ pub(crate) fn daemon(log: &Log) -> SetLevel {
 
 /// As entries of systemd's journal: a field a field of theirs. Where there is no journal, as text.
 #[cfg(target_os = "linux")]
-fn journald(log: &Log) -> SetLevel {
-    use tracing_subscriber::layer::SubscriberExt as _;
-    use tracing_subscriber::util::SubscriberInitExt as _;
+fn journald(log: &Log) -> (SetLevel, LogLimits) {
     match tracing_journald::layer() {
         Ok(journal) => {
             // Without a prefix: `job.id` becomes JOB_ID.
             let journal = journal
                 .with_field_prefix(None)
                 .with_syslog_identifier("phi-edge".into());
-            let (level, handle) = tracing_subscriber::reload::Layer::new(filter(log));
-            tracing_subscriber::registry().with(journal).with(level).init();
-            Box::new(move |log| handle.reload(filter(log)).map_err(|error| error.to_string()))
+            install(log, Box::new(journal))
         }
         Err(error) => {
-            let set_level = text(log);
+            let installed = install(log, text());
             tracing::warn!(%error, "systemd's journal can't be reached (log.format); this is text");
-            set_level
+            installed
         }
     }
 }
 
 #[cfg(not(target_os = "linux"))]
-fn journald(log: &Log) -> SetLevel {
-    let set_level = text(log);
+fn journald(log: &Log) -> (SetLevel, LogLimits) {
+    let installed = install(log, text());
     tracing::warn!("there is no systemd journal on this system (log.format); this is text");
-    set_level
+    installed
 }
 
-fn text(log: &Log) -> SetLevel {
-    let builder = tracing_subscriber::fmt()
+fn text() -> Output {
+    let lines = fmt::layer()
         .with_writer(std::io::stderr)
-        .with_env_filter(filter(log))
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
-        .with_filter_reloading();
-    let handle = builder.reload_handle();
-    builder.init();
-    Box::new(move |log| handle.reload(filter(log)).map_err(|error| error.to_string()))
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    Box::new(lines)
+}
+
+fn install(log: &Log, output: Output) -> (SetLevel, LogLimits) {
+    let limits = LogLimits::default();
+    let (level, handle) = reload::Layer::new(filter(log));
+    // The limits are asked last: only what the level lets through counts.
+    tracing_subscriber::registry()
+        .with(output)
+        .with(level)
+        .with(limits.clone())
+        .init();
+    let set_level = move |log: &Log| handle.reload(filter(log)).map_err(|error| error.to_string());
+    (Box::new(set_level), limits)
 }
 
 fn filter(log: &Log) -> EnvFilter {

@@ -52,7 +52,7 @@ const LAST_REPLIES: Duration = Duration::from_secs(5);
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
-    let set_level = logging::daemon(&loaded.config.log);
+    let (set_level, log_limits) = logging::daemon(&loaded.config.log);
     announce(&loaded);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine has its own thread; what is left is light.
@@ -60,7 +60,10 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .enable_all()
         .build()
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
-    let outcome = runtime.block_on(App::new(&loaded.config, args, set_level).and_run());
+    let outcome = runtime.block_on(async {
+        let _reports = log_limits.reported();
+        App::new(&loaded.config, args, set_level).and_run().await
+    });
     // A model that is still being loaded is not worth waiting for.
     runtime.shutdown_background();
     outcome
