@@ -14,6 +14,7 @@ mod load;
 mod nearest;
 mod origin;
 mod reference;
+mod reload;
 mod render;
 mod rules;
 mod schema;
@@ -29,6 +30,7 @@ pub use load::{LoadOptions, Loaded, load};
 pub use nearest::nearest_of;
 pub use origin::Origin;
 pub use reference::reference;
+pub use reload::{Reloaded, reload};
 pub use render::render;
 pub use rules::{
     Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,

@@ -45,8 +45,13 @@ pub struct Loaded {
 /// Loads the configuration: built-in defaults, `config.toml` and `conf.d/*.toml` of the system's folder, the named
 /// file, the environment, flags; a later one wins. Rules of `node.rules_dir` come after those of all files.
 ///
-/// Nothing is kept from one call to the next, so that a second call with the same options is a reload.
+/// Nothing is kept from one call to the next; a daemon that runs takes a changed configuration over by [`reload`](crate::reload).
 pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
+    load_over(options, None)
+}
+
+/// As [`load`], with a layer over all others.
+pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Loaded, ConfigError> {
     let mut files = Vec::new();
     let mut layers = vec![Layer::defaults()];
     if !options.system_dir.as_os_str().is_empty() {
@@ -66,6 +71,7 @@ pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
     }
     layers.push(Layer::environment(&options.env)?);
     layers.push(Layer::flags(&options.flags)?);
+    layers.extend(top);
 
     let credentials = options
         .env

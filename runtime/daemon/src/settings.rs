@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider};
+use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
 use phi_edge_onnx::Provider;
 
 use crate::cli::ConfigArgs;
@@ -11,7 +11,17 @@ use crate::identity;
 
 /// Loads the configuration of `args`, this process's environment and the system's folder.
 pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {
-    let options = LoadOptions {
+    phi_edge_config::load(options(args)).map_err(|error| Fault::new(Exit::Config, error.to_string()))
+}
+
+/// Loads it again for a daemon that was started with `running`.
+pub(crate) fn reload(args: &ConfigArgs, running: &Loaded) -> Result<Reloaded, Fault> {
+    phi_edge_config::reload(options(args), running)
+        .map_err(|error| Fault::new(Exit::Config, error.to_string()))
+}
+
+fn options(args: &ConfigArgs) -> LoadOptions {
+    LoadOptions {
         config: args.config.clone(),
         // Values that are not UTF-8 are none of ours.
         env: std::env::vars_os()
@@ -20,8 +30,7 @@ pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {
         flags: args.set.clone(),
         system_dir: system_dir(),
         hostname: identity::hostname(),
-    };
-    phi_edge_config::load(options).map_err(|error| Fault::new(Exit::Config, error.to_string()))
+    }
 }
 
 fn system_dir() -> PathBuf {

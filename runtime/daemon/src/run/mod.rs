@@ -62,7 +62,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
     let outcome = runtime.block_on(async {
         let _reports = log_limits.reported();
-        App::new(&loaded.config, args, set_level).and_run().await
+        App::new(&loaded, args, set_level).and_run().await
     });
     // A model that is still being loaded is not worth waiting for.
     runtime.shutdown_background();
@@ -95,6 +95,8 @@ fn announce(loaded: &Loaded) {
 
 struct App<'a> {
     config: &'a Config,
+    /// The same, with where it came from.
+    loaded: &'a Loaded,
     /// Where the configuration comes from, to be read again.
     args: &'a ConfigArgs,
     status: watch::Sender<Status>,
@@ -148,7 +150,8 @@ enum End {
 }
 
 impl<'a> App<'a> {
-    fn new(config: &'a Config, args: &'a ConfigArgs, set_level: SetLevel) -> Self {
+    fn new(loaded: &'a Loaded, args: &'a ConfigArgs, set_level: SetLevel) -> Self {
+        let config = &loaded.config;
         let status = Status {
             reason: Some("the model is loading".into()),
             version: env!("CARGO_PKG_VERSION").into(),
@@ -158,6 +161,7 @@ impl<'a> App<'a> {
         };
         Self {
             config,
+            loaded,
             args,
             status: watch::Sender::new(status),
             limits: watch::Sender::new(config.limits.clone()),
@@ -169,6 +173,7 @@ impl<'a> App<'a> {
         let config = self.config;
         let mut signals = Signals::new()?;
         let mut reloads = Reloads::new()?;
+        let _lock = life::lock(&config.store.path)?;
         let (rules, at_start) = Rules::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
         let served = Served::open(&config.model.path)?;
@@ -176,7 +181,6 @@ impl<'a> App<'a> {
         let text = std::sync::Arc::new(model.text()?);
         let telemetry = Telemetry::new(config, model, std::sync::Arc::clone(&text) as _)?;
         let (life, last_end) = Life::begin(&config.store.path);
-        let _lock = life::lock(&config.store.path)?;
         let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
         let broker = parts::embedded_broker(config).await?;
@@ -273,6 +277,7 @@ impl<'a> App<'a> {
             self.status.clone(),
             store_health,
             link.state(),
+            link.vitals().short_connections(),
             tls.clone(),
             reloaded,
         ));
@@ -280,7 +285,6 @@ impl<'a> App<'a> {
             service.clone(),
             self.status.subscribe(),
             self.limits.subscribe(),
-            link.vitals().short_connections(),
             open_tx,
         );
         let pool = tokio::spawn(pool);
@@ -380,10 +384,18 @@ impl<'a> App<'a> {
     fn reload(&self, parts: &Reloadable<'_>) {
         #[cfg(unix)]
         let _reloading = notify::Reloading::begin();
-        let reloaded =
-            settings::load(self.args).and_then(|loaded| parts.take(&loaded.config, &self.set_level));
+        let reloaded = settings::reload(self.args, self.loaded).and_then(|read| {
+            let config = parts.take(&read.loaded.config, &self.set_level)?;
+            Ok((config, read.held))
+        });
         match reloaded {
-            Ok(config) => {
+            Ok((config, held)) => {
+                for key in held {
+                    tracing::warn!(
+                        key,
+                        "a change of this key needs a restart; the value in effect stays"
+                    );
+                }
                 self.status
                     .send_modify(|status| status.limits = parts::limits(&config));
                 tracing::info!(rules = config.rules.len(), "the configuration is read again");
