@@ -55,7 +55,7 @@ impl Sampler {
 
     /// Chooses from `logits` (one per token of the vocabulary).
     pub(crate) fn sample(&mut self, logits: &[f32]) -> Result<TokenId, NoLogits> {
-        if self.settings.temperature <= 0.0 {
+        if self.is_greedy() {
             return self.greedy(logits);
         }
         self.gather(logits);
@@ -77,21 +77,33 @@ impl Sampler {
         self.candidates.last().map(|c| TokenId(c.id)).ok_or(NoLogits)
     }
 
+    /// Whether the likeliest token is taken without a draw. So it is at a subnormal temperature: it is as good as 0, and is 0
+    /// where the processor is set to flush such numbers, which libraries do for their threads.
+    fn is_greedy(&self) -> bool {
+        let draws = self.settings.temperature >= f32::MIN_POSITIVE;
+        !draws
+    }
+
     fn penalises(&self) -> bool {
         // Exactly 1 is the off switch.
         (self.settings.repetition_penalty - 1.0).abs() > f32::EPSILON
     }
 
     fn penalised(&self, index: usize, logit: f32) -> f32 {
-        if self.seen.get(index).copied().unwrap_or(false) {
-            let penalty = self.settings.repetition_penalty;
-            if logit > 0.0 {
-                logit / penalty
-            } else {
-                logit * penalty
-            }
+        if !self.seen.get(index).copied().unwrap_or(false) {
+            return logit;
+        }
+        let penalty = self.settings.repetition_penalty;
+        let penalised = if logit > 0.0 {
+            logit / penalty
         } else {
-            logit
+            logit * penalty
+        };
+        // A number stays one: -inf would forbid the token, and +inf would take everything.
+        if logit.is_finite() {
+            penalised.clamp(f32::MIN, f32::MAX)
+        } else {
+            penalised
         }
     }
 
@@ -120,7 +132,7 @@ impl Sampler {
         let mut candidates = std::mem::take(&mut self.candidates);
         candidates.clear();
         for ((index, &logit), id) in logits.iter().enumerate().zip(0u32..) {
-            let weight = self.penalised(index, logit) / self.settings.temperature;
+            let weight = self.penalised(index, logit);
             if weight > f32::NEG_INFINITY {
                 candidates.push(Candidate { id, weight });
             }
@@ -139,15 +151,21 @@ impl Sampler {
         self.candidates.sort_unstable_by(order);
     }
 
+    /// Turns logits, in descending order, into probabilities at the temperature.
     fn softmax(&mut self) -> Result<(), NoLogits> {
-        let max = self.candidates.first().ok_or(NoLogits)?.weight;
+        let best = self.candidates.first_mut().ok_or(NoLogits)?;
+        let temperature = self.settings.temperature;
+        let max = best.weight;
+        // An infinite logit takes everything, and so does the first of the largest where the temperature is next to none.
+        if !(max / temperature).is_finite() {
+            best.weight = 1.0;
+            self.candidates.truncate(1);
+            return Ok(());
+        }
         let mut total = 0.0f64;
         for candidate in &mut self.candidates {
-            // An infinite logit takes everything: inf - inf would be NaN.
-            #[expect(clippy::float_cmp, reason = "the same value, infinite or not")]
-            let is_best = candidate.weight == max;
-            let distance = if is_best { 0.0 } else { candidate.weight - max };
-            candidate.weight = distance.exp();
+            // The maximum is subtracted first: divided by a small temperature, logits leave the range of their type.
+            candidate.weight = ((candidate.weight - max) / temperature).exp();
             total += f64::from(candidate.weight);
         }
         for candidate in &mut self.candidates {
@@ -207,112 +225,4 @@ fn mix(mut z: u64) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn sampler(change: impl FnOnce(&mut Sampling)) -> Sampler {
-        let mut settings = Sampling {
-            temperature: 1.0,
-            ..Sampling::default()
-        };
-        change(&mut settings);
-        Sampler::new(settings)
-    }
-
-    fn shares(sampler: &mut Sampler, logits: &[f32], draws: usize) -> Vec<f64> {
-        let mut counts = vec![0usize; logits.len()];
-        for _ in 0..draws {
-            counts[sampler.sample(logits).unwrap().0 as usize] += 1;
-        }
-        #[expect(clippy::cast_precision_loss, reason = "small counts")]
-        counts.iter().map(|&c| c as f64 / draws as f64).collect()
-    }
-
-    #[test]
-    fn greedy_takes_the_lowest_id_among_equals_and_passes_over_nan() {
-        let mut greedy = Sampler::new(Sampling::default());
-        assert_eq!(greedy.sample(&[f32::NAN, 1.0, 3.0, 3.0]).unwrap(), TokenId(2));
-        assert_eq!(greedy.sample(&[f32::NAN; 3]), Err(NoLogits));
-    }
-
-    #[test]
-    fn draws_follow_the_softmax() {
-        let logits = [0.0f32, (2.0f32).ln(), (5.0f32).ln()];
-        let shares = shares(&mut sampler(|s| s.seed = 7), &logits, 40_000);
-        for (share, expected) in shares.iter().zip([1.0 / 8.0, 2.0 / 8.0, 5.0 / 8.0]) {
-            assert!((share - expected).abs() < 0.01, "{share} is not near {expected}");
-        }
-    }
-
-    #[test]
-    fn cuts_leave_what_they_say() {
-        let logits: Vec<f32> = [0.5f32, 0.25, 0.125, 0.125].iter().map(|p| p.ln()).collect();
-        let support = |sampler: &mut Sampler| -> Vec<bool> {
-            shares(sampler, &logits, 2_000)
-                .iter()
-                .map(|&share| share > 0.0)
-                .collect()
-        };
-        assert_eq!(support(&mut sampler(|s| s.top_k = 2)), [true, true, false, false]);
-        assert_eq!(
-            support(&mut sampler(|s| s.top_p = 0.7)),
-            [true, true, false, false]
-        );
-        assert_eq!(
-            support(&mut sampler(|s| s.top_p = 0.45)),
-            [true, false, false, false]
-        );
-        assert_eq!(
-            support(&mut sampler(|s| s.min_p = 0.4)),
-            [true, true, false, false]
-        );
-        assert_eq!(support(&mut sampler(|_| ())), [true; 4]);
-    }
-
-    #[test]
-    fn repetition_penalty_divides_positive_and_multiplies_negative_logits() {
-        let mut greedy = Sampler::new(Sampling {
-            repetition_penalty: 2.0,
-            ..Sampling::default()
-        });
-        greedy.observe(TokenId(0));
-        assert_eq!(greedy.sample(&[1.9, 1.0]).unwrap(), TokenId(1));
-        assert_eq!(greedy.sample(&[2.1, 1.0]).unwrap(), TokenId(0));
-        assert_eq!(greedy.sample(&[-0.6, -1.0]).unwrap(), TokenId(1));
-    }
-
-    #[test]
-    fn an_infinite_logit_wins() {
-        assert_eq!(
-            sampler(|_| ()).sample(&[0.0, f32::INFINITY, 1.0]).unwrap(),
-            TokenId(1)
-        );
-    }
-
-    proptest! {
-        #[test]
-        fn same_seed_same_draws(seed: u64, logits in prop::collection::vec(-5.0f32..5.0, 2..50)) {
-            let (mut a, mut b) = (sampler(|s| s.seed = seed), sampler(|s| s.seed = seed));
-            for _ in 0..20 {
-                prop_assert_eq!(a.sample(&logits).unwrap(), b.sample(&logits).unwrap());
-            }
-        }
-
-        #[test]
-        fn any_settings_choose_a_token_of_the_vocabulary(
-            logits in prop::collection::vec(prop::num::f32::ANY, 1..40),
-            temperature in 0.0f32..3.0, top_k in 0usize..50, top_p in 0.0f32..1.2, min_p in 0.0f32..1.0,
-        ) {
-            let mut s = sampler(|s| {
-                (s.temperature, s.top_k, s.top_p, s.min_p) = (temperature, top_k, top_p, min_p);
-            });
-            let usable = logits.iter().any(|l| *l > f32::NEG_INFINITY);
-            match s.sample(&logits) {
-                Ok(id) => prop_assert!(logits[id.0 as usize] > f32::NEG_INFINITY),
-                Err(NoLogits) => prop_assert!(!usable),
-            }
-        }
-    }
-}
+mod tests;
