@@ -17,6 +17,9 @@ use crate::special_tokens::{Part, SpecialTokens, unused_mark};
 /// forgets one lets answers run on into an invented next turn.
 const TURN_ENDS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
 
+/// Texts that others are encoded behind, of which one will form no token with what follows.
+const ANCHORS: [&str; 3] = ["\n", ".", "a"];
+
 /// A model's tokenizer and chat template. Clones share them.
 #[derive(Debug, Clone)]
 pub struct TextModel {
@@ -143,6 +146,46 @@ impl TextModel {
                     .into(),
             )),
         }
+    }
+
+    /// The ids that add exactly `text` to what the ids of `before` decode to; `None` if none were found. An answer that ended
+    /// within a token goes on from there.
+    pub fn encode_behind(&self, before: &[TokenId], text: &str) -> Option<Vec<TokenId>> {
+        let wanted = self.decode(before) + text;
+        let adds = |tail: &Vec<TokenId>| self.decode(&[before, tail].concat()) == wanted;
+        let alone = || self.encode_raw(text).ok();
+        // Tokenizers put a space before a text: not between what stands before it already and what follows.
+        let anchored = || {
+            ANCHORS
+                .iter()
+                .filter_map(|anchor| self.encode_anchored(anchor, text))
+        };
+        if before.is_empty() {
+            alone().into_iter().chain(anchored()).find(adds)
+        } else {
+            anchored().chain(alone()).find(adds)
+        }
+        .or_else(|| self.byte_tokens(text).filter(adds))
+    }
+
+    /// The ids of `text` where it follows `anchor`, if no token is of both.
+    fn encode_anchored(&self, anchor: &str, text: &str) -> Option<Vec<TokenId>> {
+        let whole = self.encode_raw(&format!("{anchor}{text}")).ok()?;
+        let begin = self.encode_raw(anchor).ok()?;
+        whole.strip_prefix(begin.as_slice()).map(<[_]>::to_vec)
+    }
+
+    /// The byte fallback's token for each byte, in vocabularies that have them.
+    fn byte_tokens(&self, text: &str) -> Option<Vec<TokenId>> {
+        let id = |byte: u8| self.inner.shipped.token_to_id(&format!("<0x{byte:02X}>"));
+        text.bytes().map(|byte| id(byte).map(TokenId)).collect()
+    }
+
+    fn decode(&self, ids: &[TokenId]) -> String {
+        let mut detokenizer = self.detokenizer();
+        let mut text: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+        text.push_str(&detokenizer.finish());
+        text
     }
 
     /// The ids that all prompts with this system message begin with whose user begins with `opening`, whatever follows.

@@ -272,3 +272,31 @@ fn a_continuation_is_what_the_whole_template_has_after_the_answer() {
         assert!(common + 1 >= prefix.len() && prefix.len() > 6, "{rest}");
     }
 }
+
+#[test]
+fn what_follows_within_a_token_is_encoded_to_the_letter() {
+    let mut models = Vec::new();
+    let demo = Path::new(env!("CARGO_MANIFEST_DIR")).join("demo");
+    models.push(text_model(&demo));
+    models.extend(fixtures().map(|root| text_model(&root.join("tokenizer-phi35"))));
+    let config = ProptestConfig {
+        cases: 300,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    };
+    let text = "([A-Za-z]{1,7}|[ \n.,;:]{1,2}|[0-9]|[äöüß€]|[漢字😀🦀]|<\\|end\\|>|</s>){0,12}";
+    proptest!(config, |(first in text, rest in text, at in any::<prop::sample::Index>())| {
+        for (_, model) in &models {
+            let before = model.encode_raw(&first).unwrap();
+            let before = &before[..at.index(before.len() + 1)];
+            let ids = plain(before.to_vec());
+            // Within a character nothing can follow to the letter.
+            if stream(model, &ids, true).contains(char::REPLACEMENT_CHARACTER) {
+                continue;
+            }
+            let tail = model.encode_behind(before, &rest).expect("ids");
+            let whole = [ids.clone(), plain(tail)].concat();
+            prop_assert_eq!(stream(model, &whole, true), stream(model, &ids, true) + &rest);
+        }
+    });
+}

@@ -22,6 +22,7 @@ mod quota;
 mod reply;
 pub mod rules;
 mod runner;
+mod seen;
 mod service;
 mod sessions;
 mod stats;

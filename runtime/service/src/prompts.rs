@@ -12,6 +12,12 @@ pub trait Prompts: Send + Sync {
     /// the next answer.
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
 
+    /// The ids that add exactly `text` to an answer that begins with `before`; `None` where there are none, or where that
+    /// can't be told.
+    fn encode_behind(&self, _before: &[TokenId], _text: &str) -> Option<Vec<TokenId>> {
+        None
+    }
+
     /// A fresh one per answer.
     fn detokenizer(&self) -> Box<dyn Detokenizer>;
 
@@ -26,6 +32,10 @@ impl Prompts for TextModel {
 
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
         TextModel::encode_continuation(self, messages).map_err(|error| error.to_string())
+    }
+
+    fn encode_behind(&self, before: &[TokenId], text: &str) -> Option<Vec<TokenId>> {
+        TextModel::encode_behind(self, before, text)
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::{Failure, Finish, Stop, Summary};
+use phi_edge_engine::{Failure, Finish, Stop, Summary, TokenId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -13,6 +13,7 @@ use crate::generation::{Generation, Update};
 use crate::ledger::Start;
 use crate::prompts::Prompts;
 use crate::reply::{ErrorCode, FinishReason, Reply};
+use crate::seen::seen;
 
 /// How long the engine may take to end what it was asked to end. A run of the graph is cut short within
 /// milliseconds, so that an engine that takes longer hangs.
@@ -27,6 +28,8 @@ pub(crate) enum Ended {
         /// From acceptance to the engine's start.
         queued: Duration,
         summary: Summary,
+        /// The ids of `text` for a session to go on with, where they may be others than the summary's.
+        seen: Option<Vec<TokenId>>,
     },
     Failed {
         code: ErrorCode,
@@ -58,6 +61,8 @@ impl Runner {
     /// Runs a job to its end: by itself, by its deadline, or by `start.stop`.
     pub(crate) async fn run(self, start: Start) -> Ended {
         let waited = start.accepted.elapsed();
+        // A session goes on from what its client saw, and a stop text is not part of that.
+        let may_hide = start.job.session.is_some() && !start.job.stop.is_empty();
         let chunks = start
             .job
             .stream
@@ -75,15 +80,38 @@ impl Runner {
         let Ok(generation) = self.engine.generate(ask).await else {
             return Ended::Lost;
         };
-        follow(Run {
+        let run = Run {
             generation,
             chunks,
             stop: start.stop,
             expires: start.expires,
             waited,
-        })
-        .await
+        };
+        match follow(run).await {
+            ended if may_hide => with_seen(ended, self.prompts).await,
+            ended => ended,
+        }
     }
+}
+
+async fn with_seen(mut ended: Ended, prompts: Arc<dyn Prompts>) -> Ended {
+    if let Ended::Answered {
+        text,
+        summary,
+        seen: ids,
+        ..
+    } = &mut ended
+        && summary.finish == Finish::Stop
+    {
+        let (text, tokens) = (text.clone(), summary.tokens.clone());
+        // A long answer takes the tokenizer long: not on a thread that others wait for.
+        let found = tokio::task::spawn_blocking(move || seen(&*prompts, &tokens, &text)).await;
+        if let Err(error) = &found {
+            tracing::error!(%error, "finding the ids of an answer panicked; its session goes on without them");
+        }
+        *ids = Some(found.unwrap_or_default());
+    }
+    ended
 }
 
 struct Run {
@@ -145,6 +173,7 @@ async fn follow(mut run: Run) -> Ended {
                     finish,
                     queued: run.waited + summary.queued,
                     summary,
+                    seen: None,
                 };
             }
             Some(Update::Failed(reason)) => return failed(reason),

@@ -4,7 +4,7 @@ mod support;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Failure, Finish};
+use phi_edge_engine::{Failure, Finish, TokenId};
 use phi_edge_service::{Answer, ErrorCode, FinishReason, NewJob, Priority, ReplyBody, ServiceConfig};
 use support::{Bench, job, key, settle, summary};
 use tokio::time::Instant;
@@ -601,4 +601,47 @@ async fn a_session_goes_on_with_the_ids_of_what_was_said() {
     bench.service.submit(in_session("g")).await.unwrap();
     let (request, _sink) = bench.asked().await;
     assert_eq!(text(&request.prompt), "question g");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_does_not_hold_a_stop_text_that_its_client_never_saw() {
+    let mut bench = Bench::new();
+    let in_session = |id: &str| {
+        question(id, |job| {
+            job.session = Some("talk".into());
+            job.stop = vec!["END".into()];
+        })
+    };
+    let ids = |text: &str| -> Vec<TokenId> { text.chars().map(|c| TokenId(u32::from(c))).collect() };
+    let mut said = String::new();
+    for (n, (generated, seen, finish)) in [
+        ("ja, übrigens END", "ja, übrigens ", Finish::Stop),
+        ("END", "", Finish::Stop),
+        ("€EN", "€EN", Finish::Length),
+        ("EEND", "E", Finish::Stop),
+        // By a stop id, within what may have become the stop text.
+        ("xEN", "xEN", Finish::Stop),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let id = n.to_string();
+        bench.service.submit(in_session(&id)).await.unwrap();
+        let (request, sink) = bench.asked().await;
+        let between = if said.is_empty() { "" } else { "|" };
+        said = format!("{said}{between}question {id}");
+        assert_eq!(request.prompt, ids(&said));
+        sink.text(seen);
+        let mut summary = summary(finish, 0);
+        summary.tokens = ids(generated);
+        sink.finish(summary);
+        let answer = answer(bench.body().await);
+        assert_eq!(answer.text, seen);
+        assert_eq!(
+            answer.completion_tokens,
+            generated.chars().count(),
+            "what was generated was paid for"
+        );
+        said.push_str(seen);
+    }
 }

@@ -396,3 +396,25 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
     let at_rest = pulse.read();
     assert!(!pulse.read().is_stuck_since(at_rest));
 }
+
+#[tokio::test]
+async fn a_session_goes_on_without_the_stop_text() {
+    let mut ends = start(Mood::Works).await;
+    let in_session = |id: &str, stop: &[&str]| {
+        let mut job = job(id);
+        job.session = Some("talk".to_owned());
+        job.stop = stop.iter().map(|&stop| stop.to_owned()).collect();
+        job
+    };
+    ends.service.submit(in_session("d", &["hi"])).await.unwrap();
+    let ReplyBody::Final(first) = outcome(&mut ends).await else {
+        panic!("no answer");
+    };
+    assert_eq!((first.text.as_str(), first.completion_tokens), ("efg", 5));
+    ends.service.submit(in_session("v", &[])).await.unwrap();
+    let ReplyBody::Final(second) = outcome(&mut ends).await else {
+        panic!("no answer");
+    };
+    // "question d", its answer, the mark of a new turn and "question v".
+    assert_eq!(second.prompt_tokens, 10 + 3 + 1 + 10);
+}

@@ -98,8 +98,9 @@ impl Ledger {
             return;
         }
         let session = self.jobs.get(key).and_then(|entry| entry.session.as_deref());
-        if let (Ended::Answered { summary, .. }, Some(session)) = (&ended, session) {
-            self.sessions.answered(key, session, Some(&summary.tokens), now);
+        if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session) {
+            let answer = seen.as_ref().unwrap_or(&summary.tokens);
+            self.sessions.answered(key, session, Some(answer), now);
         }
         let mut guesses = (0, 0);
         let body = match ended {
@@ -108,6 +109,7 @@ impl Ledger {
                 finish,
                 queued,
                 summary,
+                seen: _,
             } => {
                 guesses = (summary.guessed, summary.guessed_right);
                 if summary.finish == Finish::Repetition {
