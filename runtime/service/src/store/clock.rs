@@ -1,8 +1,11 @@
 //! Moments that outlive the process.
 //!
 //! The wall clock of an appliance may be wrong for hours after a start (no battery, no network), and is set at will. So
-//! a moment is kept twice: by the time since the machine started, which nothing sets, and by the wall clock, for when the
-//! machine itself was restarted.
+//! a moment is kept twice: by the time that the machine was awake since it started, which nothing sets, and by the wall clock,
+//! for when the machine itself was restarted.
+//!
+//! Timers of a process stand still while the machine is suspended (`CLOCK_MONOTONIC`). What is kept goes by the same clock: by
+//! one that counts suspension (`CLOCK_BOOTTIME`, /proc/uptime) deadlines would pass early after a restart.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -11,7 +14,7 @@ use tokio::time::Instant;
 /// A moment, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Moment {
-    /// Since the machine started.
+    /// Since the machine started, without the time for which it was suspended.
     pub(crate) up_ms: i64,
     /// Since 1970, as the wall clock had it when this was written.
     pub(crate) wall_ms: i64,
@@ -28,10 +31,16 @@ pub(crate) struct Clock {
 
 impl Clock {
     pub(crate) fn new() -> Self {
+        Self::at(Instant::now(), awake(), boot_id())
+    }
+
+    /// A clock by its readings: `awake` is that of the machine at `start`.
+    fn at(start: Instant, awake: Duration, boot_id: Option<String>) -> Self {
         Self {
-            start: Instant::now(),
-            start_up_ms: uptime().map_or(0, |up| i64::try_from(up.as_millis()).unwrap_or(i64::MAX)),
-            boot: boot_id().unwrap_or_default(),
+            start,
+            start_up_ms: i64::try_from(awake.as_millis()).unwrap_or(i64::MAX),
+            // Moments by another clock are none of this one's, though the machine was not started since.
+            boot: boot_id.map_or_else(String::new, |id| format!("{id} awake")),
         }
     }
 
@@ -42,8 +51,12 @@ impl Clock {
 
     /// `moment` for the disk.
     pub(crate) fn keep(&self, moment: Instant) -> Moment {
+        self.keep_at(moment, Instant::now())
+    }
+
+    fn keep_at(&self, moment: Instant, now: Instant) -> Moment {
         let up_ms = self.up_ms(moment);
-        let left = up_ms - self.up_ms(Instant::now());
+        let left = up_ms - self.up_ms(now);
         Moment {
             up_ms,
             wall_ms: wall_ms().saturating_add(left),
@@ -52,7 +65,11 @@ impl Clock {
 
     /// A moment that this start of the machine wrote, for this process: `None` if it is past.
     pub(crate) fn left(&self, up_ms: i64) -> Option<Duration> {
-        let left = up_ms.saturating_sub(self.up_ms(Instant::now()));
+        self.left_at(up_ms, Instant::now())
+    }
+
+    fn left_at(&self, up_ms: i64, now: Instant) -> Option<Duration> {
+        let left = up_ms.saturating_sub(self.up_ms(now));
         u64::try_from(left)
             .ok()
             .filter(|left| *left > 0)
@@ -77,11 +94,18 @@ pub(crate) fn wall_ms() -> i64 {
     }
 }
 
-/// Time since the machine started, also while it slept; Linux only.
-fn uptime() -> Option<Duration> {
-    let text = std::fs::read_to_string("/proc/uptime").ok()?;
-    let seconds: f64 = text.split_whitespace().next()?.parse().ok()?;
-    Duration::try_from_secs_f64(seconds).ok()
+/// Time since the machine started, without the time for which it was suspended: what [`Instant`] goes by.
+#[cfg(unix)]
+fn awake() -> Duration {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
+    Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
+}
+
+/// There is no name for a start of the machine either: a restart of the process counts as one.
+#[cfg(not(unix))]
+fn awake() -> Duration {
+    Duration::ZERO
 }
 
 /// Linux only. Elsewhere a restart of the process counts as one of the machine: by the wall clock.
@@ -94,7 +118,79 @@ fn boot_id() -> Option<String> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use proptest::prelude::*;
+
     use super::*;
+
+    /// A machine's clocks, as CLOCK_MONOTONIC and CLOCK_BOOTTIME have them.
+    struct Machine {
+        /// The process's own timers.
+        now: Instant,
+        monotonic: Duration,
+        boottime: Duration,
+    }
+
+    impl Machine {
+        fn new() -> Self {
+            Self {
+                now: Instant::now(),
+                monotonic: Duration::from_hours(1),
+                boottime: Duration::from_hours(1),
+            }
+        }
+
+        fn works(&mut self, time: Duration) {
+            self.now += time;
+            self.monotonic += time;
+            self.boottime += time;
+        }
+
+        fn sleeps(&mut self, time: Duration) {
+            self.boottime += time;
+        }
+
+        fn process(&self) -> Clock {
+            Clock::at(self.now, self.monotonic, Some("boot".to_owned()))
+        }
+    }
+
+    proptest! {
+        /// Where a deadline would be due for a process that goes on, it is for those that come after it.
+        #[test]
+        fn a_deadline_is_neither_early_nor_late_after_suspend_and_restart(
+            events in prop::collection::vec((0u64..400, prop::bool::ANY, prop::bool::ANY), 1..12), deadline in 1u64..2000,
+        ) {
+            let mut machine = Machine::new();
+            let expires = machine.now + Duration::from_secs(deadline);
+            let mut kept = machine.process().keep_at(expires, machine.now).up_ms;
+            let mut clock = machine.process();
+            for (seconds, suspended, restarts) in events {
+                let time = Duration::from_secs(seconds);
+                if suspended { machine.sleeps(time) } else { machine.works(time) }
+                if restarts {
+                    clock = machine.process();
+                }
+                let left = expires.checked_duration_since(machine.now).filter(|left| !left.is_zero());
+                prop_assert_eq!(clock.left_at(kept, machine.now), left);
+                let Some(left) = left else { continue };
+                // Kept again by this process it is the same.
+                kept = clock.keep_at(machine.now + left, machine.now).up_ms;
+            }
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_clock_is_that_of_timers() {
+        // An Instant tells its reading only so.
+        let shown = format!("{:?}", std::time::Instant::now());
+        let seconds = shown
+            .split("tv_sec: ")
+            .nth(1)
+            .and_then(|rest| rest.split(',').next());
+        let seconds: u64 = seconds.unwrap().parse().unwrap();
+        assert!(awake().as_secs().abs_diff(seconds) <= 2, "{shown}, {:?}", awake());
+    }
 
     #[test]
     fn a_moment_comes_back_from_the_disk() {
