@@ -377,8 +377,12 @@ fn values(name: &str) -> BoxedStrategy<Value> {
         "prompt" | "system" => text().boxed(),
         "messages" => {
             let part = prop_oneof![
-                4 => text().prop_map(|text| json!({"type": "text", "text": text})),
+                12 => text().prop_map(|text| json!({"type": "text", "text": text})),
                 1 => Just(json!({"type": "text"})),
+                1 => Just(json!({"type": "text", "text": "x", "lang": "de"})),
+                1 => Just(json!({"type": "text", "text": "x", "data": "y"})),
+                1 => Just(json!({"type": "image", "data": "eA==", "detail": "low"})),
+                1 => Just(json!({"text": "x"})),
                 1 => Just(json!({"type": "sound", "text": "x"})),
                 1 => Just(json!("x")),
             ];
@@ -413,7 +417,12 @@ fn values(name: &str) -> BoxedStrategy<Value> {
         .boxed(),
         "response_format" => {
             proptest::sample::select(&["text", "json_object", "json_schema", "regex", "choice", "xml"][..])
-                .prop_map(|kind| json!({"type": kind}))
+                .prop_flat_map(|kind| {
+                    prop_oneof![
+                        3 => Just(json!({"type": kind})),
+                        1 => Just(json!({"type": kind, "schema": {}})),
+                    ]
+                })
                 .boxed()
         }
         "stream" => any::<bool>().prop_map(Value::from).boxed(),

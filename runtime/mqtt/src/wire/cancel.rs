@@ -3,6 +3,7 @@
 use serde::Deserialize;
 
 use super::request::valid_id;
+use super::strict::Object;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -12,7 +13,7 @@ struct Cancel {
 
 /// The id of the request that is taken back, or what is wrong with the payload.
 pub fn parse_cancel(payload: &[u8]) -> Result<String, String> {
-    let Cancel { id } = serde_json::from_slice(payload)
+    let Object(Cancel { id }) = serde_json::from_slice(payload)
         .map_err(|error| format!("a cancellation must be {{\"id\":…}}: {error}"))?;
     valid_id(&id)?;
     Ok(id)
@@ -32,6 +33,9 @@ mod tests {
             b"{\"id\":3}",
             b"{\"id\":\"a b\"}",
             b"{\"id\":\"a\",\"x\":1}",
+            b"{\"id\":\"a\",\"id\":\"a\"}",
+            b"[\"a\"]",
+            b"{\"id\":\"a\"} x",
             b"\xff",
         ] {
             assert!(parse_cancel(bad).is_err());

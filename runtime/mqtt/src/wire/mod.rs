@@ -6,6 +6,7 @@ mod event;
 mod reply;
 mod request;
 mod status;
+mod strict;
 
 /// The user property that names a trace (W3C Trace Context), of a request and of its replies.
 pub(crate) const TRACEPARENT: &str = "traceparent";

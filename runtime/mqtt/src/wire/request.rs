@@ -1,11 +1,13 @@
 //! Requests: what a payload is, and the strict reading of the JSON form.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use phi_edge_service::{ErrorCode, Message, Priority, Role, Sampling};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
-use serde_json::Value;
+
+use super::strict::{Object, TextOr, Word};
 
 /// The default of `max_tokens`.
 const MAX_TOKENS: usize = 256;
@@ -149,7 +151,7 @@ fn is_json(content_type: &str) -> bool {
 struct Body {
     id: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<WireMessage>>,
+    messages: Option<Vec<Object<WireMessage>>>,
     system: Option<String>,
     images: Option<Vec<IgnoredAny>>,
     max_tokens: Option<u64>,
@@ -159,10 +161,10 @@ struct Body {
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
     seed: Option<Seed>,
-    stop: Option<Stop>,
-    response_format: Option<Value>,
+    stop: Option<TextOr<String>>,
+    response_format: Option<Object<WireFormat>>,
     stream: Option<bool>,
-    priority: Option<WirePriority>,
+    priority: Option<Word<WirePriority>>,
     deadline_ms: Option<u64>,
     session: Option<String>,
 }
@@ -170,8 +172,34 @@ struct Body {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct WireMessage {
-    role: WireRole,
-    content: Value,
+    role: Word<WireRole>,
+    content: TextOr<Object<WirePart>>,
+}
+
+/// A part of a message. `text` belongs to parts of type text, `data` to those of type image.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WirePart {
+    #[serde(rename = "type")]
+    kind: Option<Word<WireKind>>,
+    text: Option<String>,
+    data: Option<String>,
+}
+
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+enum WireKind {
+    Text,
+    Image,
+}
+
+/// The answer's form. What the forms beside text come with is not read before they are supported.
+#[derive(Deserialize)]
+struct WireFormat {
+    #[serde(rename = "type")]
+    kind: Option<String>,
+    #[serde(flatten)]
+    members: BTreeMap<String, IgnoredAny>,
 }
 
 #[derive(Deserialize, Clone, Copy)]
@@ -198,16 +226,9 @@ enum Seed {
     Negative(i64),
 }
 
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string or a list of strings")]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
-
 fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
     let mut json = serde_json::Deserializer::from_slice(bytes);
-    let read = serde_path_to_error::deserialize::<_, Body>(&mut json)
+    let read = serde_path_to_error::deserialize::<_, Object<Body>>(&mut json)
         .map_err(|error| {
             let path = error.path().to_string();
             match path.as_str() {
@@ -216,7 +237,7 @@ fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
                 _ => format!("{path}: {}", error.into_inner()),
             }
         })
-        .and_then(|body| json.end().map(|()| body).map_err(|error| error.to_string()));
+        .and_then(|Object(body)| json.end().map(|()| body).map_err(|error| error.to_string()));
     let body = match read {
         Ok(body) => body,
         Err(message) => return Err(bad(id_of(bytes), cut(message))),
@@ -287,9 +308,9 @@ fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
         seeded: body.seed.is_some(),
         stream: body.stream.unwrap_or(false),
         priority: match body.priority {
-            None | Some(WirePriority::Normal) => Priority::Normal,
-            Some(WirePriority::Interactive) => Priority::Interactive,
-            Some(WirePriority::Background) => Priority::Background,
+            None | Some(Word(WirePriority::Normal)) => Priority::Normal,
+            Some(Word(WirePriority::Interactive)) => Priority::Interactive,
+            Some(Word(WirePriority::Background)) => Priority::Background,
         },
         deadline,
         session: body.session,
@@ -302,25 +323,30 @@ fn unsupported(body: &Body) -> Result<(), Fault> {
     if body.images.as_ref().is_some_and(|images| !images.is_empty()) {
         return no("images: this model takes text alone");
     }
-    match &body.response_format {
-        None => Ok(()),
-        Some(Value::Object(format)) => match format.get("type").and_then(Value::as_str) {
-            Some("text") => Ok(()),
-            Some(kind @ ("json_object" | "json_schema" | "regex" | "choice")) => no(&format!(
-                "response_format: {kind} is not supported by this version"
-            )),
-            _ => Err(wrong(
-                "response_format: type must be text, json_object, json_schema, regex or choice",
-            )),
+    let Some(Object(format)) = &body.response_format else {
+        return Ok(());
+    };
+    match format.kind.as_deref() {
+        Some("text") => match format.members.keys().next() {
+            None => Ok(()),
+            Some(member) => Err(wrong(format!(
+                "response_format: unknown field {}, type text has none",
+                brief(member)
+            ))),
         },
-        Some(_) => Err(wrong("response_format: must be an object with a type")),
+        Some(kind @ ("json_object" | "json_schema" | "regex" | "choice")) => no(&format!(
+            "response_format: {kind} is not supported by this version"
+        )),
+        _ => Err(wrong(
+            "response_format: type must be text, json_object, json_schema, regex or choice",
+        )),
     }
 }
 
 fn conversation(
     system: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<WireMessage>>,
+    messages: Option<Vec<Object<WireMessage>>>,
 ) -> Result<Vec<Message>, Fault> {
     let mut conversation: Vec<Message> = system
         .map(|content| Message {
@@ -334,9 +360,9 @@ fn conversation(
         (Some(prompt), None) => conversation.push(user(&prompt)),
         (None, Some(messages)) if messages.is_empty() => return Err(wrong("messages: is empty")),
         (None, Some(messages)) => {
-            for (n, message) in messages.into_iter().enumerate() {
+            for (n, Object(message)) in messages.into_iter().enumerate() {
                 conversation.push(Message {
-                    role: match message.role {
+                    role: match message.role.0 {
                         WireRole::System => Role::System,
                         WireRole::User => Role::User,
                         WireRole::Assistant => Role::Assistant,
@@ -352,48 +378,42 @@ fn conversation(
 }
 
 /// The text of a message: a string, or parts of type text.
-fn content(n: usize, content: Value) -> Result<String, Fault> {
+fn content(n: usize, content: TextOr<Object<WirePart>>) -> Result<String, Fault> {
     let parts = match content {
-        Value::String(text) => return Ok(text),
-        Value::Array(parts) => parts,
-        _ => {
-            return Err(wrong(format!(
-                "messages[{n}].content: must be a string or a list of parts"
-            )));
-        }
+        TextOr::Text(text) => return Ok(text),
+        TextOr::List(parts) => parts,
     };
     let mut text = String::new();
-    for (m, part) in parts.iter().enumerate() {
-        match part.get("type").and_then(Value::as_str) {
-            Some("text") => match part.get("text").and_then(Value::as_str) {
-                Some(piece) => text.push_str(piece),
-                None => {
-                    return Err(wrong(format!(
-                        "messages[{n}].content[{m}].text: must be a string"
-                    )));
-                }
-            },
-            Some("image") => {
+    for (m, Object(part)) in parts.into_iter().enumerate() {
+        let at = format!("messages[{n}].content[{m}]");
+        match (part.kind, part.text, part.data) {
+            (Some(Word(WireKind::Text)), Some(piece), None) => text.push_str(&piece),
+            (Some(Word(WireKind::Text)), None, _) => {
+                return Err(wrong(format!("{at}.text: must be a string")));
+            }
+            (Some(Word(WireKind::Text)), _, Some(_)) => {
+                return Err(wrong(format!("{at}.data: a part of type text has none")));
+            }
+            (Some(Word(WireKind::Image)), Some(_), _) => {
+                return Err(wrong(format!("{at}.text: a part of type image has none")));
+            }
+            (Some(Word(WireKind::Image)), None, _) => {
                 return Err((
                     ErrorCode::Unsupported,
-                    format!("messages[{n}].content[{m}]: this model takes text alone"),
+                    format!("{at}: this model takes text alone"),
                 ));
             }
-            _ => {
-                return Err(wrong(format!(
-                    "messages[{n}].content[{m}].type: must be text or image"
-                )));
-            }
+            (None, ..) => return Err(wrong(format!("{at}.type: must be text or image"))),
         }
     }
     Ok(text)
 }
 
-fn stops(stop: Option<Stop>) -> Result<Vec<String>, Fault> {
+fn stops(stop: Option<TextOr<String>>) -> Result<Vec<String>, Fault> {
     let stops = match stop {
         None => Vec::new(),
-        Some(Stop::One(stop)) => vec![stop],
-        Some(Stop::Many(stops)) => stops,
+        Some(TextOr::Text(stop)) => vec![stop],
+        Some(TextOr::List(stops)) => stops,
     };
     if stops.len() > STOPS {
         return Err(wrong(format!(

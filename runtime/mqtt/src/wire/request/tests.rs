@@ -121,6 +121,8 @@ fn faults_are_named() {
             r#"{"prompt":"x","response_format":{"type":"xml"}}"#,
             "response_format",
         ),
+        (r#"{"prompt":"x","response_format":["text"]}"#, "response_format"),
+        (r#"{"prompt":"x","response_format":{}}"#, "response_format: type"),
         ("{}", "prompt or messages"),
         (r#"{"prompt":"x","prompt":"y"}"#, "duplicate"),
     ] {
@@ -128,6 +130,106 @@ fn faults_are_named() {
         assert_eq!(rejected.code, ErrorCode::BadRequest, "{text}");
         assert!(rejected.message.contains(says), "{text}: {}", rejected.message);
         assert!(!rejected.message.contains('\n'), "{text}");
+    }
+}
+
+#[test]
+fn unknown_and_doubled_members_are_named_wherever_they_stand() {
+    let part = |members: &str| format!(r#"{{"messages":[{{"role":"user","content":[{{{members}}}]}}]}}"#);
+    let format = |members: &str| format!(r#"{{"prompt":"x","response_format":{{{members}}}}}"#);
+    for (text, says) in [
+        (
+            part(r#""type":"text","text":"x","lang":"de""#),
+            "messages[0].content[0].lang",
+        ),
+        (
+            part(r#""type":"image","data":"eA==","detail":"low""#),
+            "messages[0].content[0].detail",
+        ),
+        (
+            part(r#""type":"image_url","image_url":{}"#),
+            "messages[0].content[0].type",
+        ),
+        (
+            part(r#""type":"text","text":"x","data":"y""#),
+            "messages[0].content[0].data",
+        ),
+        (
+            part(r#""type":"image","text":"x""#),
+            "messages[0].content[0].text",
+        ),
+        (part(r#""type":"image","data":5"#), "messages[0].content[0].data"),
+        (
+            part(r#""type":"text","text":"x","text":"y""#),
+            "duplicate field `text`",
+        ),
+        (
+            part(r#""type":"text","type":"text","text":"y""#),
+            "duplicate field `type`",
+        ),
+        (part(r#""text":"y""#), "messages[0].content[0].type"),
+        (format(r#""type":"text","schema":{}"#), "\"schema\""),
+        (
+            format(r#""type":"json_object","type":"text""#),
+            "duplicate field `type`",
+        ),
+        (
+            r#"{"messages":[{"role":"user","role":"user","content":"x"}]}"#.into(),
+            "duplicate field `role`",
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"x","content":"y"}]}"#.into(),
+            "duplicate field `content`",
+        ),
+        (
+            r#"{"messages":[{"role":"user","content":"x","name":"y"}]}"#.into(),
+            "messages[0].name",
+        ),
+        (
+            r#"{"id":"a","prompt":"x","id":"b"}"#.into(),
+            "duplicate field `id`",
+        ),
+        (
+            r#"{"prompt":"x","seed":1,"seed":1}"#.into(),
+            "duplicate field `seed`",
+        ),
+    ] {
+        let rejected = error(&text);
+        assert_eq!(rejected.code, ErrorCode::BadRequest, "{text}");
+        assert!(rejected.message.contains(says), "{text}: {}", rejected.message);
+    }
+    // Of an id given twice none is answered to.
+    assert_eq!(error(r#"{"id":"a","prompt":"x","id":"b"}"#).id, None);
+}
+
+#[test]
+fn lists_are_no_objects_and_objects_are_no_words() {
+    let as_json = |text: &str| {
+        parse_request(
+            Payload {
+                bytes: text.as_bytes(),
+                content_type: Some("application/json"),
+            },
+            1000,
+        )
+    };
+    for text in [
+        r#"["a","hello"]"#,
+        r#"[null,"hello",null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null]"#,
+        r#""hello""#,
+        r#"{"messages":[["user","hello"]]}"#,
+        r#"{"messages":[{"role":{"user":null},"content":"x"}]}"#,
+        r#"{"messages":[{"role":"user","content":[["text","x"]]}]}"#,
+        r#"{"messages":[{"role":"user","content":[{"type":{"text":null},"text":"x"}]}]}"#,
+        r#"{"messages":{"role":"user","content":"x"}}"#,
+        r#"{"prompt":"x","priority":{"normal":null}}"#,
+        r#"{"prompt":"x","response_format":["text"]}"#,
+    ] {
+        assert_eq!(
+            as_json(text).expect_err(text).code,
+            ErrorCode::BadRequest,
+            "{text}"
+        );
     }
 }
 
