@@ -283,7 +283,8 @@ fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
         top_k: body.top_k.map_or(plain.top_k, |k| k as usize),
         top_p: match body.top_p {
             Some(0.0) => return Err(wrong("top_p: must be above 0")),
-            top_p => number("top_p", top_p, plain.top_p, 0.0, 1.0)?,
+            // What is above 0 stays there as a single.
+            top_p => number("top_p", top_p, plain.top_p, 0.0, 1.0)?.max(f32::from_bits(1)),
         },
         min_p: number("min_p", body.min_p, plain.min_p, 0.0, 1.0)?,
         repetition_penalty: number(

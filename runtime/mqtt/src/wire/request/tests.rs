@@ -123,6 +123,20 @@ fn faults_are_named() {
         ),
         (r#"{"prompt":"x","response_format":["text"]}"#, "response_format"),
         (r#"{"prompt":"x","response_format":{}}"#, "response_format: type"),
+        (r#"{"prompt":"x","temperature":1e400}"#, "temperature"),
+        (r#"{"prompt":"x","temperature":NaN}"#, "temperature"),
+        (r#"{"prompt":"x","temperature":Infinity}"#, "temperature"),
+        (r#"{"prompt":"x","temperature":"1"}"#, "temperature"),
+        (r#"{"prompt":"x","top_p":1e-400}"#, "top_p"),
+        (r#"{"prompt":"x","top_p":-0.0}"#, "top_p"),
+        (r#"{"prompt":"x","seed":1e400}"#, "seed"),
+        (r#"{"prompt":"x","seed":-0}"#, "seed"),
+        (r#"{"prompt":"x","seed":18446744073709551616}"#, "seed"),
+        (r#"{"prompt":"x","seed":-9223372036854775809}"#, "seed"),
+        (r#"{"prompt":"x","top_k":4294967296}"#, "top_k"),
+        (r#"{"prompt":"x","max_tokens":-0.0}"#, "max_tokens"),
+        (r#"{"prompt":"x","stop":""}"#, "stop[0]"),
+        (r#"{"prompt":"x","stop":["a",null]}"#, "stop[1]"),
         ("{}", "prompt or messages"),
         (r#"{"prompt":"x","prompt":"y"}"#, "duplicate"),
     ] {
@@ -230,6 +244,53 @@ fn lists_are_no_objects_and_objects_are_no_words() {
             ErrorCode::BadRequest,
             "{text}"
         );
+    }
+}
+
+/// A number as JSON may spell it.
+fn spelled_number() -> impl Strategy<Value = String> {
+    prop_oneof![
+        any::<f64>().prop_map(|number| format!("{number:e}")),
+        any::<i128>().prop_map(|number| number.to_string()),
+        any::<u64>().prop_map(|number| number.to_string()),
+        (0.0f64..12.0).prop_map(|number| number.to_string()),
+        proptest::sample::select(
+            &[
+                "-0",
+                "-0.0",
+                "1e400",
+                "-1e400",
+                "1e-400",
+                "1e-46",
+                "1e-45",
+                "10",
+                "10.0000000001",
+                "0.1",
+                "1"
+            ][..]
+        )
+        .prop_map(str::to_owned),
+        "-?[0-9]{1,3}(\\.[0-9]{1,3})?([eE][+-]?[0-9]{1,4})?",
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(2048))]
+
+    #[test]
+    fn what_is_accepted_is_within_the_bounds(
+        field in proptest::sample::select(&FIELDS[..]), number in spelled_number(),
+    ) {
+        let text = format!(r#"{{"messages":[{{"role":"user","content":"x"}}],"{field}":{number}}}"#);
+        let Ok(parsed) = parse(&text) else { return Ok(()) };
+        let Parsed { sampling: s, max_tokens, deadline, .. } = parsed.unwrap();
+        prop_assert!((0.0..=10.0).contains(&s.temperature), "{}", text);
+        prop_assert!(s.top_p > 0.0 && s.top_p <= 1.0, "{}", text);
+        prop_assert!((0.0..=1.0).contains(&s.min_p), "{}", text);
+        prop_assert!((0.1..=10.0).contains(&s.repetition_penalty), "{}", text);
+        prop_assert!(u32::try_from(s.top_k).is_ok(), "{}", text);
+        prop_assert!((1..=1000).contains(&max_tokens), "{}", text);
+        prop_assert!(deadline.is_none_or(|deadline| !deadline.is_zero()), "{}", text);
     }
 }
 
