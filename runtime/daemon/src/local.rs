@@ -14,7 +14,7 @@ use phi_edge_service::rules::Rule;
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
 use crate::memory;
-use crate::prefixes::{self, Opening};
+use crate::prefixes::{self, Opening, Place};
 use crate::settings;
 
 /// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
@@ -144,9 +144,14 @@ impl Choice {
         if self.prewarm {
             warm(&mut decoder);
         }
+        let computed_by = decoder.computed_by(&library);
         let mut engine = Engine::new(wrap(decoder), config);
         if let Some((openings, store)) = self.pinned.as_ref().filter(|(openings, _)| !openings.is_empty()) {
-            prefixes::pin(&mut engine, model, &model.text()?, openings, store)?;
+            let place = Place {
+                store,
+                computed_by: &computed_by,
+            };
+            prefixes::pin(&mut engine, model, &model.text()?, openings, place)?;
         }
         Ok(engine)
     }

@@ -2,13 +2,14 @@
 //! of rules begin with.
 //!
 //! One file a prefix below the store: a line of JSON that says what it is of, then keys and values, then a digest of
-//! all of it. A file that is damaged or of something else is left unused with a warning and written anew.
+//! all of it. A file that is damaged or of something else is left unused with a warning and written anew. Keys and values that
+//! another library, provider, processor or version of the program has computed may differ: they are of something else, too.
 
 use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::{Decoder, Engine, Failure, TokenId};
+use phi_edge_engine::{Caps, Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
 use phi_edge_service::rules::{Rule, words};
 use serde_json::{Value, json};
@@ -53,18 +54,27 @@ pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening
     asked.chain(of_rules).collect()
 }
 
+/// Where prefixes are kept, and what computes them.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Place<'a> {
+    /// The store's folder.
+    pub(crate) store: &'a Path,
+    /// What keys and values depend on beside model and tokens.
+    pub(crate) computed_by: &'a [String],
+}
+
 /// Has `engine` remember what prompts begin with.
 pub(crate) fn pin<D: Decoder>(
     engine: &mut Engine<D>,
     model: &ModelDir,
     text: &TextModel,
     openings: &[Opening],
-    store: &Path,
+    place: Place<'_>,
 ) -> Result<(), Fault> {
     if openings.is_empty() {
         return Ok(());
     }
-    let files = PrefixFiles::open(engine, model, store);
+    let files = PrefixFiles::open(engine.caps(), model, place);
     let mut used = Vec::new();
     let mut pinned: Vec<Vec<TokenId>> = Vec::new();
     for opening in openings {
@@ -108,14 +118,14 @@ pub(crate) fn pin<D: Decoder>(
 /// The folder of prefix files, and what their content depends on beside the tokens.
 struct PrefixFiles {
     folder: PathBuf,
-    /// Model, tokenizer, KV type and rope boundary.
+    /// Model, tokenizer, form of the memory, and what has computed it.
     made_of: Value,
 }
 
 impl PrefixFiles {
     /// `None`, with a warning, where nothing can be kept: prefixes are then computed at each start.
-    fn open<D: Decoder>(engine: &Engine<D>, model: &ModelDir, store: &Path) -> Option<Self> {
-        let folder = store.join("prefixes");
+    fn open(caps: &Caps, model: &ModelDir, place: Place<'_>) -> Option<Self> {
+        let folder = place.store.join("prefixes");
         if let Err(error) = fs::create_dir_all(&folder) {
             tracing::warn!(
                 folder = %folder.display(),
@@ -124,18 +134,14 @@ impl PrefixFiles {
             );
             return None;
         }
-        let model = match model.fingerprint(Some(&store.join("model-digests.json"))) {
+        let model = match model.fingerprint(Some(&place.store.join("model-digests.json"))) {
             Ok(fingerprint) => fingerprint,
             Err(error) => {
                 tracing::warn!(%error, "prefixes are not kept on disk: the model's files can't be read");
                 return None;
             }
         };
-        let caps = engine.caps();
-        let made_of = json!({
-            "form": FORM, "model": model, "kv": format!("{:?}", caps.kv_type),
-            "bytes_per_token": caps.kv_bytes_per_token, "rope_boundary": caps.rope_boundary,
-        });
+        let made_of = made_of(&json!(model), caps, place.computed_by);
         Some(Self { folder, made_of })
     }
 
@@ -201,6 +207,15 @@ impl PrefixFiles {
     }
 }
 
+/// What the content of a file depends on beside the tokens.
+fn made_of(model: &Value, caps: &Caps, computed_by: &[String]) -> Value {
+    json!({
+        "form": FORM, "model": model, "kv": format!("{:?}", caps.kv_type),
+        "bytes_per_token": caps.kv_bytes_per_token, "rope_boundary": caps.rope_boundary,
+        "version": env!("CARGO_PKG_VERSION"), "computed_by": computed_by,
+    })
+}
+
 /// Under another name until all of it is on disk, so that a power cut leaves a whole file or none.
 fn write_whole(path: &Path, header: &str, saved: &[u8]) -> std::io::Result<()> {
     let partial = path.with_extension("partial");
@@ -234,7 +249,68 @@ fn payload(bytes: &[u8], header: &str) -> Result<std::ops::Range<usize>, &'stati
 mod tests {
     #![allow(clippy::unwrap_used)]
 
+    use phi_edge_engine::KvType;
+
     use super::*;
+
+    fn caps() -> Caps {
+        Caps {
+            kv_type: KvType::F32,
+            ragged_chunks: false,
+            idle_rows: false,
+            mixed_regimes: false,
+            shared_kv: true,
+            contiguous_rows: true,
+            kv_bytes_per_token: 8,
+            context_length: 100,
+            rope_boundary: None,
+            vocab_size: 10,
+            rows: 2,
+        }
+    }
+
+    #[test]
+    fn what_something_else_has_computed_is_not_used_and_goes() {
+        let folder = tempfile::tempdir().unwrap();
+        let by = ["library 1.32", "cpu", "ragged", "1", "1", "avx512"].map(str::to_owned);
+        let files = |caps: &Caps, by: &[String]| PrefixFiles {
+            folder: folder.path().to_owned(),
+            made_of: made_of(&json!({"model.onnx": "digest"}), caps, by),
+        };
+        let ids = [TokenId(1), TokenId(2)];
+        let keep = |files: &PrefixFiles| {
+            write_whole(&files.path(&ids), &files.header(&ids), b"keys and values").unwrap();
+        };
+        let ours = files(&caps(), &by);
+        keep(&ours);
+        assert_eq!(ours.read(&ids).as_deref(), Some(&b"keys and values"[..]));
+        let mut others: Vec<PrefixFiles> = (0..by.len())
+            .map(|changed| {
+                let mut by = by.clone();
+                by[changed].push_str(" of another kind");
+                files(&caps(), &by)
+            })
+            .collect();
+        others.push(files(
+            &Caps {
+                kv_type: KvType::F16,
+                ..caps()
+            },
+            &by,
+        ));
+        for other in &others {
+            assert_eq!(other.read(&ids), None, "{}", other.made_of);
+            // Not even under the name of its own.
+            fs::copy(ours.path(&ids), other.path(&ids)).unwrap();
+            assert_eq!(other.read(&ids), None, "{}", other.made_of);
+            keep(other);
+        }
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), others.len() + 1);
+        ours.remove_all_but(&[ours.path(&ids)]);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 1);
+        assert!(ours.read(&ids).is_some());
+        assert!(ours.header(&ids).contains(env!("CARGO_PKG_VERSION")));
+    }
 
     #[test]
     fn a_damaged_or_foreign_file_is_told_from_a_good_one() {

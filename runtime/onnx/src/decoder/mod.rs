@@ -20,6 +20,7 @@ use crate::kv::KvSlab;
 use crate::library::Library;
 use crate::open::{self, Opened};
 use crate::prepare::{Level, POSITIONS, Prepare, Tables};
+use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
 use crate::session::OpenGraph;
@@ -202,6 +203,21 @@ impl OnnxDecoder {
     /// How far the graph is edited.
     pub fn prepared(&self) -> Prepare {
         self.prepared
+    }
+
+    /// What keys and values depend on beside model and tokens: the library, the provider, the edits of the graph, the own
+    /// operators' revisions and the kind of processor. Where any of it differs, so may the numbers.
+    pub fn computed_by(&self, library: &Library) -> Vec<String> {
+        let parts = [
+            library.description(),
+            self.provider.as_str(),
+            self.prepared.as_str(),
+            crate::matmul::REVISION,
+            crate::attention::REVISION,
+        ];
+        let mut parts: Vec<String> = parts.map(str::to_owned).into();
+        parts.push(processor_name());
+        parts
     }
 
     /// What runs: never `auto`.
