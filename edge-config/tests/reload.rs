@@ -35,7 +35,10 @@ fn limits_the_log_and_rules_change_and_the_name_does_not() {
         ("warn", running.config.log.format)
     );
     assert_eq!(config.store.keep_for.as_millis(), 60_000);
-    assert_eq!(config.node, running.config.node);
+    assert_eq!(
+        (config.node.name.as_str(), config.node.base.as_str()),
+        ("one", "phi-edge/v1/one")
+    );
     assert_eq!(config.mqtt, running.config.mqtt);
     assert_eq!(config.rules[0].topics, ["phi-edge/v1/one-x/one"]);
     assert_eq!(

@@ -156,8 +156,7 @@ mod tests {
         let stats = serde_json::json!({ "pace": { "share": 3, "reason": hostile } }).to_string();
         nodes.take("phi-edge/v1/c/stats", stats.as_bytes());
         let text = nodes.text();
-        let left: Vec<char> = text.chars().filter(|c| c.is_control() && *c != '\n').collect();
-        assert_eq!(left, [], "{text}");
+        assert!(!text.contains(|c: char| c.is_control() && c != '\n'), "{text}");
         assert!(
             !text.contains('\u{202e}') && text.matches("title").count() == 4,
             "{text}"

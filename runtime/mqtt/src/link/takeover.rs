@@ -152,12 +152,11 @@ impl Suspicion {
             } else {
                 resume
             };
-            match self.hear(Some(until)).await {
-                Some(sighting) => self.evidence.seen(&sighting.boot_id, sighting.at),
-                None => {
-                    self.waits_in_vain = if current { 0 } else { self.waits_in_vain + 1 };
-                    return false;
-                }
+            if let Some(sighting) = self.hear(Some(until)).await {
+                self.evidence.seen(&sighting.boot_id, sighting.at);
+            } else {
+                self.waits_in_vain = if current { 0 } else { self.waits_in_vain + 1 };
+                return false;
             }
         }
     }
