@@ -5,6 +5,7 @@ use std::time::Duration;
 use phi_edge_engine::Sampling;
 use phi_edge_models::Message;
 
+use crate::receipts::Receipt;
 use crate::trace::TraceParent;
 
 /// Names a job: the id is unique per client.
@@ -85,8 +86,8 @@ pub struct NewJob {
     pub reply: ReplyAddress,
     /// Bytes of the request as it came, for the audit; `None` where nothing came, and after a restart.
     pub payload_bytes: Option<usize>,
-    /// Tells a message from others, the same again if the broker delivers it again; `None` where it never does.
-    pub receipt: Option<[u8; 32]>,
+    /// The receipt of the message that it came by; `None` where the broker never delivers again.
+    pub receipt: Option<Receipt>,
 }
 
 impl NewJob {

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_service::{
-    EngineCommand, ErrorCode, LastEnd, NewJob, Quota, Reply, ReplyBody, ServiceConfig, Sink, Store,
+    EngineCommand, ErrorCode, LastEnd, NewJob, Quota, Receipt, Reply, ReplyBody, ServiceConfig, Sink, Store,
     StoreConfig, StoreError, TraceParent,
 };
 use proptest::prelude::*;
@@ -17,6 +17,13 @@ use support::{Bench, job, key, summary};
 use tempfile::TempDir;
 
 const FILE: &str = "phi-edge.db";
+
+/// The receipt of a message that has the packet id, and content of its own.
+fn receipt(packet_id: u16) -> Receipt {
+    let mut digest = [0; 32];
+    digest[..2].copy_from_slice(&packet_id.to_le_bytes());
+    Receipt { packet_id, digest }
+}
 
 /// What a crash at this moment would leave on the disk.
 fn image(folder: &Path) -> TempDir {
@@ -230,7 +237,7 @@ async fn the_deadline_goes_on_while_the_process_is_down() {
 async fn a_refusal_is_not_said_twice() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
-    let receipt = [9; 32];
+    let receipt = receipt(9);
     let refusal = bench.service.refusal(ErrorCode::Busy, "full");
     let address = job("a").reply;
     bench
@@ -241,7 +248,7 @@ async fn a_refusal_is_not_said_twice() {
     bench.service.delivered(said.delivery.unwrap());
     bench.service.close_store().await;
     let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
-    assert!(bench.service.was_refused(&receipt));
+    assert!(bench.service.has_dealt_with(&receipt));
     let mut again = job("a");
     again.receipt = Some(receipt);
     bench.service.submit_redelivered(again.clone()).await.unwrap();
@@ -255,8 +262,8 @@ async fn a_refusal_is_not_said_twice() {
 async fn a_repeat_is_answered_even_if_the_broker_delivers_it_again() {
     let folder = tempfile::tempdir().unwrap();
     let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
-    let asked = |receipt| NewJob {
-        receipt: Some([receipt; 32]),
+    let asked = |n| NewJob {
+        receipt: Some(receipt(n)),
         ..job("a")
     };
     bench.service.submit(asked(1)).await.unwrap();
@@ -279,6 +286,76 @@ async fn a_repeat_is_answered_even_if_the_broker_delivers_it_again() {
     let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
     bench.service.submit_redelivered(asked(1)).await.unwrap();
     assert!(bench.is_silent().await, "the request, by another process");
+    bench.service.submit_redelivered(asked(2)).await.unwrap();
+    assert!(bench.is_silent().await, "the repeat, by another process");
+}
+
+#[tokio::test]
+async fn a_redelivery_is_known_however_much_came_since_until_the_session_is_lost() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    // Many more than the broker may have had under way at once by its own word.
+    for n in 1..=20_000 {
+        bench.service.dismiss(Some(receipt(n)));
+    }
+    bench.service.close_store().await;
+    drop(bench);
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Crashed);
+    let known = (1..=20_000).filter(|n| bench.service.has_dealt_with(&receipt(*n)));
+    assert_eq!(known.count(), 20_000);
+    let other = Receipt {
+        digest: [1; 32],
+        ..receipt(7)
+    };
+    assert!(!bench.service.has_dealt_with(&other));
+    bench.service.forget_receipts();
+    assert!(!bench.service.has_dealt_with(&receipt(7)));
+    bench.service.close_store().await;
+    drop(bench);
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    assert!(!bench.service.has_dealt_with(&receipt(7)));
+}
+
+#[tokio::test]
+async fn receipts_of_the_version_before_are_taken_over() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    bench.service.close_store().await;
+    drop(bench);
+    // As version 2 of the schema had it.
+    let connection = rusqlite::Connection::open(folder.path().join(FILE)).unwrap();
+    connection
+        .execute_batch(
+            "DROP TABLE receipts; DROP TABLE former_receipts;
+             CREATE TABLE refused (number INTEGER PRIMARY KEY, receipt BLOB NOT NULL);
+             CREATE TABLE rule_receipts (number INTEGER PRIMARY KEY, receipt BLOB NOT NULL);
+             PRAGMA user_version = 2;",
+        )
+        .unwrap();
+    for (table, n) in [("refused", 1), ("rule_receipts", 2), ("rule_receipts", 3)] {
+        let insert = format!("INSERT INTO {table} (receipt) VALUES (?1)");
+        connection.execute(&insert, [receipt(n).digest]).unwrap();
+    }
+    drop(connection);
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    for n in 1..=3 {
+        assert!(bench.service.has_dealt_with(&receipt(n)), "{n}");
+    }
+    assert!(!bench.service.has_dealt_with(&receipt(4)));
+}
+
+#[tokio::test]
+async fn the_links_note_outlives_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    assert_eq!(bench.service.link_note(), None);
+    for note in ["first", "second"] {
+        bench.service.note_link(note.to_owned()).unwrap().wait().await;
+    }
+    bench.service.close_store().await;
+    drop(bench);
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Crashed);
+    assert_eq!(bench.service.link_note().as_deref(), Some("second"));
 }
 
 #[tokio::test]

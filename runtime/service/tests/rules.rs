@@ -13,7 +13,8 @@ use phi_edge_service::rules::{
     Closing, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
 };
 use phi_edge_service::{
-    EngineCommand, ErrorCode, LastEnd, Purge, ReplyBody, ServiceConfig, Store, StoreConfig, inspect, purge,
+    EngineCommand, ErrorCode, LastEnd, Purge, Receipt, ReplyBody, ServiceConfig, Store, StoreConfig, inspect,
+    purge,
 };
 use support::{Bench, job, settle, summary};
 
@@ -58,14 +59,22 @@ fn durable(rules: Vec<Rule>, folder: &Path) -> Bench {
 }
 
 /// A message of which no two are the same to a broker.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers, as the tests have them"
+)]
 fn message(value: f64) -> RuleMessage {
-    let mut receipt = [0; 32];
-    receipt[..8].copy_from_slice(&value.to_le_bytes());
+    let mut digest = [0; 32];
+    digest[..8].copy_from_slice(&value.to_le_bytes());
     RuleMessage {
         topic: "plant/1".to_owned(),
         payload: format!("{{\"value\":{value},\"n\":\"{}\"}}", (value / 2.0).floor()).into_bytes(),
         rules: vec![Arc::from("r")],
-        receipt: Some(receipt),
+        receipt: Some(Receipt {
+            packet_id: value.abs() as u16 + 1,
+            digest,
+        }),
         redelivered: false,
     }
 }

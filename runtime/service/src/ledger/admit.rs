@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::restore::record;
 use super::run::promised;
-use super::{ADDRESSES, Entry, Ledger, Outgoing, REFUSED, State, Verdict, Waiting, is_internal};
+use super::{ADDRESSES, Entry, Ledger, Outgoing, State, Verdict, Waiting, is_internal};
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::reply::{ErrorCode, Refusal};
@@ -23,11 +23,7 @@ impl Ledger {
         redelivered: bool,
         now: Instant,
     ) -> Result<Verdict, Refusal> {
-        if redelivered
-            && job
-                .receipt
-                .is_some_and(|receipt| self.refusals.contains(&receipt))
-        {
+        if redelivered && job.receipt.is_some_and(|receipt| self.receipts.knows(&receipt)) {
             return Ok(Verdict::Known(None));
         }
         if let Some(entry) = self.jobs.get(&job.key) {
@@ -40,7 +36,7 @@ impl Ledger {
             if let State::Arriving { arrived, .. } = &entry.state {
                 return Ok(Verdict::Arriving(arrived.subscribe()));
             }
-            if redelivered && entry.has_come(job.receipt) {
+            if redelivered && job.receipt.is_none() {
                 return Ok(Verdict::Known(None));
             }
             return self.repeat(job);
@@ -64,7 +60,6 @@ impl Ledger {
         let entry = Entry {
             place,
             digest: job.body_digest,
-            receipts: job.receipt.into_iter().collect(),
             addresses: vec![job.reply.clone()],
             session: job.session.clone(),
             tries: Tries::default(),
@@ -144,9 +139,7 @@ impl Ledger {
             let key = job.key.clone();
             self.journal.note(Change::Addresses { key, addresses });
         }
-        if let Some(entry) = self.jobs.get_mut(&job.key) {
-            entry.comes(job.receipt);
-        }
+        self.note_receipt(job.receipt);
         tracing::debug!(
             job.id = job.key.id,
             job.client = job.key.client,
@@ -201,13 +194,15 @@ impl Ledger {
             expires: now + time,
             job,
         };
-        let record = record(&new, place, entry.tries, &entry.receipts, &self.journal);
+        let record = record(&new, place, entry.tries, &self.journal);
+        let receipt = new.job.receipt;
         self.quotas
             .charge(new.job.key.client.as_ref(), promised(&new), now);
         *waiting = Some(Box::new(new));
         if self.journal.is_durable() {
             self.journal.note(Change::Accept(Box::new(record)));
         }
+        self.note_receipt(receipt);
         Ok(self.journal.send_and_wait())
     }
 
@@ -277,18 +272,6 @@ impl Ledger {
             retry_after: Some(retry_after),
             ..self.refuse(ErrorCode::Busy, format!("{why}; send the request again later"))
         }
-    }
-
-    /// Whether a request that the broker delivers again was refused before.
-    pub(crate) fn was_refused(&self, receipt: &[u8; 32]) -> bool {
-        self.refusals.contains(receipt)
-    }
-
-    pub(super) fn remember_refusal(&mut self, receipt: [u8; 32]) {
-        if self.refusals.len() >= REFUSED {
-            self.refusals.pop_front();
-        }
-        self.refusals.push_back(receipt);
     }
 
     /// Whether there is a job of this name.

@@ -22,6 +22,7 @@ use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::{Journal, Stored};
 use crate::pace::Pace;
 use crate::quota::{Quota, Quotas};
+use crate::receipts::{Receipt, Receipts};
 use crate::reply::{Reply, ReplyBody};
 use crate::rules::record::RuleChange;
 use crate::sessions::Sessions;
@@ -38,13 +39,6 @@ const AGEING: Duration = Duration::from_secs(30);
 
 /// Crashes in which a job was alone, after which it is not tried again.
 const CRASHES: u32 = 3;
-
-/// Messages by which one request came that are remembered for the broker's redeliveries: a client that repeats itself has one
-/// under way at a time, or few.
-const RECEIPTS: usize = 4;
-
-/// Refused requests that are remembered for the broker's redeliveries: more than it has under way to us.
-const REFUSED: usize = 256;
 
 /// The client of what is asked within this process.
 pub(crate) const INTERNAL: &str = "/rules";
@@ -133,9 +127,6 @@ enum State {
 struct Entry {
     place: Place,
     digest: [u8; 32],
-    /// The last messages by which it came, oldest first. Those of repeats are not stored: should the process die before they
-    /// are acknowledged, their answer comes twice, as the contract allows.
-    receipts: Vec<[u8; 32]>,
     /// Who waits for the outcome.
     addresses: Vec<ReplyAddress>,
     /// The session that it has reserved.
@@ -146,19 +137,6 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether a message that the broker delivers again brings nothing new: it is one of those that were dealt with.
-    fn has_come(&self, receipt: Option<[u8; 32]>) -> bool {
-        receipt.is_none_or(|receipt| self.receipts.contains(&receipt))
-    }
-
-    fn comes(&mut self, receipt: Option<[u8; 32]>) {
-        let Some(receipt) = receipt else { return };
-        if self.receipts.len() >= RECEIPTS {
-            self.receipts.remove(0);
-        }
-        self.receipts.push(receipt);
-    }
-
     fn waiting(&self) -> Option<&Waiting> {
         match &self.state {
             State::Arriving { waiting, .. } => waiting.as_deref(),
@@ -210,8 +188,10 @@ pub(crate) struct Ledger {
     /// Messages that the broker has not acknowledged, those in `outgoing` among them; only what is durable.
     undelivered: BTreeMap<u64, Reply>,
     deliveries: u64,
-    /// Receipts of requests that were refused, oldest first.
-    refusals: VecDeque<[u8; 32]>,
+    /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
+    receipts: Receipts,
+    /// The link's note.
+    link_note: Option<String>,
     arriving: usize,
     /// Queued jobs that ran when the process crashed.
     suspects: usize,
@@ -249,7 +229,8 @@ impl Ledger {
             outgoing: VecDeque::new(),
             undelivered: BTreeMap::new(),
             deliveries: 0,
-            refusals: VecDeque::new(),
+            receipts: Receipts::default(),
+            link_note: None,
             arriving: 0,
             suspects: 0,
             alone: false,
@@ -271,6 +252,55 @@ impl Ledger {
             .set_bounds(limits.session_ttl, limits.session_memory);
         self.quotas.set(limits.quota);
         self.limits = limits;
+    }
+
+    /// Whether a message that the broker delivers again was dealt with before.
+    pub(crate) fn has_dealt_with(&self, receipt: &Receipt) -> bool {
+        self.receipts.knows(receipt)
+    }
+
+    /// Notes that a message is dealt with, in the batch that is being collected: both are stored or neither.
+    pub(crate) fn note_receipt(&mut self, receipt: Option<Receipt>) {
+        if let Some(receipt) = receipt {
+            let row = self.receipts.add(&receipt);
+            self.journal.note(Change::Received(row));
+        }
+    }
+
+    /// Notes that a message is dealt with of which nothing else is kept. No commit is hurried for it: it is stored with what
+    /// is decided later, or before.
+    pub(crate) fn dismiss(&mut self, receipt: Option<Receipt>) {
+        self.note_receipt(receipt);
+        self.journal.send();
+    }
+
+    /// The broker has lost the session: its packet ids mean other messages now.
+    pub(crate) fn forget_receipts(&mut self) {
+        self.receipts.clear();
+        self.journal.note(Change::ForgetReceipts);
+        self.journal.send();
+    }
+
+    /// Keeps a note for the link, in the order of what is decided.
+    pub(crate) fn note_link(&mut self, note: String) -> Option<Stored> {
+        self.link_note = Some(note.clone());
+        self.journal.note(Change::LinkNote(note));
+        self.journal.send_and_wait()
+    }
+
+    /// The link's last note.
+    pub(crate) fn link_note(&self) -> Option<String> {
+        self.link_note.clone()
+    }
+
+    /// Writes down what the rules have decided about a message.
+    pub(crate) fn note_observed(
+        &mut self,
+        receipt: Option<Receipt>,
+        changes: Vec<RuleChange>,
+    ) -> Option<Stored> {
+        self.note_receipt(receipt);
+        self.note_rules(changes)
     }
 
     /// Writes down what the rules have decided.

@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::{Ledger, Outgoing, State};
 use crate::job::{JobKey, ReplyAddress};
 use crate::journal::Stored;
+use crate::receipts::Receipt;
 use crate::reply::{Reply, ReplyBody};
 use crate::rules::Published;
 use crate::rules::record::RuleChange;
@@ -18,12 +19,9 @@ impl Ledger {
         key: JobKey,
         address: ReplyAddress,
         body: ReplyBody,
-        receipt: Option<[u8; 32]>,
+        receipt: Option<Receipt>,
     ) -> Option<Stored> {
-        if let Some(receipt) = receipt {
-            self.remember_refusal(receipt);
-            self.journal.note(Change::Refused { receipt });
-        }
+        self.note_receipt(receipt);
         self.send(key, address, body);
         self.journal.send_and_wait()
     }

@@ -31,7 +31,9 @@ impl Ledger {
         let Restored {
             jobs,
             outbox,
-            refused,
+            receipts,
+            former_receipts,
+            link_note,
             rules,
         } = restored;
         tracing::info!(
@@ -53,8 +55,9 @@ impl Ledger {
             }
             self.outgoing.push_front(Outgoing { safe_with: 0, reply });
         }
-        for receipt in refused {
-            self.remember_refusal(receipt);
+        self.receipts.restore(receipts, former_receipts);
+        if self.link_note.is_none() {
+            self.link_note = link_note;
         }
         self.make_way(jobs.iter().map(|job| job.record.place).max());
         for job in jobs {
@@ -108,11 +111,9 @@ impl Ledger {
         let place = (Reverse(record.job.priority), record.place);
         let tries = record.tries;
         let digest = record.job.body_digest;
-        let receipts = record.receipts;
         let entry = |session, state| Entry {
             place,
             digest,
-            receipts,
             addresses,
             session,
             tries,
@@ -202,7 +203,7 @@ impl Ledger {
                     });
                 }
                 (state, Some(waiting)) => {
-                    let record = record(waiting, entry.place, entry.tries, &entry.receipts, &self.journal);
+                    let record = record(waiting, entry.place, entry.tries, &self.journal);
                     all.push(Change::Accept(Box::new(record)));
                     let addresses = entry.addresses.clone();
                     all.push(Change::Addresses {
@@ -222,11 +223,8 @@ impl Ledger {
                 .values()
                 .map(|reply| Change::Post(Box::new(reply.clone()))),
         );
-        all.extend(
-            self.refusals
-                .iter()
-                .map(|receipt| Change::Refused { receipt: *receipt }),
-        );
+        all.extend(self.receipts.rows().map(Change::Received));
+        all.extend(self.link_note.clone().map(Change::LinkNote));
         self.journal.replace(all);
     }
 }
@@ -239,19 +237,12 @@ fn text(prompt: &[TokenId], prompts: &dyn Prompts) -> String {
     text
 }
 
-pub(super) fn record(
-    waiting: &Waiting,
-    place: Place,
-    tries: Tries,
-    receipts: &[[u8; 32]],
-    journal: &Journal,
-) -> JobRecord {
+pub(super) fn record(waiting: &Waiting, place: Place, tries: Tries, journal: &Journal) -> JobRecord {
     JobRecord {
         job: NewJob {
             messages: Vec::new(),
             ..waiting.job.clone()
         },
-        receipts: receipts.to_vec(),
         prompt: waiting.prompt.clone(),
         place: place.1,
         tries,
@@ -278,7 +269,6 @@ pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journa
             payload_bytes: None,
             receipt: None,
         },
-        receipts: entry.receipts.clone(),
         prompt: Vec::new(),
         place: entry.place.1,
         tries: Tries::default(),

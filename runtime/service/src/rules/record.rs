@@ -103,8 +103,6 @@ pub(crate) struct Ended {
 pub(crate) enum RuleChange {
     /// A message has its place in a window.
     Message(Box<KeptMessage>),
-    /// A message that the broker may deliver again.
-    Receipt([u8; 32]),
     /// A value of a rule's `dedupe`.
     Seen { rule: String, value: String, at: Time },
     /// Values of a rule's `dedupe` that are remembered no longer.
@@ -132,8 +130,6 @@ pub(crate) struct RestoredRules {
     pub(crate) messages: Vec<KeptMessage>,
     pub(crate) marks: Vec<(String, String, Mark)>,
     pub(crate) pending: Vec<PendingEvent>,
-    /// Oldest first.
-    pub(crate) receipts: Vec<[u8; 32]>,
     /// Rule, value, when.
     pub(crate) seen: Vec<(String, String, Time)>,
 }
@@ -161,17 +157,11 @@ impl RestoredRules {
             .pending
             .iter()
             .map(|pending| RuleChange::Pending(Box::new(pending.clone())));
-        let receipts = self.receipts.iter().map(|receipt| RuleChange::Receipt(*receipt));
         let seen = self.seen.iter().map(|(rule, value, at)| RuleChange::Seen {
             rule: rule.clone(),
             value: value.clone(),
             at: *at,
         });
-        messages
-            .chain(marks)
-            .chain(pending)
-            .chain(receipts)
-            .chain(seen)
-            .collect()
+        messages.chain(marks).chain(pending).chain(seen).collect()
     }
 }

@@ -19,6 +19,7 @@ use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger};
 use crate::prompts::Prompts;
+use crate::receipts::Receipt;
 use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
 use crate::rules::book::{Book, Room, RuleMessage};
 use crate::rules::{Event, ReplayedWindow, Rule, RuleCounters, worded};
@@ -223,7 +224,7 @@ impl Service {
         key: JobKey,
         address: ReplyAddress,
         body: ReplyBody,
-        receipt: Option<[u8; 32]>,
+        receipt: Option<Receipt>,
     ) -> impl Future<Output = ()> + Send + 'static {
         let shared = Arc::clone(&self.shared);
         if let ReplyBody::Error(refusal) = &body {
@@ -241,9 +242,30 @@ impl Service {
         self.shared.ledger().refuse(code, message)
     }
 
-    /// Whether a request of this receipt was refused, so that its redelivery needs no other answer.
-    pub fn was_refused(&self, receipt: &[u8; 32]) -> bool {
-        self.shared.ledger().was_refused(receipt)
+    /// Whether the message of this receipt was dealt with, so that its redelivery needs nothing more.
+    pub fn has_dealt_with(&self, receipt: &Receipt) -> bool {
+        self.shared.ledger().has_dealt_with(receipt)
+    }
+
+    /// Notes that a message needs nothing: should the broker deliver it again, it needs nothing again.
+    pub fn dismiss(&self, receipt: Option<Receipt>) {
+        self.shared.ledger().dismiss(receipt);
+    }
+
+    /// Forgets all receipts: the broker has lost the session, and delivers none of its messages again.
+    pub fn forget_receipts(&self) {
+        self.shared.ledger().forget_receipts();
+    }
+
+    /// Keeps a note for the link over a restart, in place of the one before and in the order of what is decided about
+    /// messages. What it returns resolves when the note is stored, or can't be.
+    pub fn note_link(&self, note: String) -> Option<Observed> {
+        self.shared.ledger().note_link(note).map(Observed)
+    }
+
+    /// The link's last note, also of an earlier process.
+    pub fn link_note(&self) -> Option<String> {
+        self.shared.ledger().link_note()
     }
 
     /// Whether there is, or was lately, a job of this name.

@@ -80,14 +80,22 @@ impl Shared {
 
     pub(super) fn observe(&self, message: &RuleMessage) -> Option<Observed> {
         let mut book = self.book();
-        let storable = self.ledger().store_failing().is_none();
+        let storable = {
+            let ledger = self.ledger();
+            let receipt = message.receipt.as_ref();
+            if message.redelivered && receipt.is_some_and(|receipt| ledger.has_dealt_with(receipt)) {
+                book.redelivered();
+                return None;
+            }
+            ledger.store_failing().is_none()
+        };
         let changes = if storable {
             book.observe(message, wall())
         } else {
             book.observe_unstored(message, wall())
         };
         let waiting = changes.iter().any(RuleChange::calls_for_words);
-        let stored = self.ledger().note_rules(changes);
+        let stored = self.ledger().note_observed(message.receipt, changes);
         drop(book);
         if waiting {
             self.rules_wake.notify_one();

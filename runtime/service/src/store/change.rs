@@ -5,6 +5,7 @@ use tokio::sync::oneshot;
 use super::clock::Moment;
 use super::record::JobRecord;
 use crate::job::{JobKey, ReplyAddress};
+use crate::receipts::ReceiptRow;
 use crate::reply::{Reply, ReplyBody};
 use crate::rules::record::RuleChange;
 
@@ -35,8 +36,12 @@ pub(crate) enum Change {
     Delivered(u64),
     /// The outcome is kept no longer.
     Forget(JobKey),
-    /// A request was refused; should the broker deliver it again, nothing more is to be said.
-    Refused { receipt: [u8; 32] },
+    /// A message was dealt with; should the broker deliver it again, nothing more is to be done.
+    Received(ReceiptRow),
+    /// The broker has lost the session: no message comes again.
+    ForgetReceipts,
+    /// The link's note.
+    LinkNote(String),
     /// Something of the rules.
     Rule(RuleChange),
 }
@@ -50,9 +55,15 @@ impl Change {
             | Self::Addresses { .. }
             | Self::Settle { .. }
             | Self::Post(_)
-            | Self::Refused { .. }
+            | Self::LinkNote(_)
             | Self::Rule(_) => true,
-            Self::Start { .. } | Self::Pause { .. } | Self::Delivered(_) | Self::Forget(_) => false,
+            Self::Start { .. }
+            | Self::Pause { .. }
+            | Self::Delivered(_)
+            | Self::Forget(_)
+            // Whoever waits for one has noted something else with it.
+            | Self::Received(_)
+            | Self::ForgetReceipts => false,
         }
     }
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::clock::Moment;
 use super::event_row::{EventRow, OutputRow};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::receipts::{Mark, ReceiptRow};
 use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
 use crate::rules::Published;
 use crate::rules::record::RestoredRules;
@@ -31,8 +32,6 @@ pub(crate) struct Tries {
 pub(crate) struct JobRecord {
     /// Without its messages: the prompt has them.
     pub(crate) job: NewJob,
-    /// Tell the messages by which it came.
-    pub(crate) receipts: Vec<[u8; 32]>,
     pub(crate) prompt: Vec<TokenId>,
     /// Who came first.
     pub(crate) place: u64,
@@ -48,8 +47,12 @@ pub(crate) struct Restored {
     pub(crate) jobs: Vec<RestoredJob>,
     /// Messages that the broker has not acknowledged, in order.
     pub(crate) outbox: Vec<Reply>,
-    /// Requests that were refused, oldest first.
-    pub(crate) refused: Vec<[u8; 32]>,
+    /// Messages that were dealt with.
+    pub(crate) receipts: Vec<ReceiptRow>,
+    /// Such messages as an earlier version of the program kept them.
+    pub(crate) former_receipts: Vec<Mark>,
+    /// The link's note.
+    pub(crate) link_note: Option<String>,
     /// What rules need.
     pub(crate) rules: RestoredRules,
 }
@@ -85,14 +88,15 @@ pub(super) struct RequestRow {
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    /// Of an earlier version of the program; this one keeps receipts in a table of their own.
+    #[serde(default, skip_serializing)]
     pub(super) receipts: Vec<[u8; 32]>,
 }
 
 impl RequestRow {
-    pub(super) fn of(job: &NewJob, receipts: &[[u8; 32]]) -> Self {
+    pub(super) fn of(job: &NewJob) -> Self {
         Self {
-            receipts: receipts.to_vec(),
+            receipts: Vec::new(),
             max_tokens: job.max_tokens,
             temperature: job.sampling.temperature,
             top_k: job.sampling.top_k,

@@ -8,28 +8,16 @@ use crate::rules::Time;
 use crate::rules::book::SEEN_AT_MOST;
 use crate::rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
 
-/// Receipts that are kept: many more than a broker has under way to us.
-pub(super) const RECEIPTS: i64 = 1024;
 /// Values of `dedupe` are kept for so long, in milliseconds.
 pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
 
 /// Empties the tables.
 pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_marks; DELETE FROM rule_events;
-     DELETE FROM rule_receipts; DELETE FROM rule_seen;";
+     DELETE FROM rule_seen;";
 
 pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::Result<()> {
     match change {
         RuleChange::Message(message) => insert(connection, message),
-        RuleChange::Receipt(receipt) => {
-            connection
-                .prepare_cached("INSERT INTO rule_receipts (receipt) VALUES (?1)")?
-                .execute([receipt])?;
-            let number = connection.last_insert_rowid();
-            connection
-                .prepare_cached("DELETE FROM rule_receipts WHERE number <= ?1")?
-                .execute([number - RECEIPTS])?;
-            Ok(())
-        }
         RuleChange::Seen { rule, value, at } => {
             connection
                 .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
@@ -140,7 +128,6 @@ pub(super) fn read(
         messages,
         marks,
         pending,
-        receipts,
         seen,
     } = rules;
     vec![
@@ -189,14 +176,6 @@ pub(super) fn read(
                         since,
                     });
                 }
-                Ok(())
-            },
-        ),
-        each(
-            connection,
-            &format!("SELECT receipt FROM rule_receipts ORDER BY number {order}"),
-            |row| {
-                receipts.push(row.get(0)?);
                 Ok(())
             },
         ),

@@ -3,10 +3,10 @@
 use rusqlite::{Connection, Result};
 
 /// The version that this program writes.
-pub(super) const VERSION: i64 = 2;
+pub(super) const VERSION: i64 = 3;
 
 /// One step per version: the first makes the tables, the others change them.
-const STEPS: [&str; 2] = [
+const STEPS: [&str; 3] = [
     "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
@@ -83,6 +83,22 @@ const STEPS: [&str; 2] = [
         PRIMARY KEY (rule, value)
     ) WITHOUT ROWID;
     CREATE INDEX rule_seen_by_time ON rule_seen (seen);
+",
+    "
+    -- The last message of each packet id that was dealt with, should the broker deliver it again.
+    CREATE TABLE receipts (
+        packet INTEGER PRIMARY KEY,
+        number INTEGER NOT NULL,        -- the place in the order of arrival
+        mark BLOB NOT NULL              -- of the message's content
+    );
+    -- Receipts of earlier versions, which had no packet ids.
+    CREATE TABLE former_receipts (
+        mark BLOB PRIMARY KEY
+    ) WITHOUT ROWID;
+    INSERT OR IGNORE INTO former_receipts
+        SELECT substr(receipt, 1, 16) FROM refused UNION SELECT substr(receipt, 1, 16) FROM rule_receipts;
+    DROP TABLE refused;
+    DROP TABLE rule_receipts;
 ",
 ];
 

@@ -107,7 +107,7 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
             return Ok(files.len());
         }
         Purge::Outcomes => &["DELETE FROM jobs WHERE outcome IS NOT NULL"],
-        Purge::All => &["DELETE FROM jobs", "DELETE FROM outbox", "DELETE FROM refused"],
+        Purge::All => &["DELETE FROM jobs", "DELETE FROM outbox"],
     };
     let connection = open(folder)?;
     let delete = || -> rusqlite::Result<usize> {
@@ -115,6 +115,14 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
         let mut rows = 0;
         for table in tables {
             rows += transaction.execute(table, [])?;
+        }
+        if what == Purge::All {
+            // Receipts are no rows that anybody counts, and their tables differ between versions.
+            for table in ["receipts", "former_receipts", "refused", "rule_receipts"] {
+                if has_table(&transaction, table)? {
+                    transaction.execute(&format!("DELETE FROM {table}"), [])?;
+                }
+            }
         }
         if what == Purge::All && has_rules(&transaction)? {
             let tables = rules::CLEAR.split(';').map(str::trim);
@@ -131,9 +139,13 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
 
 /// Whether the file has the rules' tables: a program that knew none may have written it.
 fn has_rules(connection: &Connection) -> rusqlite::Result<bool> {
+    has_table(connection, "rule_messages")
+}
+
+fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     connection.query_row(
-        "SELECT count(*) > 0 FROM sqlite_master WHERE name = 'rule_messages'",
-        [],
+        "SELECT count(*) > 0 FROM sqlite_master WHERE name = ?1",
+        [name],
         |row| row.get(0),
     )
 }

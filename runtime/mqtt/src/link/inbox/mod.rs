@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{JobKey, NewJob, Observed, ReplyAddress, ReplyBody, Sampling, Service, TraceParent};
+use phi_edge_service::{JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -64,7 +64,7 @@ struct Request<'a> {
     topic: &'a str,
     response_topic: Option<&'a str>,
     correlation: Option<Vec<u8>>,
-    receipt: Option<[u8; 32]>,
+    receipt: Option<Receipt>,
 }
 
 impl Inbox {
@@ -225,9 +225,9 @@ impl Inbox {
         if publish.dup
             && request
                 .receipt
-                .is_some_and(|receipt| service.was_refused(&receipt))
+                .is_some_and(|receipt| service.has_dealt_with(&receipt))
         {
-            tracing::debug!("a request that was refused came again");
+            tracing::debug!("a request that was dealt with came again");
             return nothing();
         }
         if let Some(message) = request.misnamed.clone() {

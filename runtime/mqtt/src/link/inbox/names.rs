@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use phi_edge_service::{JobKey, Service};
+use phi_edge_service::{JobKey, Receipt, Service};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 
@@ -33,10 +33,14 @@ impl Names {
         let Some(receipt) = request.receipt else {
             return self.next();
         };
-        let stem: String = receipt.iter().take(10).fold(String::new(), |mut name, byte| {
-            let _ = write!(name, "{byte:02x}");
-            name
-        });
+        let stem: String = receipt
+            .digest
+            .iter()
+            .take(10)
+            .fold(String::new(), |mut name, byte| {
+                let _ = write!(name, "{byte:02x}");
+                name
+            });
         let name = |n: u32| {
             if n == 0 {
                 stem.clone()
@@ -68,8 +72,8 @@ impl Names {
     }
 }
 
-/// Tells a message from others, the same again if the broker delivers it again; `None` for one that it never does.
-pub(super) fn receipt(publish: &Publish) -> Option<[u8; 32]> {
+/// A message's receipt, the same again if the broker delivers it again; `None` for one that it never does.
+pub(super) fn receipt(publish: &Publish) -> Option<Receipt> {
     if publish.qos == QoS::AtMostOnce {
         return None;
     }
@@ -93,5 +97,8 @@ pub(super) fn receipt(publish: &Publish) -> Option<[u8; 32]> {
             .unwrap_or_default()
             .as_bytes(),
     );
-    Some(digest.finalize().into())
+    Some(Receipt {
+        packet_id: publish.pkid,
+        digest: digest.finalize().into(),
+    })
 }

@@ -13,7 +13,7 @@ mod tests;
 mod time;
 mod waiting;
 
-use std::collections::{BTreeMap, HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,15 +21,13 @@ use super::intake::Reader;
 use super::record::{KeptMessage, PendingEvent, RuleChange};
 use super::window::Windows;
 use super::{Closing, Event, Rule, RuleCounters, Time, words};
+use crate::receipts::Receipt;
 use desk::wordless;
 use seen::Seen;
 use waiting::Waiting;
 
 pub(crate) use seen::SEEN_AT_MOST;
 pub(crate) use waiting::Room;
-
-/// Receipts that are remembered for the broker's redeliveries: many more than it has under way to us.
-const RECEIPTS: usize = 1024;
 
 /// A message for rules.
 #[derive(Debug, Clone)]
@@ -40,8 +38,8 @@ pub struct RuleMessage {
     pub payload: Vec<u8>,
     /// The names of the rules that take it.
     pub rules: Vec<Arc<str>>,
-    /// Tells it from others, the same again if the broker delivers it again; `None` where it never does.
-    pub receipt: Option<[u8; 32]>,
+    /// Its receipt; `None` where the broker never delivers again.
+    pub receipt: Option<Receipt>,
     /// The broker says that it may have delivered it before.
     pub redelivered: bool,
 }
@@ -78,8 +76,6 @@ struct Hold {
 
 pub(crate) struct Book {
     desks: BTreeMap<String, Desk>,
-    receipts: VecDeque<[u8; 32]>,
-    known_receipts: HashSet<[u8; 32]>,
     waiting: Waiting,
     seq: u64,
     events: u64,
@@ -101,8 +97,6 @@ impl Book {
     pub(crate) fn new(boot: u64, most_bytes: u64, room: Room) -> Self {
         Self {
             desks: BTreeMap::new(),
-            receipts: VecDeque::new(),
-            known_receipts: HashSet::new(),
             waiting: Waiting::new(room),
             seq: 0,
             events: 0,
@@ -256,15 +250,9 @@ impl Book {
         }
     }
 
-    fn remember(&mut self, receipt: [u8; 32]) {
-        if self.receipts.len() >= RECEIPTS
-            && let Some(oldest) = self.receipts.pop_front()
-        {
-            self.known_receipts.remove(&oldest);
-        }
-        if self.known_receipts.insert(receipt) {
-            self.receipts.push_back(receipt);
-        }
+    /// The broker has delivered a message again that counts already.
+    pub(crate) fn redelivered(&mut self) {
+        self.counters.redelivered += 1;
     }
 }
 

@@ -18,7 +18,6 @@ impl Book {
             messages,
             marks,
             pending,
-            receipts,
             seen,
         } = restored;
         tracing::info!(
@@ -31,9 +30,6 @@ impl Book {
             let wordless = desk.is_some_and(|desk| wordless(&desk.rule));
             let given_up = pending.event.error.is_some();
             self.waiting.push(pending, !wordless && !given_up);
-        }
-        for receipt in receipts {
-            self.remember(receipt);
         }
         let mut gone: BTreeSet<String> = BTreeSet::new();
         for (rule, value, at) in seen {
@@ -129,7 +125,6 @@ impl Book {
             messages: messages.into_values().collect(),
             marks: marks.collect(),
             pending: self.waiting.all().cloned().collect(),
-            receipts: self.receipts.iter().copied().collect(),
             seen: seen.collect(),
         }
     }

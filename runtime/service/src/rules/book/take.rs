@@ -10,14 +10,6 @@ use crate::rules::{RuleMessage, Time};
 impl Book {
     pub(super) fn take(&mut self, message: &RuleMessage, wall: Time, storable: bool) -> Vec<RuleChange> {
         let mut changes = Vec::new();
-        if let Some(receipt) = message.receipt {
-            if message.redelivered && self.known_receipts.contains(&receipt) {
-                self.counters.redelivered += 1;
-                return changes;
-            }
-            self.remember(receipt);
-            changes.push(RuleChange::Receipt(receipt));
-        }
         let now = self.now(wall, &mut changes);
         if let Some(hold) = &mut self.hold {
             hold.until = now.after(QUIET).min(hold.at_most);

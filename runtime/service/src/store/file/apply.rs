@@ -8,15 +8,14 @@ use crate::store::change::Change;
 use crate::store::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
 use crate::store::rules;
 
-/// Refused requests that are remembered: more than a broker has under way to us.
-const REFUSED: i64 = 256;
+/// Empties the tables of receipts.
+pub(in crate::store) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
     match change {
         Change::Accept(record) => {
             let JobRecord {
                 job,
-                receipts,
                 prompt,
                 place,
                 tries,
@@ -34,7 +33,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                     client(&job.key),
                     job.key.id,
                     job.body_digest,
-                    json(&RequestRow::of(job, receipts)),
+                    json(&RequestRow::of(job)),
                     ids_to_bytes(prompt),
                     addresses(std::slice::from_ref(&job.reply)),
                     accepted.up_ms,
@@ -93,13 +92,16 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                 .prepare_cached("DELETE FROM jobs WHERE client = ?1 AND id = ?2")?
                 .execute(params![client(key), key.id])?;
         }
-        Change::Refused { receipt } => {
+        Change::Received(receipt) => {
             connection
-                .prepare_cached("INSERT INTO refused (receipt) VALUES (?1)")?
-                .execute([receipt])?;
+                .prepare_cached("REPLACE INTO receipts VALUES (?1, ?2, ?3)")?
+                .execute(params![receipt.packet_id, signed(receipt.number), receipt.mark])?;
+        }
+        Change::ForgetReceipts => connection.execute_batch(FORGET_RECEIPTS)?,
+        Change::LinkNote(note) => {
             connection
-                .prepare_cached("DELETE FROM refused WHERE number <= (SELECT max(number) FROM refused) - ?1")?
-                .execute([REFUSED])?;
+                .prepare_cached("REPLACE INTO meta VALUES ('link', ?1)")?
+                .execute([note])?;
         }
         Change::Rule(change) => rules::apply(connection, change)?,
     }

@@ -72,6 +72,11 @@ pub(super) fn salvage(aside: &Path, path: &Path, clock: &Clock, last_end: LastEn
         restored
             .outbox
             .extend(missing.filter(|reply| !outbox.contains(&reply.delivery)));
+        let receipts: HashSet<u16> = restored.receipts.iter().map(|row| row.packet_id).collect();
+        let missing = rest.receipts.into_iter();
+        restored
+            .receipts
+            .extend(missing.filter(|row| !receipts.contains(&row.packet_id)));
         rules::add_missing(&mut restored.rules, rest.rules);
         Ok(restored)
     };

@@ -17,6 +17,7 @@ use super::change::{Batch, Change};
 use super::clock::{Clock, Moment, wall_ms};
 use super::record::{Restored, RestoredState};
 use super::{LastEnd, StoreConfig, StoreError, rules, schema};
+use crate::receipts::REACH;
 use apply::apply;
 use mend::{salvage, set_aside};
 use read::{Reading, boot, read, rebase};
@@ -186,7 +187,7 @@ impl File {
         let transaction = self.connection.unchecked_transaction()?;
         for batch in batches {
             if batch.replaces {
-                transaction.execute_batch("DELETE FROM jobs; DELETE FROM outbox; DELETE FROM refused;")?;
+                transaction.execute_batch("DELETE FROM jobs; DELETE FROM outbox; DELETE FROM receipts;")?;
                 transaction.execute_batch(rules::CLEAR)?;
             }
             for change in &batch.changes {
@@ -211,6 +212,11 @@ impl File {
             )?;
         }
         transaction.execute_batch("UPDATE jobs SET running = 0 WHERE running = 1")?;
+        // By now nothing comes again that an earlier version of the program has dealt with.
+        transaction.execute(
+            "DELETE FROM former_receipts WHERE (SELECT max(number) FROM receipts) > ?1",
+            [signed(REACH)],
+        )?;
         let restored = read(&transaction, Reading::Sound)?;
         transaction.commit()?;
         self.note_boot(clock)?;
@@ -248,6 +254,12 @@ impl File {
         }
         for reply in &restored.outbox {
             apply(&transaction, &Change::Post(Box::new(reply.clone())))?;
+        }
+        for receipt in &restored.receipts {
+            apply(&transaction, &Change::Received(*receipt))?;
+        }
+        if let Some(note) = &restored.link_note {
+            apply(&transaction, &Change::LinkNote(note.clone()))?;
         }
         for change in restored.rules.changes() {
             rules::apply(&transaction, &change)?;

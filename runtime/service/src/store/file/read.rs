@@ -6,6 +6,7 @@ use tokio::time::Instant;
 
 use super::value::{parse, unsigned};
 use crate::job::{JobKey, ReplyAddress};
+use crate::receipts::{ReceiptRow, mark};
 use crate::reply::Reply;
 use crate::store::clock::{Clock, Moment};
 use crate::store::record::{
@@ -42,7 +43,10 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
                  FROM jobs ORDER BY place {order}"
             ),
             |row| {
-                restored.jobs.extend(job(row)?);
+                if let Some((job, receipts)) = job(row)? {
+                    restored.jobs.push(job);
+                    restored.former_receipts.extend(receipts.iter().map(mark));
+                }
                 Ok(())
             },
         ),
@@ -56,12 +60,24 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
         ),
         each(
             connection,
-            &format!("SELECT receipt FROM refused ORDER BY number {order}"),
+            &format!("SELECT packet, number, mark FROM receipts ORDER BY packet {order}"),
             |row| {
-                restored.refused.push(row.get(0)?);
+                restored.receipts.push(ReceiptRow {
+                    packet_id: row.get(0)?,
+                    number: unsigned(row.get(1)?),
+                    mark: row.get(2)?,
+                });
                 Ok(())
             },
         ),
+        each(connection, "SELECT mark FROM former_receipts", |row| {
+            restored.former_receipts.push(row.get(0)?);
+            Ok(())
+        }),
+        each(connection, "SELECT value FROM meta WHERE name = 'link'", |row| {
+            restored.link_note = Some(row.get(0)?);
+            Ok(())
+        }),
     ];
     let mut tables = Vec::from(tables);
     tables.extend(rules::read(connection, order, &mut restored.rules));
@@ -88,8 +104,8 @@ pub(in crate::store) fn each(
     Ok(())
 }
 
-/// `None` for a row whose words this version does not know; the log says so.
-fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
+/// With its receipts of an earlier version. `None` for a row whose words this version does not know; the log says so.
+fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> {
     let client: String = row.get(1)?;
     let key = JobKey {
         client: (!client.is_empty()).then_some(client),
@@ -110,6 +126,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
         );
         return Ok(None);
     };
+    let receipts = request.receipts.clone();
     let addresses: Vec<ReplyAddress> = addresses.into_iter().map(ReplyAddress::from).collect();
     let first = addresses.first().cloned().unwrap_or_else(ReplyAddress::nowhere);
     let moment = |up, wall| -> rusqlite::Result<Moment> {
@@ -118,9 +135,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
             wall_ms: row.get(wall)?,
         })
     };
-    Ok(Some(RestoredJob {
+    let restored = RestoredJob {
         record: JobRecord {
-            receipts: request.receipts.clone(),
             job: request.job(key, row.get(3)?, first),
             prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
             place: unsigned(row.get(0)?),
@@ -140,7 +156,8 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<RestoredJob>> {
                 until_up_ms: row.get::<_, Option<i64>>(15)?.unwrap_or_default(),
             },
         },
-    }))
+    };
+    Ok(Some((restored, receipts)))
 }
 
 fn message(row: &Row<'_>) -> rusqlite::Result<Option<Reply>> {
