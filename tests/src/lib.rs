@@ -3,6 +3,8 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod broker;
+mod counted;
+mod crash_loop;
 mod daemon;
 mod field;
 pub mod hub;
@@ -14,6 +16,8 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use broker::{Mosquitto, free_port};
+pub use counted::{Counted, CountedEvents};
+pub use crash_loop::{CrashLoop, crash_loop};
 pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
 pub use field::{Field, Tally, question};
 pub use load::{Load, devices};

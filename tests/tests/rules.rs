@@ -10,6 +10,8 @@ mod crashes;
 mod events;
 #[path = "rules/reload.rs"]
 mod reload;
+#[path = "rules/subscriptions.rs"]
+mod subscriptions;
 #[path = "rules/topics.rs"]
 mod topics;
 

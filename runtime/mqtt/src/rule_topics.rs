@@ -18,14 +18,11 @@ pub struct RuleTopics {
     former: Vec<String>,
 }
 
-/// A filter that is subscribed to by itself, so that the broker says by which subscription a message came: where filters
-/// overlap, brokers may send a message once for each.
+/// A filter and the rules that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct RuleFilter {
-    pub(crate) filter: String,
-    /// The same for the same filter in every process: the broker may keep messages over a restart.
-    pub(crate) id: usize,
-    pub(crate) rules: Vec<Arc<str>>,
+struct RuleFilter {
+    filter: String,
+    rules: Vec<Arc<str>>,
 }
 
 impl RuleTopics {
@@ -41,20 +38,11 @@ impl RuleTopics {
                 }
             }
         }
-        let mut taken = Vec::new();
         let filters = filters
             .into_iter()
-            .map(|(filter, rules)| {
-                let mut id = identifier(filter);
-                while taken.contains(&id) {
-                    id = id % LARGEST_ID + 1;
-                }
-                taken.push(id);
-                RuleFilter {
-                    filter: filter.to_owned(),
-                    id: id as usize,
-                    rules,
-                }
+            .map(|(filter, rules)| RuleFilter {
+                filter: filter.to_owned(),
+                rules,
             })
             .collect();
         Self {
@@ -78,34 +66,18 @@ impl RuleTopics {
         self.filters.iter().map(|filter| filter.filter.as_str())
     }
 
-    pub(crate) fn entries(&self) -> &[RuleFilter] {
-        &self.filters
-    }
-
     /// What is unsubscribed from.
     pub fn former(&self) -> impl Iterator<Item = &str> {
         self.former.iter().map(String::as_str)
     }
 
-    /// Who takes a message that came by these subscriptions.
-    ///
-    /// A broker may send a message once for each filter that matches it. So of a rule's filters only the first that matches
-    /// counts. A broker that says nothing of subscriptions, or tells of one that is no more, leaves it to the topic.
-    pub(crate) fn takers(&self, topic: &str, ids: &[usize]) -> Vec<Arc<str>> {
-        let told = self.filters.iter().any(|filter| ids.contains(&filter.id));
-        let mut seen: Vec<&Arc<str>> = Vec::new();
-        let mut takers = Vec::new();
-        for filter in self
-            .filters
-            .iter()
-            .filter(|filter| filter_matches(&filter.filter, topic))
-        {
+    /// The rules that take the messages of a topic.
+    pub(crate) fn takers(&self, topic: &str) -> Vec<Arc<str>> {
+        let mut takers: Vec<Arc<str>> = Vec::new();
+        let matching = self.filters.iter();
+        for filter in matching.filter(|filter| filter_matches(&filter.filter, topic)) {
             for rule in &filter.rules {
-                if seen.contains(&rule) {
-                    continue;
-                }
-                seen.push(rule);
-                if !told || ids.contains(&filter.id) {
+                if !takers.contains(rule) {
                     takers.push(Arc::clone(rule));
                 }
             }
@@ -114,10 +86,13 @@ impl RuleTopics {
     }
 }
 
-fn identifier(filter: &str) -> u32 {
+/// Subscription identifiers for a filter, the preferred one first: the same for the same filter in every process, as the
+/// broker may keep messages with them.
+pub(crate) fn identifier(filter: &str) -> impl Iterator<Item = usize> {
     let digest = Sha256::digest(filter.as_bytes());
     let number = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    number % LARGEST_ID + 1
+    let first = number % LARGEST_ID + 1;
+    std::iter::successors(Some(first), |id| Some(id % LARGEST_ID + 1)).map(|id| id as usize)
 }
 
 #[cfg(test)]
@@ -131,31 +106,27 @@ mod tests {
         RuleTopics::new([("alarms", &alarms[..]), ("all", &all[..]), ("twice", &twice[..])])
     }
 
-    fn takers(topic: &str, ids: &[usize]) -> Vec<String> {
-        let takers = topics().takers(topic, ids);
+    fn takers(topic: &str) -> Vec<String> {
+        let takers = topics().takers(topic);
         takers.iter().map(ToString::to_string).collect()
     }
 
     #[test]
-    fn a_copy_goes_to_those_whose_subscription_it_came_by() {
-        let topics = topics();
-        let id = |filter: &str| {
-            let mut entries = topics.entries().iter();
-            entries
-                .find(|entry| entry.filter == filter)
-                .map_or(0, |entry| entry.id)
-        };
-        // Of the two copies only one counts for the rule that both filters belong to.
-        assert_eq!(takers("plant/3/alarm", &[id("plant/+/alarm")]), ["alarms"]);
-        assert_eq!(takers("plant/3/alarm", &[id("plant/#")]), ["all", "twice"]);
-        assert_eq!(
-            takers("plant/3/alarm", &[id("plant/#"), id("plant/+/alarm")]),
-            ["all", "twice", "alarms"]
-        );
-        // Nothing said, or something of an earlier configuration.
-        assert_eq!(takers("plant/3/alarm", &[]), ["all", "twice", "alarms"]);
-        assert_eq!(takers("hall/1", &[7]), ["alarms"]);
-        assert_eq!(takers("elsewhere", &[]), Vec::<String>::new());
+    fn a_rule_takes_a_message_once_however_many_of_its_filters_match() {
+        assert_eq!(takers("plant/3/alarm"), ["all", "twice", "alarms"]);
+        assert_eq!(takers("plant/3"), ["all", "twice"]);
+        assert_eq!(takers("hall/1"), ["alarms"]);
+        assert_eq!(takers("elsewhere"), Vec::<String>::new());
+    }
+
+    #[test]
+    fn identifiers_are_the_same_for_the_same_filter_and_never_out_of_bounds() {
+        let first = |filter| identifier(filter).next();
+        assert_eq!(first("plant/#"), first("plant/#"));
+        assert_ne!(first("plant/#"), first("plant/+"));
+        let few: Vec<usize> = identifier("plant/#").take(3).collect();
+        assert!(few.iter().all(|id| (1..=LARGEST_ID as usize).contains(id)));
+        assert!(few[0] != few[1] && few[1] != few[2]);
     }
 
     #[test]

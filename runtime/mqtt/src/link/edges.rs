@@ -14,9 +14,10 @@ use tokio::time::timeout;
 
 use super::counters::Counters;
 use super::gate::Gate;
-use super::inbox::Inbox;
+use super::inbox::{Inbox, RuleInputs};
 use super::outbox::{Outbox, Watched};
 use super::poller::Received;
+use super::routing::Routing;
 use super::{BrokerLimits, Link, LinkConfig, LinkInputs, Note, RequestLimits};
 use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
@@ -131,10 +132,14 @@ impl Edges {
         let (limits_tx, limits) = watch::channel(LIMITS);
         let (closing_tx, closing) = mpsc::channel(1);
         let counters = Arc::new(Counters::default());
+        let routing = Arc::new(Routing::new());
         let inbox = Inbox::new(
             &config,
             service.clone(),
-            rules.clone(),
+            RuleInputs {
+                topics: rules.clone(),
+                routing: Arc::clone(&routing),
+            },
             limits,
             Arc::clone(&gate),
             Arc::clone(&counters),
@@ -146,6 +151,7 @@ impl Edges {
             stats,
             open,
             rules,
+            routing,
         };
         let outbox = Outbox::new(client, config, watched, counters);
         let (received, taken) = mpsc::unbounded_channel();
@@ -185,6 +191,7 @@ impl Edges {
             receive_maximum: 64,
             subscription_ids: true,
             retain,
+            session_present: false,
         };
         self.notes.send(Note::Up(limits)).expect("an outbox");
     }

@@ -9,34 +9,50 @@ use rumqttc::{AsyncClient, Publish};
 #[derive(Debug)]
 pub(crate) struct Gate {
     client: AsyncClient,
-    epoch: Mutex<u64>,
+    epoch: Mutex<Epoch>,
 }
 
 /// Names a connection.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Epoch(u64);
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Epoch {
+    connection: u64,
+    /// The broker's session, counted from the first that this process has seen.
+    session: u64,
+}
+
+impl Epoch {
+    /// The broker's session, counted from the first that this process has seen.
+    pub(crate) fn session(self) -> u64 {
+        self.session
+    }
+}
 
 impl Gate {
     pub(crate) fn new(client: AsyncClient) -> Self {
         Self {
             client,
-            epoch: Mutex::new(0),
+            epoch: Mutex::default(),
         }
     }
 
     pub(crate) fn epoch(&self) -> Epoch {
-        Epoch(*self.lock())
+        *self.lock()
     }
 
     /// From now on nothing of the old connection is acknowledged. What was queued before must be cleaned
     /// out of the event loop after this.
     pub(crate) fn close(&self) {
-        *self.lock() += 1;
+        self.lock().connection += 1;
+    }
+
+    /// The broker has begun a session anew: what it sends from now on belongs to that.
+    pub(crate) fn begin_session(&self) {
+        self.lock().session += 1;
     }
 
     pub(crate) fn acknowledge(&self, epoch: Epoch, publish: &Publish) {
         let now = self.lock();
-        if *now == epoch.0 {
+        if now.connection == epoch.connection {
             // The queue is unbounded: it fails only when the link has ended.
             let _ = self.client.try_ack(publish);
         } else {
@@ -44,7 +60,7 @@ impl Gate {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, u64> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, Epoch> {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -17,6 +17,7 @@ mod outbox;
 mod outgoing;
 mod poller;
 mod probe;
+mod routing;
 mod session;
 mod silence;
 mod takeover;
@@ -43,15 +44,16 @@ pub use vitals::LinkVitals;
 
 use counters::Counters;
 use gate::Gate;
-use inbox::Inbox;
+use inbox::{Inbox, RuleInputs};
 use outbox::{Outbox, Watched};
 use poller::Poller;
+use routing::Routing;
 use silence::Silence;
 use takeover::Suspicion;
 
 /// QoS 1 messages that the broker may have under way to us, unacknowledged. All of them wait for one flush to the disk: on
 /// a card that takes 40 ms for one, this many make 6,400 messages a second, and a quarter of it would be too few for 200
-/// devices. Each may be as large as `mqtt.max_packet`; far fewer than the receipts that are remembered.
+/// devices. Each may be as large as `mqtt.max_packet`. Brokers may have more under way when they resume a session.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 256;
 /// How long an orderly goodbye may take once everything is sent.
 const GOODBYE: Duration = Duration::from_secs(2);
@@ -129,6 +131,8 @@ pub(crate) struct BrokerLimits {
     pub(crate) subscription_ids: bool,
     /// It keeps retained messages.
     pub(crate) retain: bool,
+    /// It goes on with the session of an earlier connection.
+    pub(crate) session_present: bool,
 }
 
 /// What the link works with, from its start to its end.
@@ -205,10 +209,14 @@ impl Link {
             suspicion: Suspicion::new(&config, &status.borrow().boot_id, Arc::clone(&counters)),
             broker,
         };
+        let routing = Arc::new(Routing::new());
         let inbox = Inbox::new(
             &config,
             service.clone(),
-            rules.clone(),
+            RuleInputs {
+                topics: rules.clone(),
+                routing: Arc::clone(&routing),
+            },
             limits,
             gate,
             Arc::clone(&counters),
@@ -220,6 +228,7 @@ impl Link {
             stats,
             open,
             rules,
+            routing,
         };
         let outbox = Outbox::new(client, config, watched, Arc::clone(&counters));
         let seen = Arc::clone(&counters);

@@ -137,7 +137,11 @@ impl Poller {
             receive_maximum: properties.and_then(|p| p.receive_max).map_or(65_535, usize::from),
             subscription_ids: properties.and_then(|p| p.subscription_identifiers_available) != Some(0),
             retain: properties.and_then(|p| p.retain_available) != Some(0),
+            session_present: connack.session_present,
         };
+        if !connack.session_present {
+            self.gate.begin_session();
+        }
         if !limits.retain {
             tracing::warn!(
                 broker = self.broker,

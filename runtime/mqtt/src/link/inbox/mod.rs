@@ -9,7 +9,9 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent};
+use phi_edge_service::{
+    JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
+};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -18,6 +20,7 @@ use tokio::task::JoinHandle;
 use super::counters::{Counters, count};
 use super::gate::Gate;
 use super::poller::{Received, qos0_size};
+use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, Scope, Topics};
@@ -32,10 +35,16 @@ pub(crate) struct Inbox {
     topics: Topics,
     limits: watch::Receiver<RequestLimits>,
     service: watch::Receiver<Option<Service>>,
-    rules: watch::Receiver<RuleTopics>,
+    rules: RuleInputs,
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     names: Names,
+}
+
+/// What tells which messages rules take.
+pub(crate) struct RuleInputs {
+    pub(crate) topics: watch::Receiver<RuleTopics>,
+    pub(crate) routing: Arc<Routing>,
 }
 
 /// A message that has not been dealt with; it is acknowledged in its turn when it is.
@@ -52,6 +61,8 @@ enum Done {
     Task(JoinHandle<()>),
     /// When it is stored.
     Stored(Observed),
+    /// A fence: when it is stored what lies before it and what behind.
+    Fenced(Observed),
 }
 
 /// A request as far as MQTT tells.
@@ -71,7 +82,7 @@ impl Inbox {
     pub(crate) fn new(
         config: &LinkConfig,
         service: watch::Receiver<Option<Service>>,
-        rules: watch::Receiver<RuleTopics>,
+        rules: RuleInputs,
         limits: watch::Receiver<RequestLimits>,
         gate: Arc<Gate>,
         counters: Arc<Counters>,
@@ -96,13 +107,17 @@ impl Inbox {
             Err(_) => return,
         };
         let Some(service) = service else { return };
+        self.rules.routing.restore(&service);
         let mut stats = service.watch_stats();
         let mut pending: VecDeque<Pending> = VecDeque::new();
         loop {
             let room = pending.len() < usize::from(RECEIVE_MAXIMUM);
             tokio::select! {
                 () = first_done(&mut pending) => {
-                    if let Some(Pending { received, .. }) = pending.pop_front() {
+                    if let Some(Pending { received, done }) = pending.pop_front() {
+                        if let Done::Fenced(_) = done {
+                            self.rules.routing.noted();
+                        }
                         self.gate.acknowledge(received.epoch, &received.publish);
                         self.counters.dealt_with.send_modify(|messages| *messages += 1);
                     }
@@ -116,6 +131,9 @@ impl Inbox {
                     // A flood of what is refused must not become a flood of replies in memory.
                     if stats.wait_for(|stats| stats.outcomes_waiting < REPLIES_WAITING).await.is_err() {
                         return;
+                    }
+                    if self.rules.routing.enters(received.epoch.session()) {
+                        service.forget_receipts();
                     }
                     let done = self.handle(&received.publish, &service);
                     pending.push_back(Pending { received, done });
@@ -163,6 +181,15 @@ impl Inbox {
         let Ok(topic) = std::str::from_utf8(&publish.topic) else {
             return Done::Now;
         };
+        if topic == self.topics.status()
+            && let Some(fence) = self.rules.routing.fence(publish)
+        {
+            return self
+                .rules
+                .routing
+                .pass(fence, service)
+                .map_or(Done::Now, Done::Fenced);
+        }
         if self.topics.is_own(topic) {
             tracing::debug!(
                 topic,
@@ -175,7 +202,12 @@ impl Inbox {
             .as_ref()
             .map(|properties| properties.subscription_identifiers.as_slice())
             .unwrap_or_default();
-        let takers = self.rules.borrow().takers(topic, ids);
+        if !self.rules.routing.counts(topic, ids) {
+            // Remembered: under other subscriptions it might count when it comes again.
+            service.dismiss(receipt(publish));
+            return Done::Now;
+        }
+        let takers = self.rules.topics.borrow().takers(topic);
         if takers.is_empty() {
             tracing::debug!(topic, "a message that no rule takes is ignored");
             return Done::Now;
@@ -355,7 +387,7 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
                     tracing::error!(%error, "dealing with a message failed");
                 }
             }
-            Done::Stored(observed) => observed.wait().await,
+            Done::Stored(observed) | Done::Fenced(observed) => observed.wait().await,
         },
         None => std::future::pending().await,
     }

@@ -47,8 +47,14 @@ impl Outbox {
             }
             Landed::LeftPool(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
             Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
+            Landed::Unruled(filter, Ok(_)) => self.routing.left(&filter, self.service.borrow().as_ref()),
+            Landed::Listening(fence, Ok(suback)) => self.listening(fence, &suback),
+            Landed::Fenced(fence, sent) => self.fenced(fence, sent),
+            Landed::Unruled(_, Err(error)) => tracing::debug!(%error, "leaving a filter was not answered"),
             // The connection went with it: the next one subscribes anew.
-            Landed::Ruled(_, Err(error)) | Landed::Subscribed(Err(error)) => {
+            Landed::Ruled(_, Err(error))
+            | Landed::Subscribed(Err(error))
+            | Landed::Listening(_, Err(error)) => {
                 tracing::debug!(%error, "the subscription was not answered")
             }
         }

@@ -1,6 +1,7 @@
 //! Replies out: the truth about what the broker has acknowledged.
 
 mod landed;
+mod rules;
 mod subscriptions;
 
 use std::collections::VecDeque;
@@ -19,10 +20,12 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::counters::{Counters, count};
 use super::outgoing::{Outgoing, What};
+use super::routing::Routing;
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
 use crate::topics::is_topic;
 use crate::wire::{State, Status};
+use rules::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;
@@ -39,6 +42,9 @@ pub(super) struct Outbox {
     stats: watch::Receiver<Value>,
     /// What is subscribed to for rules.
     rules: watch::Receiver<RuleTopics>,
+    routing: Arc<Routing>,
+    /// The fence that is under way.
+    fence: Option<Fence>,
     /// The broker refuses some of it: why, and when it is asked again.
     rules_refused: Option<(String, Instant)>,
     counters: Arc<Counters>,
@@ -65,6 +71,7 @@ pub(super) struct Watched {
     pub(super) stats: watch::Receiver<Value>,
     pub(super) open: watch::Receiver<bool>,
     pub(super) rules: watch::Receiver<RuleTopics>,
+    pub(super) routing: Arc<Routing>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,6 +87,11 @@ enum Landed {
     Pooled(Result<SubAck, SubscribeNoticeError>),
     LeftPool(Result<UnsubAck, UnsubscribeNoticeError>),
     Ruled(String, Result<SubAck, SubscribeNoticeError>),
+    Unruled(String, Result<UnsubAck, UnsubscribeNoticeError>),
+    /// We are to hear ourselves.
+    Listening(u64, Result<SubAck, SubscribeNoticeError>),
+    /// A fence is with the broker.
+    Fenced(u64, Result<PublishResult, PublishNoticeError>),
 }
 
 impl Outbox {
@@ -95,7 +107,9 @@ impl Outbox {
             stats,
             open,
             rules,
+            routing,
         } = watched;
+        routing.begin(&rules.borrow());
         Self {
             client,
             config,
@@ -103,6 +117,8 @@ impl Outbox {
             status,
             stats,
             rules,
+            routing,
+            fence: None,
             rules_refused: None,
             counters,
             queue: VecDeque::new(),
@@ -143,6 +159,7 @@ impl Outbox {
                 Some((_, again)) if self.broker.is_some() => Some(*again),
                 _ => None,
             };
+            let fence_check = self.fence.as_ref().map(|fence| fence.check);
             let pool_again = match &self.pool_refused {
                 Some((_, again)) if self.broker.is_some() => Some(*again),
                 _ => None,
@@ -167,12 +184,16 @@ impl Outbox {
                     Err(_) => pool_open = false,
                 },
                 changed = self.rules.changed(), if rules_open => match changed {
-                    Ok(()) => self.subscribe_rules(),
+                    Ok(()) => self.change_rules(),
                     Err(_) => rules_open = false,
                 },
                 () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => self.subscribe(),
                 () = sleep_until(rules_again.unwrap_or_else(Instant::now)), if rules_again.is_some() => {
-                    self.subscribe_rules();
+                    self.retry_rules();
+                }
+                () = self.routing.advanced() => self.advance_rules(),
+                () = sleep_until(fence_check.unwrap_or_else(Instant::now)), if fence_check.is_some() => {
+                    self.check_fence();
                 }
                 () = sleep_until(pool_again.unwrap_or_else(Instant::now)), if pool_again.is_some() => {
                     self.in_pool = false;
@@ -194,12 +215,17 @@ impl Outbox {
         match note {
             Note::Up(limits) => {
                 self.broker = Some(*limits);
+                self.rules_refused = None;
+                self.routing.connected(limits.session_present);
                 self.subscribe();
+                self.advance_rules();
+                self.stop_listening(limits.session_present);
                 self.status_due = true;
                 self.stats_due = true;
             }
             Note::Down => {
                 self.broker = None;
+                self.fence = None;
                 // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
                 self.counters.in_pool.send_replace(false);
             }

@@ -1,6 +1,5 @@
-//! What is subscribed to: requests, the pool, the topics of rules.
+//! What is subscribed to for requests and the pool.
 
-use rumqttc::mqttbytes::v5::SubscribeProperties;
 use rumqttc::{QoS, RetainForwardRule, SubAck, SubscribeFilterInput, SubscribeReasonCode};
 use tokio::time::Instant;
 
@@ -21,57 +20,9 @@ impl Outbox {
             }
             Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
         }
-        self.subscribe_rules();
         // The broker may remember us as a member, or not.
         self.in_pool = !*self.open.borrow();
         self.join_or_leave_pool();
-    }
-
-    /// Each filter by itself, so that the broker says by which of them a message came.
-    pub(super) fn subscribe_rules(&mut self) {
-        let rules = self.rules.borrow_and_update().clone();
-        let Some(broker) = self.broker else { return };
-        self.rules_refused = None;
-        self.status_due = true;
-        for former in rules.former() {
-            if let Err(error) = self.client.try_unsubscribe(former) {
-                tracing::error!(%error, filter = former, "a former subscription can't be left");
-            }
-        }
-        for entry in rules.entries() {
-            // What this node publishes is none of its rules' business.
-            let wanted = [subscription(&entry.filter).no_local(true)];
-            let properties = SubscribeProperties {
-                id: Some(entry.id),
-                user_properties: Vec::new(),
-            };
-            let asked = if broker.subscription_ids {
-                self.client
-                    .try_subscribe_many_with_properties_tracked(wanted, properties)
-            } else {
-                self.client.try_subscribe_many_tracked(wanted)
-            };
-            match asked {
-                Ok(notice) => {
-                    let filter = entry.filter.clone();
-                    self.flights
-                        .spawn(async move { Landed::Ruled(filter, notice.wait_async().await) });
-                }
-                Err(error) => {
-                    tracing::error!(%error, filter = entry.filter, "a rule's subscription can't be asked for");
-                }
-            }
-        }
-    }
-
-    pub(super) fn ruled(&mut self, filter: &str, suback: &SubAck) {
-        let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
-        if let Some(code) = suback.return_codes.iter().find(refused) {
-            let reason = format!("the broker refuses the subscription of a rule to {filter}: {code:?}");
-            tracing::error!(reason, "not subscribed");
-            self.rules_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
-            self.status_due = true;
-        }
     }
 
     /// Takes part in the pool's work, or leaves it to the others: before the node drains, while it is degraded or its
@@ -132,7 +83,7 @@ impl Outbox {
     }
 }
 
-fn subscription(filter: &str) -> SubscribeFilterInput {
+pub(super) fn subscription(filter: &str) -> SubscribeFilterInput {
     SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
         .preserve_retain(true)
         .retain_forward_rule(RetainForwardRule::Never)
