@@ -86,7 +86,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 66] = [
+pub(crate) static KEYS: [Key; 67] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -130,6 +130,7 @@ pub(crate) static KEYS: [Key; 66] = [
         filters(),
         Preset::List(&["{base}/response/#"]),
     ),
+    key("mqtt.max_topic_levels", number(8, 65_535), Preset::Number(200)),
     key(
         "mqtt.max_packet",
         size(16 * KIB, MAX_PACKET),

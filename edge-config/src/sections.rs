@@ -88,6 +88,8 @@ pub struct Mqtt {
     pub embedded_acl_file: Option<PathBuf>,
     /// The filters that a request's response topic must match one of; placeholders are already filled in.
     pub reply_topics: Vec<String>,
+    /// The most levels of a topic that the broker takes, counted by the `/` in it.
+    pub max_topic_levels: usize,
     /// The largest packet that is taken from the broker, which is told so.
     pub max_packet: ByteSize,
 }

@@ -302,6 +302,8 @@ fn events_go_to_topics_of_their_own() {
         ("{base}/stats", "stats"),
         ("{base}/dead-letter/x", "dead-letter"),
         ("{base}/{rule}", "stats"),
+        ("{base}/response/{topic:0}", "response"),
+        ("{base}/response", "response"),
     ] {
         let text = format!(
             "[[rules]]\nname = \"stats\"\ntopics = [\"t\"]\nprompt = \"p\"\noutput.topic = \"{topic}\""
@@ -314,6 +316,13 @@ fn events_go_to_topics_of_their_own() {
             ),
         );
     }
+    let pool = "[mqtt]\npool = \"plant\"\n\n[[rules]]\nname = \"r\"\ntopics = [\"t\"]\nprompt = \"p\"\n\
+                output.topic = \"phi-edge/v1/pool/plant/request/{topic:0}\"";
+    check_file(
+        pool,
+        "my.toml:4: rule \"r\": `output.topic` is \"phi-edge/v1/pool/plant/request\" or below it, which is the node's own; \
+         choose another, such as \"{base}/event/{rule}\"",
+    );
 }
 
 /// TOML that comes near to a rule: known and unknown keys with values of every type and form.

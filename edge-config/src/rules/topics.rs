@@ -11,7 +11,7 @@ const BASE: &str = "{base}";
 const NODE: &str = "{node}";
 
 /// The node's own topics below its base, where an event would be taken for something else.
-const OWN: [&str; 5] = ["request", "cancel", "status", "stats", "dead-letter"];
+const OWN: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
 
 /// Stands for what is known only with a message; no topic can hold it.
 const OPEN: &str = "\0";
@@ -99,6 +99,9 @@ pub(super) fn names_group(text: &str) -> bool {
 /// Fills in the placeholders of the topics that rules take and holds all their topics against the node's own.
 pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
     let (base, node) = (config.node.base.as_str(), config.node.name.as_str());
+    let pool = config.mqtt.pool.as_ref();
+    let pool = pool.map(|pool| format!("{}/{pool}", config.mqtt.pool_base));
+    let bases: Vec<&str> = [base].into_iter().chain(pool.as_deref()).collect();
     for rule in &mut config.rules {
         let fault = |problem: String| ConfigError::Rule {
             rule: format!("\"{}\"", rule.name),
@@ -128,7 +131,7 @@ pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
             .output
             .topic
             .as_deref()
-            .and_then(|text| own_topic(text, rule, base, node))
+            .and_then(|text| own_topic(text, rule, &bases, node))
         {
             return Err(fault(format!(
                 "`output.topic` is {own:?} or below it, which is the node's own; choose another, such as \
@@ -141,7 +144,8 @@ pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
 }
 
 /// The topic of the node that an output topic is or lies below, if its first levels are so whatever the message.
-fn own_topic(text: &str, rule: &Rule, base: &str, node: &str) -> Option<String> {
+fn own_topic(text: &str, rule: &Rule, bases: &[&str], node: &str) -> Option<String> {
+    let base = bases.first()?;
     let filled: String = pieces(text)
         .ok()?
         .into_iter()
@@ -153,8 +157,9 @@ fn own_topic(text: &str, rule: &Rule, base: &str, node: &str) -> Option<String> 
             Piece::Group | Piece::Level => OPEN,
         })
         .collect();
-    OWN.iter()
-        .map(|own| format!("{base}/{own}"))
+    bases
+        .iter()
+        .flat_map(|base| OWN.iter().map(move |own| format!("{base}/{own}")))
         .find(|own| filled == *own || is_below(&filled, own))
 }
 

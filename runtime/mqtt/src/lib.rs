@@ -24,4 +24,4 @@ pub use link::{
 };
 pub use rule_topics::RuleTopics;
 pub use tls::{TlsError, TlsFiles};
-pub use topics::{TopicError, Topics, filter_matches};
+pub use topics::{TopicError, TopicFault, Topics, filter_matches};

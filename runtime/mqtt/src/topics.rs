@@ -1,5 +1,10 @@
 //! Topics of the contract: building them, telling them apart, and what a response topic may be.
 
+mod form;
+
+pub use form::TopicFault;
+pub(crate) use form::{brief, is_allowed_char, is_allowed_text};
+
 /// The most bytes of the level that names a client: replies go below it, on a topic that must itself be one.
 const CLIENT: usize = 256;
 
@@ -9,7 +14,14 @@ pub struct Topics {
     base: String,
     allowed: Vec<String>,
     pool: Option<Pool>,
+    max_levels: usize,
 }
+
+/// The node's own topics below its base, also of a pool.
+const OWN: [&str; 5] = ["request", "cancel", "status", "stats", "dead-letter"];
+
+/// The default of [`Topics::with_max_levels`]: the levels that mosquitto takes, as it counts them.
+const MAX_LEVELS: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pool {
@@ -63,16 +75,29 @@ pub(crate) enum Scope {
 /// Why a response topic is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
-    /// Empty, too long, with a wildcard, a NUL or a leading `$`.
-    #[error(
-        "response topic {0:?} is no topic to publish on: it may hold no +, # or NUL and must not begin with $"
-    )]
-    Invalid(String),
+    /// No broker takes it.
+    #[error("{0}")]
+    Invalid(TopicFault),
+    /// A topic that the node itself publishes or listens on.
+    #[error("topic \"{}\" is one of the node's own", brief(.0))]
+    Own(String),
     /// Not in `mqtt.reply_topics`.
-    #[error("response topic {0:?} is not allowed: mqtt.reply_topics lists what is")]
+    #[error("response topic \"{}\" is not allowed: mqtt.reply_topics lists what is", brief(.0))]
     NotAllowed(String),
+    /// Replies to a request of no client go to one level below `…/response/`, as clients have the deeper ones.
+    #[error(
+        "response topic \"{}\" is not allowed on this request topic: it may have one level below \"{below}\" unless a filter \
+         of mqtt.reply_topics other than \"{below}#\" begins so and matches it",
+        brief(.topic)
+    )]
+    NotOfNobody {
+        /// The topic asked for.
+        topic: String,
+        /// What stands before the one level.
+        below: String,
+    },
     /// A client's replies go below its own topic.
-    #[error("response topic {topic:?} is not allowed on this request topic: it must be below {below}")]
+    #[error("response topic \"{}\" is not allowed on this request topic: it must be below {below}", brief(.topic))]
     NotOfClient {
         /// The topic asked for.
         topic: String,
@@ -88,6 +113,16 @@ impl Topics {
             base: base.into(),
             allowed,
             pool: None,
+            max_levels: MAX_LEVELS,
+        }
+    }
+
+    /// The same topics at a broker that takes topics of at most `levels` levels, counted as mosquitto does: by the `/`.
+    #[must_use]
+    pub fn with_max_levels(self, levels: usize) -> Self {
+        Self {
+            max_levels: levels,
+            ..self
         }
     }
 
@@ -191,15 +226,29 @@ impl Topics {
         below(&self.base) || self.pool.as_ref().is_some_and(|pool| below(&pool.base))
     }
 
-    /// Whether an event may be published on a topic: one that can be published on, and that nobody takes for a request.
+    /// Whether an event may be published on a topic: one that brokers take, and that is none of the node's contract.
     pub(crate) fn check_event(&self, topic: &str) -> Result<(), TopicError> {
-        if !is_topic(topic) {
-            return Err(TopicError::Invalid(topic.to_owned()));
-        }
-        if self.inbound(topic).is_some() {
-            return Err(TopicError::NotAllowed(topic.to_owned()));
+        self.check_form(topic).map_err(TopicError::Invalid)?;
+        if self.is_of_contract(topic, &["response"]) {
+            return Err(TopicError::Own(topic.to_owned()));
         }
         Ok(())
+    }
+
+    /// Whether brokers take a topic, as far as its text tells.
+    pub(crate) fn check_form(&self, topic: &str) -> Result<(), TopicFault> {
+        form::check(topic, self.max_levels)
+    }
+
+    /// Whether a topic is one of the node's or its pool's contract, or below one, with these beside [`OWN`].
+    fn is_of_contract(&self, topic: &str, further: &[&str]) -> bool {
+        let first = |base: &str| {
+            let tail = topic.strip_prefix(base)?.strip_prefix('/')?;
+            tail.split('/').next()
+        };
+        let of_pool = self.pool.as_ref().and_then(|pool| first(&pool.base));
+        let own = |level: &str| OWN.contains(&level) || further.contains(&level);
+        first(&self.base).is_some_and(own) || of_pool.is_some_and(own)
     }
 
     /// Tells what a message is; `None` for a topic that was never subscribed to.
@@ -230,18 +279,18 @@ impl Topics {
         scope: Scope,
         client: Option<&str>,
     ) -> Result<(), TopicError> {
-        if !is_topic(topic) {
-            return Err(TopicError::Invalid(topic.to_owned()));
-        }
+        self.check_form(topic).map_err(TopicError::Invalid)?;
         let responses = format!("{}/response/", self.base_of(scope));
         let of_pool = scope == Scope::Pool && topic.starts_with(&responses);
-        // Own requests would be answers to ourselves, and so for ever.
-        let own = self.inbound(topic).is_some();
-        if own || !(of_pool || self.allowed.iter().any(|filter| filter_matches(filter, topic))) {
+        // Own requests would be answers to ourselves, and so for ever; the rest says things in the node's name.
+        if self.is_of_contract(topic, &["event"]) {
+            return Err(TopicError::Own(topic.to_owned()));
+        }
+        if !(of_pool || self.allowed.iter().any(|filter| filter_matches(filter, topic))) {
             return Err(TopicError::NotAllowed(topic.to_owned()));
         }
         let Some(client) = client else {
-            return Ok(());
+            return self.check_nobodys(topic);
         };
         let below = format!("{responses}{client}/");
         if topic.len() > below.len() && topic.starts_with(&below) {
@@ -252,14 +301,32 @@ impl Topics {
             below,
         })
     }
-}
 
-/// Whether a topic can be published on.
-pub(crate) fn is_topic(topic: &str) -> bool {
-    !topic.is_empty()
-        && u16::try_from(topic.len()).is_ok()
-        && !topic.starts_with('$')
-        && !topic.contains(['+', '#', '\0'])
+    /// Whether a request that names no client may have its replies there. What lies deeper below `…/response/` is the
+    /// clients', whose names nobody but the broker checks: `{base}/request` would be a way to write to all of them.
+    fn check_nobodys(&self, topic: &str) -> Result<(), TopicError> {
+        let bases = [Some(&self.base), self.pool.as_ref().map(|pool| &pool.base)];
+        for base in bases.into_iter().flatten() {
+            let below = format!("{base}/response/");
+            let Some(level) = topic.strip_prefix(&below) else {
+                continue;
+            };
+            let named =
+                |filter: &&String| filter.starts_with(&below) && filter.strip_prefix(&below) != Some("#");
+            let is_named = self
+                .allowed
+                .iter()
+                .filter(named)
+                .any(|filter| filter_matches(filter, topic));
+            if (level.is_empty() || level.contains('/')) && !is_named {
+                return Err(TopicError::NotOfNobody {
+                    topic: topic.to_owned(),
+                    below,
+                });
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Whether an MQTT topic filter matches a topic (MQTT 5, section 4.7).
@@ -288,195 +355,4 @@ pub fn filter_matches(filter: &str, topic: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-
-    fn topics() -> Topics {
-        Topics::new(
-            "phi-edge/v1/box",
-            vec!["phi-edge/v1/box/response/#".into(), "apps/+/answers".into()],
-        )
-    }
-
-    #[test]
-    fn filters_match_as_the_standard_says() {
-        for (filter, topic, expected) in [
-            ("a/b", "a/b", true),
-            ("a/b", "a/b/c", false),
-            ("a/+", "a/b", true),
-            ("a/+", "a", false),
-            ("a/+", "a/", true),
-            ("a/#", "a", true),
-            ("a/#", "a/b/c", true),
-            ("#", "a/b", true),
-            ("#", "$SYS/x", false),
-            ("+/x", "$SYS/x", false),
-            ("$SYS/#", "$SYS/x", true),
-            ("+/+", "/x", true),
-            ("a/#/b", "a/c/b", false),
-        ] {
-            assert_eq!(filter_matches(filter, topic), expected, "{filter} on {topic}");
-        }
-    }
-
-    #[test]
-    fn inbound_topics_are_told_apart() {
-        let t = topics().in_pool("phi-edge/v1/pool", "plant");
-        for (topic, kind, scope, client) in [
-            ("phi-edge/v1/box/request", Kind::Request, Scope::Node, None),
-            (
-                "phi-edge/v1/box/request/till-3",
-                Kind::Request,
-                Scope::Node,
-                Some("till-3"),
-            ),
-            ("phi-edge/v1/box/cancel/x", Kind::Cancel, Scope::Node, Some("x")),
-            (
-                "phi-edge/v1/pool/plant/request/x",
-                Kind::Request,
-                Scope::Pool,
-                Some("x"),
-            ),
-            ("phi-edge/v1/pool/plant/cancel", Kind::Cancel, Scope::Pool, None),
-        ] {
-            assert_eq!(t.inbound(topic), Some(Inbound { kind, scope, client }), "{topic}");
-        }
-        for other in [
-            "phi-edge/v1/box",
-            "phi-edge/v1/box/request/a/b",
-            "phi-edge/v1/box/status",
-            "phi-edge/v1/boxer/request",
-            "phi-edge/v1/pool/other/request",
-            "x",
-        ] {
-            assert_eq!(t.inbound(other), None, "{other}");
-        }
-    }
-
-    #[test]
-    fn a_client_has_a_name_of_bounded_length() {
-        let t = topics();
-        let misnamed = |client: &str| {
-            let topic = format!("phi-edge/v1/box/request/{client}");
-            t.inbound(&topic).expect("a request").misnamed()
-        };
-        assert_eq!(misnamed("till-3"), None);
-        assert_eq!(misnamed(&"c".repeat(CLIENT)), None);
-        assert!(misnamed(&"c".repeat(CLIENT + 1)).is_some());
-        assert!(misnamed("").is_some());
-        assert_eq!(
-            t.inbound("phi-edge/v1/box/request").and_then(|i| i.misnamed()),
-            None
-        );
-    }
-
-    #[test]
-    fn response_topics_are_bounded() {
-        let t = topics();
-        assert!(
-            t.check_response("phi-edge/v1/box/response/1", Scope::Node, None)
-                .is_ok()
-        );
-        assert!(t.check_response("apps/till/answers", Scope::Node, None).is_ok());
-        for bad in ["", "a/+", "a/#", "$SYS/x", "a\0b"] {
-            assert!(
-                matches!(
-                    t.check_response(bad, Scope::Node, None),
-                    Err(TopicError::Invalid(_))
-                ),
-                "{bad:?}"
-            );
-        }
-        assert!(matches!(
-            t.check_response("elsewhere", Scope::Node, None),
-            Err(TopicError::NotAllowed(_))
-        ));
-        assert!(
-            t.check_response("phi-edge/v1/box/response/c/1", Scope::Node, Some("c"))
-                .is_ok()
-        );
-        for bad in [
-            "phi-edge/v1/box/response/d/1",
-            "phi-edge/v1/box/response/c/",
-            "apps/c/answers",
-        ] {
-            assert!(
-                matches!(
-                    t.check_response(bad, Scope::Node, Some("c")),
-                    Err(TopicError::NotOfClient { .. })
-                ),
-                "{bad}"
-            );
-        }
-    }
-
-    #[test]
-    fn own_topics_are_never_answered_on() {
-        let t = Topics::new("b", vec!["#".into()]).in_pool("p", "x");
-        for own in ["b/request", "b/cancel/c", "p/x/request"] {
-            assert!(
-                matches!(
-                    t.check_response(own, Scope::Node, None),
-                    Err(TopicError::NotAllowed(_))
-                ),
-                "{own}"
-            );
-        }
-        assert!(t.check_response("elsewhere", Scope::Node, None).is_ok());
-    }
-
-    #[test]
-    fn a_pool_shares_its_requests_and_has_responses_of_its_own() {
-        let t = topics().in_pool("phi-edge/v1/pool", "plant");
-        assert_eq!(
-            t.shared_subscriptions(),
-            [
-                "$share/plant/phi-edge/v1/pool/plant/request",
-                "$share/plant/phi-edge/v1/pool/plant/request/+"
-            ]
-        );
-        assert!(
-            t.check_response("phi-edge/v1/pool/plant/response/c/1", Scope::Pool, Some("c"))
-                .is_ok()
-        );
-        assert!(
-            t.check_response("phi-edge/v1/pool/plant/response/d/1", Scope::Pool, Some("c"))
-                .is_err()
-        );
-        assert!(
-            t.check_response("phi-edge/v1/pool/plant/response/1", Scope::Node, None)
-                .is_err()
-        );
-        assert_eq!(
-            t.response_in(Scope::Pool, Some("c"), "1"),
-            "phi-edge/v1/pool/plant/response/c/1"
-        );
-        assert!(topics().shared_subscriptions().is_empty());
-    }
-
-    /// The standard's rules, written down level by level.
-    fn plainly(filter: &[&str], topic: &[&str]) -> bool {
-        match (filter, topic) {
-            ([], []) => true,
-            (["#"], _) => true,
-            ([f, fs @ ..], [t, ts @ ..]) => (*f == "+" || f == t) && plainly(fs, ts),
-            _ => false,
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn matching_agrees_with_the_plain_rules(
-            filter in proptest::collection::vec(prop_oneof!["[ab]", Just("+".to_owned()), Just(String::new())], 1..5),
-            hash in any::<bool>(),
-            topic in proptest::collection::vec(prop_oneof!["[ab]", Just(String::new())], 1..5),
-        ) {
-            let mut filter: Vec<&str> = filter.iter().map(String::as_str).collect();
-            if hash { filter.push("#"); }
-            let topic: Vec<&str> = topic.iter().map(String::as_str).collect();
-            prop_assert_eq!(filter_matches(&filter.join("/"), &topic.join("/")), plainly(&filter, &topic));
-        }
-    }
-}
+mod tests;

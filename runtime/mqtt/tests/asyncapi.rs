@@ -200,12 +200,23 @@ fn dead_letters_are_as_documented() {
             payload: DeadLetter::beginning(&payload),
         }))
     };
+    let undeliverable = || {
+        reply(ReplyBody::DeadLetter(DeadLetter {
+            reason: DeadLetter::UNDELIVERABLE.into(),
+            message: "m".into(),
+            topic: String::new(),
+            id: Some("a".into()),
+            bytes: 7,
+            payload: Vec::new(),
+        }))
+    };
     check(
         "DeadLetter",
         &[
             letter(Some("a"), b"text".to_vec()),
             letter(None, vec![0xff]),
             letter(None, vec![b'a'; 1 << 17]),
+            undeliverable(),
         ],
     );
 }

@@ -45,7 +45,7 @@ pub enum ReplyBody {
 /// What could not be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
-    /// An error code's word.
+    /// An error code's word, or [`DeadLetter::UNDELIVERABLE`].
     pub reason: String,
     /// One line.
     pub message: String,
@@ -62,6 +62,8 @@ pub struct DeadLetter {
 impl DeadLetter {
     /// The most bytes of an original that a dead letter repeats.
     pub const ORIGINAL: usize = 64 << 10;
+    /// The reason of a letter about a message that can't be published. It tells facts of the message and quotes nothing.
+    pub const UNDELIVERABLE: &str = "undeliverable";
 
     /// What is kept of an original: letters wait in memory and in the store.
     pub fn beginning(original: &[u8]) -> Vec<u8> {

@@ -115,7 +115,7 @@ metrics! {
     LINK_CONNECTIONS = "phi_edge_link_connections_total", Kind::Counter, Count, "", "Connections made to the broker.";
     LINK_MESSAGES = "phi_edge_link_messages_total", Kind::Counter, Count,
         "`what` (`received`, `ignored`, `refused`, `unanswerable`, `published`, `events`, `dead_letters`, \
-         `chunks_dropped`, `qos0_dropped`)",
+         `undeliverable`, `chunks_dropped`, `qos0_dropped`)",
         "Messages from and to the broker.";
     OUTCOMES_WAITING = "phi_edge_outcomes_waiting", Kind::Gauge, Count, "",
         "Outcomes that the link has not taken yet.";

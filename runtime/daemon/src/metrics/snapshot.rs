@@ -211,6 +211,7 @@ impl Sources {
             ("published", seen.published),
             ("events", seen.events),
             ("dead_letters", seen.dead_letters),
+            ("undeliverable", seen.undeliverable),
             ("chunks_dropped", seen.chunks_dropped),
             ("qos0_dropped", seen.qos0_dropped),
         ] {

@@ -100,7 +100,8 @@ pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
 
 fn topics(config: &Config) -> Topics {
     let mqtt = &config.mqtt;
-    let topics = Topics::new(config.node.base.as_str(), mqtt.reply_topics.clone());
+    let topics = Topics::new(config.node.base.as_str(), mqtt.reply_topics.clone())
+        .with_max_levels(mqtt.max_topic_levels);
     match &mqtt.pool {
         Some(pool) => topics.in_pool(&mqtt.pool_base, pool),
         None => topics,

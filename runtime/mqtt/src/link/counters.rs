@@ -26,6 +26,8 @@ pub struct LinkCounters {
     pub chunks_dropped: u64,
     /// Messages to the dead-letter topic.
     pub dead_letters: u64,
+    /// Messages that can't be delivered: no broker takes their topic, or they ended each connection that they were tried on.
+    pub undeliverable: u64,
     /// Connections made.
     pub connections: u64,
     /// QoS 0 messages that were dropped: too many waited.
@@ -42,6 +44,7 @@ pub(crate) struct Counters {
     pub(crate) events: AtomicU64,
     pub(crate) chunks_dropped: AtomicU64,
     pub(crate) dead_letters: AtomicU64,
+    pub(crate) undeliverable: AtomicU64,
     pub(crate) connections: AtomicU64,
     /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
@@ -81,6 +84,7 @@ impl Counters {
             events: get(&self.events),
             chunks_dropped: get(&self.chunks_dropped),
             dead_letters: get(&self.dead_letters),
+            undeliverable: get(&self.undeliverable),
             connections: get(&self.connections),
             qos0_dropped: get(&self.qos0_dropped),
         }

@@ -238,7 +238,44 @@ async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
     reply.address.topic = "t".repeat(70_000);
     edges.outgoing.send(reply.clone()).await.expect("an outbox");
     let letter = edges.letter().await;
-    assert_eq!(letter.topic, reply.address.topic);
+    assert_eq!(letter.reason, "undeliverable");
+    // Facts only: what can't be published is in no letter either.
+    assert_eq!((letter.topic.as_str(), letter.payload.len()), ("", 0));
+    assert!(letter.message.contains("70000 bytes"), "{}", letter.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
+    let mut edges = Edges::new();
+    let below = format!("{BASE}/response/c");
+    for bad in [
+        format!("{below}/{}", "a/".repeat(300)),
+        format!("{below}/\u{ffff}"),
+        format!("{below}/\u{fdd0}"),
+        format!("{below}/\u{1}"),
+        format!("{below}/\u{85}"),
+    ] {
+        let topic = format!("{BASE}/request/c");
+        edges.arrives(&topic, Some(&bad), r#"{"id":"a","prompt":"x"}"#);
+        // The operator hears of a sender that waits in vain.
+        let letter = edges.letter().await;
+        assert_eq!(letter.reason, "bad_request");
+        assert!(
+            letter.message.chars().all(|c| c.is_ascii_graphic() || c == ' '),
+            "{}",
+            letter.message
+        );
+        let reply = edges.reply().await;
+        assert_eq!(reply.address.topic, format!("{below}/a"));
+        let ReplyBody::Error(refusal) = reply.body else {
+            panic!("no refusal");
+        };
+        assert!(
+            refusal.message.contains("can't be published on"),
+            "{}",
+            refusal.message
+        );
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use phi_edge_service::{Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 
-use crate::topics::Topics;
+use crate::topics::{Topics, brief, is_allowed_text};
 use crate::wire;
 
 /// A message and what must be known of it when the broker answers.
@@ -40,6 +40,28 @@ pub(crate) enum What {
     Stats,
 }
 
+impl What {
+    /// The word for the log and for dead letters.
+    pub(crate) fn kind(&self) -> &'static str {
+        match self {
+            Self::Chunk => "chunk",
+            Self::Outcome { .. } => "reply",
+            Self::DeadLetter => "dead letter",
+            Self::Event { .. } => "event",
+            Self::Status => "status",
+            Self::Stats => "stats",
+        }
+    }
+
+    /// The request's id or the event's.
+    pub(crate) fn id(&self) -> Option<&str> {
+        match self {
+            Self::Outcome { id, .. } | Self::Event { id } => Some(id),
+            _ => None,
+        }
+    }
+}
+
 impl Outgoing {
     pub(crate) fn reply(reply: &Reply, topics: &Topics, node: &str) -> Self {
         let outcome = |reply_id: &str| What::Outcome {
@@ -69,6 +91,9 @@ impl Outgoing {
                 let trace = (wire::TRACEPARENT.into(), trace.as_str().into());
                 properties.user_properties.push(trace);
             }
+            // A trace may go on with what a later version of its standard says, and so hold anything.
+            let allowed = |(name, value): &(String, String)| is_allowed_text(name) && is_allowed_text(value);
+            properties.user_properties.retain(allowed);
         }
         Self {
             topic,
@@ -99,6 +124,23 @@ impl Outgoing {
             what,
             delivery: None,
         }
+    }
+
+    /// What may be told of the message wherever: nothing of its topic's or its payload's text.
+    pub(crate) fn facts(&self) -> String {
+        let client = match &self.what {
+            What::Outcome {
+                client: Some(client), ..
+            } => format!(" to client \"{}\"", brief(client)),
+            _ => String::new(),
+        };
+        format!(
+            "the {}{client} of {} bytes can't be delivered on its topic of {} levels and {} bytes",
+            self.what.kind(),
+            self.payload.len(),
+            self.topic.split('/').count(),
+            self.topic.len(),
+        )
     }
 
     /// An upper bound of the packet's size in bytes.

@@ -35,7 +35,7 @@ pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
     if is_cut {
         letter.insert("truncated".into(), json!(true));
     }
-    Value::Object(letter).to_string().into_bytes()
+    super::to_bytes(&Value::Object(letter))
 }
 
 #[cfg(test)]

@@ -47,8 +47,7 @@ pub fn event(event: &Event, node: &str) -> Vec<u8> {
         model: &event.model,
         node,
     };
-    // Of strings, finite numbers and JSON: nothing that can't be written.
-    serde_json::to_vec(&message).unwrap_or_default()
+    super::to_bytes(&message)
 }
 
 #[derive(Serialize)]

@@ -3,6 +3,7 @@
 mod cancel;
 mod dead_letter;
 mod event;
+mod plain;
 mod reply;
 mod request;
 mod status;
@@ -14,6 +15,7 @@ pub(crate) const TRACEPARENT: &str = "traceparent";
 pub use cancel::parse_cancel;
 pub use dead_letter::dead_letter;
 pub use event::event;
+pub(crate) use plain::to_bytes;
 pub use reply::{encode_reply, kind, too_large_reply};
 pub use request::{Parsed, Payload, Rejected, parse_request, valid_id};
 pub use status::{State, Status};

@@ -139,8 +139,7 @@ fn millis(time: std::time::Duration) -> u64 {
 }
 
 fn bytes(message: &impl Serialize) -> Vec<u8> {
-    // Of strings and numbers: nothing that can't be written.
-    serde_json::to_vec(message).unwrap_or_default()
+    super::to_bytes(message)
 }
 
 #[cfg(test)]

@@ -82,8 +82,7 @@ impl Status {
 
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        // Of strings, numbers and a JSON value: nothing that can't be written.
-        serde_json::to_vec(self).unwrap_or_default()
+        super::to_bytes(self)
     }
 
     /// The same node in another state.

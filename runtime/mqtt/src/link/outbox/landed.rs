@@ -7,6 +7,7 @@ use tokio::time::Instant;
 use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
 use crate::link::counters::count;
 use crate::link::outgoing::{Outgoing, What};
+use crate::topics::brief;
 use crate::wire;
 
 impl Outbox {
@@ -18,7 +19,7 @@ impl Outbox {
                 reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
             },
             Landed::Published(outgoing, Err(error)) => {
-                tracing::debug!(topic = outgoing.topic, %error, "to be published again");
+                tracing::debug!(topic = brief(&outgoing.topic), %error, "to be published again");
                 match outgoing.what {
                     // The newest one is sent when the link is back.
                     What::Status => self.status_due = true,
@@ -101,7 +102,12 @@ impl Outbox {
             };
             error.properties.user_properties = vec![("kind".into(), "error".into())];
             if error.packet_size() <= limit {
-                tracing::error!(topic = outgoing.topic, size, limit, "too large for the broker");
+                tracing::error!(
+                    topic = brief(&outgoing.topic),
+                    size,
+                    limit,
+                    "too large for the broker"
+                );
                 self.queue.push_front(error);
                 return;
             }
@@ -118,18 +124,50 @@ impl Outbox {
 
     /// As [`Outbox::rejected`], with so many bytes of the message at the most.
     fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, most: usize) {
-        tracing::error!(topic = outgoing.topic, reason, "a message can't be published");
+        tracing::error!(
+            topic = brief(&outgoing.topic),
+            reason,
+            "a message can't be published"
+        );
+        let payload = DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload));
+        self.bury(outgoing, |id| DeadLetter {
+            reason: ErrorCode::Internal.as_str().to_owned(),
+            message: reason.to_owned(),
+            topic: outgoing.topic.clone(),
+            id: Some(id),
+            payload,
+            bytes: outgoing.payload.len(),
+        });
+    }
+
+    /// What can't be published for certain: its dead letter has facts only, for what it quoted might be the cause.
+    pub(super) fn undeliverable(&mut self, outgoing: &Outgoing, reason: &str) {
+        count(&self.counters.undeliverable);
+        let facts = outgoing.facts();
+        tracing::error!(
+            kind = outgoing.what.kind(),
+            id = outgoing.what.id(),
+            topic = brief(&outgoing.topic),
+            bytes = outgoing.payload.len(),
+            reason,
+            "a message can't be delivered"
+        );
+        self.bury(outgoing, |id| DeadLetter {
+            reason: DeadLetter::UNDELIVERABLE.to_owned(),
+            message: format!("{facts}: {reason}"),
+            topic: String::new(),
+            id: Some(id),
+            payload: Vec::new(),
+            bytes: outgoing.payload.len(),
+        });
+    }
+
+    /// Posts the letter of a reply or an event; of anything else there is none. Then the message is kept no longer.
+    fn bury(&self, outgoing: &Outgoing, letter: impl FnOnce(String) -> DeadLetter) {
         if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
             (&outgoing.what, self.service.borrow().as_ref())
         {
-            let letter = DeadLetter {
-                reason: ErrorCode::Internal.as_str().to_owned(),
-                message: reason.to_owned(),
-                topic: outgoing.topic.clone(),
-                id: Some(id.clone()),
-                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
-                bytes: outgoing.payload.len(),
-            };
+            let letter = letter(id.clone());
             let key = JobKey {
                 client: None,
                 id: id.clone(),

@@ -23,8 +23,8 @@ use super::outgoing::{Outgoing, What};
 use super::routing::Routing;
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
-use crate::topics::is_topic;
-use crate::wire::{State, Status};
+use crate::topics::TopicError;
+use crate::wire::{self, State, Status};
 use rules::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
@@ -240,8 +240,10 @@ impl Outbox {
         if let What::Event { .. } = outgoing.what
             && let Err(error) = self.config.topics.check_event(&outgoing.topic)
         {
-            let reason = error.to_string();
-            return self.rejected(&outgoing, &reason);
+            return match error {
+                TopicError::Invalid(fault) => self.undeliverable(&outgoing, &fault.to_string()),
+                other => self.rejected(&outgoing, &other.to_string()),
+            };
         }
         if outgoing.what == What::Chunk {
             self.chunk(outgoing);
@@ -252,7 +254,7 @@ impl Outbox {
 
     /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
     fn chunk(&mut self, chunk: Outgoing) {
-        let fits = is_topic(&chunk.topic)
+        let fits = self.config.topics.check_form(&chunk.topic).is_ok()
             && self
                 .broker
                 .is_some_and(|broker| chunk.packet_size() <= broker.max_packet);
@@ -280,8 +282,9 @@ impl Outbox {
         }
         if self.stats_due && self.subscription != Subscription::Asked {
             self.stats_due = false;
-            let stats = self.stats.borrow_and_update().to_string().into_bytes();
-            if stats != b"null" {
+            let stats = self.stats.borrow_and_update().clone();
+            if !stats.is_null() {
+                let stats = wire::to_bytes(&stats);
                 self.publish(
                     Outgoing::retained(self.config.topics.stats(), stats, What::Stats),
                     broker,
@@ -313,9 +316,9 @@ impl Outbox {
     }
 
     fn publish(&mut self, outgoing: Outgoing, broker: BrokerLimits) {
-        // Checked here: the library would fail at it on every connection, and take what else is under way along.
-        if !is_topic(&outgoing.topic) {
-            return self.rejected(&outgoing, "its topic is none that can be published on");
+        // Checked here: the library or the broker would end each connection at it.
+        if let Err(fault) = self.config.topics.check_form(&outgoing.topic) {
+            return self.undeliverable(&outgoing, &fault.to_string());
         }
         let size = outgoing.packet_size();
         // Checked here: the library would keep such a message under way for ever.

@@ -1,0 +1,93 @@
+//! JSON whose strings hold no character that MQTT lets a receiver refuse.
+
+use std::io;
+
+use serde::Serialize;
+use serde_json::Serializer;
+use serde_json::ser::Formatter;
+
+use crate::topics::is_allowed_char;
+
+/// The compact form of a message. Control characters and Unicode non-characters are escaped: a payload that says that it
+/// is text must be text to whoever checks it (MQTT 5, section 1.5.4).
+pub(crate) fn to_bytes(message: &impl Serialize) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(256);
+    let mut serializer = Serializer::with_formatter(&mut bytes, Plain);
+    match message.serialize(&mut serializer) {
+        Ok(()) => bytes,
+        // Messages are of strings, numbers and JSON: nothing that can't be written.
+        Err(_) => Vec::new(),
+    }
+}
+
+/// The formatter behind [`to_bytes`].
+struct Plain;
+
+impl Formatter for Plain {
+    fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        escaped(writer, fragment)
+    }
+
+    /// Of JSON that is passed on as it is: such characters stand only in its strings.
+    fn write_raw_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
+    where
+        W: ?Sized + io::Write,
+    {
+        escaped(writer, fragment)
+    }
+}
+
+fn escaped<W>(writer: &mut W, fragment: &str) -> io::Result<()>
+where
+    W: ?Sized + io::Write,
+{
+    // Whitespace between tokens of raw JSON is no string's.
+    let refused = |c: char| !is_allowed_char(c) && !matches!(c, '\t' | '\n' | '\r');
+    let mut rest = fragment;
+    while let Some((before, found)) = rest.find(refused).and_then(|at| {
+        let (before, from) = rest.split_at(at);
+        Some((before, from.chars().next()?))
+    }) {
+        writer.write_all(before.as_bytes())?;
+        for unit in found.encode_utf16(&mut [0; 2]) {
+            write!(writer, "\\u{unit:04x}")?;
+        }
+        rest = rest.get(before.len() + found.len_utf8()..).unwrap_or_default();
+    }
+    writer.write_all(rest.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+    use serde_json::value::RawValue;
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    #[test]
+    fn what_a_broker_may_refuse_is_escaped() {
+        let text = |value: &Value| String::from_utf8(to_bytes(value)).expect("UTF-8");
+        assert_eq!(text(&json!({"a": "x\u{ffff}y"})), r#"{"a":"x\uffffy"}"#);
+        assert_eq!(
+            text(&json!("\u{1fffe}\u{7f}\u{9f}\n")),
+            r#""\ud83f\udffe\u007f\u009f\n""#
+        );
+        let raw = RawValue::from_string("{\n \"a\": \"\u{fdd0}\"}".to_owned()).expect("JSON");
+        assert_eq!(to_bytes(&raw), b"{\n \"a\": \"\\ufdd0\"}");
+    }
+
+    proptest! {
+        #[test]
+        fn it_means_the_same(text in any::<String>(), key in any::<String>()) {
+            let value = json!({ key: [text, 1.5, null] });
+            let bytes = to_bytes(&value);
+            let written = std::str::from_utf8(&bytes).expect("UTF-8");
+            prop_assert!(written.chars().all(is_allowed_char), "{written:?}");
+            prop_assert_eq!(serde_json::from_str::<Value>(written).expect("JSON"), value);
+        }
+    }
+}
