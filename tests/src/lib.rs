@@ -9,6 +9,7 @@ mod daemon;
 mod field;
 pub mod hub;
 mod load;
+mod path;
 mod prometheus;
 
 use std::path::{Path, PathBuf};
@@ -21,6 +22,7 @@ pub use crash_loop::{CrashLoop, crash_loop};
 pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
 pub use field::{Field, Tally, question};
 pub use load::{Load, devices};
+pub use path::{Lives, Path as BrokerPath};
 pub use prometheus::{Prometheus, http};
 
 /// True on CI, where nothing may be skipped.

@@ -3,12 +3,15 @@
 use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
+use super::quarantine::Wait;
 use super::takeover::SHORT_LIFE;
 
 const FIRST: Duration = Duration::from_millis(250);
 const LONGEST: Duration = Duration::from_secs(30);
 /// Credentials don't mend themselves, and brokers lock out who tries too often.
 const REFUSED: Duration = Duration::from_mins(1);
+/// Where the path is not to blame. Enough for a broker not to be rushed.
+const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Doubles the wait with every failure. Jitter keeps a fleet from coming back all at once.
 #[derive(Debug, Default)]
@@ -25,6 +28,19 @@ impl Backoff {
         let wait = FIRST.saturating_mul(1 << self.failures.min(16)).min(LONGEST);
         self.failures += 1;
         jittered(wait)
+    }
+
+    /// As [`Backoff::after`], of a connection of which the quarantine says how soon the next one should be made.
+    pub(crate) fn after_loss(&mut self, lived: Option<Duration>, wait: Wait) -> Duration {
+        match wait {
+            Wait::Short => Self::at_once(),
+            Wait::Backoff => self.after(lived),
+        }
+    }
+
+    /// The wait after a connection that a message is likely to have ended.
+    fn at_once() -> Duration {
+        jittered(AT_ONCE)
     }
 
     /// The wait after the broker refused us.

@@ -153,7 +153,7 @@ impl Edges {
             rules,
             routing,
         };
-        let outbox = Outbox::new(client, config, watched, counters);
+        let outbox = Outbox::new(client, Arc::clone(&gate), config, watched, counters);
         let (received, taken) = mpsc::unbounded_channel();
         let (notes, noted) = mpsc::unbounded_channel();
         let (outgoing, sent) = mpsc::channel(64);
@@ -193,7 +193,8 @@ impl Edges {
             retain,
             session_present: false,
         };
-        self.notes.send(Note::Up(limits)).expect("an outbox");
+        let note = Note::Up(limits, self.gate.epoch());
+        self.notes.send(note).expect("an outbox");
     }
 
     /// What the service says next.

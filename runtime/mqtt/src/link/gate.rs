@@ -60,6 +60,13 @@ impl Gate {
         }
     }
 
+    /// Has something published on the connection of this epoch; `None` if it is gone. So nothing that was meant for one
+    /// connection reaches the next.
+    pub(crate) fn publish<T>(&self, epoch: Epoch, publish: impl FnOnce(&AsyncClient) -> T) -> Option<T> {
+        let now = self.lock();
+        (*now == epoch).then(|| publish(&self.client))
+    }
+
     fn lock(&self) -> std::sync::MutexGuard<'_, Epoch> {
         self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -2,7 +2,8 @@
 //!
 //! The poller waits for nothing but the network. What arrives goes through an unbounded queue that the
 //! receive maximum bounds; what leaves is published without waiting. Our own outbox is the truth about what
-//! the broker has acknowledged; the client library's queue holds no more than a window of it.
+//! the broker has acknowledged; the client library holds no more than a window of it, and forgets it when a connection ends:
+//! what is published again, and when, is the quarantine's to decide (`quarantine`).
 
 mod backoff;
 mod counters;
@@ -17,6 +18,7 @@ mod outbox;
 mod outgoing;
 mod poller;
 mod probe;
+mod quarantine;
 mod routing;
 mod session;
 mod silence;
@@ -30,7 +32,7 @@ use std::time::Duration;
 use phi_edge_service::{Reply, Service};
 use rumqttc::{AsyncClient, Transport};
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
@@ -43,10 +45,11 @@ pub(crate) use session::{INFLIGHT, MemorySession};
 pub use vitals::LinkVitals;
 
 use counters::Counters;
-use gate::Gate;
+use gate::{Epoch, Gate};
 use inbox::{Inbox, RuleInputs};
 use outbox::{Outbox, Watched};
 use poller::Poller;
+use quarantine::Wait;
 use routing::Routing;
 use silence::Silence;
 use takeover::Suspicion;
@@ -118,8 +121,15 @@ pub enum LinkState {
 /// What the poller tells the outbox.
 #[derive(Debug)]
 pub(crate) enum Note {
-    Up(BrokerLimits),
-    Down,
+    /// A connection was made.
+    Up(BrokerLimits, Epoch),
+    /// It has ended, and the client library has dropped what was under way.
+    Down {
+        /// By the node's own will: nothing that was under way is to blame.
+        is_deliberate: bool,
+        /// Told how soon to connect again.
+        wait: oneshot::Sender<Wait>,
+    },
 }
 
 /// What the broker said in its CONNACK.
@@ -218,7 +228,7 @@ impl Link {
                 routing: Arc::clone(&routing),
             },
             limits,
-            gate,
+            Arc::clone(&gate),
             Arc::clone(&counters),
             &status.borrow().boot_id,
         );
@@ -230,7 +240,7 @@ impl Link {
             rules,
             routing,
         };
-        let outbox = Outbox::new(client, config, watched, Arc::clone(&counters));
+        let outbox = Outbox::new(client, gate, config, watched, Arc::clone(&counters));
         let seen = Arc::clone(&counters);
         Ok(Self {
             tls: tls.zip(stamp).map(std::sync::Mutex::new),

@@ -1,9 +1,12 @@
 //! A message on its way out.
 
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
 use bytes::Bytes;
 use phi_edge_service::{Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 
+use super::quarantine::Message;
 use crate::topics::{Topics, brief, is_allowed_text};
 use crate::wire;
 
@@ -156,6 +159,35 @@ impl Outgoing {
             .sum();
         HEAD + self.topic.len() + correlation + user + self.payload.len()
     }
+}
+
+impl Message for Outgoing {
+    fn destination(&self) -> u64 {
+        destination(&self.topic)
+    }
+
+    fn bytes(&self) -> usize {
+        self.packet_size()
+    }
+
+    fn is_qos0(&self) -> bool {
+        self.at_most_once
+    }
+
+    fn is_latest_only(&self) -> bool {
+        self.what == What::Stats
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.topic == other.topic && self.payload == other.payload && self.properties == other.properties
+    }
+}
+
+/// A short name for a topic, of this process.
+pub(crate) fn destination(topic: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    topic.hash(&mut hasher);
+    hasher.finish()
 }
 
 fn json() -> PublishProperties {

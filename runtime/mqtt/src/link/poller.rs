@@ -4,20 +4,26 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use rumqttc::{ConnAck, Event, EventLoop, Packet, Publish, QoS, Transport};
-use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
+use rumqttc::{
+    AckMode, ConnAck, Event, EventLoop, MqttState, NoticeFailureReason, Packet, Publish, QoS, Transport,
+};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::{Instant, timeout};
 
 use super::backoff::Backoff;
 use super::counters::{Counters, count, count_of};
 use super::fault::Fault;
 use super::gate::{Epoch, Gate};
+use super::quarantine::Wait;
+use super::session::INFLIGHT;
 use super::silence::Silence;
 use super::takeover::Suspicion;
 use super::{BrokerLimits, LinkState, Note};
 
 /// Bytes of QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
 const QOS0_WAITING: u64 = 8 << 20;
+/// How long the outbox may take to tell what it makes of a connection's end.
+const ANSWER: Duration = Duration::from_secs(1);
 /// What a message counts for beyond its payload.
 const QOS0_EACH: u64 = 512;
 
@@ -57,8 +63,8 @@ impl Poller {
             let event = tokio::select! {
                 event = self.events.poll() => event,
                 Some(transport) = self.transports.recv() => {
-                    self.gate.close();
-                    self.events.clean();
+                    self.clear();
+                    self.lost(true).await;
                     since = None;
                     self.events.options.set_transport(transport);
                     tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
@@ -68,10 +74,10 @@ impl Poller {
                 }
                 never = self.suspicion.attend(since.unwrap_or_else(Instant::now)), if since.is_some() => match never {},
                 () = self.silence.too_long(), if since.is_some() => {
-                    self.gate.close();
-                    self.events.clean();
+                    self.clear();
                     let reason = "the broker has fallen silent".to_owned();
-                    let wait = backoff.after(since.take().map(|since| since.elapsed()));
+                    let lived = since.take().map(|since| since.elapsed());
+                    let wait = backoff.after_loss(lived, self.lost(false).await);
                     self.log_down(&reason, wait, backoff.failures());
                     self.down(LinkState::Down { reason }, wait).await;
                     continue;
@@ -89,20 +95,23 @@ impl Poller {
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
                 Ok(_) => {}
                 Err(error) => {
-                    // First no more acknowledgements for this connection, then out with those that wait.
-                    self.gate.close();
-                    self.events.clean();
+                    self.clear();
+                    let ended = self.lost(false).await;
                     let lived = since.take().map(|since| since.elapsed());
-                    self.suspicion.ended(lived);
+                    // What a message is likely to have ended says nothing of the path.
+                    self.suspicion.ended(lived.filter(|_| ended == Wait::Backoff));
                     match Fault::of(&error) {
                         Fault::Closed => break self.end(LinkState::Closed),
                         Fault::TakenOver => break self.taken_over(),
                         Fault::Dropped | Fault::Reset => {
                             let reason = "the broker closed the connection".to_owned();
-                            let wait = backoff.after(lived);
+                            let wait = backoff.after_loss(lived, ended);
                             self.log_down(&reason, wait, backoff.failures());
                             self.down(LinkState::Down { reason }, Duration::ZERO).await;
-                            if self.suspicion.is_taken_over(lived, wait).await {
+                            // Where a message is likely to blame, no other node is looked for.
+                            if ended == Wait::Short {
+                                tokio::time::sleep(wait).await;
+                            } else if self.suspicion.is_taken_over(lived, wait).await {
                                 break self.taken_over();
                             }
                         }
@@ -117,7 +126,7 @@ impl Poller {
                             self.down(LinkState::Refused { reason }, wait).await;
                         }
                         Fault::Down(reason) => {
-                            let wait = backoff.after(lived);
+                            let wait = backoff.after_loss(lived, ended);
                             self.log_down(&reason, wait, backoff.failures());
                             self.down(LinkState::Down { reason }, wait).await;
                         }
@@ -153,7 +162,7 @@ impl Poller {
             session_present = connack.session_present,
             "connected"
         );
-        let _ = self.notes.send(Note::Up(limits));
+        let _ = self.notes.send(Note::Up(limits, self.gate.epoch()));
         self.state.send_replace(LinkState::Up);
     }
 
@@ -179,8 +188,28 @@ impl Poller {
         }
     }
 
+    /// Has the client library forget the connection and what was under way on it. At QoS 1 the broker keeps nothing of what
+    /// we sent; the library would send it again by itself, and so what has ended the connection.
+    fn clear(&mut self) {
+        // First no more acknowledgements and publications for this connection, then out with those that wait.
+        self.gate.close();
+        self.events.clean();
+        self.events
+            .drain_pending_as_failed(NoticeFailureReason::SessionReset);
+        // The packet ids of what was drained would be reserved for ever.
+        self.events.state = MqttState::builder(INFLIGHT).ack_mode(AckMode::Manual).build();
+    }
+
+    /// Tells the outbox that there is no connection any more; how soon there should be one.
+    async fn lost(&self, is_deliberate: bool) -> Wait {
+        let (wait, answer) = oneshot::channel();
+        let _ = self.notes.send(Note::Down { is_deliberate, wait });
+        // No answer: the link is being closed.
+        let answer = timeout(ANSWER, answer).await;
+        answer.ok().and_then(Result::ok).unwrap_or(Wait::Backoff)
+    }
+
     async fn down(&self, state: LinkState, wait: Duration) {
-        let _ = self.notes.send(Note::Down);
         self.state.send_replace(state);
         tokio::time::sleep(wait).await;
     }
@@ -191,7 +220,6 @@ impl Poller {
     }
 
     fn end(&self, state: LinkState) {
-        let _ = self.notes.send(Note::Down);
         self.state.send_replace(state);
     }
 

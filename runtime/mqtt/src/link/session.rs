@@ -2,8 +2,8 @@
 //!
 //! Without a record of its own the library refuses to resume a session that the broker kept over a restart
 //! of this process, or resumes it and then refuses to publish. We need no record: replies that were not
-//! acknowledged are in our outbox and are published anew, and at QoS 1 the broker keeps nothing of what we
-//! sent. So the first record is an empty one.
+//! acknowledged are in our outbox, which publishes them again itself ([`super::quarantine`]), and at QoS 1 the broker keeps
+//! nothing of what we sent. So the first record is an empty one.
 
 use std::pin::Pin;
 use std::sync::{Mutex, MutexGuard, PoisonError};

@@ -1,7 +1,7 @@
 //! What has become of what was sent.
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, TraceParent};
-use rumqttc::{PubAckReason, PublishNoticeError, SubscribeReasonCode};
+use rumqttc::{PubAckReason, PublishNoticeError, PublishResult, SubscribeReasonCode};
 use tokio::time::Instant;
 
 use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
@@ -13,18 +13,11 @@ use crate::wire;
 impl Outbox {
     pub(super) fn landed(&mut self, landed: Landed) {
         match landed {
-            Landed::Published(outgoing, Ok(_)) => self.acknowledged(&outgoing),
-            Landed::Published(outgoing, Err(PublishNoticeError::V5PubAck(reason))) => match reason {
-                PubAckReason::Success | PubAckReason::NoMatchingSubscribers => self.acknowledged(&outgoing),
-                reason => self.rejected(&outgoing, &format!("the broker refuses it: {reason:?}")),
-            },
-            Landed::Published(outgoing, Err(error)) => {
-                tracing::debug!(topic = brief(&outgoing.topic), %error, "to be published again");
-                match outgoing.what {
-                    // The newest one is sent when the link is back.
-                    What::Status => self.status_due = true,
-                    What::Stats => self.stats_due = true,
-                    _ => self.queue.push_front(*outgoing),
+            Landed::Published(number, result) => {
+                self.under_way = self.under_way.saturating_sub(1);
+                self.published(number, result);
+                if self.under_way == 0 {
+                    self.bury();
                 }
             }
             Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
@@ -61,6 +54,30 @@ impl Outbox {
         }
     }
 
+    fn published(&mut self, number: u64, result: Result<PublishResult, PublishNoticeError>) {
+        let refused = match result {
+            Ok(_) => None,
+            Err(PublishNoticeError::V5PubAck(
+                PubAckReason::Success | PubAckReason::NoMatchingSubscribers,
+            )) => None,
+            Err(PublishNoticeError::V5PubAck(reason)) => Some(format!("the broker refuses it: {reason:?}")),
+            // The connection is gone; the quarantine has the message still.
+            Err(PublishNoticeError::Recv | PublishNoticeError::SessionReset) => return,
+            Err(error) => Some(error.to_string()),
+        };
+        let now = self.now();
+        let Some(outgoing) = self.quarantine.answered(number, now) else {
+            if let Some(reason) = refused {
+                tracing::error!(reason, "the status can't be published");
+            }
+            return;
+        };
+        match refused {
+            None => self.acknowledged(&outgoing),
+            Some(reason) => self.rejected(&outgoing, &reason),
+        }
+    }
+
     pub(super) fn acknowledged(&mut self, outgoing: &Outgoing) {
         if let What::Outcome {
             id,
@@ -81,6 +98,9 @@ impl Outbox {
         if let What::Event { id } = &outgoing.what {
             count(&self.counters.events);
             tracing::debug!(event.id = id, "event acknowledged");
+        }
+        if outgoing.what == What::Stats {
+            self.stats_held = None;
         }
         self.settled(outgoing.delivery);
     }
@@ -108,7 +128,7 @@ impl Outbox {
                     limit,
                     "too large for the broker"
                 );
-                self.queue.push_front(error);
+                self.quarantine.push(error);
                 return;
             }
         }
@@ -130,7 +150,7 @@ impl Outbox {
             "a message can't be published"
         );
         let payload = DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload));
-        self.bury(outgoing, |id| DeadLetter {
+        self.post_letter(outgoing, |id| DeadLetter {
             reason: ErrorCode::Internal.as_str().to_owned(),
             message: reason.to_owned(),
             topic: outgoing.topic.clone(),
@@ -152,7 +172,7 @@ impl Outbox {
             reason,
             "a message can't be delivered"
         );
-        self.bury(outgoing, |id| DeadLetter {
+        self.post_letter(outgoing, |id| DeadLetter {
             reason: DeadLetter::UNDELIVERABLE.to_owned(),
             message: format!("{facts}: {reason}"),
             topic: String::new(),
@@ -163,7 +183,7 @@ impl Outbox {
     }
 
     /// Posts the letter of a reply or an event; of anything else there is none. Then the message is kept no longer.
-    fn bury(&self, outgoing: &Outgoing, letter: impl FnOnce(String) -> DeadLetter) {
+    fn post_letter(&self, outgoing: &Outgoing, letter: impl FnOnce(String) -> DeadLetter) {
         if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
             (&outgoing.what, self.service.borrow().as_ref())
         {

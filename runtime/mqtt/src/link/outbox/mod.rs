@@ -1,41 +1,41 @@
 //! Replies out: the truth about what the broker has acknowledged.
 
 mod landed;
+mod publish;
 mod rules;
 mod subscriptions;
 
-use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
 use rumqttc::{
-    AsyncClient, PublishNoticeError, PublishOptions, PublishResult, QoS, SubAck, SubscribeNoticeError,
-    UnsubAck, UnsubscribeNoticeError,
+    AsyncClient, PublishNoticeError, PublishOptions, PublishResult, SubAck, SubscribeNoticeError, UnsubAck,
+    UnsubscribeNoticeError,
 };
 use serde_json::Value;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::counters::{Counters, count};
+use super::counters::Counters;
+use super::gate::{Epoch, Gate};
 use super::outgoing::{Outgoing, What};
+use super::quarantine::{Quarantine, Wait};
 use super::routing::Routing;
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
-use crate::topics::TopicError;
-use crate::wire::{self, State, Status};
+use crate::wire::{State, Status};
 use rules::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;
-/// Messages under way at once; fewer than the library takes, so that status and stats need not wait for them.
-const WINDOW: usize = 48;
 /// Between two attempts at a subscription that the broker refused.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
 
 pub(super) struct Outbox {
     client: AsyncClient,
+    gate: Arc<Gate>,
     config: LinkConfig,
     service: watch::Receiver<Option<Service>>,
     status: watch::Receiver<Status>,
@@ -48,11 +48,18 @@ pub(super) struct Outbox {
     /// The broker refuses some of it: why, and when it is asked again.
     rules_refused: Option<(String, Instant)>,
     counters: Arc<Counters>,
-    queue: VecDeque<Outgoing>,
-    /// Messages that the broker has not answered yet. They survive a reconnection: the library sends them
-    /// again, or says that it can't, and then we do.
+    /// Everything that is to be published, and the say over what may be when.
+    quarantine: Quarantine<Outgoing>,
+    /// From which the quarantine's time is counted.
+    origin: Instant,
+    /// What the broker has not answered yet; it is answered, or fails, before the next connection is used.
     flights: JoinSet<Landed>,
+    /// Messages among them.
+    under_way: usize,
+    /// Who is to be told what the connection's end means, once everything that was under way has failed.
+    ended: Option<(bool, oneshot::Sender<Wait>)>,
     broker: Option<BrokerLimits>,
+    epoch: Epoch,
     subscription: Subscription,
     /// Whether the node may take requests of its pool.
     open: watch::Receiver<bool>,
@@ -62,6 +69,8 @@ pub(super) struct Outbox {
     pool_refused: Option<(String, Instant)>,
     status_due: bool,
     stats_due: bool,
+    /// Stats are not published before: they ended connections.
+    stats_held: Option<(Instant, Duration)>,
 }
 
 /// What the outbox keeps an eye on.
@@ -82,7 +91,7 @@ enum Subscription {
 }
 
 enum Landed {
-    Published(Box<Outgoing>, Result<PublishResult, PublishNoticeError>),
+    Published(u64, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
     Pooled(Result<SubAck, SubscribeNoticeError>),
     LeftPool(Result<UnsubAck, UnsubscribeNoticeError>),
@@ -97,6 +106,7 @@ enum Landed {
 impl Outbox {
     pub(super) fn new(
         client: AsyncClient,
+        gate: Arc<Gate>,
         config: LinkConfig,
         watched: Watched,
         counters: Arc<Counters>,
@@ -110,8 +120,12 @@ impl Outbox {
             routing,
         } = watched;
         routing.begin(&rules.borrow());
+        let topic = config.topics.status();
+        let (full, minimal) = publish::controls(&topic, &status.borrow());
+        let epoch = gate.epoch();
         Self {
             client,
+            gate,
             config,
             service,
             status,
@@ -121,15 +135,20 @@ impl Outbox {
             fence: None,
             rules_refused: None,
             counters,
-            queue: VecDeque::new(),
+            quarantine: Quarantine::new(full, minimal),
+            origin: Instant::now(),
             flights: JoinSet::new(),
+            under_way: 0,
+            ended: None,
             broker: None,
+            epoch,
             subscription: Subscription::Asked,
             open,
             in_pool: false,
             pool_refused: None,
             status_due: true,
             stats_due: false,
+            stats_held: None,
         }
     }
 
@@ -146,11 +165,12 @@ impl Outbox {
         let mut rules_open = true;
         loop {
             self.pump();
-            self.counters.answers_due(self.flights.len());
+            self.counters.answers_due(self.answers_due());
             if close_by.is_some() && self.idle() && replies.is_empty() {
                 break;
             }
-            let room = self.queue.len() < QUEUE;
+            let room = self.quarantine.len() < QUEUE;
+            let wake = self.wake();
             let again = match &self.subscription {
                 Subscription::Refused { again, .. } if self.broker.is_some() => Some(*again),
                 _ => None,
@@ -165,7 +185,7 @@ impl Outbox {
                 _ => None,
             };
             tokio::select! {
-                Some(note) = notes.recv() => self.note(&note),
+                Some(note) = notes.recv() => self.note(note),
                 Some(landed) = self.flights.join_next() => match landed {
                     Ok(landed) => self.landed(landed),
                     Err(error) => tracing::error!(%error, "a publication's task failed"),
@@ -200,7 +220,11 @@ impl Outbox {
                     self.pool_refused = None;
                     self.join_or_leave_pool();
                 }
-                Some(limit) = closing.recv(), if close_by.is_none() => close_by = Some(Instant::now() + limit),
+                () = sleep_until(wake.unwrap_or_else(Instant::now)), if wake.is_some() => {}
+                Some(limit) = closing.recv(), if close_by.is_none() => {
+                    close_by = Some(Instant::now() + limit);
+                    self.quarantine.close();
+                }
                 () = sleep_until(close_by.unwrap_or_else(Instant::now)), if close_by.is_some() => break,
             }
         }
@@ -208,95 +232,7 @@ impl Outbox {
     }
 
     fn idle(&self) -> bool {
-        self.queue.is_empty() && self.flights.is_empty() && (self.broker.is_none() || !self.status_due)
-    }
-
-    fn note(&mut self, note: &Note) {
-        match note {
-            Note::Up(limits) => {
-                self.broker = Some(*limits);
-                self.rules_refused = None;
-                self.routing.connected(limits.session_present);
-                self.subscribe();
-                self.advance_rules();
-                self.stop_listening(limits.session_present);
-                self.status_due = true;
-                self.stats_due = true;
-            }
-            Note::Down => {
-                self.broker = None;
-                self.fence = None;
-                // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
-                self.counters.in_pool.send_replace(false);
-            }
-        }
-    }
-
-    fn reply(&mut self, reply: &Reply) {
-        let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
-        if outgoing.what == What::DeadLetter {
-            count(&self.counters.dead_letters);
-        }
-        if let What::Event { .. } = outgoing.what
-            && let Err(error) = self.config.topics.check_event(&outgoing.topic)
-        {
-            return match error {
-                TopicError::Invalid(fault) => self.undeliverable(&outgoing, &fault.to_string()),
-                other => self.rejected(&outgoing, &other.to_string()),
-            };
-        }
-        if outgoing.what == What::Chunk {
-            self.chunk(outgoing);
-        } else {
-            self.queue.push_back(outgoing);
-        }
-    }
-
-    /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
-    fn chunk(&mut self, chunk: Outgoing) {
-        let fits = self.config.topics.check_form(&chunk.topic).is_ok()
-            && self
-                .broker
-                .is_some_and(|broker| chunk.packet_size() <= broker.max_packet);
-        let options = PublishOptions::at_most_once().properties(chunk.properties);
-        if !fits
-            || self
-                .client
-                .try_publish(chunk.topic, chunk.payload, options)
-                .is_err()
-        {
-            count(&self.counters.chunks_dropped);
-        }
-    }
-
-    /// Publishes as much as may be under way.
-    fn pump(&mut self) {
-        let Some(broker) = self.broker else { return };
-        if self.status_due && self.subscription != Subscription::Asked {
-            self.status_due = false;
-            let status = self.visible_status();
-            self.publish(
-                Outgoing::retained(self.config.topics.status(), status.encode(), What::Status),
-                broker,
-            );
-        }
-        if self.stats_due && self.subscription != Subscription::Asked {
-            self.stats_due = false;
-            let stats = self.stats.borrow_and_update().clone();
-            if !stats.is_null() {
-                let stats = wire::to_bytes(&stats);
-                self.publish(
-                    Outgoing::retained(self.config.topics.stats(), stats, What::Stats),
-                    broker,
-                );
-            }
-        }
-        while self.flights.len() < WINDOW.min(broker.receive_maximum) {
-            let Some(outgoing) = self.queue.pop_front() else {
-                break;
-            };
-            self.publish(outgoing, broker);
-        }
+        self.quarantine.is_idle() && self.flights.is_empty() && (self.broker.is_none() || !self.status_due)
     }
 
     /// The node's status as far as the link lets it be true.
@@ -315,39 +251,8 @@ impl Outbox {
         }
     }
 
-    fn publish(&mut self, outgoing: Outgoing, broker: BrokerLimits) {
-        // Checked here: the library or the broker would end each connection at it.
-        if let Err(fault) = self.config.topics.check_form(&outgoing.topic) {
-            return self.undeliverable(&outgoing, &fault.to_string());
-        }
-        let size = outgoing.packet_size();
-        // Checked here: the library would keep such a message under way for ever.
-        if size > broker.max_packet {
-            return self.too_large(&outgoing, size, broker.max_packet);
-        }
-        let qos = if outgoing.at_most_once {
-            QoS::AtMostOnce
-        } else {
-            QoS::AtLeastOnce
-        };
-        let options = PublishOptions::new(qos)
-            // The library refuses what the broker would.
-            .retain(outgoing.retain && broker.retain)
-            .properties(outgoing.properties.clone());
-        let sent = self
-            .client
-            .try_publish_tracked(outgoing.topic.clone(), outgoing.payload.clone(), options);
-        match sent {
-            Ok(notice) => {
-                self.flights
-                    .spawn(async move { Landed::Published(Box::new(outgoing), notice.wait_async().await) });
-            }
-            Err(error) => self.rejected(&outgoing, &error.to_string()),
-        }
-    }
-
     async fn goodbye(mut self) {
-        let lost = self.queue.len() + self.flights.len();
+        let lost = self.quarantine.len();
         if lost > 0 {
             tracing::warn!(
                 messages = lost,

@@ -1,0 +1,279 @@
+//! Publishing what the quarantine lets out, and telling it what comes of that.
+
+use std::time::Duration;
+
+use phi_edge_service::Reply;
+use rumqttc::{AsyncClient, PublishNotice, PublishOptions, QoS};
+use tokio::time::Instant;
+
+use super::{Landed, Outbox, Subscription};
+use crate::link::Note;
+use crate::link::counters::count;
+use crate::link::outgoing::{Outgoing, What, destination};
+use crate::link::quarantine::{Outcome, Shipment, Wait};
+use crate::topics::TopicError;
+use crate::wire::{self, Status};
+
+/// The first time for which stats that ended connections are not published; it doubles each time.
+const STATS_HELD: Duration = Duration::from_mins(1);
+const STATS_HELD_LONGEST: Duration = Duration::from_hours(1);
+/// The most bytes of one user property that pads a control (MQTT 5, section 1.5.4).
+const PAD: usize = u16::MAX as usize;
+
+impl Outbox {
+    pub(super) fn note(&mut self, note: Note) {
+        match note {
+            Note::Up(limits, epoch) => {
+                self.bury();
+                self.broker = Some(limits);
+                self.epoch = epoch;
+                self.rules_refused = None;
+                self.routing.connected(limits.session_present);
+                self.subscribe();
+                self.advance_rules();
+                self.stop_listening(limits.session_present);
+                self.status_due = true;
+                self.stats_due = true;
+                let now = self.now();
+                self.quarantine.up(now);
+                for outgoing in self
+                    .quarantine
+                    .sift(|outgoing| outgoing.packet_size() <= limits.max_packet)
+                {
+                    self.too_large(&outgoing, outgoing.packet_size(), limits.max_packet);
+                }
+            }
+            Note::Down { is_deliberate, wait } => {
+                self.broker = None;
+                self.fence = None;
+                // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
+                self.counters.in_pool.send_replace(false);
+                self.bury();
+                self.ended = Some((is_deliberate, wait));
+                if self.under_way == 0 {
+                    self.bury();
+                }
+            }
+        }
+    }
+
+    /// Draws the consequences of the connection's end, when all answers that came by it are known.
+    pub(super) fn bury(&mut self) {
+        let Some((is_deliberate, wait)) = self.ended.take() else {
+            return;
+        };
+        let said = if is_deliberate {
+            self.quarantine.closed();
+            Wait::Backoff
+        } else {
+            let now = self.now();
+            let suspects = self.quarantine.suspects();
+            let said = self.quarantine.died(now);
+            let suspects = (suspects, self.quarantine.suspects());
+            if suspects.1 > suspects.0 {
+                tracing::warn!(
+                    messages = suspects.1 - suspects.0,
+                    "the connection ended while messages were under way; they are tried one by one"
+                );
+            }
+            said
+        };
+        // An error: the poller has gone on without.
+        let _ = wait.send(said);
+    }
+
+    pub(super) fn reply(&mut self, reply: &Reply) {
+        let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
+        if outgoing.what == What::DeadLetter {
+            count(&self.counters.dead_letters);
+        }
+        if outgoing.what == What::Chunk {
+            return self.chunk(outgoing);
+        }
+        // Checked here: the library or the broker would end the connection at it.
+        let checked = match outgoing.what {
+            What::Event { .. } => self.config.topics.check_event(&outgoing.topic),
+            _ => {
+                let form = self.config.topics.check_form(&outgoing.topic);
+                form.map_err(TopicError::Invalid)
+            }
+        };
+        match checked {
+            Ok(()) => self.enqueue(outgoing),
+            Err(TopicError::Invalid(fault)) => self.undeliverable(&outgoing, &fault.to_string()),
+            Err(other) => self.rejected(&outgoing, &other.to_string()),
+        }
+    }
+
+    /// Hands a message to the quarantine, unless the broker says that it takes none of its size.
+    pub(super) fn enqueue(&mut self, outgoing: Outgoing) {
+        let size = outgoing.packet_size();
+        match self.broker {
+            Some(broker) if size > broker.max_packet => self.too_large(&outgoing, size, broker.max_packet),
+            _ => self.quarantine.push(outgoing),
+        }
+    }
+
+    /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
+    fn chunk(&mut self, chunk: Outgoing) {
+        let size = chunk.packet_size();
+        let fits = self.config.topics.check_form(&chunk.topic).is_ok()
+            && self.broker.is_some_and(|broker| size <= broker.max_packet)
+            && self.quarantine.may_stream(destination(&chunk.topic), size);
+        let sent = fits
+            && self
+                .gate
+                .publish(self.epoch, |client| {
+                    let options = PublishOptions::at_most_once().properties(chunk.properties);
+                    client.try_publish(chunk.topic, chunk.payload, options).is_ok()
+                })
+                .unwrap_or_default();
+        if !sent {
+            count(&self.counters.chunks_dropped);
+        }
+    }
+
+    /// Publishes as much as may be under way.
+    pub(super) fn pump(&mut self) {
+        while let Some(outcome) = self.quarantine.outcome() {
+            self.decided(outcome);
+        }
+        let Some(broker) = self.broker else { return };
+        // The status says that the node hears requests.
+        if self.subscription == Subscription::Asked {
+            return;
+        }
+        if self.status_due {
+            self.status_due = false;
+            let status = self.visible_status();
+            let (full, minimal) = controls(&self.config.topics.status(), &status);
+            self.quarantine.set_status(full, minimal);
+        }
+        let held = self.stats_held.is_some_and(|(until, _)| until > Instant::now());
+        if self.stats_due && !held {
+            self.stats_due = false;
+            let stats = self.stats.borrow_and_update().clone();
+            if !stats.is_null() {
+                let stats = wire::to_bytes(&stats);
+                self.enqueue(Outgoing::retained(self.config.topics.stats(), stats, What::Stats));
+            }
+        }
+        while let Some(shipment) = self.quarantine.next(self.now(), broker.receive_maximum) {
+            self.ship(shipment);
+        }
+        while let Some(outcome) = self.quarantine.outcome() {
+            self.decided(outcome);
+        }
+    }
+
+    /// What the broker has to answer: publications, and subscriptions.
+    pub(super) fn answers_due(&self) -> usize {
+        self.quarantine.unanswered() + self.flights.len().saturating_sub(self.under_way)
+    }
+
+    /// When the quarantine lets out something by itself.
+    pub(super) fn wake(&self) -> Option<Instant> {
+        self.broker?;
+        if self.subscription == Subscription::Asked {
+            return None;
+        }
+        Some(self.origin + self.quarantine.wake()?)
+    }
+
+    pub(super) fn now(&self) -> Duration {
+        self.origin.elapsed()
+    }
+
+    fn ship(&mut self, shipment: Shipment<Outgoing>) {
+        let Shipment {
+            number,
+            message,
+            padding,
+        } = shipment;
+        let Some(broker) = self.broker else { return };
+        if message.what == What::Status && message.packet_size() > broker.max_packet {
+            tracing::error!(
+                bytes = message.packet_size(),
+                limit = broker.max_packet,
+                "the status is too large for the broker"
+            );
+            let now = self.now();
+            return self.quarantine.is_too_large(number, now);
+        }
+        let padding = padding.min(broker.max_packet.saturating_sub(message.packet_size()));
+        let retain = message.retain && broker.retain;
+        let sent = self
+            .gate
+            .publish(self.epoch, |client| publish(client, &message, retain, padding));
+        match sent {
+            // The connection is gone: what is under way is known to be, once that is told.
+            None | Some(Ok(None)) => {}
+            Some(Ok(Some(notice))) => {
+                self.under_way += 1;
+                self.flights
+                    .spawn(async move { Landed::Published(number, notice.wait_async().await) });
+            }
+            Some(Err(error)) => {
+                if let Some(outgoing) = self.quarantine.withdraw(number) {
+                    self.rejected(&outgoing, &error);
+                }
+            }
+        }
+    }
+
+    fn decided(&mut self, outcome: Outcome<Outgoing>) {
+        let (outgoing, deaths) = match outcome {
+            Outcome::Confirmed(outgoing) => return self.acknowledged(&outgoing),
+            Outcome::Convicted(outgoing, deaths) => (outgoing, deaths),
+        };
+        if outgoing.what == What::Stats {
+            let held = self
+                .stats_held
+                .map_or(STATS_HELD, |(_, held)| held.saturating_mul(2));
+            let held = held.min(STATS_HELD_LONGEST);
+            self.stats_held = Some((Instant::now() + held, held));
+        }
+        let reason =
+            format!("{deaths} connections to the broker ended while it was under way, and none without it");
+        self.undeliverable(&outgoing, &reason);
+    }
+}
+
+/// The status, and a form of it that holds nothing but what the node itself has made.
+pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
+    let minimal = Status::new(status.state, status.boot_id.as_str());
+    let control = |status: &Status| Outgoing::retained(topic.to_owned(), status.encode(), What::Status);
+    (control(status), control(&minimal))
+}
+
+/// Hands a message to the client library; there is no notice of QoS 0.
+fn publish(
+    client: &AsyncClient,
+    message: &Outgoing,
+    // The library refuses what the broker would.
+    retain: bool,
+    padding: usize,
+) -> Result<Option<PublishNotice>, String> {
+    let mut properties = message.properties.clone();
+    let mut left = padding;
+    while left > 0 {
+        let piece = left.min(PAD);
+        properties
+            .user_properties
+            .push(("padding".into(), ".".repeat(piece)));
+        left -= piece;
+    }
+    let qos = if message.at_most_once {
+        QoS::AtMostOnce
+    } else {
+        QoS::AtLeastOnce
+    };
+    let options = PublishOptions::new(qos).retain(retain).properties(properties);
+    let (topic, payload) = (message.topic.clone(), message.payload.clone());
+    let sent = if message.at_most_once {
+        client.try_publish(topic, payload, options).map(|()| None)
+    } else {
+        client.try_publish_tracked(topic, payload, options).map(Some)
+    };
+    sent.map_err(|error| error.to_string())
+}
