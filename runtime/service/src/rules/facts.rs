@@ -1,8 +1,13 @@
 //! What is computed of a window's fields.
 
-use std::collections::BTreeMap;
+mod pool;
+mod sum;
+
+use std::sync::Arc;
 
 use super::Time;
+pub(super) use pool::TextPool;
+use sum::Sum;
 
 /// What a field of a message holds.
 #[derive(Debug, Clone, PartialEq)]
@@ -35,7 +40,7 @@ pub struct FieldFacts {
     /// When the latest value was.
     pub to: Option<Time>,
     /// How often each text was there, the most frequent first, at most ten. Only the first 64 different texts of a window
-    /// are counted.
+    /// are counted (of a hopping window: of each part of it in which no other window begins or ends).
     pub values: Vec<(String, u64)>,
 }
 
@@ -46,19 +51,40 @@ const DISTINCT_TEXTS: usize = 64;
 /// The most texts that are named.
 const NAMED_TEXTS: usize = 10;
 
-/// The facts of one field of an open window, without its messages.
+/// The facts of one field of an open window, without its messages. Small where there is nothing: a window of many fields, of
+/// which each message has one, must not cost memory for the others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Accumulator {
+    numbers: Option<Box<Numbers>>,
+    texts: Option<Box<Texts>>,
+}
+
+#[derive(Debug, Clone)]
+struct Numbers {
     count: u64,
-    numbers: u64,
     sum: Sum,
     min: f64,
     max: f64,
-    first: Option<At<Value>>,
-    last: Option<At<Value>>,
-    first_number: Option<At<f64>>,
-    last_number: Option<At<f64>>,
-    texts: BTreeMap<String, u64>,
+    first: At<f64>,
+    last: At<f64>,
+}
+
+#[derive(Debug, Clone)]
+struct Texts {
+    count: u64,
+    first: At<Arc<str>>,
+    last: At<Arc<str>>,
+    /// In the order of the alphabet.
+    counts: Vec<Counted>,
+}
+
+/// How often a text was there.
+#[derive(Debug, Clone)]
+struct Counted {
+    text: Arc<str>,
+    times: u64,
+    /// The number of the first message that had it.
+    since: u64,
 }
 
 /// Something a message held. Messages of the same moment are ordered by their numbers.
@@ -73,165 +99,253 @@ impl<T> At<T> {
     fn place(&self) -> (Time, u64) {
         (self.time, self.seq)
     }
-}
 
-/// A sum that keeps what rounding takes away (Neumaier 1974): a mean over days must not drift.
-#[derive(Debug, Clone, Copy, Default)]
-struct Sum {
-    total: f64,
-    lost: f64,
-}
-
-impl Sum {
-    fn add(&mut self, x: f64) {
-        let total = self.total + x;
-        self.lost += if self.total.abs() >= x.abs() {
-            (self.total - total) + x
-        } else {
-            (x - total) + self.total
-        };
-        self.total = total;
-    }
-
-    fn value(self) -> f64 {
-        let value = self.total + self.lost;
-        // Beyond the greatest double, what was lost is not a number.
-        if value.is_nan() { self.total } else { value }
+    fn at<U>(&self, value: U) -> At<U> {
+        At {
+            time: self.time,
+            seq: self.seq,
+            value,
+        }
     }
 }
 
 impl Accumulator {
     /// Counts the value of a message. Numbers are finite.
-    pub(super) fn add(&mut self, time: Time, seq: u64, value: &Value) {
-        self.count += 1;
-        let place = (time, seq);
-        if self.first.as_ref().is_none_or(|first| place < first.place()) {
-            self.first = Some(At {
-                time,
-                seq,
-                value: value.clone(),
-            });
-        }
-        match &mut self.last {
-            Some(last) if place <= last.place() => {}
-            Some(last) => {
-                last.time = time;
-                last.seq = seq;
-                last.value.clone_from(value);
+    pub(super) fn add(&mut self, time: Time, seq: u64, value: &Value, pool: &mut TextPool) {
+        match value {
+            Value::Number(x) => {
+                let at = At { time, seq, value: *x };
+                match &mut self.numbers {
+                    Some(numbers) => numbers.add(&at),
+                    None => self.numbers = Some(Box::new(Numbers::of(at))),
+                }
             }
-            None => {
-                self.last = Some(At {
+            Value::Text(text) => {
+                let at = At {
                     time,
                     seq,
-                    value: value.clone(),
-                })
+                    value: pool.intern(text),
+                };
+                match &mut self.texts {
+                    Some(texts) => texts.add(&at),
+                    None => self.texts = Some(Box::new(Texts::of(&at))),
+                }
             }
-        }
-        match value {
-            Value::Number(x) => self.add_number(place, *x),
-            Value::Text(text) => self.add_text(text, 1),
-        }
-    }
-
-    fn add_number(&mut self, place: (Time, u64), x: f64) {
-        self.min = if self.numbers == 0 { x } else { self.min.min(x) };
-        self.max = if self.numbers == 0 { x } else { self.max.max(x) };
-        self.numbers += 1;
-        self.sum.add(x);
-        let at = At {
-            time: place.0,
-            seq: place.1,
-            value: x,
-        };
-        if self
-            .first_number
-            .as_ref()
-            .is_none_or(|first| place < first.place())
-        {
-            self.first_number = Some(at.clone());
-        }
-        if self.last_number.as_ref().is_none_or(|last| place > last.place()) {
-            self.last_number = Some(at);
-        }
-    }
-
-    fn add_text(&mut self, text: &str, times: u64) {
-        if let Some(count) = self.texts.get_mut(text) {
-            *count += times;
-        } else if self.texts.len() < DISTINCT_TEXTS {
-            self.texts.insert(text.to_owned(), times);
         }
     }
 
     /// Counts what another window counted, of other messages.
-    pub(super) fn merge(&mut self, other: Self) {
-        if other.numbers > 0 {
-            self.min = if self.numbers == 0 {
-                other.min
-            } else {
-                self.min.min(other.min)
-            };
-            self.max = if self.numbers == 0 {
-                other.max
-            } else {
-                self.max.max(other.max)
-            };
+    pub(super) fn merge(&mut self, other: &Self) {
+        match (&mut self.numbers, &other.numbers) {
+            (Some(mine), Some(other)) => mine.merge(other),
+            (None, Some(other)) => self.numbers = Some(other.clone()),
+            (_, None) => {}
         }
-        self.count += other.count;
-        self.numbers += other.numbers;
-        self.sum.add(other.sum.total);
-        self.sum.lost += other.sum.lost;
-        self.first = earlier(self.first.take(), other.first);
-        self.last = later(self.last.take(), other.last);
-        self.first_number = earlier(self.first_number.take(), other.first_number);
-        self.last_number = later(self.last_number.take(), other.last_number);
-        for (text, count) in other.texts {
-            self.add_text(&text, count);
+        match (&mut self.texts, &other.texts) {
+            (Some(mine), Some(other)) => mine.merge(other),
+            (None, Some(other)) => self.texts = Some(other.clone()),
+            (_, None) => {}
         }
     }
 
     /// The facts.
-    pub(super) fn finish(self) -> FieldFacts {
-        let numbers = self.numbers > 0;
-        // Messages of one window are counted far below 2^53, where doubles count exactly.
-        #[allow(clippy::cast_precision_loss)]
-        let mean = (self.sum.value() / self.numbers as f64).clamp(self.min, self.max.max(self.min));
-        let mut values: Vec<(String, u64)> = self.texts.into_iter().collect();
-        // The sort is stable: texts of the same count stay in the order of the alphabet.
-        values.sort_by_key(|(_, count)| std::cmp::Reverse(*count));
-        values.truncate(NAMED_TEXTS);
+    pub(super) fn finish(&self) -> FieldFacts {
+        let (numbers, texts) = (self.numbers.as_deref(), self.texts.as_deref());
+        let number = |at: &At<f64>| at.at(Value::Number(at.value));
+        let text = |at: &At<Arc<str>>| at.at(Value::Text(at.value.to_string()));
+        let first = [numbers.map(|n| number(&n.first)), texts.map(|t| text(&t.first))];
+        let last = [numbers.map(|n| number(&n.last)), texts.map(|t| text(&t.last))];
+        let first = first.into_iter().flatten().min_by_key(At::place);
+        let last = last.into_iter().flatten().max_by_key(At::place);
         FieldFacts {
-            count: self.count,
-            min: numbers.then_some(self.min),
-            max: numbers.then_some(self.max),
-            mean: numbers.then_some(mean),
-            rate: rate(self.first_number.as_ref(), self.last_number.as_ref()),
-            from: self.first.as_ref().map(|first| first.time),
-            to: self.last.as_ref().map(|last| last.time),
-            first: self.first.map(|first| first.value),
-            last: self.last.map(|last| last.value),
-            values,
+            count: numbers.map_or(0, |n| n.count) + texts.map_or(0, |t| t.count),
+            min: numbers.map(|n| n.min),
+            max: numbers.map(|n| n.max),
+            mean: numbers.map(|n| n.sum.over(n.count).clamp(n.min, n.max)),
+            rate: numbers.and_then(|n| rate(&n.first, &n.last)),
+            from: first.as_ref().map(|first| first.time),
+            to: last.as_ref().map(|last| last.time),
+            first: first.map(|first| first.value),
+            last: last.map(|last| last.value),
+            values: texts.map(Texts::named).unwrap_or_default(),
         }
     }
 }
 
-fn earlier<T>(a: Option<At<T>>, b: Option<At<T>>) -> Option<At<T>> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(if b.place() < a.place() { b } else { a }),
-        (a, b) => a.or(b),
+impl Numbers {
+    fn of(at: At<f64>) -> Self {
+        let mut sum = Sum::default();
+        sum.add(at.value);
+        Self {
+            count: 1,
+            sum,
+            min: at.value,
+            max: at.value,
+            first: at.clone(),
+            last: at,
+        }
+    }
+
+    fn add(&mut self, at: &At<f64>) {
+        self.count += 1;
+        self.sum.add(at.value);
+        self.span(at.value, at.value, at, at);
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        self.sum.merge(&other.sum);
+        self.span(other.min, other.max, &other.first, &other.last);
+    }
+
+    fn span(&mut self, min: f64, max: f64, first: &At<f64>, last: &At<f64>) {
+        self.min = self.min.min(min);
+        self.max = self.max.max(max);
+        keep_earlier(&mut self.first, first);
+        keep_later(&mut self.last, last);
     }
 }
 
-fn later<T>(a: Option<At<T>>, b: Option<At<T>>) -> Option<At<T>> {
-    match (a, b) {
-        (Some(a), Some(b)) => Some(if b.place() > a.place() { b } else { a }),
-        (a, b) => a.or(b),
+impl Texts {
+    fn of(at: &At<Arc<str>>) -> Self {
+        let mut texts = Self {
+            count: 1,
+            first: at.clone(),
+            last: at.clone(),
+            counts: Vec::with_capacity(1),
+        };
+        texts.count_text(&Counted::one(at));
+        texts
+    }
+
+    fn add(&mut self, at: &At<Arc<str>>) {
+        self.count += 1;
+        keep_earlier(&mut self.first, at);
+        keep_later(&mut self.last, at);
+        let full = self.counts.len() >= DISTINCT_TEXTS;
+        if !full || self.place_of(&at.value).is_ok() {
+            self.count_text(&Counted::one(at));
+        }
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.count += other.count;
+        keep_earlier(&mut self.first, &other.first);
+        keep_later(&mut self.last, &other.last);
+        let since = |counts: &[Counted]| counts.iter().map(|counted| counted.since).max();
+        let last = since(&self.counts).filter(|_| self.counts.len() >= DISTINCT_TEXTS);
+        for counted in &other.counts {
+            // Of the texts that come later than the first 64 most need not be looked at.
+            let late = last.is_some_and(|last| counted.since > last);
+            if !late || self.place_of(&counted.text).is_ok() {
+                self.count_text(counted);
+            }
+        }
+        if self.counts.len() > DISTINCT_TEXTS {
+            let mut since: Vec<u64> = self.counts.iter().map(|counted| counted.since).collect();
+            since.sort_unstable();
+            let last = since[DISTINCT_TEXTS - 1];
+            self.counts.retain(|counted| counted.since <= last);
+        }
+    }
+
+    fn place_of(&self, text: &str) -> Result<usize, usize> {
+        self.counts.binary_search_by(|counted| (*counted.text).cmp(text))
+    }
+
+    fn count_text(&mut self, new: &Counted) {
+        match self.place_of(&new.text) {
+            Ok(place) => {
+                let counted = &mut self.counts[place];
+                counted.times += new.times;
+                counted.since = counted.since.min(new.since);
+            }
+            Err(place) => self.counts.insert(place, new.clone()),
+        }
+    }
+
+    /// The most frequent texts. Those of the same count are in the order of the alphabet.
+    fn named(&self) -> Vec<(String, u64)> {
+        let mut counts: Vec<&Counted> = self.counts.iter().collect();
+        counts.sort_by_key(|counted| std::cmp::Reverse(counted.times));
+        let named = counts.into_iter().take(NAMED_TEXTS);
+        named
+            .map(|counted| (counted.text.to_string(), counted.times))
+            .collect()
     }
 }
 
-fn rate(first: Option<&At<f64>>, last: Option<&At<f64>>) -> Option<f64> {
-    let (first, last) = (first?, last?);
+impl Counted {
+    fn one(at: &At<Arc<str>>) -> Self {
+        Self {
+            text: Arc::clone(&at.value),
+            times: 1,
+            since: at.seq,
+        }
+    }
+}
+
+fn keep_earlier<T: Clone>(kept: &mut At<T>, other: &At<T>) {
+    if other.place() < kept.place() {
+        *kept = other.clone();
+    }
+}
+
+fn keep_later<T: Clone>(kept: &mut At<T>, other: &At<T>) {
+    if other.place() > kept.place() {
+        *kept = other.clone();
+    }
+}
+
+fn rate(first: &At<f64>, last: &At<f64>) -> Option<f64> {
     let seconds = last.time.since(first.time).as_secs_f64();
-    let rate = (last.value - first.value) / seconds;
+    let change = last.value - first.value;
+    let rate = if change.is_finite() {
+        change / seconds
+    } else {
+        last.value / seconds - first.value / seconds
+    };
     (seconds > 0.0 && rate.is_finite()).then_some(rate)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn facts(values: &[Value]) -> FieldFacts {
+        let (mut pool, mut facts) = (TextPool::default(), Accumulator::default());
+        for (n, value) in (0..).zip(values) {
+            facts.add(Time(n * 1000), n.unsigned_abs(), value, &mut pool);
+        }
+        facts.finish()
+    }
+
+    #[test]
+    fn the_greatest_numbers_have_facts() {
+        let facts = facts(&[1e308, 1e308, -1e308].map(Value::Number));
+        assert!((facts.mean.unwrap() / 3.333_333_333_333_333e307 - 1.0).abs() < 1e-15);
+        assert_eq!((facts.min, facts.max), (Some(-1e308), Some(1e308)));
+        assert_eq!(facts.rate, Some(-1e308));
+    }
+
+    #[test]
+    fn only_the_first_64_texts_are_counted_in_parts_as_in_a_whole() {
+        let text = |n: u64| Value::Text(format!("t{}", n % 90));
+        let mut pool = TextPool::default();
+        let mut parts = [Accumulator::default(), Accumulator::default()];
+        let mut whole = Accumulator::default();
+        for seq in 0..90 {
+            parts[usize::from(seq % 3 == 0)].add(Time(0), seq, &text(seq), &mut pool);
+            whole.add(Time(0), seq, &text(seq), &mut pool);
+        }
+        let [mut merged, other] = parts;
+        merged.merge(&other);
+        let texts = |facts: &Accumulator| {
+            let texts = facts.texts.as_ref().unwrap();
+            let named = texts.counts.iter().map(|counted| counted.text.to_string());
+            (texts.count, named.collect::<Vec<_>>())
+        };
+        assert_eq!(texts(&merged), texts(&whole));
+        assert_eq!(texts(&merged).1.len(), DISTINCT_TEXTS);
+    }
 }

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::align::{Calendar, Span, bounded};
 use super::open::Hold;
+use crate::rules::facts::TextPool;
 use crate::rules::{Time, TimeSource, WindowKind, WindowSpec};
 
 /// How far ahead of its arrival a message's own time is believed. Clocks differ by seconds; what differs by more is
@@ -15,6 +16,8 @@ const MOST_AHEAD: Duration = Duration::from_mins(1);
 pub(super) struct Frame {
     pub(super) spec: WindowSpec,
     pub(super) hold: Hold,
+    /// What texts its windows hold.
+    pub(super) texts: TextPool,
     /// None of kinds that know no periods.
     calendar: Option<Calendar>,
     lateness: Duration,
@@ -40,6 +43,7 @@ impl Frame {
                 kept: keep_messages,
                 recent,
             },
+            texts: TextPool::default(),
             calendar,
             lateness,
             held: false,
@@ -64,6 +68,11 @@ impl Frame {
     /// Whether a window that ends then is over at `at`.
     pub(super) fn is_over(&self, end: Time, at: Time) -> bool {
         !self.holds_windows() && self.due(end) <= at
+    }
+
+    /// Windows that end by then are over at `at`; none while windows wait.
+    pub(super) fn over_until(&self, at: Time) -> Option<Time> {
+        (!self.holds_windows()).then(|| at.before(self.lateness))
     }
 
     /// Whether windows wait. Those of arrivals need not: what arrives later is none of theirs.

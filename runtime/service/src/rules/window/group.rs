@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::align::Span;
 use super::frame::Frame;
+use super::hopping::Slice;
 use super::open::Window;
 use super::place::{Arrival, Place};
 use super::{Closed, Closing, Mark, OTHER, Observation, Split};
@@ -14,12 +15,22 @@ use crate::rules::{Time, WindowKind};
 /// A window that ends with a message ends just after it.
 const JUST: Duration = Duration::from_millis(1);
 
+/// The most periods of a group that go on after a first part of them has closed. Messages of a field's time may be of any
+/// period for as long as the rule waits for late ones.
+const SPLITS: usize = 1000;
+
 /// A group.
 #[derive(Debug)]
 pub(super) struct Group {
     pub(super) name: Arc<str>,
     /// Ascending by start; by end, too, but for sessions that ended early.
     pub(super) windows: Vec<Window>,
+    /// What hopping windows are put together of, which are not among `windows`; ascending by start.
+    pub(super) slices: Vec<Slice>,
+    /// Where the first hopping window begins that is open.
+    pub(super) hops_from: Option<Time>,
+    /// How many windows and slices [`super::Windows`] has counted of it.
+    pub(super) counted: usize,
     /// What is true of it now.
     pub(super) mark: Mark,
     /// Stored messages up to this one were placed before a restart.
@@ -38,7 +49,7 @@ pub(super) struct Group {
 
 /// How a window ends.
 #[derive(Debug, Clone, Copy)]
-struct Ending {
+pub(super) struct Ending {
     why: Closing,
     end: Time,
     /// The moment by the clock.
@@ -47,11 +58,26 @@ struct Ending {
     rest: Option<Time>,
 }
 
+impl Ending {
+    /// For a reason that is not the window's own.
+    pub(super) fn now(window: &Window, now: Time, why: Closing) -> Self {
+        Self {
+            why,
+            end: now.max(window.newest).min(window.span.end),
+            at: now,
+            rest: (why != Closing::Clock).then(|| window.newest.min(now).max(window.span.start)),
+        }
+    }
+}
+
 impl Group {
     pub(super) fn new(name: Arc<str>, mark: Mark) -> Self {
         Self {
             name,
             windows: Vec::new(),
+            slices: Vec::new(),
+            hops_from: None,
+            counted: 0,
             placed_until: mark.seq,
             mark,
             placed: None,
@@ -170,6 +196,7 @@ impl Group {
                 .filter_map(|window| window_due(frame, window))
                 .map(|(due, _)| due)
                 .min(),
+            WindowKind::Hopping { .. } => self.first_hopping(frame).map(|span| frame.due(span.end)),
             _ => self.windows.first().map(|window| frame.due(window.span.end)),
         };
         let vacant = self.vacant.map(|span| frame.due(span.end));
@@ -185,6 +212,17 @@ impl Group {
 
     /// Ends what is due at `due`, which is not after `now`.
     pub(super) fn end_next(&mut self, frame: &mut Frame, due: Time, now: Time) -> Option<Closed> {
+        if let Some(span) = self
+            .first_hopping(frame)
+            .filter(|span| frame.due(span.end) == due)
+        {
+            return Some(self.end_hopping(frame, span, |window| Ending {
+                why: Closing::Due,
+                end: window.span.end,
+                at: due,
+                rest: Some(window.span.end),
+            }));
+        }
         let found = self.windows.iter().enumerate().find_map(|(index, window)| {
             window_due(frame, window)
                 .filter(|(at, _)| *at == due)
@@ -224,7 +262,7 @@ impl Group {
 
     /// Ends every window for a reason that is not its own.
     pub(super) fn end_all(&mut self, frame: &mut Frame, now: Time, why: Closing) -> Vec<Closed> {
-        let mut closed = Vec::new();
+        let mut closed = self.end_all_hopping(frame, now, why);
         while !self.windows.is_empty() {
             closed.push(self.end_at(frame, 0, now, why));
         }
@@ -232,19 +270,8 @@ impl Group {
     }
 
     fn end_at(&mut self, frame: &mut Frame, index: usize, now: Time, why: Closing) -> Closed {
-        let window = &self.windows[index];
-        let end = now.max(window.newest).min(window.span.end);
-        let rest = (why != Closing::Clock).then(|| window.newest.min(now).max(window.span.start));
-        self.end(
-            frame,
-            index,
-            Ending {
-                why,
-                end,
-                at: now,
-                rest,
-            },
-        )
+        let ending = Ending::now(&self.windows[index], now, why);
+        self.end(frame, index, ending)
     }
 
     /// Forgets what is after `now`, and ends windows that begin after it. The clock had been at `latest`.
@@ -267,7 +294,7 @@ impl Group {
         self.stale = true;
         let after = self.windows.partition_point(|window| window.span.start <= now);
         // Windows share messages: an open one may hold some that must not count again in one that comes again.
-        if frame.is_hopping() && (reopens || after < self.windows.len()) {
+        if frame.is_hopping() && (reopens || self.hops_after(now)) {
             return self.end_all(frame, now, Closing::Clock);
         }
         (after..self.windows.len())
@@ -278,7 +305,12 @@ impl Group {
     /// Whether nothing is lost but its mark if it is forgotten.
     pub(super) fn is_idle(&self, frame: &Frame) -> bool {
         let waits = frame.spec.absence.is_some() && !self.mark.absent;
-        self.windows.is_empty() && !waits && !frame.reports_empty() && &*self.name != OTHER
+        self.open() == 0 && !waits && !frame.reports_empty() && &*self.name != OTHER
+    }
+
+    /// Windows and slices that are open.
+    pub(super) fn open(&self) -> usize {
+        self.windows.len() + self.slices.len()
     }
 
     /// Where what is still open of a period begins.
@@ -302,7 +334,12 @@ impl Group {
 
     fn end(&mut self, frame: &mut Frame, index: usize, ending: Ending) -> Closed {
         let window = self.windows.remove(index);
+        self.finish(frame, window, ending)
+    }
+
+    pub(super) fn finish(&mut self, frame: &mut Frame, window: Window, ending: Ending) -> Closed {
         self.leave(frame, window.span, ending);
+        frame.texts.window_ended();
         if !frame.spec.cool_down.is_zero() {
             self.mark.cool_until = self
                 .mark
@@ -346,6 +383,7 @@ impl Group {
                         from: rest,
                         end: span.end,
                     });
+                    self.bound_splits();
                 } else {
                     *closed_until = (*closed_until).max(Some(span.end));
                     self.pass(frame, span);
@@ -358,6 +396,19 @@ impl Group {
             }
             WindowKind::Session { .. } => *closed_until = (*closed_until).max(ending.rest),
             WindowKind::Hopping { .. } | WindowKind::Count { .. } => {}
+        }
+    }
+
+    /// Closes the oldest periods that go on where there are too many: marks are written at each end of a window.
+    fn bound_splits(&mut self) {
+        let splits = &mut self.mark.splits;
+        while splits.len() > SPLITS {
+            let oldest = splits.iter().enumerate().min_by_key(|(_, split)| split.end);
+            let Some((index, end)) = oldest.map(|(index, split)| (index, split.end)) else {
+                return;
+            };
+            splits.remove(index);
+            self.mark.closed_until = self.mark.closed_until.max(Some(end));
         }
     }
 

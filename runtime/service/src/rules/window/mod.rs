@@ -34,8 +34,8 @@
 //! reaches them, in this order of precedence; the window ends a millisecond after that message's time, never after its own
 //! end. The rate is exceeded when a message came less than the span after the one that is `n` before it in the same
 //! window: what an earlier window counted does not count again. What is left of a period goes on as a further window,
-//! from that message's time: later messages at or after it count there, those before it are late. Hopping windows have
-//! none of this.
+//! from that message's time: later messages at or after it count there, those before it are late. Of more than 1,000 such
+//! periods of a group the oldest are closed. Hopping windows have none of this.
 //!
 //! Session and count windows end by `max_age` after the first of their messages arrived.
 //!
@@ -62,7 +62,9 @@
 //!
 //! An open window holds running facts, the places of the messages that are kept, as many arrivals as the rate needs,
 //! and the numbers of its messages as runs: one run where a group's messages come in the order of their windows, at
-//! worst 16 bytes a message. Texts are bounded in number, not in length.
+//! worst 16 bytes a message. Hopping windows are not held at all: what they share is held in slices, in each of which a
+//! message counts once, and a window is put together when it ends. Each text is held once for all windows of the rule.
+//! So all of it grows with the stored messages, however many windows they count in, and [`Windows::held_bytes`] tells it.
 //!
 //! # The clock
 //!
@@ -89,6 +91,7 @@ mod align;
 mod closed;
 mod frame;
 mod group;
+mod hopping;
 mod open;
 mod place;
 mod vacant;
@@ -108,6 +111,12 @@ pub const OTHER: &str = "other";
 /// The group of rules without groups.
 const ONLY: &str = "";
 
+/// What a window takes without its fields, with what is allocated for its first messages.
+const WINDOW_BYTES: usize = 288;
+
+/// What the facts of a field take, without its texts.
+const FIELD_BYTES: usize = 160;
+
 /// The windows of one rule.
 #[derive(Debug)]
 pub struct Windows {
@@ -123,6 +132,8 @@ pub struct Windows {
 /// Groups by what is to be done with them.
 #[derive(Debug, Default)]
 struct Queues {
+    /// Windows and slices that are open in all of them.
+    open: usize,
     /// By when they are due. Names come second, so that the order does not depend on a map's.
     due: BTreeSet<(Time, Arc<str>)>,
     /// By when they were last seen: those that may be forgotten.
@@ -254,6 +265,17 @@ impl Windows {
         self.groups.get(group).map(|group| group.mark.clone())
     }
 
+    /// What open windows hold in memory, in bytes, by their number, the number of their fields and the texts in them.
+    pub fn held_bytes(&self) -> u64 {
+        let window = WINDOW_BYTES + self.frame.hold.fields * FIELD_BYTES;
+        (self.queues.open * window + self.frame.texts.bytes()) as u64
+    }
+
+    /// Gives back what is held for windows that have ended.
+    pub(crate) fn give_back(&mut self) {
+        self.frame.texts.give_back();
+    }
+
     /// Makes a group known, before its stored messages are observed again.
     pub fn restore(&mut self, group: impl AsRef<str>, mark: Mark) {
         self.know(group.as_ref(), mark);
@@ -328,6 +350,8 @@ impl Windows {
 impl Queues {
     /// Moves the group to where it belongs now.
     fn settle(&mut self, group: &mut Group, frame: &mut Frame) {
+        self.open = self.open + group.open() - group.counted;
+        group.counted = group.open();
         let due = group.due(frame);
         let idle = group
             .is_idle(frame)
@@ -337,6 +361,7 @@ impl Queues {
     }
 
     fn leave(&mut self, group: &Group) {
+        self.open -= group.counted;
         for (queue, place) in [(&mut self.due, group.queued), (&mut self.idle, group.idle)] {
             if let Some(place) = place {
                 queue.remove(&(place, Arc::clone(&group.name)));

@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 
 use super::Observation;
 use super::align::Span;
-use crate::rules::facts::Accumulator;
+use crate::rules::facts::{Accumulator, TextPool};
 use crate::rules::{FieldFacts, Time};
 
 /// What is counted of a window. Of its messages it holds numbers only: of all as ranges, of those to be shown one by one.
@@ -43,31 +43,36 @@ impl Window {
             newest: Time(i64::MIN),
             messages: 0,
             bytes: 0,
-            runs: Vec::new(),
-            kept: VecDeque::new(),
+            // Most hopping windows are put together of slices of one message each.
+            runs: Vec::with_capacity(1),
+            kept: VecDeque::with_capacity(hold.kept.min(1)),
             recent: VecDeque::new(),
             facts: vec![Accumulator::default(); hold.fields],
         }
     }
 
-    /// Counts a message at time `t`.
-    pub(super) fn count(&mut self, o: &Observation, t: Time, hold: Hold) {
+    /// Counts a message at time `t`; its texts are those of `pool`.
+    pub(super) fn count(&mut self, o: &Observation, t: Time, hold: Hold, pool: &mut TextPool) {
         self.messages += 1;
         self.bytes = self.bytes.saturating_add(o.bytes);
         self.opened = self.opened.min(o.arrived);
         self.newest = self.newest.max(t);
         for (field, value) in &o.values {
             if let Some(facts) = self.facts.get_mut(*field) {
-                facts.add(t, o.seq, value);
+                facts.add(t, o.seq, value, pool);
             }
         }
-        let place = (t, o.seq);
-        let at = match self.kept.back() {
-            Some(back) if *back > place => self.kept.partition_point(|kept| *kept < place),
-            _ => self.kept.len(),
-        };
-        self.kept.insert(at, place);
-        self.recent.push_back((o.seq, o.arrived));
+        if hold.kept > 0 {
+            let place = (t, o.seq);
+            let at = match self.kept.back() {
+                Some(back) if *back > place => self.kept.partition_point(|kept| *kept < place),
+                _ => self.kept.len(),
+            };
+            self.kept.insert(at, place);
+        }
+        if hold.recent > 0 {
+            self.recent.push_back((o.seq, o.arrived));
+        }
         self.trim(hold);
     }
 
@@ -83,20 +88,33 @@ impl Window {
     pub(super) fn merge(&mut self, other: Self, hold: Hold) {
         self.span.start = self.span.start.min(other.span.start);
         self.span.end = self.span.end.max(other.span.end);
+        self.absorb(&other, hold);
+        self.take_runs(other);
+    }
+
+    /// Counts what another window counted.
+    pub(super) fn absorb(&mut self, other: &Self, hold: Hold) {
         self.opened = self.opened.min(other.opened);
         self.newest = self.newest.max(other.newest);
         self.messages += other.messages;
         self.bytes = self.bytes.saturating_add(other.bytes);
-        self.runs.extend(other.runs);
-        self.runs.sort_unstable();
-        self.kept.extend(other.kept);
-        self.kept.make_contiguous().sort_unstable();
-        self.recent.extend(other.recent);
+        let ascending = self.kept.back() <= other.kept.front();
+        self.kept.extend(&other.kept);
+        if !ascending {
+            self.kept.make_contiguous().sort_unstable();
+        }
+        self.recent.extend(&other.recent);
         self.recent.make_contiguous().sort_unstable();
         self.trim(hold);
-        for (mine, other) in self.facts.iter_mut().zip(other.facts) {
+        for (mine, other) in self.facts.iter_mut().zip(&other.facts) {
             mine.merge(other);
         }
+    }
+
+    /// Names the messages among those to forget with this window that are to be forgotten with another.
+    pub(super) fn take_runs(&mut self, other: Self) {
+        self.runs.extend(other.runs);
+        self.runs.sort_unstable();
     }
 
     fn trim(&mut self, hold: Hold) {
@@ -115,7 +133,7 @@ impl Window {
         (
             self.kept.into_iter().map(|(_, seq)| seq).collect(),
             self.runs.into_iter().map(|(first, last)| first..=last).collect(),
-            self.facts.into_iter().map(Accumulator::finish).collect(),
+            self.facts.iter().map(Accumulator::finish).collect(),
         )
     }
 }

@@ -73,48 +73,6 @@ impl Group {
         Place::One(index)
     }
 
-    fn place_hopping(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
-        let WindowKind::Hopping { length, .. } = frame.spec.kind else {
-            return Place::Nowhere;
-        };
-        let Arrival { message, time, .. } = arrival;
-        let own = frame.period(time);
-        let mut period = own;
-        let mut place = Place::Nowhere;
-        loop {
-            let span = Span {
-                start: period.start,
-                end: period.start.after(length),
-            };
-            if !span.contains(time) {
-                return place;
-            }
-            // Windows close in the order of their starts: if this one has, so have those before it.
-            let closed = self.mark.closed_until.is_some_and(|until| span.end <= until)
-                || frame.is_over(span.end, message.arrived);
-            if closed {
-                return if place == Place::Nowhere {
-                    Place::Late
-                } else {
-                    place
-                };
-            }
-            let index = self
-                .windows
-                .partition_point(|window| window.span.start < span.start);
-            if self.windows.get(index).is_none_or(|window| window.span != span) {
-                self.open_at(index, span, arrival, frame);
-            }
-            self.count_in(index, arrival, frame);
-            // The last window that a message counts in is the one whose period it lies in.
-            if period == own {
-                self.windows[index].claim(message.seq, self.placed);
-            }
-            place = Place::Several;
-            period = frame.period_before(period);
-        }
-    }
-
     fn place_in_session(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
         let WindowKind::Session { gap } = frame.spec.kind else {
             return Place::Nowhere;
@@ -183,7 +141,7 @@ impl Group {
         self.stale = true;
     }
 
-    fn count_in(&mut self, index: usize, arrival: Arrival, frame: &Frame) {
-        self.windows[index].count(arrival.message, arrival.time, frame.hold);
+    fn count_in(&mut self, index: usize, arrival: Arrival, frame: &mut Frame) {
+        self.windows[index].count(arrival.message, arrival.time, frame.hold, &mut frame.texts);
     }
 }

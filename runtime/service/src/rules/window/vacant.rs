@@ -24,7 +24,7 @@ impl Group {
     pub(super) fn find_vacant(&self, frame: &mut Frame) -> Option<Span> {
         let from = self.mark.empty_from.filter(|_| frame.reports_empty())?;
         let mut period = frame.period(from);
-        while self.occupies(period) {
+        while self.occupies(frame, period) {
             period = frame.period(period.end);
         }
         Some(self.vacancy(frame, period))
@@ -33,7 +33,7 @@ impl Group {
     /// Reports the empty window, unless a later one is due as well.
     pub(super) fn report_vacant(&mut self, frame: &mut Frame, vacant: Span, now: Time) -> Option<Closed> {
         let mut last = frame.last_due_period(now);
-        while self.occupies(last) && last.start > vacant.start {
+        while self.occupies(frame, last) && last.start > vacant.start {
             last = frame.period_before(last);
         }
         if last.start > vacant.start {
@@ -48,7 +48,10 @@ impl Group {
         Some(self.report_nothing(frame, vacant, Closing::Due, due))
     }
 
-    fn occupies(&self, period: Span) -> bool {
+    fn occupies(&self, frame: &Frame, period: Span) -> bool {
+        if frame.is_hopping() {
+            return self.hops_in(period);
+        }
         self.windows
             .iter()
             .any(|window| period.contains(window.span.start))
