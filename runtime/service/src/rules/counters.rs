@@ -19,6 +19,8 @@ pub struct RuleCounters {
     pub held: usize,
     /// What they cost, in bytes.
     pub held_bytes: u64,
+    /// What open windows hold in memory beside them, in bytes.
+    pub window_bytes: u64,
     /// Windows that have ended.
     pub windows: u64,
     /// Events that wait for their words.
@@ -27,4 +29,12 @@ pub struct RuleCounters {
     pub events: u64,
     /// Events whose words failed.
     pub failed: u64,
+    /// Events whose expiry passed before the broker had them.
+    pub events_expired: u64,
+    /// Retained events that were not published since a newer one of their topic waited behind them.
+    pub events_superseded: u64,
+    /// Events that were dropped: more waited for the broker than there is room for.
+    pub events_dropped: u64,
+    /// What the events cost that wait for the broker, in bytes.
+    pub events_bytes: u64,
 }

@@ -47,6 +47,24 @@ pub struct Published {
     pub output: Output,
 }
 
+impl Published {
+    /// What it costs in memory, and about as much on the disk, in bytes.
+    pub(crate) fn cost(&self) -> u64 {
+        const EVENT: usize = 1024;
+        const FIELD: usize = 320;
+        const VALUE: usize = 40;
+        let event = &self.event;
+        let texts = [&event.text, &event.data].into_iter().flatten().map(String::len);
+        let fields = event.stats.iter().map(|(name, facts)| {
+            let values = facts.values.iter().map(|(text, _)| VALUE + text.len());
+            FIELD + name.len() + values.sum::<usize>()
+        });
+        let error = event.error.as_ref().map_or(0, |error| error.message.len());
+        let names = event.group.len() + self.output.topic.len() + error;
+        (EVENT + names + texts.sum::<usize>() + fields.sum::<usize>()) as u64
+    }
+}
+
 /// The window of an event.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventWindow {

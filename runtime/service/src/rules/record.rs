@@ -37,7 +37,7 @@ pub(crate) struct ShownMessage {
 }
 
 impl ShownMessage {
-    fn cost(&self) -> u64 {
+    pub(crate) fn cost(&self) -> u64 {
         const ROW: usize = 64;
         let fields = self.fields.iter().map(|(name, value)| {
             name.len()

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Desk;
-use super::seen::Seen;
+use super::seen::{Digest, Seen};
 use crate::rules::intake::Reader;
 use crate::rules::record::{KeptMessage, RuleChange};
 use crate::rules::window::{Closed, Windows};
@@ -42,15 +42,16 @@ impl Desk {
     }
 
     /// Remembers a value of `dedupe`.
-    pub(super) fn see(&mut self, value: String, at: Time, changes: &mut Vec<RuleChange>) {
+    pub(super) fn see(&mut self, value: Digest, at: Time, changes: &mut Vec<RuleChange>) {
         let rule = self.rule.name.clone();
-        let values = self.seen.add(value.clone(), at);
-        if !values.is_empty() {
+        let forgotten = self.seen.add(value, at);
+        if !forgotten.is_empty() {
             changes.push(RuleChange::Unseen {
                 rule: rule.clone(),
-                values,
+                values: forgotten.into_iter().map(Digest::text).collect(),
             });
         }
+        let value = value.text();
         changes.push(RuleChange::Seen { rule, value, at });
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::desk::wordless;
-use super::{Book, Desk};
+use super::{Book, Desk, waiting};
 use crate::rules::intake::{Message, Reading};
 use crate::rules::record::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
 use crate::rules::window::Closed;
@@ -35,12 +35,16 @@ impl Book {
         now: Time,
         changes: &mut Vec<RuleChange>,
     ) {
+        // Of many windows that end at once, each may show the model as much as all that may wait.
+        let mut shown_bytes = 0;
         for closed in closed {
             let Some(desk) = self.desks.get_mut(name) else {
                 return;
             };
             let mut last_topic = None;
-            let shown = shown(&closed, desk, &mut last_topic);
+            let crowded = shown_bytes > self.waiting.room_bytes();
+            let shown = shown(&closed, desk, crowded, &mut last_topic);
+            shown_bytes += shown.iter().map(ShownMessage::cost).sum::<u64>();
             self.events += 1;
             // Where no model is asked, nothing is kept from it.
             let of_model = if wordless(&desk.rule) {
@@ -48,7 +52,7 @@ impl Book {
             } else {
                 shown.len() as u64
             };
-            let event = event(
+            let mut event = event(
                 &closed,
                 desk,
                 of_model,
@@ -56,6 +60,10 @@ impl Book {
                 now,
             );
             desk.dropped = 0;
+            let wordy = !wordless(&desk.rule) && !crowded;
+            if crowded && !wordless(&desk.rule) {
+                event.error = Some(waiting::too_many());
+            }
             let pending = PendingEvent {
                 output: Output {
                     topic: fill(&desk.rule, &closed.group, last_topic.as_deref()),
@@ -79,7 +87,7 @@ impl Book {
                 event.id = pending.event.event_id,
                 "a window has ended"
             );
-            self.waiting.push(pending.clone(), !wordless(&desk.rule));
+            self.waiting.push(pending.clone(), wordy);
             changes.push(RuleChange::Close(Box::new(Ended {
                 rule: name.to_owned(),
                 group: closed.group,
@@ -92,11 +100,11 @@ impl Book {
 }
 
 /// What the model is shown: the newest messages within the rule's bounds, oldest first.
-fn shown(closed: &Closed, desk: &Desk, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
+fn shown(closed: &Closed, desk: &Desk, crowded: bool, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
     let Some(messages) = desk.messages.get(&closed.group) else {
         return Vec::new();
     };
-    if wordless(&desk.rule) {
+    if crowded || wordless(&desk.rule) {
         let newest = closed.seqs.iter().rev().find_map(|seq| messages.get(seq));
         *last_topic = newest.map(|message| message.topic.clone());
         return Vec::new();

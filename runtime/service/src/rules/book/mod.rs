@@ -6,6 +6,8 @@
 mod desk;
 mod ended;
 mod restore;
+#[cfg(test)]
+mod room_tests;
 mod seen;
 mod take;
 #[cfg(test)]
@@ -245,6 +247,7 @@ impl Book {
             rules: self.desks.len(),
             held: self.held,
             held_bytes: self.bytes,
+            window_bytes: self.desks.values().map(|desk| desk.windows.held_bytes()).sum(),
             waiting: self.waiting.len(),
             ..self.counters
         }

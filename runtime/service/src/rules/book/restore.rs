@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::desk::wordless;
+use super::seen::Digest;
 use super::take::observation;
 use super::{Book, Hold};
 use crate::rules::Time;
@@ -37,7 +38,20 @@ impl Book {
                 gone.insert(rule);
                 continue;
             };
-            let forgotten = desk.seen.add(value, at);
+            let digest = Digest::stored(&value);
+            let mut forgotten: Vec<String> =
+                desk.seen.add(digest, at).into_iter().map(Digest::text).collect();
+            let digest = digest.text();
+            if digest != value {
+                // An earlier version kept the value itself.
+                forgotten.push(value);
+                let rule = rule.clone();
+                changes.push(RuleChange::Seen {
+                    rule,
+                    value: digest,
+                    at,
+                });
+            }
             if !forgotten.is_empty() {
                 changes.push(RuleChange::Unseen {
                     rule,
@@ -119,7 +133,7 @@ impl Book {
             .collect();
         let seen = self.desks.iter().flat_map(|(name, desk)| {
             let seen = desk.seen.all();
-            seen.map(|(value, at)| (name.clone(), value.to_owned(), at))
+            seen.map(|(value, at)| (name.clone(), value.text(), at))
         });
         RestoredRules {
             messages: messages.into_values().collect(),

@@ -1,11 +1,15 @@
 //! What a message does: it counts, is a repeat, or is dropped; and which windows end with it.
 
 use super::Book;
+use super::seen::Digest;
 use super::time::QUIET;
 use crate::rules::intake::{Message, Read, Reading};
 use crate::rules::record::{KeptMessage, RuleChange};
 use crate::rules::window::{Closed, OTHER, Observation};
 use crate::rules::{RuleMessage, Time};
+
+/// Windows may hold so much in memory however little their messages may: a few windows of many fields must do.
+const WINDOWS_AT_LEAST: u64 = 64 << 10;
 
 impl Book {
     pub(super) fn take(&mut self, message: &RuleMessage, wall: Time, storable: bool) -> Vec<RuleChange> {
@@ -47,10 +51,9 @@ impl Book {
         let Some(desk) = self.desks.get(&name) else {
             return;
         };
-        // Publishers count each for itself: repeats are looked for within a group.
         let value = read.repeat_of.as_ref();
-        let value = value.map(|value| format!("{}\u{1f}{value}", read.group));
-        if value.as_ref().is_some_and(|value| desk.seen.holds(value, now)) {
+        let value = value.map(|value| Digest::of(&read.group, value));
+        if value.is_some_and(|value| desk.seen.holds(value, now)) {
             self.counters.repeated += 1;
             return;
         }
@@ -119,15 +122,23 @@ impl Book {
         };
         let closed = desk.windows.tick(now);
         self.close(name, closed, now, changes);
+        for desk in self.desks.values_mut() {
+            desk.windows.give_back();
+        }
         self.has_room(name, cost)
     }
 
+    /// Messages are bounded on the disk, and what windows hold of them in memory. The latter is known only afterwards: it
+    /// may exceed its bound by one message's.
     fn has_room(&self, name: &str, cost: u64) -> bool {
+        let held: u64 = self.desks.values().map(|desk| desk.windows.held_bytes()).sum();
         self.bytes + cost <= self.most_bytes
-            && self
-                .desks
-                .get(name)
-                .is_some_and(|desk| desk.bytes + cost <= desk.rule.limits.store_bytes)
+            && held < self.most_bytes.max(WINDOWS_AT_LEAST)
+            && self.desks.get(name).is_some_and(|desk| {
+                let most = desk.rule.limits.store_bytes;
+                let held = desk.windows.held_bytes();
+                desk.bytes + cost <= most && held < most.max(WINDOWS_AT_LEAST)
+            })
     }
 
     /// What follows from a message: windows that ended, groups that were forgotten.

@@ -7,10 +7,10 @@ use crate::rules::{
     Field, Mark, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec,
 };
 
-const START: Time = Time(1_700_000_000_000);
+pub(super) const START: Time = Time(1_700_000_000_000);
 
 /// Windows of one message, worded within a minute, by the first level of the topic below `plant`.
-fn rule() -> Rule {
+pub(super) fn rule() -> Rule {
     let prompt = PromptSource::Text("{% include \"facts\" %}".to_owned());
     let mut rule = Rule::new("r", "plant/#", WindowKind::Count { messages: 1 }, prompt);
     rule.fields = vec![Field {
@@ -23,17 +23,17 @@ fn rule() -> Rule {
     rule
 }
 
-fn book(rule: Rule, room: Room) -> Book {
+pub(super) fn book(rule: Rule, room: Room) -> Book {
     let mut book = Book::new(7, u64::MAX, room);
     book.set_rules(vec![rule], START).unwrap();
     book
 }
 
-fn after(seconds: u64) -> Time {
+pub(super) fn after(seconds: u64) -> Time {
     START.after(Duration::from_secs(seconds))
 }
 
-fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> Vec<RuleChange> {
+pub(super) fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> Vec<RuleChange> {
     let message = RuleMessage {
         topic: format!("plant/{topic}"),
         payload: payload.to_string().into_bytes(),
@@ -45,7 +45,7 @@ fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> V
 }
 
 /// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
-fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> {
+pub(super) fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> {
     std::iter::from_fn(|| {
         let pending = book.take_facts()?;
         book.posted(&pending.event);

@@ -14,6 +14,8 @@ pub(crate) struct Room {
     pub(crate) events: usize,
     /// The most bytes of what the model is to be shown; a single event may be larger.
     pub(crate) bytes: u64,
+    /// The most events that wait, without words of their own, for one of their group that gets its words.
+    pub(crate) behind: usize,
 }
 
 impl Room {
@@ -21,12 +23,24 @@ impl Room {
     pub(crate) const USUAL: Self = Self {
         events: 1000,
         bytes: 32 << 20,
+        behind: 1000,
     };
     /// For who takes each event at once.
     pub(crate) const ENDLESS: Self = Self {
         events: usize::MAX,
         bytes: u64::MAX,
+        behind: usize::MAX,
     };
+}
+
+const TOO_MANY: &str = "more events wait for words than there is room for";
+
+/// Why an event is published without words that there is no room to keep messages for.
+pub(super) fn too_many() -> EventError {
+    EventError {
+        code: ErrorCode::Busy,
+        message: TOO_MANY.to_owned(),
+    }
 }
 
 /// Events in the order in which their windows ended.
@@ -44,6 +58,8 @@ struct Waiter {
     pending: PendingEvent,
     /// Whether the model is to be asked; else the facts go as they are.
     wordy: bool,
+    /// It need not wait for those of its group that ended before.
+    at_once: bool,
 }
 
 impl Waiting {
@@ -57,6 +73,11 @@ impl Waiting {
         }
     }
 
+    /// The most bytes of what the model is to be shown.
+    pub(super) fn room_bytes(&self) -> u64 {
+        self.room.bytes
+    }
+
     /// How many are not published yet.
     pub(super) fn len(&self) -> usize {
         self.queue.len() + self.at_work.len()
@@ -68,12 +89,35 @@ impl Waiting {
             self.wordy += 1;
             self.bytes += pending.cost();
         }
-        self.queue.push_back(Waiter { pending, wordy });
+        self.queue.push_back(Waiter {
+            pending,
+            wordy,
+            at_once: false,
+        });
         while self.wordy > 1 && (self.wordy > self.room.events || self.bytes > self.room.bytes) {
             let Some(oldest) = self.queue.iter().position(|waiter| waiter.wordy) else {
                 return;
             };
-            self.give_up(oldest, "more events wait for words than there is room for");
+            self.give_up(oldest, TOO_MANY);
+        }
+        self.let_go();
+    }
+
+    /// Where more wait behind others of their group than there is room for, the oldest go out of order.
+    fn let_go(&mut self) {
+        let behind = |waiter: &&mut Waiter| !waiter.wordy && !waiter.at_once;
+        let many = self.queue.len().saturating_sub(self.wordy);
+        if many <= self.room.behind {
+            return;
+        }
+        let over = self
+            .queue
+            .iter_mut()
+            .filter(behind)
+            .count()
+            .saturating_sub(self.room.behind);
+        for waiter in self.queue.iter_mut().filter(behind).take(over) {
+            waiter.at_once = true;
         }
     }
 
@@ -122,13 +166,15 @@ impl Waiting {
     /// Events of one group come in the order of their windows, or a broker that retains them would keep the older one:
     /// while one is at work, the next waits.
     fn take(&mut self, wordy: bool) -> Option<PendingEvent> {
-        let group = |pending: &'_ PendingEvent| (pending.event.rule.clone(), pending.event.group.clone());
-        let mut before: HashSet<(String, String)> = self.at_work.values().map(group).collect();
-        let next = self
-            .queue
-            .iter()
-            .position(|waiter| before.insert(group(&waiter.pending)) && waiter.wordy == wordy)?;
-        let Waiter { pending, wordy } = self.queue.remove(next)?;
+        fn group(pending: &PendingEvent) -> (&str, &str) {
+            (&pending.event.rule, &pending.event.group)
+        }
+        let mut before: HashSet<(&str, &str)> = self.at_work.values().map(group).collect();
+        let next = self.queue.iter().position(|waiter| {
+            let first = before.insert(group(&waiter.pending));
+            (first || waiter.at_once) && waiter.wordy == wordy
+        })?;
+        let Waiter { pending, wordy, .. } = self.queue.remove(next)?;
         if wordy {
             self.wordy -= 1;
             self.bytes -= pending.cost();
