@@ -11,9 +11,10 @@ use crate::engine_handle::EngineHandle;
 use crate::job::JobKey;
 use crate::ledger::Closed;
 use crate::reply::{ErrorCode, Reply};
+use crate::rules::Time;
 use crate::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
-use crate::store::Signals;
+use crate::store::{Signals, wall_ms};
 
 /// The task that starts jobs, takes their ends and hands outcomes on.
 pub(crate) struct Dispatcher {
@@ -86,7 +87,7 @@ impl Dispatcher {
     fn hand_over(&self, permit: Option<Permit<'_, Reply>>) {
         let mut ledger = self.shared.ledger();
         if let Some(permit) = permit {
-            if let Some(reply) = ledger.take_outgoing() {
+            if let Some(reply) = ledger.take_outgoing(Time(wall_ms())) {
                 permit.send(reply);
             }
         } else {

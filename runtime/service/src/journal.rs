@@ -1,11 +1,16 @@
 //! The ledger's pen: collects changes and hands them to the store, or drops them where there is none.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::store::{Batch, Change, Moment, Restored, Signals, Store, Unstored};
+
+/// What may wait for the disk in memory, in bytes, before what needs no answer is dropped. All else waits for its answer,
+/// and has bounds of its own.
+const UNWRITTEN: u64 = 16 << 20;
 
 /// A batch on its way to the disk.
 #[derive(Debug)]
@@ -60,6 +65,13 @@ impl Journal {
             return None;
         }
         store.signals().health.borrow().failing.clone()
+    }
+
+    /// Whether the disk is so slow that what is handed over piles up in memory.
+    pub(crate) fn is_behind(&self) -> bool {
+        self.store
+            .as_ref()
+            .is_some_and(|store| store.signals().unwritten.load(Ordering::Relaxed) > UNWRITTEN)
     }
 
     /// Bytes in use and the most that may be, if it is more.
@@ -148,5 +160,35 @@ impl Journal {
             });
             self.number += 1;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::{LastEnd, StoreConfig};
+
+    #[test]
+    fn a_slow_disk_is_known_by_the_bytes_that_wait() {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            folder: folder.path().to_owned(),
+            max_bytes: 1 << 30,
+            memory_fallback: false,
+        };
+        let mut journal = Journal::new(Some(Store::open(config, LastEnd::Innocent).unwrap()));
+        let signals = journal.signals().unwrap();
+        for n in 0..100 {
+            journal.note(Change::Refused { receipt: [n; 32] });
+            journal.send();
+        }
+        // Everything is counted back once it is written.
+        let last = journal.number() - 1;
+        while journal.committed() < last || signals.unwritten.load(Ordering::Relaxed) > 0 {
+            std::thread::yield_now();
+        }
+        assert!(!journal.is_behind());
+        signals.unwritten.store(UNWRITTEN + 1, Ordering::Relaxed);
+        assert!(journal.is_behind());
     }
 }

@@ -6,6 +6,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 const MINUTE: f64 = 60.0;
+/// Clients that are told apart: a name may be new with each request.
+const CLIENTS_AT_MOST: usize = 16_384;
 
 /// Budgets a minute; `None` is no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -22,6 +24,8 @@ pub struct Quota {
 pub(crate) struct Quotas {
     quota: Quota,
     clients: HashMap<Option<String>, Used>,
+    /// How many there were when those that have rested were last forgotten.
+    swept: usize,
 }
 
 /// Filled at a steady pace up to a minute's worth; tokens may be overdrawn by the last request that was let in.
@@ -37,6 +41,7 @@ impl Quotas {
         Self {
             quota,
             clients: HashMap::new(),
+            swept: 0,
         }
     }
 
@@ -93,6 +98,9 @@ impl Quotas {
     fn of(&mut self, client: Option<&String>, now: Instant) -> &mut Used {
         let full = |budget: Option<u32>| budget.map_or(0.0, f64::from);
         let (requests, tokens) = (full(self.quota.requests), full(self.quota.tokens));
+        // Beyond so many, new clients share the budget of those without a topic of their own.
+        let known = self.clients.len() < CLIENTS_AT_MOST;
+        let client = client.filter(|client| known || self.clients.contains_key(&Some((*client).clone())));
         let used = self.clients.entry(client.cloned()).or_insert(Used {
             requests,
             tokens,
@@ -108,9 +116,11 @@ impl Quotas {
     /// Client names come from outside: those that have their whole budget again need no memory.
     fn forget_rested(&mut self, now: Instant) {
         const MANY: usize = 1024;
-        if self.clients.len() >= MANY {
+        let most = (2 * self.swept).clamp(MANY, CLIENTS_AT_MOST);
+        if self.clients.len() >= most {
             self.clients
                 .retain(|_, used| now.saturating_duration_since(used.at) < Duration::from_mins(2));
+            self.swept = self.clients.len();
         }
     }
 }
@@ -143,6 +153,29 @@ mod tests {
         );
         assert_eq!(quotas.enter(None, start), Ok(()), "another client has its own");
         assert_eq!(quotas.enter(client.as_ref(), start + wait), Ok(()));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn no_more_clients_are_remembered_than_there_is_room_for() {
+        let start = Instant::now();
+        let mut quotas = Quotas::new(Quota {
+            requests: Some(1),
+            tokens: None,
+        });
+        for name in 0..2 * CLIENTS_AT_MOST {
+            let _ = quotas.enter(Some(&name.to_string()), start);
+        }
+        assert!(
+            quotas.clients.len() <= CLIENTS_AT_MOST + 1,
+            "{}",
+            quotas.clients.len()
+        );
+        assert!(quotas.enter(Some(&"new".to_owned()), start).is_err());
+        assert_eq!(
+            quotas.enter(Some(&"new".to_owned()), start + Duration::from_mins(3)),
+            Ok(())
+        );
+        assert!(quotas.clients.len() < 3);
     }
 
     #[tokio::test(start_paused = true)]

@@ -42,6 +42,20 @@ pub enum ReplyBody {
     Event(Box<Published>),
 }
 
+impl ReplyBody {
+    /// Bytes of the texts in it.
+    pub(crate) fn texts(&self) -> u64 {
+        let bytes = match self {
+            Self::Chunk { delta, .. } => delta.len(),
+            Self::Final(answer) => answer.text.len(),
+            Self::Error(refusal) => refusal.message.len(),
+            Self::DeadLetter(letter) => letter.message.len() + letter.payload.len(),
+            Self::Event(published) => return published.cost(),
+        };
+        bytes as u64
+    }
+}
+
 /// What could not be served.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {

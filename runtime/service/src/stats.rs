@@ -25,4 +25,6 @@ pub struct Stats {
     pub outcomes_waiting: usize,
     /// Messages that are stored until the broker acknowledges them.
     pub undelivered: usize,
+    /// Refusals and dead letters that were dropped: more waited for the broker than there is room for.
+    pub replies_dropped: u64,
 }

@@ -483,3 +483,45 @@ async fn what_empties_the_store_empties_it_of_windows() {
     observe(&bench, [3.0]).await;
     assert!(bench.asks_nothing().await, "a window of one message");
 }
+
+#[tokio::test]
+async fn events_that_wait_are_bounded_in_memory_and_in_the_store() {
+    const EVENTS: u64 = 600;
+    let folder = tempfile::tempdir().unwrap();
+    let store = StoreConfig {
+        folder: folder.path().to_owned(),
+        max_bytes: 1 << 30,
+        memory_fallback: false,
+    };
+    let mut each = rule("r");
+    each.words.prompt = PromptSource::None;
+    each.window.kind = WindowKind::Count { messages: 1 };
+    let config = ServiceConfig {
+        event_bytes: 64 << 10,
+        ..config(vec![each])
+    };
+    let opened = Store::open(store, LastEnd::Innocent).unwrap();
+    let mut bench = Bench::on(config, 1, 64, Some(opened));
+    observe(&bench, (0..EVENTS).map(|n| f64::from(u32::try_from(n).unwrap()))).await;
+    let dropped = async {
+        // The last of them is on its way to the store.
+        while bench.service.rule_counters().events < EVENTS {
+            tokio::task::yield_now().await;
+        }
+        bench.service.rule_counters()
+    };
+    let counters = dropped.await;
+    assert!(counters.events_bytes <= 64 << 10, "{counters:?}");
+    assert!(counters.events_dropped > 300, "{counters:?}");
+    let mut taken = 0;
+    let mut last = None;
+    for _ in 0..EVENTS - counters.events_dropped {
+        let (event, _) = event(&mut bench).await;
+        last = event.stats[0].1.last.clone();
+        taken += 1;
+    }
+    #[allow(clippy::cast_precision_loss)]
+    let newest = Value::Number((EVENTS - 1) as f64);
+    assert_eq!((taken, last), (EVENTS - counters.events_dropped, Some(newest)));
+    assert_eq!(bench.service.rule_counters().events_bytes, 0);
+}

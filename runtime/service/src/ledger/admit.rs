@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::restore::record;
 use super::run::promised;
-use super::{ADDRESSES, Entry, Ledger, Outgoing, State, Verdict, Waiting, is_internal};
+use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::reply::{ErrorCode, Refusal};
@@ -119,10 +119,7 @@ impl Ledger {
         if let State::Done(body, _) = &entry.state {
             let body = body.clone();
             // One that has not left yet serves both.
-            let waits = |out: &Outgoing| {
-                out.reply.key == job.key && out.reply.address == job.reply && out.reply.body == body
-            };
-            if !is_internal(&job.key) && !self.outgoing.iter().any(waits) {
+            if !is_internal(&job.key) && !self.is_leaving(&job.key, &job.reply, &body) {
                 if self.replies_waiting() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }

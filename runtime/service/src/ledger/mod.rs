@@ -5,6 +5,9 @@
 //! order; outcomes leave once the journal is safe.
 
 mod admit;
+mod events;
+#[cfg(test)]
+mod events_tests;
 mod outgoing;
 mod restore;
 mod run;
@@ -24,11 +27,13 @@ use crate::pace::Pace;
 use crate::quota::{Quota, Quotas};
 use crate::receipts::{Receipt, Receipts};
 use crate::reply::{Reply, ReplyBody};
+use crate::rules::Time;
 use crate::rules::record::RuleChange;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
 use crate::store::{Change, Tries};
 use crate::witness::Witnesses;
+use events::{EventMark, Events};
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
 /// that changes its response topic when it reconnects.
@@ -56,6 +61,8 @@ pub(crate) struct Limits {
     pub(crate) keep_for: Duration,
     pub(crate) keep_outcomes: usize,
     pub(crate) keep_bytes: usize,
+    /// What events that wait for the broker may cost, in bytes.
+    pub(crate) event_bytes: u64,
     pub(crate) session_ttl: Duration,
     pub(crate) session_memory: usize,
     pub(crate) quota: Quota,
@@ -146,10 +153,29 @@ impl Entry {
     }
 }
 
-/// A message that waits for its batch of the journal to be safe.
+/// A message that waits for its batch of the journal to be safe, and for somebody to take it.
 struct Outgoing {
     safe_with: u64,
+    leaving: Leaving,
+    /// What is to be known of an event.
+    event: Option<EventMark>,
+    /// What it takes in bytes, if it is no outcome of a job: those have bounds of their own.
+    notice: Option<u64>,
+}
+
+/// Where the message is.
+enum Leaving {
+    /// Among those that the broker has not acknowledged.
+    Kept(u64),
+    /// Here: nothing is kept of it when it has left.
+    Alone(Box<Reply>),
+}
+
+/// A message that is kept until the broker has it.
+struct Undelivered {
     reply: Reply,
+    /// When it was handed on: the expiry of an event counts from then.
+    since: Time,
 }
 
 struct Kept {
@@ -185,8 +211,14 @@ pub(crate) struct Ledger {
     kept: VecDeque<Kept>,
     kept_bytes: usize,
     outgoing: VecDeque<Outgoing>,
+    /// The events among them.
+    events: Events,
+    /// What refusals and dead letters among them take, in bytes.
+    notices: u64,
+    /// Refusals and dead letters that were dropped for want of room.
+    notices_dropped: u64,
     /// Messages that the broker has not acknowledged, those in `outgoing` among them; only what is durable.
-    undelivered: BTreeMap<u64, Reply>,
+    undelivered: BTreeMap<u64, Undelivered>,
     deliveries: u64,
     /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
     receipts: Receipts,
@@ -227,6 +259,9 @@ impl Ledger {
             kept: VecDeque::new(),
             kept_bytes: 0,
             outgoing: VecDeque::new(),
+            events: Events::default(),
+            notices: 0,
+            notices_dropped: 0,
             undelivered: BTreeMap::new(),
             deliveries: 0,
             receipts: Receipts::default(),
@@ -316,6 +351,11 @@ impl Ledger {
         self.journal.failing()
     }
 
+    /// Whether the store is too slow to take more of what waits for no answer.
+    pub(crate) fn store_behind(&self) -> bool {
+        self.journal.is_behind()
+    }
+
     /// Takes the store out: what is decided from here on is not kept.
     pub(crate) fn close_store(&mut self) -> Journal {
         std::mem::replace(&mut self.journal, Journal::new(None))
@@ -338,6 +378,7 @@ impl Ledger {
             refused: self.refused,
             outcomes_waiting: self.outgoing.len(),
             undelivered: self.undelivered.len(),
+            replies_dropped: self.notices_dropped,
         }
     }
 }

@@ -2,14 +2,21 @@
 
 use tokio::sync::oneshot;
 
-use super::{Ledger, Outgoing, State};
+use super::events::EventMark;
+use super::{Leaving, Ledger, Outgoing, State, Undelivered};
 use crate::job::{JobKey, ReplyAddress};
 use crate::journal::Stored;
 use crate::receipts::Receipt;
 use crate::reply::{Reply, ReplyBody};
-use crate::rules::Published;
 use crate::rules::record::RuleChange;
+use crate::rules::{Published, Time};
 use crate::store::Change;
+
+/// What refusals and dead letters may take that wait to leave, in bytes. A client that sends more than the broker takes from
+/// us must not fill the memory with answers.
+const NOTICES: u64 = 8 << 20;
+/// What one takes beside its content.
+const NOTICE: u64 = 512;
 
 impl Ledger {
     /// Sends what is no job's outcome: a refusal, a dead letter. It leaves when this is stored; `receipt` is remembered
@@ -22,7 +29,23 @@ impl Ledger {
         receipt: Option<Receipt>,
     ) -> Option<Stored> {
         self.note_receipt(receipt);
-        self.send(key, address, body);
+        let bytes = NOTICE + (address.topic.len() + address.correlation.as_ref().map_or(0, Vec::len)) as u64;
+        let bytes = bytes + body.texts();
+        if self.notices > 0 && self.notices + bytes > NOTICES {
+            if self.notices_dropped == 0 {
+                tracing::warn!(
+                    bytes = self.notices,
+                    "refusals are dropped, and their senders not told: the broker takes them slower than they come"
+                );
+            }
+            self.notices_dropped += 1;
+        } else {
+            self.notices += bytes;
+            self.send(key, address, body);
+            if let Some(out) = self.outgoing.back_mut() {
+                out.notice = Some(bytes);
+            }
+        }
         self.journal.send_and_wait()
     }
 
@@ -59,7 +82,13 @@ impl Ledger {
     }
 
     /// Puts an event among the messages that leave; the jobs that worded it are forgotten. All of it is stored together.
-    pub(crate) fn publish_event(&mut self, published: Published, change: RuleChange, jobs: &[JobKey]) {
+    pub(crate) fn publish_event(
+        &mut self,
+        published: Published,
+        change: RuleChange,
+        jobs: &[JobKey],
+        wall: Time,
+    ) {
         let key = JobKey {
             client: None,
             id: published.event.event_id.clone(),
@@ -69,7 +98,8 @@ impl Ledger {
             correlation: None,
             traceparent: None,
         };
-        self.send(key, address, ReplyBody::Event(Box::new(published)));
+        self.send_at(key, address, ReplyBody::Event(Box::new(published)), wall);
+        self.make_room_for_events(wall);
         self.journal.note(Change::Rule(change));
         for key in jobs {
             self.forget(key);
@@ -79,6 +109,11 @@ impl Ledger {
 
     /// Puts a message among those that leave, and in the journal.
     pub(super) fn send(&mut self, key: JobKey, address: ReplyAddress, body: ReplyBody) {
+        // Only the expiry of events counts from then.
+        self.send_at(key, address, body, Time::default());
+    }
+
+    fn send_at(&mut self, key: JobKey, address: ReplyAddress, body: ReplyBody, since: Time) {
         let delivery = self.journal.is_durable().then(|| {
             self.deliveries += 1;
             self.deliveries
@@ -90,12 +125,54 @@ impl Ledger {
             delivery,
         };
         let mut safe_with = 0;
-        if let Some(delivery) = delivery {
+        if delivery.is_some() {
             safe_with = self.journal.number();
             self.journal.note(Change::Post(Box::new(reply.clone())));
-            self.undelivered.insert(delivery, reply.clone());
         }
-        self.outgoing.push_back(Outgoing { safe_with, reply });
+        let out = self.outgoing(reply, safe_with, since);
+        self.outgoing.push_back(out);
+    }
+
+    /// Puts a message of an earlier process before all others.
+    pub(super) fn send_again(&mut self, reply: Reply, since: Time) {
+        let out = self.outgoing(reply, 0, since);
+        self.outgoing.push_front(out);
+    }
+
+    fn outgoing(&mut self, reply: Reply, safe_with: u64, since: Time) -> Outgoing {
+        let event = EventMark::of(&reply, since);
+        if let Some(event) = &event {
+            self.events.came(event);
+        }
+        let leaving = match reply.delivery {
+            Some(delivery) => {
+                self.undelivered.insert(delivery, Undelivered { reply, since });
+                Leaving::Kept(delivery)
+            }
+            None => Leaving::Alone(Box::new(reply)),
+        };
+        Outgoing {
+            safe_with,
+            leaving,
+            event,
+            notice: None,
+        }
+    }
+
+    /// The message itself; none of one that was forgotten meanwhile.
+    pub(super) fn message<'a>(&'a self, out: &'a Outgoing) -> Option<&'a Reply> {
+        match &out.leaving {
+            Leaving::Kept(delivery) => self.undelivered.get(delivery).map(|kept| &kept.reply),
+            Leaving::Alone(reply) => Some(reply),
+        }
+    }
+
+    /// Whether such a message has not left yet.
+    pub(super) fn is_leaving(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
+        let outcomes = self.outgoing.iter().filter(|out| out.event.is_none());
+        outcomes
+            .filter_map(|out| self.message(out))
+            .any(|reply| reply.key == *key && reply.address == *address && reply.body == *body)
     }
 
     /// Whether a message may leave.
@@ -103,10 +180,26 @@ impl Ledger {
         self.next_outgoing().is_some()
     }
 
-    /// The oldest message that may leave and has not.
-    pub(crate) fn take_outgoing(&mut self) -> Option<Reply> {
-        let next = self.next_outgoing()?;
-        self.outgoing.remove(next).map(|out| out.reply)
+    /// The oldest message that may leave and has not; of an event, with what is left of its expiry.
+    pub(crate) fn take_outgoing(&mut self, wall: Time) -> Option<Reply> {
+        loop {
+            let next = self.next_outgoing()?;
+            let out = self.outgoing.remove(next)?;
+            if let Some(event) = &out.event {
+                self.events.left(event);
+            }
+            self.notices = self.notices.saturating_sub(out.notice.unwrap_or(0));
+            let reply = match out.leaving {
+                Leaving::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
+                Leaving::Alone(reply) => {
+                    let since = out.event.as_ref().map_or(wall, EventMark::since);
+                    Some(Undelivered { reply: *reply, since }.left(wall))
+                }
+            };
+            if reply.is_some() {
+                return reply;
+            }
+        }
     }
 
     /// Nearly always the first. While the store fails, outcomes wait and refusals pass them.
@@ -117,14 +210,15 @@ impl Ledger {
 
     /// Messages to clients that have not left. Events are none: many windows may end at once, and no client can help it.
     pub(super) fn replies_waiting(&self) -> usize {
-        let is_reply = |out: &&Outgoing| !matches!(out.reply.body, ReplyBody::Event(_));
-        self.outgoing.iter().filter(is_reply).count()
+        self.outgoing.len().saturating_sub(self.events.waiting())
     }
 
     /// Nobody takes outcomes any more.
     pub(crate) fn discard_outgoing(&mut self) -> usize {
         let lost = self.outgoing.len();
         self.outgoing.clear();
+        self.events.clear();
+        self.notices = 0;
         lost
     }
 }

@@ -6,19 +6,25 @@ use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
 use super::settle::size;
-use super::{CRASHES, Entry, Kept, Ledger, Outgoing, Place, State, Waiting};
+use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::Journal;
 use crate::prompts::Prompts;
 use crate::reply::{DeadLetter, ErrorCode, Reply, ReplyBody};
+use crate::rules::Time;
 use crate::rules::record::RestoredRules;
 use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
-    pub(crate) fn restore_if_any(&mut self, prompts: &dyn Prompts, now: Instant) -> Option<RestoredRules> {
+    pub(crate) fn restore_if_any(
+        &mut self,
+        prompts: &dyn Prompts,
+        now: Instant,
+        wall: Time,
+    ) -> Option<RestoredRules> {
         let restored = self.journal.take_restored()?;
-        Some(self.restore(restored, prompts, now))
+        Some(self.restore(restored, prompts, now, wall))
     }
 
     /// Takes over what an earlier process left of requests and outcomes.
@@ -27,6 +33,7 @@ impl Ledger {
         restored: Restored,
         prompts: &dyn Prompts,
         now: Instant,
+        wall: Time,
     ) -> RestoredRules {
         let Restored {
             jobs,
@@ -50,11 +57,9 @@ impl Ledger {
         );
         // Before any of our own.
         for reply in self.renumbered(outbox).into_iter().rev() {
-            if let Some(delivery) = reply.delivery {
-                self.undelivered.insert(delivery, reply.clone());
-            }
-            self.outgoing.push_front(Outgoing { safe_with: 0, reply });
+            self.send_again(reply, wall);
         }
+        self.sweep_events(wall);
         self.receipts.restore(receipts, former_receipts);
         if self.link_note.is_none() {
             self.link_note = link_note;
@@ -187,7 +192,7 @@ impl Ledger {
     }
 
     /// Writes everything that is to be kept anew, for a store that has missed something.
-    pub(crate) fn write_all(&mut self, rules: &RestoredRules) {
+    pub(crate) fn write_all(&mut self, rules: &RestoredRules, wall: Time) {
         let mut all: Vec<Change> = rules.changes().into_iter().map(Change::Rule).collect();
         for (key, entry) in &self.jobs {
             let key = key.clone();
@@ -221,7 +226,7 @@ impl Ledger {
         all.extend(
             self.undelivered
                 .values()
-                .map(|reply| Change::Post(Box::new(reply.clone()))),
+                .map(|kept| Change::Post(Box::new(kept.left(wall)))),
         );
         all.extend(self.receipts.rows().map(Change::Received));
         all.extend(self.link_note.clone().map(Change::LinkNote));

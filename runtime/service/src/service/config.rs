@@ -40,6 +40,8 @@ pub struct ServiceConfig {
     pub rule_jobs: usize,
     /// The most that the messages of open windows may cost, in memory and in the store, in bytes.
     pub rules_bytes: u64,
+    /// The most that events may cost that wait for the broker, in memory and in the store, in bytes; the oldest go first.
+    pub event_bytes: u64,
     /// Who is told of every end.
     pub witnesses: Witnesses,
 }
@@ -61,6 +63,7 @@ impl Default for ServiceConfig {
             rules: Vec::new(),
             rule_jobs: 2,
             rules_bytes: 64 << 20,
+            event_bytes: 64 << 20,
             witnesses: Witnesses::default(),
         }
     }
@@ -77,6 +80,7 @@ impl ServiceConfig {
             keep_for: self.keep_for,
             keep_outcomes: self.keep_outcomes,
             keep_bytes: self.keep_bytes,
+            event_bytes: self.event_bytes,
             session_ttl: self.session_ttl,
             session_memory: self.session_memory,
             quota: self.quota,

@@ -204,7 +204,16 @@ impl Service {
 
     /// How rules are doing.
     pub fn rule_counters(&self) -> RuleCounters {
-        self.shared.book().counters()
+        let counters = self.shared.book().counters();
+        let ledger = self.shared.ledger();
+        let events = ledger.event_counters();
+        RuleCounters {
+            events_expired: events.expired,
+            events_superseded: events.superseded,
+            events_dropped: events.dropped,
+            events_bytes: ledger.event_bytes(),
+            ..counters
+        }
     }
 
     /// How the engine's thread is doing.
@@ -276,6 +285,13 @@ impl Service {
     /// The broker has acknowledged the message of this [`Reply::delivery`]: it is kept no longer.
     pub fn delivered(&self, delivery: u64) {
         self.shared.ledger().delivered(delivery);
+        self.shared.changed();
+    }
+
+    /// The expiry of an event, of that [`Reply::delivery`], has passed before the broker had it: it is kept no longer, and
+    /// counted.
+    pub fn expired(&self, delivery: Option<u64>) {
+        self.shared.ledger().expired(delivery);
         self.shared.changed();
     }
 

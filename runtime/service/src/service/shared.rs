@@ -87,7 +87,8 @@ impl Shared {
                 book.redelivered();
                 return None;
             }
-            ledger.store_failing().is_none()
+            // The broker holds back what it waits for; QoS 0 comes however slow the disk is.
+            ledger.store_failing().is_none() && (receipt.is_some() || !ledger.store_behind())
         };
         let changes = if storable {
             book.observe(message, wall())
@@ -118,7 +119,10 @@ impl Shared {
         let mut book = self.book();
         let now = wall();
         let changes = book.tick(now);
-        self.ledger().note_rules(changes);
+        let mut ledger = self.ledger();
+        ledger.note_rules(changes);
+        ledger.sweep_events_in_time(now);
+        drop(ledger);
         if let Some(due) = book.words_due() {
             self.waker.needed_in(due.since(now));
         }
@@ -141,7 +145,7 @@ impl Shared {
         self.witnesses.tell(|witness| witness.event(&published.event));
         let mut book = self.book();
         let change = book.posted(&published.event);
-        self.ledger().publish_event(published, change, jobs);
+        self.ledger().publish_event(published, change, jobs, wall());
         drop(book);
         self.changed();
     }
@@ -151,7 +155,7 @@ impl Shared {
         let mut book = self.book();
         let restored = self
             .ledger()
-            .restore_if_any(self.prompts.as_ref(), Instant::now());
+            .restore_if_any(self.prompts.as_ref(), Instant::now(), wall());
         if let Some(restored) = restored {
             let changes = book.restore(restored, wall());
             self.ledger().note_rules(changes);
@@ -163,7 +167,7 @@ impl Shared {
     pub(crate) fn write_all(&self) {
         let book = self.book();
         let rules = book.all();
-        self.ledger().write_all(&rules);
+        self.ledger().write_all(&rules, wall());
     }
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {

@@ -7,7 +7,7 @@ use super::record::JobRecord;
 use crate::job::{JobKey, ReplyAddress};
 use crate::receipts::ReceiptRow;
 use crate::reply::{Reply, ReplyBody};
-use crate::rules::record::RuleChange;
+use crate::rules::record::{PendingEvent, RuleChange};
 
 /// One change of what is kept.
 #[derive(Debug, Clone)]
@@ -65,6 +65,33 @@ impl Change {
             | Self::Received(_)
             | Self::ForgetReceipts => false,
         }
+    }
+}
+
+impl Change {
+    /// About what it takes in memory until it is written, in bytes.
+    fn cost(&self) -> u64 {
+        const CHANGE: u64 = 256;
+        let content = match self {
+            Self::Accept(record) => (record.prompt.len() * 4) as u64,
+            Self::Settle { body, .. } => body.texts(),
+            Self::Post(reply) => reply.body.texts(),
+            Self::Rule(RuleChange::Message(message)) => message.cost(),
+            Self::Rule(RuleChange::Close(ended)) => {
+                let pending = ended.pending.as_ref().map_or(0, PendingEvent::cost);
+                8 * ended.forget.len() as u64 + pending
+            }
+            Self::Rule(RuleChange::Pending(pending)) => pending.cost(),
+            _ => 0,
+        };
+        CHANGE + content
+    }
+}
+
+impl Batch {
+    /// About what it takes in memory until it is written, in bytes.
+    pub(crate) fn cost(&self) -> u64 {
+        self.changes.iter().map(Change::cost).sum()
     }
 }
 

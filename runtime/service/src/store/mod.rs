@@ -20,6 +20,7 @@ mod tool;
 mod writer;
 
 use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, mpsc};
 use std::thread::JoinHandle;
 
@@ -95,9 +96,15 @@ pub struct StoreHealth {
 pub struct Store {
     config: StoreConfig,
     clock: Clock,
-    batches: Option<mpsc::Sender<Batch>>,
+    batches: Option<mpsc::Sender<Unwritten>>,
     signals: Arc<Signals>,
     thread: Option<JoinHandle<()>>,
+}
+
+/// A batch on its way to the thread.
+struct Unwritten {
+    batch: Batch,
+    cost: u64,
 }
 
 /// What the store's thread tells.
@@ -110,6 +117,8 @@ pub(crate) struct Signals {
     pub(crate) restored: Mutex<Option<Restored>>,
     /// Counts the times that all there is must be given anew.
     pub(crate) refill: watch::Sender<u64>,
+    /// What the batches take that were handed over and are not written, in bytes.
+    pub(crate) unwritten: AtomicU64,
     /// Something of the above is new.
     pub(crate) news: Notify,
 }
@@ -176,8 +185,11 @@ impl Store {
     /// Hands a batch over; never waits.
     pub(crate) fn send(&self, batch: Batch) {
         if let Some(batches) = &self.batches {
+            let cost = batch.cost();
             // An error: the thread has died, and its panic is in the log.
-            let _ = batches.send(batch);
+            if batches.send(Unwritten { batch, cost }).is_ok() {
+                self.signals.unwritten.fetch_add(cost, Ordering::Relaxed);
+            }
         }
     }
 }

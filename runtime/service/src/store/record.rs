@@ -7,13 +7,13 @@ use std::time::Duration;
 use phi_edge_engine::{Sampling, TokenId};
 use serde::{Deserialize, Serialize};
 
-use super::clock::Moment;
+use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::receipts::{Mark, ReceiptRow};
 use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
-use crate::rules::Published;
 use crate::rules::record::RestoredRules;
+use crate::rules::{Published, Time};
 use crate::trace::TraceParent;
 
 /// What was tried with a job.
@@ -241,6 +241,9 @@ pub(super) enum BodyRow {
     Event {
         event: Box<EventRow>,
         output: OutputRow,
+        /// When its expiry passes, in milliseconds since 1970; none of rows of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expires: Option<i64>,
     },
 }
 
@@ -302,6 +305,10 @@ impl BodyRow {
             ReplyBody::Event(published) => Self::Event {
                 event: Box::new(EventRow::of(&published.event)),
                 output: OutputRow::of(&published.output),
+                expires: published
+                    .output
+                    .expiry
+                    .map(|expiry| Time(wall_ms()).after(expiry).0),
             },
         })
     }
@@ -358,10 +365,20 @@ impl BodyRow {
                 bytes: bytes.max(payload.bytes().len()),
                 payload: payload.bytes().to_vec(),
             }),
-            Self::Event { event, output } => ReplyBody::Event(Box::new(Published {
-                event: event.event()?,
-                output: output.output(),
-            })),
+            Self::Event {
+                event,
+                output,
+                expires,
+            } => {
+                let mut output = output.output();
+                let left = expires.map(|expires| Time(expires).since(Time(wall_ms())));
+                // A clock that was set back gives no event more time than it had.
+                output.expiry = output.expiry.map(|expiry| left.unwrap_or(expiry).min(expiry));
+                ReplyBody::Event(Box::new(Published {
+                    event: event.event()?,
+                    output,
+                }))
+            }
         })
     }
 }
@@ -408,4 +425,44 @@ mod tests {
             other => panic!("{other:?}"),
         }
     }
+
+    #[test]
+    fn an_expiry_goes_on_over_a_restart() {
+        let minute = std::time::Duration::from_mins(1);
+        let row = |expires: Option<i64>| BodyRow::Event {
+            event: serde_json::from_str(EVENT).unwrap(),
+            output: OutputRow::of(&crate::rules::Output {
+                topic: "t".into(),
+                qos: 1,
+                expiry: Some(minute),
+                retain: false,
+            }),
+            expires,
+        };
+        let expiry = |row: BodyRow| match row.body() {
+            Some(ReplyBody::Event(published)) => published.output.expiry.unwrap(),
+            other => panic!("{other:?}"),
+        };
+        let now = wall_ms();
+        let left = expiry(row(Some(now + 30_000)));
+        assert!(left <= minute / 2 && left > minute / 3, "{left:?}");
+        assert_eq!(expiry(row(Some(now - 1))), std::time::Duration::ZERO);
+        assert_eq!(
+            expiry(row(Some(now + 3_600_000))),
+            minute,
+            "the clock was set back"
+        );
+        assert_eq!(expiry(row(None)), minute, "an earlier version wrote it");
+        let Some(ReplyBody::Event(published)) = row(None).body() else {
+            panic!("no event")
+        };
+        let written = BodyRow::of(&ReplyBody::Event(published)).unwrap();
+        let text = serde_json::to_string(&written).unwrap();
+        assert!(text.contains("\"expires\":1"), "{text}");
+    }
+
+    const EVENT: &str = r#"{"event_id":"e1","rule":"r","group":"g","start":1,"end":2,"reason":"due","messages":1,
+        "late":0,"left_out":0,"dropped":0,"closed_late":false,"stats":[],"text":null,"unsupported_numbers":null,
+        "data":null,"error":null,"finish_reason":null,"prompt_tokens":0,"completion_tokens":0,"cached_tokens":0,
+        "model":""}"#;
 }

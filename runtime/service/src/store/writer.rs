@@ -1,5 +1,6 @@
 //! The thread that writes.
 
+use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,7 +9,7 @@ use super::change::{Batch, Unstored};
 use super::clock::Clock;
 use super::file::{File, Trouble};
 use super::record::Restored;
-use super::{LastEnd, Signals, StoreConfig, StoreError};
+use super::{LastEnd, Signals, StoreConfig, StoreError, Unwritten};
 use crate::witness::Witnesses;
 
 /// The most batches of one commit: what waits for it must not wait for ever.
@@ -62,15 +63,20 @@ impl Writer {
     }
 
     /// Works until the other end is dropped and everything is written.
-    pub(super) fn run(mut self, inbox: &Receiver<Batch>) {
+    pub(super) fn run(mut self, inbox: &Receiver<Unwritten>) {
         let mut group = Vec::new();
         loop {
+            let mut cost = 0;
+            let mut take = |Unwritten { batch, cost: its }: Unwritten| {
+                cost += its;
+                batch
+            };
             let first = match &self.failing {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
                 Some(failing) => inbox.recv_timeout(failing.again.saturating_duration_since(Instant::now())),
             };
             match first {
-                Ok(batch) => group.push(batch),
+                Ok(unwritten) => group.push(take(unwritten)),
                 Err(RecvTimeoutError::Timeout) => {
                     self.try_again();
                     continue;
@@ -78,11 +84,12 @@ impl Writer {
                 Err(RecvTimeoutError::Disconnected) => break,
             }
             while group.len() < GROUP
-                && let Ok(batch) = inbox.try_recv()
+                && let Ok(unwritten) = inbox.try_recv()
             {
-                group.push(batch);
+                group.push(take(unwritten));
             }
             self.take(&mut group);
+            self.signals.unwritten.fetch_sub(cost, Ordering::Relaxed);
         }
         if let Some(file) = self.file.take() {
             file.close();
