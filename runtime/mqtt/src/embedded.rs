@@ -1,12 +1,28 @@
 //! A broker inside the process, for boxes that have none.
 
 use std::net::SocketAddr;
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use mqtt5::broker::config::{AuthConfig, AuthMethod, StorageBackend, StorageConfig};
 use mqtt5::broker::{BrokerConfig, MqttBroker};
 use tokio::task::JoinHandle;
+
+/// What may wait in memory for a client that is slow to read: so many bytes, if every message is as large as can be. Of what
+/// is beyond, QoS 0 is dropped, and QoS 1 goes to the client's queue.
+const LANE_BYTES: usize = 128 << 20;
+/// The bounds of that in messages. A burst of small ones must not be lost before the other end had a chance to read it.
+const LANE_MESSAGES: RangeInclusive<usize> = 16..=1024;
+/// What is queued for a session whose client is away or behind; beyond it the oldest messages go. On the disk it takes up
+/// to ten times as much.
+const QUEUED_BYTES: usize = 16 << 20;
+const QUEUED_MESSAGES: usize = 10_000;
+/// Retained messages, and the size of one; what is beyond is refused.
+const RETAINED_MESSAGES: usize = 10_000;
+const RETAINED_BYTES: usize = 64 << 10;
+/// Topic filters of one client.
+const SUBSCRIPTIONS: usize = 1000;
 
 /// How the broker is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -80,10 +96,18 @@ impl EmbeddedBroker {
                 ..StorageConfig::default()
             },
         };
+        let storage = storage
+            .with_max_queued_messages_per_client(QUEUED_MESSAGES)
+            .with_max_queued_bytes_per_client(QUEUED_BYTES);
+        let lane = LANE_BYTES / config.max_packet.max(1);
         let broker = BrokerConfig::default()
             .with_bind_address(listen)
             .with_max_packet_size(config.max_packet)
             .with_session_expiry(Duration::from_hours(24))
+            .with_client_channel_capacity(lane.clamp(*LANE_MESSAGES.start(), *LANE_MESSAGES.end()))
+            .with_max_retained_messages(RETAINED_MESSAGES)
+            .with_max_retained_message_size(RETAINED_BYTES)
+            .with_max_subscriptions_per_client(SUBSCRIPTIONS)
             .with_sys_topics_enabled(false)
             .with_auth(auth)
             .with_storage(storage);

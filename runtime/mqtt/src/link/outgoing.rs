@@ -5,6 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use bytes::Bytes;
 use phi_edge_service::{Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
+use tokio::time::Instant;
 
 use super::quarantine::Message;
 use crate::topics::{Topics, brief, is_allowed_text};
@@ -22,6 +23,8 @@ pub(crate) struct Outgoing {
     pub(crate) what: What,
     /// Names it to the service, which keeps it until it is told that the broker has it.
     pub(crate) delivery: Option<u64>,
+    /// When it need not be published any more.
+    pub(crate) expires: Option<Instant>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,13 +80,12 @@ impl Outgoing {
         let mut topic = reply.address.topic.clone();
         let mut retain = false;
         let mut at_most_once = false;
+        let mut expires = None;
         if let ReplyBody::Event(published) = &reply.body {
             let output = &published.output;
             retain = output.retain;
             at_most_once = output.qos == 0;
-            properties.message_expiry_interval = output
-                .expiry
-                .map(|expiry| u32::try_from(expiry.as_secs().max(1)).unwrap_or(u32::MAX));
+            expires = output.expiry.map(|expiry| Instant::now() + expiry);
         }
         if let ReplyBody::DeadLetter(_) = &reply.body {
             topic = topics.dead_letter();
@@ -114,7 +116,22 @@ impl Outgoing {
                 },
             },
             delivery: reply.delivery,
+            expires,
         }
+    }
+
+    /// The properties of a publication now, and whether it is still to be: the broker is told what is left of the expiry.
+    pub(crate) fn properties_now(&self) -> Option<PublishProperties> {
+        let mut properties = self.properties.clone();
+        if let Some(expires) = self.expires {
+            let left = expires
+                .checked_duration_since(Instant::now())
+                .filter(|left| !left.is_zero())?;
+            // Whole seconds: the last one is not cut short.
+            let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
+            properties.message_expiry_interval = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
+        }
+        Some(properties)
     }
 
     pub(crate) fn retained(topic: String, payload: Vec<u8>, what: What) -> Self {
@@ -126,6 +143,7 @@ impl Outgoing {
             at_most_once: false,
             what,
             delivery: None,
+            expires: None,
         }
     }
 
@@ -195,5 +213,33 @@ fn json() -> PublishProperties {
         payload_format_indicator: Some(1),
         content_type: Some("application/json".into()),
         ..PublishProperties::default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn the_broker_is_told_what_is_left_of_an_expiry() {
+        let mut event = Outgoing::retained("t".into(), Vec::new(), What::Stats);
+        assert_eq!(
+            event.properties_now().map(|it| it.message_expiry_interval),
+            Some(None)
+        );
+        event.expires = Some(Instant::now() + Duration::from_secs(60));
+        for (passed, left) in [
+            (0, Some(60)),
+            (20, Some(40)),
+            (39, Some(1)),
+            (1, None),
+            (100, None),
+        ] {
+            tokio::time::advance(Duration::from_secs(passed)).await;
+            let told = event.properties_now().map(|it| it.message_expiry_interval);
+            assert_eq!(told, left.map(Some));
+        }
     }
 }

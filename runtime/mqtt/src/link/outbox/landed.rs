@@ -112,6 +112,17 @@ impl Outbox {
         }
     }
 
+    /// It has waited for the broker until its expiry had passed.
+    pub(super) fn expired(&self, outgoing: &Outgoing) {
+        tracing::debug!(
+            topic = outgoing.topic,
+            "an event has expired before it was published"
+        );
+        if let Some(service) = self.service.borrow().as_ref() {
+            service.expired(outgoing.delivery);
+        }
+    }
+
     /// An answer that the broker can't carry becomes an error that it can.
     pub(super) fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
         if let What::Outcome { id, reply_id, .. } = &outgoing.what {

@@ -14,7 +14,7 @@ use rumqttc::{
     UnsubscribeNoticeError,
 };
 use serde_json::Value;
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -30,6 +30,8 @@ use rules::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;
+/// Chunks that are handed to the library and not written to the connection.
+const CHUNKS: usize = 256;
 /// Between two attempts at a subscription that the broker refused.
 const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
 
@@ -58,6 +60,8 @@ pub(super) struct Outbox {
     under_way: usize,
     /// Who is to be told what the connection's end means, once everything that was under way has failed.
     ended: Option<(bool, oneshot::Sender<Wait>)>,
+    /// Room for chunks that are not written yet.
+    chunks: Arc<Semaphore>,
     broker: Option<BrokerLimits>,
     epoch: Epoch,
     subscription: Subscription,
@@ -140,6 +144,7 @@ impl Outbox {
             flights: JoinSet::new(),
             under_way: 0,
             ended: None,
+            chunks: Arc::new(Semaphore::new(CHUNKS)),
             broker: None,
             epoch,
             subscription: Subscription::Asked,

@@ -1,9 +1,10 @@
 //! Publishing what the quarantine lets out, and telling it what comes of that.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::Reply;
-use rumqttc::{AsyncClient, PublishNotice, PublishOptions, QoS};
+use rumqttc::{AsyncClient, PublishNotice, PublishOptions, PublishProperties, QoS};
 use tokio::time::Instant;
 
 use super::{Landed, Outbox, Subscription};
@@ -120,16 +121,23 @@ impl Outbox {
         let fits = self.config.topics.check_form(&chunk.topic).is_ok()
             && self.broker.is_some_and(|broker| size <= broker.max_packet)
             && self.quarantine.may_stream(destination(&chunk.topic), size);
-        let sent = fits
-            && self
-                .gate
-                .publish(self.epoch, |client| {
-                    let options = PublishOptions::at_most_once().properties(chunk.properties);
-                    client.try_publish(chunk.topic, chunk.payload, options).is_ok()
-                })
-                .unwrap_or_default();
-        if !sent {
-            count(&self.counters.chunks_dropped);
+        // The library's own queue has no bound: a broker that is slow to read must not fill it.
+        let room = Arc::clone(&self.chunks).try_acquire_owned().ok().filter(|_| fits);
+        let sent = room.and_then(|room| {
+            let options = PublishOptions::at_most_once().properties(chunk.properties);
+            let sent = self.gate.publish(self.epoch, |client| {
+                client.try_publish_tracked(chunk.topic, chunk.payload, options)
+            });
+            Some((room, sent?.ok()?))
+        });
+        match sent {
+            Some((room, notice)) => {
+                tokio::spawn(async move {
+                    let _ = notice.wait_async().await;
+                    drop(room);
+                });
+            }
+            None => count(&self.counters.chunks_dropped),
         }
     }
 
@@ -201,10 +209,17 @@ impl Outbox {
             return self.quarantine.is_too_large(number, now);
         }
         let padding = padding.min(broker.max_packet.saturating_sub(message.packet_size()));
+        let Some(mut properties) = message.properties_now() else {
+            if let Some(outgoing) = self.quarantine.withdraw(number) {
+                self.expired(&outgoing);
+            }
+            return;
+        };
+        pad(&mut properties, padding);
         let retain = message.retain && broker.retain;
         let sent = self
             .gate
-            .publish(self.epoch, |client| publish(client, &message, retain, padding));
+            .publish(self.epoch, |client| publish(client, &message, properties, retain));
         match sent {
             // The connection is gone: what is under way is known to be, once that is told.
             None | Some(Ok(None)) => {}
@@ -246,16 +261,9 @@ pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
     (control(status), control(&minimal))
 }
 
-/// Hands a message to the client library; there is no notice of QoS 0.
-fn publish(
-    client: &AsyncClient,
-    message: &Outgoing,
-    // The library refuses what the broker would.
-    retain: bool,
-    padding: usize,
-) -> Result<Option<PublishNotice>, String> {
-    let mut properties = message.properties.clone();
-    let mut left = padding;
+/// Makes a packet longer by so many bytes.
+fn pad(properties: &mut PublishProperties, bytes: usize) {
+    let mut left = bytes;
     while left > 0 {
         let piece = left.min(PAD);
         properties
@@ -263,6 +271,16 @@ fn publish(
             .push(("padding".into(), ".".repeat(piece)));
         left -= piece;
     }
+}
+
+/// Hands a message to the client library; there is no notice of QoS 0.
+fn publish(
+    client: &AsyncClient,
+    message: &Outgoing,
+    properties: PublishProperties,
+    // The library refuses what the broker would.
+    retain: bool,
+) -> Result<Option<PublishNotice>, String> {
     let qos = if message.at_most_once {
         QoS::AtMostOnce
     } else {
