@@ -13,8 +13,21 @@ pub(super) enum Line {
     Event(Box<EventLine>),
 }
 
+impl Line {
+    /// Bytes of prompt and answer.
+    pub(super) fn text_bytes(&self) -> usize {
+        match self {
+            Self::Job(_, Some((prompt, answer))) => {
+                size_of_val(prompt.as_slice()) + answer.as_ref().map_or(0, String::len)
+            }
+            Self::Job(_, None) | Self::Refused(_) | Self::Event(_) => 0,
+        }
+    }
+}
+
 /// The end of a job.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 pub(super) struct JobLine {
     #[serde(flatten)]
     who: Who,
@@ -43,6 +56,7 @@ pub(super) struct JobLine {
 
 /// Who it is about.
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 struct Who {
     time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -53,6 +67,7 @@ struct Who {
 }
 
 #[derive(Serialize)]
+#[cfg_attr(test, derive(Default))]
 struct Became {
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<&'static str>,

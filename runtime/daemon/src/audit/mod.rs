@@ -7,7 +7,7 @@ mod file;
 mod line;
 
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -23,6 +23,8 @@ use line::{EventLine, JobLine, Line, RefusedLine};
 
 /// Lines under way to the thread: a burst of a full queue's ends, several times over.
 const LINES: usize = 1024;
+/// What the prompts and answers of these lines may take, in bytes. A single line may be larger.
+const TEXT_BYTES: usize = 16 << 20;
 /// How long the last lines may take at the end.
 const LAST_LINES: Duration = Duration::from_secs(2);
 
@@ -50,6 +52,8 @@ pub(crate) struct AuditCounts(Arc<Counts>);
 struct Counts {
     written: AtomicU64,
     lost: AtomicU64,
+    /// Bytes of texts that are under way.
+    texts: AtomicUsize,
 }
 
 impl AuditCounts {
@@ -130,7 +134,17 @@ impl Audit {
     fn send(&self, line: Line) {
         let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(lines) = lines.as_ref() else { return };
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = lines.try_send(line)
+        let bytes = line.text_bytes();
+        let before = self.counts.0.texts.fetch_add(bytes, Ordering::Relaxed);
+        let sent = if before > 0 && before + bytes > TEXT_BYTES {
+            Err(TrySendError::Full(line))
+        } else {
+            lines.try_send(line)
+        };
+        if sent.is_err() {
+            self.counts.0.texts.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sent
             && self.counts.lose()
         {
             tracing::error!(
@@ -178,6 +192,10 @@ impl Writer {
             .ok();
         let (name, node) = (model.name(), self.config.node.clone());
         while let Ok(line) = inbox.recv() {
+            self.counts
+                .0
+                .texts
+                .fetch_sub(line.text_bytes(), Ordering::Relaxed);
             let texts = |prompt: &[TokenId]| text_of(prompt, self.prompts.detokenizer());
             let line = line.render(&node, &name, digest.as_deref(), &texts);
             let written = self.file.append(&line);
@@ -208,4 +226,35 @@ fn text_of(ids: &[TokenId], mut detokenizer: Box<dyn Detokenizer>) -> String {
     let mut text: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
     text.push_str(&detokenizer.finish());
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn texts_that_wait_for_a_slow_disk_are_bounded_in_bytes() {
+        // No thread takes a line.
+        let (lines, inbox) = sync_channel(LINES);
+        let (_done, done) = sync_channel(0);
+        let audit = Audit {
+            lines: Mutex::new(Some(lines)),
+            counts: AuditCounts::default(),
+            texts: true,
+            done: Mutex::new(done),
+        };
+        let line = |bytes: usize| Line::Job(Box::default(), Some((Vec::new(), Some("x".repeat(bytes)))));
+        audit.send(line(2 * TEXT_BYTES));
+        assert_eq!(audit.counts.lost(), 0, "a single one may be larger");
+        audit.send(line(1));
+        assert_eq!(audit.counts.lost(), 1);
+        let first = inbox.try_recv().map(|line| line.text_bytes());
+        assert_eq!(first, Ok(2 * TEXT_BYTES));
+        audit.counts.0.texts.store(0, Ordering::Relaxed);
+        for _ in 0..20 {
+            audit.send(line(1 << 20));
+        }
+        assert_eq!(audit.counts.lost(), 5);
+        assert_eq!(audit.counts.0.texts.load(Ordering::Relaxed), TEXT_BYTES);
+    }
 }

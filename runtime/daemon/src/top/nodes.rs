@@ -7,6 +7,11 @@ use serde_json::Value;
 
 use crate::terminal;
 
+/// The most nodes that are shown: any publisher can make up names.
+const NODES: usize = 4096;
+/// The largest message that is read; a node's are far below.
+const MESSAGE: usize = 64 << 10;
+
 /// All nodes, by their base topic.
 #[derive(Debug, Default)]
 pub(super) struct Nodes(BTreeMap<String, Node>);
@@ -38,9 +43,15 @@ impl Nodes {
         let Some((base, what)) = topic.rsplit_once('/') else {
             return;
         };
+        if payload.len() > MESSAGE {
+            return;
+        }
         let Ok(value) = serde_json::from_slice::<Value>(payload) else {
             return;
         };
+        if self.0.len() >= NODES && !self.0.contains_key(base) {
+            return;
+        }
         let node = self.0.entry(base.to_owned()).or_default();
         match what {
             "status" => node.status = value,
@@ -193,5 +204,19 @@ mod tests {
         );
         assert_eq!(&lines[2][..2], ["b", "degraded"]);
         assert!(text.ends_with("b: the store fails: disk full\n"), "{text}");
+    }
+
+    #[test]
+    fn made_up_nodes_do_not_fill_the_memory() {
+        let mut nodes = Nodes::default();
+        for n in 0..2 * NODES {
+            nodes.take(&format!("phi-edge/v1/{n}/status"), br#"{"state":"ready"}"#);
+        }
+        nodes.take("phi-edge/v1/0/status", br#"{"state":"degraded"}"#);
+        let long = format!(r#"{{"state":"ready","reason":"{}"}}"#, "x".repeat(MESSAGE));
+        nodes.take("phi-edge/v1/1/status", long.as_bytes());
+        assert_eq!(nodes.rows().len(), NODES);
+        assert!(nodes.text().contains("degraded"));
+        assert!(nodes.text().len() < NODES * 300);
     }
 }
