@@ -121,6 +121,8 @@ metrics! {
         "Outcomes that the link has not taken yet.";
     UNDELIVERED = "phi_edge_undelivered", Kind::Gauge, Count, "",
         "Messages that are stored until the broker acknowledges them.";
+    REPLIES_DROPPED = "phi_edge_replies_dropped_total", Kind::Counter, Count, "",
+        "Refusals and dead letters that were dropped: the broker takes them slower than they come.";
     STORE_BYTES = "phi_edge_store_bytes", Kind::Gauge, Bytes, "", "What the store holds.";
     STORE_LIMIT = "phi_edge_store_limit_bytes", Kind::Gauge, Bytes, "", "The most that it may hold (store.max_size).";
     STORE_FREE = "phi_edge_store_free_bytes", Kind::Gauge, Bytes, "", "What is free on the store's disk; Unix only.";
@@ -135,10 +137,16 @@ metrics! {
     RULE_HELD_BYTES = "phi_edge_rule_held_bytes", Kind::Gauge, Bytes, "", "What these messages take.";
     RULE_HELD_LIMIT = "phi_edge_rule_held_limit_bytes", Kind::Gauge, Bytes, "",
         "The most that they may take (store.max_rules_size).";
+    RULE_WINDOW_BYTES = "phi_edge_rule_window_bytes", Kind::Gauge, Bytes, "",
+        "What open windows hold in memory beside these messages; it has the same limit.";
     RULE_WINDOWS = "phi_edge_rule_windows_total", Kind::Counter, Count, "", "Windows that have ended.";
     RULE_WAITING = "phi_edge_rule_events_waiting", Kind::Gauge, Count, "", "Events that wait for their words.";
     RULE_EVENTS = "phi_edge_rule_events_total", Kind::Counter, Count, "`rule`, `outcome` (`ok`, or an error code)",
         "Events that were handed on.";
+    RULE_UNPUBLISHED = "phi_edge_rule_events_unpublished_total", Kind::Counter, Count,
+        "`reason` (`expired`, `superseded`, `dropped`)", "Events that were not published: the broker was away too long.";
+    RULE_EVENT_BYTES = "phi_edge_rule_events_outgoing_bytes", Kind::Gauge, Bytes, "",
+        "What the events hold that wait for the broker.";
     AUDIT_LINES = "phi_edge_audit_lines_total", Kind::Counter, Count, "",
         "Lines of the audit that were written; only with audit.path.";
     AUDIT_LOST = "phi_edge_audit_lost_total", Kind::Counter, Count, "",

@@ -177,6 +177,7 @@ impl Sources {
         }
         self.set(&c::OUTCOMES_WAITING, float(stats.outcomes_waiting));
         self.set(&c::UNDELIVERED, float(stats.undelivered));
+        self.count(&c::REPLIES_DROPPED, stats.replies_dropped);
     }
 
     fn rules(&self, service: &Service) {
@@ -196,6 +197,15 @@ impl Sources {
         self.set(&c::RULE_HELD_LIMIT, float64(self.bounds.rules));
         self.count(&c::RULE_WINDOWS, rules.windows);
         self.set(&c::RULE_WAITING, float(rules.waiting));
+        self.set(&c::RULE_WINDOW_BYTES, float64(rules.window_bytes));
+        self.set(&c::RULE_EVENT_BYTES, float64(rules.events_bytes));
+        for (reason, count) in [
+            ("expired", rules.events_expired),
+            ("superseded", rules.events_superseded),
+            ("dropped", rules.events_dropped),
+        ] {
+            self.count_one(&c::RULE_UNPUBLISHED, "reason", reason, count);
+        }
     }
 
     fn link(&self) {

@@ -10,6 +10,11 @@ use serde_json::{Value, json};
 use crate::exit::{Exit, Fault};
 use crate::identity;
 
+/// What events may hold that wait for the broker, and their share of `store.max_size` where that is less: most of the store
+/// stays for requests.
+const EVENT_BYTES: u64 = 64 << 20;
+const EVENT_SHARE: u64 = 4;
+
 /// The broker in this process, if the configuration wants one.
 pub(crate) async fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBroker>, Fault> {
     let mqtt = &config.mqtt;
@@ -94,6 +99,7 @@ pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
         model: model.to_owned(),
         rule_jobs: limits.rule_jobs,
         rules_bytes: store.max_rules_size.bytes(),
+        event_bytes: EVENT_BYTES.min(store.max_size.bytes() / EVENT_SHARE),
         ..ServiceConfig::default()
     }
 }

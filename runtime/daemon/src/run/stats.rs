@@ -106,6 +106,7 @@ fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]
         "refused": stats.refused,
         "outcomes_waiting": stats.outcomes_waiting,
         "undelivered": stats.undelivered,
+        "replies_dropped": stats.replies_dropped,
         "link": link,
         "rules": {
             "rules": rules.rules,
@@ -120,6 +121,11 @@ fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]
             "waiting": rules.waiting,
             "events": rules.events,
             "failed": rules.failed,
+            "window_bytes": rules.window_bytes,
+            "events_bytes": rules.events_bytes,
+            "events_expired": rules.events_expired,
+            "events_superseded": rules.events_superseded,
+            "events_dropped": rules.events_dropped,
         },
         "store": {"bytes": store.bytes, "flushes": store.flushes},
         "model": {
