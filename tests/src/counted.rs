@@ -97,7 +97,7 @@ impl CountedEvents {
 }
 
 /// Whole numbers below 2^53 have an exact mean only nearly: their sum is the nearest whole number.
-#[expect(
+#[allow(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,

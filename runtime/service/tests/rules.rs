@@ -59,7 +59,7 @@ fn durable(rules: Vec<Rule>, folder: &Path) -> Bench {
 }
 
 /// A message of which no two are the same to a broker.
-#[expect(
+#[allow(
     clippy::cast_possible_truncation,
     clippy::cast_sign_loss,
     reason = "small numbers, as the tests have them"
@@ -334,6 +334,38 @@ async fn a_bad_rule_changes_nothing() {
         assert!(refused.contains("\"r\"") && refused.contains(says), "{refused}");
     }
     assert_eq!(bench.service.rule_counters().held, 1);
+}
+
+#[tokio::test]
+async fn thousands_that_the_broker_had_under_way_count_once() {
+    const MESSAGES: usize = 5000;
+    let mut large = rule("r");
+    large.window.kind = WindowKind::Count { messages: 10_000 };
+    let folder = tempfile::tempdir().unwrap();
+    let bench = durable(vec![large.clone()], folder.path());
+    let values = || (0..5000_u32).map(f64::from);
+    for value in values() {
+        // Not waited for each: what is written in order is stored in order.
+        drop(bench.service.observe(&message(value)));
+    }
+    bench.service.drain(Duration::ZERO).await;
+    bench.service.close_store().await;
+    drop(bench);
+    // None of the acknowledgements has reached the broker: all comes again.
+    let bench = durable(vec![large], folder.path());
+    settle().await;
+    for value in values() {
+        let again = RuleMessage {
+            redelivered: true,
+            ..message(value)
+        };
+        assert!(bench.service.observe(&again).is_none(), "{value}");
+    }
+    let counters = bench.service.rule_counters();
+    assert_eq!((counters.held, counters.redelivered), (MESSAGES, MESSAGES as u64));
+    // Packet ids come round: what is new counts, whatever it looks like.
+    drop(bench.service.observe(&message(7.0)));
+    assert_eq!(bench.service.rule_counters().held, MESSAGES + 1);
 }
 
 #[tokio::test]

@@ -95,9 +95,9 @@ impl Poller {
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
                 Ok(_) => {}
                 Err(error) => {
+                    let lived = since.take().map(|since| since.elapsed());
                     self.clear();
                     let ended = self.lost(false).await;
-                    let lived = since.take().map(|since| since.elapsed());
                     // What a message is likely to have ended says nothing of the path.
                     self.suspicion.ended(lived.filter(|_| ended == Wait::Backoff));
                     match Fault::of(&error) {

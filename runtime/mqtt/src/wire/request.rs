@@ -6,6 +6,7 @@ use std::time::Duration;
 use phi_edge_service::{ErrorCode, Message, Priority, Role, Sampling};
 use serde::Deserialize;
 use serde::de::IgnoredAny;
+use serde_json::Value;
 
 use super::strict::{Object, TextOr, Word};
 
@@ -199,7 +200,7 @@ struct WireFormat {
     #[serde(rename = "type")]
     kind: Option<String>,
     #[serde(flatten)]
-    members: BTreeMap<String, IgnoredAny>,
+    members: BTreeMap<String, Value>,
 }
 
 #[derive(Deserialize, Clone, Copy)]

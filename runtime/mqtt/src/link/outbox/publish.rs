@@ -92,12 +92,11 @@ impl Outbox {
             return self.chunk(outgoing);
         }
         // Checked here: the library or the broker would end the connection at it.
-        let checked = match outgoing.what {
-            What::Event { .. } => self.config.topics.check_event(&outgoing.topic),
-            _ => {
-                let form = self.config.topics.check_form(&outgoing.topic);
-                form.map_err(TopicError::Invalid)
-            }
+        let checked = if let What::Event { .. } = outgoing.what {
+            self.config.topics.check_event(&outgoing.topic)
+        } else {
+            let form = self.config.topics.check_form(&outgoing.topic);
+            form.map_err(TopicError::Invalid)
         };
         match checked {
             Ok(()) => self.enqueue(outgoing),

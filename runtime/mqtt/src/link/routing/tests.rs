@@ -3,8 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet, VecDeque};
 
 use proptest::prelude::*;
+use rumqttc::{Publish, PublishProperties, QoS};
 
 use super::order::{Action, Order};
+use super::{FENCE, Routing};
 use crate::rule_topics::RuleTopics;
 use crate::topics::filter_matches;
 
@@ -165,13 +167,10 @@ impl World {
     }
 
     fn restore(&mut self) {
-        let notes = self.log.iter().rev();
-        let note = notes
-            .filter_map(|entry| match entry {
-                Entry::Note(note) => Some(note.clone()),
-                Entry::Receipt(..) => None,
-            })
-            .next();
+        let note = self.log.iter().rev().find_map(|entry| match entry {
+            Entry::Note(note) => Some(note.clone()),
+            Entry::Receipt(..) => None,
+        });
         self.order.restore(note.as_deref());
         self.kept = note.unwrap_or_default();
         self.keep();
@@ -449,4 +448,19 @@ fn a_broker_that_says_nothing_of_subscriptions_leaves_it_to_the_topic() {
     assert!(order.counts(TOPIC, &[]));
     // Nor does one count less that was never known here.
     assert!(order.counts(TOPIC, &[7]));
+}
+
+#[test]
+fn only_this_process_raises_its_fences() {
+    let publish = |name: String| {
+        let properties = PublishProperties {
+            user_properties: vec![(FENCE.into(), name)],
+            ..PublishProperties::default()
+        };
+        Publish::new("t", QoS::AtLeastOnce, Vec::<u8>::new(), Some(properties))
+    };
+    let (own, other) = (Routing::new(), Routing::new());
+    assert_eq!(own.fence(&publish(own.name(7))), Some(7));
+    assert_eq!(own.fence(&publish(other.name(7))), None);
+    assert_eq!(own.fence(&publish("7".into())), None);
 }
