@@ -11,6 +11,7 @@ mod genai_config;
 mod hub;
 mod manifest;
 mod model_dir;
+mod pieces;
 mod shelf;
 mod special_tokens;
 mod text_model;
@@ -25,4 +26,4 @@ pub use hub::{
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use model_dir::ModelDir;
 pub use shelf::{Fault as FileFault, FreeSpace, ModelLink, Shelf, ShelfEntry};
-pub use text_model::TextModel;
+pub use text_model::{EncodeCost, EncodeError, TextModel};

@@ -18,6 +18,8 @@ pub(crate) struct AddedToken {
 #[derive(Debug, Clone, Default)]
 pub(crate) struct SpecialTokens {
     tokens: Vec<AddedToken>,
+    /// The characters that spellings begin with.
+    firsts: Vec<char>,
 }
 
 /// A part of a text.
@@ -59,7 +61,13 @@ impl SpecialTokens {
         }
         // Of two spellings that begin alike the longer one is meant, as the tokenizer has it.
         tokens.sort_by_key(|token| std::cmp::Reverse(token.spelling.len()));
-        Ok(Self { tokens })
+        let mut firsts: Vec<char> = tokens
+            .iter()
+            .filter_map(|token| token.spelling.chars().next())
+            .collect();
+        firsts.sort_unstable();
+        firsts.dedup();
+        Ok(Self { tokens, firsts })
     }
 
     /// The id of a token by its spelling.
@@ -124,6 +132,11 @@ impl SpecialTokens {
     }
 
     fn at_start_of(&self, text: &str) -> Option<&AddedToken> {
+        // Of a long text nearly every character begins none.
+        let first = text.chars().next()?;
+        if !self.firsts.contains(&first) {
+            return None;
+        }
         self.tokens
             .iter()
             .find(|token| text.starts_with(token.spelling.as_str()))

@@ -1,5 +1,6 @@
 //! Text to token ids and back, by the model's own tokenizer and chat template.
 
+use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,6 +12,7 @@ use crate::chat_template::{ChatTemplate, Message, Role};
 use crate::detokenizer::StreamDetokenizer;
 use crate::error::{ModelError, read};
 use crate::genai_config::GenaiConfig;
+use crate::pieces::{PIECE_MEMORY, PieceEncoder, TooMany};
 use crate::special_tokens::{Part, SpecialTokens, unused_mark};
 
 /// Tokens that end a turn of Phi-3's, whatever the configuration lists: a published configuration that
@@ -19,6 +21,49 @@ const TURN_ENDS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
 
 /// Texts that others are encoded behind, of which one will form no token with what follows.
 const ANCHORS: [&str; 3] = ["\n", ".", "a"];
+/// The most tokens of an answer of one letter, with what the template puts around it.
+const ANSWER_TOKENS: usize = 8;
+
+/// Copies of a conversation's text at once while its prompt is made: broken spellings, the template's values and its whole
+/// text, the part that is encoded; two more for what allocators keep.
+const TEXT_COPIES: usize = 8;
+
+/// What encoding a conversation takes at most.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct EncodeCost {
+    /// A number of tokens that its prompt is not below.
+    pub at_least: usize,
+    /// Bytes of memory.
+    pub memory: usize,
+}
+
+impl EncodeCost {
+    /// The memory for a conversation of so many bytes of text, of which nothing else is known.
+    pub fn memory_for(bytes: usize) -> usize {
+        bytes.saturating_mul(PIECE_MEMORY + TEXT_COPIES)
+    }
+
+    /// The memory for finding out what a conversation of so many bytes takes.
+    pub fn memory_of_measuring(bytes: usize) -> usize {
+        bytes.saturating_mul(TEXT_COPIES)
+    }
+}
+
+/// Why a conversation has no prompt within a limit.
+#[derive(Debug, thiserror::Error)]
+pub enum EncodeError {
+    /// It has more tokens than there is room for.
+    #[error("the prompt has {}{tokens} tokens", if *.exact { "" } else { "at least " })]
+    TooLong {
+        /// So many.
+        tokens: usize,
+        /// Not more than those: otherwise there may be any number.
+        exact: bool,
+    },
+    /// It can't be encoded at all.
+    #[error(transparent)]
+    Model(#[from] ModelError),
+}
 
 /// A model's tokenizer and chat template. Clones share them.
 #[derive(Debug, Clone)]
@@ -31,7 +76,7 @@ struct Inner {
     /// As the model ships it: spellings of added tokens become tokens. Also decodes.
     shipped: Arc<Tokenizer>,
     /// For text of users: no spelling becomes a token.
-    plain: Tokenizer,
+    plain: PieceEncoder,
     special: SpecialTokens,
     template: ChatTemplate,
     stop_ids: Vec<TokenId>,
@@ -62,6 +107,7 @@ impl TextModel {
         let patched = serde_json::to_vec(&json).map_err(|error| invalid(error.to_string()))?;
         let mut plain = Tokenizer::from_bytes(patched).map_err(|error| invalid(error.to_string()))?;
         plain.set_encode_special_tokens(true);
+        let plain = PieceEncoder::new(&json, plain).map_err(invalid)?;
         let template = ChatTemplate::load(folder)?;
         let mut stop_ids = config.eos.clone();
         stop_ids.extend(TURN_ENDS.iter().filter_map(|spelling| special.id(spelling)));
@@ -85,12 +131,106 @@ impl TextModel {
         self.encode_turns(messages, true)
     }
 
+    /// As [`TextModel::encode_chat`], as far as there are not more than `room` ids. What is surely longer is not encoded, and
+    /// what turns out to be is encoded no further.
+    ///
+    /// # Errors
+    /// The prompt is longer, or can't be made.
+    pub fn encode_chat_within(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+        self.encode_within(messages, true, room)
+    }
+
     /// As [`TextModel::encode_chat`], with a choice of whether the model's turn begins.
     pub fn encode_turns(
         &self,
         messages: &[Message],
         generation_prompt: bool,
     ) -> Result<Vec<TokenId>, ModelError> {
+        match self.encode_within(messages, generation_prompt, usize::MAX) {
+            Ok(ids) => Ok(ids),
+            Err(EncodeError::Model(error)) => Err(error),
+            Err(long @ EncodeError::TooLong { .. }) => Err(ModelError::Encode(long.to_string())),
+        }
+    }
+
+    /// What encoding a conversation takes, found out without doing it.
+    ///
+    /// # Errors
+    /// The template refuses it.
+    pub fn encode_cost(&self, messages: &[Message]) -> Result<EncodeCost, ModelError> {
+        let (rendered, mark) = self.rendered(messages, true)?;
+        let mut cost = EncodeCost {
+            at_least: 0,
+            memory: rendered.len().saturating_mul(TEXT_COPIES),
+        };
+        let mut piece = 0;
+        for part in self.inner.special.split(&rendered) {
+            match part {
+                Part::Token(_) => cost.at_least += 1,
+                Part::Text(text) => {
+                    let text = unmarked(text, mark);
+                    cost.at_least += self.inner.plain.at_least(&text);
+                    piece = self.inner.plain.largest_piece(&text).max(piece);
+                }
+            }
+        }
+        cost.memory = cost.memory.saturating_add(piece.saturating_mul(PIECE_MEMORY));
+        Ok(cost)
+    }
+
+    fn encode_within(
+        &self,
+        messages: &[Message],
+        generation_prompt: bool,
+        room: usize,
+    ) -> Result<Vec<TokenId>, EncodeError> {
+        let (rendered, mark) = self.rendered(messages, generation_prompt)?;
+        let parts = self.inner.special.split(&rendered);
+        let shortest = |part: &Part<'_>| match part {
+            Part::Token(_) => 1,
+            Part::Text(text) => self.inner.plain.at_least(&unmarked(text, mark)),
+        };
+        // What the parts from each on have at least.
+        let mut behind: Vec<usize> = parts.iter().map(shortest).collect();
+        let mut sum = 0;
+        for tokens in behind.iter_mut().rev() {
+            sum += *tokens;
+            *tokens = sum;
+        }
+        if sum > room {
+            return Err(EncodeError::TooLong {
+                tokens: sum,
+                exact: false,
+            });
+        }
+        let mut ids = Vec::new();
+        for (n, part) in parts.iter().enumerate() {
+            let encoded = match part {
+                Part::Token(id) => {
+                    ids.push(*id);
+                    Ok(())
+                }
+                Part::Text(text) => self.inner.plain.encode(&unmarked(text, mark), &mut ids, room)?,
+            };
+            let rest = behind.get(n + 1).copied().unwrap_or(0);
+            let found = encoded.err().or_else(|| {
+                (ids.len() > room).then_some(TooMany {
+                    at_least: ids.len(),
+                    exact: true,
+                })
+            });
+            if let Some(TooMany { at_least, exact }) = found {
+                return Err(EncodeError::TooLong {
+                    tokens: at_least + rest,
+                    exact: exact && rest == 0,
+                });
+            }
+        }
+        Ok(ids)
+    }
+
+    /// The template's whole text, and the mark in it that breaks spellings which are content.
+    fn rendered(&self, messages: &[Message], generation_prompt: bool) -> Result<(String, char), ModelError> {
         let mark =
             unused_mark(&messages.iter().map(|message| message.content.as_str())).ok_or_else(|| {
                 ModelError::Encode("it uses every private-use character from U+F8A0 to U+F8FF".into())
@@ -106,24 +246,29 @@ impl TextModel {
                 )
             })
             .collect();
-        let rendered = self.inner.template.render(&disarmed, generation_prompt)?;
-        let mut ids = Vec::new();
-        for part in self.inner.special.split(&rendered) {
-            match part {
-                Part::Token(id) => ids.push(id),
-                Part::Text(text) if text.contains(mark) => {
-                    ids.extend(self.encode_raw(&text.replace(mark, ""))?)
-                }
-                Part::Text(text) => ids.extend(self.encode_raw(text)?),
-            }
-        }
-        Ok(ids)
+        Ok((self.inner.template.render(&disarmed, generation_prompt)?, mark))
     }
 
     /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then `messages`,
     /// up to and with the start of the next answer. So that what stands before can stay as it was computed: encoding
     /// its text again need not give the same ids.
     pub fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
+        match self.encode_continuation_within(messages, usize::MAX) {
+            Ok(ids) => Ok(ids),
+            Err(EncodeError::Model(error)) => Err(error),
+            Err(long @ EncodeError::TooLong { .. }) => Err(ModelError::Encode(long.to_string())),
+        }
+    }
+
+    /// As [`TextModel::encode_continuation`], within a limit as [`TextModel::encode_chat_within`].
+    ///
+    /// # Errors
+    /// The continuation is longer, or can't be made.
+    pub fn encode_continuation_within(
+        &self,
+        messages: &[Message],
+        room: usize,
+    ) -> Result<Vec<TokenId>, EncodeError> {
         let turn = |role, content: &str| Message {
             role,
             content: content.to_owned(),
@@ -132,7 +277,17 @@ impl TextModel {
         let asked = self.encode_turns(std::slice::from_ref(&question), true)?;
         let mut conversation = vec![question, turn(Role::Assistant, "x")];
         conversation.extend_from_slice(messages);
-        let all = self.encode_turns(&conversation, true)?;
+        // What stands before the continuation is the question that is asked, and an answer of one letter.
+        let before = asked.len() + ANSWER_TOKENS;
+        let all = self
+            .encode_within(&conversation, true, room.saturating_add(before))
+            .map_err(|error| match error {
+                EncodeError::TooLong { tokens, .. } => EncodeError::TooLong {
+                    tokens: tokens - before,
+                    exact: false,
+                },
+                other @ EncodeError::Model(_) => other,
+            })?;
         // From the control token that begins the answer: the next one ends it.
         let control = |id: &TokenId| self.inner.special.is_one(*id);
         let begins = asked.iter().rposition(control);
@@ -140,11 +295,15 @@ impl TextModel {
             .filter(|&at| all.get(..=at) == asked.get(..=at))
             .and_then(|at| Some(at + 1 + all[at + 1..].iter().position(control)?));
         match ends {
+            Some(ends) if all.len() - ends > room => Err(EncodeError::TooLong {
+                tokens: all.len() - ends,
+                exact: true,
+            }),
             Some(ends) => Ok(all[ends..].to_vec()),
-            None => Err(ModelError::Encode(
+            None => Err(EncodeError::Model(ModelError::Encode(
                 "the model's chat template marks no end of a turn, so that no conversation can be continued"
                     .into(),
-            )),
+            ))),
         }
     }
 
@@ -205,7 +364,11 @@ impl TextModel {
 
     /// The ids of a text that is nothing but text.
     pub fn encode_raw(&self, text: &str) -> Result<Vec<TokenId>, ModelError> {
-        encode(&self.inner.plain, text)
+        let mut ids = Vec::new();
+        match self.inner.plain.encode(text, &mut ids, usize::MAX)? {
+            // There are no more than can be counted.
+            Ok(()) | Err(_) => Ok(ids),
+        }
     }
 
     /// The ids of a text in which spellings of added tokens are meant as tokens.
@@ -234,6 +397,15 @@ impl TextModel {
             .shipped
             .get_vocab_size(true)
             .max(self.inner.special.len())
+    }
+}
+
+/// Content as it was before its spellings were broken.
+fn unmarked(text: &str, mark: char) -> Cow<'_, str> {
+    if text.contains(mark) {
+        Cow::Owned(text.replace(mark, ""))
+    } else {
+        Cow::Borrowed(text)
     }
 }
 

@@ -5,7 +5,7 @@
 use std::path::{Path, PathBuf};
 
 use phi_edge_engine::TokenId;
-use phi_edge_models::{Message, ModelDir, Role, TextModel};
+use phi_edge_models::{EncodeCost, EncodeError, Message, ModelDir, Role, TextModel};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -299,4 +299,45 @@ fn what_follows_within_a_token_is_encoded_to_the_letter() {
             prop_assert_eq!(stream(model, &whole, true), stream(model, &ids, true) + &rest);
         }
     });
+}
+
+#[test]
+fn a_prompt_is_encoded_within_its_room_or_measured() {
+    let Some(root) = fixtures() else { return };
+    let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
+    let chat = |content: &str| {
+        [Message {
+            role: Role::User,
+            content: content.into(),
+        }]
+    };
+    let words = "How warm is it outside? ".repeat(3000);
+    for content in ["Hello", "<|end|> 12", words.as_str()] {
+        let whole = text.encode_chat(&chat(content)).unwrap();
+        let within = text.encode_chat_within(&chat(content), whole.len());
+        assert_eq!(within.unwrap(), whole);
+        let cost = text.encode_cost(&chat(content)).unwrap();
+        assert!(cost.at_least <= whole.len() && cost.at_least > 3);
+        let continued = text.encode_continuation(&chat(content)).unwrap();
+        for room in [0, 3, whole.len() / 2, whole.len() - 1] {
+            let long = |result| match result {
+                Err(EncodeError::TooLong { tokens, exact }) => (tokens, exact),
+                other => panic!("{other:?}"),
+            };
+            let (tokens, exact) = long(text.encode_chat_within(&chat(content), room));
+            assert!(
+                room < tokens && tokens <= whole.len(),
+                "{tokens} of {}",
+                whole.len()
+            );
+            assert!(!exact || tokens == whole.len());
+            let room = room.min(continued.len() - 1);
+            let (tokens, _) = long(text.encode_continuation_within(&chat(content), room));
+            assert!(room < tokens && tokens <= continued.len());
+        }
+    }
+    // Pieces are what it takes memory for, and they are small.
+    let cost = text.encode_cost(&chat(&words)).unwrap();
+    assert!(cost.memory < words.len() * 8 + (8 << 20), "{cost:?}");
+    assert!(cost.memory < EncodeCost::memory_for(words.len()));
 }
