@@ -90,7 +90,7 @@ metrics! {
         "Tokens that were guessed (speculation), by whether the model chose them too.";
     QUEUE_LENGTH = "phi_edge_queue_length", Kind::Gauge, Count, "", "Accepted requests that wait for a slot.";
     QUEUE_LIMIT = "phi_edge_queue_limit", Kind::Gauge, Count, "",
-        "The most that may wait (limits.queue); one more is refused as busy.";
+        "The most that may wait (limits.queue); beyond it only clients below their share are taken in.";
     SLOTS = "phi_edge_slots", Kind::Gauge, Count, "`state` (`running`, `idle`)",
         "Answers that can be written at the same time (runtime.slots).";
     ENGINE_STEPS = "phi_edge_engine_steps_total", Kind::Counter, Count, "",
@@ -115,7 +115,7 @@ metrics! {
     LINK_CONNECTIONS = "phi_edge_link_connections_total", Kind::Counter, Count, "", "Connections made to the broker.";
     LINK_MESSAGES = "phi_edge_link_messages_total", Kind::Counter, Count,
         "`what` (`received`, `ignored`, `refused`, `unanswerable`, `published`, `events`, `dead_letters`, \
-         `undeliverable`, `chunks_dropped`, `qos0_dropped`)",
+         `undeliverable`, `chunks_dropped`, `qos0_dropped`, `deferred`)",
         "Messages from and to the broker.";
     OUTCOMES_WAITING = "phi_edge_outcomes_waiting", Kind::Gauge, Count, "",
         "Outcomes that the link has not taken yet.";

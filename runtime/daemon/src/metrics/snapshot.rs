@@ -224,6 +224,7 @@ impl Sources {
             ("undeliverable", seen.undeliverable),
             ("chunks_dropped", seen.chunks_dropped),
             ("qos0_dropped", seen.qos0_dropped),
+            ("deferred", seen.deferred),
         ] {
             self.count_one(&c::LINK_MESSAGES, "what", what, count);
         }

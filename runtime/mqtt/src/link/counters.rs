@@ -32,6 +32,8 @@ pub struct LinkCounters {
     pub connections: u64,
     /// QoS 0 messages that were dropped: too many waited.
     pub qos0_dropped: u64,
+    /// Messages that were left to the broker for a while: too much waited to be dealt with.
+    pub deferred: u64,
 }
 
 #[derive(Debug, Default)]
@@ -49,6 +51,9 @@ pub(crate) struct Counters {
     /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
     pub(crate) qos0_waiting: AtomicU64,
     pub(crate) qos0_dropped: AtomicU64,
+    pub(crate) deferred: AtomicU64,
+    /// Bytes of messages that were handed to the inbox and are not dealt with, those of QoS 0 aside.
+    pub(crate) held: watch::Sender<u64>,
     /// Messages that were handed to the inbox.
     pub(crate) handed_on: AtomicU64,
     /// Messages that the inbox has dealt with.
@@ -87,6 +92,7 @@ impl Counters {
             undeliverable: get(&self.undeliverable),
             connections: get(&self.connections),
             qos0_dropped: get(&self.qos0_dropped),
+            deferred: get(&self.deferred),
         }
     }
 }

@@ -10,7 +10,7 @@ use phi_edge_service::{
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::counters::Counters;
 use super::gate::Gate;
@@ -180,7 +180,12 @@ impl Edges {
         };
         let publish = Publish::new(topic, QoS::AtLeastOnce, payload.into(), Some(properties));
         let epoch = self.gate.epoch();
-        let received = Received { epoch, publish };
+        let arrived = Instant::now();
+        let received = Received {
+            epoch,
+            publish,
+            arrived,
+        };
         self.received.send(received).expect("an inbox");
     }
 

@@ -1,7 +1,7 @@
 //! The link to the broker: one task polls, one takes requests in, one brings replies out.
 //!
-//! The poller waits for nothing but the network. What arrives goes through an unbounded queue that the
-//! receive maximum bounds; what leaves is published without waiting. Our own outbox is the truth about what
+//! The poller waits for nothing but the network. What arrives goes through an unbounded queue that is bounded
+//! in bytes (`flow.rs`); what leaves is published without waiting. Our own outbox is the truth about what
 //! the broker has acknowledged; the client library holds no more than a window of it, and forgets it when a connection ends:
 //! what is published again, and when, is the quarantine's to decide (`quarantine`).
 
@@ -11,6 +11,7 @@ mod counters;
 mod edges;
 mod evidence;
 pub(crate) mod fault;
+mod flow;
 mod gate;
 mod inbox;
 mod options;
@@ -45,6 +46,7 @@ pub(crate) use session::{INFLIGHT, MemorySession};
 pub use vitals::LinkVitals;
 
 use counters::Counters;
+use flow::Flow;
 use gate::{Epoch, Gate};
 use inbox::{Inbox, RuleInputs};
 use outbox::{Outbox, Watched};
@@ -215,6 +217,7 @@ impl Link {
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
+            flow: Flow::new(Arc::clone(&counters), config.max_packet),
             silence: Silence::new(Arc::clone(&counters), config.keep_alive),
             suspicion: Suspicion::new(&config, &status.borrow().boot_id, Arc::clone(&counters)),
             broker,

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout};
 use super::backoff::Backoff;
 use super::counters::{Counters, count, count_of};
 use super::fault::Fault;
+use super::flow::Flow;
 use super::gate::{Epoch, Gate};
 use super::quarantine::Wait;
 use super::session::INFLIGHT;
@@ -37,6 +38,8 @@ pub(crate) fn qos0_size(publish: &Publish) -> u64 {
 pub(crate) struct Received {
     pub(crate) epoch: Epoch,
     pub(crate) publish: Publish,
+    /// When it came off the network: its time counts from then.
+    pub(crate) arrived: Instant,
 }
 
 pub(crate) struct Poller {
@@ -48,6 +51,7 @@ pub(crate) struct Poller {
     pub(crate) counters: Arc<Counters>,
     /// With renewed certificates.
     pub(crate) transports: mpsc::Receiver<Transport>,
+    pub(crate) flow: Flow,
     pub(crate) silence: Silence,
     pub(crate) suspicion: Suspicion,
     /// For the log.
@@ -73,6 +77,16 @@ impl Poller {
                     continue;
                 }
                 never = self.suspicion.attend(since.unwrap_or_else(Instant::now)), if since.is_some() => match never {},
+                () = self.flow.room(), if self.flow.sheds() && since.is_some() => {
+                    self.clear();
+                    self.lost(true).await;
+                    since = None;
+                    self.flow.reconnects();
+                    tracing::info!(broker = self.broker, "connecting anew for what was left to the broker");
+                    let reason = "what was left to the broker is fetched".to_owned();
+                    self.down(LinkState::Down { reason }, Duration::ZERO).await;
+                    continue;
+                }
                 () = self.silence.too_long(), if since.is_some() => {
                     self.clear();
                     let reason = "the broker has fallen silent".to_owned();
@@ -90,6 +104,7 @@ impl Poller {
                 Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                     since = Some(Instant::now());
                     self.suspicion.connected();
+                    self.flow.reconnects();
                     self.up(&connack);
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
@@ -166,8 +181,11 @@ impl Poller {
         self.state.send_replace(LinkState::Up);
     }
 
-    fn hand_on(&self, publish: Publish) {
+    fn hand_on(&mut self, publish: Publish) {
         count(&self.counters.received);
+        if !self.flow.takes(&publish) {
+            return;
+        }
         if publish.qos == QoS::AtMostOnce {
             let size = qos0_size(&publish);
             let waiting = self.counters.qos0_waiting.fetch_add(size, Ordering::Relaxed);
@@ -183,7 +201,12 @@ impl Poller {
         }
         let epoch = self.gate.epoch();
         // An error: the inbox has ended, and the broker keeps the message for the next start.
-        if self.received.send(Received { epoch, publish }).is_ok() {
+        let received = Received {
+            epoch,
+            publish,
+            arrived: Instant::now(),
+        };
+        if self.received.send(received).is_ok() {
             count(&self.counters.handed_on);
         }
     }
@@ -283,6 +306,7 @@ mod tests {
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
+            flow: Flow::new(Arc::clone(&counters), config.max_packet),
             silence: Silence::new(Arc::clone(&counters), KEEP_ALIVE),
             suspicion: Suspicion::new(&config, "boot", Arc::clone(&counters)),
             broker: "localhost:1883".into(),

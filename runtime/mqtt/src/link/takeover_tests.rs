@@ -10,6 +10,7 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
+use crate::link::flow::Flow;
 use crate::link::gate::Gate;
 use crate::link::poller::Poller;
 use crate::link::silence::Silence;
@@ -166,6 +167,7 @@ async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
+            flow: Flow::new(Arc::clone(&counters), config.max_packet),
             silence: Silence::new(Arc::clone(&counters), config.keep_alive),
             suspicion,
             broker: "localhost:1883".into(),

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use bytes::Bytes;
 use phi_edge_service::rules::RuleMessage;
 use phi_edge_service::{
     JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
@@ -16,8 +17,10 @@ use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::counters::{Counters, count};
+use super::flow;
 use super::gate::Gate;
 use super::poller::{Received, qos0_size};
 use super::routing::Routing;
@@ -50,6 +53,8 @@ pub(crate) struct RuleInputs {
 /// A message that has not been dealt with; it is acknowledged in its turn when it is.
 struct Pending {
     received: Received,
+    /// What it counts for until then.
+    size: u64,
     done: Done,
 }
 
@@ -72,6 +77,7 @@ struct Request<'a> {
     misnamed: Option<String>,
     scope: Scope,
     publish: &'a Publish,
+    arrived: Instant,
     topic: &'a str,
     response_topic: Option<&'a str>,
     correlation: Option<Vec<u8>>,
@@ -114,19 +120,22 @@ impl Inbox {
             let room = pending.len() < usize::from(RECEIVE_MAXIMUM);
             tokio::select! {
                 () = first_done(&mut pending) => {
-                    if let Some(Pending { received, done }) = pending.pop_front() {
+                    if let Some(Pending { received, size, done }) = pending.pop_front() {
                         if let Done::Fenced(_) = done {
                             self.rules.routing.noted();
                         }
                         self.gate.acknowledge(received.epoch, &received.publish);
+                        self.counters.held.send_modify(|held| *held = held.saturating_sub(size));
                         self.counters.dealt_with.send_modify(|messages| *messages += 1);
                     }
                 }
                 next = received.recv(), if room => {
-                    let Some(received) = next else { break };
+                    let Some(mut received) = next else { break };
+                    let mut size = flow::size(&received.publish);
                     if received.publish.qos == QoS::AtMostOnce {
-                        let size = qos0_size(&received.publish);
-                        self.counters.qos0_waiting.fetch_sub(size, Ordering::Relaxed);
+                        size = 0;
+                        let waited = qos0_size(&received.publish);
+                        self.counters.qos0_waiting.fetch_sub(waited, Ordering::Relaxed);
                     }
                     // A flood of what is refused must not become a flood of replies in memory.
                     if stats.wait_for(|stats| stats.outcomes_waiting < REPLIES_WAITING).await.is_err() {
@@ -135,8 +144,10 @@ impl Inbox {
                     if self.rules.routing.enters(received.epoch.session()) {
                         service.forget_receipts();
                     }
-                    let done = self.handle(&received.publish, &service);
-                    pending.push_back(Pending { received, done });
+                    let done = self.handle(&received.publish, received.arrived, &service);
+                    // What is still needed of it is elsewhere: here it only waits to be acknowledged.
+                    received.publish.payload = Bytes::new();
+                    pending.push_back(Pending { received, size, done });
                 }
             }
         }
@@ -144,7 +155,7 @@ impl Inbox {
 
     /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
     /// message may be acknowledged.
-    fn handle(&mut self, publish: &Publish, service: &Service) -> Done {
+    fn handle(&mut self, publish: &Publish, arrived: Instant, service: &Service) -> Done {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
             .ok()
@@ -162,6 +173,7 @@ impl Inbox {
                     misnamed: inbound.misnamed(),
                     scope: inbound.scope,
                     publish,
+                    arrived,
                     topic,
                     response_topic,
                     correlation: correlation.map(|data| data.to_vec()),
@@ -304,7 +316,7 @@ impl Inbox {
         };
         let job = self.job(request, parsed, id, digest);
         let (key, address, receipt) = (job.key.clone(), job.reply.clone(), job.receipt);
-        let taken = service.receive(job, publish.dup);
+        let taken = service.receive(job, publish.dup, request.arrived);
         let (service, counters) = (service.clone(), Arc::clone(&self.counters));
         tokio::spawn(async move {
             if let Err(refusal) = taken.await {

@@ -1,0 +1,99 @@
+//! A bound on what was received and is not dealt with, in bytes.
+//!
+//! The receive maximum bounds a number of messages, of which each may be as large as a packet, and not every broker keeps to
+//! it: mosquitto sends all that is under way again when a session resumes. So what is beyond the bound is not kept: it is
+//! not acknowledged either, and nothing more of this connection is taken, since order counts. The broker sends no more than
+//! it may have under way, while replies, acknowledgements and signs of life go on as ever: a reader that simply stopped
+//! would keep out the acknowledgements that its own replies wait for, and would seem dead while a model loads. Once the
+//! inbox has room the connection is made anew, and the broker sends again what was left to it, in order.
+
+use std::sync::Arc;
+
+use rumqttc::{Publish, QoS};
+use tokio::sync::watch;
+
+use super::counters::{Counters, count_of};
+
+/// Bytes of messages that may wait to be dealt with, or two of the largest packets.
+const WAITING: u64 = 64 << 20;
+
+/// What a message counts for beyond its payload.
+const EACH: u64 = 512;
+
+/// The poller's account of the inbox.
+#[derive(Debug)]
+pub(crate) struct Flow {
+    counters: Arc<Counters>,
+    held: watch::Receiver<u64>,
+    most: u64,
+    /// Whether messages of this connection were left to the broker.
+    sheds: bool,
+}
+
+/// What a message counts for while it waits.
+pub(crate) fn size(publish: &Publish) -> u64 {
+    EACH + publish.payload.len() as u64
+}
+
+impl Flow {
+    pub(crate) fn new(counters: Arc<Counters>, max_packet: u32) -> Self {
+        let held = counters.held.subscribe();
+        Self {
+            counters,
+            held,
+            most: WAITING.max(2 * u64::from(max_packet)),
+            sheds: false,
+        }
+    }
+
+    #[cfg(test)]
+    pub(crate) fn bounded(counters: Arc<Counters>, most: u64) -> Self {
+        Self {
+            most,
+            ..Self::new(counters, 0)
+        }
+    }
+
+    /// Whether a message is to be handed on; if so, it counts until the inbox has dealt with it.
+    pub(crate) fn takes(&mut self, publish: &Publish) -> bool {
+        if publish.qos == QoS::AtMostOnce {
+            return true;
+        }
+        let size = size(publish);
+        let held = *self.held.borrow();
+        // A message that is larger than the bound is taken alone.
+        if !self.sheds && (held == 0 || held + size <= self.most) {
+            self.counters.held.send_modify(|held| *held += size);
+            return true;
+        }
+        if !std::mem::replace(&mut self.sheds, true) {
+            tracing::warn!(
+                bytes = held,
+                "messages are left to the broker for a while: too many wait to be dealt with"
+            );
+        }
+        count_of(&self.counters.deferred);
+        false
+    }
+
+    /// Whether the broker is to be asked again for what was left to it.
+    pub(crate) fn sheds(&self) -> bool {
+        self.sheds
+    }
+
+    /// Ends when there is room again. Nothing is lost if it is not waited for to the end.
+    pub(crate) async fn room(&mut self) {
+        let enough = self.most / 4;
+        if self.held.wait_for(|held| *held <= enough).await.is_err() {
+            std::future::pending::<()>().await;
+        }
+    }
+
+    /// The connection is another: the broker sends again what it has no acknowledgement of.
+    pub(crate) fn reconnects(&mut self) {
+        self.sheds = false;
+    }
+}
+
+#[cfg(test)]
+mod tests;
