@@ -58,6 +58,11 @@ impl Journal {
         self.store.as_ref().map(|store| Arc::clone(store.signals()))
     }
 
+    /// Where what outlives the process is kept.
+    pub(crate) fn folder(&self) -> Option<&std::path::Path> {
+        self.store.as_ref().map(|store| store.config().folder.as_path())
+    }
+
     /// Why nothing new may be promised, if so.
     pub(crate) fn failing(&self) -> Option<String> {
         let store = self.store.as_ref()?;

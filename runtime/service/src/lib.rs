@@ -9,6 +9,7 @@
 
 mod chunks;
 mod dispatcher;
+mod door;
 mod engine_handle;
 mod engine_thread;
 mod generation;
@@ -34,12 +35,12 @@ mod witness;
 
 pub use engine_handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, TokenId};
-pub use phi_edge_models::{Message, Role};
+pub use phi_edge_models::{EncodeCost, Message, Role};
 
 pub use engine_thread::{StartError, spawn_engine};
 pub use generation::{EngineCommand, Generation, Sink, Update};
 pub use job::{JobKey, NewJob, Priority, ReplyAddress};
-pub use prompts::Prompts;
+pub use prompts::{PromptError, Prompts};
 pub use pulse::{Beat, EnginePulse};
 pub use quota::Quota;
 pub use receipts::Receipt;

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::restore::record;
 use super::run::promised;
+use super::shares::NoRoom;
 use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
@@ -57,6 +58,7 @@ impl Ledger {
         let place = (Reverse(job.priority), self.places);
         self.places += 1;
         self.arriving += 1;
+        self.shares.enter(&job.key.client);
         let entry = Entry {
             place,
             digest: job.body_digest,
@@ -85,8 +87,18 @@ impl Ledger {
             ));
         }
         let queued = self.queue.len() + self.arriving;
-        if queued >= self.limits.queue {
-            return Err(self.busy(&format!("{queued} requests wait already")));
+        match self.shares.room(&job.key.client, queued, self.limits.queue) {
+            // A rule's own jobs are few, and their windows are waited for.
+            Err(NoRoom::ShareUsed { own, share, clients }) if !is_internal(&job.key) => {
+                return Err(self.busy(&format!(
+                    "{queued} requests of {clients} clients wait already, {own} of them this client's, whose share of \
+                     limits.queue is {share}"
+                )));
+            }
+            Err(NoRoom::Full { waiting }) => {
+                return Err(self.busy(&format!("{waiting} requests wait already")));
+            }
+            Ok(()) | Err(NoRoom::ShareUsed { .. }) => {}
         }
         let waiting = self.replies_waiting();
         if waiting >= self.limits.queue {
@@ -146,21 +158,27 @@ impl Ledger {
         Ok(Verdict::Known(self.journal.send_and_wait()))
     }
 
-    /// Takes a job in that is arriving. From when this is stored, and [`Ledger::arrived`] is called, it gets an outcome.
+    /// When a job that arrived at `arrived` is of no use any more.
+    pub(crate) fn expires(&self, job: &NewJob, arrived: Instant) -> Instant {
+        let most = self.limits.max_deadline;
+        arrived + job.deadline.map_or(most, |deadline| deadline.min(most))
+    }
+
+    /// Takes a job in that is arriving; its time counts from `arrived`. From when this is stored, and [`Ledger::arrived`] is called, it gets an outcome.
     pub(crate) fn accept(
         &mut self,
         job: NewJob,
         prompt: Vec<TokenId>,
+        arrived: Instant,
         now: Instant,
     ) -> Result<Option<Stored>, Refusal> {
         // The ledger was unlocked while the prompt was encoded: things may have changed.
         if let Some(closed) = self.closed {
             return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
         }
-        let time = job
-            .deadline
-            .map_or(self.limits.max_deadline, |d| d.min(self.limits.max_deadline));
-        if time.is_zero() {
+        // One that is over only by now is taken, and ends as what its turn comes too late for: repeats get the same.
+        let expires = self.expires(&job, arrived);
+        if expires <= arrived {
             return Err(self.refuse(ErrorCode::Expired, "the deadline has passed already"));
         }
         let ahead = self.queue.len() + self.running;
@@ -188,7 +206,7 @@ impl Ledger {
         let new = Waiting {
             prompt,
             accepted: now,
-            expires: now + time,
+            expires,
             job,
         };
         let record = record(&new, place, entry.tries, &self.journal);
@@ -239,6 +257,7 @@ impl Ledger {
             return;
         }
         self.arriving -= 1;
+        self.shares.leave(&key.client);
         let Some(entry) = self.jobs.remove(key) else {
             return;
         };

@@ -12,6 +12,7 @@ mod outgoing;
 mod restore;
 mod run;
 mod settle;
+mod shares;
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -34,6 +35,7 @@ use crate::stats::Stats;
 use crate::store::{Change, Tries};
 use crate::witness::Witnesses;
 use events::{EventMark, Events};
+use shares::Shares;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
 /// that changes its response topic when it reconnects.
@@ -234,6 +236,8 @@ pub(crate) struct Ledger {
     listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
     sessions: Sessions,
     quotas: Quotas,
+    /// What each client has in the queue or on its way there.
+    shares: Shares,
     pace: Pace,
     journal: Journal,
     places: u64,
@@ -250,6 +254,7 @@ impl Ledger {
         Self {
             sessions: Sessions::new(limits.session_ttl, limits.session_memory),
             quotas: Quotas::new(limits.quota),
+            shares: Shares::default(),
             limits,
             jobs: HashMap::new(),
             listeners: HashMap::new(),

@@ -7,7 +7,7 @@ use super::{Leaving, Ledger, Outgoing, State, Undelivered};
 use crate::job::{JobKey, ReplyAddress};
 use crate::journal::Stored;
 use crate::receipts::Receipt;
-use crate::reply::{Reply, ReplyBody};
+use crate::reply::{DeadLetter, Reply, ReplyBody};
 use crate::rules::record::RuleChange;
 use crate::rules::{Published, Time};
 use crate::store::Change;
@@ -47,6 +47,12 @@ impl Ledger {
             }
         }
         self.journal.send_and_wait()
+    }
+
+    /// Sends a letter to the operator; it promises nothing to a client.
+    pub(crate) fn dead_letter(&mut self, key: JobKey, letter: DeadLetter) {
+        self.send(key, ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter));
+        self.journal.send();
     }
 
     /// The store did not take a batch of messages that promise nothing: they leave without.

@@ -148,6 +148,7 @@ impl Ledger {
                 };
                 let entry = entry(session, State::Queued(Box::new(waiting)));
                 self.queue.insert(place, key.clone());
+                self.shares.enter(&key.client);
                 self.suspects += usize::from(tries.suspect);
                 self.jobs.insert(key.clone(), entry);
                 if tries.crashes >= CRASHES {

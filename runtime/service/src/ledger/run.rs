@@ -31,6 +31,8 @@ impl Ledger {
             return None;
         }
         let key = self.queue.remove(&place)?;
+        self.shares.leave(&key.client);
+        self.shares.started(&key.client, promised);
         let entry = self.jobs.get_mut(&key)?;
         let (stop, stopped) = watch::channel(false);
         let State::Queued(waiting) = &entry.state else {
@@ -75,20 +77,24 @@ impl Ledger {
             .map(|(place, _)| *place)
     }
 
-    /// The place in the queue that is served next: the highest priority, where waiting counts for as much as a
-    /// higher one every [`AGEING`], so that nobody waits for ever behind those who may go first.
+    /// The place in the queue that is served next: of the highest priority, where waiting counts for as much as a
+    /// higher one every [`AGEING`], so that nobody waits for ever behind those who may go first; and within it that of the
+    /// client that was served least.
     pub(super) fn next_place(&self, now: Instant) -> Option<Place> {
         let heads = [Priority::Interactive, Priority::Normal, Priority::Background].map(|priority| {
-            let class = (Reverse(priority), 0)..=(Reverse(priority), u64::MAX);
-            let (place, key) = self.queue.range(class).next()?;
+            let (place, key) = self.queue.range(class(priority)).next()?;
             let State::Queued(waiting) = &self.jobs.get(key)?.state else {
                 return None;
             };
             let waited = now.saturating_duration_since(waiting.accepted);
             let rank = u128::from(priority as u8) * AGEING.as_millis() + waited.as_millis();
-            Some((rank, Reverse(place.1), *place))
+            Some((rank, Reverse(place.1), priority))
         });
-        heads.into_iter().flatten().max().map(|(_, _, place)| place)
+        let (.., priority) = heads.into_iter().flatten().max()?;
+        let waiting = self.queue.range(class(priority));
+        // Of equal tags the first: it came first.
+        let fair = waiting.min_by_key(|(_, key)| self.shares.tag(&key.client));
+        fair.map(|(place, _)| *place)
     }
 
     /// The end of a job that [`Ledger::start_next`] gave out.
@@ -169,6 +175,7 @@ impl Ledger {
         let promised = waiting.promised(self.limits.context);
         entry.state = State::Queued(waiting.clone());
         self.queue.insert(entry.place, key.clone());
+        self.shares.enter(&key.client);
         self.running -= 1;
         self.promised = self.promised.saturating_sub(promised);
         self.alone = false;
@@ -268,6 +275,11 @@ impl Ledger {
         };
         self.queue.values().filter(wanted).cloned().collect()
     }
+}
+
+/// All places of a priority.
+fn class(priority: Priority) -> std::ops::RangeInclusive<Place> {
+    (Reverse(priority), 0)..=(Reverse(priority), u64::MAX)
 }
 
 /// Tokens that a job may come to.

@@ -46,6 +46,7 @@ impl Ledger {
             State::Arriving { .. } | State::Done(..) => return,
             State::Queued(waiting) => {
                 self.queue.remove(&entry.place);
+                self.shares.leave(&key.client);
                 self.suspects -= usize::from(entry.tries.suspect);
                 waiting.expires
             }

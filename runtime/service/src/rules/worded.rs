@@ -14,7 +14,7 @@ use super::words::{self, Budget, Record, Template, WordsError};
 use super::{Event, EventError, Published, Rule, TextFormat};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::ledger::INTERNAL;
-use crate::prompts::Prompts;
+use crate::prompts::{PromptError, Prompts};
 use crate::reply::{Answer, ErrorCode, Refusal};
 use crate::service::Shared;
 
@@ -260,10 +260,13 @@ struct Counter {
 
 impl Counter {
     fn count(&self, prompt: &str) -> Result<usize, String> {
-        let ids = self
-            .prompts
-            .encode(&conversation(&self.rule, prompt.to_owned()))?;
-        Ok(ids.len())
+        let conversation = conversation(&self.rule, prompt.to_owned());
+        // How far one is beyond the limit is of no interest.
+        match self.prompts.encode_within(&conversation, self.tokens) {
+            Ok(ids) => Ok(ids.len()),
+            Err(PromptError::TooLong { tokens, .. }) => Ok(tokens),
+            Err(PromptError::Refused(message)) => Err(message),
+        }
     }
 
     fn budget<'a>(&self, count: &'a dyn Fn(&str) -> Result<usize, String>) -> Budget<'a> {

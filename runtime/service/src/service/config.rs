@@ -11,8 +11,9 @@ use crate::witness::Witnesses;
 /// Bounds and times of the service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceConfig {
-    /// The most jobs that wait for a slot; one more is refused as `busy`. Also the most outcomes that may
-    /// wait to be taken before new requests are refused.
+    /// The most jobs that wait for a slot; beyond them only a client that has less than its share of them is taken in, up to
+    /// twice as many in all, and others are refused as `busy`. Also the most outcomes that may wait to be taken before new
+    /// requests are refused.
     pub queue: usize,
     /// The longest time a job may take from acceptance to its end, and the default.
     pub max_deadline: Duration,

@@ -13,6 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
 use crate::dispatcher::Dispatcher;
+use crate::door::EncodeDoor;
 use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
 use crate::job::ReplyAddress;
 use crate::job::{JobKey, NewJob};
@@ -50,6 +51,7 @@ pub(crate) struct Shared {
     /// Tells the task of the rules that the book has something for it.
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
+    door: EncodeDoor,
     engine: EngineInfo,
     /// The largest number for no bound.
     max_prompt_tokens: AtomicUsize,
@@ -108,6 +110,7 @@ impl Service {
         let boot = RandomState::new().hash_one(std::process::id());
         let journal = Journal::new(store);
         let signals = journal.signals();
+        let door = EncodeDoor::open(journal.folder());
         let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
@@ -116,6 +119,7 @@ impl Service {
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
             prompts: Arc::clone(&prompts),
+            door,
             engine: engine.info().clone(),
             max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
             load: engine.load(),
@@ -152,23 +156,25 @@ impl Service {
     ///
     /// A repeat of a known id with the same body gets the stored outcome again or waits for it.
     pub async fn submit(&self, job: NewJob) -> Result<(), Refusal> {
-        self.receive(job, false).await
+        self.receive(job, false, Instant::now()).await
     }
 
     /// As [`Service::submit`], for a message that the broker marked as sent again: where the request is
     /// known nothing more is sent.
     pub async fn submit_redelivered(&self, job: NewJob) -> Result<(), Refusal> {
-        self.receive(job, true).await
+        self.receive(job, true, Instant::now()).await
     }
 
-    /// As [`Service::submit`] or, if `redelivered`, [`Service::submit_redelivered`]. The request has its place among
-    /// others, and can be cancelled, when this returns; dropping what it returns takes nothing back.
+    /// As [`Service::submit`] or, if `redelivered`, [`Service::submit_redelivered`], of a request that arrived at `arrived`:
+    /// its time counts from then. The request has its place among others, and can be cancelled, when this returns;
+    /// dropping what it returns takes nothing back.
     pub fn receive(
         &self,
         job: NewJob,
         redelivered: bool,
+        arrived: Instant,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
-        Arc::clone(&self.shared).receive(job, redelivered)
+        Arc::clone(&self.shared).receive(job, redelivered, arrived)
     }
 
     /// Counts a message in the windows of rules. What it returns resolves when the message may be acknowledged: it is
@@ -372,6 +378,7 @@ impl Service {
 impl Service {
     /// Writes what is still to be written and lets the store go; nothing is kept after this.
     pub async fn close_store(&self) {
+        self.shared.door.close();
         let journal = self.shared.ledger().close_store();
         if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
             tracing::error!(%error, "the store was not closed in good order");

@@ -10,11 +10,12 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Observed, Shared};
+use crate::door::{Encode, NotEncoded};
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::ledger::{Ledger, Verdict};
 use crate::prompts::Prompts;
-use crate::reply::{Answer, ErrorCode, Refusal, ReplyBody};
+use crate::reply::{Answer, DeadLetter, ErrorCode, Refusal, ReplyBody};
 use crate::rules::book::{Book, RuleMessage};
 use crate::rules::record::{PendingEvent, RuleChange};
 use crate::rules::{Published, Rule, Time};
@@ -26,6 +27,7 @@ impl Shared {
         self: Arc<Self>,
         job: NewJob,
         redelivered: bool,
+        arrived: Instant,
     ) -> impl Future<Output = Result<(), Refusal>> + Send + 'static {
         let key = job.key.clone();
         let trace = job.reply.traceparent.clone();
@@ -33,7 +35,7 @@ impl Shared {
         let shared = Arc::clone(&self);
         // A task of its own: whoever waits may leave.
         let task = tokio::spawn(async move {
-            let taken = shared.take(job, redelivered, first).await;
+            let taken = shared.take(job, redelivered, arrived, first).await;
             shared.changed();
             if let Err(refusal) = &taken {
                 tracing::info!(
@@ -61,7 +63,7 @@ impl Shared {
     pub(crate) async fn ask(self: Arc<Self>, job: NewJob) -> Result<Answer, Refusal> {
         let key = job.key.clone();
         let (listener, outcome) = oneshot::channel();
-        Arc::clone(&self).receive(job, false).await?;
+        Arc::clone(&self).receive(job, false, Instant::now()).await?;
         self.ledger().listen(&key, listener);
         let forget = Unlisten {
             shared: &self,
@@ -188,6 +190,7 @@ impl Shared {
         &self,
         job: NewJob,
         redelivered: bool,
+        arrived: Instant,
         mut verdict: Result<Verdict, Refusal>,
     ) -> Result<(), Refusal> {
         loop {
@@ -203,7 +206,7 @@ impl Shared {
                 }
                 Verdict::New { said } => {
                     let key = job.key.clone();
-                    let accepted = self.accept(job, said).await;
+                    let accepted = self.accept(job, said, arrived).await;
                     let mut ledger = self.ledger();
                     match accepted {
                         Ok(()) => ledger.arrived(&key, Instant::now()),
@@ -215,37 +218,21 @@ impl Shared {
         }
     }
 
-    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>) -> Result<(), Refusal> {
-        let prompts = Arc::clone(&self.prompts);
-        let messages = std::mem::take(&mut job.messages);
+    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>, arrived: Instant) -> Result<(), Refusal> {
         let said_before = said.len();
-        // Long prompts take the tokenizer long: not on a thread that others wait for.
-        let encoded = tokio::task::spawn_blocking(move || {
-            if said.is_empty() {
-                return prompts.encode(&messages);
-            }
-            let mut prompt = said;
-            prompt.extend(prompts.encode_continuation(&messages)?);
-            Ok(prompt)
-        })
-        .await;
+        let encode = Encode {
+            messages: std::mem::take(&mut job.messages),
+            said,
+            most: self.room_for_prompt(0),
+            expires: self.ledger().expires(&job, arrived),
+        };
+        let encoded = self.door.encode(&self.prompts, encode).await;
         let stored = {
             let mut ledger = self.ledger();
-            let prompt = match encoded {
-                Ok(Ok(prompt)) => prompt,
-                Ok(Err(message)) => {
-                    return Err(ledger.refuse(
-                        ErrorCode::BadRequest,
-                        format!("messages: the prompt can't be built: {message}"),
-                    ));
-                }
-                Err(error) => {
-                    tracing::error!(%error, "encoding a prompt panicked");
-                    return Err(ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"));
-                }
-            };
-            self.check_length(&mut ledger, prompt.len(), said_before)?;
-            ledger.accept(job, prompt, Instant::now())?
+            match encoded {
+                Ok(prompt) => ledger.accept(job, prompt, arrived, Instant::now())?,
+                Err(fault) => return Err(self.not_encoded(&mut ledger, &job, fault, said_before)),
+            }
         };
         match stored {
             None => Ok(()),
@@ -258,24 +245,77 @@ impl Shared {
         }
     }
 
-    fn check_length(&self, ledger: &mut Ledger, prompt: usize, said_before: usize) -> Result<(), Refusal> {
-        let context = self.engine.context_length;
-        if prompt >= context {
-            let mut message = phi_edge_engine::Failure::ContextOverflow { prompt, context }.to_string();
-            if said_before > 0 {
-                let _ = write!(
-                    message,
-                    "; {said_before} of them are what the session has said so far: begin a new one"
+    fn not_encoded(
+        &self,
+        ledger: &mut Ledger,
+        job: &NewJob,
+        fault: NotEncoded,
+        said_before: usize,
+    ) -> Refusal {
+        match fault {
+            NotEncoded::TooLong { tokens, exact } => self.too_long(ledger, tokens, exact, said_before),
+            NotEncoded::Refused(message) => ledger.refuse(
+                ErrorCode::BadRequest,
+                format!("messages: the prompt can't be built: {message}"),
+            ),
+            NotEncoded::Expired => ledger.refuse(
+                ErrorCode::Expired,
+                "the deadline passed before the request's turn to be encoded came",
+            ),
+            NotEncoded::Failed => ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"),
+            NotEncoded::GivenUp {
+                deaths,
+                first,
+                messages,
+            } => {
+                let message = format!(
+                    "the service ended {deaths} times while it encoded this prompt alone; it is not encoded again"
                 );
+                if first {
+                    tracing::error!(
+                        job.id = job.key.id,
+                        job.client = job.key.client,
+                        trace_id = job.trace_id(),
+                        deaths,
+                        "a prompt is given up"
+                    );
+                    let text: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+                    let text = text.join("\n");
+                    let letter = DeadLetter {
+                        reason: ErrorCode::Internal.as_str().to_owned(),
+                        message: message.clone(),
+                        topic: job.reply.topic.clone(),
+                        id: Some(job.key.id.clone()),
+                        payload: DeadLetter::beginning(text.as_bytes()),
+                        bytes: job.payload_bytes.unwrap_or(text.len()),
+                    };
+                    ledger.dead_letter(job.key.clone(), letter);
+                }
+                ledger.refuse(ErrorCode::Internal, message)
             }
-            return Err(ledger.refuse(ErrorCode::ContextOverflow, message));
         }
-        let most = self.max_prompt_tokens.load(Ordering::Relaxed);
-        if prompt > most {
-            let message = format!("the prompt has {prompt} tokens, limits.max_prompt_tokens is {most}");
-            return Err(ledger.refuse(ErrorCode::TooLarge, message));
+    }
+
+    /// The refusal of a prompt of so many tokens, or at least so many.
+    fn too_long(&self, ledger: &mut Ledger, tokens: usize, exact: bool, said_before: usize) -> Refusal {
+        let context = self.engine.context_length;
+        let count = if exact { "" } else { "at least " };
+        if tokens < context {
+            let most = self.max_prompt_tokens.load(Ordering::Relaxed);
+            let message =
+                format!("the prompt has {count}{tokens} tokens, limits.max_prompt_tokens is {most}");
+            return ledger.refuse(ErrorCode::TooLarge, message);
         }
-        Ok(())
+        let mut message = format!(
+            "the prompt has {count}{tokens} tokens; with room for one new token the context takes {context}"
+        );
+        if said_before > 0 {
+            let _ = write!(
+                message,
+                "; {said_before} of them are what the session has said so far: begin a new one"
+            );
+        }
+        ledger.refuse(ErrorCode::ContextOverflow, message)
     }
 
     /// Waits for messages that promise nothing: they leave even if they can't be stored.

@@ -1,0 +1,461 @@
+//! A note in the store's folder of what is being encoded, for the process after this one.
+//!
+//! What a process works on when it dies without a word (out of memory, a fault in a library) is known to the next one from
+//! this file. It is not flushed to the disk: a process that dies leaves what it wrote with the system, and of a power cut
+//! nothing is learnt. Each text that was being encoded is then a suspect, and is encoded alone; only when [`DEATHS`]
+//! processes died while they encoded the same text alone is it given up. A kill from outside looks the same, so that one
+//! death says nothing: it takes that many in the same short moments, and suspects are not tried before a process has lived
+//! for a while.
+//!
+//! The file is a line for each text, all of the same length, so that one write changes one line.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::fs::{File, OpenOptions};
+use std::io::{Seek as _, SeekFrom, Write as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Deaths of processes that encoded the text alone, after which it is given up: as many as for jobs.
+const DEATHS: u32 = 3;
+
+/// Texts that were given up and are remembered; the oldest go first.
+const GIVEN_UP: usize = 64;
+
+/// Suspects that are remembered; more are not encoded at the same time.
+const SUSPECTS: usize = 256;
+
+const NAME: &str = "encoding";
+
+/// Names a text.
+pub(super) type WorkDigest = [u8; 32];
+
+/// What is known of a text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// Nothing.
+    Clear,
+    /// A process died while it encoded it, perhaps with others.
+    Suspect,
+    /// It is not encoded again.
+    GivenUp {
+        deaths: u32,
+        /// [`EncodeNote::told`] was not called yet.
+        first: bool,
+    },
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Free,
+    /// Being encoded, others may be too.
+    Together,
+    /// Being encoded, and nothing else.
+    Alone,
+    Suspect,
+    /// Not told yet.
+    GivenUp,
+    Told,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Line {
+    state: State,
+    deaths: u32,
+    work: WorkDigest,
+}
+
+#[derive(Debug)]
+pub(super) struct EncodeNote {
+    /// None without a folder, where the file can't be written, and after [`EncodeNote::close`].
+    file: Option<File>,
+    lines: Vec<Line>,
+}
+
+/// Stays in the file as long as this lives.
+pub(super) struct Entry {
+    note: Arc<Mutex<EncodeNote>>,
+    line: usize,
+}
+
+/// Notes that a text is being encoded from now on; `alone`: and nothing else.
+pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> Entry {
+    let line = lock(note).enter(work, alone);
+    Entry {
+        note: Arc::clone(note),
+        line,
+    }
+}
+
+impl Drop for Entry {
+    fn drop(&mut self) {
+        lock(&self.note).leave(self.line);
+    }
+}
+
+impl EncodeNote {
+    /// Reads what an earlier process left in `folder`, and draws the conclusions.
+    pub(super) fn open(folder: Option<&Path>) -> Self {
+        let mut note = Self {
+            file: None,
+            lines: Vec::new(),
+        };
+        let Some(path) = folder.map(|folder| folder.join(NAME)) else {
+            return note;
+        };
+        match std::fs::read_to_string(&path) {
+            Ok(left) => note.lines = concluded(&left),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+            Err(error) => {
+                tracing::warn!(file = %path.display(), %error, "the note of encoding can't be read")
+            }
+        }
+        let suspects = note.count(State::Suspect);
+        if suspects > 0 {
+            tracing::warn!(
+                suspects,
+                "the process before this one ended while it encoded prompts; each of them is encoded alone"
+            );
+        }
+        // Beside the old one, which is complete until this one is.
+        let new = path.with_extension("new");
+        let mut options = OpenOptions::new();
+        options.write(true).create(true).truncate(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let written = options.open(&new).and_then(|mut file| {
+            file.write_all(note.text().as_bytes())?;
+            std::fs::rename(&new, &path)?;
+            Ok(file)
+        });
+        match written {
+            Ok(file) => note.file = Some(file),
+            Err(error) => note.broken(&error),
+        }
+        note
+    }
+
+    pub(super) fn standing(&self, work: &WorkDigest) -> Standing {
+        let known = self.lines.iter().filter(|line| line.work == *work);
+        known
+            .filter_map(|line| match line.state {
+                State::Suspect | State::Alone => Some(Standing::Suspect),
+                State::GivenUp | State::Told => Some(Standing::GivenUp {
+                    deaths: line.deaths,
+                    first: line.state == State::GivenUp,
+                }),
+                State::Free | State::Together => None,
+            })
+            .next()
+            .unwrap_or(Standing::Clear)
+    }
+
+    /// The end of a text that was given up was told.
+    pub(super) fn told(&mut self, work: &WorkDigest) {
+        for line in 0..self.lines.len() {
+            if let Some(told) = self.lines.get_mut(line)
+                && told.work == *work
+                && told.state == State::GivenUp
+            {
+                told.state = State::Told;
+                self.write(line);
+            }
+        }
+    }
+
+    /// Nothing that is noted is a trace of a crash any more.
+    pub(super) fn close(&mut self) {
+        for line in 0..self.lines.len() {
+            if let Some(noted) = self.lines.get_mut(line)
+                && matches!(noted.state, State::Together | State::Alone)
+            {
+                noted.state = if noted.state == State::Alone {
+                    State::Suspect
+                } else {
+                    State::Free
+                };
+                self.write(line);
+            }
+        }
+        self.file = None;
+    }
+
+    fn enter(&mut self, work: WorkDigest, alone: bool) -> usize {
+        // A suspect keeps its line: what it is suspected of stands in it.
+        let suspect = |line: &Line| alone && line.work == work && line.state == State::Suspect;
+        let place = self
+            .lines
+            .iter()
+            .position(suspect)
+            .or_else(|| self.lines.iter().position(|line| line.state == State::Free));
+        let place = place.unwrap_or_else(|| {
+            self.lines.push(Line {
+                state: State::Free,
+                deaths: 0,
+                work,
+            });
+            self.lines.len() - 1
+        });
+        if let Some(line) = self.lines.get_mut(place) {
+            line.deaths = if line.state == State::Suspect {
+                line.deaths
+            } else {
+                0
+            };
+            line.work = work;
+            line.state = if alone { State::Alone } else { State::Together };
+        }
+        self.write(place);
+        place
+    }
+
+    /// It was encoded, or refused: in any case the process lives.
+    fn leave(&mut self, line: usize) {
+        if let Some(left) = self.lines.get_mut(line) {
+            left.state = State::Free;
+        }
+        self.write(line);
+    }
+
+    fn write(&mut self, line: usize) {
+        let (Some(file), Some(text)) = (&mut self.file, self.lines.get(line).map(Line::text)) else {
+            return;
+        };
+        let written = u64::try_from(line * text.len())
+            .map_err(std::io::Error::other)
+            .and_then(|at| file.seek(SeekFrom::Start(at)))
+            .and_then(|_| file.write_all(text.as_bytes()));
+        if let Err(error) = written {
+            self.broken(&error);
+        }
+    }
+
+    fn text(&self) -> String {
+        self.lines.iter().map(Line::text).collect()
+    }
+
+    fn count(&self, state: State) -> usize {
+        self.lines.iter().filter(|line| line.state == state).count()
+    }
+
+    fn broken(&mut self, error: &std::io::Error) {
+        tracing::warn!(%error, "what is encoded can't be noted; a prompt that crashes the process is not recognised");
+        self.file = None;
+    }
+}
+
+/// What follows from the lines that a process left.
+fn concluded(left: &str) -> Vec<Line> {
+    // By text: two that are the same may have been encoded at once.
+    let mut found: HashMap<WorkDigest, Line> = HashMap::new();
+    let mut order = Vec::new();
+    for mut line in left.lines().filter_map(Line::read) {
+        match line.state {
+            State::Free => continue,
+            State::Together | State::Suspect => line.state = State::Suspect,
+            State::Alone => {
+                line.deaths += 1;
+                line.state = if line.deaths >= DEATHS {
+                    State::GivenUp
+                } else {
+                    State::Suspect
+                };
+            }
+            State::GivenUp | State::Told => {}
+        }
+        let known = found.entry(line.work).or_insert_with(|| {
+            order.push(line.work);
+            line
+        });
+        if line.deaths > known.deaths {
+            *known = line;
+        }
+    }
+    let lines: Vec<Line> = order.iter().filter_map(|work| found.remove(work)).collect();
+    let (given_up, suspects): (Vec<Line>, Vec<Line>) = lines
+        .into_iter()
+        .partition(|line| matches!(line.state, State::GivenUp | State::Told));
+    let oldest = given_up.len().saturating_sub(GIVEN_UP);
+    given_up
+        .into_iter()
+        .skip(oldest)
+        .chain(suspects.into_iter().take(SUSPECTS))
+        .collect()
+}
+
+impl Line {
+    fn text(&self) -> String {
+        let mut text = format!("{} {} ", self.state.letter(), self.deaths.min(9));
+        for byte in self.work {
+            let _ = write!(text, "{byte:02x}");
+        }
+        text.push('\n');
+        text
+    }
+
+    /// `None`: it is none, or only a part of one.
+    fn read(text: &str) -> Option<Self> {
+        let mut parts = text.split(' ');
+        let (state, deaths, hex) = (parts.next()?, parts.next()?, parts.next()?);
+        let mut work = WorkDigest::default();
+        if hex.len() != 2 * work.len() {
+            return None;
+        }
+        for (n, byte) in work.iter_mut().enumerate() {
+            *byte = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
+        }
+        Some(Self {
+            state: State::of(state)?,
+            deaths: deaths.parse().ok()?,
+            work,
+        })
+    }
+}
+
+impl State {
+    const ALL: [Self; 6] = [
+        Self::Free,
+        Self::Together,
+        Self::Alone,
+        Self::Suspect,
+        Self::GivenUp,
+        Self::Told,
+    ];
+
+    fn letter(self) -> &'static str {
+        match self {
+            Self::Free => "-",
+            Self::Together => "t",
+            Self::Alone => "a",
+            Self::Suspect => "s",
+            Self::GivenUp => "g",
+            Self::Told => "k",
+        }
+    }
+
+    fn of(letter: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|state| state.letter() == letter)
+    }
+}
+
+fn lock(note: &Mutex<EncodeNote>) -> std::sync::MutexGuard<'_, EncodeNote> {
+    note.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn work(n: u8) -> WorkDigest {
+        [n; 32]
+    }
+
+    fn open(folder: &Path) -> Arc<Mutex<EncodeNote>> {
+        Arc::new(Mutex::new(EncodeNote::open(Some(folder))))
+    }
+
+    fn standing(note: &Arc<Mutex<EncodeNote>>, n: u8) -> Standing {
+        lock(note).standing(&work(n))
+    }
+
+    #[test]
+    fn only_what_was_alone_at_three_deaths_is_given_up() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = open(folder.path());
+        // Dead: nothing is left in order.
+        std::mem::forget(enter(&note, work(1), false));
+        std::mem::forget(enter(&note, work(2), false));
+        drop(enter(&note, work(3), false));
+        for deaths in 0..3 {
+            let note = open(folder.path());
+            assert_eq!(standing(&note, 1), Standing::Suspect, "{deaths}");
+            assert_eq!(standing(&note, 3), Standing::Clear);
+            if deaths == 0 {
+                assert_eq!(standing(&note, 2), Standing::Suspect);
+                drop(enter(&note, work(2), true));
+            }
+            assert_eq!(standing(&note, 2), Standing::Clear);
+            std::mem::forget(enter(&note, work(1), true));
+        }
+        let note = open(folder.path());
+        let given_up = |first| Standing::GivenUp { deaths: 3, first };
+        assert_eq!(standing(&note, 1), given_up(true));
+        lock(&note).told(&work(1));
+        assert_eq!(standing(&open(folder.path()), 1), given_up(false));
+    }
+
+    #[test]
+    fn an_orderly_end_suspects_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let note = open(folder.path());
+        let entry = enter(&note, work(1), false);
+        lock(&note).close();
+        drop(entry);
+        assert_eq!(standing(&open(folder.path()), 1), Standing::Clear);
+        assert_eq!(std::fs::read_to_string(folder.path().join(NAME)).unwrap(), "");
+    }
+
+    #[test]
+    fn a_damaged_file_costs_what_is_damaged() {
+        let folder = tempfile::tempdir().unwrap();
+        std::mem::forget(enter(&open(folder.path()), work(7), false));
+        let path = folder.path().join(NAME);
+        let mut text = std::fs::read_to_string(&path).unwrap();
+        text.push_str("a 9 ab\n\u{0}\n");
+        std::fs::write(&path, text).unwrap();
+        assert_eq!(standing(&open(folder.path()), 7), Standing::Suspect);
+        std::fs::write(&path, [0xFF, 0xFE]).unwrap();
+        assert_eq!(standing(&open(folder.path()), 7), Standing::Clear);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Processes that are killed at random moments: what is given up was alone at three of their deaths, and what was
+        /// in hand at the last death is a suspect.
+        #[test]
+        fn kills_at_random_moments(lives in prop::collection::vec(prop::collection::vec((0u8..6, any::<bool>()), 0..8), 1..12)) {
+            let folder = tempfile::tempdir().unwrap();
+            let mut alone_at_death: HashMap<u8, u32> = HashMap::new();
+            for life in lives {
+                let note = open(folder.path());
+                let mut open_entries: Vec<(u8, bool, Entry)> = Vec::new();
+                for (n, ends) in life {
+                    if ends {
+                        open_entries.pop();
+                        continue;
+                    }
+                    let alone = match standing(&note, n) {
+                        Standing::GivenUp { .. } => {
+                            prop_assert!(alone_at_death.get(&n).is_some_and(|deaths| *deaths >= DEATHS));
+                            continue;
+                        }
+                        Standing::Suspect => true,
+                        Standing::Clear => false,
+                    };
+                    if alone {
+                        open_entries.clear();
+                    }
+                    if open_entries.iter().all(|(_, alone, _)| !alone) {
+                        open_entries.push((n, alone, enter(&note, work(n), alone)));
+                    }
+                }
+                for (n, alone, _) in &open_entries {
+                    if *alone {
+                        *alone_at_death.entry(*n).or_default() += 1;
+                    }
+                }
+                let in_hand: Vec<u8> = open_entries.iter().map(|(n, ..)| *n).collect();
+                std::mem::forget(open_entries);
+                let next = open(folder.path());
+                for n in in_hand {
+                    prop_assert_ne!(standing(&next, n), Standing::Clear);
+                }
+            }
+        }
+    }
+}
