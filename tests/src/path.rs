@@ -9,6 +9,9 @@ use std::time::Duration;
 /// PUBLISH, the type in the first byte of its header (MQTT 5, section 3.3.1).
 const PUBLISH: u8 = 3;
 
+/// DISCONNECT, since the server is busy (MQTT 5, section 3.14).
+const BUSY: [u8; 3] = [0xe0, 1, 0x89];
+
 /// A proxy on the loopback that reads what the node sends, packet by packet.
 pub struct Path {
     /// Where it listens.
@@ -105,7 +108,7 @@ impl Shared {
             let (shared, node, broker) = (Arc::clone(self), node.try_clone().ok()?, broker.try_clone().ok()?);
             std::thread::spawn(move || {
                 std::thread::sleep(time(number));
-                shared.end(&node, &broker);
+                shared.end(&node, &broker, &BUSY);
             });
         }
         let (mut from_broker, mut to_node) = (broker.try_clone().ok()?, node.try_clone().ok()?);
@@ -119,7 +122,8 @@ impl Shared {
             packets += 1;
             let is_over = matches!(lives, Some(Lives::Packets(most)) if packets > most(number));
             if is_over || self.is_poison(&packet) {
-                self.end(node, &broker);
+                // Many connections that are closed without a word look like another node's doing.
+                self.end(node, &broker, if is_over { &BUSY } else { &[] });
                 break;
             }
             if to_broker.write_all(&packet).is_err() {
@@ -137,8 +141,9 @@ impl Shared {
         is_publish && lock(&self.poisons).iter().any(holds)
     }
 
-    fn end(&self, node: &TcpStream, broker: &TcpStream) {
+    fn end(&self, mut node: &TcpStream, broker: &TcpStream, last: &[u8]) {
         self.deaths.fetch_add(1, Ordering::SeqCst);
+        let _ = node.write_all(last);
         let _ = node.shutdown(Shutdown::Both);
         let _ = broker.shutdown(Shutdown::Both);
     }

@@ -128,7 +128,7 @@ async fn a_reply_that_mosquitto_ends_the_connection_at_is_given_up() {
     assert_eq!((&letter["topic"], &letter["payload"]), (&json!(""), &json!("")));
     let message = letter["message"].as_str().unwrap();
     assert!(
-        message.contains("mallory") && message.contains("305 levels"),
+        message.contains("mallory") && message.contains("306 levels"),
         "{message}"
     );
     assert!(!message.contains("a/a/"), "{message}");

@@ -11,7 +11,7 @@ const LONGEST: Duration = Duration::from_secs(30);
 /// Credentials don't mend themselves, and brokers lock out who tries too often.
 const REFUSED: Duration = Duration::from_mins(1);
 /// Where the path is not to blame. Enough for a broker not to be rushed.
-const AT_ONCE: Duration = Duration::from_millis(50);
+pub(crate) const AT_ONCE: Duration = Duration::from_millis(50);
 
 /// Doubles the wait with every failure. Jitter keeps a fleet from coming back all at once.
 #[derive(Debug, Default)]

@@ -10,7 +10,7 @@ use rumqttc::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::backoff::Backoff;
+use super::backoff::{AT_ONCE, Backoff};
 use super::counters::{Counters, count, count_of};
 use super::fault::Fault;
 use super::flow::Flow;
@@ -246,10 +246,10 @@ impl Poller {
         self.state.send_replace(state);
     }
 
-    /// The first failure and every tenth: a broker that is away for a week must not fill the log.
+    /// The first failure and every tenth, but none that a message is likely to blame for (the outbox tells of that): a broker that is away for a week must not fill the log.
     fn log_down(&self, reason: &str, wait: Duration, failures: u32) {
         let retry_s = wait.as_secs_f64();
-        if failures % 10 == 1 {
+        if failures % 10 == 1 && wait > AT_ONCE {
             tracing::warn!(broker = self.broker, reason, retry_s, failures, "no connection");
         } else {
             tracing::debug!(broker = self.broker, reason, retry_s, failures, "no connection");

@@ -92,11 +92,11 @@ impl Outbox {
             return self.chunk(outgoing);
         }
         // Checked here: the library or the broker would end the connection at it.
+        let topics = &self.config.topics;
         let checked = if let What::Event { .. } = outgoing.what {
-            self.config.topics.check_event(&outgoing.topic)
+            topics.check_event(&outgoing.topic)
         } else {
-            let form = self.config.topics.check_form(&outgoing.topic);
-            form.map_err(TopicError::Invalid)
+            topics.check_form(&outgoing.topic).map_err(TopicError::Invalid)
         };
         match checked {
             Ok(()) => self.enqueue(outgoing),
