@@ -7,6 +7,7 @@ mod counted;
 mod crash_loop;
 mod daemon;
 mod field;
+pub mod hostile;
 pub mod hub;
 mod load;
 mod path;

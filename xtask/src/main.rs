@@ -6,6 +6,7 @@ mod bench;
 mod demo;
 mod docs;
 mod faults;
+mod hostile;
 mod library;
 mod long;
 mod model;
@@ -64,6 +65,8 @@ enum Command {
     Bench(bench::BenchArgs),
     /// The fault matrix at full count; writes the table of docs/reliability.md.
     Faults(faults::FaultsArgs),
+    /// Attacks from outside: poisons, flapping paths, crash loops, hostile clients; writes the table of docs/reliability.md.
+    Hostile(hostile::HostileArgs),
     /// A pool of three nodes, one of which is killed at random and comes back.
     Fleet {
         /// Rounds.
@@ -129,6 +132,7 @@ fn run(command: Command) -> Result<()> {
         Command::BenchModel { layers, dir, .. } => model::write(&dir, layers),
         Command::Bench(args) => bench::bench(&args),
         Command::Faults(args) => faults::faults(&args),
+        Command::Hostile(args) => hostile::hostile(&args),
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
         Command::Flood { requests } => long::flood(requests),
         Command::Devices { seconds } => long::devices(seconds),
