@@ -28,20 +28,21 @@ pub(crate) fn fleet(rounds: u32, requests: u32) -> Result<()> {
 
 /// Small requests through broker, link, store and service.
 pub(crate) fn flood(requests: u32) -> Result<()> {
-    program("phi-edge-flood", requests)
+    program("phi-edge-flood", requests, &[])
 }
 
 /// Devices that talk while the daemon is killed.
 pub(crate) fn devices(seconds: u32) -> Result<()> {
-    program("phi-edge-devices", seconds)
+    program("phi-edge-devices", seconds, &[])
 }
 
-/// Requests without end while things break.
-pub(crate) fn soak(minutes: u32) -> Result<()> {
-    program("phi-edge-soak", minutes)
+/// Requests without end while things break, and hostile clients beside them if asked for.
+pub(crate) fn soak(minutes: u32, hostile: bool) -> Result<()> {
+    let flags: &[&str] = if hostile { &["--hostile"] } else { &[] };
+    program("phi-edge-soak", minutes, flags)
 }
 
-fn program(name: &str, argument: u32) -> Result<()> {
+fn program(name: &str, argument: u32, flags: &[&str]) -> Result<()> {
     test::packages()?;
     let library = library::for_this_machine()?;
     run(cargo().args([
@@ -55,6 +56,7 @@ fn program(name: &str, argument: u32) -> Result<()> {
     ]))?;
     run(std::process::Command::new(target().join("release").join(name))
         .arg(argument.to_string())
+        .args(flags)
         .current_dir(target())
         .env("ORT_DYLIB_PATH", library))
 }

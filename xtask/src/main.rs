@@ -93,6 +93,9 @@ enum Command {
         /// For how long.
         #[arg(long, default_value = "20")]
         minutes: u32,
+        /// Hostile clients attack meanwhile; the bounds are the same.
+        #[arg(long)]
+        hostile: bool,
     },
     /// The .deb and the .rpm, in target/packages.
     Package(package::PackageArgs),
@@ -136,7 +139,7 @@ fn run(command: Command) -> Result<()> {
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),
         Command::Flood { requests } => long::flood(requests),
         Command::Devices { seconds } => long::devices(seconds),
-        Command::Soak { minutes } => long::soak(minutes),
+        Command::Soak { minutes, hostile } => long::soak(minutes, hostile),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
         Command::Docs => docs::docs(),

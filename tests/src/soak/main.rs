@@ -1,10 +1,12 @@
 //! Hours in minutes: requests without end while things break, and what the daemon needs in memory and descriptors.
 //!
-//! `phi-edge-soak MINUTES`; `cargo xtask soak --minutes N` sets everything up.
+//! `phi-edge-soak MINUTES [--hostile]`; `cargo xtask soak --minutes N` sets everything up. With `--hostile`, hostile clients
+//! attack the same node all the while, and the bounds are the same.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use phi_edge_tests::hostile::{Attack, Force, random_seed, rules_under_attack};
 use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, demo_model, question};
 use serde_json::json;
 
@@ -15,10 +17,12 @@ const GROWTH: f64 = 1.05;
 
 fn main() -> Result<()> {
     let minutes: u64 = std::env::args().nth(1).context("how many minutes?")?.parse()?;
-    let runtime = tokio::runtime::Builder::new_current_thread()
+    let is_hostile = std::env::args().nth(2).is_some_and(|flag| flag == "--hostile");
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
         .enable_all()
         .build()?;
-    runtime.block_on(soak(Duration::from_secs(minutes * 60)))
+    runtime.block_on(soak(Duration::from_secs(minutes * 60), is_hostile))
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -27,15 +31,28 @@ struct Sample {
     descriptors: usize,
 }
 
-async fn soak(time: Duration) -> Result<()> {
+async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
     let lines =
         "allow_anonymous true\nautosave_on_changes true\nautosave_interval 1\nmax_queued_messages 0\n";
     let mut broker = Mosquitto::with(lines, |_| {}).context("mosquitto is not installed")?;
-    let daemon = Daemon::start(broker.port, &demo_model(), &["runtime.slots=4", "log.level=info"]);
+    let rules = tempfile::tempdir()?;
+    if is_hostile {
+        for (name, text) in rules_under_attack() {
+            std::fs::write(rules.path().join(format!("{name}.toml")), text)?;
+        }
+    }
+    let rules_dir = format!("node.rules_dir={}", rules.path().display());
+    let settings = ["runtime.slots=4", "log.level=info", &rules_dir];
+    let daemon = Daemon::start(broker.port, &demo_model(), &settings);
     let mut field = Field::at(broker.port).await;
     field
         .listen_until("a ready daemon", |field| field.state() == "ready")
         .await;
+    let attack = is_hostile.then(|| {
+        let seed = random_seed();
+        println!("hostile clients with seed {seed}");
+        Attack::start(broker.port, &hostile_clients(), seed, time)
+    });
     let mut chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1) | 1;
     let mut below = |most: u64| {
         chance ^= chance << 13;
@@ -106,6 +123,9 @@ async fn soak(time: Duration) -> Result<()> {
             samples.push(sample(&daemon)?);
         }
     }
+    if let Some(attack) = attack {
+        attack.end().await;
+    }
     let tally = field.settle().await;
     let quarter = (samples.len() / 4).max(1);
     let median = |part: &[Sample], of: fn(&Sample) -> u64| {
@@ -143,6 +163,15 @@ async fn soak(time: Duration) -> Result<()> {
         bail!("descriptors are leaked");
     }
     Ok(())
+}
+
+/// As strong as leaves the soak's own client its share of two processors.
+fn hostile_clients() -> Force {
+    Force {
+        clients: 10,
+        pause: Duration::from_millis(50)..Duration::from_secs(1),
+        largest: 256 << 10,
+    }
 }
 
 fn sample(daemon: &Daemon) -> Result<Sample> {
