@@ -171,6 +171,7 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::receipts::ReceiptRow;
     use crate::store::{LastEnd, StoreConfig};
 
     #[test]
@@ -184,7 +185,11 @@ mod tests {
         let mut journal = Journal::new(Some(Store::open(config, LastEnd::Innocent).unwrap()));
         let signals = journal.signals().unwrap();
         for n in 0..100 {
-            journal.note(Change::Refused { receipt: [n; 32] });
+            journal.note(Change::Received(ReceiptRow {
+                packet_id: n,
+                number: u64::from(n) + 1,
+                mark: [0; 16],
+            }));
             journal.send();
         }
         // Everything is counted back once it is written.

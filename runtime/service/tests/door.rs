@@ -1,5 +1,7 @@
 //! Who is let in: shares of the queue, times that count from arrival, prompts that are too long.
 
+#![allow(clippy::unwrap_used)]
+
 mod support;
 
 use std::path::Path;

@@ -229,7 +229,7 @@ mod tests {
             event.properties_now().map(|it| it.message_expiry_interval),
             Some(None)
         );
-        event.expires = Some(Instant::now() + Duration::from_secs(60));
+        event.expires = Some(Instant::now() + Duration::from_mins(1));
         for (passed, left) in [
             (0, Some(60)),
             (20, Some(40)),

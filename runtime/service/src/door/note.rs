@@ -136,9 +136,9 @@ impl EncodeNote {
     }
 
     pub(super) fn standing(&self, work: &WorkDigest) -> Standing {
-        let known = self.lines.iter().filter(|line| line.work == *work);
+        let mut known = self.lines.iter().filter(|line| line.work == *work);
         known
-            .filter_map(|line| match line.state {
+            .find_map(|line| match line.state {
                 State::Suspect | State::Alone => Some(Standing::Suspect),
                 State::GivenUp | State::Told => Some(Standing::GivenUp {
                     deaths: line.deaths,
@@ -146,7 +146,6 @@ impl EncodeNote {
                 }),
                 State::Free | State::Together => None,
             })
-            .next()
             .unwrap_or(Standing::Clear)
     }
 
