@@ -12,7 +12,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
 port, base = int(sys.argv[1]), sys.argv[2]
-topic = f"{base}/response/paho-1"
+topic = f"{base}/response/paho/1"
 subscribed, done = threading.Event(), threading.Event()
 chunks, finals = [], []
 

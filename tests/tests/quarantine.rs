@@ -243,12 +243,12 @@ async fn a_flapping_path_convicts_no_message() {
     for topic in ["dead-letter", "stats", "response/#"] {
         client.subscribe(&format!("{BASE}/{topic}")).await.unwrap();
     }
-    // By packets, then by time.
+    // Few, as each death may cost a wait; the simulation in `link/quarantine/tests.rs` has thousands, of all kinds.
     let lives = [
         (12, Lives::Packets(|number| 5 + number * 7 % 13)),
         (
             4,
-            Lives::Time(|number| Duration::from_millis(u64::from(20 + number * 37 % 90))),
+            Lives::Time(|number| Duration::from_millis(u64::from(20 + number * 37 % 80))),
         ),
     ];
     let mut asked = 0;

@@ -19,7 +19,7 @@ pub(crate) fn quiet() {
 }
 
 /// Libraries that say too much at a level that is right for us. Later directives for them win.
-const LIBRARIES: &str = "ort=warn,mqtt5=warn,rumqttc=warn";
+const LIBRARIES: &str = "ort=warn,mqtt5=warn,rumqttc=error";
 
 /// Sets what the running daemon logs.
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;

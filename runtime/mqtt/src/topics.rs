@@ -1,7 +1,9 @@
 //! Topics of the contract: building them, telling them apart, and what a response topic may be.
 
+mod clients;
 mod form;
 
+pub(crate) use clients::KnownClients;
 pub use form::TopicFault;
 pub(crate) use form::{brief, is_allowed_char, is_allowed_text};
 
@@ -84,16 +86,18 @@ pub enum TopicError {
     /// Not in `mqtt.reply_topics`.
     #[error("response topic \"{}\" is not allowed: mqtt.reply_topics lists what is", brief(.0))]
     NotAllowed(String),
-    /// Replies to a request of no client go to one level below `…/response/`, as clients have the deeper ones.
+    /// Replies to a request of no client don't go where those of a client go that has a topic of its own.
     #[error(
-        "response topic \"{}\" is not allowed on this request topic: it may have one level below \"{below}\" unless a filter \
-         of mqtt.reply_topics other than \"{below}#\" begins so and matches it",
+        "response topic \"{}\" is not allowed on this request topic: a client asks on {request}, and its replies are there, \
+         unless a filter of mqtt.reply_topics other than \"{below}#\" begins so and matches it",
         brief(.topic)
     )]
-    NotOfNobody {
+    OfAnotherClient {
         /// The topic asked for.
         topic: String,
-        /// What stands before the one level.
+        /// Where that client asks.
+        request: String,
+        /// What stands before the client's name.
         below: String,
     },
     /// A client's replies go below its own topic.
@@ -278,6 +282,7 @@ impl Topics {
         topic: &str,
         scope: Scope,
         client: Option<&str>,
+        known: &KnownClients,
     ) -> Result<(), TopicError> {
         self.check_form(topic).map_err(TopicError::Invalid)?;
         let responses = format!("{}/response/", self.base_of(scope));
@@ -290,7 +295,7 @@ impl Topics {
             return Err(TopicError::NotAllowed(topic.to_owned()));
         }
         let Some(client) = client else {
-            return self.check_nobodys(topic);
+            return self.check_unnamed(topic, known);
         };
         let below = format!("{responses}{client}/");
         if topic.len() > below.len() && topic.starts_with(&below) {
@@ -302,25 +307,23 @@ impl Topics {
         })
     }
 
-    /// Whether a request that names no client may have its replies there. What lies deeper below `…/response/` is the
-    /// clients', whose names nobody but the broker checks: `{base}/request` would be a way to write to all of them.
-    fn check_nobodys(&self, topic: &str) -> Result<(), TopicError> {
+    /// Whether a request that names no client may have its replies there: not where a client has its own that has asked on a
+    /// topic of its own, whose name only the broker checks. `{base}/request` would be a way to write to all of them.
+    fn check_unnamed(&self, topic: &str, known: &KnownClients) -> Result<(), TopicError> {
         let bases = [Some(&self.base), self.pool.as_ref().map(|pool| &pool.base)];
         for base in bases.into_iter().flatten() {
             let below = format!("{base}/response/");
-            let Some(level) = topic.strip_prefix(&below) else {
+            let Some(rest) = topic.strip_prefix(&below) else {
                 continue;
             };
+            let client = rest.split('/').next().unwrap_or_default();
             let named =
                 |filter: &&String| filter.starts_with(&below) && filter.strip_prefix(&below) != Some("#");
-            let is_named = self
-                .allowed
-                .iter()
-                .filter(named)
-                .any(|filter| filter_matches(filter, topic));
-            if (level.is_empty() || level.contains('/')) && !is_named {
-                return Err(TopicError::NotOfNobody {
+            let mut named = self.allowed.iter().filter(named);
+            if known.contains(client) && !named.any(|filter| filter_matches(filter, topic)) {
+                return Err(TopicError::OfAnotherClient {
                     topic: topic.to_owned(),
+                    request: format!("{base}/request/{}", brief(client)),
                     below,
                 });
             }

@@ -123,10 +123,8 @@ impl Poller {
                             let wait = backoff.after_loss(lived, ended);
                             self.log_down(&reason, wait, backoff.failures());
                             self.down(LinkState::Down { reason }, Duration::ZERO).await;
-                            // Where a message is likely to blame, no other node is looked for.
-                            if ended == Wait::Short {
-                                tokio::time::sleep(wait).await;
-                            } else if self.suspicion.is_taken_over(lived, wait).await {
+                            let in_trials = ended == Wait::Short;
+                            if self.suspicion.is_taken_over(lived, wait, in_trials).await {
                                 break self.taken_over();
                             }
                         }

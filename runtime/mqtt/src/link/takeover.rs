@@ -21,6 +21,8 @@ use crate::tls::TlsError;
 
 /// How long the other node may take to publish its status: it subscribes first.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
+/// The same where a message is as likely to have ended the connection: others wait for it to be tried.
+const STATUS_TIMEOUT_IN_TRIALS: Duration = Duration::from_millis(300);
 /// How long the probe may take to subscribe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deaths in a row that a status was waited for in vain; after them the usual backoff is time enough.
@@ -110,8 +112,13 @@ impl Suspicion {
     }
 
     /// Whether a connection that lived so long and was closed by the other side means that the session is another's. Takes
-    /// at least `wait`, the time until the next attempt, unless it does.
-    pub(crate) async fn is_taken_over(&mut self, lived: Option<Duration>, wait: Duration) -> bool {
+    /// at least `wait`, the time until the next attempt, unless it does. `in_trials`: a message is as likely to be the reason.
+    pub(crate) async fn is_taken_over(
+        &mut self,
+        lived: Option<Duration>,
+        wait: Duration,
+        in_trials: bool,
+    ) -> bool {
         let now = Instant::now();
         let resume = now + wait;
         let Some(lived) = lived else {
@@ -123,7 +130,12 @@ impl Suspicion {
         let watched = self.probe.as_ref().is_some_and(Probe::is_subscribed);
         self.evidence.died(now, lived, watched);
         if watched {
-            return self.is_confirmed(now, resume).await;
+            let timeout = if in_trials {
+                STATUS_TIMEOUT_IN_TRIALS
+            } else {
+                STATUS_TIMEOUT
+            };
+            return self.is_confirmed(now + timeout, resume).await;
         }
         if self.probe.is_none() {
             match (self.probe_options)() {
@@ -139,8 +151,8 @@ impl Suspicion {
         false
     }
 
-    /// Listens to statuses until `resume`, and for longer where one may still come.
-    async fn is_confirmed(&mut self, died: Instant, resume: Instant) -> bool {
+    /// Listens to statuses until `resume`, and until `late` where one may still come.
+    async fn is_confirmed(&mut self, late: Instant, resume: Instant) -> bool {
         let patient = self.waits_in_vain < WAITS_IN_VAIN;
         loop {
             if self.evidence.is_conclusive() {
@@ -148,7 +160,7 @@ impl Suspicion {
             }
             let current = self.evidence.is_current();
             let until = if patient && !current {
-                resume.max(died + STATUS_TIMEOUT)
+                resume.max(late)
             } else {
                 resume
             };

@@ -63,9 +63,9 @@ impl Node {
     /// Whether a death of its connection, which these statuses follow, is a takeover.
     async fn dies(&mut self, statuses: &[(State, &str)]) -> bool {
         self.suspicion.connected();
-        let verdict = self
-            .suspicion
-            .is_taken_over(Some(Duration::from_secs(3)), Duration::from_millis(300));
+        let verdict =
+            self.suspicion
+                .is_taken_over(Some(Duration::from_secs(3)), Duration::from_millis(300), false);
         let published = async {
             for (state, boot_id) in statuses {
                 let status = Status::new(*state, *boot_id).encode();

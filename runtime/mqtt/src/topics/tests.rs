@@ -87,26 +87,39 @@ fn a_client_has_a_name_of_bounded_length() {
 fn response_topics_are_bounded() {
     let t = topics();
     assert!(
-        t.check_response("phi-edge/v1/box/response/1", Scope::Node, None)
+        t.check_response(
+            "phi-edge/v1/box/response/1",
+            Scope::Node,
+            None,
+            &KnownClients::default()
+        )
+        .is_ok()
+    );
+    assert!(
+        t.check_response("apps/till/answers", Scope::Node, None, &KnownClients::default())
             .is_ok()
     );
-    assert!(t.check_response("apps/till/answers", Scope::Node, None).is_ok());
     for bad in ["", "a/+", "a/#", "$SYS/x", "a\0b"] {
         assert!(
             matches!(
-                t.check_response(bad, Scope::Node, None),
+                t.check_response(bad, Scope::Node, None, &KnownClients::default()),
                 Err(TopicError::Invalid(_))
             ),
             "{bad:?}"
         );
     }
     assert!(matches!(
-        t.check_response("elsewhere", Scope::Node, None),
+        t.check_response("elsewhere", Scope::Node, None, &KnownClients::default()),
         Err(TopicError::NotAllowed(_))
     ));
     assert!(
-        t.check_response("phi-edge/v1/box/response/c/1", Scope::Node, Some("c"))
-            .is_ok()
+        t.check_response(
+            "phi-edge/v1/box/response/c/1",
+            Scope::Node,
+            Some("c"),
+            &KnownClients::default()
+        )
+        .is_ok()
     );
     for bad in [
         "phi-edge/v1/box/response/d/1",
@@ -115,7 +128,7 @@ fn response_topics_are_bounded() {
     ] {
         assert!(
             matches!(
-                t.check_response(bad, Scope::Node, Some("c")),
+                t.check_response(bad, Scope::Node, Some("c"), &KnownClients::default()),
                 Err(TopicError::NotOfClient { .. })
             ),
             "{bad}"
@@ -136,11 +149,17 @@ fn own_topics_are_never_answered_on() {
         "b/event/r",
     ] {
         assert!(
-            matches!(t.check_response(own, Scope::Node, None), Err(TopicError::Own(_))),
+            matches!(
+                t.check_response(own, Scope::Node, None, &KnownClients::default()),
+                Err(TopicError::Own(_))
+            ),
             "{own}"
         );
     }
-    assert!(t.check_response("elsewhere", Scope::Node, None).is_ok());
+    assert!(
+        t.check_response("elsewhere", Scope::Node, None, &KnownClients::default())
+            .is_ok()
+    );
 }
 
 #[test]
@@ -154,16 +173,31 @@ fn a_pool_shares_its_requests_and_has_responses_of_its_own() {
         ]
     );
     assert!(
-        t.check_response("phi-edge/v1/pool/plant/response/c/1", Scope::Pool, Some("c"))
-            .is_ok()
+        t.check_response(
+            "phi-edge/v1/pool/plant/response/c/1",
+            Scope::Pool,
+            Some("c"),
+            &KnownClients::default()
+        )
+        .is_ok()
     );
     assert!(
-        t.check_response("phi-edge/v1/pool/plant/response/d/1", Scope::Pool, Some("c"))
-            .is_err()
+        t.check_response(
+            "phi-edge/v1/pool/plant/response/d/1",
+            Scope::Pool,
+            Some("c"),
+            &KnownClients::default()
+        )
+        .is_err()
     );
     assert!(
-        t.check_response("phi-edge/v1/pool/plant/response/1", Scope::Node, None)
-            .is_err()
+        t.check_response(
+            "phi-edge/v1/pool/plant/response/1",
+            Scope::Node,
+            None,
+            &KnownClients::default()
+        )
+        .is_err()
     );
     assert_eq!(
         t.response_in(Scope::Pool, Some("c"), "1"),
@@ -238,46 +272,64 @@ fn events_go_to_no_topic_of_the_contract() {
 }
 
 #[test]
-fn nobody_writes_below_a_clients_responses() {
+fn a_request_of_no_client_has_no_replies_where_a_client_has_its_own() {
     let t = topics().in_pool("phi-edge/v1/pool", "plant");
-    for (topic, scope) in [
+    let mut known = KnownClients::default();
+    let aimed = [
         ("phi-edge/v1/box/response/anna/1", Scope::Node),
-        ("phi-edge/v1/box/response/anna/", Scope::Node),
-        ("phi-edge/v1/box/response//1", Scope::Node),
+        ("phi-edge/v1/box/response/anna/a/b", Scope::Node),
+        // Anna's subscription to …/anna/# matches this, too.
+        ("phi-edge/v1/box/response/anna", Scope::Node),
         ("phi-edge/v1/box/response/anna/1", Scope::Pool),
         ("phi-edge/v1/pool/plant/response/anna/1", Scope::Pool),
-    ] {
-        let checked = t.check_response(topic, scope, None);
-        assert!(matches!(checked, Err(TopicError::NotOfNobody { .. })), "{topic}");
+    ];
+    for (topic, scope) in aimed {
+        let checked = t.check_response(topic, scope, None, &known);
+        assert_eq!(checked, Ok(()), "{topic}: no client of that name has spoken");
     }
-    let below = "phi-edge/v1/box/response";
+    known.note("anna");
+    for (topic, scope) in aimed {
+        let checked = t.check_response(topic, scope, None, &known);
+        assert!(
+            matches!(checked, Err(TopicError::OfAnotherClient { .. })),
+            "{topic}"
+        );
+    }
+    let check = |topic: &str| t.check_response(topic, Scope::Node, None, &known);
+    assert_eq!(check("phi-edge/v1/box/response/annabel/1"), Ok(()));
+    assert_eq!(check("phi-edge/v1/box/response/paho/anna"), Ok(()));
+    let own = t.check_response(
+        "phi-edge/v1/box/response/anna/1",
+        Scope::Node,
+        Some("anna"),
+        &known,
+    );
+    assert_eq!(own, Ok(()));
     // However wide a filter is, only one that names the place opens it.
+    let below = "phi-edge/v1/box/response";
+    let anna = format!("{below}/anna/1");
     let wide = Topics::new("phi-edge/v1/box", vec!["#".into(), format!("{below}/#")]);
-    assert!(
-        wide.check_response(&format!("{below}/anna/1"), Scope::Node, None)
-            .is_err()
-    );
-    let named = Topics::new(
-        "phi-edge/v1/box",
-        vec![format!("{below}/#"), format!("{below}/shared/#")],
-    );
-    assert_eq!(
-        named.check_response(&format!("{below}/shared/a/1"), Scope::Node, None),
-        Ok(())
-    );
-    assert!(
-        named
-            .check_response(&format!("{below}/anna/1"), Scope::Node, None)
-            .is_err()
-    );
+    assert!(wide.check_response(&anna, Scope::Node, None, &known).is_err());
+    let named = vec![format!("{below}/#"), format!("{below}/anna/#")];
+    let named = Topics::new("phi-edge/v1/box", named);
+    assert_eq!(named.check_response(&anna, Scope::Node, None, &known), Ok(()));
 }
 
 #[test]
 fn levels_are_bounded_as_configured() {
     let t = Topics::new("b", vec!["b/response/#".into()]);
     let topic = |slashes: usize| format!("b/response/c/{}1", "a/".repeat(slashes - 3));
-    assert_eq!(t.check_response(&topic(200), Scope::Node, Some("c")), Ok(()));
-    assert!(t.check_response(&topic(201), Scope::Node, Some("c")).is_err());
+    assert_eq!(
+        t.check_response(&topic(200), Scope::Node, Some("c"), &KnownClients::default()),
+        Ok(())
+    );
+    assert!(
+        t.check_response(&topic(201), Scope::Node, Some("c"), &KnownClients::default())
+            .is_err()
+    );
     let t = t.with_max_levels(1000);
-    assert_eq!(t.check_response(&topic(201), Scope::Node, Some("c")), Ok(()));
+    assert_eq!(
+        t.check_response(&topic(201), Scope::Node, Some("c"), &KnownClients::default()),
+        Ok(())
+    );
 }

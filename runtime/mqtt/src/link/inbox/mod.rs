@@ -26,7 +26,7 @@ use super::poller::{Received, qos0_size};
 use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
-use crate::topics::{Inbound, Kind, Scope, Topics};
+use crate::topics::{Inbound, Kind, KnownClients, Scope, Topics};
 use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
 use names::{Names, receipt};
 use refuse::Refused;
@@ -42,6 +42,7 @@ pub(crate) struct Inbox {
     gate: Arc<Gate>,
     counters: Arc<Counters>,
     names: Names,
+    clients: KnownClients,
 }
 
 /// What tells which messages rules take.
@@ -102,6 +103,7 @@ impl Inbox {
             gate,
             counters,
             names: Names::new(boot_id),
+            clients: KnownClients::default(),
         }
     }
 
@@ -163,6 +165,11 @@ impl Inbox {
         let Some((topic, inbound)) = inbound else {
             return self.observe(publish, service);
         };
+        if let Some(client) = inbound.client
+            && inbound.misnamed().is_none()
+        {
+            self.clients.note(client);
+        }
         match inbound.kind {
             Kind::Request => {
                 let properties = publish.properties.as_ref();
@@ -305,7 +312,9 @@ impl Inbox {
             return self.refuse(request, service, Refused::for_form(parsed.id, message.into()));
         }
         if let Some(topic) = request.response_topic
-            && let Err(error) = self.topics.check_response(topic, request.scope, request.client)
+            && let Err(error) =
+                self.topics
+                    .check_response(topic, request.scope, request.client, &self.clients)
         {
             return self.refuse(request, service, Refused::for_form(parsed.id, error.to_string()));
         }
@@ -373,7 +382,7 @@ impl Inbox {
             .response_topic
             .filter(|topic| {
                 self.topics
-                    .check_response(topic, request.scope, request.client)
+                    .check_response(topic, request.scope, request.client, &self.clients)
                     .is_ok()
             })
             .map_or_else(

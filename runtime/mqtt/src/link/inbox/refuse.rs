@@ -34,7 +34,7 @@ impl Inbox {
         count(&self.counters.refused);
         let usable = request.response_topic.is_some_and(|topic| {
             self.topics
-                .check_response(topic, request.scope, request.client)
+                .check_response(topic, request.scope, request.client, &self.clients)
                 .is_ok()
         });
         tracing::info!(

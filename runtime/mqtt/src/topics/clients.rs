@@ -1,0 +1,50 @@
+//! The names of clients that have spoken on topics of their own.
+
+use std::collections::{HashSet, VecDeque};
+
+/// The most names; beyond them the one that was first heard longest ago is forgotten.
+const NAMES: usize = 16_384;
+
+/// The names of clients that have asked or cancelled on a topic of their own, which their replies are below.
+#[derive(Debug, Default)]
+pub(crate) struct KnownClients {
+    names: HashSet<String>,
+    order: VecDeque<String>,
+}
+
+impl KnownClients {
+    /// Remembers a name.
+    pub(crate) fn note(&mut self, name: &str) {
+        if self.names.contains(name) {
+            return;
+        }
+        if self.order.len() >= NAMES
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.names.remove(&oldest);
+        }
+        self.names.insert(name.to_owned());
+        self.order.push_back(name.to_owned());
+    }
+
+    /// Whether a client of this name has spoken.
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.names.contains(name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_are_bounded_and_the_oldest_goes() {
+        let mut known = KnownClients::default();
+        for n in 0..=NAMES {
+            known.note(&n.to_string());
+            known.note("1");
+        }
+        assert!(!known.contains("0") && known.contains("1") && known.contains(&NAMES.to_string()));
+        assert_eq!((known.names.len(), known.order.len()), (NAMES, NAMES));
+    }
+}
