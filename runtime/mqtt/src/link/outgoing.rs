@@ -3,7 +3,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use bytes::Bytes;
-use phi_edge_service::{Reply, ReplyBody, TraceParent};
+use phi_edge_service::{DeadLetter, Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 use tokio::time::Instant;
 
@@ -37,7 +37,7 @@ pub(crate) enum What {
         client: Option<String>,
         trace: Option<TraceParent>,
     },
-    DeadLetter,
+    DeadLetter(Letter),
     /// Of a rule.
     Event {
         id: String,
@@ -46,13 +46,36 @@ pub(crate) enum What {
     Stats,
 }
 
+/// A dead letter by what it holds of others' making. One that can't be delivered is followed by one that holds less.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Letter {
+    /// It quotes a topic or a payload, and names an id where there is one.
+    Quoting(Option<String>),
+    /// It quotes nothing, and names an id.
+    Naming,
+    /// It holds only what the node itself has made.
+    Plain,
+}
+
+impl Letter {
+    fn of(letter: &DeadLetter) -> Self {
+        if !letter.topic.is_empty() || !letter.payload.is_empty() {
+            Self::Quoting(letter.id.clone())
+        } else if letter.id.is_some() {
+            Self::Naming
+        } else {
+            Self::Plain
+        }
+    }
+}
+
 impl What {
     /// The word for the log and for dead letters.
     pub(crate) fn kind(&self) -> &'static str {
         match self {
             Self::Chunk => "chunk",
             Self::Outcome { .. } => "reply",
-            Self::DeadLetter => "dead letter",
+            Self::DeadLetter(_) => "dead letter",
             Self::Event { .. } => "event",
             Self::Status => "status",
             Self::Stats => "stats",
@@ -110,7 +133,7 @@ impl Outgoing {
                 ReplyBody::Chunk { .. } => What::Chunk,
                 ReplyBody::Final(answer) => outcome(&answer.reply_id),
                 ReplyBody::Error(refusal) => outcome(&refusal.reply_id),
-                ReplyBody::DeadLetter(_) => What::DeadLetter,
+                ReplyBody::DeadLetter(letter) => What::DeadLetter(Letter::of(letter)),
                 ReplyBody::Event(published) => What::Event {
                     id: published.event.event_id.clone(),
                 },

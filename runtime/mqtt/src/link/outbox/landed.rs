@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
 use crate::link::counters::count;
-use crate::link::outgoing::{Outgoing, What};
+use crate::link::outgoing::{Letter, Outgoing, What};
 use crate::topics::brief;
 use crate::wire;
 
@@ -160,15 +160,18 @@ impl Outbox {
             reason,
             "a message can't be published"
         );
-        let payload = DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload));
-        self.post_letter(outgoing, |id| DeadLetter {
-            reason: ErrorCode::Internal.as_str().to_owned(),
-            message: reason.to_owned(),
-            topic: outgoing.topic.clone(),
-            id: Some(id),
-            payload,
-            bytes: outgoing.payload.len(),
-        });
+        let letter = match &outgoing.what {
+            What::Outcome { id, .. } | What::Event { id } => Some(DeadLetter {
+                reason: ErrorCode::Internal.as_str().to_owned(),
+                message: reason.to_owned(),
+                topic: outgoing.topic.clone(),
+                id: Some(id.clone()),
+                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
+                bytes: outgoing.payload.len(),
+            }),
+            _ => None,
+        };
+        self.post_letter(outgoing, letter);
     }
 
     /// What can't be published for certain: its dead letter has facts only, for what it quoted might be the cause.
@@ -183,25 +186,36 @@ impl Outbox {
             reason,
             "a message can't be delivered"
         );
-        self.post_letter(outgoing, |id| DeadLetter {
+        // Of a dead letter that can't be delivered the operator is to know, too, by one that holds less.
+        let (id, message) = match &outgoing.what {
+            What::Outcome { id, .. } | What::Event { id } => {
+                (Some(id.clone()), Some(format!("{facts}: {reason}")))
+            }
+            What::DeadLetter(Letter::Quoting(id)) => (id.clone(), Some(format!("{facts}: {reason}"))),
+            What::DeadLetter(Letter::Naming) => {
+                let message =
+                    format!("a dead letter can't be delivered, nor what it is about be named: {reason}");
+                (None, Some(message))
+            }
+            _ => (None, None),
+        };
+        let letter = message.map(|message| DeadLetter {
             reason: DeadLetter::UNDELIVERABLE.to_owned(),
-            message: format!("{facts}: {reason}"),
+            message,
             topic: String::new(),
-            id: Some(id),
+            id,
             payload: Vec::new(),
             bytes: outgoing.payload.len(),
         });
+        self.post_letter(outgoing, letter);
     }
 
-    /// Posts the letter of a reply or an event; of anything else there is none. Then the message is kept no longer.
-    fn post_letter(&self, outgoing: &Outgoing, letter: impl FnOnce(String) -> DeadLetter) {
-        if let (What::Outcome { id, .. } | What::Event { id }, Some(service)) =
-            (&outgoing.what, self.service.borrow().as_ref())
-        {
-            let letter = letter(id.clone());
+    /// Posts a message's dead letter, if there is to be one. Then the message is kept no longer.
+    fn post_letter(&self, outgoing: &Outgoing, letter: Option<DeadLetter>) {
+        if let (Some(letter), Some(service)) = (letter, self.service.borrow().as_ref()) {
             let key = JobKey {
                 client: None,
-                id: id.clone(),
+                id: letter.id.clone().unwrap_or_default(),
             };
             let stored = service.post(key, ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter), None);
             // The letter is stored before the message is forgotten.

@@ -85,7 +85,7 @@ impl Outbox {
 
     pub(super) fn reply(&mut self, reply: &Reply) {
         let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
-        if outgoing.what == What::DeadLetter {
+        if matches!(outgoing.what, What::DeadLetter(_)) {
             count(&self.counters.dead_letters);
         }
         if outgoing.what == What::Chunk {
