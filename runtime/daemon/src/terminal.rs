@@ -28,9 +28,10 @@ pub(crate) fn json(text: &str) -> Cow<'_, str> {
 }
 
 /// Whether a terminal may take a character for something other than a part of the text: control characters (C0, DEL and
-/// C1) and the embeddings, overrides and isolates of the Unicode Bidirectional Algorithm (UAX #9, section 2).
+/// C1), the separators of lines and paragraphs, and the embeddings, overrides and isolates of the Unicode Bidirectional
+/// Algorithm (UAX #9, section 2).
 fn commands(c: char) -> bool {
-    c.is_control() || matches!(c, '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+    c.is_control() || matches!(c, '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 fn escaped(text: &str, hostile: impl Fn(char) -> bool, escape: impl Fn(&mut String, char)) -> Cow<'_, str> {

@@ -12,7 +12,7 @@ use crate::reply::{Reply, ReplyBody};
 use crate::rules::Time;
 use crate::store::Change;
 
-/// An event that has waited so long is not on its way: the broker is away, or slow.
+/// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
 const STALLED: Duration = Duration::from_secs(5);
 
 /// Tens of thousands may wait: they are looked through so often.
@@ -37,6 +37,8 @@ pub(super) struct Events {
     swept: Option<Time>,
     /// That events are dropped for want of room was logged.
     told: bool,
+    /// Since when there is no connection to the broker.
+    away_since: Option<Time>,
 }
 
 /// Events that were not published, since the start.
@@ -158,6 +160,15 @@ impl Ledger {
         self.journal.send();
     }
 
+    /// Whether there is a connection to the broker.
+    pub(crate) fn set_connected(&mut self, connected: bool, wall: Time) {
+        if connected {
+            self.events.away_since = None;
+        } else {
+            self.events.away_since.get_or_insert(wall);
+        }
+    }
+
     /// Forgets the oldest events where there are more than there is room for.
     pub(super) fn make_room_for_events(&mut self, wall: Time) {
         if self.events.bytes <= self.limits.event_bytes {
@@ -187,6 +198,10 @@ impl Ledger {
     fn unpublished(&self, wall: Time) -> Vec<(usize, Unpublished)> {
         let mut gone = Vec::new();
         let mut newer: HashSet<&str> = HashSet::new();
+        let is_away = self
+            .events
+            .away_since
+            .is_some_and(|since| wall.since(since) >= STALLED);
         for (index, out) in self.outgoing.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
             if event.is_expired(wall) {
@@ -197,7 +212,7 @@ impl Ledger {
                 continue;
             };
             let first = newer.insert(&reply.address.topic);
-            if !first && wall.since(event.since) >= STALLED {
+            if !first && is_away && wall.since(event.since) >= STALLED {
                 gone.push((index, Unpublished::Superseded));
             }
         }

@@ -217,6 +217,8 @@ pub(crate) struct Ledger {
     events: Events,
     /// What refusals and dead letters among them take, in bytes.
     notices: u64,
+    /// The number of them.
+    notices_waiting: usize,
     /// Refusals and dead letters that were dropped for want of room.
     notices_dropped: u64,
     /// Messages that the broker has not acknowledged, those in `outgoing` among them; only what is durable.
@@ -266,6 +268,7 @@ impl Ledger {
             outgoing: VecDeque::new(),
             events: Events::default(),
             notices: 0,
+            notices_waiting: 0,
             notices_dropped: 0,
             undelivered: BTreeMap::new(),
             deliveries: 0,

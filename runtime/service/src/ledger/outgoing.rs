@@ -41,6 +41,7 @@ impl Ledger {
             self.notices_dropped += 1;
         } else {
             self.notices += bytes;
+            self.notices_waiting += 1;
             self.send(key, address, body);
             if let Some(out) = self.outgoing.back_mut() {
                 out.notice = Some(bytes);
@@ -195,6 +196,7 @@ impl Ledger {
                 self.events.left(event);
             }
             self.notices = self.notices.saturating_sub(out.notice.unwrap_or(0));
+            self.notices_waiting -= usize::from(out.notice.is_some());
             let reply = match out.leaving {
                 Leaving::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
                 Leaving::Alone(reply) => {
@@ -216,7 +218,8 @@ impl Ledger {
 
     /// Messages to clients that have not left. Events are none: many windows may end at once, and no client can help it.
     pub(super) fn replies_waiting(&self) -> usize {
-        self.outgoing.len().saturating_sub(self.events.waiting())
+        let others = self.events.waiting() + self.notices_waiting;
+        self.outgoing.len().saturating_sub(others)
     }
 
     /// Nobody takes outcomes any more.
@@ -225,6 +228,7 @@ impl Ledger {
         self.outgoing.clear();
         self.events.clear();
         self.notices = 0;
+        self.notices_waiting = 0;
         lost
     }
 }

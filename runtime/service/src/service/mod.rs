@@ -301,6 +301,12 @@ impl Service {
         self.shared.changed();
     }
 
+    /// Tells whether there is a connection to the broker. While there has been none for long, only the newest of retained events
+    /// is kept for a topic.
+    pub fn set_connected(&self, connected: bool) {
+        self.shared.set_connected(connected);
+    }
+
     /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
     /// job of this name waits or runs.
     pub fn cancel(&self, key: &JobKey) -> bool {

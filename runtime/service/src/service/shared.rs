@@ -172,6 +172,10 @@ impl Shared {
         self.ledger().write_all(&rules, wall());
     }
 
+    pub(super) fn set_connected(&self, connected: bool) {
+        self.ledger().set_connected(connected, wall());
+    }
+
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
         lock(&self.book)
     }

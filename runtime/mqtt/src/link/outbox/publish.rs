@@ -23,6 +23,9 @@ const PAD: usize = u16::MAX as usize;
 
 impl Outbox {
     pub(super) fn note(&mut self, note: Note) {
+        if let Some(service) = self.service.borrow().as_ref() {
+            service.set_connected(matches!(note, Note::Up(..)));
+        }
         match note {
             Note::Up(limits, epoch) => {
                 self.bury();
