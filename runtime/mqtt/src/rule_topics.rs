@@ -16,7 +16,12 @@ pub struct RuleTopics {
     filters: Vec<RuleFilter>,
     /// Filters that were subscribed to before and are no more.
     former: Vec<String>,
+    /// One subscription brings all topics.
+    in_one: bool,
 }
+
+/// The filter of all topics.
+const ALL: &str = "#";
 
 /// A filter and the rules that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,22 +53,41 @@ impl RuleTopics {
         Self {
             filters,
             former: Vec::new(),
+            in_one: false,
         }
+    }
+
+    /// The same by one subscription to all topics, which a change of rules does not touch. For a broker in this process: it
+    /// routes the messages of several clients at the same time, so that none of them can mark where a change takes effect.
+    #[must_use]
+    pub fn in_one(self) -> Self {
+        Self { in_one: true, ..self }
+    }
+
+    /// Whether a message to the node itself that came by these subscriptions is a second copy: it comes by the node's own, too,
+    /// which have no identifiers.
+    pub(crate) fn is_second_copy(&self, ids: &[usize]) -> bool {
+        self.in_one && !ids.is_empty()
     }
 
     /// The same, in place of `former` ones: what is no longer wanted of them is unsubscribed from.
     #[must_use]
     pub fn in_place_of(mut self, former: impl IntoIterator<Item = String>) -> Self {
+        let former = former.into_iter();
         self.former = former
-            .into_iter()
-            .filter(|former| self.filters.iter().all(|known| known.filter != *former))
+            .filter(|former| self.filters().all(|known| known != former))
             .collect();
         self
     }
 
     /// What is subscribed to.
     pub fn filters(&self) -> impl Iterator<Item = &str> {
-        self.filters.iter().map(|filter| filter.filter.as_str())
+        let in_one = self.in_one && !self.filters.is_empty();
+        let each = self.filters.iter().filter(move |_| !in_one);
+        in_one
+            .then_some(ALL)
+            .into_iter()
+            .chain(each.map(|filter| filter.filter.as_str()))
     }
 
     /// What is unsubscribed from.
@@ -127,6 +151,19 @@ mod tests {
         let few: Vec<usize> = identifier("plant/#").take(3).collect();
         assert!(few.iter().all(|id| (1..=LARGEST_ID as usize).contains(id)));
         assert!(few[0] != few[1] && few[1] != few[2]);
+    }
+
+    #[test]
+    fn in_one_subscription_rules_take_what_is_theirs() {
+        let topics = topics()
+            .in_one()
+            .in_place_of(["plant/#".to_owned(), "#".to_owned()]);
+        assert_eq!(topics.filters().collect::<Vec<_>>(), ["#"]);
+        assert_eq!(topics.former().collect::<Vec<_>>(), ["plant/#"]);
+        assert_eq!(topics.takers("hall/1").len(), 1);
+        assert_eq!(topics.takers("elsewhere").len(), 0);
+        assert!(topics.is_second_copy(&[7]) && !topics.is_second_copy(&[]));
+        assert_eq!(RuleTopics::default().in_one().filters().count(), 0);
     }
 
     #[test]

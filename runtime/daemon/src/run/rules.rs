@@ -26,7 +26,7 @@ impl Rules {
     pub(crate) fn start(config: &Config) -> Result<(Self, Vec<Rule>), Fault> {
         let rules = rules::all(config)?;
         let subscribed = config.store.path.join(SUBSCRIBED);
-        let topics = topics(&rules).in_place_of(remembered(&subscribed));
+        let topics = topics(&rules, config).in_place_of(remembered(&subscribed));
         let this = Self {
             topics: watch::Sender::new(topics),
             subscribed,
@@ -51,7 +51,7 @@ impl Rules {
                 .map(str::to_owned)
                 .collect()
         };
-        let topics = topics(&rules).in_place_of(former);
+        let topics = topics(&rules, config).in_place_of(former);
         service
             .set_rules(rules)
             .map_err(|error| Fault::new(Exit::Config, error))?;
@@ -94,12 +94,18 @@ impl Rules {
     }
 }
 
-fn topics(rules: &[Rule]) -> RuleTopics {
-    RuleTopics::new(
+fn topics(rules: &[Rule], config: &Config) -> RuleTopics {
+    let topics = RuleTopics::new(
         rules
             .iter()
             .map(|rule| (rule.name.as_str(), rule.topics.as_slice())),
-    )
+    );
+    // With access rules the node may not be allowed to read everything.
+    if config.mqtt.embedded && config.mqtt.embedded_acl_file.is_none() {
+        topics.in_one()
+    } else {
+        topics
+    }
 }
 
 fn remembered(file: &Path) -> Vec<String> {

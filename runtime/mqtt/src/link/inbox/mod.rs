@@ -165,6 +165,9 @@ impl Inbox {
         let Some((topic, inbound)) = inbound else {
             return self.observe(publish, service);
         };
+        if self.rules.topics.borrow().is_second_copy(subscriptions(publish)) {
+            return Done::Now;
+        }
         if let Some(client) = inbound.client
             && inbound.misnamed().is_none()
         {
@@ -216,12 +219,7 @@ impl Inbox {
             );
             return Done::Now;
         }
-        let ids = publish
-            .properties
-            .as_ref()
-            .map(|properties| properties.subscription_identifiers.as_slice())
-            .unwrap_or_default();
-        if !self.rules.routing.counts(topic, ids) {
+        if !self.rules.routing.counts(topic, subscriptions(publish)) {
             // Remembered: under other subscriptions it might count when it comes again.
             service.dismiss(receipt(publish));
             return Done::Now;
@@ -412,6 +410,14 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
         },
         None => std::future::pending().await,
     }
+}
+
+/// The identifiers of the subscriptions that a message came by.
+fn subscriptions(publish: &Publish) -> &[usize] {
+    let properties = publish.properties.as_ref();
+    properties
+        .map(|properties| properties.subscription_identifiers.as_slice())
+        .unwrap_or_default()
 }
 
 /// Nothing is left to be done.
