@@ -137,7 +137,7 @@ async fn a_reply_that_mosquitto_ends_the_connection_at_is_given_up() {
     assert!(seen["connections"].as_u64().unwrap() <= 6, "{seen}");
     assert!(daemon.log().contains("a message can't be delivered"));
 
-    // The outcome is there for whoever asks again where an answer can go.
+    // The outcome is there for a client that asks again where an answer can go.
     let near = format!("{BASE}/response/mallory/near");
     mallory
         .publish(&format!("{BASE}/request/mallory"), body, Some((&near, b"c")))

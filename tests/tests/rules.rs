@@ -162,7 +162,7 @@ fn start(broker: &Mosquitto, folder: TempDir, rules: &TempDir) -> Daemon {
     Daemon::start_in(folder, broker.port, &demo_model(), &[&rules])
 }
 
-/// Waits for what nobody reports, such as a line in a log.
+/// Waits for what is not reported, such as a line in a log.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {

@@ -11,7 +11,7 @@ use phi_edge_tests::{
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 
-/// Waits for what nobody reports, such as a line in a log.
+/// Waits for what is not reported, such as a line in a log.
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {

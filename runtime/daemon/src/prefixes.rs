@@ -2,7 +2,7 @@
 //! of rules begin with.
 //!
 //! One file a prefix below the store: a line of JSON that says what it is of, then keys and values, then a digest of
-//! all of it. A file that is damaged or of something else is left unused with a warning and written anew. Keys and values that
+//! all of it. A file that is damaged or of something else is left unused with a warning and written again. Keys and values that
 //! another library, provider, processor or version of the program has computed may differ: they are of something else, too.
 
 use std::fs::{self, File};

@@ -1,6 +1,6 @@
 //! Text of others on a terminal: what would command the terminal is shown as an escape instead.
 //!
-//! Models, brokers and whoever may publish choose such texts: titles, colours, moves of the cursor and worse are control
+//! Models, brokers and every publisher choose such texts: titles, colours, moves of the cursor and worse are control
 //! sequences, and marks of the writing direction show a text in another order than it has.
 
 use std::borrow::Cow;

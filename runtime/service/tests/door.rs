@@ -55,7 +55,7 @@ async fn a_flood_keeps_nobody_out_and_goes_first_with_nothing() {
         bench.service.submit(of("flood", &format!("f{n}"))).await.unwrap();
         settle().await;
     }
-    // One runs and four wait: the queue is full, and nobody else waits.
+    // One runs and four wait: the queue is full, and no other client waits.
     let busy = bench.service.submit(of("flood", "f5")).await.unwrap_err();
     assert_eq!(busy.code, ErrorCode::Busy);
     assert!(

@@ -43,7 +43,7 @@ pub(super) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
         ..Connect::default()
     };
     let mut forger = RawClient::connect(port, &forger).await?;
-    // Young connections, all closed by the other side, with a forged status waiting for whoever asks how the node is.
+    // Young connections, all closed by the other side, with a forged status retained for all that read it.
     let longest = plan.of(Duration::from_millis(600), Duration::from_millis(9_500));
     // Also of the connections by which a node asks who has its session.
     let wanted = plan.of(12, 40);

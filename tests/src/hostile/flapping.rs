@@ -1,4 +1,4 @@
-//! A path that ends connections at random moments: nothing is lost, and nobody is convicted for it.
+//! A path that ends connections at random moments: nothing is lost, and no message is convicted for it.
 
 use std::time::{Duration, Instant};
 

@@ -31,7 +31,7 @@ pub struct Report {
     pub dead_letters: u64,
     /// Connections of the node that ended.
     pub deaths: u64,
-    /// Ends of the process that nobody asked for.
+    /// Unexpected ends of the process.
     pub exits: u64,
     /// An honest client's median latency, without and with the attack.
     pub latency: Option<(Duration, Duration)>,

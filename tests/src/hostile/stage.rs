@@ -24,7 +24,7 @@ pub(super) enum Broker {
 /// Lines of mosquitto's configuration with which it keeps whatever waits.
 pub(super) const KEEPS_ALL: &str = "max_queued_messages 0\n";
 
-/// What mosquitto needs to be told so that nobody needs a password.
+/// What mosquitto needs to be told so that no client needs a password.
 pub(super) const ANONYMOUS: &str = "allow_anonymous true\n";
 
 /// Between two looks at the process.
@@ -194,7 +194,7 @@ impl Stage {
         self.peak
     }
 
-    /// What holds after every scenario: the process is the same one, and nobody else's content is on its topics.
+    /// What holds after every scenario: the process is the same one, and no one else's content is on its topics.
     pub(super) fn conclude(&mut self, report: &mut Report) {
         report.peak = self.measure();
         if let Some(code) = self.exited() {

@@ -5,7 +5,7 @@
 //! not acknowledged either, and nothing more of this connection is taken, since order counts. The broker sends no more than
 //! it may have under way, while replies, acknowledgements and signs of life go on as ever: a reader that simply stopped
 //! would keep out the acknowledgements that its own replies wait for, and would seem dead while a model loads. Once the
-//! inbox has room the connection is made anew, and the broker sends again what was left to it, in order.
+//! inbox has room the link reconnects, and the broker sends again what was left to it, in order.
 
 use std::sync::Arc;
 

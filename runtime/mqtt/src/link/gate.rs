@@ -45,7 +45,7 @@ impl Gate {
         self.lock().connection += 1;
     }
 
-    /// The broker has begun a session anew: what it sends from now on belongs to that.
+    /// The broker has begun a new session: what it sends from now on belongs to that.
     pub(crate) fn begin_session(&self) {
         self.lock().session += 1;
     }

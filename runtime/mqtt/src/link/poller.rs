@@ -82,7 +82,7 @@ impl Poller {
                     self.lost(true).await;
                     since = None;
                     self.flow.reconnects();
-                    tracing::info!(broker = self.broker, "connecting anew for what was left to the broker");
+                    tracing::info!(broker = self.broker, "reconnecting for what was left to the broker");
                     let reason = "what was left to the broker is fetched".to_owned();
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;

@@ -66,7 +66,7 @@ impl Suspicion {
     }
 
     /// Attends to a connection that is up since `since`: hears what the probe hears, and ends a series of deaths once the
-    /// connection has lived long. Never ends; nothing is lost if it is begun anew.
+    /// connection has lived long. Never ends; nothing is lost if it is started again.
     pub(crate) async fn attend(&mut self, since: Instant) -> Infallible {
         loop {
             let short = *self.counters.short_connections.borrow() > 0;

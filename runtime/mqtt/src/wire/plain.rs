@@ -9,7 +9,7 @@ use serde_json::ser::Formatter;
 use crate::topics::is_allowed_char;
 
 /// The compact form of a message. Control characters and Unicode non-characters are escaped: a payload that says that it
-/// is text must be text to whoever checks it (MQTT 5, section 1.5.4).
+/// is text must be text to every checker (MQTT 5, section 1.5.4).
 pub(crate) fn to_bytes(message: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let mut serializer = Serializer::with_formatter(&mut bytes, Plain);

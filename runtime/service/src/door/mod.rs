@@ -70,7 +70,7 @@ pub(crate) enum NotEncoded {
     /// Processes died while they encoded it alone.
     GivenUp {
         deaths: u32,
-        /// Nobody was told of it yet.
+        /// It has not been reported yet.
         first: bool,
         /// What was to be encoded.
         messages: Vec<Message>,
@@ -212,7 +212,7 @@ fn encode_behind(
     Ok(prompt)
 }
 
-/// Names a text, whoever sends it and whatever its id.
+/// The identity of a text, independent of its sender and id.
 fn digest(messages: &[Message]) -> WorkDigest {
     let mut digest = Sha256::new();
     for message in messages {

@@ -1,7 +1,7 @@
 //! Fair shares of the queue: what each client has in it, and whose turn it is.
 //!
-//! The queue belongs to whoever asks while it has room. When it is full, a client that has less than its share of it is
-//! still taken in, up to [`OVERFULL`] times the queue, so that nobody's flood keeps others out. Within a priority the next
+//! The queue is first come, first served while it has room. When it is full, a client that has less than its share of it is
+//! still taken in, up to [`OVERFULL`] times the queue, so that no client's flood keeps others out. Within a priority the next
 //! job is that of the client that was served least, by start-time fair queueing (Goyal, Vin and Cheng, 1996): each job has
 //! the tag at which its client's last one ended, in tokens, and the smallest tag is next. A client that was away does not
 //! save up for later: its tag is not below that of the job that was started last.

@@ -61,7 +61,7 @@ impl Change {
             | Self::Pause { .. }
             | Self::Delivered(_)
             | Self::Forget(_)
-            // Whoever waits for one has noted something else with it.
+            // The waiter has noted something else with it.
             | Self::Received(_)
             | Self::ForgetReceipts => false,
         }

@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::private_folder;
 
-/// The file in the store's folder. It is never removed: a lock on a file that is gone locks nobody out.
+/// The file in the store's folder. It is never removed: a lock on a file that is gone locks no process out.
 const NAME: &str = "lock";
 /// The longest process id, and a line's end.
 const PID_BYTES: u64 = 16;
