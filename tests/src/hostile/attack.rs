@@ -14,6 +14,8 @@ use super::raw::RawClient;
 use super::wire::{Connect, Property, Publish, Will, packet};
 use crate::daemon::BASE;
 
+/// An id that is asked again and again with other prompts. Once its outcome is forgotten it is a new request.
+pub(super) const REUSED: &str = "same";
 /// The rule whose messages are counted, and what counts them.
 pub(super) const COUNTED: &str = "counted";
 /// How long a client that does not read stays.
@@ -269,7 +271,7 @@ impl Hostile {
 
     async fn ask_the_same_differently(&mut self) -> Result<()> {
         let body = format!(
-            "{{\"id\":\"same\",\"prompt\":\"{}\",\"max_tokens\":2}}",
+            "{{\"id\":\"{REUSED}\",\"prompt\":\"{}\",\"max_tokens\":2}}",
             self.chance.below(5)
         );
         let publish = self.request(body.into_bytes());

@@ -10,6 +10,7 @@ use phi_edge_mqtt::{Client, ClientOptions, Received};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 
+use super::attack::REUSED;
 use crate::daemon::BASE;
 
 /// How long the broker keeps the session of a client that must miss nothing.
@@ -206,7 +207,7 @@ impl Seen {
         let digest = digest(&message.payload);
         let first = self.replies.entry(text("reply_id")).or_insert(digest);
         let mut differs = *first != digest;
-        if kind == Some("final") {
+        if kind == Some("final") && text("id") != REUSED {
             let first = self.finals.entry(key.clone()).or_insert_with(|| text("reply_id"));
             differs |= *first != text("reply_id");
         }
