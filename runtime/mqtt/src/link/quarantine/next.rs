@@ -139,7 +139,8 @@ impl<M: Message> Quarantine<M> {
         let padding = match (&self.phase, &self.accused) {
             (Phase::Verifying { left, .. }, Some(Accusation { reached, .. })) => {
                 // A little more than the other connection carried, shared by the controls to come.
-                let wanted = (reached.bytes + reached.bytes / 8).saturating_sub(self.carried.bytes);
+                let wanted = reached.bytes.saturating_add(reached.bytes / 8);
+                let wanted = wanted.saturating_sub(self.carried.bytes);
                 let share = wanted / (*left).max(1) as usize + 1;
                 share.saturating_sub(message.bytes())
             }

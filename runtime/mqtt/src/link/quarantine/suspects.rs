@@ -99,8 +99,8 @@ impl<M: Message> Suspects<M> {
         }
     }
 
-    /// Takes the next one for a trial: the first that has nothing against it that it was alone for, so that the innocent are
-    /// found first; then the one with the most against it. Messages to one destination keep their order.
+    /// Takes the next one for a trial: the one with the most against it, else the first. Messages to one destination keep
+    /// their order.
     pub(super) fn next(&mut self) -> Option<Suspect<M>> {
         let mut best: Option<(usize, u32)> = None;
         for (at, suspect) in self.0.iter().enumerate() {
@@ -109,12 +109,8 @@ impl<M: Message> Suspects<M> {
                 let mut earlier = self.0.iter().take(at);
                 earlier.all(|earlier| earlier.message.destination() != destination)
             };
-            let rank = match suspect.alone {
-                0 => u32::MAX,
-                deaths => deaths,
-            };
-            if best.is_none_or(|(_, most)| rank > most) && is_first() {
-                best = Some((at, rank));
+            if best.is_none_or(|(_, most)| suspect.alone > most) && is_first() {
+                best = Some((at, suspect.alone));
             }
         }
         self.0.remove(best?.0)
