@@ -1,8 +1,8 @@
 //! A whole model: what to fetch, room for it, several files at once, and the switch at the end.
 
+use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
@@ -259,7 +259,7 @@ impl Hub {
         };
         let work = || {
             while !stop.load(Ordering::Relaxed) {
-                let Some(file) = held(&queue).pop_front() else {
+                let Some(file) = queue.lock().pop_front() else {
                     return;
                 };
                 let origin = &plan.origin;
@@ -269,10 +269,10 @@ impl Hub {
                         .and_then(|address| fetch.file(file, &address, &staging.join(&file.path)));
                 match outcome {
                     Ok(found) => {
-                        held(&seen).insert(file.path.clone(), FileRecord::from(found));
+                        seen.lock().insert(file.path.clone(), FileRecord::from(found));
                     }
                     Err(Fault::Final(error)) => {
-                        held(&failure).get_or_insert(error);
+                        failure.lock().get_or_insert(error);
                         stop.store(true, Ordering::Relaxed);
                     }
                     Err(_) => return,
@@ -285,10 +285,10 @@ impl Hub {
             }
             work();
         });
-        if let Some(error) = held(&failure).take() {
+        if let Some(error) = failure.lock().take() {
             return Err(error);
         }
-        let mut seen = std::mem::take(&mut *held(&seen));
+        let mut seen = std::mem::take(&mut *seen.lock());
         // The repository's own manifest is merged into ours, which can't hold its own hash.
         seen.remove(MANIFEST);
         Ok(seen)
@@ -336,11 +336,6 @@ impl From<Seen> for FileRecord {
             size: seen.size,
         }
     }
-}
-
-/// A lock whose holder never leaves it half changed, so that one that panicked does not matter.
-fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// Whether the very version is in its place, every file with the right content.

@@ -1,6 +1,5 @@
 //! How long to go on trying, and how long to wait in between.
 
-use std::hash::{BuildHasher, Hasher, RandomState};
 use std::time::Duration;
 
 /// How patient a pull is, and in what pieces it asks.
@@ -41,8 +40,7 @@ impl Patience {
             .pause
             .saturating_mul(1_u32 << failures.saturating_sub(1).min(16))
             .min(self.longest);
-        let random = RandomState::new().build_hasher().finish();
-        let share = u32::try_from(random % 512).unwrap_or(0);
+        let share = rand::random_range(0..512);
         let jittered = full.saturating_mul(512 + share) / 1024;
         jittered.max(asked.unwrap_or_default().min(self.longest_asked))
     }

@@ -1,6 +1,5 @@
 //! Who this machine and this start of the daemon are.
 
-use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 
 use sha2::{Digest, Sha256};
@@ -24,7 +23,7 @@ pub(crate) fn hostname() -> String {
 
 /// Tells one start from another.
 pub(crate) fn boot_id() -> String {
-    format!("{:016x}", RandomState::new().hash_one(std::process::id()))
+    format!("{:016x}", rand::random::<u64>())
 }
 
 /// The same for every start on this machine, another on any other: eight hexadecimal digits. The machine's own

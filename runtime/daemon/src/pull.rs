@@ -1,9 +1,9 @@
 //! `phi-edge pull`: fetches a model, or takes one in from a folder.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, PoisonError};
 
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
@@ -237,19 +237,11 @@ impl Progress {
         }
         // What an earlier pull brought must not count for the speed.
         bar.reset_eta();
-        self.files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(file.to_owned(), bar);
+        self.files.lock().insert(file.to_owned(), bar);
     }
 
     fn with(&self, file: &str, act: impl FnOnce(&ProgressBar)) {
-        if let Some(bar) = self
-            .files
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(file)
-        {
+        if let Some(bar) = self.files.lock().get(file) {
             act(bar);
         }
     }

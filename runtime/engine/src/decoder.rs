@@ -1,6 +1,7 @@
 //! The seam under the engine: one forward run over rows of KV memory.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use crate::ids::{RequestId, RowId, TokenId};
 
@@ -306,9 +307,9 @@ impl Interrupt {
         InterruptGuard { interrupt: self }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, InterruptState> {
+    fn lock(&self) -> parking_lot::MutexGuard<'_, InterruptState> {
         // The state is two plain values: a panic elsewhere can't have left it half written.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -1,8 +1,8 @@
 //! Finds and loads the ONNX Runtime library.
 
+use parking_lot::Mutex;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
-use std::sync::Mutex;
 
 use ort::environment::Environment;
 
@@ -31,7 +31,7 @@ impl Library {
     /// Loads the library: the configured file or folder, else `ORT_DYLIB_PATH`, beside the binary,
     /// `/usr/lib/phi-edge`, the system's own folders. A place that is named explicitly must work.
     pub fn find(configured: Option<&Path>) -> Result<Self, OnnxError> {
-        let mut loaded = LOADED.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
             return Ok(library.clone());
         }

@@ -1,8 +1,8 @@
 //! The way to the engine's thread.
 
+use parking_lot::Mutex;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -48,24 +48,24 @@ pub(crate) struct LoadGauge(Arc<Mutex<EngineLoad>>);
 
 impl LoadGauge {
     pub(crate) fn read(&self) -> EngineLoad {
-        *self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.0.lock()
     }
 
     pub(crate) fn stepped(&self, kv: KvUse) {
-        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.0.lock();
         load.steps += 1;
         load.kv = kv;
     }
 
     pub(crate) fn loaded(&self, took: Duration) {
-        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.0.lock();
         load.loaded = true;
         load.loads += 1;
         load.load_time = took;
     }
 
     pub(crate) fn unloaded(&self) {
-        let mut load = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut load = self.0.lock();
         load.loaded = false;
         load.kv = KvUse::default();
     }

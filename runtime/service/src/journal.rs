@@ -105,11 +105,7 @@ impl Journal {
     /// What an earlier process left, once.
     pub(crate) fn take_restored(&self) -> Option<Restored> {
         let store = self.store.as_ref()?;
-        let mut restored = store
-            .signals()
-            .restored
-            .lock()
-            .unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut restored = store.signals().restored.lock();
         restored.take()
     }
 

@@ -6,10 +6,11 @@
 mod file;
 mod line;
 
+use parking_lot::Mutex;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use phi_edge_models::ModelDir;
@@ -124,15 +125,15 @@ impl Audit {
 
     /// Writes what is under way, if the disk lets it in time; takes no more.
     pub(crate) fn close(&self) {
-        drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.lines.lock().take());
+        let done = self.done.lock();
         if done.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("the last lines of the audit were not written in time");
         }
     }
 
     fn send(&self, line: Line) {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
+        let lines = self.lines.lock();
         let Some(lines) = lines.as_ref() else { return };
         let bytes = line.text_bytes();
         let before = self.counts.0.texts.fetch_add(bytes, Ordering::Relaxed);

@@ -3,9 +3,10 @@
 //! A kind is a place in the program. Lines beyond its budget are left out and counted, and one line tells the number. With
 //! `log.level = "debug"` nothing is left out.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::Debug;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
@@ -102,7 +103,7 @@ impl LogLimits {
     }
 
     fn take(&self, event: &Event<'_>, now: Instant) -> bool {
-        let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kinds = self.0.lock();
         let kind = kinds.entry(event.metadata().callsite()).or_insert_with(|| Kind {
             level: *event.metadata().level(),
             message: message(event),
@@ -114,7 +115,7 @@ impl LogLimits {
     fn report(&self, now: Instant) {
         // Not under the lock: the lines of the report come by here, too.
         let due: Vec<(Level, String, u64)> = {
-            let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut kinds = self.0.lock();
             let report = |kind: &mut Kind| Some((kind.level, kind.message.clone(), kind.budget.report(now)?));
             kinds.values_mut().filter_map(report).collect()
         };
@@ -208,7 +209,7 @@ mod tests {
 
     impl Write for Output {
         fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-            self.0.lock().expect("an output").write(bytes)
+            self.0.lock().write(bytes)
         }
 
         fn flush(&mut self) -> std::io::Result<()> {
@@ -235,7 +236,7 @@ mod tests {
             tracing::warn!("another");
             limits.report(Instant::now() + PERIOD);
         });
-        let text = String::from_utf8(output.0.lock().expect("an output").clone()).expect("text");
+        let text = String::from_utf8(output.0.lock().clone()).expect("text");
         (
             text.matches(" refused ").count(),
             text.matches("another").count(),

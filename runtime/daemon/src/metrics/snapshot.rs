@@ -1,7 +1,8 @@
 //! What is read when somebody asks.
 
+use parking_lot::Mutex;
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use phi_edge_config::Limits;
@@ -235,7 +236,7 @@ impl Sources {
 
     fn certificates_end(&self) -> Option<SystemTime> {
         let tls = self.tls.as_ref()?;
-        let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.certificates.lock();
         match *known {
             Some((looked, end)) if looked.elapsed() < CERTIFICATES => end,
             _ => {

@@ -1,7 +1,7 @@
 //! Thermal zones as series.
 
+use parking_lot::Mutex;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 /// The types of zones that have had a reading.
 #[derive(Debug, Default)]
@@ -11,7 +11,7 @@ impl Zones {
     /// The hottest of these readings for each type: zones of one type would overwrite each other. NaN for a type that has
     /// fallen silent, since a series that was published can't be taken back, and its last value would stay for ever.
     pub(super) fn hottest(&self, readings: Vec<(String, f64)>) -> BTreeMap<String, f64> {
-        let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = self.0.lock();
         known.values_mut().for_each(|celsius| *celsius = f64::NAN);
         for (zone, celsius) in readings {
             let hottest = known.entry(zone).or_insert(f64::NAN);

@@ -106,7 +106,7 @@ impl<'a> Telemetry<'a> {
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
             zones: Zones::default(),
             started: self.started,
-            certificates: std::sync::Mutex::default(),
+            certificates: parking_lot::Mutex::default(),
         };
         Ok((Some(Server::start(address, sources).await?), beats))
     }

@@ -5,8 +5,8 @@
 
 mod span;
 
+use parking_lot::Mutex;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use phi_edge_service::{JobEnd, Witness};
@@ -60,8 +60,8 @@ impl Traces {
 
     /// Sends what is under way, if the collector lets it in time; takes no more.
     pub(crate) fn close(&self) {
-        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
+        drop(self.jobs.lock().take());
+        let done = self.done.lock();
         if done.recv_timeout(LAST) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("the last traces were not sent in time");
         }
@@ -73,7 +73,7 @@ impl Witness for Traces {
         if !span::is_sampled(end.job.reply.traceparent.as_ref()) {
             return;
         }
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
+        let jobs = self.jobs.lock();
         if let Some(jobs) = jobs.as_ref() {
             // Full: the exporter has said why.
             let _ = jobs.try_send(span::spans(end, &self.model));

@@ -3,7 +3,6 @@
 //! Names are those of the semantic conventions for generative AI; the form is OTLP's JSON
 //! (<https://opentelemetry.io/docs/specs/otlp/>), in which numbers of 64 bits are texts.
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use phi_edge_service::{JobEnd, Outcome, TraceParent};
@@ -134,9 +133,9 @@ fn nanos(time: SystemTime) -> String {
     since.as_nanos().to_string()
 }
 
-/// Not zero, which no id may be. The standard library's hasher seeds are random.
+/// A random id; not zero, which no id may be.
 fn random() -> u64 {
-    RandomState::new().hash_one(0) | 1
+    rand::random::<u64>() | 1
 }
 
 #[cfg(test)]

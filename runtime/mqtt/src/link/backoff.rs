@@ -1,6 +1,5 @@
 //! How long to wait before the next attempt.
 
-use std::hash::{BuildHasher, RandomState};
 use std::time::Duration;
 
 use super::quarantine::Wait;
@@ -55,10 +54,8 @@ impl Backoff {
 
 /// Between half of `wait` and all of it.
 fn jittered(wait: Duration) -> Duration {
-    // The standard library's hasher seeds are random: enough to spread a fleet.
-    let random = RandomState::new().hash_one(0) >> 32;
     let half = wait / 2;
-    half + half.mul_f64(f64::from(u32::try_from(random).unwrap_or(0)) / f64::from(u32::MAX))
+    half + half.mul_f64(rand::random())
 }
 
 #[cfg(test)]

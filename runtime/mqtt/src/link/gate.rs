@@ -1,6 +1,6 @@
 //! Acknowledgements reach only the connection that their message came by.
 
-use std::sync::{Mutex, PoisonError};
+use parking_lot::Mutex;
 
 use rumqttc::{AsyncClient, Publish};
 
@@ -67,7 +67,7 @@ impl Gate {
         (*now == epoch).then(|| publish(&self.client))
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Epoch> {
-        self.epoch.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, Epoch> {
+        self.epoch.lock()
     }
 }

@@ -170,7 +170,7 @@ pub struct Link {
     state: watch::Receiver<LinkState>,
     counters: Arc<Counters>,
     /// The files of TLS and what they held when they were last read.
-    tls: Option<std::sync::Mutex<(TlsFiles, [u8; 32])>>,
+    tls: Option<parking_lot::Mutex<(TlsFiles, [u8; 32])>>,
     transports: mpsc::Sender<Transport>,
     close: mpsc::Sender<Duration>,
     inbox: JoinHandle<()>,
@@ -246,7 +246,7 @@ impl Link {
         let outbox = Outbox::new(client, gate, config, watched, Arc::clone(&counters));
         let seen = Arc::clone(&counters);
         Ok(Self {
-            tls: tls.zip(stamp).map(std::sync::Mutex::new),
+            tls: tls.zip(stamp).map(parking_lot::Mutex::new),
             transports: transports_tx,
             state,
             counters,
@@ -265,7 +265,7 @@ impl Link {
         let Some(tls) = &self.tls else {
             return Ok(false);
         };
-        let mut tls = tls.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut tls = tls.lock();
         let stamp = tls.0.stamp();
         if stamp == tls.1 {
             return Ok(false);

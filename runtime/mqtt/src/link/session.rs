@@ -5,8 +5,8 @@
 //! acknowledged are in our outbox, which publishes them again itself ([`super::quarantine`]), and at QoS 1 the broker keeps
 //! nothing of what we sent. So the first record is an empty one.
 
+use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rumqttc::{PersistedAckMode, PersistedSession, SessionStore, SessionStoreError, SessionStoreKey};
 
@@ -52,7 +52,7 @@ impl MemorySession {
     }
 
     fn record(&self) -> MutexGuard<'_, Option<PersistedSession>> {
-        self.record.lock().unwrap_or_else(PoisonError::into_inner)
+        self.record.lock()
     }
 }
 

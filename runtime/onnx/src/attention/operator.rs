@@ -1,6 +1,7 @@
 //! Attention as an operator of ONNX Runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
@@ -119,7 +120,7 @@ impl Kernel for Layer {
         {
             return Err(missing());
         }
-        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = || self.scratch.lock();
         let mut scratch = pool().pop().unwrap_or_default();
         // SAFETY: graphs with the operator are opened only where the processor has what it needs; the slab is of this
         // size, and one run at a time uses it.

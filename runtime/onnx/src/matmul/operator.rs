@@ -1,6 +1,7 @@
 //! The product as an operator of ONNX Runtime.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use parking_lot::Mutex;
+use std::sync::Arc;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
@@ -102,7 +103,7 @@ impl Kernel for Product {
         *dims.last_mut().ok_or_else(missing)? = n;
         let mut output = context.output(0, dims)?.ok_or_else(missing)?;
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
-        let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
+        let pool = || self.scratch.lock();
         let mut scratch = pool().pop().unwrap_or_default();
         let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
         pool().push(scratch);

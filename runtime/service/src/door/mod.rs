@@ -7,8 +7,9 @@
 mod budget;
 mod note;
 
+use parking_lot::Mutex;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
@@ -179,8 +180,8 @@ impl EncodeDoor {
         Ok(self.budget.take(Lane::Large, cost.memory).await)
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, EncodeNote> {
-        self.note.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> parking_lot::MutexGuard<'_, EncodeNote> {
+        self.note.lock()
     }
 }
 

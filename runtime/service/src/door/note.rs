@@ -9,12 +9,13 @@
 //!
 //! The file is a line for each text, all of the same length, so that one write changes one line.
 
+use parking_lot::Mutex;
 use std::collections::HashMap;
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 /// Deaths of processes that encoded the text alone, after which it is given up: as many as for jobs.
 const DEATHS: u32 = 3;
@@ -80,7 +81,7 @@ pub(super) struct Entry {
 
 /// Notes that a text is being encoded from now on; `alone`: and nothing else.
 pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> Entry {
-    let line = lock(note).enter(work, alone);
+    let line = note.lock().enter(work, alone);
     Entry {
         note: Arc::clone(note),
         line,
@@ -89,7 +90,7 @@ pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool
 
 impl Drop for Entry {
     fn drop(&mut self) {
-        lock(&self.note).leave(self.line);
+        self.note.lock().leave(self.line);
     }
 }
 
@@ -335,10 +336,6 @@ impl State {
     fn of(letter: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|state| state.letter() == letter)
     }
-}
-
-fn lock(note: &Mutex<EncodeNote>) -> std::sync::MutexGuard<'_, EncodeNote> {
-    note.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -1,8 +1,8 @@
 #![allow(clippy::unwrap_used)]
 
-use std::sync::Condvar;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use parking_lot::Condvar;
 use phi_edge_engine::Detokenizer;
 use phi_edge_models::Role;
 use tokio::time::timeout;
@@ -19,7 +19,7 @@ struct Held {
 
 impl Held {
     fn release(&self) {
-        *self.open.0.lock().unwrap() = true;
+        *self.open.0.lock() = true;
         self.open.1.notify_all();
     }
 }
@@ -28,9 +28,9 @@ impl Prompts for Held {
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
         let now = self.encoding.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
-        let mut open = self.open.0.lock().unwrap();
+        let mut open = self.open.0.lock();
         while !*open {
-            open = self.open.1.wait(open).unwrap();
+            self.open.1.wait(&mut open);
         }
         self.encoding.fetch_sub(1, Ordering::SeqCst);
         Ok(vec![TokenId(1); messages[0].content.len()])

@@ -3,9 +3,9 @@
 mod config;
 mod shared;
 
-use std::hash::{BuildHasher, RandomState};
+use parking_lot::Mutex;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
@@ -28,8 +28,6 @@ use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
 use crate::store::{Signals, Store};
 use crate::witness::Witnesses;
-
-use shared::lock;
 
 pub use config::ServiceConfig;
 
@@ -77,7 +75,7 @@ struct Tasks {
 impl Drop for Tasks {
     fn drop(&mut self) {
         for task in [&self.dispatcher, &self.rules] {
-            if let Some(task) = lock(task).take() {
+            if let Some(task) = task.lock().take() {
                 task.abort();
             }
         }
@@ -106,8 +104,7 @@ impl Service {
         store: Option<Store>,
     ) -> Self {
         let limits = config.limits(engine.info());
-        // The standard library's hasher seeds are random: unique enough to tell processes apart.
-        let boot = RandomState::new().hash_one(std::process::id());
+        let boot = rand::random();
         let journal = Journal::new(store);
         let signals = journal.signals();
         let door = EncodeDoor::open(journal.folder());
@@ -351,7 +348,7 @@ impl Service {
     pub async fn drain(&self, grace: Duration) {
         tracing::info!(grace_s = grace.as_secs_f64(), "draining");
         // Events without words keep for the next process, as do windows.
-        let rules = lock(&self.tasks.rules).take();
+        let rules = self.tasks.rules.lock().take();
         if let Some(rules) = rules {
             rules.abort();
             let _ = rules.await;
@@ -372,7 +369,7 @@ impl Service {
             );
         }
         self.shared.finish.send_replace(true);
-        let task = lock(&self.tasks.dispatcher).take();
+        let task = self.tasks.dispatcher.lock().take();
         if let Some(task) = task
             && let Err(error) = task.await
         {

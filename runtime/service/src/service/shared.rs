@@ -1,8 +1,9 @@
 //! What the handle, the dispatcher and the tasks of rules share: the ledger and the book behind their locks.
 
+use parking_lot::MutexGuard;
 use std::fmt::Write as _;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
@@ -177,7 +178,7 @@ impl Shared {
     }
 
     pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
-        lock(&self.book)
+        self.book.lock()
     }
 
     pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {
@@ -334,7 +335,7 @@ impl Shared {
     }
 
     pub(crate) fn ledger(&self) -> MutexGuard<'_, Ledger> {
-        lock(&self.ledger)
+        self.ledger.lock()
     }
 
     /// Tells the world that the ledger has changed.
@@ -368,10 +369,4 @@ impl Drop for Unlisten<'_> {
 
 fn wall() -> Time {
     Time(crate::store::wall_ms())
-}
-
-/// A panic while the lock was held is a bug that was reported; the ledger's own state is still the best
-/// account of what was promised.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

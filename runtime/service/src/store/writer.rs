@@ -1,8 +1,8 @@
 //! The thread that writes.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::sync::mpsc::{Receiver, RecvTimeoutError};
-use std::sync::{Arc, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::change::{Batch, Unstored};
@@ -246,11 +246,7 @@ impl Writer {
     }
 
     fn tell(&self, restored: Restored) {
-        *self
-            .signals
-            .restored
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(restored);
+        *self.signals.restored.lock() = Some(restored);
         self.signals.news.notify_one();
     }
 }

@@ -349,7 +349,7 @@ impl Inbox {
         let seed = if parsed.seeded {
             parsed.sampling.seed
         } else {
-            self.names.seed()
+            rand::random()
         };
         NewJob {
             reply: self.address(request, &id),

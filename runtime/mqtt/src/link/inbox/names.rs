@@ -64,12 +64,6 @@ impl Names {
             free
         })
     }
-
-    /// A seed for who gave none: sampling twice should give two texts.
-    pub(super) fn seed(&mut self) -> u64 {
-        use std::hash::{BuildHasher, RandomState};
-        RandomState::new().hash_one(self.next)
-    }
 }
 
 /// A message's receipt, the same again if the broker delivers it again; `None` for one that it never does.

@@ -5,8 +5,7 @@ mod order;
 #[cfg(test)]
 mod tests;
 
-use std::hash::{BuildHasher, RandomState};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use parking_lot::{Mutex, MutexGuard};
 
 use phi_edge_service::{Observed, Service};
 use rumqttc::Publish;
@@ -43,7 +42,7 @@ impl Routing {
         Self {
             state: Mutex::default(),
             advanced: Notify::new(),
-            secret: RandomState::new().hash_one(std::process::id()),
+            secret: rand::random(),
         }
     }
 
@@ -163,7 +162,7 @@ impl Routing {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

@@ -13,7 +13,7 @@ fn open(folder: &Path) -> Arc<Mutex<EncodeNote>> {
 }
 
 fn standing(note: &Arc<Mutex<EncodeNote>>, n: u8) -> Standing {
-    lock(note).standing(&work(n))
+    note.lock().standing(&work(n))
 }
 
 #[test]
@@ -38,7 +38,7 @@ fn only_what_was_alone_at_three_deaths_is_given_up() {
     let note = open(folder.path());
     let given_up = |first| Standing::GivenUp { deaths: 3, first };
     assert_eq!(standing(&note, 1), given_up(true));
-    lock(&note).told(&work(1));
+    note.lock().told(&work(1));
     assert_eq!(standing(&open(folder.path()), 1), given_up(false));
 }
 
@@ -47,7 +47,7 @@ fn an_orderly_end_suspects_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let note = open(folder.path());
     let entry = enter(&note, work(1), false);
-    lock(&note).close();
+    note.lock().close();
     drop(entry);
     assert_eq!(standing(&open(folder.path()), 1), Standing::Clear);
     assert_eq!(std::fs::read_to_string(folder.path().join(NAME)).unwrap(), "");
