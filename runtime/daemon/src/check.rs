@@ -6,7 +6,7 @@ use phi_edge_config::Config;
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::{Client, ClientOptions};
 use phi_edge_onnx::Library;
-use phi_edge_service::rules::Rule;
+use phi_edge_rules::Rule;
 
 use crate::cli::CheckArgs;
 use crate::exit::{Exit, Fault};

@@ -9,7 +9,7 @@ use phi_edge_engine::{
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
-use phi_edge_service::rules::Rule;
+use phi_edge_rules::Rule;
 
 use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Caps, Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
-use phi_edge_service::rules::{Rule, words};
+use phi_edge_rules::{Rule, words};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 

@@ -14,7 +14,7 @@ use std::time::Duration;
 use phi_edge_mqtt::wire::{
     Payload, State, Status, encode_reply, parse_cancel, parse_request, too_large_reply,
 };
-use phi_edge_service::rules::{
+use phi_edge_rules::{
     Closing, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
 };
 use phi_edge_service::{

@@ -10,11 +10,12 @@ use tokio::time::Instant;
 use crate::engine_handle::EngineHandle;
 use crate::job::JobKey;
 use crate::ledger::Closed;
-use crate::reply::{ErrorCode, Reply};
-use crate::rules::Time;
+use crate::reply::Reply;
 use crate::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
 use crate::store::{Signals, wall_ms};
+use phi_edge_job::ErrorCode;
+use phi_edge_rules::Time;
 
 /// The task that starts jobs, takes their ends and hands outcomes on.
 pub(crate) struct Dispatcher {

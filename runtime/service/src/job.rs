@@ -5,8 +5,8 @@ use std::time::Duration;
 use phi_edge_engine::Sampling;
 use phi_edge_models::Message;
 
-use crate::receipts::Receipt;
-use crate::trace::TraceParent;
+use phi_edge_job::Receipt;
+use phi_edge_job::TraceParent;
 
 /// Names a job: the id is unique per client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]

@@ -22,7 +22,6 @@ mod pulse;
 mod quota;
 mod receipts;
 mod reply;
-pub mod rules;
 mod runner;
 mod seen;
 mod service;
@@ -30,11 +29,12 @@ mod sessions;
 mod stats;
 mod store;
 mod throttle;
-mod trace;
 mod witness;
+mod worded;
 
 pub use engine_handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, TokenId};
+pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
 pub use phi_edge_models::{EncodeCost, Message, Role};
 
 pub use engine_thread::{StartError, spawn_engine};
@@ -43,8 +43,7 @@ pub use job::{JobKey, NewJob, Priority, ReplyAddress};
 pub use prompts::{PromptError, Prompts};
 pub use pulse::{Beat, EnginePulse};
 pub use quota::Quota;
-pub use receipts::Receipt;
-pub use reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
+pub use reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
 pub use service::{Observed, Service, ServiceConfig};
 pub use stats::Stats;
 pub use store::{
@@ -52,5 +51,4 @@ pub use store::{
     inspect, private_folder, purge,
 };
 pub use throttle::Throttle;
-pub use trace::TraceParent;
 pub use witness::{JobEnd, Outcome, Witness, Witnesses};

@@ -73,7 +73,7 @@ fn blend(mean: &mut Option<f64>, new: f64) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::reply::FinishReason;
+    use phi_edge_job::FinishReason;
 
     fn answer(tokens: usize, prefill: u64, decode: u64) -> Answer {
         Answer {

@@ -6,19 +6,12 @@
 
 use std::collections::HashSet;
 
+use phi_edge_job::Receipt;
+
 /// The number of messages after which a receipt expires: three quarters of all packet ids. What is redelivered later was
 /// lost on its way, and only has the id and the content of an earlier message: with brokers that count ids up, they have
 /// come round by then.
 pub(crate) const REACH: u64 = 49_152;
-
-/// The identity of one delivery of a QoS 1 message, the same again when the broker delivers it again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Receipt {
-    /// The broker's packet id.
-    pub packet_id: u16,
-    /// A digest of what identifies the message beside its packet id.
-    pub digest: [u8; 32],
-}
 
 /// The part of a digest that is kept.
 pub(crate) type Mark = [u8; 16];

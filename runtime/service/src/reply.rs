@@ -3,8 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use phi_edge_job::{ErrorCode, FinishReason};
+use phi_edge_rules::Published;
+
 use crate::job::{JobKey, ReplyAddress};
-use crate::rules::Published;
 
 /// One message to a client.
 #[derive(Debug, Clone, PartialEq)]
@@ -110,38 +112,6 @@ pub struct Answer {
     pub model: Arc<str>,
 }
 
-/// Why an answer ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum FinishReason {
-    /// A stop token or stop string.
-    Stop,
-    /// `max_tokens`, a full context, or a text that went round in circles.
-    Length,
-    /// The client took it back.
-    Cancelled,
-    /// Its deadline passed.
-    Deadline,
-}
-
-impl FinishReason {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Deadline];
-
-    /// The reason's spelling on the wire and in the store.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Stop => "stop",
-            Self::Length => "length",
-            Self::Cancelled => "cancelled",
-            Self::Deadline => "deadline",
-        }
-    }
-
-    pub(crate) fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|reason| reason.as_str() == word)
-    }
-}
-
 /// Why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
@@ -154,69 +124,4 @@ pub struct Refusal {
     pub message: String,
     /// When to try again.
     pub retry_after: Option<Duration>,
-}
-
-/// Error codes of the wire contract.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum ErrorCode {
-    /// The request is malformed.
-    BadRequest,
-    /// The payload is larger than the limit.
-    TooLarge,
-    /// The queue is full.
-    Busy,
-    /// The deadline passed before the job started.
-    Expired,
-    /// Cancelled before it started.
-    Cancelled,
-    /// The prompt does not fit the context.
-    ContextOverflow,
-    /// Asks for what this model or version can't do.
-    Unsupported,
-    /// The daemon can't take work now.
-    Unavailable,
-    /// A fault of ours.
-    Internal,
-}
-
-impl ErrorCode {
-    /// The code's spelling on the wire.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::BadRequest => "bad_request",
-            Self::TooLarge => "too_large",
-            Self::Busy => "busy",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
-            Self::ContextOverflow => "context_overflow",
-            Self::Unsupported => "unsupported",
-            Self::Unavailable => "unavailable",
-            Self::Internal => "internal",
-        }
-    }
-}
-
-impl ErrorCode {
-    /// All of them.
-    pub const ALL: [Self; 9] = [
-        Self::BadRequest,
-        Self::TooLarge,
-        Self::Busy,
-        Self::Expired,
-        Self::Cancelled,
-        Self::ContextOverflow,
-        Self::Unsupported,
-        Self::Unavailable,
-        Self::Internal,
-    ];
-
-    pub(crate) fn from_word(word: &str) -> Option<Self> {
-        Self::ALL.into_iter().find(|code| code.as_str() == word)
-    }
-}
-
-impl std::fmt::Display for ErrorCode {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(self.as_str())
-    }
 }

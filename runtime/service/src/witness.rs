@@ -8,7 +8,7 @@ use phi_edge_engine::TokenId;
 
 use crate::job::{JobKey, NewJob, ReplyAddress};
 use crate::reply::{Answer, Refusal};
-use crate::rules::Event;
+use phi_edge_rules::Event;
 
 /// Is told of what happens. It is called where the service decides, some of it under its locks: it must be quick, wait for
 /// nothing, and not call the service.

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::Finish;
-use phi_edge_service::rules::{
+use phi_edge_rules::{
     Closing, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
 };
 use phi_edge_service::{

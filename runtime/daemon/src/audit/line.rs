@@ -1,6 +1,6 @@
 //! What a line says.
 
-use phi_edge_service::rules::{Event, Time};
+use phi_edge_rules::{Event, Time};
 use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, ReplyAddress, TokenId};
 use serde::Serialize;
 use serde_json::Value;

@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync
 use std::time::Duration;
 
 use phi_edge_models::ModelDir;
-use phi_edge_service::rules::Event;
+use phi_edge_rules::Event;
 use phi_edge_service::{
     Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, ReplyAddress, TokenId, Witness,
 };

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder as _};
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
-use phi_edge_service::rules::Event;
+use phi_edge_rules::Event;
 use phi_edge_service::{
     Answer, ErrorCode, FinishReason, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, Witness,
 };

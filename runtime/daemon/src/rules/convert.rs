@@ -6,7 +6,7 @@ use std::time::Duration;
 use jiff::civil;
 use jiff::tz::{self, TimeZone, TimeZoneDatabase};
 use phi_edge_config as config;
-use phi_edge_service::rules as service;
+use phi_edge_rules as service;
 
 use crate::exit::{Exit, Fault};
 

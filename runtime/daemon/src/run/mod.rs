@@ -21,7 +21,7 @@ use std::time::Duration;
 use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
 use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
-use phi_edge_service::rules::Rule;
+use phi_edge_rules::Rule;
 use phi_edge_service::{
     LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
 };

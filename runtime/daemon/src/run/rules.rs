@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_config::Config;
 use phi_edge_mqtt::RuleTopics;
+use phi_edge_rules::Rule;
 use phi_edge_service::Service;
-use phi_edge_service::rules::Rule;
 use tokio::sync::watch;
 
 use crate::exit::{Exit, Fault};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use phi_edge_mqtt::{CounterReader, LinkCounters};
-use phi_edge_service::rules::RuleCounters;
+use phi_edge_rules::RuleCounters;
 use phi_edge_service::{Service, Stats, StoreHealth};
 use serde_json::{Value, json};
 use tokio::sync::watch;

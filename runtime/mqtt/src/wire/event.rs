@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use phi_edge_service::rules::{Event, FieldFacts, Time, Value};
+use phi_edge_rules::{Event, FieldFacts, Time, Value};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
@@ -166,7 +166,7 @@ fn rfc3339(time: Time) -> String {
 
 #[cfg(test)]
 mod tests {
-    use phi_edge_service::rules::{Closing, EventWindow};
+    use phi_edge_rules::{Closing, EventWindow};
     use serde_json::{Value as Json, json};
 
     use super::*;

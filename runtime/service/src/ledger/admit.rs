@@ -12,8 +12,9 @@ use super::shares::NoRoom;
 use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
 use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
-use crate::reply::{ErrorCode, Refusal};
+use crate::reply::Refusal;
 use crate::store::{Change, Tries};
+use phi_edge_job::ErrorCode;
 
 impl Ledger {
     /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again. If it was dealt with the

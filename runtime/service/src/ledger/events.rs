@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use super::{Leaving, Ledger, Outgoing, Undelivered};
 use crate::reply::{Reply, ReplyBody};
-use crate::rules::Time;
 use crate::store::Change;
+use phi_edge_rules::Time;
 
 /// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
 const STALLED: Duration = Duration::from_secs(5);

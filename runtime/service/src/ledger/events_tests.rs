@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use crate::rules::{Closing, Event, EventWindow, Output, Published};
+use phi_edge_rules::{Closing, Event, EventWindow, Output, Published};
 
 const START: Time = Time(1_700_000_000_000);
 
@@ -80,7 +80,7 @@ fn refuse(ledger: &mut Ledger, id: &str) {
         client: None,
         id: id.to_owned(),
     };
-    let refusal = ledger.refuse(crate::reply::ErrorCode::Busy, "busy");
+    let refusal = ledger.refuse(phi_edge_job::ErrorCode::Busy, "busy");
     ledger.post(key, ReplyAddress::nowhere(), ReplyBody::Error(refusal), None);
 }
 
@@ -188,7 +188,7 @@ fn refusals_that_the_broker_does_not_take_are_bounded_in_bytes() {
             client: None,
             id: id.to_string(),
         };
-        let refusal = ledger.refuse(crate::reply::ErrorCode::Busy, "busy");
+        let refusal = ledger.refuse(phi_edge_job::ErrorCode::Busy, "busy");
         ledger.post(key, address.clone(), ReplyBody::Error(refusal), None);
     }
     assert_eq!(ledger.stats().replies_dropped, 93);

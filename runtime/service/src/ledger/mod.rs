@@ -26,15 +26,16 @@ use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::{Journal, Stored};
 use crate::pace::Pace;
 use crate::quota::{Quota, Quotas};
-use crate::receipts::{Receipt, Receipts};
+use crate::receipts::Receipts;
 use crate::reply::{Reply, ReplyBody};
-use crate::rules::Time;
-use crate::rules::record::RuleChange;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
 use crate::store::{Change, Tries};
 use crate::witness::Witnesses;
 use events::{EventMark, Events};
+use phi_edge_job::Receipt;
+use phi_edge_rules::Time;
+use phi_edge_rules::record::RuleChange;
 use shares::Shares;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one

@@ -6,11 +6,11 @@ use super::events::EventMark;
 use super::{Leaving, Ledger, Outgoing, State, Undelivered};
 use crate::job::{JobKey, ReplyAddress};
 use crate::journal::Stored;
-use crate::receipts::Receipt;
 use crate::reply::{DeadLetter, Reply, ReplyBody};
-use crate::rules::record::RuleChange;
-use crate::rules::{Published, Time};
 use crate::store::Change;
+use phi_edge_job::Receipt;
+use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::{Published, Time};
 
 /// What refusals and dead letters may take that wait to leave, in bytes. A client that sends more than the broker takes from
 /// us must not fill the memory with answers.

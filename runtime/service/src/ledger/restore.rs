@@ -10,10 +10,11 @@ use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::Journal;
 use crate::prompts::Prompts;
-use crate::reply::{DeadLetter, ErrorCode, Reply, ReplyBody};
-use crate::rules::Time;
-use crate::rules::record::RestoredRules;
+use crate::reply::{DeadLetter, Reply, ReplyBody};
 use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
+use phi_edge_job::ErrorCode;
+use phi_edge_rules::Time;
+use phi_edge_rules::record::RestoredRules;
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.

@@ -8,9 +8,10 @@ use tokio::time::Instant;
 
 use super::{AGEING, Closed, Ledger, Place, Start, State, Waiting};
 use crate::job::{JobKey, Priority};
-use crate::reply::{Answer, ErrorCode, ReplyBody};
+use crate::reply::{Answer, ReplyBody};
 use crate::runner::Ended;
 use crate::store::Change;
+use phi_edge_job::ErrorCode;
 
 impl Ledger {
     /// The next job, if there are a slot and memory for it. What does not fit waits here and is not overtaken by what ranks

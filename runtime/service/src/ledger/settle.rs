@@ -7,9 +7,10 @@ use tokio::time::Instant;
 use super::run::promised;
 use super::{Kept, Ledger, State, Waiting, is_internal};
 use crate::job::JobKey;
-use crate::reply::{Answer, ErrorCode, Refusal, ReplyBody};
+use crate::reply::{Answer, Refusal, ReplyBody};
 use crate::store::Change;
 use crate::witness::{JobEnd, Outcome, Witnesses};
+use phi_edge_job::ErrorCode;
 
 impl Ledger {
     pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {

@@ -5,8 +5,8 @@ use std::time::Duration;
 use crate::engine_handle::EngineInfo;
 use crate::ledger::Limits;
 use crate::quota::Quota;
-use crate::rules::Rule;
 use crate::witness::Witnesses;
+use phi_edge_rules::Rule;
 
 /// Bounds and times of the service.
 #[derive(Debug, Clone, PartialEq)]

@@ -20,14 +20,16 @@ use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger};
 use crate::prompts::Prompts;
-use crate::receipts::Receipt;
-use crate::reply::{ErrorCode, Refusal, Reply, ReplyBody};
-use crate::rules::book::{Book, Room, RuleMessage};
-use crate::rules::{Event, ReplayedWindow, Rule, RuleCounters, worded};
+use crate::reply::{Refusal, Reply, ReplyBody};
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
 use crate::store::{Signals, Store};
 use crate::witness::Witnesses;
+use crate::worded;
+use phi_edge_job::ErrorCode;
+use phi_edge_job::Receipt;
+use phi_edge_rules::book::{Book, Room, RuleMessage};
+use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 
 pub use config::ServiceConfig;
 

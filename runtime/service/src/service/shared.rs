@@ -16,11 +16,12 @@ use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::ledger::{Ledger, Verdict};
 use crate::prompts::Prompts;
-use crate::reply::{Answer, DeadLetter, ErrorCode, Refusal, ReplyBody};
-use crate::rules::book::{Book, RuleMessage};
-use crate::rules::record::{PendingEvent, RuleChange};
-use crate::rules::{Published, Rule, Time};
-use crate::trace::TraceParent;
+use crate::reply::{Answer, DeadLetter, Refusal, ReplyBody};
+use phi_edge_job::ErrorCode;
+use phi_edge_job::TraceParent;
+use phi_edge_rules::book::{Book, RuleMessage};
+use phi_edge_rules::record::{PendingEvent, RuleChange};
+use phi_edge_rules::{Published, Rule, Time};
 
 impl Shared {
     /// As [`Service::receive`].

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::reply::{ErrorCode, FinishReason};
-use crate::rules::record::{PendingEvent, ShownMessage};
-use crate::rules::{Closing, Event, EventError, EventWindow, FieldFacts, Mark, Output, Split, Time, Value};
+use phi_edge_job::{ErrorCode, FinishReason};
+use phi_edge_rules::record::{PendingEvent, ShownMessage};
+use phi_edge_rules::{Closing, Event, EventError, EventWindow, FieldFacts, Mark, Output, Split, Time, Value};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct EventRow {

@@ -11,10 +11,11 @@ use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
 use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::receipts::{Mark, ReceiptRow};
-use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
-use crate::rules::record::RestoredRules;
-use crate::rules::{Published, Time};
-use crate::trace::TraceParent;
+use crate::reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
+use phi_edge_job::TraceParent;
+use phi_edge_job::{ErrorCode, FinishReason};
+use phi_edge_rules::record::RestoredRules;
+use phi_edge_rules::{Published, Time};
 
 /// What was tried with a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -431,7 +432,7 @@ mod tests {
         let minute = std::time::Duration::from_mins(1);
         let row = |expires: Option<i64>| BodyRow::Event {
             event: serde_json::from_str(EVENT).unwrap(),
-            output: OutputRow::of(&crate::rules::Output {
+            output: OutputRow::of(&phi_edge_rules::Output {
                 topic: "t".into(),
                 qos: 1,
                 expiry: Some(minute),

@@ -4,9 +4,9 @@ use rusqlite::{Connection, params};
 
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
-use crate::rules::Time;
-use crate::rules::book::SEEN_AT_MOST;
-use crate::rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
+use phi_edge_rules::Time;
+use phi_edge_rules::book::SEEN_AT_MOST;
+use phi_edge_rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
 
 /// Values of `dedupe` are kept for so long, in milliseconds.
 pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
@@ -274,7 +274,7 @@ mod tests {
             let mark = RuleChange::Mark {
                 rule: rule.to_owned(),
                 group: "g".to_owned(),
-                mark: crate::rules::Mark::default(),
+                mark: phi_edge_rules::Mark::default(),
             };
             apply(&connection, &mark).unwrap();
         }

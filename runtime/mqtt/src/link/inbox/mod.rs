@@ -9,7 +9,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
-use phi_edge_service::rules::RuleMessage;
+use phi_edge_rules::RuleMessage;
 use phi_edge_service::{
     JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
 };

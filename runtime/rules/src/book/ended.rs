@@ -1,0 +1,212 @@
+//! The end of windows: an event each, with what the model is to be shown.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::desk::wordless;
+use super::{Book, Desk, waiting};
+use crate::intake::{Message, Reading};
+use crate::record::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
+use crate::window::Closed;
+use crate::{Closing, Event, EventWindow, Output, Rule, Selector, Time, words};
+
+/// A window that is closed so long after it was to end is published late.
+const LATE: Duration = Duration::from_secs(5);
+
+impl Book {
+    pub(super) fn end_all(&mut self, name: &str, now: Time, why: Closing, changes: &mut Vec<RuleChange>) {
+        if let Some(desk) = self.desks.get_mut(name) {
+            let closed = desk.windows.close_all(now, why);
+            self.close(name, closed, now, changes);
+        }
+    }
+
+    /// Ends a rule's windows and forgets it: another of its name begins anew.
+    pub(super) fn leave(&mut self, name: String, now: Time, changes: &mut Vec<RuleChange>) {
+        self.end_all(&name, now, Closing::Reload, changes);
+        self.desks.remove(&name);
+        changes.push(RuleChange::Leave { rule: name });
+    }
+
+    pub(super) fn close(
+        &mut self,
+        name: &str,
+        closed: Vec<Closed>,
+        now: Time,
+        changes: &mut Vec<RuleChange>,
+    ) {
+        // Of many windows that end at once, each may show the model as much as all that may wait.
+        let mut shown_bytes = 0;
+        for closed in closed {
+            let Some(desk) = self.desks.get_mut(name) else {
+                return;
+            };
+            let mut last_topic = None;
+            let crowded = shown_bytes > self.waiting.room_bytes();
+            let shown = shown(&closed, desk, crowded, &mut last_topic);
+            shown_bytes += shown.iter().map(ShownMessage::cost).sum::<u64>();
+            self.events += 1;
+            // Where no model is asked, nothing is kept from it.
+            let of_model = if wordless(&desk.rule) {
+                closed.messages
+            } else {
+                shown.len() as u64
+            };
+            let mut event = event(
+                &closed,
+                desk,
+                of_model,
+                format!("{:016x}-e{}", self.boot, self.events),
+                now,
+            );
+            desk.dropped = 0;
+            let wordy = !wordless(&desk.rule) && !crowded;
+            if crowded && !wordless(&desk.rule) {
+                event.error = Some(waiting::too_many());
+            }
+            let pending = PendingEvent {
+                output: Output {
+                    topic: fill(&desk.rule, &closed.group, last_topic.as_deref()),
+                    ..desk.rule.output.clone()
+                },
+                event,
+                messages: shown,
+                since: now,
+            };
+            let forgotten = desk.forget(&closed);
+            self.held -= forgotten.len();
+            let cost: u64 = forgotten.iter().map(KeptMessage::cost).sum();
+            self.bytes -= cost;
+            self.counters.windows += 1;
+            tracing::info!(
+                rule = name,
+                group = closed.group,
+                reason = closed.why.as_str(),
+                messages = closed.messages,
+                late = closed.late,
+                event.id = pending.event.event_id,
+                "a window has ended"
+            );
+            self.waiting.push(pending.clone(), wordy);
+            changes.push(RuleChange::Close(Box::new(Ended {
+                rule: name.to_owned(),
+                group: closed.group,
+                mark: closed.mark,
+                forget: forgotten.iter().map(|message| message.seq).collect(),
+                pending: Some(pending),
+            })));
+        }
+    }
+}
+
+/// What the model is shown: the newest messages within the rule's bounds, oldest first.
+fn shown(closed: &Closed, desk: &Desk, crowded: bool, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
+    let Some(messages) = desk.messages.get(&closed.group) else {
+        return Vec::new();
+    };
+    if crowded || wordless(&desk.rule) {
+        let newest = closed.seqs.iter().rev().find_map(|seq| messages.get(seq));
+        *last_topic = newest.map(|message| message.topic.clone());
+        return Vec::new();
+    }
+    let mut bytes = 0;
+    let mut shown: Vec<ShownMessage> = Vec::new();
+    for seq in closed.seqs.iter().rev() {
+        let Some(message) = messages.get(seq) else {
+            continue;
+        };
+        last_topic.get_or_insert_with(|| message.topic.clone());
+        let payload = words::text(&message.payload, words::MESSAGE_CAP);
+        bytes += payload.len();
+        // The newest is shown in any case: it is cut already.
+        if bytes > desk.rule.limits.keep_bytes && !shown.is_empty() {
+            break;
+        }
+        let read = desk.reader.read(&Reading::of(Message {
+            topic: &message.topic,
+            payload: &message.payload,
+        }));
+        shown.push(ShownMessage {
+            time: desk.windows.time_of(read.stamp, message.arrived),
+            topic: message.topic.clone(),
+            payload,
+            fields: desk.reader.named(read.values),
+        });
+    }
+    shown.reverse();
+    shown
+}
+
+fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
+    let rule = &desk.rule;
+    Event {
+        event_id,
+        rule: rule.name.clone(),
+        group: closed.group.clone(),
+        window: EventWindow {
+            start: closed.start,
+            end: closed.end,
+            reason: closed.why,
+            messages: closed.messages,
+            late: closed.late,
+            left_out: closed.messages.saturating_sub(shown),
+            dropped: desk.dropped,
+            closed_late: now.since(closed.at) > LATE,
+        },
+        stats: rule
+            .fields
+            .iter()
+            .map(|field| field.name.clone())
+            .zip(closed.facts.iter().cloned())
+            .collect(),
+        text: None,
+        unsupported_numbers: None,
+        data: None,
+        error: None,
+        finish_reason: None,
+        prompt_tokens: 0,
+        completion_tokens: 0,
+        cached_tokens: 0,
+        model: Arc::from(""),
+    }
+}
+
+/// The topic of an event: what a message says may stand in it only where the rule says so, and never as more than a
+/// part of a level.
+fn fill(rule: &Rule, group: &str, last_topic: Option<&str>) -> String {
+    let level = |text: &str| -> String {
+        let clean: String = text
+            .chars()
+            .map(|c| {
+                if c.is_control() || matches!(c, '/' | '+' | '#') {
+                    '_'
+                } else {
+                    c
+                }
+            })
+            .collect();
+        if clean.is_empty() { "-".to_owned() } else { clean }
+    };
+    let mut out = String::new();
+    let mut rest = rule.output.topic.as_str();
+    while let Some(open) = rest.find('{') {
+        out.push_str(&rest[..open]);
+        let Some(close) = rest[open..].find('}') else {
+            break;
+        };
+        let name = &rest[open + 1..open + close];
+        if name == "group" {
+            out.push_str(&level(group));
+        } else if let Some(number) = name.strip_prefix("topic:").and_then(|n| n.parse::<usize>().ok()) {
+            // Without a message, the group tells the level where it is made of it.
+            let of_message = last_topic.and_then(|topic| topic.split('/').nth(number));
+            let of_group = (rule.group_by == Some(Selector::Topic(number))).then_some(group);
+            out.push_str(&level(of_message.or(of_group).unwrap_or_default()));
+        } else {
+            out.push_str(&rest[open..=open + close]);
+        }
+        rest = &rest[open + close + 1..];
+    }
+    out.push_str(rest);
+    out
+}

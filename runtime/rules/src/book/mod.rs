@@ -1,0 +1,272 @@
+//! All rules of a node: what they have seen, and what is to be said about it.
+//!
+//! The book decides and does nothing: no clock, no tasks, no disk. What it decides comes back as changes for the store,
+//! in order.
+
+mod desk;
+mod ended;
+mod restore;
+#[cfg(test)]
+mod room_tests;
+mod seen;
+mod take;
+#[cfg(test)]
+mod tests;
+mod time;
+mod waiting;
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::intake::Reader;
+use super::record::{KeptMessage, PendingEvent, RuleChange};
+use super::window::Windows;
+use super::{Closing, Event, Rule, RuleCounters, Time, words};
+use desk::wordless;
+use phi_edge_job::Receipt;
+use seen::Seen;
+use waiting::Waiting;
+
+pub use seen::SEEN_AT_MOST;
+pub use waiting::Room;
+
+/// A message for rules.
+#[derive(Debug, Clone)]
+pub struct RuleMessage {
+    /// Its topic.
+    pub topic: String,
+    /// Its payload.
+    pub payload: Vec<u8>,
+    /// The names of the rules that take it.
+    pub rules: Vec<Arc<str>>,
+    /// Its receipt; `None` where the broker never delivers again.
+    pub receipt: Option<Receipt>,
+    /// The broker says that it may have delivered it before.
+    pub redelivered: bool,
+}
+
+/// An event that waits for words.
+pub struct Unworded {
+    /// Its facts, and what the model is shown.
+    pub pending: PendingEvent,
+    /// Its rule, where that still exists.
+    pub rule: Option<Arc<Rule>>,
+    /// What is left of the rule's deadline.
+    pub left: Duration,
+}
+
+/// A rule at work.
+struct Desk {
+    rule: Arc<Rule>,
+    reader: Reader,
+    windows: Windows,
+    /// Messages of open windows, by group.
+    messages: HashMap<String, BTreeMap<u64, KeptMessage>>,
+    /// What they cost in the store.
+    bytes: u64,
+    /// Messages dropped since its last event.
+    dropped: u64,
+    seen: Seen,
+}
+
+/// Windows are held for what waits at the broker.
+#[derive(Debug, Clone, Copy)]
+struct Hold {
+    until: Time,
+    at_most: Time,
+}
+
+/// The rules of a node and their state.
+pub struct Book {
+    desks: BTreeMap<String, Desk>,
+    waiting: Waiting,
+    seq: u64,
+    events: u64,
+    /// Makes event ids differ between processes.
+    boot: u64,
+    /// Messages of open windows.
+    held: usize,
+    bytes: u64,
+    most_bytes: u64,
+    /// The latest time that was told.
+    clock: Option<Time>,
+    /// Whether windows are held for what waits at the broker.
+    hold: Option<Hold>,
+    counters: RuleCounters,
+}
+
+impl Book {
+    /// A book without rules; all messages of open windows together may cost `most_bytes`.
+    pub fn new(boot: u64, most_bytes: u64, room: Room) -> Self {
+        Self {
+            desks: BTreeMap::new(),
+            waiting: Waiting::new(room),
+            seq: 0,
+            events: 0,
+            boot,
+            held: 0,
+            bytes: 0,
+            most_bytes,
+            clock: None,
+            hold: None,
+            counters: RuleCounters::default(),
+        }
+    }
+
+    /// Takes these rules in place of those there are. One that has changed only in its words and outputs goes on with
+    /// its windows; those of others end now.
+    ///
+    /// # Errors
+    /// A rule can't be used; one line. Then nothing has changed.
+    pub fn set_rules(&mut self, rules: Vec<Rule>, wall: Time) -> Result<Vec<RuleChange>, String> {
+        let mut readers = Vec::new();
+        for rule in &rules {
+            readers.push(check(rule)?);
+        }
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        let kept: HashSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
+        let gone: Vec<String> = self
+            .desks
+            .keys()
+            .filter(|name| !kept.contains(name.as_str()))
+            .cloned()
+            .collect();
+        for name in gone {
+            self.leave(name, now, &mut changes);
+        }
+        for (rule, reader) in rules.into_iter().zip(readers) {
+            let name = rule.name.clone();
+            if self
+                .desks
+                .get(&name)
+                .is_some_and(|desk| !desk.rule.counts_as(&rule))
+            {
+                self.leave(name.clone(), now, &mut changes);
+            }
+            let rule = Arc::new(rule);
+            match self.desks.get_mut(&name) {
+                Some(desk) => (desk.rule, desk.reader) = (rule, reader),
+                None => {
+                    self.desks.insert(name, Desk::new(rule, reader));
+                }
+            }
+        }
+        Ok(changes)
+    }
+
+    /// Counts a message in the windows of the rules that take it.
+    pub fn observe(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+        self.take(message, wall, true)
+    }
+
+    /// As [`Book::observe`] while nothing can be stored: unless it ends a window at once, the message is dropped.
+    pub fn observe_unstored(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+        self.take(message, wall, false)
+    }
+
+    /// Ends what is due.
+    pub fn tick(&mut self, wall: Time) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        if self.hold.is_some_and(|hold| hold.until <= now) {
+            self.set_hold(None);
+        }
+        let due: Vec<String> = self
+            .desks
+            .iter()
+            .filter(|(_, desk)| desk.windows.due().is_none_or(|due| due <= now))
+            .map(|(name, _)| name.clone())
+            .collect();
+        for name in due {
+            let Some(desk) = self.desks.get_mut(&name) else {
+                continue;
+            };
+            let closed = desk.windows.tick(now);
+            self.close(&name, closed, now, &mut changes);
+        }
+        let desks = &self.desks;
+        self.waiting
+            .expire(now, |rule| desks.get(rule).map(|desk| desk.rule.words.deadline));
+        changes
+    }
+
+    /// Ends all windows of all rules.
+    pub fn end_rules(&mut self, wall: Time, why: Closing) -> Vec<RuleChange> {
+        let mut changes = Vec::new();
+        let now = self.now(wall, &mut changes);
+        let names: Vec<String> = self.desks.keys().cloned().collect();
+        for name in names {
+            self.end_all(&name, now, why, &mut changes);
+        }
+        changes
+    }
+
+    /// When [`Book::tick`] has something to do next.
+    pub fn due(&self) -> Option<Time> {
+        let windows = self.desks.values().filter_map(|desk| desk.windows.due());
+        windows.chain(self.hold.map(|hold| hold.until)).min()
+    }
+
+    /// When a window ends next that the model may have to word: of a rule with a prompt.
+    pub fn words_due(&self) -> Option<Time> {
+        let wordy = |desk: &&Desk| !wordless(&desk.rule);
+        let desks = self.desks.values().filter(wordy);
+        desks.filter_map(|desk| desk.windows.due()).min()
+    }
+
+    /// The oldest event that goes as it is: it wants no words, or its time for them is over.
+    pub fn take_facts(&mut self) -> Option<PendingEvent> {
+        self.waiting.take_facts()
+    }
+
+    /// The oldest event that waits for words.
+    pub fn take_waiting(&mut self) -> Option<Unworded> {
+        let pending = self.waiting.take_wordy()?;
+        let rule = self
+            .desks
+            .get(&pending.event.rule)
+            .map(|desk| Arc::clone(&desk.rule));
+        let deadline = rule.as_ref().map(|rule| rule.words.deadline).unwrap_or_default();
+        let left = pending.left(self.clock.unwrap_or(pending.since), deadline);
+        Some(Unworded { pending, rule, left })
+    }
+
+    /// The event is among the messages to be published.
+    pub fn posted(&mut self, event: &Event) -> RuleChange {
+        self.waiting.posted(&event.event_id);
+        self.counters.events += 1;
+        self.counters.failed += u64::from(event.error.is_some());
+        RuleChange::Posted {
+            event_id: event.event_id.clone(),
+        }
+    }
+
+    /// How rules are doing.
+    pub fn counters(&self) -> RuleCounters {
+        RuleCounters {
+            rules: self.desks.len(),
+            held: self.held,
+            held_bytes: self.bytes,
+            window_bytes: self.desks.values().map(|desk| desk.windows.held_bytes()).sum(),
+            waiting: self.waiting.len(),
+            ..self.counters
+        }
+    }
+
+    /// The broker has delivered a message again that counts already.
+    pub fn redelivered(&mut self) {
+        self.counters.redelivered += 1;
+    }
+}
+
+/// Whether a rule can be used.
+///
+/// # Errors
+/// Its condition or its template can't be; one line.
+pub(crate) fn check(rule: &Rule) -> Result<Reader, String> {
+    let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
+    words::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
+    Reader::new(rule).map_err(wrong)
+}

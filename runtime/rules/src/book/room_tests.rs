@@ -1,0 +1,131 @@
+//! What rules may hold, and what goes when it is more.
+
+use serde_json::json;
+
+use super::tests::{START, after, book, facts, rule, say};
+use super::*;
+use crate::{Field, Value, WindowKind};
+use phi_edge_job::ErrorCode;
+
+fn hopping() -> WindowKind {
+    WindowKind::Hopping {
+        every: Duration::from_secs(1),
+        length: Duration::from_secs(100),
+    }
+}
+
+#[test]
+fn what_windows_hold_in_memory_is_held_to_the_rules_limit() {
+    const LIMIT: u64 = 256 << 10;
+    let mut wide = rule();
+    wide.words.prompt = crate::PromptSource::None;
+    wide.window.kind = hopping();
+    wide.window.max_groups = 100_000;
+    wide.limits.store_bytes = LIMIT;
+    wide.fields = (0..16)
+        .map(|n| Field {
+            name: format!("f{n}"),
+            pointer: "/t".to_owned(),
+        })
+        .collect();
+    let mut book = book(wide, Room::USUAL);
+    for n in 0..1000 {
+        say(
+            &mut book,
+            &format!("{n}"),
+            &json!({"t": format!("text {n}")}),
+            after(0),
+        );
+        let counters = book.counters();
+        assert!(counters.window_bytes <= LIMIT + 4096, "{counters:?}");
+        assert!(counters.held_bytes <= LIMIT, "{counters:?}");
+    }
+    let counters = book.counters();
+    assert!(counters.dropped > 0 && counters.messages > 50, "{counters:?}");
+    // What an earlier process counted is counted again, to the same.
+    let mut again = super::tests::book((*book.desks["r"].rule).clone(), Room::USUAL);
+    again.restore(book.all(), after(0));
+    assert_eq!(again.counters().window_bytes, counters.window_bytes);
+    assert_eq!(again.counters().held, counters.held);
+    // Windows that have ended, and their texts, make room.
+    book.tick(after(200));
+    say(&mut book, "a", &json!({"t": "text"}), after(201));
+    assert_eq!(book.counters().dropped, counters.dropped);
+    assert_eq!(book.counters().held, 1);
+}
+
+#[test]
+fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
+    const LIMIT: u64 = 128 << 10;
+    let mut book = Book::new(7, LIMIT, Room::USUAL);
+    let rules = ["r", "s"].map(|name| {
+        let mut rule = rule();
+        rule.name = name.to_owned();
+        rule.window.kind = hopping();
+        rule.window.max_groups = 100_000;
+        rule
+    });
+    book.set_rules(rules.into(), START).unwrap();
+    for n in 0..2000 {
+        let message = RuleMessage {
+            topic: format!("plant/{n}"),
+            payload: b"{\"t\":1}".to_vec(),
+            rules: vec!["r".into(), "s".into()],
+            receipt: None,
+            redelivered: false,
+        };
+        book.observe(&message, START);
+        assert!(book.counters().window_bytes <= LIMIT + 4096);
+    }
+    assert!(book.counters().dropped > 0);
+}
+
+#[test]
+fn of_more_events_behind_their_group_than_there_is_room_for_the_oldest_go_out_of_order() {
+    let room = Room {
+        events: 1,
+        behind: 2,
+        ..Room::ENDLESS
+    };
+    let mut book = book(rule(), room);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    let _at_work = book.take_waiting().unwrap();
+    for t in 2..=6 {
+        say(&mut book, "a", &json!({"t": t}), after(t));
+    }
+    // 6 waits for words, 4 and 5 for the first of their group.
+    let busy = Some(ErrorCode::Busy);
+    assert_eq!(
+        facts(&mut book),
+        [(Some(Value::Number(2.0)), busy), (Some(Value::Number(3.0)), busy)]
+    );
+    assert_eq!(book.counters().waiting, 4);
+}
+
+#[test]
+fn many_windows_that_end_at_once_show_the_model_no_more_than_may_wait() {
+    const ROOM: u64 = 20_000;
+    let mut many = rule();
+    many.window.kind = hopping();
+    let room = Room {
+        bytes: ROOM,
+        ..Room::USUAL
+    };
+    let mut book = book(many, room);
+    for t in 0..5 {
+        say(&mut book, "a", &json!({"t": t, "x": "x".repeat(1000)}), after(t));
+    }
+    let changes = book.tick(after(1000));
+    let events: Vec<&PendingEvent> = changes
+        .iter()
+        .filter_map(|change| match change {
+            RuleChange::Close(ended) => ended.pending.as_ref(),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(events.len(), 100);
+    let shown = events.iter().flat_map(|event| &event.messages);
+    assert!(shown.map(|message| message.payload.len() as u64).sum::<u64>() <= ROOM + 6_000);
+    let without = events.iter().filter(|event| event.event.error.is_some());
+    assert!(without.count() > 90);
+}

@@ -1,0 +1,494 @@
+use serde_json::json;
+
+use super::*;
+use crate::record::RestoredRules;
+use crate::{Field, Mark, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec};
+use phi_edge_job::ErrorCode;
+
+pub(super) const START: Time = Time(1_700_000_000_000);
+
+/// Windows of one message, worded within a minute, by the first level of the topic below `plant`.
+pub(super) fn rule() -> Rule {
+    let prompt = PromptSource::Text("{% include \"facts\" %}".to_owned());
+    let mut rule = Rule::new("r", "plant/#", WindowKind::Count { messages: 1 }, prompt);
+    rule.fields = vec![Field {
+        name: "t".to_owned(),
+        pointer: "/t".to_owned(),
+    }];
+    rule.group_by = Some(Selector::Topic(1));
+    rule.words.deadline = Duration::from_mins(1);
+    rule.limits.store_bytes = 1 << 20;
+    rule
+}
+
+pub(super) fn book(rule: Rule, room: Room) -> Book {
+    let mut book = Book::new(7, u64::MAX, room);
+    book.set_rules(vec![rule], START).unwrap();
+    book
+}
+
+pub(super) fn after(seconds: u64) -> Time {
+    START.after(Duration::from_secs(seconds))
+}
+
+pub(super) fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> Vec<RuleChange> {
+    let message = RuleMessage {
+        topic: format!("plant/{topic}"),
+        payload: payload.to_string().into_bytes(),
+        rules: vec!["r".into()],
+        receipt: None,
+        redelivered: false,
+    };
+    book.observe(&message, at)
+}
+
+/// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
+pub(super) fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> {
+    std::iter::from_fn(|| {
+        let pending = book.take_facts()?;
+        book.posted(&pending.event);
+        let error = pending.event.error.map(|error| error.code);
+        Some((pending.event.stats[0].1.last.clone(), error))
+    })
+    .collect()
+}
+
+#[test]
+fn an_event_waits_for_words_no_longer_than_its_deadline() {
+    let mut book = book(rule(), Room::USUAL);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    say(&mut book, "b", &json!({"t": 2}), after(40));
+    book.tick(after(59));
+    assert_eq!(facts(&mut book), []);
+    book.tick(after(70));
+    assert_eq!(
+        facts(&mut book),
+        [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
+    );
+    let unworded = book.take_waiting().unwrap();
+    assert_eq!(
+        (unworded.pending.event.group.as_str(), unworded.left),
+        ("b", Duration::from_secs(30))
+    );
+}
+
+#[test]
+fn of_more_events_than_there_is_room_for_the_oldest_go_without_words() {
+    for room in [
+        Room {
+            events: 2,
+            ..Room::ENDLESS
+        },
+        Room {
+            bytes: 2500,
+            ..Room::ENDLESS
+        },
+    ] {
+        let mut book = book(rule(), room);
+        for t in 1..=3 {
+            say(&mut book, &format!("{t}"), &json!({"t": t}), after(t));
+        }
+        assert_eq!(
+            facts(&mut book),
+            [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
+        );
+        assert_eq!(book.take_waiting().unwrap().pending.event.group, "2");
+        assert_eq!(book.take_waiting().unwrap().pending.event.group, "3");
+        assert!(book.take_waiting().is_none());
+    }
+}
+
+#[test]
+fn what_goes_without_words_waits_for_what_its_group_said_before() {
+    let room = Room {
+        events: 1,
+        ..Room::ENDLESS
+    };
+    let mut book = book(rule(), room);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    let first = book.take_waiting().unwrap().pending.event;
+    say(&mut book, "a", &json!({"t": 2}), after(1));
+    say(&mut book, "a", &json!({"t": 3}), after(2));
+    assert_eq!(facts(&mut book), []);
+    assert!(book.take_waiting().is_none());
+    book.posted(&first);
+    assert_eq!(
+        facts(&mut book),
+        [(Some(Value::Number(2.0)), Some(ErrorCode::Busy))]
+    );
+    assert!(book.take_waiting().is_some());
+}
+
+#[test]
+fn facts_alone_wait_for_no_model() {
+    let mut alone = rule();
+    alone.words.prompt = PromptSource::None;
+    let mut book = book(alone, Room::USUAL);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    assert!(book.take_waiting().is_none());
+    assert_eq!(facts(&mut book), [(Some(Value::Number(1.0)), None)]);
+}
+
+/// How many of these messages count, one after the other.
+fn counted(rule: Rule, messages: &[serde_json::Value]) -> u64 {
+    let mut book = book(rule, Room::ENDLESS);
+    for message in messages {
+        say(&mut book, "a", message, after(1));
+    }
+    book.counters().messages
+}
+
+#[test]
+fn what_differs_is_no_repeat() {
+    let mut once = rule();
+    once.dedupe = Some(Selector::Field("/n".to_owned()));
+    let long = "x".repeat(300);
+    for [one, other] in [
+        [json!(9_007_199_254_740_992_u64), json!(9_007_199_254_740_993_u64)],
+        [json!(u64::MAX), json!(u64::MAX - 1)],
+        [json!(format!("{long}1")), json!(format!("{long}2"))],
+        [json!([long, 1]), json!([long, 2])],
+    ] {
+        let messages = [&one, &other, &one, &other].map(|n| json!({"n": n}));
+        assert_eq!(counted(once.clone(), &messages), 2, "{one} {other}");
+    }
+    let mut bare = once;
+    bare.payload = PayloadFormat::Number;
+    bare.dedupe = Some(Selector::Field(String::new()));
+    let messages = [json!(9_007_199_254_740_992_u64), json!(9_007_199_254_740_993_u64)];
+    assert_eq!(counted(bare, &messages), 2);
+}
+
+#[test]
+fn long_numbers_are_groups_of_their_own() {
+    let mut grouped = rule();
+    grouped.group_by = Some(Selector::Field("/id".to_owned()));
+    let mut book = book(grouped, Room::ENDLESS);
+    for id in [json!(9_007_199_254_740_993_u64), json!(1.0)] {
+        say(&mut book, "a", &json!({"id": id}), after(0));
+    }
+    let groups = [(); 2].map(|()| book.take_waiting().unwrap().pending.event.group);
+    assert_eq!(groups, ["9007199254740993", "1"]);
+}
+
+#[test]
+fn what_was_dropped_may_come_again() {
+    let mut once = rule();
+    once.dedupe = Some(Selector::Field("/n".to_owned()));
+    once.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    once.limits.store_bytes = 250;
+    let mut book = book(once, Room::ENDLESS);
+    say(&mut book, "a", &json!({"n": 1}), after(0));
+    say(&mut book, "a", &json!({"n": 2}), after(1));
+    say(&mut book, "a", &json!({"n": 1}), after(2));
+    let counters = book.counters();
+    assert_eq!(
+        (counters.messages, counters.dropped, counters.repeated),
+        (1, 1, 1)
+    );
+    let changes = say(&mut book, "a", &json!({"n": 2}), after(600));
+    assert_eq!(book.counters().messages, 2);
+    assert!(
+        changes
+            .iter()
+            .any(|change| matches!(change, RuleChange::Seen { .. }))
+    );
+}
+
+fn leaves(changes: &[RuleChange]) -> Vec<&str> {
+    changes
+        .iter()
+        .filter_map(|change| match change {
+            RuleChange::Leave { rule } => Some(rule.as_str()),
+            _ => None,
+        })
+        .collect()
+}
+
+#[test]
+fn a_rule_that_is_gone_leaves_nothing_behind() {
+    let mut watched = rule();
+    watched.window.absence = Some(Duration::from_mins(1));
+    let mut book = book(watched.clone(), Room::ENDLESS);
+    say(&mut book, "a", &json!({}), after(0));
+    let mut words = watched.clone();
+    words.words.max_tokens += 1;
+    let changes = book.set_rules(vec![words], after(1)).unwrap();
+    assert_eq!(leaves(&changes), [""; 0], "it goes on with other words");
+    let mut other = watched.clone();
+    other.window.kind = WindowKind::Count { messages: 2 };
+    say(&mut book, "b", &json!({}), after(1));
+    let changes = book.set_rules(vec![other], after(2)).unwrap();
+    assert_eq!(leaves(&changes), ["r"]);
+    assert!(book.all().marks.is_empty());
+    let changes = book.set_rules(Vec::new(), after(2)).unwrap();
+    assert_eq!(leaves(&changes), ["r"]);
+}
+
+#[test]
+fn what_is_left_of_unknown_rules_is_forgotten() {
+    let mut book = book(rule(), Room::ENDLESS);
+    let restored = RestoredRules {
+        marks: vec![
+            ("r".to_owned(), "a".to_owned(), Mark::default()),
+            ("gone".to_owned(), "a".to_owned(), Mark::default()),
+        ],
+        seen: vec![("away".to_owned(), "x".to_owned(), START)],
+        ..RestoredRules::default()
+    };
+    let changes = book.restore(restored, after(0));
+    assert_eq!(leaves(&changes), ["away", "gone"]);
+}
+
+/// Ten minutes of at most one message, whose silence is told.
+fn full(early: &str) -> Rule {
+    let mut full = rule();
+    full.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    full.window.early = Some(early.to_owned());
+    full.window.cool_down = Duration::from_secs(30);
+    full.window.absence = Some(Duration::from_mins(1));
+    full.limits.store_bytes = 250;
+    full.words.prompt = PromptSource::None;
+    full
+}
+
+#[test]
+fn a_full_store_hides_no_alarm() {
+    let mut book = book(full("t > 80"), Room::ENDLESS);
+    for (t, at) in [(20, 0), (21, 1), (90, 2), (30, 3), (91, 4)] {
+        say(&mut book, "a", &json!({"t": t}), after(at));
+    }
+    let event = book.take_facts().unwrap().event;
+    let window = &event.window;
+    assert_eq!(
+        (window.reason, window.messages, window.dropped),
+        (Closing::Early, 2, 1)
+    );
+    assert_eq!(event.stats[0].1.max, Some(90.0));
+    // There is room again for one; within `cool_down` an alarm is dropped as others are.
+    let counters = book.counters();
+    assert_eq!((counters.held, counters.dropped), (1, 2));
+    assert!(book.take_facts().is_none());
+}
+
+#[test]
+fn an_alarm_is_told_while_nothing_can_be_stored() {
+    let mut book = book(full("t > 80"), Room::ENDLESS);
+    for (t, at) in [(20, 0), (90, 1)] {
+        let message = RuleMessage {
+            topic: "plant/a".to_owned(),
+            payload: json!({"t": t}).to_string().into_bytes(),
+            rules: vec!["r".into()],
+            receipt: None,
+            redelivered: false,
+        };
+        book.observe_unstored(&message, after(at));
+    }
+    let window = book.take_facts().unwrap().event.window;
+    assert_eq!(
+        (window.reason, window.messages, window.dropped),
+        (Closing::Early, 1, 1)
+    );
+    assert_eq!(book.counters().held, 0);
+}
+
+#[test]
+fn who_is_dropped_is_not_absent() {
+    let mut book = book(full("false"), Room::ENDLESS);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    let changes = say(&mut book, "a", &json!({"t": 2}), after(50));
+    let marks = changes.iter().filter_map(|change| match change {
+        RuleChange::Mark { mark, .. } => mark.last_seen,
+        _ => None,
+    });
+    assert_eq!(marks.collect::<Vec<_>>(), [after(50)], "over a restart, too");
+    book.tick(after(100));
+    assert!(book.take_facts().is_none());
+    book.tick(after(110));
+    assert_eq!(book.take_facts().unwrap().event.window.reason, Closing::Absence);
+}
+
+#[test]
+fn what_is_due_makes_room_for_the_next() {
+    let mut book = book(full("false"), Room::ENDLESS);
+    say(&mut book, "a", &json!({"t": 1}), after(0));
+    say(&mut book, "a", &json!({"t": 2}), after(600));
+    let counters = book.counters();
+    assert_eq!((counters.messages, counters.dropped), (2, 0));
+}
+
+#[test]
+fn the_newest_message_is_shown_whatever_its_size() {
+    let mut small = rule();
+    small.window.kind = WindowKind::Count { messages: 2 };
+    small.limits.keep_bytes = 8;
+    let mut book = book(small, Room::ENDLESS);
+    for t in [1, 2] {
+        say(&mut book, "a", &json!({"t": t, "name": "long"}), after(t));
+    }
+    let pending = book.take_waiting().unwrap().pending;
+    assert_eq!(pending.messages.len(), 1);
+    assert_eq!(pending.messages[0].time, after(2));
+    assert_eq!(pending.event.window.left_out, 1);
+}
+
+#[test]
+fn the_model_is_needed_for_silence_too() {
+    let mut watched = rule();
+    watched.window.absence = Some(Duration::from_mins(1));
+    let mut book = book(watched, Room::ENDLESS);
+    say(&mut book, "a", &json!({}), after(0));
+    assert_eq!(book.words_due(), Some(after(60)));
+}
+
+/// Whether the first event that is told at that time says that it is late.
+fn closed_late(
+    window: impl FnOnce(&mut WindowSpec),
+    messages: &[serde_json::Value],
+    told: u64,
+) -> (Closing, bool) {
+    let mut rule = rule();
+    window(&mut rule.window);
+    let mut book = book(rule, Room::ENDLESS);
+    for (message, at) in messages.iter().zip(0..) {
+        say(&mut book, "a", message, after(at));
+    }
+    book.tick(after(told));
+    let window = book.take_waiting().unwrap().pending.event.window;
+    (window.reason, window.closed_late)
+}
+
+#[test]
+fn what_ended_while_nobody_watched_is_told_late() {
+    let session = |spec: &mut WindowSpec| {
+        spec.kind = WindowKind::Session {
+            gap: Duration::from_hours(2),
+        };
+        spec.max_age = Some(Duration::from_mins(1));
+    };
+    let silent = |spec: &mut WindowSpec| {
+        spec.kind = WindowKind::Count { messages: 9 };
+        spec.absence = Some(Duration::from_mins(1));
+    };
+    for (told, late) in [(61, false), (90, true)] {
+        assert_eq!(closed_late(session, &[json!({})], told), (Closing::Full, late));
+        assert_eq!(closed_late(silent, &[json!({})], told), (Closing::Absence, late));
+    }
+    // However old a message says to be: its number ended the window, at its arrival.
+    let stamped = |spec: &mut WindowSpec| {
+        spec.time = TimeSource::Field {
+            pointer: "/at".to_owned(),
+            lateness: Duration::ZERO,
+        };
+    };
+    let message = json!({"at": "2020-01-01T00:00:00Z"});
+    assert_eq!(closed_late(stamped, &[message], 0), (Closing::Due, false));
+}
+
+#[test]
+fn the_model_is_shown_the_time_that_counts() {
+    let mut stamped = rule();
+    stamped.window.time = TimeSource::Field {
+        pointer: "/at".to_owned(),
+        lateness: Duration::ZERO,
+    };
+    let mut book = book(stamped, Room::ENDLESS);
+    for at in [after(9), after(3600)] {
+        say(&mut book, "a", &json!({"at": at.0}), after(10));
+    }
+    let shown = [(); 2].map(|()| {
+        let unworded = book.take_waiting().unwrap();
+        book.posted(&unworded.pending.event);
+        unworded.pending.messages[0].time
+    });
+    assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
+}
+
+/// Windows of ten minutes by the messages' own time, whose silence is told.
+fn stamped() -> Rule {
+    let mut stamped = rule();
+    stamped.window.kind = WindowKind::Tumbling {
+        every: Duration::from_mins(10),
+    };
+    stamped.window.time = TimeSource::Field {
+        pointer: "/at".to_owned(),
+        lateness: Duration::ZERO,
+    };
+    stamped.window.absence = Some(Duration::from_mins(2));
+    stamped.words.prompt = PromptSource::None;
+    stamped
+}
+
+/// The book of a process that comes after this one.
+fn restarted(book: &Book, rule: Rule, at: Time) -> Book {
+    let mut next = Book::new(8, u64::MAX, Room::ENDLESS);
+    next.set_rules(vec![rule], at).unwrap();
+    next.restore(book.all(), at);
+    next
+}
+
+fn windows(book: &mut Book) -> Vec<(Closing, u64, u64)> {
+    std::iter::from_fn(|| {
+        let event = book.take_facts()?.event;
+        book.posted(&event);
+        Some((event.window.reason, event.window.messages, event.window.late))
+    })
+    .collect()
+}
+
+#[test]
+fn what_waits_at_the_broker_is_counted_where_it_belongs() {
+    let mut first = book(stamped(), Room::ENDLESS);
+    let stamped_at = |seconds: u64| json!({"at": after(seconds).0});
+    say(&mut first, "a", &stamped_at(1), after(1));
+    // An hour of downtime; the broker has messages of that time.
+    let mut book = restarted(&first, stamped(), after(3600));
+    assert_eq!(book.due(), Some(after(3630)));
+    for seconds in [2, 500, 3000] {
+        say(&mut book, "a", &stamped_at(seconds), after(3601));
+    }
+    assert_eq!(windows(&mut book), []);
+    // A crash meanwhile changes nothing.
+    let mut book = restarted(&book, stamped(), after(3602));
+    say(&mut book, "a", &stamped_at(3001), after(3603));
+    book.tick(after(3604));
+    assert_eq!(windows(&mut book), []);
+    assert_eq!(book.due(), Some(after(3605)));
+    book.tick(after(3605));
+    let mut ended = windows(&mut book);
+    ended.sort_by_key(|(_, messages, _)| *messages);
+    assert_eq!(ended.iter().map(|(_, messages, _)| messages).sum::<u64>(), 5);
+    assert!(
+        ended
+            .iter()
+            .all(|(why, _, late)| (*why, *late) == (Closing::Due, 0)),
+        "{ended:?}"
+    );
+    assert_eq!(book.counters().held, 0);
+}
+
+#[test]
+fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
+    let mut arrivals = stamped();
+    arrivals.window.time = TimeSource::Arrival;
+    for (rule, at_once) in [(arrivals, vec![(Closing::Due, 1, 0)]), (stamped(), Vec::new())] {
+        let mut first = book(rule.clone(), Room::ENDLESS);
+        say(&mut first, "a", &json!({"at": after(1).0}), after(1));
+        let mut book = restarted(&first, rule, after(3600));
+        assert_eq!(
+            windows(&mut book),
+            at_once,
+            "windows of arrivals wait for nothing"
+        );
+        book.tick(after(3629));
+        assert_eq!(windows(&mut book), []);
+        book.tick(after(3630));
+        let later = windows(&mut book);
+        assert!(later.contains(&(Closing::Absence, 0, 0)), "{later:?}");
+        assert_eq!(later.len() + at_once.len(), 2);
+    }
+}

@@ -1,0 +1,136 @@
+//! What a condition makes of a message.
+
+use std::cmp::Ordering;
+
+use serde_json::Value as Json;
+
+use super::parse::{Kind, Node, Relation, Sum};
+
+/// What a field holds, or a part of a condition comes to.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub(crate) enum Operand<'a> {
+    Number(f64),
+    Text(&'a str),
+    Truth(bool),
+    /// An object or a list: it is there, and nothing more can be said of it.
+    Other,
+}
+
+impl<'a> Operand<'a> {
+    /// What a field is to a condition; none for `null`.
+    pub(crate) fn of(json: &'a Json) -> Option<Self> {
+        Some(match json {
+            Json::Null => return None,
+            Json::Bool(truth) => Self::Truth(*truth),
+            Json::Number(number) => Self::Number(number.as_f64().filter(|number| number.is_finite())?),
+            Json::String(text) => Self::Text(text),
+            Json::Array(_) | Json::Object(_) => Self::Other,
+        })
+    }
+
+    /// A number is true if it is not 0, as controllers mean it; a text is neither.
+    pub(super) fn truth(self) -> Option<bool> {
+        match self {
+            Self::Truth(truth) => Some(truth),
+            Self::Number(number) => Some(number != 0.0),
+            Self::Text(_) | Self::Other => None,
+        }
+    }
+
+    fn number(self) -> Option<f64> {
+        match self {
+            Self::Number(number) => Some(number),
+            _ => None,
+        }
+    }
+
+    fn text(self) -> Option<&'a str> {
+        match self {
+            Self::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// None of different kinds.
+    fn compare(self, other: Self) -> Option<Ordering> {
+        match (self, other) {
+            (Self::Number(a), Self::Number(b)) => a.partial_cmp(&b),
+            (Self::Text(a), Self::Text(b)) => Some(a.cmp(b)),
+            (Self::Truth(a), Self::Truth(b)) => Some(a.cmp(&b)),
+            _ => None,
+        }
+    }
+
+    fn is(self, kind: Kind) -> bool {
+        match kind {
+            Kind::Defined => true,
+            Kind::Number => matches!(self, Self::Number(_)),
+            Kind::Text => matches!(self, Self::Text(_)),
+            Kind::Truth => matches!(self, Self::Truth(_)),
+        }
+    }
+}
+
+/// What a part of a condition comes to; none where that can't be said.
+pub(super) fn eval<'a>(node: &'a Node, field: &dyn Fn(usize) -> Option<Operand<'a>>) -> Option<Operand<'a>> {
+    let truth = |node: &'a Node| eval(node, field).and_then(Operand::truth);
+    let truth = match node {
+        Node::Number(number) => return Some(Operand::Number(*number)),
+        Node::Text(text) => return Some(Operand::Text(text)),
+        Node::Truth(truth) => return Some(Operand::Truth(*truth)),
+        Node::Field(index) => return field(*index),
+        Node::Sum(sum, a, b) => {
+            let (a, b) = (eval(a, field)?.number()?, eval(b, field)?.number()?);
+            let number = match sum {
+                Sum::Plus => a + b,
+                Sum::Minus => a - b,
+                Sum::Times => a * b,
+                Sum::Over => a / b,
+                Sum::Rest => a % b,
+            };
+            return number.is_finite().then_some(Operand::Number(number));
+        }
+        Node::Not(inner) => !truth(inner)?,
+        Node::And(a, b) => both(truth(a), || truth(b))?,
+        Node::Or(a, b) => either(truth(a), || truth(b))?,
+        Node::Compare(relation, a, b) => holds(*relation, eval(a, field)?.compare(eval(b, field)?)?),
+        Node::OneOf(value, members) => {
+            let value = eval(value, field)?;
+            let mut found = Some(false);
+            for member in members {
+                found = either(found, || Some(value.compare(eval(member, field)?)?.is_eq()));
+            }
+            found?
+        }
+        Node::Within(part, whole) => eval(whole, field)?.text()?.contains(eval(part, field)?.text()?),
+        Node::Is(value, kind) => eval(value, field).is_some_and(|value| value.is(*kind)),
+    };
+    Some(Operand::Truth(truth))
+}
+
+fn holds(relation: Relation, order: Ordering) -> bool {
+    match relation {
+        Relation::Equal => order.is_eq(),
+        Relation::Unequal => order.is_ne(),
+        Relation::Less => order.is_lt(),
+        Relation::AtMost => order.is_le(),
+        Relation::Greater => order.is_gt(),
+        Relation::AtLeast => order.is_ge(),
+    }
+}
+
+/// What either side settles, or what both together do.
+fn both(a: Option<bool>, b: impl FnOnce() -> Option<bool>) -> Option<bool> {
+    if a == Some(false) {
+        return a;
+    }
+    match (a, b()) {
+        (_, Some(false)) => Some(false),
+        (Some(true), Some(true)) => Some(true),
+        _ => None,
+    }
+}
+
+fn either(a: Option<bool>, b: impl FnOnce() -> Option<bool>) -> Option<bool> {
+    both(a.map(|a| !a), || b().map(|b| !b)).map(|neither| !neither)
+}

@@ -1,0 +1,40 @@
+//! Rules: windows of messages become events.
+//!
+//! A message that a rule's topics match is picked apart, kept, and counted in a window of its group. When the window
+//! ends, its facts are computed by code, worded by the model, and published as one event.
+//!
+//! Windows are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
+//! arrive, and a restart counts them anew.
+
+pub mod book;
+mod condition;
+mod counters;
+mod event;
+mod facts;
+mod intake;
+pub mod record;
+mod replay;
+mod rule;
+mod time;
+mod window;
+pub mod words;
+
+pub use book::RuleMessage;
+pub use counters::RuleCounters;
+pub use event::{Event, EventError, EventWindow, Published};
+pub use facts::{FieldFacts, Value};
+pub use replay::{Replay, ReplayedWindow};
+pub use rule::{
+    Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, TextFormat, TimeSource, Weekdays,
+    WindowKind, WindowSpec, Words,
+};
+pub use time::Time;
+pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Windows};
+
+/// Whether a rule can be used: what only those know who run it.
+///
+/// # Errors
+/// Its condition or its template can't be; one line.
+pub fn check(rule: &Rule) -> Result<(), String> {
+    book::check(rule).map(drop)
+}

@@ -1,0 +1,120 @@
+//! What all groups of a rule share.
+
+use std::time::Duration;
+
+use super::align::{Calendar, Span, bounded};
+use super::open::Hold;
+use crate::facts::TextPool;
+use crate::{Time, TimeSource, WindowKind, WindowSpec};
+
+/// How far ahead of its arrival a message's own time is believed. Clocks differ by seconds; what differs by more is
+/// wrong, and would keep a window open until that time comes.
+const MOST_AHEAD: Duration = Duration::from_mins(1);
+
+/// The rule's terms, and its calendar.
+#[derive(Debug)]
+pub(super) struct Frame {
+    pub(super) spec: WindowSpec,
+    pub(super) hold: Hold,
+    /// What texts its windows hold.
+    pub(super) texts: TextPool,
+    /// None of kinds that know no periods.
+    calendar: Option<Calendar>,
+    lateness: Duration,
+    /// Time ends nothing of what may still hear from messages that wait at the broker.
+    pub(super) held: bool,
+}
+
+impl Frame {
+    pub(super) fn new(spec: WindowSpec, fields: usize, keep_messages: usize) -> Self {
+        // The message that exceeds the rate, and as many as are allowed before it.
+        let recent = spec.early_rate.map_or(0, |(most, _)| {
+            usize::try_from(most.saturating_add(1)).unwrap_or(usize::MAX)
+        });
+        let lateness = match spec.time {
+            TimeSource::Arrival => Duration::ZERO,
+            TimeSource::Field { lateness, .. } => lateness,
+        };
+        let calendar = Calendar::of(&spec.kind, spec.zone.clone());
+        Self {
+            spec,
+            hold: Hold {
+                fields,
+                kept: keep_messages,
+                recent,
+            },
+            texts: TextPool::default(),
+            calendar,
+            lateness,
+            held: false,
+        }
+    }
+
+    /// What places a message in time that arrived then and says to be of `stamp`.
+    pub(super) fn time_of(&self, stamp: Option<Time>, arrived: Time) -> Time {
+        let believed = arrived.after(self.lateness.max(MOST_AHEAD));
+        let stamp = match self.spec.time {
+            TimeSource::Arrival => None,
+            TimeSource::Field { .. } => stamp.filter(|stamp| *stamp <= believed),
+        };
+        bounded(stamp.unwrap_or(arrived))
+    }
+
+    /// When a window that ends then is due.
+    pub(super) fn due(&self, end: Time) -> Time {
+        end.after(self.lateness)
+    }
+
+    /// Whether a window that ends then is over at `at`.
+    pub(super) fn is_over(&self, end: Time, at: Time) -> bool {
+        !self.holds_windows() && self.due(end) <= at
+    }
+
+    /// Windows that end by then are over at `at`; none while windows wait.
+    pub(super) fn over_until(&self, at: Time) -> Option<Time> {
+        (!self.holds_windows()).then(|| at.before(self.lateness))
+    }
+
+    /// Whether windows wait. Those of arrivals need not: what arrives later is none of theirs.
+    pub(super) fn holds_windows(&self) -> bool {
+        self.held && matches!(self.spec.time, TimeSource::Field { .. })
+    }
+
+    /// The period that `t` lies in; all time for kinds that know no periods.
+    pub(super) fn period(&mut self, t: Time) -> Span {
+        let all = Span {
+            start: Time(i64::MIN),
+            end: Time(i64::MAX),
+        };
+        self.calendar.as_mut().map_or(all, |calendar| calendar.period(t))
+    }
+
+    /// The period before that one.
+    pub(super) fn period_before(&mut self, period: Span) -> Span {
+        self.period(Time(period.start.0.saturating_sub(1)))
+    }
+
+    /// The last period of which everything is due at `now`.
+    pub(super) fn last_due_period(&mut self, now: Time) -> Span {
+        let passed = now.before(self.lateness);
+        if let WindowKind::Hopping { length, .. } = self.spec.kind {
+            return self.period(passed.before(length));
+        }
+        let current = self.period(passed);
+        self.period_before(current)
+    }
+
+    /// Whether windows without messages are reported.
+    pub(super) fn reports_empty(&self) -> bool {
+        self.spec.empty && self.calendar.is_some()
+    }
+
+    /// How old a window may become, where its kind knows a limit.
+    pub(super) fn max_age(&self) -> Option<Duration> {
+        self.spec.max_age.filter(|_| self.calendar.is_none())
+    }
+
+    pub(super) fn is_hopping(&self) -> bool {
+        matches!(self.spec.kind, WindowKind::Hopping { .. })
+    }
+}

@@ -1,0 +1,54 @@
+//! What all prompts of a rule begin with.
+
+use super::built_in;
+use crate::PromptSource;
+
+/// The text that every prompt of a template begins with, before anything that differs between windows; empty where it
+/// begins with such a thing. `None` where no model is asked.
+///
+/// It is what stands before the template's first tag, but for white space, which a tag may take away.
+pub fn opening(prompt: &PromptSource) -> Option<&str> {
+    let template = match prompt {
+        PromptSource::None => return None,
+        PromptSource::BuiltIn(name) => built_in::source(name)?,
+        PromptSource::Text(text) => text,
+    };
+    let tags = ["{{", "{%", "{#"];
+    let first = tags.into_iter().filter_map(|tag| template.find(tag)).min();
+    Some(template[..first.unwrap_or(template.len())].trim_end())
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::{NAMES, Template, fixture};
+    use super::*;
+
+    #[test]
+    fn prompts_begin_with_it() {
+        let of = |text: &str| PromptSource::Text(text.to_owned());
+        let texts = [
+            "Say how it ran.\n\n{{ group }}",
+            "{{ group }} ran",
+            "No tag.",
+            "a {%- if group %} b{% endif %}",
+        ];
+        let built_in = NAMES.map(|name| PromptSource::BuiltIn(name.to_owned()));
+        let window = fixture::window();
+        for source in texts.map(of).into_iter().chain(built_in) {
+            let template = Template::compile(&source, &[]).unwrap().unwrap();
+            let prompt = template.render(&window.scene(), &window.records).unwrap();
+            let opening = opening(&source).unwrap();
+            assert!(prompt.starts_with(opening), "{source:?}: {prompt}");
+        }
+        assert_eq!(opening(&of(texts[0])), Some("Say how it ran."));
+        assert!(
+            opening(&PromptSource::BuiltIn("alarm-digest".into()))
+                .unwrap()
+                .len()
+                > 100
+        );
+        assert_eq!(opening(&PromptSource::None), None);
+    }
+}

@@ -1,0 +1,390 @@
+//! A window that no prompt holds: consecutive parts, each with a prompt of its own, and one that reduces their texts.
+
+use std::collections::HashMap;
+
+use minijinja::value::Value;
+
+use super::budget::{Budget, PROBES, largest};
+use super::error::WordsError;
+use super::record::Record;
+use super::scene::Scene;
+use super::template::{Page, Template};
+
+/// How often a plan is made anew with less room because its prompts, with their final numbers, were too long.
+const ROUNDS: usize = 5;
+/// The most messages that a prompt is tried with: no context holds as many, and a template's fuel is enough for them.
+const MOST_MESSAGES: usize = 50_000;
+/// After so many messages that fit in no prompt even when cut to nothing the older ones are not tried.
+const HOPELESS: usize = 8;
+
+/// The prompts of a window.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Plan {
+    /// One, whose answer is the window's text; or one for each part, the oldest first, whose answers [`super::reduce`] makes
+    /// one of.
+    pub prompts: Vec<String>,
+    /// Messages that none of the prompts shows, beside those that the window had left out already: the oldest, and
+    /// those that fit in no prompt.
+    pub left_out: u64,
+    /// Messages that are shown cut.
+    pub cut: u64,
+}
+
+/// Plans the prompts of a window: one where it fits, else as few consecutive parts as are filled from the newest
+/// message backwards.
+///
+/// Each prompt is counted as it is. A message that fits in no prompt is cut to what fits, or left out.
+pub fn plan(
+    template: &Template,
+    scene: &Scene<'_>,
+    records: &[Record],
+    budget: &Budget<'_>,
+) -> Result<Plan, WordsError> {
+    let page = Page::new(template, scene);
+    let (beyond, records) = records.split_at(records.len().saturating_sub(MOST_MESSAGES));
+    let beyond = beyond.len() as u64;
+    let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
+    let whole = page.render(&messages, beyond, None)?;
+    if budget.tokens_of(&whole)? <= budget.tokens {
+        return Ok(Plan {
+            prompts: vec![whole],
+            left_out: beyond,
+            cut: 0,
+        });
+    }
+    let mut planner = Planner {
+        page,
+        scene,
+        beyond,
+        records,
+        messages,
+        budget,
+        lines: HashMap::new(),
+    };
+    // What a prompt says of itself (how many parts, how much is left out) is known only when all parts are; parts are
+    // made with the longest such numbers, and with less room should that not have been enough.
+    let mut room = budget.tokens;
+    let mut needed = budget.tokens;
+    for _ in 0..ROUNDS {
+        let parts = planner.partition(room)?;
+        let prompts = planner.prompts(&parts)?;
+        needed = 0;
+        for prompt in &prompts {
+            needed = needed.max(budget.tokens_of(prompt)?);
+        }
+        if needed <= budget.tokens {
+            return Ok(Plan {
+                prompts,
+                left_out: parts.left_out,
+                cut: parts.cut,
+            });
+        }
+        room = room.saturating_sub((needed - budget.tokens).max(4));
+    }
+    Err(budget.refusal(needed))
+}
+
+/// Consecutive parts, the oldest first.
+#[derive(Debug, Default)]
+struct Parts {
+    messages: Vec<Vec<Value>>,
+    left_out: u64,
+    cut: u64,
+}
+
+struct Planner<'a> {
+    page: Page<'a>,
+    scene: &'a Scene<'a>,
+    /// Messages before these that are left out in any case.
+    beyond: u64,
+    records: &'a [Record],
+    messages: Vec<Value>,
+    budget: &'a Budget<'a>,
+    /// Tokens of messages' lines, by their index: what a part's size is guessed from.
+    lines: HashMap<usize, usize>,
+}
+
+impl Planner<'_> {
+    fn partition(&mut self, room: usize) -> Result<Parts, WordsError> {
+        let base = self.tokens(&[])?;
+        if base > room {
+            return Err(self.budget.refusal(base + self.budget.tokens - room));
+        }
+        let mut found = Parts::default();
+        let (mut end, mut hopeless) = (self.messages.len(), 0);
+        while end > 0 && found.messages.len() < self.budget.max_parts.max(1) && hopeless < HOPELESS {
+            let taken = self.newest_that_fit(end, base, room)?;
+            if taken > 0 {
+                found.messages.push(self.messages[end - taken..end].to_vec());
+            } else if let Some(message) = self.cut_to_fit(end - 1, room)? {
+                found.messages.push(vec![message]);
+                found.cut += 1;
+            } else {
+                found.left_out += 1;
+                hopeless += 1;
+            }
+            end -= taken.max(1);
+        }
+        found.left_out += end as u64 + self.beyond;
+        found.messages.reverse();
+        Ok(found)
+    }
+
+    /// How many of the messages before `end` a part holds; 0 if not even the last of them.
+    fn newest_that_fit(&mut self, end: usize, base: usize, room: usize) -> Result<usize, WordsError> {
+        let mut probe = self.guess(end, base, room)?;
+        let (mut fits, mut too_many) = (0, end + 1);
+        for _ in 0..PROBES {
+            let used = self.tokens(&self.messages[end - probe..end])?;
+            if used <= room {
+                fits = probe;
+                // A part that is nearly full is full: the last messages would cost as many probes again.
+                if used + room / 10 >= room && too_many > end {
+                    break;
+                }
+            } else {
+                too_many = probe;
+            }
+            if too_many - fits <= 1 {
+                break;
+            }
+            // What these messages took says how many there is room for; halving the doubt makes sure that it ends.
+            let scaled = probe * (room - base) / used.saturating_sub(base).max(1);
+            let sure = fits.midpoint(too_many);
+            probe = if used <= room {
+                scaled.max(sure)
+            } else {
+                scaled.min(sure)
+            };
+            probe = probe.clamp(fits + 1, too_many - 1);
+        }
+        Ok(fits)
+    }
+
+    /// By the length of the messages' lines; at least 1.
+    fn guess(&mut self, end: usize, base: usize, room: usize) -> Result<usize, WordsError> {
+        let mut sum = base;
+        for index in (0..end).rev() {
+            sum += self.line_tokens(index)?;
+            if sum > room {
+                return Ok((end - index - 1).max(1));
+            }
+        }
+        Ok(end)
+    }
+
+    fn line_tokens(&mut self, index: usize) -> Result<usize, WordsError> {
+        if let Some(&known) = self.lines.get(&index) {
+            return Ok(known);
+        }
+        let line = self.messages[index]
+            .downcast_object_ref::<super::scene::Message>()
+            .map_or("", |message| message.line.as_str());
+        // What stands around every prompt is counted with it, and taken off again.
+        let around = self.budget.tokens_of("")?;
+        let tokens = self.budget.tokens_of(line)?.saturating_sub(around) + 1;
+        self.lines.insert(index, tokens);
+        Ok(tokens)
+    }
+
+    /// The message at `index` cut to what a part has room for; none if it has no room for its rest.
+    fn cut_to_fit(&self, index: usize, room: usize) -> Result<Option<Value>, WordsError> {
+        let record = &self.records[index];
+        let cut = |cap| self.scene.message_value(&record.cut(cap));
+        if self.tokens(&[cut(0)])? > room {
+            return Ok(None);
+        }
+        let cap = largest(0, record.longest_text(), |cap| {
+            Ok(self.tokens(&[cut(cap)])? <= room)
+        })?;
+        Ok(Some(cut(cap)))
+    }
+
+    /// Tokens of a part's prompt, with the longest numbers that it may have to say.
+    fn tokens(&self, messages: &[Value]) -> Result<usize, WordsError> {
+        let most = self.budget.max_parts.max(1);
+        let part = (most > 1).then_some((most, most));
+        let prompt = self
+            .page
+            .render(messages, self.records.len() as u64 + self.beyond, part)?;
+        self.budget.tokens_of(&prompt)
+    }
+
+    fn prompts(&self, parts: &Parts) -> Result<Vec<String>, WordsError> {
+        if parts.messages.is_empty() {
+            return Ok(vec![self.page.render(&[], parts.left_out, None)?]);
+        }
+        let of = parts.messages.len();
+        parts
+            .messages
+            .iter()
+            .enumerate()
+            .map(|(index, messages)| {
+                let part = (of > 1).then_some((index + 1, of));
+                self.page.render(messages, parts.left_out, part)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::super::budget::tests::{budget, count};
+    use super::super::fixture;
+    use super::*;
+    use crate::{PromptSource, Time};
+
+    fn template(source: &PromptSource) -> Template {
+        Template::compile(source, &[]).unwrap().unwrap()
+    }
+
+    fn text(source: &str) -> Template {
+        template(&PromptSource::Text(source.to_owned()))
+    }
+
+    fn records(payloads: &[String]) -> Vec<Record> {
+        let start = fixture::time("2026-03-02T05:00:00Z").0;
+        payloads
+            .iter()
+            .zip(0..)
+            .map(|(payload, n)| Record::new(Time(start + n * 1000), "t", payload.as_bytes(), Vec::new()))
+            .collect()
+    }
+
+    fn numbered(count: usize) -> Vec<Record> {
+        records(&(0..count).map(|n| format!("<{n}>")).collect::<Vec<_>>())
+    }
+
+    const LINES: &str = "{{ window.left_out }} {% if part %}{{ part.index }}/{{ part.of }}{% endif %}:\
+        {% for m in messages %} {{ m.payload }}{% endfor %}";
+
+    #[test]
+    fn parts_of_a_window() {
+        let fixture = fixture::window();
+        let check = |messages, tokens, max_parts, expected: &[&str], left_out| {
+            let found = plan(
+                &text(LINES),
+                &fixture.scene(),
+                &numbered(messages),
+                &budget(tokens, max_parts),
+            )
+            .unwrap();
+            assert_eq!(found.prompts, expected);
+            assert_eq!((found.left_out, found.cut), (left_out, 0));
+        };
+        check(0, 20, 3, &["0 :"], 0);
+        check(3, 20, 3, &["0 : <0> <1> <2>"], 0);
+        check(6, 15, 3, &["0 1/2: <0> <1> <2>", "0 2/2: <3> <4> <5>"], 0);
+        check(7, 15, 2, &["1 1/2: <1> <2> <3>", "1 2/2: <4> <5> <6>"], 1);
+        check(7, 15, 1, &["4 : <4> <5> <6>"], 4);
+        check(7, 15, 0, &["4 : <4> <5> <6>"], 4);
+    }
+
+    #[test]
+    fn a_message_too_large_is_cut_and_one_that_can_not_be_cut_left_out() {
+        let fixture = fixture::window();
+        let long = "x".repeat(1000);
+        let messages = records(&["<0>".into(), long, "<2>".into()]);
+        let found = plan(&text(LINES), &fixture.scene(), &messages, &budget(20, 8)).unwrap();
+        assert_eq!((found.prompts.len(), found.left_out, found.cut), (3, 0, 1));
+        assert!(found.prompts[1].contains("xxxx…[cut]"), "{}", found.prompts[1]);
+
+        let topic = "{{ window.left_out }}:{% for m in messages %} {{ m.topic }}{% endfor %}";
+        let found = {
+            let mut messages = numbered(3);
+            messages[1] = Record::new(Time(0), &"t".repeat(1000), b"", Vec::new());
+            plan(&text(topic), &fixture.scene(), &messages, &budget(20, 8)).unwrap()
+        };
+        assert_eq!(found.prompts, ["1: t", "1: t"]);
+        assert_eq!((found.left_out, found.cut), (1, 0));
+    }
+
+    #[test]
+    fn more_messages_than_any_prompt_holds_do_not_exhaust_the_template() {
+        let fixture = fixture::window();
+        let counting = text("{% for m in messages %}{% endfor %}{{ messages|length }} {{ window.left_out }}");
+        let messages = vec![numbered(1).remove(0); MOST_MESSAGES + 2];
+        let found = plan(&counting, &fixture.scene(), &messages, &budget(100, 8)).unwrap();
+        assert_eq!((found.prompts, found.left_out), (vec!["50000 2".to_owned()], 2));
+        let found = plan(&text(LINES), &fixture.scene(), &messages, &budget(15, 2)).unwrap();
+        assert_eq!(
+            (found.prompts.len(), found.left_out),
+            (2, MOST_MESSAGES as u64 - 4)
+        );
+    }
+
+    #[test]
+    fn what_does_not_fit_at_all_is_said() {
+        let fixture = fixture::window();
+        let error = plan(&text("a b c d e f"), &fixture.scene(), &[], &budget(15, 8)).unwrap_err();
+        assert_eq!(
+            error,
+            WordsError::DoesNotFit {
+                needed: 16,
+                allowed: 15
+            }
+        );
+        let refusing = Budget {
+            tokens: 10,
+            max_parts: 1,
+            count: &|_| Err("no".into()),
+        };
+        let error = plan(&text("a"), &fixture.scene(), &[], &refusing).unwrap_err();
+        assert_eq!(error, WordsError::Encode("no".into()));
+    }
+
+    #[test]
+    fn numbers_known_only_at_the_end_may_not_burst_a_prompt() {
+        let fixture = fixture::window();
+        // The prompt of a window that leaves nothing out is longer than that of one that does.
+        let source = "{% if not window.left_out %}nothing at all was left out{% endif %}\
+            {% for m in messages %} {{ m.payload }}{% endfor %}";
+        let found = plan(&text(source), &fixture.scene(), &numbered(12), &budget(20, 8)).unwrap();
+        assert!(
+            found.prompts.iter().all(|prompt| count(prompt).unwrap() <= 20),
+            "{found:?}"
+        );
+        assert_eq!(found.left_out, 0);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(128))]
+
+        /// Every message is in exactly one prompt or counted as left out, all prompts fit, and the oldest are missing.
+        #[test]
+        fn nothing_is_lost_or_shown_twice(
+            lengths in prop::collection::vec(prop_oneof![8 => 0_usize..60, 1 => 200_usize..3000], 0..60),
+            tokens in 20_usize..400,
+            max_parts in 0_usize..6,
+            source in prop_oneof![
+                Just(PromptSource::Text(LINES.into())),
+                Just(PromptSource::Text("{% for m in messages %}{{ m|record }}\n{{ m.payload }}\n{% endfor %}".into())),
+                Just(PromptSource::BuiltIn("alarm-digest".into())),
+            ],
+        ) {
+            let fixture = fixture::window();
+            let built_in = matches!(source, PromptSource::BuiltIn(_));
+            let repeats = if let PromptSource::Text(text) = &source { text.matches("m.payload").count() + text.matches("m|record").count() } else { 1 };
+            let tokens = if built_in { tokens + 400 } else { tokens };
+            let payloads: Vec<String> = lengths.iter().enumerate().map(|(n, length)| format!("<{n}>{}", "y ".repeat(*length))).collect();
+            let found = plan(&template(&source), &fixture.scene(), &records(&payloads), &budget(tokens, max_parts)).unwrap();
+            let all = found.prompts.join("\n");
+            let mut missing = Vec::new();
+            for n in 0..payloads.len() {
+                match all.matches(&format!("<{n}>")).count() {
+                    0 => missing.push(n),
+                    times => prop_assert_eq!(times, repeats, "message {}", n),
+                }
+            }
+            // A message that was cut may have lost its mark.
+            let count_missing = missing.len() as u64;
+            prop_assert!(count_missing >= found.left_out && count_missing <= found.left_out + found.cut, "{missing:?} {found:?}");
+            prop_assert!(found.prompts.len() <= max_parts.max(1));
+            for prompt in &found.prompts {
+                prop_assert!(count(prompt).unwrap() <= tokens);
+            }
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! What templates know of a window.
+
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use jiff::tz::TimeZone;
+use minijinja::value::{Enumerator, Object, Value};
+
+use super::filters::{field_value, json_line};
+use super::local::{local, rfc3339};
+use super::record::{MESSAGE_CAP, Record};
+use crate::{EventWindow, FieldFacts};
+
+/// The attributes of `window` in templates.
+pub(super) const WINDOW: [&str; 9] = [
+    "start",
+    "end",
+    "duration",
+    "messages",
+    "late",
+    "left_out",
+    "dropped",
+    "reason",
+    "closed_late",
+];
+/// The attributes of a field's facts in templates.
+pub(super) const FACTS: [&str; 10] = [
+    "count", "min", "max", "mean", "first", "last", "rate", "from", "to", "values",
+];
+/// The attributes of `part` in templates.
+pub(super) const PART: [&str; 2] = ["index", "of"];
+
+/// A window and what code computed of it.
+#[derive(Debug, Clone, Copy)]
+pub struct Scene<'a> {
+    /// The rule's name.
+    pub rule: &'a str,
+    /// The group; empty where the rule has none.
+    pub group: &'a str,
+    /// The zone of the rule's local times.
+    pub zone: &'a TimeZone,
+    /// The window.
+    pub window: &'a EventWindow,
+    /// Facts by field.
+    pub stats: &'a [(String, FieldFacts)],
+}
+
+impl Scene<'_> {
+    /// `group` in templates.
+    pub(super) fn group_value(&self) -> Value {
+        held(self.group)
+    }
+
+    /// `window` in templates, with `more` messages left out than the window itself says.
+    pub(super) fn window_value(&self, more: u64) -> Value {
+        let window = self.window;
+        let pairs: [(&str, Value); WINDOW.len()] = [
+            ("start", rfc3339(window.start, self.zone).into()),
+            ("end", rfc3339(window.end, self.zone).into()),
+            ("duration", duration(window.end.since(window.start)).into()),
+            ("messages", window.messages.into()),
+            ("late", window.late.into()),
+            ("left_out", window.left_out.saturating_add(more).into()),
+            ("dropped", window.dropped.into()),
+            ("reason", window.reason.as_str().into()),
+            ("closed_late", window.closed_late.into()),
+        ];
+        Value::from_iter(pairs)
+    }
+
+    /// `stats` in templates.
+    pub(super) fn stats_value(&self) -> Value {
+        self.stats
+            .iter()
+            .map(|(name, facts)| (name.as_str(), self.facts_value(facts)))
+            .collect()
+    }
+
+    fn facts_value(&self, facts: &FieldFacts) -> Value {
+        let number = |number: Option<f64>| number.map(super::filters::number_value);
+        let time = |time: Option<_>| time.map(|time| rfc3339(time, self.zone));
+        let value = |value: &Option<crate::Value>| {
+            value.as_ref().map(|value| match value {
+                crate::Value::Text(text) => held(text),
+                number @ crate::Value::Number(_) => field_value(number),
+            })
+        };
+        let values: Value = facts
+            .values
+            .iter()
+            .map(|(text, count)| Value::from_iter([("value", held(text)), ("count", Value::from(*count))]))
+            .collect();
+        let pairs: [(&str, Value); FACTS.len()] = [
+            ("count", facts.count.into()),
+            ("min", number(facts.min).into()),
+            ("max", number(facts.max).into()),
+            ("mean", number(facts.mean).into()),
+            ("first", value(&facts.first).into()),
+            ("last", value(&facts.last).into()),
+            ("rate", number(facts.rate).into()),
+            ("from", time(facts.from).into()),
+            ("to", time(facts.to).into()),
+            ("values", values),
+        ];
+        Value::from_iter(pairs)
+    }
+
+    /// A message in templates.
+    pub(super) fn message_value(&self, record: &Record) -> Value {
+        // Within a day the time of day says it all, and costs half the tokens.
+        let format = if self.window.end.since(self.window.start) <= Duration::from_hours(24) {
+            "%H:%M:%S"
+        } else {
+            "%Y-%m-%dT%H:%M:%S"
+        };
+        let short = local(record.time(), self.zone).map_or_else(
+            || record.time().0.to_string(),
+            |zoned| zoned.strftime(format).to_string(),
+        );
+        Value::from_object(Message {
+            time: rfc3339(record.time(), self.zone).into(),
+            topic: record.topic().into(),
+            payload: record.payload().into(),
+            fields: record
+                .fields()
+                .iter()
+                .map(|(name, value)| (name.as_str(), field_value(value)))
+                .collect(),
+            line: json_line(record, &short),
+        })
+    }
+}
+
+/// A message in templates. Its line of JSON is made once: a window that does not fit is rendered again and again.
+#[derive(Debug)]
+pub(super) struct Message {
+    time: Value,
+    topic: Value,
+    payload: Value,
+    fields: Value,
+    pub(super) line: String,
+}
+
+impl Object for Message {
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        match key.as_str()? {
+            "time" => Some(self.time.clone()),
+            "topic" => Some(self.topic.clone()),
+            "payload" => Some(self.payload.clone()),
+            "fields" => Some(self.fields.clone()),
+            _ => None,
+        }
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Str(&["time", "topic", "payload", "fields"])
+    }
+}
+
+/// A text that comes from messages, as [`Record`] has such texts.
+fn held(text: &str) -> Value {
+    super::record::text(text.as_bytes(), MESSAGE_CAP).into()
+}
+
+/// A span as people write it, in units that English and German share: `8 h`, `1 h 30 min`, `10 s`.
+fn duration(span: Duration) -> String {
+    let seconds = span.as_secs();
+    let mut text = String::new();
+    for (amount, unit) in [
+        (seconds / 3600, "h"),
+        (seconds / 60 % 60, "min"),
+        (seconds % 60, "s"),
+    ] {
+        if amount > 0 {
+            let gap = if text.is_empty() { "" } else { " " };
+            let _ = write!(text, "{gap}{amount} {unit}");
+        }
+    }
+    if text.is_empty() { "0 s".to_owned() } else { text }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations() {
+        let check = |seconds, expected| assert_eq!(duration(Duration::from_secs(seconds)), expected);
+        check(0, "0 s");
+        check(10, "10 s");
+        check(5400, "1 h 30 min");
+        check(8 * 3600, "8 h");
+        check(7 * 24 * 3600, "168 h");
+    }
+}

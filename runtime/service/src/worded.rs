@@ -1,0 +1,315 @@
+//! The task of the rules: ends windows when they are due, and has the model word what they hold.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_engine::Sampling;
+use phi_edge_models::{Message, Role};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep};
+
+use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::ledger::INTERNAL;
+use crate::prompts::{PromptError, Prompts};
+use crate::reply::{Answer, Refusal};
+use crate::service::Shared;
+use phi_edge_job::ErrorCode;
+use phi_edge_rules::book::Unworded;
+use phi_edge_rules::record::{PendingEvent, ShownMessage};
+use phi_edge_rules::words::{self, Budget, Record, Template, WordsError};
+use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
+
+/// The clock is looked at this often: it may have been set.
+const LOOK: Duration = Duration::from_secs(1);
+/// Between two attempts at a service that is busy, at least and at most.
+const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
+
+/// Runs until it is aborted; `at_once` events get their words at the same time.
+pub(crate) async fn run(shared: Arc<Shared>, at_once: usize) {
+    let mut working: JoinSet<()> = JoinSet::new();
+    loop {
+        let due = shared.tick_rules();
+        shared.publish_facts();
+        while working.len() < at_once {
+            let Some(unworded) = shared.book().take_waiting() else {
+                break;
+            };
+            working.spawn(word(Arc::clone(&shared), unworded));
+        }
+        tokio::select! {
+            () = sleep(due.unwrap_or(LOOK).min(LOOK)) => {}
+            () = shared.rules_wake.notified() => {}
+            Some(ended) = working.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "wording an event failed");
+                }
+            }
+        }
+    }
+}
+
+/// Gives an event its words and hands it on.
+async fn word(shared: Arc<Shared>, unworded: Unworded) {
+    let (published, jobs) = worded(&shared, unworded).await;
+    shared.publish_event(published, &jobs);
+}
+
+/// Gives an event its words, or says why it has none; names the jobs that it took.
+pub(crate) async fn worded(
+    shared: &Arc<Shared>,
+    Unworded { pending, rule, left }: Unworded,
+) -> (Published, Vec<JobKey>) {
+    let PendingEvent {
+        mut event,
+        output,
+        messages,
+        ..
+    } = pending;
+    let mut jobs = Vec::new();
+    let worded = match &rule {
+        None => Err(error(ErrorCode::Unavailable, "the rule is no longer configured")),
+        Some(rule) => {
+            let mut wording = Wording {
+                shared,
+                rule,
+                until: Instant::now() + left,
+                jobs: &mut jobs,
+            };
+            wording.of(&mut event, messages).await
+        }
+    };
+    if let Err(error) = worded {
+        tracing::warn!(
+            rule = event.rule,
+            event.id = event.event_id,
+            code = error.code.as_str(),
+            error = error.message,
+            "an event has facts only"
+        );
+        event.error = Some(error);
+    }
+    (Published { event, output }, jobs)
+}
+
+/// How the model is asked for the words of one event.
+struct Wording<'a> {
+    shared: &'a Arc<Shared>,
+    rule: &'a Arc<Rule>,
+    /// When the facts go without words.
+    until: Instant,
+    /// What was asked, to be forgotten with the event.
+    jobs: &'a mut Vec<JobKey>,
+}
+
+impl Wording<'_> {
+    async fn of(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
+        let Some(mut plan) = self.plan(event, messages).await? else {
+            return Ok(());
+        };
+        event.window.left_out += plan.left_out;
+        let answer = if plan.prompts.len() == 1 {
+            let prompt = plan.prompts.swap_remove(0);
+            self.ask(0, prompt, event).await?
+        } else {
+            let mut texts = Vec::with_capacity(plan.prompts.len());
+            for (part, prompt) in plan.prompts.iter().enumerate() {
+                let answer = self.ask(part, prompt.clone(), event).await?;
+                texts.push(words::clean(&answer.text));
+            }
+            let prompt = self.reduce(event, &texts).await?;
+            self.ask(texts.len(), prompt, event).await?
+        };
+        event.finish_reason = Some(answer.finish_reason);
+        event.model = Arc::clone(&answer.model);
+        let text = words::clean(&answer.text);
+        if self.rule.words.check_numbers {
+            let words = &self.rule.words;
+            let written = [
+                plan.template.as_str(),
+                words.system.as_deref().unwrap_or_default(),
+            ];
+            event.unsupported_numbers = Some(words::unsupported_numbers(
+                &text,
+                &self.rule.scene(event),
+                &plan.records,
+                &written,
+            ));
+        }
+        let data = match self.rule.words.format {
+            TextFormat::Text => Ok(None),
+            TextFormat::Json => words::document(&text).map(Some),
+        };
+        event.text = Some(text);
+        event.data =
+            data.map_err(|reason| error(ErrorCode::Internal, format!("the text is no JSON: {reason}")))?;
+        Ok(())
+    }
+
+    /// Renders and counts where nobody else waits for it. `None` for a rule that wants no words.
+    async fn plan(&self, event: &Event, messages: Vec<ShownMessage>) -> Result<Option<Planned>, EventError> {
+        let (rule, event) = (Arc::clone(self.rule), event.clone());
+        let counter = self.counter();
+        blocking(move || {
+            let records: Vec<Record> = messages.iter().map(ShownMessage::record).collect();
+            let Some(template) = Template::compile(&rule.words.prompt, &rule.fields)? else {
+                return Ok(None);
+            };
+            let count = |prompt: &str| counter.count(prompt);
+            let budget = counter.budget(&count);
+            let plan = words::plan(&template, &rule.scene(&event), &records, &budget)?;
+            Ok(Some(Planned {
+                prompts: plan.prompts,
+                left_out: plan.left_out,
+                records,
+                template: template.text().to_owned(),
+            }))
+        })
+        .await
+    }
+
+    async fn reduce(&self, event: &Event, texts: &[String]) -> Result<String, EventError> {
+        let (rule, event) = (Arc::clone(self.rule), event.clone());
+        let (counter, texts) = (self.counter(), texts.to_vec());
+        blocking(move || {
+            let Some(template) = Template::compile(&rule.words.prompt, &rule.fields)? else {
+                return Ok(String::new());
+            };
+            let count = |prompt: &str| counter.count(prompt);
+            let budget = counter.budget(&count);
+            words::reduce(&template, &rule.scene(&event), &texts, &budget)
+        })
+        .await
+    }
+
+    fn counter(&self) -> Counter {
+        let words = &self.rule.words;
+        let room = self.shared.room_for_prompt(words.max_tokens);
+        Counter {
+            prompts: Arc::clone(self.shared.prompts()),
+            rule: Arc::clone(self.rule),
+            tokens: words.max_prompt_tokens.map_or(room, |most| room.min(most)),
+        }
+    }
+
+    /// Asks until there is an answer or no time left. What was asked before a restart is answered as it was then.
+    async fn ask(&mut self, part: usize, prompt: String, event: &mut Event) -> Result<Answer, EventError> {
+        let words = &self.rule.words;
+        let key = JobKey {
+            client: Some(INTERNAL.to_owned()),
+            id: format!("{}.{part}", event.event_id),
+        };
+        self.jobs.push(key.clone());
+        loop {
+            let left = self.until.saturating_duration_since(Instant::now());
+            let job = NewJob {
+                key: key.clone(),
+                // The id says it all: an event has one prompt for each part.
+                body_digest: [0; 32],
+                messages: conversation(self.rule, prompt.clone()),
+                max_tokens: words.max_tokens,
+                sampling: Sampling {
+                    temperature: words.temperature,
+                    top_p: words.top_p,
+                    seed: words.seed,
+                    ..Sampling::default()
+                },
+                stop: words.stop.clone(),
+                stream: false,
+                priority: Priority::Background,
+                deadline: Some(left),
+                session: None,
+                reply: ReplyAddress::nowhere(),
+                payload_bytes: None,
+                receipt: None,
+            };
+            match Arc::clone(self.shared).ask(job).await {
+                Ok(answer) => {
+                    event.prompt_tokens += answer.prompt_tokens;
+                    event.completion_tokens += answer.completion_tokens;
+                    event.cached_tokens += answer.cached_tokens;
+                    return Ok(answer);
+                }
+                Err(Refusal {
+                    code: ErrorCode::Busy | ErrorCode::Unavailable,
+                    retry_after,
+                    ..
+                }) if !left.is_zero() => {
+                    let wait = retry_after.unwrap_or(AGAIN.1).clamp(AGAIN.0, AGAIN.1);
+                    sleep(wait.min(left)).await;
+                }
+                Err(refusal) => return Err(error(refusal.code, refusal.message)),
+            }
+        }
+    }
+}
+
+/// A window's prompts, and what they were made of.
+struct Planned {
+    prompts: Vec<String>,
+    left_out: u64,
+    records: Vec<Record>,
+    /// What the operator wrote: its numbers are as good as any.
+    template: String,
+}
+
+/// Counts the tokens of a rule's prompts.
+struct Counter {
+    prompts: Arc<dyn Prompts>,
+    rule: Arc<Rule>,
+    tokens: usize,
+}
+
+impl Counter {
+    fn count(&self, prompt: &str) -> Result<usize, String> {
+        let conversation = conversation(&self.rule, prompt.to_owned());
+        // How far one is beyond the limit is of no interest.
+        match self.prompts.encode_within(&conversation, self.tokens) {
+            Ok(ids) => Ok(ids.len()),
+            Err(PromptError::TooLong { tokens, .. }) => Ok(tokens),
+            Err(PromptError::Refused(message)) => Err(message),
+        }
+    }
+
+    fn budget<'a>(&self, count: &'a dyn Fn(&str) -> Result<usize, String>) -> Budget<'a> {
+        Budget {
+            tokens: self.tokens,
+            max_parts: self.rule.words.max_parts,
+            count,
+        }
+    }
+}
+
+fn conversation(rule: &Rule, prompt: String) -> Vec<Message> {
+    let system = rule.words.system.clone().map(|content| Message {
+        role: Role::System,
+        content,
+    });
+    let user = Message {
+        role: Role::User,
+        content: prompt,
+    };
+    system.into_iter().chain([user]).collect()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, WordsError> + Send + 'static,
+) -> Result<T, EventError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(Ok(done)) => Ok(done),
+        Ok(Err(fault @ WordsError::DoesNotFit { .. })) => {
+            Err(error(ErrorCode::ContextOverflow, fault.to_string()))
+        }
+        Ok(Err(fault)) => Err(error(ErrorCode::Internal, fault.to_string())),
+        Err(fault) => {
+            tracing::error!(error = %fault, "rendering a prompt panicked");
+            Err(error(ErrorCode::Internal, "the prompt can't be rendered"))
+        }
+    }
+}
+
+fn error(code: ErrorCode, message: impl Into<String>) -> EventError {
+    EventError {
+        code,
+        message: message.into(),
+    }
+}
