@@ -5,9 +5,9 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::job::{JobKey, ReplyAddress};
 use crate::ledger::Start;
-use crate::reply::{Reply, ReplyBody};
+use phi_edge_api::{JobKey, ReplyAddress};
+use phi_edge_api::{Reply, ReplyBody};
 
 /// Collects one answer's text and sends it on at intervals, the first piece at once.
 ///

@@ -8,14 +8,14 @@ use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
 use crate::engine_handle::EngineHandle;
-use crate::job::JobKey;
 use crate::ledger::Closed;
-use crate::reply::Reply;
 use crate::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
-use crate::store::{Signals, wall_ms};
+use phi_edge_api::JobKey;
+use phi_edge_api::Reply;
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
+use phi_edge_store::{Signals, wall_ms};
 
 /// The task that starts jobs, takes their ends and hands outcomes on.
 pub(crate) struct Dispatcher {

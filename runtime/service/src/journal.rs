@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::store::{Batch, Change, Moment, Restored, Signals, Store, Unstored};
+use phi_edge_store::{Batch, Change, Moment, Restored, Signals, Store, Unstored};
 
 /// What may wait for the disk in memory, in bytes, before what needs no answer is dropped. All else waits for its answer,
 /// and has bounds of its own.
@@ -167,8 +167,8 @@ impl Journal {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::receipts::ReceiptRow;
-    use crate::store::{LastEnd, StoreConfig};
+    use phi_edge_store::ReceiptRow;
+    use phi_edge_store::{LastEnd, StoreConfig};
 
     #[test]
     fn a_slow_disk_is_known_by_the_bytes_that_wait() {

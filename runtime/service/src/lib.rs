@@ -13,7 +13,6 @@ mod door;
 mod engine_handle;
 mod engine_thread;
 mod generation;
-mod job;
 mod journal;
 mod ledger;
 mod pace;
@@ -21,13 +20,11 @@ mod prompts;
 mod pulse;
 mod quota;
 mod receipts;
-mod reply;
 mod runner;
 mod seen;
 mod service;
 mod sessions;
 mod stats;
-mod store;
 mod throttle;
 mod witness;
 mod worded;
@@ -39,16 +36,16 @@ pub use phi_edge_models::{EncodeCost, Message, Role};
 
 pub use engine_thread::{StartError, spawn_engine};
 pub use generation::{EngineCommand, Generation, Sink, Update};
-pub use job::{JobKey, NewJob, Priority, ReplyAddress};
-pub use prompts::{PromptError, Prompts};
-pub use pulse::{Beat, EnginePulse};
-pub use quota::Quota;
-pub use reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
-pub use service::{Observed, Service, ServiceConfig};
-pub use stats::Stats;
-pub use store::{
+pub use phi_edge_api::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
+pub use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+pub use phi_edge_store::{
     Inventory, LastEnd, LockError, Purge, Store, StoreConfig, StoreError, StoreHealth, StoreLock, ToolError,
     inspect, private_folder, purge,
 };
+pub use prompts::{PromptError, Prompts};
+pub use pulse::{Beat, EnginePulse};
+pub use quota::Quota;
+pub use service::{Observed, Service, ServiceConfig};
+pub use stats::Stats;
 pub use throttle::Throttle;
 pub use witness::{JobEnd, Outcome, Witness, Witnesses};

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::reply::Answer;
+use phi_edge_api::Answer;
 
 /// What a job is taken to last before one was measured.
 const FIRST_GUESS: Duration = Duration::from_secs(5);

@@ -7,23 +7,7 @@
 use std::collections::HashSet;
 
 use phi_edge_job::Receipt;
-
-/// The number of messages after which a receipt expires: three quarters of all packet ids. What is redelivered later was
-/// lost on its way, and only has the id and the content of an earlier message: with brokers that count ids up, they have
-/// come round by then.
-pub(crate) const REACH: u64 = 49_152;
-
-/// The part of a digest that is kept.
-pub(crate) type Mark = [u8; 16];
-
-/// A receipt as the store keeps it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct ReceiptRow {
-    pub(crate) packet_id: u16,
-    /// The place in the order of arrival, counted from 1.
-    pub(crate) number: u64,
-    pub(crate) mark: Mark,
-}
+use phi_edge_store::{RECEIPT_REACH, ReceiptMark, ReceiptRow, receipt_mark};
 
 /// The receipts of a session, one for each packet id.
 #[derive(Debug, Default)]
@@ -33,36 +17,37 @@ pub(crate) struct Receipts {
     /// The number of the newest.
     last: u64,
     /// Receipts that an earlier version of the program stored, without their packet ids.
-    former: HashSet<Mark>,
+    former: HashSet<ReceiptMark>,
 }
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
     /// 0 for an empty one.
     number: u64,
-    mark: Mark,
+    mark: ReceiptMark,
 }
 
 impl Receipts {
     /// Whether a message that the broker delivers again was dealt with before.
     pub(crate) fn knows(&self, receipt: &Receipt) -> bool {
-        let mark = mark(&receipt.digest);
+        let mark = receipt_mark(&receipt.digest);
         let slot = self.slots.get(usize::from(receipt.packet_id));
-        let known =
-            slot.is_some_and(|slot| slot.number > 0 && slot.mark == mark && self.last - slot.number < REACH);
+        let known = slot.is_some_and(|slot| {
+            slot.number > 0 && slot.mark == mark && self.last - slot.number < RECEIPT_REACH
+        });
         known || self.former.contains(&mark)
     }
 
     /// Takes a receipt in place of the earlier one of its packet id; gives what is to be stored.
     pub(crate) fn add(&mut self, receipt: &Receipt) -> ReceiptRow {
         self.last += 1;
-        if self.last > REACH {
+        if self.last > RECEIPT_REACH {
             self.former = HashSet::new();
         }
         let row = ReceiptRow {
             packet_id: receipt.packet_id,
             number: self.last,
-            mark: mark(&receipt.digest),
+            mark: receipt_mark(&receipt.digest),
         };
         self.put(row);
         row
@@ -74,7 +59,7 @@ impl Receipts {
     }
 
     /// Takes over what an earlier process left, behind which come the receipts of this one.
-    pub(crate) fn restore(&mut self, rows: Vec<ReceiptRow>, former: impl IntoIterator<Item = Mark>) {
+    pub(crate) fn restore(&mut self, rows: Vec<ReceiptRow>, former: impl IntoIterator<Item = ReceiptMark>) {
         let own: Vec<ReceiptRow> = self.rows().collect();
         let before = rows.iter().map(|row| row.number).max().unwrap_or(0);
         for row in rows {
@@ -85,7 +70,7 @@ impl Receipts {
             self.put(ReceiptRow { number, ..row });
         }
         self.last += before;
-        if self.last <= REACH {
+        if self.last <= RECEIPT_REACH {
             self.former.extend(former);
         }
     }
@@ -114,13 +99,6 @@ impl Receipts {
             };
         }
     }
-}
-
-/// The part of a digest that is kept: enough to tell messages apart.
-pub(crate) fn mark(digest: &[u8; 32]) -> Mark {
-    let mut mark = Mark::default();
-    mark.copy_from_slice(&digest[..16]);
-    mark
 }
 
 #[cfg(test)]
@@ -158,7 +136,7 @@ mod tests {
             receipts.add(&receipt(id, 1));
         }
         let known = ids.filter(|id| receipts.knows(&receipt(*id, 1))).count();
-        assert_eq!(known, usize::try_from(REACH).unwrap());
+        assert_eq!(known, usize::try_from(RECEIPT_REACH).unwrap());
         assert_eq!(receipts.rows().count(), 65_535);
         // A message that was lost on its way has the packet id that would have come next.
         assert!(!receipts.knows(&receipt(1, 1)));
@@ -167,7 +145,7 @@ mod tests {
     #[test]
     fn receipts_of_an_earlier_version_hold_until_new_ones_have_taken_their_place() {
         let mut receipts = Receipts::default();
-        receipts.restore(Vec::new(), [mark(&[7; 32])]);
+        receipts.restore(Vec::new(), [receipt_mark(&[7; 32])]);
         assert!(receipts.knows(&receipt(9, 7)));
         for id in 1..=50_000 {
             receipts.add(&receipt(id, 1));

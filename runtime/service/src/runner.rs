@@ -12,8 +12,8 @@ use crate::engine_handle::{Ask, EngineClient};
 use crate::generation::{Generation, Update};
 use crate::ledger::Start;
 use crate::prompts::Prompts;
-use crate::reply::Reply;
 use crate::seen::seen;
+use phi_edge_api::Reply;
 use phi_edge_job::{ErrorCode, FinishReason};
 
 /// How long the engine may take to end what it was asked to end. A run of the graph is cut short within

@@ -10,7 +10,7 @@ use std::time::Duration;
 use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
-use crate::job::JobKey;
+use phi_edge_api::JobKey;
 
 /// Names a session: per client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use phi_edge_engine::TokenId;
 
-use crate::job::{JobKey, NewJob, ReplyAddress};
-use crate::reply::{Answer, Refusal};
+use phi_edge_api::{Answer, Refusal};
+use phi_edge_api::{JobKey, NewJob, ReplyAddress};
 use phi_edge_rules::Event;
 
 /// Is told of what happens. It is called where the service decides, some of it under its locks: it must be quick, wait for
@@ -64,6 +64,11 @@ impl Witnesses {
     /// These, told in this order.
     pub fn new(witnesses: Vec<Arc<dyn Witness>>) -> Self {
         Self(witnesses)
+    }
+
+    /// Tells them of a flush of the store to the disk, and how long it took.
+    pub fn flushed(&self, took: Duration) {
+        self.tell(|witness| witness.flushed(took));
     }
 
     pub(crate) fn tell(&self, mut what: impl FnMut(&dyn Witness)) {

@@ -8,11 +8,11 @@ use phi_edge_models::{Message, Role};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::ledger::INTERNAL;
 use crate::prompts::{PromptError, Prompts};
-use crate::reply::{Answer, Refusal};
 use crate::service::Shared;
+use phi_edge_api::{Answer, Refusal};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::book::Unworded;
 use phi_edge_rules::record::{PendingEvent, ShownMessage};

@@ -467,7 +467,7 @@ impl<'a> App<'a> {
             max_bytes: config.max_size.bytes(),
             memory_fallback: config.when_failing == WhenFailing::Memory,
         };
-        Store::open_watched(store, last_end, witnesses)
+        Store::open_observed(store, last_end, Box::new(move |took| witnesses.flushed(took)))
             .map_err(|error| Fault::new(Exit::Config, error.to_string()))
     }
 

@@ -10,11 +10,11 @@ use super::restore::record;
 use super::run::promised;
 use super::shares::NoRoom;
 use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
-use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
-use crate::reply::Refusal;
-use crate::store::{Change, Tries};
+use phi_edge_api::Refusal;
+use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
+use phi_edge_store::{Change, Tries};
 
 impl Ledger {
     /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again. If it was dealt with the

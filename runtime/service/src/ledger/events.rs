@@ -8,9 +8,9 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use super::{Leaving, Ledger, Outgoing, Undelivered};
-use crate::reply::{Reply, ReplyBody};
-use crate::store::Change;
+use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::Time;
+use phi_edge_store::Change;
 
 /// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
 const STALLED: Duration = Duration::from_secs(5);

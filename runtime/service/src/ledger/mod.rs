@@ -22,20 +22,20 @@ use phi_edge_engine::TokenId;
 use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
-use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::{Journal, Stored};
 use crate::pace::Pace;
 use crate::quota::{Quota, Quotas};
 use crate::receipts::Receipts;
-use crate::reply::{Reply, ReplyBody};
 use crate::sessions::Sessions;
 use crate::stats::Stats;
-use crate::store::{Change, Tries};
 use crate::witness::Witnesses;
 use events::{EventMark, Events};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_job::Receipt;
 use phi_edge_rules::Time;
 use phi_edge_rules::record::RuleChange;
+use phi_edge_store::{Change, Tries};
 use shares::Shares;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one

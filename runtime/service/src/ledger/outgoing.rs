@@ -4,13 +4,13 @@ use tokio::sync::oneshot;
 
 use super::events::EventMark;
 use super::{Leaving, Ledger, Outgoing, State, Undelivered};
-use crate::job::{JobKey, ReplyAddress};
 use crate::journal::Stored;
-use crate::reply::{DeadLetter, Reply, ReplyBody};
-use crate::store::Change;
+use phi_edge_api::{DeadLetter, Reply, ReplyBody};
+use phi_edge_api::{JobKey, ReplyAddress};
 use phi_edge_job::Receipt;
 use phi_edge_rules::record::RuleChange;
 use phi_edge_rules::{Published, Time};
+use phi_edge_store::Change;
 
 /// What refusals and dead letters may take that wait to leave, in bytes. A client that sends more than the broker takes from
 /// us must not fill the memory with answers.

@@ -7,14 +7,14 @@ use tokio::time::Instant;
 
 use super::settle::size;
 use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
-use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
 use crate::journal::Journal;
 use crate::prompts::Prompts;
-use crate::reply::{DeadLetter, Reply, ReplyBody};
-use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
+use phi_edge_api::{DeadLetter, Reply, ReplyBody};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
 use phi_edge_rules::record::RestoredRules;
+use phi_edge_store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.

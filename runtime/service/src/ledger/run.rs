@@ -7,11 +7,11 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{AGEING, Closed, Ledger, Place, Start, State, Waiting};
-use crate::job::{JobKey, Priority};
-use crate::reply::{Answer, ReplyBody};
 use crate::runner::Ended;
-use crate::store::Change;
+use phi_edge_api::{Answer, ReplyBody};
+use phi_edge_api::{JobKey, Priority};
 use phi_edge_job::ErrorCode;
+use phi_edge_store::Change;
 
 impl Ledger {
     /// The next job, if there are a slot and memory for it. What does not fit waits here and is not overtaken by what ranks

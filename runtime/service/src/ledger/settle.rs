@@ -6,11 +6,11 @@ use tokio::time::Instant;
 
 use super::run::promised;
 use super::{Kept, Ledger, State, Waiting, is_internal};
-use crate::job::JobKey;
-use crate::reply::{Answer, Refusal, ReplyBody};
-use crate::store::Change;
 use crate::witness::{JobEnd, Outcome, Witnesses};
+use phi_edge_api::JobKey;
+use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;
+use phi_edge_store::Change;
 
 impl Ledger {
     pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {

@@ -15,21 +15,21 @@ use tokio::time::{Instant, timeout};
 use crate::dispatcher::Dispatcher;
 use crate::door::EncodeDoor;
 use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
-use crate::job::ReplyAddress;
-use crate::job::{JobKey, NewJob};
 use crate::journal::{Journal, Stored};
 use crate::ledger::{Closed, Ledger};
 use crate::prompts::Prompts;
-use crate::reply::{Refusal, Reply, ReplyBody};
 use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
-use crate::store::{Signals, Store};
 use crate::witness::Witnesses;
 use crate::worded;
+use phi_edge_api::ReplyAddress;
+use phi_edge_api::{JobKey, NewJob};
+use phi_edge_api::{Refusal, Reply, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::Receipt;
 use phi_edge_rules::book::{Book, Room, RuleMessage};
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
+use phi_edge_store::{Signals, Store};
 
 pub use config::ServiceConfig;
 

@@ -12,11 +12,11 @@ use tokio::time::Instant;
 
 use super::{Observed, Shared};
 use crate::door::{Encode, NotEncoded};
-use crate::job::{JobKey, NewJob};
 use crate::journal::Stored;
 use crate::ledger::{Ledger, Verdict};
 use crate::prompts::Prompts;
-use crate::reply::{Answer, DeadLetter, Refusal, ReplyBody};
+use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
+use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
 use phi_edge_rules::book::{Book, RuleMessage};
@@ -369,5 +369,5 @@ impl Drop for Unlisten<'_> {
 }
 
 fn wall() -> Time {
-    Time(crate::store::wall_ms())
+    Time(phi_edge_store::wall_ms())
 }

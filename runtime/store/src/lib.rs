@@ -13,6 +13,7 @@ mod clock;
 mod event_row;
 mod file;
 mod lock;
+mod receipt;
 mod record;
 mod rules;
 mod schema;
@@ -27,16 +28,16 @@ use std::thread::JoinHandle;
 
 use tokio::sync::{Notify, watch};
 
-use crate::witness::Witnesses;
 use writer::Writer;
 
 pub use file::private_folder;
 pub use lock::{LockError, StoreLock};
 pub use tool::{Inventory, Purge, ToolError, inspect, purge};
 
-pub(crate) use change::{Batch, Change, Unstored};
-pub(crate) use clock::{Clock, Moment, wall_ms};
-pub(crate) use record::{JobRecord, Restored, RestoredJob, RestoredState, Tries};
+pub use change::{Batch, Change, Unstored};
+pub use clock::{Clock, Moment, wall_ms};
+pub use receipt::{RECEIPT_REACH, ReceiptMark, ReceiptRow, receipt_mark};
+pub use record::{JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 /// Where the store is and what it may cost.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -93,6 +94,9 @@ pub struct StoreHealth {
     pub last_flush: std::time::Duration,
 }
 
+/// A callback with the time that one flush to the disk took.
+pub type FlushObserver = Box<dyn Fn(std::time::Duration) + Send>;
+
 /// The durable store. Dropping it waits until everything is written.
 pub struct Store {
     config: StoreConfig,
@@ -110,18 +114,19 @@ struct Unwritten {
 
 /// What the store's thread tells.
 #[derive(Debug, Default)]
-pub(crate) struct Signals {
+pub struct Signals {
     /// The number of the last batch that can't be lost any more.
-    pub(crate) committed: watch::Sender<u64>,
-    pub(crate) health: watch::Sender<StoreHealth>,
+    pub committed: watch::Sender<u64>,
+    /// How the store is.
+    pub health: watch::Sender<StoreHealth>,
     /// What an earlier process left, once it could be read.
-    pub(crate) restored: Mutex<Option<Restored>>,
+    pub restored: Mutex<Option<Restored>>,
     /// Counts the times that all there is must be given anew.
-    pub(crate) refill: watch::Sender<u64>,
+    pub refill: watch::Sender<u64>,
     /// What the batches take that were handed over and are not written, in bytes.
-    pub(crate) unwritten: AtomicU64,
+    pub unwritten: AtomicU64,
     /// Something of the above is new.
-    pub(crate) news: Notify,
+    pub news: Notify,
 }
 
 impl Store {
@@ -131,19 +136,19 @@ impl Store {
     /// # Errors
     /// The file is a newer version's.
     pub fn open(config: StoreConfig, last_end: LastEnd) -> Result<Self, StoreError> {
-        Self::open_watched(config, last_end, Witnesses::default())
+        Self::open_observed(config, last_end, Box::new(|_| ()))
     }
 
-    /// As [`Store::open`]; `witnesses` are told of every wait for the disk.
+    /// As [`Store::open`]; `on_flush` is called on the store's thread with the time that each wait for the disk took.
     ///
     /// # Errors
     /// As [`Store::open`].
-    pub fn open_watched(
+    pub fn open_observed(
         config: StoreConfig,
         last_end: LastEnd,
-        witnesses: Witnesses,
+        on_flush: FlushObserver,
     ) -> Result<Self, StoreError> {
-        let clock = Clock::new();
+        let clock = Clock::of_this_process();
         let signals = Arc::new(Signals::default());
         let (batches, inbox) = mpsc::channel();
         let writer = Writer::new(
@@ -151,7 +156,7 @@ impl Store {
             last_end,
             clock.clone(),
             Arc::clone(&signals),
-            witnesses,
+            on_flush,
         )?;
         let thread = std::thread::Builder::new()
             .name("store".into())
@@ -171,20 +176,23 @@ impl Store {
         self.signals.health.subscribe()
     }
 
-    pub(crate) fn clock(&self) -> &Clock {
+    /// The clock of the moments that are stored.
+    pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    pub(crate) fn signals(&self) -> &Arc<Signals> {
+    /// What the store's thread reports.
+    pub fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
-    pub(crate) fn config(&self) -> &StoreConfig {
+    /// Its configuration.
+    pub fn config(&self) -> &StoreConfig {
         &self.config
     }
 
     /// Hands a batch over; never waits.
-    pub(crate) fn send(&self, batch: Batch) {
+    pub fn send(&self, batch: Batch) {
         if let Some(batches) = &self.batches {
             let cost = batch.cost();
             // An error: the thread has died, and its panic is in the log.

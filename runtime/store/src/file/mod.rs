@@ -17,7 +17,7 @@ use super::change::{Batch, Change};
 use super::clock::{Clock, Moment, wall_ms};
 use super::record::{Restored, RestoredState};
 use super::{LastEnd, StoreConfig, StoreError, rules, schema};
-use crate::receipts::REACH;
+use crate::receipt::RECEIPT_REACH;
 use apply::apply;
 use mend::{salvage, set_aside};
 use read::{Reading, boot, read, rebase};
@@ -215,7 +215,7 @@ impl File {
         // By now nothing comes again that an earlier version of the program has dealt with.
         transaction.execute(
             "DELETE FROM former_receipts WHERE (SELECT max(number) FROM receipts) > ?1",
-            [signed(REACH)],
+            [signed(RECEIPT_REACH)],
         )?;
         let restored = read(&transaction, Reading::Sound)?;
         transaction.commit()?;

@@ -17,7 +17,7 @@ pub struct Reply {
     pub address: ReplyAddress,
     /// What it says.
     pub body: ReplyBody,
-    /// Names a message that is kept until [`crate::Service::delivered`] is told that the broker has it; `None` for one
+    /// Names a message that is kept until `Service::delivered` is told that the broker has it; `None` for one
     /// that is not kept.
     pub delivery: Option<u64>,
 }
@@ -46,7 +46,7 @@ pub enum ReplyBody {
 
 impl ReplyBody {
     /// Bytes of the texts in it.
-    pub(crate) fn texts(&self) -> u64 {
+    pub fn texts(&self) -> u64 {
         let bytes = match self {
             Self::Chunk { delta, .. } => delta.len(),
             Self::Final(answer) => answer.text.len(),

@@ -92,7 +92,7 @@ pub struct NewJob {
 
 impl NewJob {
     /// The id of the trace that it is part of, for logs.
-    pub(crate) fn trace_id(&self) -> Option<&str> {
+    pub fn trace_id(&self) -> Option<&str> {
         self.reply.traceparent.as_ref().map(TraceParent::trace_id)
     }
 }

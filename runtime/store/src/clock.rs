@@ -13,16 +13,16 @@ use tokio::time::Instant;
 
 /// A moment, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Moment {
+pub struct Moment {
     /// Since the machine started, without the time for which it was suspended.
-    pub(crate) up_ms: i64,
+    pub up_ms: i64,
     /// Since 1970, as the wall clock had it when this was written.
-    pub(crate) wall_ms: i64,
+    pub wall_ms: i64,
 }
 
 /// Turns moments of this process into such that outlive it, and back.
 #[derive(Debug, Clone)]
-pub(crate) struct Clock {
+pub struct Clock {
     start: Instant,
     start_up_ms: i64,
     /// This start of the machine.
@@ -30,7 +30,8 @@ pub(crate) struct Clock {
 }
 
 impl Clock {
-    pub(crate) fn new() -> Self {
+    /// The clock of this process on this start of the machine.
+    pub fn of_this_process() -> Self {
         Self::at(Instant::now(), awake(), boot_id())
     }
 
@@ -45,12 +46,12 @@ impl Clock {
     }
 
     /// Names this start of the machine; empty where that can't be told.
-    pub(crate) fn boot(&self) -> &str {
+    pub fn boot(&self) -> &str {
         &self.boot
     }
 
     /// `moment` for the disk.
-    pub(crate) fn keep(&self, moment: Instant) -> Moment {
+    pub fn keep(&self, moment: Instant) -> Moment {
         self.keep_at(moment, Instant::now())
     }
 
@@ -64,7 +65,7 @@ impl Clock {
     }
 
     /// A moment that this start of the machine wrote, for this process: `None` if it is past.
-    pub(crate) fn left(&self, up_ms: i64) -> Option<Duration> {
+    pub fn left(&self, up_ms: i64) -> Option<Duration> {
         self.left_at(up_ms, Instant::now())
     }
 
@@ -87,7 +88,7 @@ impl Clock {
 }
 
 /// Milliseconds since 1970 by the wall clock.
-pub(crate) fn wall_ms() -> i64 {
+pub fn wall_ms() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
         Err(before) => -i64::try_from(before.duration().as_millis()).unwrap_or(i64::MAX),
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn a_moment_comes_back_from_the_disk() {
-        let clock = Clock::new();
+        let clock = Clock::of_this_process();
         let kept = clock.keep(Instant::now() + Duration::from_mins(10));
         let left = clock.left(kept.up_ms).unwrap();
         assert!(
@@ -203,7 +204,7 @@ mod tests {
         );
         assert!((kept.wall_ms - wall_ms() - 600_000).abs() < 10_000);
         // Another process on the same machine reads the same.
-        let later = Clock::new();
+        let later = Clock::of_this_process();
         assert!(later.left(kept.up_ms).unwrap() > Duration::from_secs(590));
         assert_eq!(clock.left(kept.up_ms - 700_000), None);
     }

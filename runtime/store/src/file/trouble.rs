@@ -4,11 +4,11 @@ use std::path::Path;
 
 use rusqlite::ErrorCode as Sqlite;
 
-use crate::store::StoreError;
+use crate::StoreError;
 
 /// Why the file can't be used now.
 #[derive(Debug, thiserror::Error)]
-pub(in crate::store) enum Trouble {
+pub(crate) enum Trouble {
     #[error("{path}: {source}{}", hint(source))]
     Disk {
         path: String,
@@ -29,7 +29,7 @@ pub(in crate::store) enum Trouble {
 
 impl Trouble {
     /// Whether there is no room.
-    pub(in crate::store) fn is_full(&self) -> bool {
+    pub(crate) fn is_full(&self) -> bool {
         matches!(self, Self::Disk { source, .. } if source.sqlite_error_code() == Some(Sqlite::DiskFull))
     }
 }
@@ -55,7 +55,7 @@ pub(super) fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
 }
 
 /// What to do about it.
-pub(in crate::store) fn hint(error: &rusqlite::Error) -> &'static str {
+pub(crate) fn hint(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(Sqlite::DiskFull) => " (make room on the disk of store.path)",
         Some(Sqlite::ReadOnly) => " (the disk of store.path is read-only, or the file is another user's)",

@@ -9,9 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
-use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
-use crate::receipts::{Mark, ReceiptRow};
-use crate::reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
+use crate::receipt::{ReceiptMark, ReceiptRow};
+use phi_edge_api::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::TraceParent;
 use phi_edge_job::{ErrorCode, FinishReason};
 use phi_edge_rules::record::RestoredRules;
@@ -19,58 +19,70 @@ use phi_edge_rules::{Published, Time};
 
 /// What was tried with a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct Tries {
+pub struct Tries {
     /// Starts so far.
-    pub(crate) attempts: u32,
+    pub attempts: u32,
     /// Crashes in which it was alone.
-    pub(crate) crashes: u32,
+    pub crashes: u32,
     /// It ran when the process crashed.
-    pub(crate) suspect: bool,
+    pub suspect: bool,
 }
 
 /// An accepted job.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct JobRecord {
+pub struct JobRecord {
     /// Without its messages: the prompt has them.
-    pub(crate) job: NewJob,
-    pub(crate) prompt: Vec<TokenId>,
-    /// Who came first.
-    pub(crate) place: u64,
-    pub(crate) tries: Tries,
-    pub(crate) accepted: Moment,
-    pub(crate) expires: Moment,
+    pub job: NewJob,
+    /// The ids of its prompt.
+    pub prompt: Vec<TokenId>,
+    /// Its place in the order of arrival.
+    pub place: u64,
+    /// How often it was tried.
+    pub tries: Tries,
+    /// When it was accepted.
+    pub accepted: Moment,
+    /// When its deadline passes.
+    pub expires: Moment,
 }
 
 /// All that an earlier process left.
 #[derive(Debug, Default)]
-pub(crate) struct Restored {
+pub struct Restored {
     /// In the order in which they were accepted.
-    pub(crate) jobs: Vec<RestoredJob>,
+    pub jobs: Vec<RestoredJob>,
     /// Messages that the broker has not acknowledged, in order.
-    pub(crate) outbox: Vec<Reply>,
+    pub outbox: Vec<Reply>,
     /// Messages that were dealt with.
-    pub(crate) receipts: Vec<ReceiptRow>,
+    pub receipts: Vec<ReceiptRow>,
     /// Such messages as an earlier version of the program kept them.
-    pub(crate) former_receipts: Vec<Mark>,
+    pub former_receipts: Vec<ReceiptMark>,
     /// The link's note.
-    pub(crate) link_note: Option<String>,
+    pub link_note: Option<String>,
     /// What rules need.
-    pub(crate) rules: RestoredRules,
+    pub rules: RestoredRules,
 }
 
+/// A job that an earlier process left.
 #[derive(Debug)]
-pub(crate) struct RestoredJob {
-    pub(crate) record: JobRecord,
-    pub(crate) addresses: Vec<ReplyAddress>,
-    pub(crate) state: RestoredState,
+pub struct RestoredJob {
+    /// The job.
+    pub record: JobRecord,
+    /// The addresses that wait for its outcome.
+    pub addresses: Vec<ReplyAddress>,
+    /// How far it came.
+    pub state: RestoredState,
 }
 
+/// How far a restored job came.
 #[derive(Debug)]
-pub(crate) enum RestoredState {
+pub enum RestoredState {
     /// To be run.
     Open,
+    /// It has its outcome.
     Done {
+        /// The outcome.
         body: ReplyBody,
+        /// How long it is kept for those that ask again, in milliseconds of the clock of timers.
         until_up_ms: i64,
     },
 }

@@ -9,8 +9,7 @@ use super::change::{Batch, Unstored};
 use super::clock::Clock;
 use super::file::{File, Trouble};
 use super::record::Restored;
-use super::{LastEnd, Signals, StoreConfig, StoreError, Unwritten};
-use crate::witness::Witnesses;
+use super::{FlushObserver, LastEnd, Signals, StoreConfig, StoreError, Unwritten};
 
 /// The most batches of one commit: what waits for it must not wait for ever.
 const GROUP: usize = 1024;
@@ -22,7 +21,7 @@ pub(super) struct Writer {
     clock: Clock,
     last_end: LastEnd,
     signals: Arc<Signals>,
-    witnesses: Witnesses,
+    on_flush: FlushObserver,
     file: Option<File>,
     /// Whether what an earlier process left was read.
     restored: bool,
@@ -42,14 +41,14 @@ impl Writer {
         last_end: LastEnd,
         clock: Clock,
         signals: Arc<Signals>,
-        witnesses: Witnesses,
+        on_flush: FlushObserver,
     ) -> Result<Self, StoreError> {
         let mut writer = Self {
             config,
             clock,
             last_end,
             signals,
-            witnesses,
+            on_flush,
             file: None,
             restored: false,
             failing: None,
@@ -129,7 +128,7 @@ impl Writer {
                     }
                 });
                 if let Some(took) = flush.took {
-                    self.witnesses.tell(|witness| witness.flushed(took));
+                    (self.on_flush)(took);
                 }
                 self.signals.committed.send_replace(last);
                 self.signals.news.notify_one();

@@ -8,9 +8,9 @@ use rusqlite::Connection;
 use super::read::{Reading, read, rebase};
 use super::trouble::Trouble;
 use super::{File, NAME};
-use crate::store::clock::{Clock, wall_ms};
-use crate::store::record::Restored;
-use crate::store::{LastEnd, rules};
+use crate::clock::{Clock, wall_ms};
+use crate::record::Restored;
+use crate::{LastEnd, rules};
 
 /// Gives the file and its journal another name; they are kept.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf, Trouble> {

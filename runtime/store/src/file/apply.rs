@@ -3,13 +3,13 @@
 use rusqlite::{Connection, params};
 
 use super::value::{json, signed};
-use crate::job::{JobKey, ReplyAddress};
-use crate::store::change::Change;
-use crate::store::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
-use crate::store::rules;
+use crate::change::Change;
+use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
+use crate::rules;
+use phi_edge_api::{JobKey, ReplyAddress};
 
 /// Empties the tables of receipts.
-pub(in crate::store) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
+pub(crate) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {
     match change {

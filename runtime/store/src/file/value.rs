@@ -1,21 +1,21 @@
 //! Values in cells.
 
-pub(in crate::store) fn json(value: &impl serde::Serialize) -> String {
+pub(crate) fn json(value: &impl serde::Serialize) -> String {
     // Of texts and numbers: nothing that can't be written.
     serde_json::to_string(value).unwrap_or_default()
 }
 
-pub(in crate::store) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
+pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
     serde_json::from_str(text)
         .inspect_err(|error| tracing::error!(%error, "a stored row can't be understood"))
         .ok()
 }
 
 /// SQLite knows signed numbers only; ours stay far below their end.
-pub(in crate::store) fn signed(number: u64) -> i64 {
+pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }
 
-pub(in crate::store) fn unsigned(number: i64) -> u64 {
+pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
 }

@@ -5,15 +5,15 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 use tokio::time::Instant;
 
 use super::value::{parse, unsigned};
-use crate::job::{JobKey, ReplyAddress};
-use crate::receipts::{ReceiptRow, mark};
-use crate::reply::Reply;
-use crate::store::clock::{Clock, Moment};
-use crate::store::record::{
+use crate::clock::{Clock, Moment};
+use crate::receipt::{ReceiptRow, receipt_mark};
+use crate::record::{
     AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState, Tries,
     ids_of_bytes,
 };
-use crate::store::rules;
+use crate::rules;
+use phi_edge_api::Reply;
+use phi_edge_api::{JobKey, ReplyAddress};
 
 /// How rows are read.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +45,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
             |row| {
                 if let Some((job, receipts)) = job(row)? {
                     restored.jobs.push(job);
-                    restored.former_receipts.extend(receipts.iter().map(mark));
+                    restored.former_receipts.extend(receipts.iter().map(receipt_mark));
                 }
                 Ok(())
             },
@@ -91,7 +91,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
     Ok(restored)
 }
 
-pub(in crate::store) fn each(
+pub(crate) fn each(
     connection: &Connection,
     sql: &str,
     mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,

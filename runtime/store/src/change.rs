@@ -4,28 +4,40 @@ use tokio::sync::oneshot;
 
 use super::clock::Moment;
 use super::record::JobRecord;
-use crate::job::{JobKey, ReplyAddress};
-use crate::receipts::ReceiptRow;
-use crate::reply::{Reply, ReplyBody};
+use crate::receipt::ReceiptRow;
+use phi_edge_api::{JobKey, ReplyAddress};
+use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::record::{PendingEvent, RuleChange};
 
 /// One change of what is kept.
 #[derive(Debug, Clone)]
-pub(crate) enum Change {
+pub enum Change {
     /// A request is accepted.
     Accept(Box<JobRecord>),
     /// These wait for its outcome.
     Addresses {
+        /// The job.
         key: JobKey,
+        /// All addresses that wait for it.
         addresses: Vec<ReplyAddress>,
     },
     /// It has a slot.
-    Start { key: JobKey, attempt: u32 },
+    Start {
+        /// The job.
+        key: JobKey,
+        /// 1, and one more after each interruption.
+        attempt: u32,
+    },
     /// It gave its slot back without an outcome.
-    Pause { key: JobKey },
+    Pause {
+        /// The job.
+        key: JobKey,
+    },
     /// It has its outcome.
     Settle {
+        /// The job.
         key: JobKey,
+        /// Its outcome.
         body: Box<ReplyBody>,
         /// How long the outcome is kept for those that ask again.
         until: Moment,
@@ -49,7 +61,7 @@ pub(crate) enum Change {
 impl Change {
     /// Whether somebody waits for the disk. The rest may go with what comes later: were it lost in a power cut, the
     /// same would be done once more, as the contract allows.
-    pub(crate) fn is_urgent(&self) -> bool {
+    pub fn is_urgent(&self) -> bool {
         match self {
             Self::Accept(_)
             | Self::Addresses { .. }
@@ -90,24 +102,25 @@ impl Change {
 
 impl Batch {
     /// About what it takes in memory until it is written, in bytes.
-    pub(crate) fn cost(&self) -> u64 {
+    pub fn cost(&self) -> u64 {
         self.changes.iter().map(Change::cost).sum()
     }
 }
 
 /// Changes that are made together.
 #[derive(Debug)]
-pub(crate) struct Batch {
+pub struct Batch {
     /// Numbers follow each other without a gap.
-    pub(crate) number: u64,
-    pub(crate) changes: Vec<Change>,
+    pub number: u64,
+    /// The changes, in order.
+    pub changes: Vec<Change>,
     /// The changes are all there is: whatever the file holds is forgotten.
-    pub(crate) replaces: bool,
+    pub replaces: bool,
     /// Who can be told that it was not stored.
-    pub(crate) waiting: Option<oneshot::Sender<Result<(), Unstored>>>,
+    pub waiting: Option<oneshot::Sender<Result<(), Unstored>>>,
 }
 
 /// The disk does not take it; one line says why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
-pub(crate) struct Unstored(pub(crate) String);
+pub struct Unstored(pub String);

@@ -1,0 +1,9 @@
+//! Requests and replies: what the doors (MQTT) and the service hand to each other.
+//!
+//! Values only, validated. It must never know a wire format, a transport, or how a job is run and stored.
+
+mod job;
+mod reply;
+
+pub use job::{JobKey, NewJob, Priority, ReplyAddress};
+pub use reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
