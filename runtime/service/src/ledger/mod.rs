@@ -5,9 +5,6 @@
 //! order; outcomes leave once the journal is safe.
 
 mod admit;
-mod events;
-#[cfg(test)]
-mod events_tests;
 mod outgoing;
 mod restore;
 mod run;
@@ -29,11 +26,10 @@ use crate::receipts::Receipts;
 use crate::sessions::Sessions;
 use crate::stats::Stats;
 use crate::witness::Witnesses;
-use events::{EventMark, Events};
+use outgoing::OutgoingQueue;
+use phi_edge_api::ReplyBody;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
-use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_job::Receipt;
-use phi_edge_rules::Time;
 use phi_edge_rules::record::RuleChange;
 use phi_edge_store::{Change, Tries};
 use shares::Shares;
@@ -156,31 +152,6 @@ impl Entry {
     }
 }
 
-/// A message that waits for its batch of the journal to be safe, and for somebody to take it.
-struct Outgoing {
-    safe_with: u64,
-    leaving: Leaving,
-    /// What is to be known of an event.
-    event: Option<EventMark>,
-    /// What it takes in bytes, if it is no outcome of a job: those have bounds of their own.
-    notice: Option<u64>,
-}
-
-/// Where the message is.
-enum Leaving {
-    /// Among those that the broker has not acknowledged.
-    Kept(u64),
-    /// Here: nothing is kept of it when it has left.
-    Alone(Box<Reply>),
-}
-
-/// A message that is kept until the broker has it.
-struct Undelivered {
-    reply: Reply,
-    /// When it was handed on: the expiry of an event counts from then.
-    since: Time,
-}
-
 struct Kept {
     key: JobKey,
     until: Instant,
@@ -213,18 +184,8 @@ pub(crate) struct Ledger {
     /// Finished jobs, oldest first.
     kept: VecDeque<Kept>,
     kept_bytes: usize,
-    outgoing: VecDeque<Outgoing>,
-    /// The events among them.
-    events: Events,
-    /// What refusals and dead letters among them take, in bytes.
-    notices: u64,
-    /// The number of them.
-    notices_waiting: usize,
-    /// Refusals and dead letters that were dropped for want of room.
-    notices_dropped: u64,
-    /// Messages that the broker has not acknowledged, those in `outgoing` among them; only what is durable.
-    undelivered: BTreeMap<u64, Undelivered>,
-    deliveries: u64,
+    /// Messages on their way to the broker.
+    outgoing: OutgoingQueue,
     /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
     receipts: Receipts,
     /// The link's note.
@@ -266,13 +227,7 @@ impl Ledger {
             promised: 0,
             kept: VecDeque::new(),
             kept_bytes: 0,
-            outgoing: VecDeque::new(),
-            events: Events::default(),
-            notices: 0,
-            notices_waiting: 0,
-            notices_dropped: 0,
-            undelivered: BTreeMap::new(),
-            deliveries: 0,
+            outgoing: OutgoingQueue::default(),
             receipts: Receipts::default(),
             link_note: None,
             arriving: 0,
@@ -386,8 +341,8 @@ impl Ledger {
             failed: self.failed,
             refused: self.refused,
             outcomes_waiting: self.outgoing.len(),
-            undelivered: self.undelivered.len(),
-            replies_dropped: self.notices_dropped,
+            undelivered: self.outgoing.undelivered_len(),
+            replies_dropped: self.outgoing.dropped(),
         }
     }
 }

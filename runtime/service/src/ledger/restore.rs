@@ -9,7 +9,7 @@ use super::settle::size;
 use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
 use crate::journal::Journal;
 use crate::prompts::Prompts;
-use phi_edge_api::{DeadLetter, Reply, ReplyBody};
+use phi_edge_api::DeadLetter;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
@@ -38,7 +38,7 @@ impl Ledger {
     ) -> RestoredRules {
         let Restored {
             jobs,
-            outbox,
+            mut outbox,
             receipts,
             former_receipts,
             link_note,
@@ -57,7 +57,8 @@ impl Ledger {
             "the store is read"
         );
         // Before any of our own.
-        for reply in self.renumbered(outbox).into_iter().rev() {
+        self.outgoing.renumber(&mut outbox);
+        for reply in outbox.into_iter().rev() {
             self.send_again(reply, wall);
         }
         self.sweep_events(wall);
@@ -71,20 +72,6 @@ impl Ledger {
         }
         self.journal.send();
         rules
-    }
-
-    /// Deliveries that differ from our own. They are those of the file, unless it became readable late: then some of ours
-    /// are with the broker already, and the file is written anew with other numbers for its own.
-    fn renumbered(&mut self, mut outbox: Vec<Reply>) -> Vec<Reply> {
-        if self.deliveries > 0 {
-            for reply in &mut outbox {
-                self.deliveries += 1;
-                reply.delivery = Some(self.deliveries);
-            }
-        }
-        let highest = outbox.iter().filter_map(|reply| reply.delivery).max();
-        self.deliveries = self.deliveries.max(highest.unwrap_or(0));
-        outbox
     }
 
     /// Puts what was accepted before the file could be read behind all that the file has, of which `last` is the last.
@@ -184,11 +171,7 @@ impl Ledger {
             payload: DeadLetter::beginning(prompt.as_bytes()),
             bytes: prompt.len(),
         };
-        self.send(
-            key.clone(),
-            ReplyAddress::nowhere(),
-            ReplyBody::DeadLetter(letter),
-        );
+        self.send_letter(key.clone(), letter);
         let body = self.error(ErrorCode::Internal, message);
         self.settle(key, &body, now);
     }
@@ -225,11 +208,8 @@ impl Ledger {
                 (_, None) => {}
             }
         }
-        all.extend(
-            self.undelivered
-                .values()
-                .map(|kept| Change::Post(Box::new(kept.left(wall)))),
-        );
+        let undelivered = self.outgoing.undelivered(wall);
+        all.extend(undelivered.map(|reply| Change::Post(Box::new(reply))));
         all.extend(self.receipts.rows().map(Change::Received));
         all.extend(self.link_note.clone().map(Change::LinkNote));
         self.journal.replace(all);

@@ -7,10 +7,13 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use super::{Leaving, Ledger, Outgoing, Undelivered};
 use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::Time;
 use phi_edge_store::Change;
+
+use super::queue::{Message, OutgoingQueue, Undelivered};
+use crate::journal::Journal;
+use crate::ledger::Ledger;
 
 /// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
 const STALLED: Duration = Duration::from_secs(5);
@@ -93,10 +96,6 @@ impl Events {
         self.told &= self.waiting > 0;
     }
 
-    pub(super) fn waiting(&self) -> usize {
-        self.waiting
-    }
-
     pub(super) fn clear(&mut self) {
         (self.waiting, self.bytes) = (0, 0);
     }
@@ -118,17 +117,17 @@ impl Undelivered {
 impl Ledger {
     /// Events that were not published, since the start.
     pub(crate) fn event_counters(&self) -> EventCounters {
-        self.events.counters
+        self.outgoing.events.counters
     }
 
     /// What the events cost that wait to be published, in bytes.
     pub(crate) fn event_bytes(&self) -> u64 {
-        self.events.bytes
+        self.outgoing.events.bytes
     }
 
     /// The event's expiry has passed on its way to the broker.
     pub(crate) fn expired(&mut self, delivery: Option<u64>) {
-        self.events.counters.expired += 1;
+        self.outgoing.events.counters.expired += 1;
         if let Some(delivery) = delivery {
             self.delivered(delivery);
         }
@@ -136,61 +135,72 @@ impl Ledger {
 
     /// As [`Ledger::sweep_events`], if it is time to look again.
     pub(crate) fn sweep_events_in_time(&mut self, wall: Time) {
-        let before = self.events.swept.filter(|before| *before <= wall);
-        if before.is_none_or(|before| wall.since(before) >= SWEEP_INTERVAL) {
-            self.events.swept = Some(wall);
-            self.sweep_events(wall);
-        }
+        self.outgoing.sweep_events_in_time(wall, &mut self.journal);
     }
 
     /// Forgets events that need not be published any more.
     pub(crate) fn sweep_events(&mut self, wall: Time) {
-        if self.events.waiting == 0 {
-            return;
-        }
-        let gone = self.unpublished(wall);
-        for (index, why) in gone {
-            match why {
-                Unpublished::Expired => self.events.counters.expired += 1,
-                Unpublished::Superseded => self.events.counters.superseded += 1,
-            }
-            self.forget_event(index);
-        }
-        self.outgoing.retain(|out| out.safe_with != FORGOTTEN);
-        self.journal.send();
+        self.outgoing.sweep_events(wall, &mut self.journal);
     }
 
     /// Whether there is a connection to the broker.
     pub(crate) fn set_connected(&mut self, connected: bool, wall: Time) {
         if connected {
-            self.events.away_since = None;
+            self.outgoing.events.away_since = None;
         } else {
-            self.events.away_since.get_or_insert(wall);
+            self.outgoing.events.away_since.get_or_insert(wall);
         }
     }
 
     /// Forgets the oldest events where there are more than there is room for.
     pub(super) fn make_room_for_events(&mut self, wall: Time) {
-        if self.events.bytes <= self.limits.event_bytes {
+        let limit = self.limits.event_bytes;
+        self.outgoing.make_room_for_events(limit, wall, &mut self.journal);
+    }
+}
+
+impl OutgoingQueue {
+    fn sweep_events_in_time(&mut self, wall: Time, journal: &mut Journal) {
+        let before = self.events.swept.filter(|before| *before <= wall);
+        if before.is_none_or(|before| wall.since(before) >= SWEEP_INTERVAL) {
+            self.events.swept = Some(wall);
+            self.sweep_events(wall, journal);
+        }
+    }
+
+    fn sweep_events(&mut self, wall: Time, journal: &mut Journal) {
+        if self.event_queue.is_empty() {
             return;
         }
-        self.sweep_events_in_time(wall);
-        while self.events.bytes > self.limits.event_bytes && self.events.waiting > 1 {
-            let Some(oldest) = self.outgoing.iter().position(|out| out.event.is_some()) else {
-                return;
-            };
+        for (index, why) in self.unpublished(wall) {
+            match why {
+                Unpublished::Expired => self.events.counters.expired += 1,
+                Unpublished::Superseded => self.events.counters.superseded += 1,
+            }
+            self.forget_event(index, journal);
+        }
+        self.event_queue.retain(|out| out.safe_with != FORGOTTEN);
+        journal.send();
+    }
+
+    fn make_room_for_events(&mut self, limit: u64, wall: Time, journal: &mut Journal) {
+        if self.events.bytes <= limit {
+            return;
+        }
+        self.sweep_events_in_time(wall, journal);
+        while self.events.bytes > limit && self.event_queue.len() > 1 {
             if !self.events.told {
                 self.events.told = true;
                 tracing::warn!(
-                    events = self.events.waiting,
+                    events = self.event_queue.len(),
                     bytes = self.events.bytes,
                     "the oldest events of rules are dropped: more wait for the broker than there is room for \
                      (a quarter of store.max_size, at most 64 MiB)"
                 );
             }
             self.events.counters.dropped += 1;
-            self.forget_event(oldest);
-            self.outgoing.remove(oldest);
+            self.forget_event(0, journal);
+            self.event_queue.pop_front();
         }
     }
 
@@ -202,7 +212,7 @@ impl Ledger {
             .events
             .away_since
             .is_some_and(|since| wall.since(since) >= STALLED);
-        for (index, out) in self.outgoing.iter().enumerate().rev() {
+        for (index, out) in self.event_queue.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
             if event.is_expired(wall) {
                 gone.push((index, Unpublished::Expired));
@@ -220,24 +230,20 @@ impl Ledger {
     }
 
     /// Forgets the event of that place, but for the place itself.
-    fn forget_event(&mut self, index: usize) {
-        let Some(out) = self.outgoing.get_mut(index) else {
+    fn forget_event(&mut self, index: usize, journal: &mut Journal) {
+        let Some(out) = self.event_queue.get_mut(index) else {
             return;
         };
         out.safe_with = FORGOTTEN;
         if let Some(event) = &out.event {
             self.events.left(event);
         }
-        if let Outgoing {
-            leaving: Leaving::Kept(delivery),
-            ..
-        } = out
-        {
-            self.undelivered.remove(delivery);
-            self.journal.note(Change::Delivered(*delivery));
+        if let Message::Kept(delivery) = out.message {
+            self.undelivered.remove(&delivery);
+            journal.note(Change::Delivered(delivery));
         }
     }
 }
 
-/// The batch of what is to be taken out of the row.
+/// The batch of an event that is to be taken out of the queue.
 const FORGOTTEN: u64 = u64::MAX;

@@ -1,0 +1,191 @@
+//! Messages on their way: they leave once the journal is safe, and are forgotten once the broker has them.
+
+mod events;
+mod queue;
+#[cfg(test)]
+mod tests;
+
+use phi_edge_api::{DeadLetter, JobKey, Reply, ReplyAddress, ReplyBody};
+use phi_edge_job::Receipt;
+use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::{Published, Time};
+use phi_edge_store::Change;
+use tokio::sync::oneshot;
+
+use super::{Ledger, State};
+use crate::journal::{Journal, Stored};
+
+pub(super) use queue::{Class, OutgoingQueue};
+
+/// What refusals may take that wait to leave, in bytes. A client that sends more than the broker takes from the node must
+/// not fill the memory with answers.
+const MAX_REFUSAL_BYTES: u64 = 8 << 20;
+/// What a refusal takes beside its content, in bytes.
+const REFUSAL_OVERHEAD: u64 = 512;
+
+impl Ledger {
+    /// Sends what is no job's outcome: a refusal, a dead letter. It leaves when this is stored; `receipt` is remembered
+    /// for the broker's redelivery of the request.
+    pub(crate) fn post(
+        &mut self,
+        key: JobKey,
+        address: ReplyAddress,
+        body: ReplyBody,
+        receipt: Option<Receipt>,
+    ) -> Option<Stored> {
+        self.note_receipt(receipt);
+        let content = address.topic.len() + address.correlation.as_ref().map_or(0, Vec::len);
+        let bytes = REFUSAL_OVERHEAD + content as u64 + body.texts();
+        let journal = &mut self.journal;
+        self.outgoing.push_refusal(
+            |queue| note_post(queue, journal, key, address, body),
+            bytes,
+            MAX_REFUSAL_BYTES,
+        );
+        self.journal.send_and_wait()
+    }
+
+    /// Sends a letter to the operator; it promises nothing to a client.
+    pub(crate) fn dead_letter(&mut self, key: JobKey, letter: DeadLetter) {
+        self.send_letter(key, letter);
+        self.journal.send();
+    }
+
+    /// The store did not take a batch of messages that promise nothing: they leave without.
+    pub(crate) fn leave_unstored(&mut self, batch: u64) {
+        self.outgoing.release(batch);
+    }
+
+    /// The broker has acknowledged a message.
+    pub(crate) fn delivered(&mut self, delivery: u64) {
+        if self.outgoing.delivered(delivery) {
+            self.journal.note(Change::Delivered(delivery));
+            self.journal.send();
+        }
+    }
+
+    /// Whoever asks within this process gets the outcome of `key` here, at once if there is one.
+    pub(crate) fn listen(&mut self, key: &JobKey, listener: oneshot::Sender<ReplyBody>) {
+        if let Some(State::Done(body, _)) = self.jobs.get(key).map(|entry| &entry.state) {
+            // An error: nobody waits any more.
+            let _ = listener.send(body.clone());
+        } else {
+            self.listeners.insert(key.clone(), listener);
+        }
+    }
+
+    /// Nobody waits for this outcome any more.
+    pub(crate) fn unlisten(&mut self, key: &JobKey) {
+        self.listeners.remove(key);
+    }
+
+    /// Puts an event among the messages that leave; the jobs that worded it are forgotten. All of it is stored together.
+    pub(crate) fn publish_event(
+        &mut self,
+        published: Published,
+        change: RuleChange,
+        jobs: &[JobKey],
+        wall: Time,
+    ) {
+        let key = JobKey {
+            client: None,
+            id: published.event.event_id.clone(),
+        };
+        let address = ReplyAddress {
+            topic: published.output.topic.clone(),
+            correlation: None,
+            traceparent: None,
+        };
+        self.send_as(
+            Class::Event,
+            key,
+            address,
+            ReplyBody::Event(Box::new(published)),
+            wall,
+        );
+        self.make_room_for_events(wall);
+        self.journal.note(Change::Rule(change));
+        for key in jobs {
+            self.forget(key);
+        }
+        self.journal.send();
+    }
+
+    /// Puts an outcome among the messages that leave, and in the journal.
+    pub(super) fn send(&mut self, key: JobKey, address: ReplyAddress, body: ReplyBody) {
+        // Only the expiry of events counts from then.
+        self.send_as(Class::Outcome, key, address, body, Time::default());
+    }
+
+    /// Puts a dead letter among the messages that leave, and in the journal.
+    pub(super) fn send_letter(&mut self, key: JobKey, letter: DeadLetter) {
+        let (address, body) = (ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter));
+        self.send_as(Class::Notice, key, address, body, Time::default());
+    }
+
+    fn send_as(&mut self, class: Class, key: JobKey, address: ReplyAddress, body: ReplyBody, since: Time) {
+        let (reply, safe_with) = note_post(&mut self.outgoing, &mut self.journal, key, address, body);
+        self.outgoing.push_back(class, reply, safe_with, since);
+    }
+
+    /// Puts a message of an earlier process before all others of its class.
+    pub(super) fn send_again(&mut self, reply: Reply, since: Time) {
+        let class = match &reply.body {
+            ReplyBody::Event(_) => Class::Event,
+            ReplyBody::DeadLetter(_) => Class::Notice,
+            ReplyBody::Chunk { .. } | ReplyBody::Final(_) | ReplyBody::Error(_) => Class::Outcome,
+        };
+        self.outgoing.push_front(class, reply, since);
+    }
+
+    /// Whether such an outcome has not left yet.
+    pub(super) fn is_leaving(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
+        self.outgoing.holds(key, address, body)
+    }
+
+    /// Whether a message may leave.
+    pub(crate) fn has_outgoing(&self) -> bool {
+        self.outgoing.has_ready(self.journal.committed())
+    }
+
+    /// The next message that may leave; of an event, with what is left of its expiry.
+    pub(crate) fn take_outgoing(&mut self, wall: Time) -> Option<Reply> {
+        self.outgoing.take(self.journal.committed(), wall)
+    }
+
+    /// Outcomes that have not left. Events are none: many windows may end at once, and no client can help it.
+    pub(super) fn replies_waiting(&self) -> usize {
+        self.outgoing.outcomes_len()
+    }
+
+    /// Forgets all that waits: nothing takes outcomes any more. Returns their number.
+    pub(crate) fn discard_outgoing(&mut self) -> usize {
+        let lost = self.outgoing.len();
+        self.outgoing.clear();
+        lost
+    }
+}
+
+/// Makes a message and notes it in the journal, where that is durable; also returns the number of the batch that it is safe
+/// with.
+fn note_post(
+    queue: &mut OutgoingQueue,
+    journal: &mut Journal,
+    key: JobKey,
+    address: ReplyAddress,
+    body: ReplyBody,
+) -> (Reply, u64) {
+    let delivery = journal.is_durable().then(|| queue.next_delivery());
+    let reply = Reply {
+        key,
+        address,
+        body,
+        delivery,
+    };
+    let mut safe_with = 0;
+    if delivery.is_some() {
+        safe_with = journal.number();
+        journal.note(Change::Post(Box::new(reply.clone())));
+    }
+    (reply, safe_with)
+}

@@ -1,0 +1,284 @@
+//! The messages on their way to the broker, in the order in which they leave.
+//!
+//! There are three classes, each a queue of its own, and they leave by turns: refusals that one client provokes, or
+//! thousands of windows that end at once, must not hold up the outcomes of others where the broker is slow.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use phi_edge_api::{JobKey, Reply, ReplyAddress, ReplyBody};
+use phi_edge_rules::Time;
+
+use super::events::{EventMark, Events};
+
+/// The class of a message.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(in crate::ledger) enum Class {
+    /// The outcome of a job.
+    Outcome,
+    /// An event of a rule.
+    Event,
+    /// A refusal or a dead letter.
+    Notice,
+}
+
+/// The classes by turns. One that has nothing to send passes its turn on.
+const TURNS: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
+
+/// A message that waits for its batch of the journal to be safe, and for the link to take it.
+#[derive(Debug)]
+pub(super) struct Outgoing {
+    /// The number of the batch.
+    pub(super) safe_with: u64,
+    pub(super) message: Message,
+    /// Facts about an event.
+    pub(super) event: Option<EventMark>,
+    /// Bytes of a refusal that the limit of refusals counts.
+    pub(super) refusal_bytes: u64,
+}
+
+/// Where the message is.
+#[derive(Debug)]
+pub(super) enum Message {
+    /// Among those that the broker has not acknowledged, by its delivery.
+    Kept(u64),
+    /// Here: nothing is kept of it when it has left.
+    Unkept(Box<Reply>),
+}
+
+/// A message that is kept until the broker has it.
+#[derive(Debug)]
+pub(super) struct Undelivered {
+    pub(super) reply: Reply,
+    /// When it was handed on: the expiry of an event counts from then.
+    pub(super) since: Time,
+}
+
+/// All messages on their way.
+#[derive(Debug, Default)]
+pub(in crate::ledger) struct OutgoingQueue {
+    outcomes: VecDeque<Outgoing>,
+    pub(super) event_queue: VecDeque<Outgoing>,
+    notices: VecDeque<Outgoing>,
+    /// The index in [`TURNS`] of the next turn.
+    turn: usize,
+    /// What the refusals take that wait, in bytes.
+    refusal_bytes: u64,
+    /// Refusals that were dropped for want of room.
+    dropped: u64,
+    /// Counters and bounds of the events.
+    pub(super) events: Events,
+    /// Messages that the broker has not acknowledged, those that wait among them; only what is durable.
+    pub(super) undelivered: BTreeMap<u64, Undelivered>,
+    /// The highest number of a delivery.
+    deliveries: u64,
+}
+
+impl OutgoingQueue {
+    /// The number of the next message that is kept until it is delivered.
+    pub(super) fn next_delivery(&mut self) -> u64 {
+        self.deliveries += 1;
+        self.deliveries
+    }
+
+    /// Puts a message behind those of its class.
+    pub(super) fn push_back(&mut self, class: Class, reply: Reply, safe_with: u64, since: Time) {
+        let out = self.outgoing(reply, safe_with, since);
+        self.class_mut(class).push_back(out);
+    }
+
+    /// Puts a message of an earlier process before those of its class.
+    pub(super) fn push_front(&mut self, class: Class, reply: Reply, since: Time) {
+        let out = self.outgoing(reply, 0, since);
+        self.class_mut(class).push_front(out);
+    }
+
+    /// Puts a refusal of `bytes` behind the other notices; nothing where they take more than `limit` bytes with it.
+    pub(super) fn push_refusal(
+        &mut self,
+        make: impl FnOnce(&mut Self) -> (Reply, u64),
+        bytes: u64,
+        limit: u64,
+    ) {
+        if self.refusal_bytes > 0 && self.refusal_bytes + bytes > limit {
+            if self.dropped == 0 {
+                tracing::warn!(
+                    bytes = self.refusal_bytes,
+                    "refusals are dropped, and their senders not told: the broker takes them slower than they come"
+                );
+            }
+            self.dropped += 1;
+            return;
+        }
+        self.refusal_bytes += bytes;
+        let (reply, safe_with) = make(self);
+        let mut out = self.outgoing(reply, safe_with, Time::default());
+        out.refusal_bytes = bytes;
+        self.notices.push_back(out);
+    }
+
+    /// Whether a message may leave: its batch is not behind `committed`.
+    pub(super) fn has_ready(&self, committed: u64) -> bool {
+        TURNS.iter().any(|class| self.ready(*class, committed).is_some())
+    }
+
+    /// Takes the next message that may leave; of an event, with what is left of its expiry.
+    pub(super) fn take(&mut self, committed: u64, wall: Time) -> Option<Reply> {
+        loop {
+            let out = self.take_next(committed)?;
+            if let Some(event) = &out.event {
+                self.events.left(event);
+            }
+            self.refusal_bytes = self.refusal_bytes.saturating_sub(out.refusal_bytes);
+            let reply = match out.message {
+                Message::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
+                Message::Unkept(reply) => {
+                    let since = out.event.as_ref().map_or(wall, EventMark::since);
+                    Some(Undelivered { reply: *reply, since }.left(wall))
+                }
+            };
+            // None of one that was delivered meanwhile.
+            if reply.is_some() {
+                return reply;
+            }
+        }
+    }
+
+    /// Lets the messages of a batch leave that was not stored and need not be.
+    pub(super) fn release(&mut self, batch: u64) {
+        for out in self
+            .outcomes
+            .iter_mut()
+            .chain(&mut self.event_queue)
+            .chain(&mut self.notices)
+        {
+            if out.safe_with == batch {
+                out.safe_with = 0;
+            }
+        }
+    }
+
+    /// The message itself; `None` of one that was forgotten meanwhile.
+    pub(super) fn message<'a>(&'a self, out: &'a Outgoing) -> Option<&'a Reply> {
+        match &out.message {
+            Message::Kept(delivery) => self.undelivered.get(delivery).map(|kept| &kept.reply),
+            Message::Unkept(reply) => Some(reply),
+        }
+    }
+
+    /// Whether such an outcome has not left yet.
+    pub(super) fn holds(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
+        let mut replies = self
+            .outcomes
+            .iter()
+            .chain(&self.notices)
+            .filter_map(|out| self.message(out));
+        replies.any(|reply| reply.key == *key && reply.address == *address && reply.body == *body)
+    }
+
+    /// Forgets a delivered message; returns whether it was kept.
+    pub(super) fn delivered(&mut self, delivery: u64) -> bool {
+        self.undelivered.remove(&delivery).is_some()
+    }
+
+    /// Gives deliveries of an earlier process numbers that differ from those of this one. They are those of the file, unless
+    /// it became readable late: then some of this process's are with the broker already, and the file is written again with
+    /// other numbers for its own.
+    pub(in crate::ledger) fn renumber(&mut self, outbox: &mut [Reply]) {
+        if self.deliveries > 0 {
+            for reply in &mut *outbox {
+                reply.delivery = Some(self.next_delivery());
+            }
+        }
+        let highest = outbox.iter().filter_map(|reply| reply.delivery).max();
+        self.deliveries = self.deliveries.max(highest.unwrap_or(0));
+    }
+
+    /// The kept messages, by delivery; events with what is left of their expiry.
+    pub(in crate::ledger) fn undelivered(&self, wall: Time) -> impl Iterator<Item = Reply> {
+        self.undelivered.values().map(move |kept| kept.left(wall))
+    }
+
+    /// Messages that the broker has not acknowledged.
+    pub(in crate::ledger) fn undelivered_len(&self) -> usize {
+        self.undelivered.len()
+    }
+
+    /// Outcomes that wait.
+    pub(in crate::ledger) fn outcomes_len(&self) -> usize {
+        self.outcomes.len()
+    }
+
+    /// All messages that wait.
+    pub(in crate::ledger) fn len(&self) -> usize {
+        self.outcomes.len() + self.event_queue.len() + self.notices.len()
+    }
+
+    /// Refusals that were dropped for want of room, since the start.
+    pub(in crate::ledger) fn dropped(&self) -> u64 {
+        self.dropped
+    }
+
+    /// Forgets all that waits.
+    pub(super) fn clear(&mut self) {
+        self.outcomes.clear();
+        self.event_queue.clear();
+        self.notices.clear();
+        self.events.clear();
+        self.refusal_bytes = 0;
+    }
+
+    fn outgoing(&mut self, reply: Reply, safe_with: u64, since: Time) -> Outgoing {
+        let event = EventMark::of(&reply, since);
+        if let Some(event) = &event {
+            self.events.came(event);
+        }
+        let message = match reply.delivery {
+            Some(delivery) => {
+                self.undelivered.insert(delivery, Undelivered { reply, since });
+                Message::Kept(delivery)
+            }
+            None => Message::Unkept(Box::new(reply)),
+        };
+        Outgoing {
+            safe_with,
+            message,
+            event,
+            refusal_bytes: 0,
+        }
+    }
+
+    fn take_next(&mut self, committed: u64) -> Option<Outgoing> {
+        for step in 0..TURNS.len() {
+            let turn = (self.turn + step) % TURNS.len();
+            if let Some(index) = self.ready(TURNS[turn], committed) {
+                self.turn = (turn + 1) % TURNS.len();
+                return self.class_mut(TURNS[turn]).remove(index);
+            }
+        }
+        None
+    }
+
+    /// The place of the first message of a class that may leave: nearly always the first. While the store fails, outcomes
+    /// wait and messages that are not kept pass them.
+    fn ready(&self, class: Class, committed: u64) -> Option<usize> {
+        self.class(class)
+            .iter()
+            .position(|out| out.safe_with <= committed)
+    }
+
+    fn class(&self, class: Class) -> &VecDeque<Outgoing> {
+        match class {
+            Class::Outcome => &self.outcomes,
+            Class::Event => &self.event_queue,
+            Class::Notice => &self.notices,
+        }
+    }
+
+    fn class_mut(&mut self, class: Class) -> &mut VecDeque<Outgoing> {
+        match class {
+            Class::Outcome => &mut self.outcomes,
+            Class::Event => &mut self.event_queue,
+            Class::Notice => &mut self.notices,
+        }
+    }
+}
