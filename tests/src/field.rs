@@ -204,11 +204,20 @@ impl Field {
             let Some(first) = outcomes.first() else { continue };
             tally.answered += 1;
             tally.copies += outcomes.len() - 1;
-            tally.differing += usize::from(outcomes.iter().any(|other| other != first));
+            tally.differing += usize::from(differ(outcomes));
             let body: Value = serde_json::from_slice(first).unwrap_or_default();
             tally.errors += usize::from(!body["error"].is_null());
         }
         tally
+    }
+
+    /// Requests with outcomes that differ, and these.
+    pub fn differing(&self) -> Vec<(&str, Vec<String>)> {
+        let differing = self.outcomes.iter().filter(|(_, outcomes)| differ(outcomes));
+        let text = |outcome: &Vec<u8>| String::from_utf8_lossy(outcome).into_owned();
+        differing
+            .map(|(id, outcomes)| (id.as_str(), outcomes.iter().map(text).collect()))
+            .collect()
     }
 
     /// Requests without an outcome.
@@ -284,4 +293,17 @@ pub fn question(tokens: usize) -> Value {
         "max_tokens": tokens,
         "temperature": 10.0,
     })
+}
+
+/// Whether one request has outcomes that differ. A refusal as `busy` or `unavailable` is none: the request was not accepted,
+/// and asking again makes a new one.
+fn differ(outcomes: &[Vec<u8>]) -> bool {
+    let is_refusal = |outcome: &Vec<u8>| {
+        let body: Value = serde_json::from_slice(outcome).unwrap_or_default();
+        matches!(body["error"]["code"].as_str(), Some("busy" | "unavailable"))
+    };
+    let mut accepted = outcomes.iter().filter(|outcome| !is_refusal(outcome));
+    accepted
+        .next()
+        .is_some_and(|first| accepted.any(|other| other != first))
 }

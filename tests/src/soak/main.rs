@@ -127,6 +127,9 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
         attack.end().await;
     }
     let tally = field.settle().await;
+    for (id, outcomes) in field.differing().into_iter().take(5) {
+        println!("outcomes of {id} differ: {outcomes:?}");
+    }
     let quarter = (samples.len() / 4).max(1);
     let median = |part: &[Sample], of: fn(&Sample) -> u64| {
         let mut values: Vec<u64> = part.iter().map(of).collect();
