@@ -31,6 +31,10 @@ use clap::{CommandFactory, Parser};
 use crate::cli::{Cli, Command, RulesAction};
 use crate::exit::Fault;
 
+/// The allocator of all that is Rust; ONNX Runtime has the C library's.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     // Before there is any other thread.
     phi_edge_onnx::forbid_telemetry();
