@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use crate::engine_handle::EngineInfo;
-use crate::ledger::Limits;
-use crate::quota::Quota;
-use crate::witness::Witnesses;
+use crate::engine_thread::EngineInfo;
+use crate::jobs::ledger::Limits;
+use crate::jobs::quota::Quota;
+use crate::observers::Witnesses;
 use phi_edge_rules::Rule;
 
 /// Bounds and times of the service.

@@ -1,6 +1,8 @@
 //! The service: a handle for those who bring requests, and the task behind it.
 
 mod config;
+mod dispatcher;
+mod rules_task;
 mod shared;
 
 use parking_lot::Mutex;
@@ -12,16 +14,14 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::dispatcher::Dispatcher;
 use crate::door::EncodeDoor;
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
-use crate::journal::{Journal, Stored};
-use crate::ledger::{Closed, Ledger};
+use crate::engine_thread::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
+use crate::jobs::journal::{Journal, Stored};
+use crate::jobs::ledger::{Closed, Ledger};
+use crate::jobs::runner::{END_WAIT, Runner};
+use crate::observers::Witnesses;
 use crate::prompts::Prompts;
-use crate::runner::{END_WAIT, Runner};
 use crate::stats::Stats;
-use crate::witness::Witnesses;
-use crate::worded;
 use phi_edge_api::ReplyAddress;
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_api::{Refusal, Reply, ReplyBody};
@@ -30,6 +30,8 @@ use phi_edge_job::Receipt;
 use phi_edge_rules::book::{Book, Room, RuleMessage};
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 use phi_edge_store::{Signals, Store};
+
+use dispatcher::Dispatcher;
 
 pub use config::ServiceConfig;
 
@@ -140,7 +142,7 @@ impl Service {
         shared.restore_if_any();
         let dispatcher = Dispatcher::new(Arc::clone(&shared), runner);
         let task = tokio::spawn(dispatcher.run(engine));
-        let rules = tokio::spawn(worded::run(Arc::clone(&shared), config.rule_jobs.max(1)));
+        let rules = tokio::spawn(rules_task::run(Arc::clone(&shared), config.rule_jobs.max(1)));
         Self {
             shared,
             tasks: Arc::new(Tasks {
@@ -203,7 +205,7 @@ impl Service {
 
     /// Words for a window that was ended elsewhere.
     pub async fn word(&self, window: &ReplayedWindow) -> Event {
-        let (published, _) = worded::worded(&self.shared, window.unworded()).await;
+        let (published, _) = rules_task::summarise(&self.shared, window.unworded()).await;
         published.event
     }
 

@@ -12,8 +12,8 @@ use tokio::time::Instant;
 
 use super::{Observed, Shared};
 use crate::door::{Encode, NotEncoded};
-use crate::journal::Stored;
-use crate::ledger::{Ledger, Verdict};
+use crate::jobs::journal::Stored;
+use crate::jobs::ledger::{Ledger, Verdict};
 use crate::prompts::Prompts;
 use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};

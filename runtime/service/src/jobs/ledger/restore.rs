@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::settle::size;
 use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
-use crate::journal::Journal;
+use crate::jobs::journal::Journal;
 use crate::prompts::Prompts;
 use phi_edge_api::DeadLetter;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};

@@ -12,7 +12,7 @@ use super::events::{EventMark, Events};
 
 /// The class of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(in crate::ledger) enum Class {
+pub(in crate::jobs::ledger) enum Class {
     /// The outcome of a job.
     Outcome,
     /// An event of a rule.
@@ -55,7 +55,7 @@ pub(super) struct Undelivered {
 
 /// All messages on their way.
 #[derive(Debug, Default)]
-pub(in crate::ledger) struct OutgoingQueue {
+pub(in crate::jobs::ledger) struct OutgoingQueue {
     outcomes: VecDeque<Outgoing>,
     pub(super) event_queue: VecDeque<Outgoing>,
     notices: VecDeque<Outgoing>,
@@ -183,7 +183,7 @@ impl OutgoingQueue {
     /// Gives deliveries of an earlier process numbers that differ from those of this one. They are those of the file, unless
     /// it became readable late: then some of this process's are with the broker already, and the file is written again with
     /// other numbers for its own.
-    pub(in crate::ledger) fn renumber(&mut self, outbox: &mut [Reply]) {
+    pub(in crate::jobs::ledger) fn renumber(&mut self, outbox: &mut [Reply]) {
         if self.deliveries > 0 {
             for reply in &mut *outbox {
                 reply.delivery = Some(self.next_delivery());
@@ -194,27 +194,27 @@ impl OutgoingQueue {
     }
 
     /// The kept messages, by delivery; events with what is left of their expiry.
-    pub(in crate::ledger) fn undelivered(&self, wall: Time) -> impl Iterator<Item = Reply> {
+    pub(in crate::jobs::ledger) fn undelivered(&self, wall: Time) -> impl Iterator<Item = Reply> {
         self.undelivered.values().map(move |kept| kept.left(wall))
     }
 
     /// Messages that the broker has not acknowledged.
-    pub(in crate::ledger) fn undelivered_len(&self) -> usize {
+    pub(in crate::jobs::ledger) fn undelivered_len(&self) -> usize {
         self.undelivered.len()
     }
 
     /// Outcomes that wait.
-    pub(in crate::ledger) fn outcomes_len(&self) -> usize {
+    pub(in crate::jobs::ledger) fn outcomes_len(&self) -> usize {
         self.outcomes.len()
     }
 
     /// All messages that wait.
-    pub(in crate::ledger) fn len(&self) -> usize {
+    pub(in crate::jobs::ledger) fn len(&self) -> usize {
         self.outcomes.len() + self.event_queue.len() + self.notices.len()
     }
 
     /// Refusals that were dropped for want of room, since the start.
-    pub(in crate::ledger) fn dropped(&self) -> u64 {
+    pub(in crate::jobs::ledger) fn dropped(&self) -> u64 {
         self.dropped
     }
 

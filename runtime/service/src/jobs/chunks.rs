@@ -5,7 +5,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use crate::ledger::Start;
+use crate::jobs::ledger::Start;
 use phi_edge_api::{JobKey, ReplyAddress};
 use phi_edge_api::{Reply, ReplyBody};
 

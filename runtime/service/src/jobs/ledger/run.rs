@@ -7,7 +7,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::{AGEING, Closed, Ledger, Place, Start, State, Waiting};
-use crate::runner::Ended;
+use crate::jobs::runner::Ended;
 use phi_edge_api::{Answer, ReplyBody};
 use phi_edge_api::{JobKey, Priority};
 use phi_edge_job::ErrorCode;

@@ -12,8 +12,8 @@ use phi_edge_rules::Time;
 use phi_edge_store::Change;
 
 use super::queue::{Message, OutgoingQueue, Undelivered};
-use crate::journal::Journal;
-use crate::ledger::Ledger;
+use crate::jobs::journal::Journal;
+use crate::jobs::ledger::Ledger;
 
 /// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
 const STALLED: Duration = Duration::from_secs(5);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::ledger::*;
+use crate::jobs::ledger::*;
 use phi_edge_rules::{Closing, Event, EventWindow, Output, Published, Time};
 
 const START: Time = Time(1_700_000_000_000);

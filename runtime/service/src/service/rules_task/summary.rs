@@ -1,14 +1,13 @@
-//! The task of the rules: ends windows when they are due, and has the model word what they hold.
+//! The summary of one window: prompts that fit, asked of the model as jobs of the lowest priority.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::Sampling;
 use phi_edge_models::{Message, Role};
-use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 
-use crate::ledger::INTERNAL;
+use crate::jobs::ledger::INTERNAL;
 use crate::prompts::{PromptError, Prompts};
 use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
@@ -19,43 +18,11 @@ use phi_edge_rules::record::{PendingEvent, ShownMessage};
 use phi_edge_rules::words::{self, Budget, Record, Template, WordsError};
 use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
 
-/// The clock is looked at this often: it may have been set.
-const LOOK: Duration = Duration::from_secs(1);
-/// Between two attempts at a service that is busy, at least and at most.
-const AGAIN: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
-
-/// Runs until it is aborted; `at_once` events get their words at the same time.
-pub(crate) async fn run(shared: Arc<Shared>, at_once: usize) {
-    let mut working: JoinSet<()> = JoinSet::new();
-    loop {
-        let due = shared.tick_rules();
-        shared.publish_facts();
-        while working.len() < at_once {
-            let Some(unworded) = shared.book().take_waiting() else {
-                break;
-            };
-            working.spawn(word(Arc::clone(&shared), unworded));
-        }
-        tokio::select! {
-            () = sleep(due.unwrap_or(LOOK).min(LOOK)) => {}
-            () = shared.rules_wake.notified() => {}
-            Some(ended) = working.join_next() => {
-                if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "wording an event failed");
-                }
-            }
-        }
-    }
-}
-
-/// Gives an event its words and hands it on.
-async fn word(shared: Arc<Shared>, unworded: Unworded) {
-    let (published, jobs) = worded(&shared, unworded).await;
-    shared.publish_event(published, &jobs);
-}
+/// The time between two attempts at a service that is busy, at least and at most.
+const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
 /// Gives an event its words, or says why it has none; names the jobs that it took.
-pub(crate) async fn worded(
+pub(crate) async fn summarise(
     shared: &Arc<Shared>,
     Unworded { pending, rule, left }: Unworded,
 ) -> (Published, Vec<JobKey>) {
@@ -234,7 +201,9 @@ impl Wording<'_> {
                     retry_after,
                     ..
                 }) if !left.is_zero() => {
-                    let wait = retry_after.unwrap_or(AGAIN.1).clamp(AGAIN.0, AGAIN.1);
+                    let wait = retry_after
+                        .unwrap_or(RETRY_INTERVAL.1)
+                        .clamp(RETRY_INTERVAL.0, RETRY_INTERVAL.1);
                     sleep(wait.min(left)).await;
                 }
                 Err(refusal) => return Err(error(refusal.code, refusal.message)),

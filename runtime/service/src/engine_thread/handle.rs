@@ -9,9 +9,9 @@ use std::time::Duration;
 use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, TokenId};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::generation::{EngineCommand, Generation};
-use crate::pulse::EnginePulse;
-use crate::throttle::Throttle;
+use super::EnginePulse;
+use super::Throttle;
+use super::{EngineCommand, Generation};
 
 /// So much earlier than the last load took is a model loaded that is needed at a known time.
 const AHEAD: Duration = Duration::from_secs(2);

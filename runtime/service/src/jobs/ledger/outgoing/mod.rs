@@ -13,7 +13,7 @@ use phi_edge_store::Change;
 use tokio::sync::oneshot;
 
 use super::{Ledger, State};
-use crate::journal::{Journal, Stored};
+use crate::jobs::journal::{Journal, Stored};
 
 pub(super) use queue::{Class, OutgoingQueue};
 

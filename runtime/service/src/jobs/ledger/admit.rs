@@ -10,7 +10,7 @@ use super::restore::record;
 use super::run::promised;
 use super::shares::NoRoom;
 use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
-use crate::journal::Stored;
+use crate::jobs::journal::Stored;
 use phi_edge_api::Refusal;
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;

@@ -7,12 +7,12 @@ use phi_edge_engine::{Failure, Finish, Stop, Summary, TokenId};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
-use crate::chunks::Chunks;
-use crate::engine_handle::{Ask, EngineClient};
-use crate::generation::{Generation, Update};
-use crate::ledger::Start;
+use crate::engine_thread::{Ask, EngineClient};
+use crate::engine_thread::{Generation, Update};
+use crate::jobs::chunks::Chunks;
+use crate::jobs::history::seen;
+use crate::jobs::ledger::Start;
 use crate::prompts::Prompts;
-use crate::seen::seen;
 use phi_edge_api::Reply;
 use phi_edge_job::{ErrorCode, FinishReason};
 

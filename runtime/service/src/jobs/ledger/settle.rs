@@ -6,7 +6,7 @@ use tokio::time::Instant;
 
 use super::run::promised;
 use super::{Kept, Ledger, State, Waiting, is_internal};
-use crate::witness::{JobEnd, Outcome, Witnesses};
+use crate::observers::{JobEnd, Outcome, Witnesses};
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;

@@ -7,9 +7,9 @@ use tokio::sync::mpsc::Permit;
 use tokio::task::{Id, JoinError, JoinSet};
 use tokio::time::Instant;
 
-use crate::engine_handle::EngineHandle;
-use crate::ledger::Closed;
-use crate::runner::{Ended, Runner, until};
+use crate::engine_thread::EngineHandle;
+use crate::jobs::ledger::Closed;
+use crate::jobs::runner::{Ended, Runner, until};
 use crate::service::{HANDOVER, Shared};
 use phi_edge_api::JobKey;
 use phi_edge_api::Reply;

@@ -1,5 +1,10 @@
 //! The one thread that owns the engine and, through its decoder, the model.
 
+mod generation;
+mod handle;
+mod liveness;
+mod throttle;
+
 use std::any::Any;
 use std::collections::HashMap;
 use std::fmt::Display;
@@ -12,8 +17,13 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::engine_handle::{EngineHandle, EngineInfo, EngineThread, Gauges};
-use crate::generation::{EngineCommand, Sink};
+use handle::{EngineThread, Gauges};
+
+pub use generation::{EngineCommand, Generation, Sink, Update};
+pub(crate) use handle::{Ask, EngineClient, LoadGauge, Waker};
+pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
+pub use liveness::{Beat, EnginePulse};
+pub use throttle::Throttle;
 
 /// Commands under way to the thread. The service hands over no more requests than there are slots and the
 /// thread takes all that wait before each step, so that a few places are plenty.

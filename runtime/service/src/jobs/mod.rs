@@ -1,0 +1,13 @@
+//! Jobs: what was promised and what became of it, and the tasks that run them.
+
+pub(crate) mod chunks;
+pub(crate) mod history;
+pub(crate) mod journal;
+pub(crate) mod ledger;
+pub(crate) mod quota;
+pub(crate) mod receipts;
+pub(crate) mod runner;
+pub(crate) mod sessions;
+pub(crate) mod throughput;
+
+pub use quota::Quota;

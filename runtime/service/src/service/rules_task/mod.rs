@@ -1,0 +1,47 @@
+//! The task of the rules: ends windows when they are due, and has the model summarise what they hold.
+
+mod summary;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use phi_edge_rules::book::Unworded;
+use tokio::task::JoinSet;
+use tokio::time::sleep;
+
+use super::Shared;
+
+pub(super) use summary::summarise;
+
+/// The longest time between two looks at the clock: it may have been set.
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Runs until it is aborted; `at_once` events get their words at the same time.
+pub(super) async fn run(shared: Arc<Shared>, at_once: usize) {
+    let mut working: JoinSet<()> = JoinSet::new();
+    loop {
+        let due = shared.tick_rules();
+        shared.publish_facts();
+        while working.len() < at_once {
+            let Some(unworded) = shared.book().take_waiting() else {
+                break;
+            };
+            working.spawn(summarise_and_publish(Arc::clone(&shared), unworded));
+        }
+        tokio::select! {
+            () = sleep(due.unwrap_or(CLOCK_CHECK_INTERVAL).min(CLOCK_CHECK_INTERVAL)) => {}
+            () = shared.rules_wake.notified() => {}
+            Some(ended) = working.join_next() => {
+                if let Err(error) = ended && error.is_panic() {
+                    tracing::error!(%error, "wording an event failed");
+                }
+            }
+        }
+    }
+}
+
+/// Adds its summary to an event and hands it on.
+async fn summarise_and_publish(shared: Arc<Shared>, unworded: Unworded) {
+    let (published, jobs) = summarise(&shared, unworded).await;
+    shared.publish_event(published, &jobs);
+}
