@@ -3,11 +3,11 @@
 use std::time::Duration;
 
 use crate::decoder::Regime;
-use crate::guess::Guesser;
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::repetition::RepetitionGuard;
 use crate::request::{Finish, GenerateRequest, Summary};
 use crate::sampler::Sampler;
+use crate::speculation::Guesser;
 use crate::stop::StopWatch;
 
 /// A request and all that its answer needs.

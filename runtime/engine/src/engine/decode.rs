@@ -5,11 +5,11 @@ use std::time::Duration;
 use super::Engine;
 use super::settle::choices;
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
-use crate::guess::{self, Proposal};
 use crate::ids::{RowId, TokenId};
 use crate::request::Event;
 use crate::rows::Rows;
 use crate::sequence::Sequence;
+use crate::speculation::{self, Proposal};
 
 impl<D: Decoder> Engine<D> {
     /// The next token of every sequence that is through with its prompt, or of those of `regime`.
@@ -186,7 +186,7 @@ impl<D: Decoder> Engine<D> {
             .iter()
             .filter_map(|&index| {
                 let sequence = &self.running[index];
-                let proposal = guess::propose(&sequence.tokens, room(sequence))?;
+                let proposal = speculation::propose(&sequence.tokens, room(sequence))?;
                 Some((index, proposal))
             })
             .collect();
@@ -194,7 +194,7 @@ impl<D: Decoder> Engine<D> {
             .iter()
             .map(|(index, proposal)| (&self.running[*index].guesser, proposal.clone()))
             .collect();
-        let length = guess::worth(&weighed, span, members.len(), &self.cost);
+        let length = speculation::worth(&weighed, span, members.len(), &self.cost);
         let chosen: Vec<_> = proposals
             .into_iter()
             .map(|(index, proposal)| {

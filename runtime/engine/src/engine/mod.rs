@@ -12,10 +12,10 @@ use std::time::Duration;
 use crate::cost::Cost;
 use crate::decoder::{Caps, Decoder, Interrupt};
 use crate::ids::{RequestId, RowId, TokenId};
-use crate::pace::Pace;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
 use crate::rows::Rows;
-use crate::schedule::{Turns, Work};
+use crate::run_times::Pace;
+use crate::scheduler::{Turns, Work};
 use crate::sequence::{Sequence, Waiting};
 
 /// How the engine works.
