@@ -4,24 +4,24 @@
 //! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
 
 mod attention;
-pub mod bare;
-mod check;
+pub mod baseline;
+mod custom_operators;
 mod decoder;
+mod edit_cache;
 mod error;
-mod feeds;
 mod graph;
 mod kv;
 mod library;
 mod matmul;
 mod open;
-mod own;
 mod prepare;
 mod processor;
 mod provider;
 mod raw;
+mod run_inputs;
 mod session;
 mod telemetry;
-mod verdicts;
+mod verify_edits;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;

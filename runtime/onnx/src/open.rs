@@ -5,8 +5,8 @@ use std::path::Path;
 use phi_edge_models::{GenaiConfig, ModelDir};
 
 use crate::attention;
-use crate::check;
 use crate::decoder::DecoderConfig;
+use crate::edit_cache::Verdicts;
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::library::Library;
@@ -15,7 +15,7 @@ use crate::prepare::{self, Level, Prepare, Tables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::session::{self, OpenGraph, Source};
-use crate::verdicts::Verdicts;
+use crate::verify_edits;
 
 /// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
 const EDITED_AT_MOST: u64 = 256 << 20;
@@ -198,7 +198,7 @@ impl Attempt<'_> {
     }
 
     fn check(&self, bytes: &[u8], edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
-        let trial = check::Trial {
+        let trial = verify_edits::Trial {
             library: self.library,
             path: self.path,
             facts: self.facts,

@@ -7,9 +7,9 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 use phi_edge_models::GenaiConfig;
 
+use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
-use crate::own;
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -85,7 +85,9 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
         // It knows the own operators, used or not.
-        None if own::available() => Ok(builder.with_operators(own::domain(threads)?)?),
+        None if custom_operators::available() => {
+            Ok(builder.with_operators(custom_operators::domain(threads)?)?)
+        }
         None => Ok(builder),
     }
 }

@@ -1,8 +1,8 @@
 //! Attention of a run's rows over their keys and values in the slab, which the run's own are written to first.
 
 use crate::attention::LANES;
-use crate::attention::tile::{BLOCK, Query, block};
-use crate::own::Workers;
+use crate::attention::online_softmax::{BLOCK, Query, block};
+use crate::custom_operators::Workers;
 
 /// Query vectors of one piece of work, at most. They pass by a block of keys while it is in the first caches.
 const VECTORS: usize = 32;

@@ -7,7 +7,7 @@ use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
 use crate::attention::attend::{Heads, Inputs, Scratch, Slab, attend};
-use crate::own::Threads;
+use crate::custom_operators::Threads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;

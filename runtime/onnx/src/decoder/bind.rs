@@ -7,9 +7,9 @@ use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, S
 
 use super::{OnnxDecoder, Table, to_i64};
 use crate::error::one_line;
-use crate::feeds::Factors;
 use crate::kv::Side;
 use crate::raw::{self, Element, View};
+use crate::run_inputs::Factors;
 
 impl OnnxDecoder {
     /// Binds past and present of the rows to the same views. Kept until another set of rows runs.
@@ -124,7 +124,7 @@ impl OnnxDecoder {
         Ok(())
     }
 
-    /// One run of one row without the checks and the choice of logits: for [`crate::bare`].
+    /// One run of one row without the checks and the choice of logits: for [`crate::baseline`].
     pub(crate) fn run_plain(
         &mut self,
         ids: &[TokenId],

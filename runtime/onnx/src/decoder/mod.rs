@@ -15,7 +15,6 @@ use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, Row
 use phi_edge_models::{GenaiConfig, ModelDir};
 
 use crate::error::OnnxError;
-use crate::feeds::{Factors, Feeds, RopeForm};
 use crate::kv::KvSlab;
 use crate::library::Library;
 use crate::open::{self, Opened};
@@ -23,6 +22,7 @@ use crate::prepare::{Level, POSITIONS, Prepare, Tables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
+use crate::run_inputs::{Factors, Feeds, RopeForm};
 use crate::session::OpenGraph;
 use names::Names;
 use reserve::reserve;

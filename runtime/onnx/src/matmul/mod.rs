@@ -11,17 +11,15 @@ pub(crate) const OPERATOR: &str = "MatMul4Bits";
 pub(crate) const REVISION: &str = "matmul 1";
 
 #[cfg(target_arch = "x86_64")]
+mod multiply;
+#[cfg(target_arch = "x86_64")]
 mod operator;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
-mod product;
-#[cfg(target_arch = "x86_64")]
 mod quantise;
 #[cfg(target_arch = "x86_64")]
 mod release;
-#[cfg(test)]
-mod session_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]

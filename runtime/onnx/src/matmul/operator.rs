@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
 
+use crate::custom_operators::Threads;
 use crate::matmul::OPERATOR;
+use crate::matmul::multiply::{Scratch, multiply};
 use crate::matmul::pack::{Packed, Shape, Source};
-use crate::matmul::product::{Scratch, multiply};
 use crate::matmul::release::release;
-use crate::own::Threads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;

@@ -4,7 +4,7 @@ use std::collections::{BTreeSet, HashMap};
 
 use prost::Message;
 
-use crate::prepare::proto::{
+use crate::prepare::graph_editor::{
     Attribute, Change, Draft, Node, Part, Tensor, Value, element, graph_field, with_inputs,
 };
 
@@ -143,7 +143,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prepare::proto::testing::{Model, exported, graph_of};
+    use crate::prepare::graph_editor::testing::{Model, exported, graph_of};
 
     fn model(last: &str) -> Vec<u8> {
         graph_of(vec![

@@ -1,20 +1,22 @@
 //! Edits of a graph in memory, before it is opened. The files are never touched.
 //!
 //! Where a graph does not look as an edit expects, it is left alone; where it does, the edited graph is held against
-//! the plain one before it is used ([`crate::check`]).
+//! the plain one before it is used ([`crate::verify_edits`]).
 
-mod attention;
-mod cut;
+mod cut_layers;
+pub(crate) mod graph_editor;
 mod logits;
-mod matmul;
-pub(crate) mod proto;
 mod ragged;
+mod replace_attention;
+mod replace_matmuls;
+#[cfg(test)]
+mod replaced_matmul_tests;
 mod rope;
 
-pub(crate) use cut::cut;
+pub(crate) use cut_layers::cut;
 pub(crate) use logits::LOGITS_ROWS;
-pub(crate) use matmul::{Single, own_products, single_products};
 pub(crate) use ragged::{LENGTHS, POSITIONS};
+pub(crate) use replace_matmuls::{Single, own_products, single_products};
 pub(crate) use rope::Tables;
 
 /// How far a graph's form is edited. Each level includes those before it, as far as they apply.
@@ -164,10 +166,10 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Pr
     }
     // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
     if attention {
-        graph = Some(attention::own_attention(graph.as_deref()?)?);
+        graph = Some(replace_attention::own_attention(graph.as_deref()?)?);
     }
     if matmul {
-        graph = Some(matmul::own_products(graph.as_deref().unwrap_or(model))?);
+        graph = Some(replace_matmuls::own_products(graph.as_deref().unwrap_or(model))?);
     }
     Some(Prepared {
         graph: graph?,

@@ -3,7 +3,7 @@
 
 use prost::Message;
 
-use crate::prepare::proto::{Change, Draft, Part, Value, element, graph_field, with_inputs};
+use crate::prepare::graph_editor::{Change, Draft, Part, Value, element, graph_field, with_inputs};
 
 /// The input that says how many of a row's tokens count: `i32 [rows]`.
 pub(crate) const LENGTHS: &str = "phi_edge.query_lengths";
@@ -60,7 +60,7 @@ pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::graph_editor::testing::{exported, read};
     use crate::prepare::rope::take_tables;
 
     #[test]

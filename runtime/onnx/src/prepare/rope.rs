@@ -6,7 +6,7 @@
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::prepare::proto::{Change, Draft, Part, Tensor, Value, element, graph_field};
+use crate::prepare::graph_editor::{Change, Draft, Part, Tensor, Value, element, graph_field};
 use crate::raw::Element;
 
 /// Cosines and sines of the short factors, and behind them those of the long ones.
@@ -192,7 +192,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::graph_editor::testing::{exported, read};
 
     #[test]
     fn the_exporters_tables_are_taken() {

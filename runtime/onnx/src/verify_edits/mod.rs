@@ -1,6 +1,6 @@
 //! Whether an edited graph does what the plain one does, tried on its first layers.
 
-mod products;
+mod compare_matmuls;
 
 use std::path::Path;
 
@@ -26,7 +26,7 @@ const STEPS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
 /// int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
 const TOLERANCE: f32 = 5e-3;
 
-/// The same where products are computed by the own operator. Each product equals the library's ([`products`]), but for the
+/// The same where products are computed by the own operator. Each product equals the library's ([`compare_matmuls`]), but for the
 /// last bits; these decide now and then how the next product rounds an input to eight bits, and so on, so that after a
 /// few products two equally good results differ by as much as rounding to eight bits costs. Seen: 12e-3 at full size.
 const TOLERANCE_OF_OWN_PRODUCTS: f32 = 5e-2;
@@ -90,7 +90,7 @@ impl Trial<'_> {
         if !edits.matmul {
             return Ok(Ok(()));
         }
-        Ok(products::hold(self, model).and_then(|()| self.edited(&cut, edits, &expected, &genai)))
+        Ok(compare_matmuls::hold(self, model).and_then(|()| self.edited(&cut, edits, &expected, &genai)))
     }
 
     fn edited(

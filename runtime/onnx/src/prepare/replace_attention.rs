@@ -1,8 +1,8 @@
 //! Attention by an operator of our own ([`crate::attention`]).
 
 use crate::attention::OPERATOR;
-use crate::own::DOMAIN;
-use crate::prepare::proto::{
+use crate::custom_operators::DOMAIN;
+use crate::prepare::graph_editor::{
     Change, Draft, Node, Part, element, graph_field, with_inputs, with_operator, with_opset,
 };
 use crate::prepare::ragged::{LENGTHS, POSITIONS};
@@ -73,7 +73,7 @@ fn fits(node: &Node, floats: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::graph_editor::testing::{exported, read};
     use crate::prepare::ragged::wire_lengths;
     use crate::prepare::rope::take_tables;
 
@@ -122,12 +122,12 @@ mod tests {
         };
         assert!(!changed(|node| "bias".clone_into(&mut node.input[10])));
         assert!(!changed(|node| "keys".clone_into(&mut node.input[1])));
-        assert!(!changed(|node| node
-            .attribute
-            .push(crate::prepare::proto::Attribute::int("local_window_size", 64))));
-        assert!(!changed(|node| node
-            .attribute
-            .push(crate::prepare::proto::Attribute::int("smooth_softmax", 1))));
+        assert!(!changed(|node| node.attribute.push(
+            crate::prepare::graph_editor::Attribute::int("local_window_size", 64)
+        )));
+        assert!(!changed(|node| node.attribute.push(
+            crate::prepare::graph_editor::Attribute::int("smooth_softmax", 1)
+        )));
         assert!(!changed(|node| node
             .attribute
             .retain(|attribute| attribute.name != "do_rotary")));

@@ -5,10 +5,10 @@ use std::path::Path;
 use ort::session::Session;
 use ort::value::Tensor;
 
-use crate::check::Trial;
 use crate::error::one_line;
 use crate::prepare::{Single, own_products, single_products};
 use crate::session;
+use crate::verify_edits::Trial;
 
 /// Rows of the trial's inputs: one, a few, and more than fit one part of the work.
 const ROWS: [usize; 3] = [1, 7, 33];

@@ -2,8 +2,8 @@
 
 use std::collections::HashSet;
 
+use crate::prepare::graph_editor::{Change, Draft, Node, Part, graph_field, with_inputs};
 use crate::prepare::logits::Tail;
-use crate::prepare::proto::{Change, Draft, Node, Part, graph_field, with_inputs};
 
 /// The graph with its first `layers` layers only. `outputs` are what it returns then: the logits first, and the keys
 /// and values of those layers. `None`: the graph is of another form, or has no more layers than that.
@@ -115,7 +115,7 @@ fn needed(nodes: &[Node], inputs: &[Vec<String>], outputs: &[String]) -> HashSet
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::graph_editor::testing::{exported, read};
 
     #[test]
     fn the_exporters_graphs_are_cut() {
@@ -135,7 +135,7 @@ mod tests {
             let inputs: Vec<&str> = edited
                 .input
                 .iter()
-                .map(crate::prepare::proto::Value::name)
+                .map(crate::prepare::graph_editor::Value::name)
                 .collect();
             assert_eq!(inputs.len(), 4, "{inputs:?}");
             assert!(

@@ -7,11 +7,11 @@ use ort::session::Session;
 use ort::value::Tensor;
 use prost::Message;
 
+use crate::custom_operators::domain;
 use crate::library::Library;
 use crate::matmul::{OPERATOR, available};
-use crate::own::domain;
-use crate::prepare::proto::testing::{Graph, Model};
-use crate::prepare::proto::{Attribute, Node, Opset, Tensor as Held, Value, element};
+use crate::prepare::graph_editor::testing::{Graph, Model};
+use crate::prepare::graph_editor::{Attribute, Node, Opset, Tensor as Held, Value, element};
 use crate::prepare::{Level, Prepare, prepare};
 
 const K: usize = 200;

@@ -4,9 +4,9 @@ use std::collections::{HashMap, HashSet};
 
 use prost::Message;
 
+use crate::custom_operators::DOMAIN;
 use crate::matmul::{OPERATOR, takes_block};
-use crate::own::DOMAIN;
-use crate::prepare::proto::{
+use crate::prepare::graph_editor::{
     Change, Draft, Node, Part, Value, element, graph_field, with_inputs, with_operator, with_opset,
 };
 
@@ -152,8 +152,8 @@ fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::Attribute;
-    use crate::prepare::proto::testing::{Model, exported};
+    use crate::prepare::graph_editor::Attribute;
+    use crate::prepare::graph_editor::testing::{Model, exported};
 
     #[test]
     fn every_product_of_accuracy_level_4_is_replaced() {
@@ -258,7 +258,8 @@ mod tests {
 
     #[test]
     fn a_graph_without_such_products_is_left_alone() {
-        let graph = crate::prepare::proto::testing::graph_of(vec![Node::new("MatMul", &["x", "w"], "y")]);
+        let graph =
+            crate::prepare::graph_editor::testing::graph_of(vec![Node::new("MatMul", &["x", "w"], "y")]);
         assert_eq!(own_products(&graph), None);
         assert_eq!(own_products(b"no protobuf at all"), None);
     }
