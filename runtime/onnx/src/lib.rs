@@ -12,6 +12,7 @@ mod error;
 mod graph;
 mod kv;
 mod library;
+mod load;
 mod matmul;
 mod open;
 mod prepare;
@@ -22,11 +23,15 @@ mod run_inputs;
 mod session;
 mod telemetry;
 mod verify_edits;
+mod version;
+#[cfg(target_arch = "x86_64")]
+mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
-pub use library::{Library, MINIMUM_VERSION, PINNED_VERSION};
+pub use library::Library;
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;
 pub use provider::Provider;
 pub use telemetry::forbid_telemetry;
+pub use version::{MINIMUM_VERSION, PINNED_VERSION};

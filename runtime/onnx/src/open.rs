@@ -11,22 +11,14 @@ use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, Prepare, Tables};
+use crate::prepare::{self, Level, Prepare};
 use crate::processor::processor_name;
 use crate::provider::Provider;
-use crate::session::{self, OpenGraph, Source};
+use crate::session::{self, OpenModel, Source};
 use crate::verify_edits;
 
 /// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
 const EDITED_AT_MOST: u64 = 256 << 20;
-
-/// An open graph, and what was done to it.
-pub(crate) struct Opened {
-    pub(crate) graph: OpenGraph,
-    pub(crate) facts: GraphFacts,
-    pub(crate) tables: Option<Tables>,
-    pub(crate) prepared: Prepare,
-}
 
 /// Opens `model`'s decoder on the first provider that can be had.
 pub(crate) fn open(
@@ -34,7 +26,7 @@ pub(crate) fn open(
     model: &ModelDir,
     config: &DecoderConfig,
     threads: usize,
-) -> Result<Opened, OnnxError> {
+) -> Result<OpenModel, OnnxError> {
     let path = model.decoder_path();
     // Before anything is tried with the file: this says best what is wrong with a damaged one.
     let facts = graph::read(&path)?;
@@ -110,7 +102,7 @@ struct Attempt<'a> {
 }
 
 impl Attempt<'_> {
-    fn open(&self, bytes: Option<&[u8]>) -> Result<Opened, OnnxError> {
+    fn open(&self, bytes: Option<&[u8]>) -> Result<OpenModel, OnnxError> {
         if let Some(bytes) = bytes {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
@@ -149,9 +141,9 @@ impl Attempt<'_> {
         self.plain()
     }
 
-    fn plain(&self) -> Result<Opened, OnnxError> {
+    fn plain(&self) -> Result<OpenModel, OnnxError> {
         let graph = session::open(self.library, &self.source(None), self.provider, self.threads)?;
-        Ok(Opened {
+        Ok(OpenModel {
             graph,
             facts: self.facts,
             tables: None,
@@ -165,7 +157,7 @@ impl Attempt<'_> {
         bytes: &[u8],
         edits: Prepare,
         verdicts: &Verdicts,
-    ) -> Result<Option<Result<Opened, String>>, OnnxError> {
+    ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
         let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
@@ -189,7 +181,7 @@ impl Attempt<'_> {
             )
             .map_err(|error| error.to_string())
         });
-        Ok(Some(outcome.map(|graph| Opened {
+        Ok(Some(outcome.map(|graph| OpenModel {
             graph,
             facts: self.facts,
             tables: prepared.tables,

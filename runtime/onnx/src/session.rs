@@ -9,7 +9,9 @@ use phi_edge_models::GenaiConfig;
 
 use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
+use crate::graph::GraphFacts;
 use crate::library::Library;
+use crate::prepare::{Prepare, Tables};
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -26,6 +28,15 @@ pub(crate) struct OpenGraph {
     pub(crate) chooses_logits: bool,
     /// The input that takes positions, if the graph has one.
     pub(crate) position_ids: Option<String>,
+}
+
+/// An open graph, what its file says, and how it is edited.
+pub(crate) struct OpenModel {
+    pub(crate) graph: OpenGraph,
+    pub(crate) facts: GraphFacts,
+    /// The rope tables that its inputs take, where the edits made inputs of them.
+    pub(crate) tables: Option<Tables>,
+    pub(crate) prepared: Prepare,
 }
 
 /// What is opened.

@@ -2,7 +2,7 @@
 
 use crate::attention::LANES;
 use crate::attention::online_softmax::{BLOCK, Query, block};
-use crate::custom_operators::Workers;
+use crate::workers::Workers;
 
 /// Query vectors of one piece of work, at most. They pass by a block of keys while it is in the first caches.
 const VECTORS: usize = 32;

@@ -7,7 +7,7 @@ use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
 use crate::attention::attend::{Heads, Inputs, Scratch, Slab, attend};
-use crate::custom_operators::Threads;
+use crate::workers::SessionThreads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
@@ -123,7 +123,16 @@ impl Kernel for Layer {
         let mut scratch = pool().pop().unwrap_or_default();
         // SAFETY: graphs with the operator are opened only where the processor has what it needs; the slab is of this
         // size, and one run at a time uses it.
-        let outcome = unsafe { attend(heads, &inputs, slab, output, &mut scratch, &Threads(context)) };
+        let outcome = unsafe {
+            attend(
+                heads,
+                &inputs,
+                slab,
+                output,
+                &mut scratch,
+                &SessionThreads(context),
+            )
+        };
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
     }

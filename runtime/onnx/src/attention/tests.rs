@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 use crate::attention::attend::{Heads, Inputs, Slab, attend};
 use crate::attention::available;
-use crate::custom_operators::Workers;
+use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
 struct Alone;

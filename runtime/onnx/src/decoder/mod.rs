@@ -12,18 +12,17 @@ use std::sync::Arc;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, RowId, Step, Wanted};
-use phi_edge_models::{GenaiConfig, ModelDir};
+use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
 use crate::kv::KvSlab;
 use crate::library::Library;
-use crate::open::{self, Opened};
 use crate::prepare::{Level, POSITIONS, Prepare, Tables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
 use crate::run_inputs::{Factors, Feeds, RopeForm};
-use crate::session::OpenGraph;
+use crate::session::{OpenGraph, OpenModel};
 use names::Names;
 use reserve::reserve;
 
@@ -70,47 +69,14 @@ enum Table {
 }
 
 impl OnnxDecoder {
-    /// Loads `model`'s decoder graph and reserves its KV memory.
-    pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
-        Self::load_measuring(library, model, config, || None)
-    }
-
-    /// The same; where `config` does not bound the KV memory of the host, `free` does, asked once the weights are in memory.
-    pub fn load_measuring(
-        library: &Library,
-        model: &ModelDir,
-        config: &DecoderConfig,
-        free: impl FnOnce() -> Option<u64>,
-    ) -> Result<Self, OnnxError> {
-        let threads = config.threads.unwrap_or_else(available_threads);
-        let opened = open::open(library, model, config, threads)?;
-        let mut config = config.clone();
-        if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
-            config.kv_memory = free();
-        }
-        let config = &config;
-        let decoder = Self::over(opened, &model.decoder_path(), model.config(), config)?;
-        tracing::info!(
-            provider = decoder.provider.as_str(),
-            prepared = decoder.prepared.as_str(),
-            threads,
-            context = decoder.caps.context_length,
-            rope_boundary = decoder.rope.boundary,
-            kv = ?decoder.caps.kv_type,
-            library = %library.path().display(),
-            "The model is loaded."
-        );
-        Ok(decoder)
-    }
-
     /// Reserves KV memory for an open graph, whose file is `path`.
     pub(crate) fn over(
-        opened: Opened,
+        opened: OpenModel,
         path: &Path,
         genai: &GenaiConfig,
         config: &DecoderConfig,
     ) -> Result<Self, OnnxError> {
-        let Opened {
+        let OpenModel {
             graph,
             facts,
             mut tables,
@@ -346,9 +312,4 @@ impl OnnxDecoder {
 
 fn to_i64(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
-}
-
-/// Processors this process may use (affinity and cgroup limits counted).
-fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

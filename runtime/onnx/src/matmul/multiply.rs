@@ -1,10 +1,10 @@
 //! The product of rows with packed weights: quantised once, then tile by tile.
 
-use crate::custom_operators::Workers;
 use crate::matmul::pack::Packed;
 use crate::matmul::quantise::{Place, quantise};
 use crate::matmul::tile::{Tile, compute};
 use crate::matmul::{GROUPS, HEIGHT, LANES, TALLEST};
+use crate::workers::Workers;
 
 /// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
 /// first cache (12 KiB), and so do those that are fetched meanwhile.

@@ -5,11 +5,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
 
-use crate::custom_operators::Threads;
 use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{Scratch, multiply};
 use crate::matmul::pack::{Packed, Shape, Source};
 use crate::matmul::release::release;
+use crate::workers::SessionThreads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
@@ -104,7 +104,13 @@ impl Kernel for Product {
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let pool = || self.scratch.lock().unwrap_or_else(PoisonError::into_inner);
         let mut scratch = pool().pop().unwrap_or_default();
-        let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
+        let outcome = multiply(
+            &self.packed,
+            input,
+            output,
+            &mut scratch,
+            &SessionThreads(context),
+        );
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
     }

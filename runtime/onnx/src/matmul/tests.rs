@@ -5,10 +5,10 @@
 
 use proptest::prelude::*;
 
-use crate::custom_operators::Workers;
 use crate::matmul::available;
 use crate::matmul::multiply::{Scratch, multiply};
 use crate::matmul::pack::{Packed, Shape, Source};
+use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
 struct Alone;

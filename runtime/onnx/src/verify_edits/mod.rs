@@ -11,10 +11,9 @@ use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
 use crate::graph::GraphFacts;
 use crate::library::Library;
-use crate::open::Opened;
 use crate::prepare::{self, Prepare, Prepared, Tables};
 use crate::provider::Provider;
-use crate::session::{self, Source};
+use crate::session::{self, OpenModel, Source};
 
 /// Layers of the trial: the second one reads what the edits made of the first.
 const LAYERS: usize = 2;
@@ -168,7 +167,7 @@ impl Trial<'_> {
             prepare: edits,
             verdicts: None,
         };
-        let opened = Opened {
+        let opened = OpenModel {
             graph,
             facts: self.facts,
             tables,
