@@ -11,7 +11,7 @@ use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
 use crate::graph::GraphFacts;
 use crate::library::Library;
-use crate::prepare::{Prepare, Tables};
+use crate::prepare::{Prepare, RopeTables};
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -35,12 +35,12 @@ pub(crate) struct OpenModel {
     pub(crate) graph: OpenGraph,
     pub(crate) facts: GraphFacts,
     /// The rope tables that its inputs take, where the edits made inputs of them.
-    pub(crate) tables: Option<Tables>,
+    pub(crate) tables: Option<RopeTables>,
     pub(crate) prepared: Prepare,
 }
 
 /// What is opened.
-pub(crate) struct Source<'a> {
+pub(crate) struct GraphSource<'a> {
     /// The graph's file; its weights lie beside it.
     pub(crate) path: &'a Path,
     /// An edited graph to open in the file's place.
@@ -51,7 +51,7 @@ pub(crate) struct Source<'a> {
 /// Opens a graph on one provider.
 pub(crate) fn open(
     library: &Library,
-    source: &Source<'_>,
+    source: &GraphSource<'_>,
     provider: Provider,
     threads: usize,
 ) -> Result<OpenGraph, OnnxError> {
@@ -66,14 +66,14 @@ pub(crate) fn open(
         None => builder(library, provider, threads)?.commit_from_file(source.path),
         Some(bytes) => {
             let folder = source.path.parent().unwrap_or(Path::new("."));
-            beside(library, provider, threads, folder)?.commit_from_memory(bytes)
+            builder_beside_weights(library, provider, threads, folder)?.commit_from_memory(bytes)
         }
     };
-    check(session.map_err(fault)?, provider, source.config, source.path)
+    validate(session.map_err(fault)?, provider, source.config, source.path)
 }
 
 /// For graphs in memory whose weights lie in `folder`.
-pub(crate) fn beside(
+pub(crate) fn builder_beside_weights(
     library: &Library,
     provider: Provider,
     threads: usize,
@@ -113,7 +113,7 @@ fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
         .then(|| named.to_owned())
 }
 
-fn check(
+fn validate(
     session: Session,
     provider: Provider,
     config: &GenaiConfig,

@@ -15,3 +15,20 @@ impl Workers for SessionThreads<'_> {
         self.0.par_for(total, 0, work).map_err(|error| error.to_string())
     }
 }
+
+/// A pointer that several threads write through, each at places of its own.
+#[derive(Clone, Copy)]
+pub(crate) struct SharedPointer<T>(pub(crate) *mut T);
+
+// SAFETY: what is written through it is divided among the threads by the pieces of work.
+unsafe impl<T> Send for SharedPointer<T> {}
+// SAFETY: as above.
+unsafe impl<T> Sync for SharedPointer<T> {}
+
+impl<T> SharedPointer<T> {
+    /// The pointer `offset` elements further.
+    #[inline]
+    pub(crate) fn at(self, offset: usize) -> *mut T {
+        self.0.wrapping_add(offset)
+    }
+}

@@ -6,7 +6,7 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
-use crate::attention::attend::{Heads, Inputs, Scratch, Slab, attend};
+use crate::attention::attend::{AttentionInputs, Heads, KvPointers, Scratch, attend};
 use crate::workers::SessionThreads;
 
 /// Scratch that the kernels of a session hand to each other.
@@ -19,7 +19,7 @@ pub(crate) struct Attention {
 }
 
 impl Operator for Attention {
-    type Kernel<'attr> = Layer;
+    type Kernel<'attr> = AttentionKernel;
 
     fn name(&self) -> &'static str {
         OPERATOR
@@ -37,14 +37,14 @@ impl Operator for Attention {
         [TensorElementType::Float32; 3].map(OperatorOutput::required)
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Layer> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<AttentionKernel> {
         let missing = |name: &str| ort::Error::new(format!("the attribute {name} is missing"));
         let count = |name: &str| {
             let value = context.get::<i64>(name);
             let value = value.and_then(|value| usize::try_from(value).ok());
             value.ok_or_else(|| missing(name))
         };
-        Ok(Layer {
+        Ok(AttentionKernel {
             queries: count("num_heads")?,
             keys: count("kv_num_heads")?,
             scale: context.get::<f32>("scale").filter(|scale| *scale != 0.0),
@@ -54,7 +54,7 @@ impl Operator for Attention {
 }
 
 /// The attention of one layer.
-pub(crate) struct Layer {
+pub(crate) struct AttentionKernel {
     queries: usize,
     keys: usize,
     /// None: one through the square root of a vector's size.
@@ -62,7 +62,7 @@ pub(crate) struct Layer {
     scratch: Pool,
 }
 
-impl Kernel for Layer {
+impl Kernel for AttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let missing = || ort::Error::new("a tensor is missing or of another form");
         let input = |at: usize| context.input(at)?.ok_or_else(missing);
@@ -87,7 +87,7 @@ impl Kernel for Layer {
             #[allow(clippy::cast_precision_loss, reason = "some hundred at most")]
             scale: self.scale.unwrap_or_else(|| (size as f32).sqrt().recip()),
         };
-        let inputs = Inputs {
+        let inputs = AttentionInputs {
             packed,
             width: size_of(width)?,
             tables: [cosines, sines.try_extract_tensor::<f32>()?.1],
@@ -109,7 +109,7 @@ impl Kernel for Layer {
                 "past and present keys and values must be the same memory",
             ));
         }
-        let slab = Slab {
+        let slab = KvPointers {
             keys: keys.as_mut_ptr(),
             values: key_values.as_mut_ptr(),
             room: size_of(room)?,

@@ -17,11 +17,11 @@ use phi_edge_models::GenaiConfig;
 use crate::error::OnnxError;
 use crate::kv::KvSlab;
 use crate::library::Library;
-use crate::prepare::{Level, POSITIONS, Prepare, Tables};
+use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
-use crate::run_inputs::{Factors, Feeds, RopeForm};
+use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
 use crate::session::{OpenGraph, OpenModel};
 use names::Names;
 use reserve::reserve;
@@ -29,7 +29,7 @@ use reserve::reserve;
 pub use config::DecoderConfig;
 
 /// A context that is shorter than this for want of memory is worth a warning.
-const SHORT: usize = 1024;
+const SHORT_CONTEXT_TOKENS: usize = 1024;
 
 /// A model ready to run.
 pub struct OnnxDecoder {
@@ -39,21 +39,21 @@ pub struct OnnxDecoder {
     table_views: Vec<View>,
     binding: IoBinding,
     bound_rows: Option<(usize, usize)>,
-    bound_table: Option<Table>,
+    bound_table: Option<BoundTable>,
     slab: KvSlab,
     session: Session,
     options: Arc<RunOptions>,
     host: MemoryInfo<'static>,
     names: Names,
-    feeds: Feeds,
-    tables: Option<Tables>,
+    run_inputs: RunInputs,
+    tables: Option<RopeTables>,
     /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
     f16_logits: Vec<half::f16>,
     /// The wanted rows, where they are not one run of `f32_logits`.
     wanted: Vec<f32>,
     logits_element: Element,
-    /// The graph computes only the logits that `feeds.logits_rows` names.
+    /// The graph computes only the logits that `run_inputs.logits_rows` names.
     chooses_logits: bool,
     prepared: Prepare,
     rope: RopeForm,
@@ -63,7 +63,7 @@ pub struct OnnxDecoder {
 
 /// Which rows of the rope tables a run is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Table {
+enum BoundTable {
     Of(Regime),
     Joined,
 }
@@ -99,7 +99,7 @@ impl OnnxDecoder {
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
         let context = slab.context(genai.context_length);
-        if context < SHORT.min(genai.context_length) {
+        if context < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context,
                 kv_bytes = config.kv_memory,
@@ -123,14 +123,14 @@ impl OnnxDecoder {
             Some(tables) => {
                 tables.limit(slab.shape().capacity);
                 if ragged {
-                    Factors::Offset(tables.short)
+                    RopeFactors::Offset(tables.short)
                 } else {
-                    Factors::Table
+                    RopeFactors::Table
                 }
             }
-            None if ragged => Factors::Offset(0),
-            None if position_ids.is_some() => Factors::OwnPositions,
-            None => Factors::MaskWidth,
+            None if ragged => RopeFactors::Offset(0),
+            None if position_ids.is_some() => RopeFactors::OwnPositions,
+            None => RopeFactors::MaskWidth,
         };
         Ok(Self {
             kv_views: Vec::new(),
@@ -148,7 +148,7 @@ impl OnnxDecoder {
                 MemoryType::Default,
             )?,
             names,
-            feeds: Feeds::default(),
+            run_inputs: RunInputs::default(),
             tables,
             f32_logits: Vec::new(),
             f16_logits: Vec::new(),
@@ -230,12 +230,12 @@ impl Decoder for OnnxDecoder {
 
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
         self.check(step)?;
-        self.feeds.fill(step.rows, self.rope)?;
+        self.run_inputs.fill(step.rows, self.rope)?;
         let first = step.rows.first().map_or(0, |row| row.row.0 as usize);
         let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
         self.bind_rows(first, step.rows.len())
             .and_then(|()| self.bind_tables(regime))
-            .and_then(|()| self.bind_feeds(step.rows.len()))
+            .and_then(|()| self.bind_run_inputs(step.rows.len()))
             .map_err(DecodeError::Failed)?;
         self.run_bound(interrupt)?;
         let vocab = self.caps.vocab_size;

@@ -7,7 +7,7 @@ use ort::value::{TensorElementType, TensorValueType};
 
 use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{Scratch, multiply};
-use crate::matmul::pack::{Packed, Shape, Source};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 
@@ -31,7 +31,7 @@ impl MatMul {
 }
 
 impl Operator for MatMul {
-    type Kernel<'attr> = Product;
+    type Kernel<'attr> = MatMulKernel;
 
     fn name(&self) -> &'static str {
         OPERATOR
@@ -50,14 +50,14 @@ impl Operator for MatMul {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Product> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<MatMulKernel> {
         let attribute = |name: &str| {
             let value = context
                 .get::<i64>(name)
                 .and_then(|value| usize::try_from(value).ok());
             value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
         };
-        let shape = Shape {
+        let shape = MatrixShape {
             k: attribute("K")?,
             n: attribute("N")?,
             block: attribute("block_size")?,
@@ -67,19 +67,19 @@ impl Operator for MatMul {
         let zeros = (context.inputs()?.len() > 3)
             .then(|| context.constant_input::<TensorValueType<u8>>(3))
             .transpose()?;
-        let source = Source {
+        let source = WeightInputs {
             weights: weights.extract_tensor().1,
             scales: scales.extract_tensor().1,
             zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
         };
-        let packed = Packed::new(shape, source, self.threads).map_err(ort::Error::new)?;
+        let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
         // They are not read again.
         // SAFETY: floats are bytes without gaps.
         let scales = unsafe {
             std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
         };
         release(&[source.weights, scales]);
-        Ok(Product {
+        Ok(MatMulKernel {
             packed,
             scratch: Arc::clone(&self.scratch),
         })
@@ -87,12 +87,12 @@ impl Operator for MatMul {
 }
 
 /// One matrix.
-pub(crate) struct Product {
-    packed: Packed,
+pub(crate) struct MatMulKernel {
+    packed: PackedWeights,
     scratch: Pool,
 }
 
-impl Kernel for Product {
+impl Kernel for MatMulKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let missing = || ort::Error::new("a tensor is missing");
         let input = context.input(0)?.ok_or_else(missing)?;

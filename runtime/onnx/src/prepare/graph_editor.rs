@@ -9,18 +9,18 @@ use std::ops::Range;
 use prost::Message;
 
 /// A model taken apart down to the graph's fields.
-pub(crate) struct Draft<'a> {
+pub(crate) struct GraphEditor<'a> {
     model: &'a [u8],
     /// The graph's field within `model`.
     graph: Range<usize>,
     body: &'a [u8],
     parts: Vec<Field>,
     /// The graph's nodes in their order.
-    pub(crate) nodes: Vec<Node>,
+    pub(crate) nodes: Vec<NodeProto>,
 }
 
 /// A field of the graph, as an edit sees it.
-pub(crate) enum Part<'a> {
+pub(crate) enum GraphField<'a> {
     /// The node of this index.
     Node(usize),
     /// An initializer's, input's, output's or value's name, under the field's number.
@@ -30,14 +30,14 @@ pub(crate) enum Part<'a> {
 }
 
 /// What becomes of a field.
-pub(crate) enum Change {
+pub(crate) enum FieldEdit {
     Keep,
     Drop,
     /// The field with this content.
     Put(Vec<u8>),
 }
 
-impl<'a> Draft<'a> {
+impl<'a> GraphEditor<'a> {
     /// `None`: the bytes are no model.
     pub(crate) fn read(model: &'a [u8]) -> Option<Self> {
         let graph = fields(model)?
@@ -48,7 +48,7 @@ impl<'a> Draft<'a> {
         let nodes = parts
             .iter()
             .filter(|part| part.number == graph_field::NODE)
-            .map(|part| Node::decode(&body[part.payload.clone()]).ok())
+            .map(|part| NodeProto::decode(&body[part.payload.clone()]).ok())
             .collect::<Option<_>>()?;
         Some(Self {
             model,
@@ -83,7 +83,7 @@ impl<'a> Draft<'a> {
         parts
             .filter(|part| part.number == graph_field::INPUT)
             .map(|part| {
-                let value = Value::decode(&self.body[part.payload.clone()]).ok()?;
+                let value = ValueInfoProto::decode(&self.body[part.payload.clone()]).ok()?;
                 let element = value
                     .kind
                     .and_then(|kind| kind.tensor)
@@ -96,7 +96,7 @@ impl<'a> Draft<'a> {
     /// The model with each field of its graph as `change` wants it, and `extra` fields behind them.
     pub(crate) fn write(
         &self,
-        mut change: impl FnMut(Part<'_>) -> Option<Change>,
+        mut change: impl FnMut(GraphField<'_>) -> Option<FieldEdit>,
         extra: &[(u32, Vec<u8>)],
     ) -> Option<Vec<u8>> {
         let mut edited = Vec::with_capacity(self.body.len() + 1024);
@@ -106,18 +106,18 @@ impl<'a> Draft<'a> {
             let part = match field.number {
                 graph_field::NODE => {
                     next_node += 1;
-                    Part::Node(next_node - 1)
+                    GraphField::Node(next_node - 1)
                 }
-                graph_field::INITIALIZER => Part::Named(field.number, name_of(payload, TENSOR_NAME)?),
+                graph_field::INITIALIZER => GraphField::Named(field.number, name_of(payload, TENSOR_NAME)?),
                 graph_field::INPUT | graph_field::OUTPUT | graph_field::VALUE_INFO => {
-                    Part::Named(field.number, name_of(payload, VALUE_NAME)?)
+                    GraphField::Named(field.number, name_of(payload, VALUE_NAME)?)
                 }
-                _ => Part::Other,
+                _ => GraphField::Other,
             };
             match change(part)? {
-                Change::Keep => edited.extend_from_slice(&self.body[field.whole.clone()]),
-                Change::Drop => {}
-                Change::Put(content) => put(&mut edited, field.number, &content),
+                FieldEdit::Keep => edited.extend_from_slice(&self.body[field.whole.clone()]),
+                FieldEdit::Drop => {}
+                FieldEdit::Put(content) => put(&mut edited, field.number, &content),
             }
         }
         for (number, content) in extra {
@@ -192,12 +192,13 @@ pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<
 pub(crate) fn with_opset(mut model: Vec<u8>, domain: &str, version: i64) -> Vec<u8> {
     let imports = |field: &Field| {
         field.number == model_field::OPSET
-            && Opset::decode(&model[field.payload.clone()]).is_ok_and(|opset| opset.domain == domain)
+            && OperatorSetIdProto::decode(&model[field.payload.clone()])
+                .is_ok_and(|opset| opset.domain == domain)
     };
     if fields(&model).is_some_and(|fields| fields.iter().any(imports)) {
         return model;
     }
-    let opset = Opset {
+    let opset = OperatorSetIdProto {
         domain: domain.to_owned(),
         version,
     };
@@ -278,7 +279,7 @@ fn put(out: &mut Vec<u8>, number: u32, payload: &[u8]) {
 
 /// A node without what its attributes carry beyond single numbers.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Node {
+pub(crate) struct NodeProto {
     #[prost(string, repeated, tag = "1")]
     pub(crate) input: Vec<String>,
     #[prost(string, repeated, tag = "2")]
@@ -288,14 +289,14 @@ pub(crate) struct Node {
     #[prost(string, tag = "4")]
     pub(crate) op_type: String,
     #[prost(message, repeated, tag = "5")]
-    pub(crate) attribute: Vec<Attribute>,
+    pub(crate) attribute: Vec<AttributeProto>,
     #[prost(string, tag = "7")]
     pub(crate) domain: String,
 }
 
 /// Which version of a domain's operators a model is written for.
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Opset {
+pub(crate) struct OperatorSetIdProto {
     #[prost(string, tag = "1")]
     pub(crate) domain: String,
     #[prost(int64, tag = "2")]
@@ -311,7 +312,7 @@ struct TensorHead {
     name: String,
 }
 
-impl Node {
+impl NodeProto {
     pub(crate) fn new(op_type: &str, inputs: &[&str], output: &str) -> Self {
         Self {
             input: inputs.iter().map(ToString::to_string).collect(),
@@ -333,7 +334,7 @@ impl Node {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Attribute {
+pub(crate) struct AttributeProto {
     #[prost(string, tag = "1")]
     pub(crate) name: String,
     #[prost(float, tag = "2")]
@@ -344,7 +345,7 @@ pub(crate) struct Attribute {
     pub(crate) kind: i32,
 }
 
-impl Attribute {
+impl AttributeProto {
     /// A whole number.
     pub(crate) fn int(name: &str, i: i64) -> Self {
         const INT: i32 = 2;
@@ -358,7 +359,7 @@ impl Attribute {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Tensor {
+pub(crate) struct TensorProto {
     #[prost(int64, repeated, tag = "1")]
     pub(crate) dims: Vec<i64>,
     #[prost(int32, tag = "2")]
@@ -372,7 +373,7 @@ pub(crate) struct Tensor {
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
-pub(crate) struct Value {
+pub(crate) struct ValueInfoProto {
     #[prost(string, tag = "1")]
     name: String,
     #[prost(message, optional, tag = "2")]
@@ -407,7 +408,7 @@ struct Dim {
     name: Option<String>,
 }
 
-impl Value {
+impl ValueInfoProto {
     /// A tensor of these dimensions, each open under a name of its own.
     pub(crate) fn open(name: &str, element: i32, dims: &[&str]) -> Self {
         let dims = dims.iter().map(|dim| Dim {
@@ -432,23 +433,23 @@ impl Value {
 /// Graphs for the tests of single edits.
 #[cfg(test)]
 pub(crate) mod testing {
-    use super::{Node, Opset, Tensor, Value};
+    use super::{NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto};
     use prost::Message;
 
     #[derive(Clone, PartialEq, prost::Message)]
     pub(crate) struct Graph {
         #[prost(message, repeated, tag = "1")]
-        pub(crate) node: Vec<Node>,
+        pub(crate) node: Vec<NodeProto>,
         #[prost(string, tag = "2")]
         pub(crate) name: String,
         #[prost(message, repeated, tag = "5")]
-        pub(crate) initializer: Vec<Tensor>,
+        pub(crate) initializer: Vec<TensorProto>,
         #[prost(message, repeated, tag = "11")]
-        pub(crate) input: Vec<Value>,
+        pub(crate) input: Vec<ValueInfoProto>,
         #[prost(message, repeated, tag = "12")]
-        pub(crate) output: Vec<Value>,
+        pub(crate) output: Vec<ValueInfoProto>,
         #[prost(message, repeated, tag = "13")]
-        pub(crate) value_info: Vec<Value>,
+        pub(crate) value_info: Vec<ValueInfoProto>,
     }
 
     #[derive(Clone, PartialEq, prost::Message)]
@@ -460,10 +461,10 @@ pub(crate) mod testing {
         #[prost(string, tag = "2")]
         pub(crate) producer: String,
         #[prost(message, repeated, tag = "8")]
-        pub(crate) opset: Vec<Opset>,
+        pub(crate) opset: Vec<OperatorSetIdProto>,
     }
 
-    pub(crate) fn graph_of(node: Vec<Node>) -> Vec<u8> {
+    pub(crate) fn graph_of(node: Vec<NodeProto>) -> Vec<u8> {
         let graph = Graph {
             node,
             name: "main".into(),

@@ -5,14 +5,15 @@ use std::collections::{BTreeSet, HashMap};
 use prost::Message;
 
 use crate::prepare::graph_editor::{
-    Attribute, Change, Draft, Node, Part, Tensor, Value, element, graph_field, with_inputs,
+    AttributeProto, FieldEdit, GraphEditor, GraphField, NodeProto, TensorProto, ValueInfoProto, element,
+    graph_field, with_inputs,
 };
 
 /// The input that says which logits are wanted: indices into the run's tokens, rows one after the other.
 pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
 
 /// What may stand between the last attention and the logits: all that treats each token for itself.
-const BY_TOKEN: [&str; 12] = [
+const PER_TOKEN_OPERATORS: [&str; 12] = [
     "Add",
     "Cast",
     "Gelu",
@@ -33,38 +34,38 @@ const BY_TOKEN: [&str; 12] = [
 /// Of a prefill chunk at most one is wanted, and the last matrix is the largest of the graph; most of the last layer
 /// is spared as well. Keys and values are computed for all, before. `None`: the graph is of another form.
 pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let tail = Tail::of(&draft.nodes, logits).or_else(|| projection(&draft.nodes, logits))?;
+    let editor = GraphEditor::read(model)?;
+    let tail = Tail::of(&editor.nodes, logits).or_else(|| projection(&editor.nodes, logits))?;
     let chosen = |name: &String| match tail.sources.iter().position(|source| source == name) {
-        Some(at) => format!("{CHOSEN}.{at}"),
+        Some(at) => format!("{CHOSEN_HIDDEN}.{at}"),
         None => name.clone(),
     };
     // [rows, width, hidden] as [1, rows * width, hidden]: 0 keeps a dimension, -1 takes the rest.
-    let shape = Tensor {
+    let shape = TensorProto {
         dims: vec![3],
         data_type: element::INT64,
         int64_data: vec![1, -1, 0],
         name: FLAT_SHAPE.into(),
-        ..Tensor::default()
+        ..TensorProto::default()
     };
     let mut extra = vec![(graph_field::INITIALIZER, shape.encode_to_vec())];
     for (at, source) in tail.sources.iter().enumerate() {
-        let (flat, chosen) = (format!("{FLAT}.{at}"), format!("{CHOSEN}.{at}"));
-        let reshape = Node::new("Reshape", &[source, FLAT_SHAPE], &flat);
+        let (flat, chosen) = (format!("{FLAT_HIDDEN}.{at}"), format!("{CHOSEN_HIDDEN}.{at}"));
+        let reshape = NodeProto::new("Reshape", &[source, FLAT_SHAPE], &flat);
         extra.push((graph_field::NODE, reshape.encode_to_vec()));
-        let mut gather = Node::new("Gather", &[&flat, LOGITS_ROWS], &chosen);
-        gather.attribute.push(Attribute::int("axis", 1));
+        let mut gather = NodeProto::new("Gather", &[&flat, LOGITS_ROWS], &chosen);
+        gather.attribute.push(AttributeProto::int("axis", 1));
         extra.push((graph_field::NODE, gather.encode_to_vec()));
     }
-    let rows = Value::open(LOGITS_ROWS, element::INT64, &["wanted_logits"]);
+    let rows = ValueInfoProto::open(LOGITS_ROWS, element::INT64, &["wanted_logits"]);
     extra.push((graph_field::INPUT, rows.encode_to_vec()));
-    draft.write(
+    editor.write(
         |part| match part {
-            Part::Node(index) if tail.nodes.contains(&index) => {
-                let inputs: Vec<String> = draft.nodes[index].input.iter().map(chosen).collect();
-                Some(Change::Put(with_inputs(draft.node(index)?, &inputs)?))
+            GraphField::Node(index) if tail.nodes.contains(&index) => {
+                let inputs: Vec<String> = editor.nodes[index].input.iter().map(chosen).collect();
+                Some(FieldEdit::Put(with_inputs(editor.node(index)?, &inputs)?))
             }
-            _ => Some(Change::Keep),
+            _ => Some(FieldEdit::Keep),
         },
         &extra,
     )
@@ -81,7 +82,7 @@ pub(crate) struct Tail {
 impl Tail {
     /// All that follows the last attention, if all of it treats each token for itself. It takes the attention's result and
     /// the stream beside it.
-    pub(crate) fn of(nodes: &[Node], logits: &str) -> Option<Self> {
+    pub(crate) fn of(nodes: &[NodeProto], logits: &str) -> Option<Self> {
         let attention = nodes
             .iter()
             .rposition(|node| node.op_type == "GroupQueryAttention")?;
@@ -101,7 +102,7 @@ impl Tail {
         }
         let by_token = inside
             .iter()
-            .all(|&at| BY_TOKEN.contains(&nodes[at].op_type.as_str()));
+            .all(|&at| PER_TOKEN_OPERATORS.contains(&nodes[at].op_type.as_str()));
         if !by_token || !inside.contains(produced.get(logits)?) {
             return None;
         }
@@ -121,7 +122,7 @@ impl Tail {
 }
 
 /// The last matrix alone.
-fn projection(nodes: &[Node], logits: &str) -> Option<Tail> {
+fn projection(nodes: &[NodeProto], logits: &str) -> Option<Tail> {
     let at = nodes
         .iter()
         .position(|node| node.output.first().is_some_and(|output| output == logits))?;
@@ -135,8 +136,8 @@ fn projection(nodes: &[Node], logits: &str) -> Option<Tail> {
 }
 
 const FLAT_SHAPE: &str = "phi_edge.flat_shape";
-const FLAT: &str = "phi_edge.flat_hidden";
-const CHOSEN: &str = "phi_edge.chosen_hidden";
+const FLAT_HIDDEN: &str = "phi_edge.flat_hidden";
+const CHOSEN_HIDDEN: &str = "phi_edge.chosen_hidden";
 
 #[cfg(test)]
 mod tests {
@@ -147,8 +148,8 @@ mod tests {
 
     fn model(last: &str) -> Vec<u8> {
         graph_of(vec![
-            Node::new("Gather", &["table", "ids"], "hidden"),
-            Node::new(last, &["hidden", "weight"], "logits"),
+            NodeProto::new("Gather", &["table", "ids"], "hidden"),
+            NodeProto::new(last, &["hidden", "weight"], "logits"),
         ])
     }
 
@@ -166,17 +167,17 @@ mod tests {
 
     fn layer(between: &str) -> Vec<u8> {
         graph_of(vec![
-            Node::new("Gather", &["table", "ids"], "stream"),
-            Node::new("MatMul", &["stream", "w1"], "qkv"),
-            Node::new("GroupQueryAttention", &["qkv", "past"], "attended"),
-            Node::new("MatMul", &["attended", "w2"], "projected"),
-            Node::new(
+            NodeProto::new("Gather", &["table", "ids"], "stream"),
+            NodeProto::new("MatMul", &["stream", "w1"], "qkv"),
+            NodeProto::new("GroupQueryAttention", &["qkv", "past"], "attended"),
+            NodeProto::new("MatMul", &["attended", "w2"], "projected"),
+            NodeProto::new(
                 "SkipSimplifiedLayerNormalization",
                 &["stream", "projected", "w3"],
                 "normed",
             ),
-            Node::new(between, &["normed"], "active"),
-            Node::new("MatMul", &["active", "w4"], "logits"),
+            NodeProto::new(between, &["normed"], "active"),
+            NodeProto::new("MatMul", &["active", "w4"], "logits"),
         ])
     }
 
@@ -214,7 +215,7 @@ mod tests {
             let gathers = graph
                 .node
                 .iter()
-                .filter(|node| node.output[0].starts_with(CHOSEN))
+                .filter(|node| node.output[0].starts_with(CHOSEN_HIDDEN))
                 .count();
             assert_eq!(gathers, 2, "{file}");
         }

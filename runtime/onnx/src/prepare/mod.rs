@@ -16,8 +16,8 @@ mod rope;
 pub(crate) use cut_layers::cut;
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
-pub(crate) use replace_matmuls::{Single, own_products, single_products};
-pub(crate) use rope::Tables;
+pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
+pub(crate) use rope::RopeTables;
 
 /// How far a graph's form is edited. Each level includes those before it, as far as they apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -133,14 +133,14 @@ impl std::str::FromStr for Prepare {
 }
 
 /// An edited graph.
-pub(crate) struct Prepared {
+pub(crate) struct EditedGraph {
     pub(crate) graph: Vec<u8>,
     /// What its inputs for rope tables take, if it has such.
-    pub(crate) tables: Option<Tables>,
+    pub(crate) tables: Option<RopeTables>,
 }
 
 /// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
-pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Prepared> {
+pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<EditedGraph> {
     let Prepare {
         level,
         matmul,
@@ -166,12 +166,14 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Pr
     }
     // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
     if attention {
-        graph = Some(replace_attention::own_attention(graph.as_deref()?)?);
+        graph = Some(replace_attention::replace_attention(graph.as_deref()?)?);
     }
     if matmul {
-        graph = Some(replace_matmuls::own_products(graph.as_deref().unwrap_or(model))?);
+        graph = Some(replace_matmuls::replace_matmuls(
+            graph.as_deref().unwrap_or(model),
+        )?);
     }
-    Some(Prepared {
+    Some(EditedGraph {
         graph: graph?,
         tables,
     })

@@ -11,7 +11,9 @@ use crate::custom_operators::domain;
 use crate::library::Library;
 use crate::matmul::{OPERATOR, available};
 use crate::prepare::graph_editor::testing::{Graph, Model};
-use crate::prepare::graph_editor::{Attribute, Node, Opset, Tensor as Held, Value, element};
+use crate::prepare::graph_editor::{
+    AttributeProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, element,
+};
 use crate::prepare::{Level, Prepare, prepare};
 
 const K: usize = 200;
@@ -19,13 +21,13 @@ const N: usize = 70;
 const BLOCK: usize = 32;
 const BLOCKS: usize = K.div_ceil(BLOCK);
 
-fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Held {
-    Held {
+fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> TensorProto {
+    TensorProto {
         name: name.into(),
         dims: dims.iter().map(|dim| i64::try_from(*dim).unwrap()).collect(),
         data_type,
         raw_data: raw_data.into(),
-        ..Held::default()
+        ..TensorProto::default()
     }
 }
 
@@ -50,7 +52,7 @@ fn graph(zeros: bool) -> Vec<u8> {
         initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], element::UINT8, zeros));
         inputs.push("z");
     }
-    let mut node = Node::new("MatMulNBits", &inputs, "y");
+    let mut node = NodeProto::new("MatMulNBits", &inputs, "y");
     node.domain = "com.microsoft".into();
     let attributes = [
         ("K", K),
@@ -60,9 +62,9 @@ fn graph(zeros: bool) -> Vec<u8> {
         ("accuracy_level", 4),
     ];
     node.attribute = attributes
-        .map(|(name, value)| Attribute::int(name, i64::try_from(value).unwrap()))
+        .map(|(name, value)| AttributeProto::int(name, i64::try_from(value).unwrap()))
         .into();
-    let opset = [("", 21), ("com.microsoft", 1)].map(|(domain, version)| Opset {
+    let opset = [("", 21), ("com.microsoft", 1)].map(|(domain, version)| OperatorSetIdProto {
         domain: domain.into(),
         version,
     });
@@ -70,8 +72,8 @@ fn graph(zeros: bool) -> Vec<u8> {
         node: vec![node],
         name: "main".into(),
         initializer,
-        input: vec![Value::open("x", element::FLOAT, &["batch", "rows", "k"])],
-        output: vec![Value::open("y", element::FLOAT, &["batch", "rows", "n"])],
+        input: vec![ValueInfoProto::open("x", element::FLOAT, &["batch", "rows", "k"])],
+        output: vec![ValueInfoProto::open("y", element::FLOAT, &["batch", "rows", "n"])],
         ..Graph::default()
     };
     let model = Model {

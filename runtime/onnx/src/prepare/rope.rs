@@ -6,12 +6,14 @@
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::prepare::graph_editor::{Change, Draft, Part, Tensor, Value, element, graph_field};
+use crate::prepare::graph_editor::{
+    FieldEdit, GraphEditor, GraphField, TensorProto, ValueInfoProto, element, graph_field,
+};
 use crate::raw::Element;
 
 /// Cosines and sines of the short factors, and behind them those of the long ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tables {
+pub(crate) struct RopeTables {
     /// The inputs that take them.
     pub(crate) names: [String; 2],
     /// Cosines, then sines: each `[rows, width]`, row-major, little-endian.
@@ -25,7 +27,7 @@ pub(crate) struct Tables {
     pub(crate) long: usize,
 }
 
-impl Tables {
+impl RopeTables {
     /// Forgets positions that no row can have.
     pub(crate) fn limit(&mut self, positions: usize) {
         self.long = self.long.min(positions);
@@ -38,24 +40,24 @@ impl Tables {
 }
 
 /// Takes the tables out of the graph. `None`: the graph is of another form.
-pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, Tables)> {
-    let draft = Draft::read(model)?;
-    let mut choices = (0..draft.nodes.len()).filter(|&index| draft.nodes[index].op_type == "If");
+pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, RopeTables)> {
+    let editor = GraphEditor::read(model)?;
+    let mut choices = (0..editor.nodes.len()).filter(|&index| editor.nodes[index].op_type == "If");
     let at = choices.next()?;
     if choices.next().is_some() {
         return None;
     }
     // The first branch is taken where the sequence is longer than the boundary.
-    let condition = draft.nodes[at].input.first()?;
-    let compare = draft
+    let condition = editor.nodes[at].input.first()?;
+    let compare = editor
         .nodes
         .iter()
         .find(|node| node.outputs().any(|name| name == condition))?;
     if !["Greater", "GreaterOrEqual"].contains(&compare.op_type.as_str()) {
         return None;
     }
-    let names: [String; 2] = draft.nodes[at].output.clone().try_into().ok()?;
-    let choice = Choice::decode(Bytes::copy_from_slice(draft.node(at)?)).ok()?;
+    let names: [String; 2] = editor.nodes[at].output.clone().try_into().ok()?;
+    let choice = Choice::decode(Bytes::copy_from_slice(editor.node(at)?)).ok()?;
     let long = choice.branch("then_branch")?;
     let short = choice.branch("else_branch")?;
     let tables = join(names, &short, &long)?;
@@ -66,18 +68,20 @@ pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, Tables)> {
         } else {
             element::FLOAT
         };
-        let input = Value::open(name, kind, &["phi_edge.positions", "phi_edge.rotated"]);
+        let input = ValueInfoProto::open(name, kind, &["phi_edge.positions", "phi_edge.rotated"]);
         extra.push((graph_field::INPUT, input.encode_to_vec()));
     }
-    let graph = draft.write(
+    let graph = editor.write(
         |part| {
             Some(match part {
-                Part::Node(index) if index == at => Change::Drop,
+                GraphField::Node(index) if index == at => FieldEdit::Drop,
                 // What was known of the tables' shapes is the input's to say.
-                Part::Named(graph_field::VALUE_INFO, name) if tables.names.iter().any(|n| n == name) => {
-                    Change::Drop
+                GraphField::Named(graph_field::VALUE_INFO, name)
+                    if tables.names.iter().any(|n| n == name) =>
+                {
+                    FieldEdit::Drop
                 }
-                _ => Change::Keep,
+                _ => FieldEdit::Keep,
             })
         },
         &extra,
@@ -85,13 +89,13 @@ pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, Tables)> {
     Some((graph, tables))
 }
 
-fn join(names: [String; 2], short: &[Tensor; 2], long: &[Tensor; 2]) -> Option<Tables> {
+fn join(names: [String; 2], short: &[TensorProto; 2], long: &[TensorProto; 2]) -> Option<RopeTables> {
     let element = match short[0].data_type {
         element::FLOAT => Element::F32,
         element::FLOAT16 => Element::F16,
         _ => return None,
     };
-    let dims = |table: &Tensor| -> Option<[usize; 2]> {
+    let dims = |table: &TensorProto| -> Option<[usize; 2]> {
         let [rows, width] = table.dims.as_slice() else {
             return None;
         };
@@ -106,7 +110,7 @@ fn join(names: [String; 2], short: &[Tensor; 2], long: &[Tensor; 2]) -> Option<T
         && long_width == width
         && width > 0;
     let joined = |side: usize| [short[side].raw_data.as_ref(), long[side].raw_data.as_ref()].concat();
-    same.then(|| Tables {
+    same.then(|| RopeTables {
         names,
         data: [joined(0), joined(1)],
         element,
@@ -136,9 +140,9 @@ struct Branch {
     #[prost(message, repeated, tag = "1")]
     node: Vec<Constant>,
     #[prost(message, repeated, tag = "5")]
-    initializer: Vec<Tensor>,
+    initializer: Vec<TensorProto>,
     #[prost(message, repeated, tag = "12")]
-    output: Vec<Value>,
+    output: Vec<ValueInfoProto>,
 }
 
 #[derive(Clone, PartialEq, prost::Message)]
@@ -154,15 +158,15 @@ struct Constant {
 #[derive(Clone, PartialEq, prost::Message)]
 struct TensorAttribute {
     #[prost(message, optional, tag = "5")]
-    t: Option<Tensor>,
+    t: Option<TensorProto>,
 }
 
 impl Choice {
     /// What a branch returns: cosines and sines, or sines and cosines, in the order of the node's outputs.
-    fn branch(&self, name: &str) -> Option<[Tensor; 2]> {
+    fn branch(&self, name: &str) -> Option<[TensorProto; 2]> {
         let branch = self.attribute.iter().find(|attribute| attribute.name == name)?;
         let branch = branch.graph.as_ref()?;
-        let tables: Option<Vec<Tensor>> = branch
+        let tables: Option<Vec<TensorProto>> = branch
             .output
             .iter()
             .map(|output| branch.table(output.name()))
@@ -172,7 +176,7 @@ impl Choice {
 }
 
 impl Branch {
-    fn table(&self, name: &str) -> Option<Tensor> {
+    fn table(&self, name: &str) -> Option<TensorProto> {
         if let Some(tensor) = self.initializer.iter().find(|tensor| tensor.name == name) {
             return Some(tensor.clone());
         }
