@@ -14,6 +14,7 @@ mod kv;
 mod library;
 mod load;
 mod matmul;
+mod onnx_proto;
 mod open;
 mod prepare;
 mod processor;

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use phi_edge_models::{GenaiConfig, ModelDir};
+use prost::bytes::Bytes;
 
 use crate::attention;
 use crate::decoder::DecoderConfig;
@@ -42,7 +43,7 @@ pub(crate) fn open(
             provider,
             threads,
         };
-        match attempt.open(bytes.as_deref()) {
+        match attempt.open(bytes.as_ref()) {
             // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
             // registration, so what fails there is the model's fault.
             Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
@@ -56,11 +57,12 @@ pub(crate) fn open(
 }
 
 /// The graph's bytes, where it may be edited. A file that can't be read is told by whoever opens it.
-fn editable(path: &Path, most: Prepare) -> Option<Vec<u8>> {
+fn editable(path: &Path, most: Prepare) -> Option<Bytes> {
     let size = std::fs::metadata(path).ok()?.len();
     (most != Prepare::PLAIN && size <= MAX_EDITED_BYTES)
         .then(|| std::fs::read(path).ok())
         .flatten()
+        .map(Bytes::from)
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
@@ -102,7 +104,7 @@ struct ProviderAttempt<'a> {
 }
 
 impl ProviderAttempt<'_> {
-    fn open(&self, bytes: Option<&[u8]>) -> Result<OpenModel, OnnxError> {
+    fn open(&self, bytes: Option<&Bytes>) -> Result<OpenModel, OnnxError> {
         if let Some(bytes) = bytes {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
@@ -154,7 +156,7 @@ impl ProviderAttempt<'_> {
     /// The graph edited so, or why that does not hold; `None` where it does not apply.
     fn edited(
         &self,
-        bytes: &[u8],
+        bytes: &Bytes,
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
@@ -189,7 +191,7 @@ impl ProviderAttempt<'_> {
         })))
     }
 
-    fn verify(&self, bytes: &[u8], edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
         let trial = verify_edits::Trial {
             library: self.library,
             path: self.path,

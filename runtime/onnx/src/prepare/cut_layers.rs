@@ -2,12 +2,15 @@
 
 use std::collections::HashSet;
 
-use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, NodeProto, graph_field, with_inputs};
+use prost::bytes::Bytes;
+
+use crate::onnx_proto::{NodeProto, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 use crate::prepare::logits::Tail;
 
 /// The graph with its first `layers` layers only. `outputs` are what it returns then: the logits first, and the keys
 /// and values of those layers. `None`: the graph is of another form, or has no more layers than that.
-pub(crate) fn cut(model: &[u8], layers: usize, outputs: &[String]) -> Option<Vec<u8>> {
+pub(crate) fn cut(model: &Bytes, layers: usize, outputs: &[String]) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let nodes = &editor.nodes;
     let attentions: Vec<usize> = (0..nodes.len())
@@ -123,7 +126,7 @@ fn needed(nodes: &[NodeProto], inputs: &[Vec<String>], outputs: &[String]) -> Ha
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::graph_editor::testing::{exported, read};
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn the_exporters_graphs_are_cut() {
@@ -140,11 +143,7 @@ mod tests {
             let tail = Tail::of(&edited.node, "logits").unwrap();
             assert!(tail.sources.contains(&attended.output[0]), "{file}");
             assert_eq!(edited.output.len(), 3, "{file}");
-            let inputs: Vec<&str> = edited
-                .input
-                .iter()
-                .map(crate::prepare::graph_editor::ValueInfoProto::name)
-                .collect();
+            let inputs: Vec<&str> = edited.input.iter().map(|input| input.name.as_str()).collect();
             assert_eq!(inputs.len(), 4, "{inputs:?}");
             assert!(
                 edited.initializer.len() < read(&graph).initializer.len(),

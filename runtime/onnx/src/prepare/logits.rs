@@ -3,11 +3,10 @@
 use std::collections::{BTreeSet, HashMap};
 
 use prost::Message;
+use prost::bytes::Bytes;
 
-use crate::prepare::graph_editor::{
-    AttributeProto, FieldEdit, GraphEditor, GraphField, NodeProto, TensorProto, ValueInfoProto, element,
-    graph_field, with_inputs,
-};
+use crate::onnx_proto::{AttributeProto, NodeProto, TensorProto, ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
 /// The input that says which logits are wanted: indices into the run's tokens, rows one after the other.
 pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
@@ -33,7 +32,7 @@ const PER_TOKEN_OPERATORS: [&str; 12] = [
 ///
 /// Of a prefill chunk at most one is wanted, and the last matrix is the largest of the graph; most of the last layer
 /// is spared as well. Keys and values are computed for all, before. `None`: the graph is of another form.
-pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
+pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let tail = Tail::of(&editor.nodes, logits).or_else(|| projection(&editor.nodes, logits))?;
     let chosen = |name: &String| match tail.sources.iter().position(|source| source == name) {
@@ -43,7 +42,7 @@ pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
     // [rows, width, hidden] as [1, rows * width, hidden]: 0 keeps a dimension, -1 takes the rest.
     let shape = TensorProto {
         dims: vec![3],
-        data_type: element::INT64,
+        data_type: data_type::INT64,
         int64_data: vec![1, -1, 0],
         name: FLAT_SHAPE.into(),
         ..TensorProto::default()
@@ -57,7 +56,7 @@ pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
         gather.attribute.push(AttributeProto::int("axis", 1));
         extra.push((graph_field::NODE, gather.encode_to_vec()));
     }
-    let rows = ValueInfoProto::open(LOGITS_ROWS, element::INT64, &["wanted_logits"]);
+    let rows = ValueInfoProto::tensor(LOGITS_ROWS, data_type::INT64, &["wanted_logits"]);
     extra.push((graph_field::INPUT, rows.encode_to_vec()));
     editor.write(
         |part| match part {
@@ -144,9 +143,10 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prepare::graph_editor::testing::{Model, exported, graph_of};
+    use crate::onnx_proto::ModelProto;
+    use crate::prepare::test_graphs::{exported, graph_of};
 
-    fn model(last: &str) -> Vec<u8> {
+    fn model(last: &str) -> Bytes {
         graph_of(vec![
             NodeProto::new("Gather", &["table", "ids"], "hidden"),
             NodeProto::new(last, &["hidden", "weight"], "logits"),
@@ -156,16 +156,16 @@ mod tests {
     #[test]
     fn without_an_attention_the_projection_alone_gets_the_chosen_tokens() {
         let edited = choose_logits(&model("MatMulNBits"), "logits").unwrap();
-        let edited = Model::decode(edited.as_slice()).unwrap();
-        assert_eq!((edited.ir_version, edited.producer.as_str()), (10, "test"));
+        let edited = ModelProto::decode(edited).unwrap();
+        assert_eq!((edited.ir_version, edited.producer_name.as_str()), (10, "test"));
         let graph = edited.graph.unwrap();
         assert_eq!(graph.node[1].input, ["phi_edge.chosen_hidden.0", "weight"]);
         assert_eq!(graph.node[2].input, ["hidden", FLAT_SHAPE]);
         assert_eq!(graph.node[3].input, ["phi_edge.flat_hidden.0", LOGITS_ROWS]);
-        assert_eq!(graph.input[0].name(), LOGITS_ROWS);
+        assert_eq!(graph.input[0].name, LOGITS_ROWS);
     }
 
-    fn layer(between: &str) -> Vec<u8> {
+    fn layer(between: &str) -> Bytes {
         graph_of(vec![
             NodeProto::new("Gather", &["table", "ids"], "stream"),
             NodeProto::new("MatMul", &["stream", "w1"], "qkv"),
@@ -184,7 +184,7 @@ mod tests {
     #[test]
     fn what_follows_the_last_attention_gets_the_chosen_tokens() {
         let edited = choose_logits(&layer("Sigmoid"), "logits").unwrap();
-        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
         assert_eq!(
             graph.node[1].input,
             ["stream", "w1"],
@@ -202,7 +202,7 @@ mod tests {
     #[test]
     fn what_mixes_tokens_is_not_cut() {
         let edited = choose_logits(&layer("ReduceMean"), "logits").unwrap();
-        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
         assert_eq!(graph.node[3].input, ["attended", "w2"]);
         assert_eq!(graph.node[6].input, ["phi_edge.chosen_hidden.0", "w4"]);
     }
@@ -211,7 +211,7 @@ mod tests {
     fn the_exporters_graphs_are_cut_behind_the_last_attention() {
         for (file, graph) in exported() {
             let edited = choose_logits(&graph, "logits").unwrap();
-            let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+            let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
             let gathers = graph
                 .node
                 .iter()
@@ -225,15 +225,18 @@ mod tests {
     fn other_forms_are_left_alone() {
         assert_eq!(choose_logits(&model("Softmax"), "logits"), None);
         assert_eq!(choose_logits(&model("MatMul"), "scores"), None);
-        assert_eq!(choose_logits(b"no protobuf at all", "logits"), None);
+        assert_eq!(
+            choose_logits(&Bytes::from_static(b"no protobuf at all"), "logits"),
+            None
+        );
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
-            let _ = choose_logits(&bytes, "logits");
+            let _ = choose_logits(&bytes.into(), "logits");
             let whole = model("MatMul");
-            let _ = choose_logits(&whole[..cut.min(whole.len())], "logits");
+            let _ = choose_logits(&whole.slice(..cut.min(whole.len())), "logits");
         }
     }
 }

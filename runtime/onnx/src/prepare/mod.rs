@@ -4,20 +4,25 @@
 //! the plain one before it is used ([`crate::verify_edits`]).
 
 mod cut_layers;
-pub(crate) mod graph_editor;
+mod graph_editor;
 mod logits;
+mod protobuf;
 mod ragged;
 mod replace_attention;
 mod replace_matmuls;
 #[cfg(test)]
 mod replaced_matmul_tests;
 mod rope;
+#[cfg(test)]
+mod test_graphs;
 
 pub(crate) use cut_layers::cut;
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
 pub(crate) use rope::RopeTables;
+
+use prost::bytes::Bytes;
 
 /// How far a graph's form is edited. Each level includes those before it, as far as they apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -134,13 +139,13 @@ impl std::str::FromStr for Prepare {
 
 /// An edited graph.
 pub(crate) struct EditedGraph {
-    pub(crate) graph: Vec<u8>,
+    pub(crate) graph: Bytes,
     /// What its inputs for rope tables take, if it has such.
     pub(crate) tables: Option<RopeTables>,
 }
 
 /// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
-pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<EditedGraph> {
+pub(crate) fn prepare(model: &Bytes, logits: &str, prepare: Prepare) -> Option<EditedGraph> {
     let Prepare {
         level,
         matmul,
@@ -155,10 +160,10 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Ed
         }
     }
     if level >= Level::Ragged {
-        graph = Some(ragged::wire_lengths(graph.as_deref().unwrap_or(model))?);
+        graph = Some(ragged::wire_lengths(graph.as_ref().unwrap_or(model))?);
     }
     if level >= Level::Logits {
-        match logits::choose_logits(graph.as_deref().unwrap_or(model), logits) {
+        match logits::choose_logits(graph.as_ref().unwrap_or(model), logits) {
             Some(edited) => graph = Some(edited),
             None if level == Level::Logits => return None,
             None => {}
@@ -166,12 +171,10 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Ed
     }
     // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
     if attention {
-        graph = Some(replace_attention::replace_attention(graph.as_deref()?)?);
+        graph = Some(replace_attention::replace_attention(graph.as_ref()?)?);
     }
     if matmul {
-        graph = Some(replace_matmuls::replace_matmuls(
-            graph.as_deref().unwrap_or(model),
-        )?);
+        graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model))?);
     }
     Some(EditedGraph {
         graph: graph?,

@@ -2,10 +2,10 @@
 //! each token's position become inputs of the attention (GroupQueryAttention's inputs 16, of ONNX Runtime 1.32, and 9).
 
 use prost::Message;
+use prost::bytes::Bytes;
 
-use crate::prepare::graph_editor::{
-    FieldEdit, GraphEditor, GraphField, ValueInfoProto, element, graph_field, with_inputs,
-};
+use crate::onnx_proto::{ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
 /// The input that says how many of a row's tokens count: `i32 [rows]`.
 pub(crate) const LENGTHS: &str = "phi_edge.query_lengths";
@@ -16,7 +16,7 @@ const POSITIONS_INDEX: usize = 9;
 const LENGTHS_INDEX: usize = 16;
 
 /// Wires both inputs to every attention. `None`: the graph is of another form.
-pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn wire_lengths(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let attention = |index: &usize| editor.nodes[*index].op_type == "GroupQueryAttention";
     let attentions: Vec<usize> = (0..editor.nodes.len()).filter(attention).collect();
@@ -40,8 +40,8 @@ pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
         return None;
     }
     let inputs = [
-        ValueInfoProto::open(POSITIONS, element::INT64, &["phi_edge.rows", "phi_edge.width"]),
-        ValueInfoProto::open(LENGTHS, element::INT32, &["phi_edge.rows"]),
+        ValueInfoProto::tensor(POSITIONS, data_type::INT64, &["phi_edge.rows", "phi_edge.width"]),
+        ValueInfoProto::tensor(LENGTHS, data_type::INT32, &["phi_edge.rows"]),
     ];
     let extra = inputs.map(|input| (graph_field::INPUT, input.encode_to_vec()));
     editor.write(
@@ -62,8 +62,8 @@ pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::graph_editor::testing::{exported, read};
     use crate::prepare::rope::take_tables;
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn every_attention_of_the_exporters_graphs_is_wired() {

@@ -1,10 +1,12 @@
 //! Attention by an operator of our own ([`crate::attention`]).
 
+use prost::bytes::Bytes;
+
 use crate::attention::OPERATOR;
 use crate::custom_operators::DOMAIN;
+use crate::onnx_proto::{NodeProto, data_type, graph_field};
 use crate::prepare::graph_editor::{
-    FieldEdit, GraphEditor, GraphField, NodeProto, element, graph_field, with_inputs, with_operator,
-    with_opset,
+    FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 use crate::prepare::ragged::{LENGTHS, POSITIONS};
 
@@ -16,12 +18,12 @@ const OPERATOR_INPUTS: [usize; 8] = [0, 3, 4, 5, 7, 8, 9, 16];
 ///
 /// That is: lengths and positions are wired ([`super::ragged`]); queries, keys and values are packed; keys and values are
 /// `f32`; nothing else is asked for (windows, soft caps, sinks, biases, scaled caches).
-pub(crate) fn replace_attention(model: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let floats: Vec<String> = editor
         .inputs()?
         .into_iter()
-        .filter(|(_, kind)| *kind == element::FLOAT)
+        .filter(|(_, kind)| *kind == data_type::FLOAT)
         .map(|(name, _)| name)
         .collect();
     let attention = |index: &usize| editor.nodes[*index].op_type == "GroupQueryAttention";
@@ -79,9 +81,9 @@ fn fits(node: &NodeProto, floats: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::graph_editor::testing::{exported, read};
     use crate::prepare::ragged::wire_lengths;
     use crate::prepare::rope::take_tables;
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn every_attention_of_the_exporters_graphs_is_replaced() {
@@ -129,11 +131,11 @@ mod tests {
         assert!(!changed(|node| "bias".clone_into(&mut node.input[10])));
         assert!(!changed(|node| "keys".clone_into(&mut node.input[1])));
         assert!(!changed(|node| node.attribute.push(
-            crate::prepare::graph_editor::AttributeProto::int("local_window_size", 64)
+            crate::onnx_proto::AttributeProto::int("local_window_size", 64)
         )));
-        assert!(!changed(|node| node.attribute.push(
-            crate::prepare::graph_editor::AttributeProto::int("smooth_softmax", 1)
-        )));
+        assert!(!changed(|node| node
+            .attribute
+            .push(crate::onnx_proto::AttributeProto::int("smooth_softmax", 1))));
         assert!(!changed(|node| node
             .attribute
             .retain(|attribute| attribute.name != "do_rotary")));

@@ -3,12 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use prost::Message;
+use prost::bytes::Bytes;
 
 use crate::custom_operators::DOMAIN;
 use crate::matmul::{OPERATOR, takes_block};
+use crate::onnx_proto::{NodeProto, ValueInfoProto, data_type, graph_field};
 use crate::prepare::graph_editor::{
-    FieldEdit, GraphEditor, GraphField, NodeProto, ValueInfoProto, element, graph_field, with_inputs,
-    with_operator, with_opset,
+    FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 
 /// Puts the own operator in the place of each `MatMulNBits` that it can stand for; inputs, attributes and weights stay.
@@ -16,7 +17,7 @@ use crate::prepare::graph_editor::{
 ///
 /// That is: weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be quantised to
 /// eight bits), no permutation and no bias.
-pub(crate) fn replace_matmuls(model: &[u8]) -> Option<Vec<u8>> {
+pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let held: HashMap<String, i32> = editor.initializers()?;
     let fitting: Vec<bool> = editor.nodes.iter().map(|node| fits(node, &held)).collect();
@@ -55,7 +56,7 @@ pub(crate) struct SingleMatmul {
 
 /// A graph of nothing but the first of `model`'s products of each shape that the own operator can stand for, each with an
 /// input of its own: what the operator is tried on. `None`: there is none.
-pub(crate) fn single_matmuls(model: &[u8]) -> Option<(Vec<u8>, Vec<SingleMatmul>)> {
+pub(crate) fn single_matmuls(model: &Bytes) -> Option<(Bytes, Vec<SingleMatmul>)> {
     let editor = GraphEditor::read(model)?;
     let held = editor.initializers()?;
     let mut shapes = HashSet::new();
@@ -94,7 +95,7 @@ pub(crate) fn single_matmuls(model: &[u8]) -> Option<(Vec<u8>, Vec<SingleMatmul>
             };
             extra.push((
                 field,
-                ValueInfoProto::open(name, element::FLOAT, &dims).encode_to_vec(),
+                ValueInfoProto::tensor(name, data_type::FLOAT, &dims).encode_to_vec(),
             ));
         }
     }
@@ -148,9 +149,9 @@ fn fits(node: &NodeProto, held: &HashMap<String, i32>) -> bool {
     let of = |at: usize| held.get(input(at)).copied();
     let inputs = !input(0).is_empty()
         && of(0).is_none()
-        && of(1) == Some(element::UINT8)
-        && of(2) == Some(element::FLOAT)
-        && (input(3).is_empty() || of(3) == Some(element::UINT8))
+        && of(1) == Some(data_type::UINT8)
+        && of(2) == Some(data_type::FLOAT)
+        && (input(3).is_empty() || of(3) == Some(data_type::UINT8))
         && (4..node.input.len()).all(|at| input(at).is_empty());
     attributes && inputs
 }
@@ -158,18 +159,18 @@ fn fits(node: &NodeProto, held: &HashMap<String, i32>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::graph_editor::AttributeProto;
-    use crate::prepare::graph_editor::testing::{Model, exported};
+    use crate::onnx_proto::{AttributeProto, ModelProto};
+    use crate::prepare::test_graphs::exported;
 
     #[test]
     fn every_product_of_accuracy_level_4_is_replaced() {
         let [(file, graph), (exact, other)] = exported();
         assert_eq!(replace_matmuls(&other), None, "{exact} asks for more accuracy");
-        let before = Model::decode(graph.as_slice()).unwrap();
-        let after = Model::decode(replace_matmuls(&graph).unwrap().as_slice()).unwrap();
-        let own = after.opset.last().unwrap();
+        let before = ModelProto::decode(graph.clone()).unwrap();
+        let after = ModelProto::decode(replace_matmuls(&graph).unwrap()).unwrap();
+        let own = after.opset_import.last().unwrap();
         assert_eq!((own.domain.as_str(), own.version), (DOMAIN, 1), "{file}");
-        assert_eq!(after.opset.len(), before.opset.len() + 1);
+        assert_eq!(after.opset_import.len(), before.opset_import.len() + 1);
         let (before, after) = (before.graph.unwrap(), after.graph.unwrap());
         let mut replaced = 0;
         for (before, after) in before.node.iter().zip(&after.node) {
@@ -184,12 +185,12 @@ mod tests {
             }
         }
         assert!(replaced > 4, "{file}");
-        let again = Model {
+        let again = ModelProto {
             graph: Some(after),
-            ..Model::default()
+            ..ModelProto::default()
         };
         assert_eq!(
-            replace_matmuls(&again.encode_to_vec()),
+            replace_matmuls(&again.encode_to_vec().into()),
             None,
             "{file} is edited already"
         );
@@ -201,7 +202,7 @@ mod tests {
         let (singles, products) = single_matmuls(&graph).unwrap();
         let shapes: HashSet<(usize, usize)> = products.iter().map(|product| (product.k, product.n)).collect();
         assert_eq!(shapes.len(), products.len(), "{file}");
-        let read = Model::decode(singles.as_slice()).unwrap().graph.unwrap();
+        let read = ModelProto::decode(singles.clone()).unwrap().graph.unwrap();
         assert_eq!(read.node.len(), products.len());
         assert_eq!(
             (read.input.len(), read.output.len()),
@@ -228,10 +229,10 @@ mod tests {
 
     fn held() -> HashMap<String, i32> {
         [
-            ("w", element::UINT8),
-            ("s", element::FLOAT),
-            ("z", element::UINT8),
-            ("zf", element::FLOAT),
+            ("w", data_type::UINT8),
+            ("s", data_type::FLOAT),
+            ("z", data_type::UINT8),
+            ("zf", data_type::FLOAT),
         ]
         .map(|(name, kind)| (name.to_owned(), kind))
         .into()
@@ -264,9 +265,8 @@ mod tests {
 
     #[test]
     fn a_graph_without_such_products_is_left_alone() {
-        let graph =
-            crate::prepare::graph_editor::testing::graph_of(vec![NodeProto::new("MatMul", &["x", "w"], "y")]);
+        let graph = crate::prepare::test_graphs::graph_of(vec![NodeProto::new("MatMul", &["x", "w"], "y")]);
         assert_eq!(replace_matmuls(&graph), None);
-        assert_eq!(replace_matmuls(b"no protobuf at all"), None);
+        assert_eq!(replace_matmuls(&Bytes::from_static(b"no protobuf at all")), None);
     }
 }

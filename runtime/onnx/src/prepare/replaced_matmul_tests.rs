@@ -6,13 +6,14 @@
 use ort::session::Session;
 use ort::value::Tensor;
 use prost::Message;
+use prost::bytes::Bytes;
 
 use crate::custom_operators::domain;
 use crate::library::Library;
 use crate::matmul::{OPERATOR, available};
-use crate::prepare::graph_editor::testing::{Graph, Model};
-use crate::prepare::graph_editor::{
-    AttributeProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, element,
+use crate::onnx_proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+    data_type,
 };
 use crate::prepare::{Level, Prepare, prepare};
 
@@ -32,7 +33,7 @@ fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Tensor
 }
 
 /// A graph of one `MatMulNBits`, with zero points or without.
-fn graph(zeros: bool) -> Vec<u8> {
+fn graph(zeros: bool) -> Bytes {
     let mut state = 7u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -43,13 +44,13 @@ fn graph(zeros: bool) -> Vec<u8> {
         .flat_map(|_| (0.01 + f32::from(random()) / 1e4).to_le_bytes())
         .collect();
     let mut initializer = vec![
-        held("w", &[N, BLOCKS, BLOCK / 2], element::UINT8, weights),
-        held("s", &[N, BLOCKS], element::FLOAT, scales),
+        held("w", &[N, BLOCKS, BLOCK / 2], data_type::UINT8, weights),
+        held("s", &[N, BLOCKS], data_type::FLOAT, scales),
     ];
     let mut inputs = vec!["x", "w", "s"];
     if zeros {
         let zeros = (0..N * BLOCKS.div_ceil(2)).map(|_| random()).collect();
-        initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], element::UINT8, zeros));
+        initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], data_type::UINT8, zeros));
         inputs.push("z");
     }
     let mut node = NodeProto::new("MatMulNBits", &inputs, "y");
@@ -68,21 +69,29 @@ fn graph(zeros: bool) -> Vec<u8> {
         domain: domain.into(),
         version,
     });
-    let graph = Graph {
+    let graph = GraphProto {
         node: vec![node],
         name: "main".into(),
         initializer,
-        input: vec![ValueInfoProto::open("x", element::FLOAT, &["batch", "rows", "k"])],
-        output: vec![ValueInfoProto::open("y", element::FLOAT, &["batch", "rows", "n"])],
-        ..Graph::default()
+        input: vec![ValueInfoProto::tensor(
+            "x",
+            data_type::FLOAT,
+            &["batch", "rows", "k"],
+        )],
+        output: vec![ValueInfoProto::tensor(
+            "y",
+            data_type::FLOAT,
+            &["batch", "rows", "n"],
+        )],
+        ..GraphProto::default()
     };
-    let model = Model {
+    let model = ModelProto {
         ir_version: 10,
         graph: Some(graph),
-        opset: opset.into(),
-        ..Model::default()
+        opset_import: opset.into(),
+        ..ModelProto::default()
     };
-    model.encode_to_vec()
+    model.encode_to_vec().into()
 }
 
 fn run(library: &Library, graph: &[u8], dims: [usize; 3], input: &[f32]) -> (Vec<i64>, Vec<f32>) {
@@ -112,7 +121,7 @@ fn the_operator_gives_what_the_librarys_own_gives() {
     for zeros in [false, true] {
         let plain = graph(zeros);
         let edited = prepare(&plain, "y", "matmul".parse().unwrap()).unwrap().graph;
-        let node = &Model::decode(edited.as_slice()).unwrap().graph.unwrap().node[0];
+        let node = &ModelProto::decode(edited.clone()).unwrap().graph.unwrap().node[0];
         assert_eq!(
             (node.op_type.as_str(), node.input.len()),
             (OPERATOR, if zeros { 4 } else { 3 })

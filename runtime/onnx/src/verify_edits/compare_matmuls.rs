@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ort::session::Session;
 use ort::value::Tensor;
+use prost::bytes::Bytes;
 
 use crate::error::one_line;
 use crate::prepare::{SingleMatmul, replace_matmuls, single_matmuls};
@@ -17,7 +18,7 @@ const TRIAL_ROWS: [usize; 3] = [1, 7, 33];
 const RESULT_TOLERANCE: f32 = 1e-3;
 
 /// Holds one product of each shape against the library's, on the same inputs.
-pub(crate) fn verify(trial: &Trial<'_>, model: &[u8]) -> Result<(), String> {
+pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
     let none = || "its products are of another form".to_owned();
     let (plain, matmuls) = single_matmuls(model).ok_or_else(none)?;
     let edited = replace_matmuls(&plain).ok_or_else(none)?;

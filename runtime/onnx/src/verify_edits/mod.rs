@@ -6,6 +6,7 @@ use std::path::Path;
 
 use phi_edge_engine::{DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
 use phi_edge_models::GenaiConfig;
+use prost::bytes::Bytes;
 
 use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
@@ -43,7 +44,7 @@ pub(crate) struct Trial<'a> {
 impl Trial<'_> {
     /// Runs the same steps on the plain graph and on the one edited so. The inner result is the verdict; the
     /// outer one fails where the plain graph can't be run either.
-    pub(crate) fn run(&self, model: &[u8], edits: Prepare) -> Result<Result<(), String>, OnnxError> {
+    pub(crate) fn run(&self, model: &Bytes, edits: Prepare) -> Result<Result<(), String>, OnnxError> {
         let mut genai = self.genai.clone();
         genai.num_layers = genai.num_layers.min(TRIAL_LAYERS);
         let mut outputs = vec![genai.outputs.logits.clone()];
@@ -58,7 +59,7 @@ impl Trial<'_> {
             };
             cut
         } else {
-            model.to_vec()
+            model.clone()
         };
         let boundary = crate::graph::read(self.path)?.rope_boundary;
         genai.context_length = genai
@@ -96,7 +97,7 @@ impl Trial<'_> {
 
     fn verify(
         &self,
-        cut: &[u8],
+        cut: &Bytes,
         edits: Prepare,
         expected: &[f32],
         genai: &GenaiConfig,
@@ -256,7 +257,7 @@ mod tests {
     use crate::prepare::Level;
 
     /// The repository's own exports, where the library is at hand.
-    fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &[u8])) {
+    fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &Bytes)) {
         let Some(library) = Library::for_tests() else {
             return;
         };
@@ -271,7 +272,7 @@ mod tests {
             provider: Provider::Cpu,
             threads: 1,
         };
-        judge(&trial, &std::fs::read(&path).unwrap());
+        judge(&trial, &std::fs::read(&path).unwrap().into());
     }
 
     #[test]
