@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use url::Url;
 
-use super::digest::{Hasher, Seen};
-use super::error::PullError;
 use super::http::{Answer, Client, Fault};
-use super::part::{Part, Wanted};
-use super::pull::{Event, Watch};
+use super::partial_file::Part;
 use super::retry::Patience;
+use crate::digest::{Hasher, Seen};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::remote_file::Wanted;
 
 /// Bytes that are read, hashed and written at a time.
 const READ: usize = 64 << 10;

@@ -9,9 +9,9 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 use url::{Host, Url};
 
-use super::error::PullError;
 use super::retry::Patience;
-use super::shown::without_user;
+use crate::pull_error::PullError;
+use crate::redaction::without_user;
 
 /// Redirects followed for one request.
 const REDIRECTS: usize = 10;

@@ -6,9 +6,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use url::Url;
 
-use super::digest::Expected;
-use super::error::PullError;
 use super::http::{Answer, Client, Fault};
+use crate::digest::Expected;
+use crate::pull_error::PullError;
+use crate::safe_path::is_safe;
 
 /// Pages that a listing may have; published repositories have one or two.
 const PAGES: usize = 1000;
@@ -182,17 +183,6 @@ fn hash(what: &str, path: &str, value: &Value, digits: usize) -> Result<String, 
     }
 }
 
-/// Whether a path of a listing or an archive stays below the folder it is written to, on every system, and clear of
-/// the names that partial files have.
-pub(crate) fn is_safe(path: &str) -> bool {
-    let part_is_safe = |part: &str| {
-        let plain = !part.is_empty() && part != "." && part != "..";
-        plain && !part.contains(['\\', ':', '\0']) && !part.chars().any(char::is_control)
-    };
-    let partial = [".part", ".part.json"].iter().any(|end| path.ends_with(end));
-    path.len() <= 1024 && path.split('/').all(part_is_safe) && !partial
-}
-
 /// The address of a file.
 pub(crate) fn file_address(
     client: &Client,
@@ -251,28 +241,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn paths_that_escape_are_refused() {
-        for good in ["a", "a/b.onnx", "model.onnx.data", ".gitattributes"] {
-            assert!(is_safe(good), "{good}");
-        }
-        for bad in [
-            "",
-            "/a",
-            "a/../b",
-            "..",
-            "a//b",
-            "c:\\x",
-            "a\\b",
-            "a/",
-            "x.part",
-            "x.part.json",
-            "a\nb",
-        ] {
-            assert!(!is_safe(bad), "{bad}");
-        }
-    }
 
     #[test]
     fn licences_are_read_as_cards_have_them() {

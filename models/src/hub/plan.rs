@@ -1,8 +1,8 @@
 //! What a pull will do: which files of a repository make up the model.
 
 use super::listing::Entry;
-use super::part::Wanted;
 use crate::manifest::Origin;
+use crate::remote_file::Wanted;
 
 /// What a pull will do.
 #[derive(Debug)]

@@ -4,72 +4,23 @@ use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use super::digest::{Expected, Seen};
-use super::error::PullError;
 use super::fetch::Fetch;
 use super::http::{Client, Fault, Proxies};
 use super::listing;
-use super::part::{Wanted, arrived};
+use super::partial_file::arrived;
 use super::plan::{Plan, model_folders, wanted};
 use super::retry::Patience;
 use super::source::{Accelerator, DEFAULT_HUB, Source, choose_folder};
+use crate::digest::Expected;
 use crate::manifest::{FileRecord, MANIFEST, Manifest, Origin};
-use crate::shelf::Shelf;
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::remote_file::Wanted;
+use crate::store::Shelf;
 
 /// Beyond the files themselves: states, the manifest, folders.
 const SLACK: u64 = 1 << 20;
-
-/// What happens on the way, for progress bars and logs.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A file is there already, with the right content.
-    Kept {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes.
-        size: u64,
-    },
-    /// A file is begun, or gone on with.
-    Begun {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes.
-        size: u64,
-        /// Those that an earlier pull brought.
-        have: u64,
-    },
-    /// So much of it has arrived.
-    At {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes so far.
-        bytes: u64,
-    },
-    /// Something went wrong and is tried again.
-    Retry {
-        /// The file, or what else was asked for.
-        file: &'a str,
-        /// What went wrong.
-        why: &'a str,
-        /// How long it waits first.
-        wait: Duration,
-    },
-    /// A file is there, verified.
-    Done {
-        /// Its path in the model directory.
-        file: &'a str,
-    },
-    /// The version before this one was removed, since both would not fit.
-    Dropped {
-        /// The model.
-        name: &'a str,
-    },
-}
-
-/// Is told what happens; by several threads.
-pub type Watch<'a> = &'a (dyn Fn(&Event<'_>) + Sync);
 
 /// How a hub is reached.
 #[derive(Debug, Clone)]
@@ -198,7 +149,7 @@ impl Hub {
         manifest.origin = Some(plan.origin.clone());
         manifest.files = seen;
         manifest.write(&staging.join(MANIFEST))?;
-        crate::shelf::sweep(&staging, &manifest)?;
+        crate::store::sweep(&staging, &manifest)?;
         Ok(Outcome::Installed(shelf.install(&plan.name, &staging)?))
     }
 
@@ -329,15 +280,6 @@ impl Hub {
     }
 }
 
-impl From<Seen> for FileRecord {
-    fn from(seen: Seen) -> Self {
-        Self {
-            sha256: seen.sha256,
-            size: seen.size,
-        }
-    }
-}
-
 /// A lock whose holder never leaves it half changed, so that one that panicked does not matter.
 fn held<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
@@ -355,7 +297,7 @@ fn is_there(place: &Path, plan: &Plan, files: &[Wanted]) -> bool {
     });
     let listed = |file: &Wanted| file.path == MANIFEST || manifest.files.contains_key(&file.path);
     same && files.iter().all(listed)
-        && crate::shelf::compare(place, &manifest)
+        && crate::store::compare(place, &manifest)
             .is_ok_and(|faults| faults.iter().all(|fault| !fault.spoils()))
 }
 

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-use super::error::PullError;
-use super::shown::without_user;
+use crate::pull_error::PullError;
+use crate::redaction::without_user;
 
 /// The hub that short names mean unless a mirror is named.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::hub::{Hasher, PullError};
+use crate::digest::Hasher;
 use crate::manifest::{MANIFEST, Manifest};
+use crate::pull_error::PullError;
 
 /// What is wrong with a file of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]

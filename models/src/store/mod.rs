@@ -25,9 +25,12 @@ pub use link::ModelLink;
 
 use system::{exchange, free_space, sync_folder};
 
+use crate::digest::{Hasher, Seen};
 use crate::error::ModelError;
-use crate::hub::{Event, Hasher, PullError, Size, Wanted, Watch};
 use crate::manifest::{MANIFEST, Manifest};
+use crate::progress::{Event, Watch};
+use crate::pull_error::{PullError, Size};
+use crate::remote_file::Wanted;
 
 const PREVIOUS: &str = ".previous";
 
@@ -374,12 +377,7 @@ pub(crate) fn check_name(name: &str) -> Result<(), PullError> {
 
 /// Writes all of `from` to a new file at `path`, down to the disk, and gives its hashes. `size` is what is expected:
 /// more is not written. `at` is told how far it is.
-fn write_hashed(
-    from: &mut impl Read,
-    path: &Path,
-    size: u64,
-    at: impl Fn(u64),
-) -> Result<crate::hub::Seen, PullError> {
+fn write_hashed(from: &mut impl Read, path: &Path, size: u64, at: impl Fn(u64)) -> Result<Seen, PullError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
     }

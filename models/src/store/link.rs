@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::{Shelf, sync_folder};
-use crate::hub::PullError;
+use crate::pull_error::PullError;
 
 const FORMER: &str = ".former";
 

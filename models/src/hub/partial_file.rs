@@ -9,29 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::digest::{Expected, Hasher, Seen};
-use super::error::PullError;
-
-/// A file that is wanted.
-#[derive(Debug, Clone)]
-pub(crate) struct Wanted {
-    /// Where it stands in the repository.
-    pub(crate) remote: String,
-    /// Where it stands in the model directory.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    /// All hashes that it must have: the hub's, and the manifest's from an earlier pull.
-    pub(crate) expected: Vec<Expected>,
-}
-
-impl Wanted {
-    /// Whether `sha256` is what the file must hash to.
-    pub(crate) fn names_sha256(&self, sha256: &str) -> bool {
-        self.expected
-            .iter()
-            .any(|one| matches!(one, Expected::Sha256(hash) if hash == sha256))
-    }
-}
+use crate::digest::{Hasher, Seen};
+use crate::pull_error::PullError;
+use crate::remote_file::Wanted;
 
 /// The part of a file that has arrived.
 pub(crate) struct Part {
@@ -194,6 +174,7 @@ fn beside(target: &Path, end: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::Expected;
 
     fn wanted(content: &[u8]) -> Wanted {
         let mut hasher = Hasher::new(content.len() as u64);

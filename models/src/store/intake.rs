@@ -6,8 +6,10 @@ use std::path::{Path, PathBuf};
 use super::compare::walk;
 use super::{Shelf, write_hashed};
 use crate::error::ModelError;
-use crate::hub::{Event, PullError, Watch};
 use crate::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::safe_path::is_safe;
 
 impl Shelf {
     /// Copies the model in `folder` to the shelf as `name`. Hashes that its manifest has are held against the files;
@@ -94,7 +96,7 @@ impl Shelf {
 pub(super) fn contents(folder: &Path) -> Result<Vec<String>, PullError> {
     let mut files = walk(folder)?;
     files.retain(|path| path != MANIFEST && !path.split('/').any(|part| part.starts_with('.')));
-    match files.iter().find(|path| !crate::hub::is_safe(path)) {
+    match files.iter().find(|path| !is_safe(path)) {
         Some(path) => Err(ModelError::invalid(
             &folder.join(path),
             "has a name that can't be kept on every system",

@@ -12,9 +12,11 @@ use tar::{Archive, Builder, Entry, EntryType, Header};
 
 use super::intake::contents;
 use super::{Shelf, write_hashed};
+use crate::digest::Hasher;
 use crate::error::ModelError;
-use crate::hub::{Event, Hasher, PullError, Watch};
 use crate::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
 
 /// Bytes that an archive's manifest may have.
 const MANIFEST_BYTES: u64 = 16 << 20;
