@@ -10,8 +10,9 @@ use std::path::{Path, PathBuf};
 
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
+use super::Shelf;
 use super::intake::contents;
-use super::{Shelf, write_hashed};
+use super::staging::write_hashed;
 use crate::digest::Hasher;
 use crate::error::ModelError;
 use crate::manifest::{FileRecord, MANIFEST, Manifest};

@@ -3,8 +3,9 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::Shelf;
 use super::compare::walk;
-use super::{Shelf, write_hashed};
+use super::staging::write_hashed;
 use crate::error::ModelError;
 use crate::manifest::{FileRecord, MANIFEST, Manifest};
 use crate::progress::{Event, Watch};
@@ -83,12 +84,6 @@ impl Shelf {
         manifest.name = Some(name.to_owned());
         manifest.write(&staging.join(MANIFEST))?;
         self.install(name, &staging)
-    }
-
-    /// A staging folder with nothing in it.
-    pub(super) fn fresh_staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
-        self.clear_staging(name, None)?;
-        self.staging(name, version)
     }
 }
 

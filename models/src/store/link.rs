@@ -2,7 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Shelf, sync_folder};
+use super::Shelf;
+use super::system::sync_folder;
 use crate::pull_error::PullError;
 
 const FORMER: &str = ".former";
