@@ -26,11 +26,11 @@ pub use chat_template::{Message, Role};
 pub use error::ModelError;
 pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
 pub use hub::{
-    Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Patience, Plan, Proxies, Source, known_models,
+    Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Plan, Proxies, RetryPolicy, Source, known_models,
 };
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use model_dir::ModelDir;
 pub use progress::{Event, Watch};
 pub use pull_error::{PullError, Size};
-pub use store::{Fault as FileFault, FreeSpace, ModelLink, Shelf, ShelfEntry};
+pub use store::{FileFault, FreeSpace, ModelLink, ModelStore, StoredModel};
 pub use text_model::{EncodeCost, EncodeError, TextModel};

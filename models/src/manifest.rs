@@ -6,7 +6,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
-use crate::digest::Seen;
+use crate::digest::FileHashes;
 use crate::error::{ModelError, read_json};
 use crate::redaction::without_user;
 use crate::safe_path::is_safe;
@@ -143,8 +143,8 @@ impl Manifest {
     }
 }
 
-impl From<Seen> for FileRecord {
-    fn from(seen: Seen) -> Self {
+impl From<FileHashes> for FileRecord {
+    fn from(seen: FileHashes) -> Self {
         Self {
             sha256: seen.sha256,
             size: seen.size,

@@ -10,7 +10,7 @@
 //! * `GET /{repository}/resolve/{commit}/{path}` gives a file, mostly by a redirect to a server elsewhere, which takes
 //!   `Range`.
 //!
-//! Files are asked for piece by piece (`Range` of [`Patience::chunk`] bytes): what was sent when the process dies, and
+//! Files are asked for piece by piece (`Range` of [`RetryPolicy::chunk`] bytes): what was sent when the process dies, and
 //! must be sent again, is at most one piece a file.
 
 mod fetch;
@@ -25,5 +25,5 @@ mod source;
 pub use http::Proxies;
 pub use plan::Plan;
 pub use pull::{Hub, HubOptions, Outcome};
-pub use retry::Patience;
+pub use retry::RetryPolicy;
 pub use source::{Accelerator, DEFAULT_HUB, Source, known_models};

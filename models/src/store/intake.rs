@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
-use super::Shelf;
+use super::ModelStore;
 use super::compare::walk;
 use super::staging::write_hashed;
 use crate::error::ModelError;
@@ -12,8 +12,8 @@ use crate::progress::{Event, Watch};
 use crate::pull_error::PullError;
 use crate::safe_path::is_safe;
 
-impl Shelf {
-    /// Copies the model in `folder` to the shelf as `name`. Hashes that its manifest has are held against the files;
+impl ModelStore {
+    /// Copies the model in `folder` to the store as `name`. Hashes that its manifest has are held against the files;
     /// else they are taken as the files are now.
     pub fn take_in(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
         let config = folder.join("genai_config.json");

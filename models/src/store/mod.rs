@@ -19,7 +19,7 @@ mod system;
 
 use std::path::{Path, PathBuf};
 
-pub use compare::Fault;
+pub use compare::FileFault;
 pub(crate) use compare::{compare, sweep};
 pub use link::ModelLink;
 
@@ -29,21 +29,21 @@ use crate::error::ModelError;
 use crate::manifest::{MANIFEST, Manifest};
 use crate::pull_error::PullError;
 
-const PREVIOUS: &str = ".previous";
+const PREVIOUS_SUFFIX: &str = ".previous";
 
 /// Tells the bytes that are free where a folder is; `None` where that can't be told.
 pub type FreeSpace = fn(&Path) -> std::io::Result<Option<u64>>;
 
 /// The folder that holds models.
 #[derive(Debug, Clone)]
-pub struct Shelf {
+pub struct ModelStore {
     folder: PathBuf,
     free: FreeSpace,
 }
 
-/// A model on the shelf.
+/// A model on the store.
 #[derive(Debug, Clone)]
-pub struct ShelfEntry {
+pub struct StoredModel {
     /// Its name: that of its folder.
     pub name: String,
     /// Its folder.
@@ -56,7 +56,7 @@ pub struct ShelfEntry {
     pub has_previous: bool,
 }
 
-impl Shelf {
+impl ModelStore {
     /// The models in `folder`, which need not exist yet.
     pub fn new(folder: impl Into<PathBuf>) -> Self {
         Self {
@@ -91,7 +91,7 @@ impl Shelf {
     }
 
     /// All models, by name.
-    pub fn entries(&self) -> Result<Vec<ShelfEntry>, PullError> {
+    pub fn entries(&self) -> Result<Vec<StoredModel>, PullError> {
         let mut entries = Vec::new();
         if !self.folder.exists() {
             return Ok(entries);
@@ -109,7 +109,7 @@ impl Shelf {
             }
             let files = compare::walk(&path)?;
             let size = |file: &String| path.join(file).metadata().map_or(0, |metadata| metadata.len());
-            entries.push(ShelfEntry {
+            entries.push(StoredModel {
                 manifest: Manifest::read(&path.join(MANIFEST)).unwrap_or_default(),
                 bytes: files.iter().map(size).sum(),
                 has_previous: self.previous(&name).is_dir(),
@@ -123,7 +123,7 @@ impl Shelf {
 
     /// Reads every file of a model directory again and holds it against its manifest: what is wrong, missing or more
     /// than the manifest names.
-    pub fn verify(directory: &Path) -> Result<Vec<Fault>, PullError> {
+    pub fn verify(directory: &Path) -> Result<Vec<FileFault>, PullError> {
         if !directory.is_dir() {
             return Err(ModelError::NoDirectory(directory.to_path_buf()).into());
         }
@@ -163,7 +163,7 @@ impl Shelf {
     }
 
     pub(crate) fn previous(&self, name: &str) -> PathBuf {
-        self.folder.join(format!("{name}{PREVIOUS}"))
+        self.folder.join(format!("{name}{PREVIOUS_SUFFIX}"))
     }
 
     fn partial(&self) -> PathBuf {
@@ -171,11 +171,11 @@ impl Shelf {
     }
 }
 
-/// Names become folders, on any system, and must not be taken for what else is on the shelf.
+/// Names become folders, on any system, and must not be taken for what else is on the store.
 pub(crate) fn check_name(name: &str) -> Result<(), PullError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let good = (1..=64).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.');
-    if good && !name.ends_with(PREVIOUS) && !name.ends_with('.') {
+    if good && !name.ends_with(PREVIOUS_SUFFIX) && !name.ends_with('.') {
         return Ok(());
     }
     Err(PullError::Usage {
@@ -215,24 +215,24 @@ mod tests {
         std::fs::create_dir(&source).unwrap();
         std::fs::write(source.join("genai_config.json"), "{}").unwrap();
         let archive = folder.path().join("m.tar");
-        Shelf::export(&source, &archive, &|_| {}).unwrap();
-        let shelf = Shelf::new(folder.path().join("models")).with_free_space(crowded);
+        ModelStore::export(&source, &archive, &|_| {}).unwrap();
+        let store = ModelStore::new(folder.path().join("models")).with_free_space(crowded);
         let dropped = Mutex::new(0);
         let watch = |event: &Event<'_>| {
             if matches!(event, Event::Dropped { name: "m" }) {
                 *dropped.lock().unwrap() += 1;
             }
         };
-        let previous = shelf.previous("m");
+        let previous = store.previous("m");
         std::fs::create_dir_all(&previous).unwrap();
-        shelf.take_in(&source, "m", &watch).unwrap();
+        store.take_in(&source, "m", &watch).unwrap();
         assert_eq!(*dropped.lock().unwrap(), 1);
         assert!(!previous.exists());
         std::fs::create_dir_all(&previous).unwrap();
-        shelf.import(&archive, Some("m"), &watch).unwrap();
+        store.import(&archive, Some("m"), &watch).unwrap();
         assert_eq!(*dropped.lock().unwrap(), 2);
         // What is to be taken in must not give way to itself.
-        let error = shelf.take_in(&previous, "m", &watch).unwrap_err();
+        let error = store.take_in(&previous, "m", &watch).unwrap_err();
         assert!(error.to_string().contains("models rollback m"), "{error}");
         assert!(previous.join("genai_config.json").exists());
     }

@@ -4,14 +4,14 @@ use std::fs::File;
 use std::io::{Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::Shelf;
-use crate::digest::{Hasher, Seen};
+use super::ModelStore;
+use crate::digest::{FileHasher, FileHashes};
 use crate::manifest::{MANIFEST, Manifest};
 use crate::progress::{Event, Watch};
 use crate::pull_error::{PullError, Size};
-use crate::remote_file::Wanted;
+use crate::remote_file::RemoteFile;
 
-impl Shelf {
+impl ModelStore {
     /// The folder for what arrives of a version. What arrived of others can't be gone on with any more.
     pub(crate) fn staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
         let staging = self.partial().join(format!("{name}@{version}"));
@@ -45,7 +45,7 @@ impl Shelf {
 
     /// Links files that the present version, or the one before it, has with the wanted content, so that they need not
     /// be fetched. Nothing is believed: the pull hashes them as it does what it fetched.
-    pub(crate) fn reuse(&self, name: &str, staging: &Path, files: &[Wanted]) {
+    pub(crate) fn reuse(&self, name: &str, staging: &Path, files: &[RemoteFile]) {
         for place in [self.place(name), self.previous(name)] {
             let known = Manifest::read(&place.join(MANIFEST)).unwrap_or_default();
             for file in files {
@@ -53,7 +53,7 @@ impl Shelf {
                 let same = known
                     .files
                     .iter()
-                    .find(|(_, record)| record.size == file.size && file.names_sha256(&record.sha256));
+                    .find(|(_, record)| record.size == file.size && file.expects_sha256(&record.sha256));
                 let (Some((path, _)), false) = (same, target.exists()) else {
                     continue;
                 };
@@ -108,12 +108,12 @@ pub(super) fn write_hashed(
     path: &Path,
     size: u64,
     at: impl Fn(u64),
-) -> Result<Seen, PullError> {
+) -> Result<FileHashes, PullError> {
     if let Some(folder) = path.parent() {
         std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
     }
     let mut file = File::create(path).map_err(PullError::io(path, "written"))?;
-    let mut hasher = Hasher::new(size);
+    let mut hasher = FileHasher::new(size);
     let mut buffer = vec![0; 1 << 18];
     loop {
         let read = from

@@ -4,15 +4,15 @@ use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
 
 use super::system::{exchange, sync_folder};
-use super::{Shelf, check_name};
+use super::{ModelStore, check_name};
 use crate::pull_error::PullError;
 
 /// Held while a process works on a model; the system lets go of it when the process ends, however it does.
-pub(crate) struct Lock {
+pub(crate) struct ModelLock {
     _file: File,
 }
 
-impl Shelf {
+impl ModelStore {
     /// Lets a model and the version before it change places.
     pub fn roll_back(&self, name: &str) -> Result<(), PullError> {
         let _lock = self.lock(name)?;
@@ -37,7 +37,7 @@ impl Shelf {
     }
 
     /// Keeps other processes from working on `name`, and mends what one that was killed left in between.
-    pub(crate) fn lock(&self, name: &str) -> Result<Lock, PullError> {
+    pub(crate) fn lock(&self, name: &str) -> Result<ModelLock, PullError> {
         check_name(name)?;
         let partial = self.partial();
         std::fs::create_dir_all(&partial).map_err(PullError::io(&partial, "made"))?;
@@ -63,7 +63,7 @@ impl Shelf {
                 std::fs::rename(&switch, self.place(name)).map_err(PullError::io(&switch, "moved"))?;
             }
         }
-        Ok(Lock { _file: file })
+        Ok(ModelLock { _file: file })
     }
 
     /// Puts a complete version in place of the present one, which is kept as the previous. At no time is there no
