@@ -45,7 +45,7 @@ pub(crate) struct ChatTemplate {
     eos_token: String,
 }
 
-const NAME: &str = "chat";
+const TEMPLATE_NAME: &str = "chat";
 
 impl ChatTemplate {
     /// Reads `chat_template.jinja`, or the template within `tokenizer_config.json`.
@@ -89,7 +89,7 @@ impl ChatTemplate {
         environment.add_function("raise_exception", |message: String| -> Result<String, Error> {
             Err(Error::new(ErrorKind::InvalidOperation, message))
         });
-        environment.add_template_owned(NAME, source)?;
+        environment.add_template_owned(TEMPLATE_NAME, source)?;
         Ok(Self {
             environment,
             bos_token: spelling(&config["bos_token"]),
@@ -108,7 +108,7 @@ impl ChatTemplate {
             .map(|(role, content)| context! { role => role, content => content })
             .collect();
         self.environment
-            .get_template(NAME)
+            .get_template(TEMPLATE_NAME)
             .and_then(|template| {
                 template.render(context! {
                     messages,

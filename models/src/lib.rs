@@ -5,6 +5,7 @@
 
 mod chat_template;
 mod detokenizer;
+mod digest;
 mod error;
 mod fingerprint;
 mod genai_config;
@@ -12,18 +13,24 @@ mod hub;
 mod manifest;
 mod model_dir;
 mod pieces;
-mod shelf;
+mod progress;
+mod pull_error;
+mod redaction;
+mod remote_file;
+mod safe_path;
 mod special_tokens;
+mod store;
 mod text_model;
 
 pub use chat_template::{Message, Role};
 pub use error::ModelError;
 pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
 pub use hub::{
-    Accelerator, DEFAULT_HUB, Event, Hub, HubOptions, Outcome, Patience, Plan, Proxies, PullError, Size,
-    Source, Watch, known_models,
+    Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Plan, Proxies, RetryPolicy, Source, known_models,
 };
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use model_dir::ModelDir;
-pub use shelf::{Fault as FileFault, FreeSpace, ModelLink, Shelf, ShelfEntry};
+pub use progress::{Event, Watch};
+pub use pull_error::{PullError, Size};
+pub use store::{FileFault, FreeSpace, ModelLink, ModelStore, StoredModel};
 pub use text_model::{EncodeCost, EncodeError, TextModel};

@@ -6,8 +6,10 @@ use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
+use crate::digest::FileHashes;
 use crate::error::{ModelError, read_json};
-use crate::hub::without_user;
+use crate::redaction::without_user;
+use crate::safe_path::is_safe;
 
 /// The file's name.
 pub(crate) const MANIFEST: &str = "manifest.json";
@@ -141,6 +143,15 @@ impl Manifest {
     }
 }
 
+impl From<FileHashes> for FileRecord {
+    fn from(seen: FileHashes) -> Self {
+        Self {
+            sha256: seen.sha256,
+            size: seen.size,
+        }
+    }
+}
+
 fn origin(source: &Value) -> Result<Origin, String> {
     let text = |key: &str| {
         source[key]
@@ -165,7 +176,7 @@ fn records(files: &Value) -> Result<BTreeMap<String, FileRecord>, String> {
             let hash = record["sha256"].as_str().unwrap_or_default();
             let is_hash = hash.len() == 64 && hash.bytes().all(|byte| byte.is_ascii_hexdigit());
             match record["size"].as_u64() {
-                Some(size) if is_hash && crate::hub::is_safe(path) && path != MANIFEST => {
+                Some(size) if is_hash && is_safe(path) && path != MANIFEST => {
                     let sha256 = hash.to_lowercase();
                     Ok((path.clone(), FileRecord { sha256, size }))
                 }

@@ -18,11 +18,11 @@ use crate::error::ModelError;
 
 /// Bytes of text after which a piece ends at the next place where it may. A piece's memory is a hundred times as much, and
 /// what a call costs beyond its text is lost in the time that so much takes.
-const PIECE: usize = 16 << 10;
+const PIECE_BYTES: usize = 16 << 10;
 
 /// Memory that the library takes for each byte of a piece, in bytes. Measured on 1 MiB of text: 270 with a byte-level
 /// pre-tokenizer, which makes a string with alignments of each word, 180 for prose, fewer without one. The time is linear.
-pub(crate) const PIECE_MEMORY: usize = 300;
+pub(crate) const MEMORY_PER_BYTE: usize = 300;
 
 /// Patterns of pre-tokenizers that make separate words of a letter and of a space with a letter behind it, whatever stands
 /// around them: the demo model's, Llama 3's and Qwen's. None looks behind, and none looks ahead from a letter.
@@ -49,7 +49,7 @@ pub(crate) struct PieceEncoder {
     rest: Option<Tokenizer>,
     longest: Option<Longest>,
     cuts: Option<Cuts>,
-    /// As [`PIECE`].
+    /// As [`PIECE_BYTES`].
     size: usize,
 }
 
@@ -91,7 +91,7 @@ impl PieceEncoder {
                 rest: None,
                 longest: None,
                 cuts: None,
-                size: PIECE,
+                size: PIECE_BYTES,
             });
         };
         let rest = match &form.normalizer_of_rest {
@@ -113,7 +113,7 @@ impl PieceEncoder {
             rest,
             longest: Some(form.longest),
             cuts: form.cuts,
-            size: PIECE,
+            size: PIECE_BYTES,
         })
     }
 

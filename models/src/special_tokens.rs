@@ -24,7 +24,7 @@ pub(crate) struct SpecialTokens {
 
 /// A part of a text.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Part<'a> {
+pub(crate) enum TextPart<'a> {
     /// Plain text, never empty.
     Text(&'a str),
     /// An added token.
@@ -88,7 +88,7 @@ impl SpecialTokens {
     }
 
     /// Cuts a text at the spellings of added tokens, with the whitespace that each of them eats.
-    pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<Part<'a>> {
+    pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<TextPart<'a>> {
         let mut parts = Vec::new();
         let (mut start, mut at) = (0, 0);
         while let Some(rest) = text.get(at..).filter(|rest| !rest.is_empty()) {
@@ -103,9 +103,9 @@ impl SpecialTokens {
                 before
             };
             if !before.is_empty() {
-                parts.push(Part::Text(before));
+                parts.push(TextPart::Text(before));
             }
-            parts.push(Part::Token(token.id));
+            parts.push(TextPart::Token(token.id));
             at += token.spelling.len();
             if token.eats_right {
                 at = text.len() - text[at..].trim_start().len();
@@ -113,7 +113,7 @@ impl SpecialTokens {
             start = at;
         }
         if start < text.len() {
-            parts.push(Part::Text(&text[start..]));
+            parts.push(TextPart::Text(&text[start..]));
         }
         parts
     }
@@ -168,22 +168,22 @@ mod tests {
     #[test]
     fn splits_at_the_longest_spelling_and_eats_whitespace() {
         let tokens = tokens();
-        let token = |id| Part::Token(TokenId(id));
+        let token = |id| TextPart::Token(TokenId(id));
         assert_eq!(
             tokens.split("a <s> b"),
-            [Part::Text("a "), token(1), Part::Text(" b")]
+            [TextPart::Text("a "), token(1), TextPart::Text(" b")]
         );
         assert_eq!(
             tokens.split("a<|end|>\n b"),
-            [Part::Text("a"), token(3), Part::Text("b")]
+            [TextPart::Text("a"), token(3), TextPart::Text("b")]
         );
         assert_eq!(
             tokens.split("a \n<|end|>> b"),
-            [Part::Text("a"), token(4), Part::Text(" b")]
+            [TextPart::Text("a"), token(4), TextPart::Text(" b")]
         );
         assert_eq!(tokens.split("<|end|> \n<s>"), [token(3), token(1)]);
         assert_eq!(tokens.split(""), []);
-        assert_eq!(tokens.split("ü<"), [Part::Text("ü<")]);
+        assert_eq!(tokens.split("ü<"), [TextPart::Text("ü<")]);
     }
 
     proptest! {
@@ -192,7 +192,7 @@ mod tests {
             let tokens = tokens();
             let mark = unused_mark(&std::iter::once(text.as_str())).unwrap();
             let disarmed = tokens.disarm(&text, mark);
-            prop_assert!(tokens.split(&disarmed).iter().all(|part| matches!(part, Part::Text(_))));
+            prop_assert!(tokens.split(&disarmed).iter().all(|part| matches!(part, TextPart::Text(_))));
             prop_assert_eq!(disarmed.replace(mark, ""), text);
         }
     }

@@ -12,8 +12,8 @@ use crate::chat_template::{ChatTemplate, Message, Role};
 use crate::detokenizer::StreamDetokenizer;
 use crate::error::{ModelError, read};
 use crate::genai_config::GenaiConfig;
-use crate::pieces::{PIECE_MEMORY, PieceEncoder, TooMany};
-use crate::special_tokens::{Part, SpecialTokens, unused_mark};
+use crate::pieces::{MEMORY_PER_BYTE, PieceEncoder, TooMany};
+use crate::special_tokens::{SpecialTokens, TextPart, unused_mark};
 
 /// Tokens that end a turn of Phi-3's, whatever the configuration lists: a published configuration that
 /// forgets one lets answers run on into an invented next turn.
@@ -40,7 +40,7 @@ pub struct EncodeCost {
 impl EncodeCost {
     /// The memory for a conversation of so many bytes of text, of which nothing else is known.
     pub fn memory_for(bytes: usize) -> usize {
-        bytes.saturating_mul(PIECE_MEMORY + TEXT_COPIES)
+        bytes.saturating_mul(MEMORY_PER_BYTE + TEXT_COPIES)
     }
 
     /// The memory for finding out what a conversation of so many bytes takes.
@@ -166,15 +166,15 @@ impl TextModel {
         let mut piece = 0;
         for part in self.inner.special.split(&rendered) {
             match part {
-                Part::Token(_) => cost.at_least += 1,
-                Part::Text(text) => {
+                TextPart::Token(_) => cost.at_least += 1,
+                TextPart::Text(text) => {
                     let text = unmarked(text, mark);
                     cost.at_least += self.inner.plain.at_least(&text);
                     piece = self.inner.plain.largest_piece(&text).max(piece);
                 }
             }
         }
-        cost.memory = cost.memory.saturating_add(piece.saturating_mul(PIECE_MEMORY));
+        cost.memory = cost.memory.saturating_add(piece.saturating_mul(MEMORY_PER_BYTE));
         Ok(cost)
     }
 
@@ -186,9 +186,9 @@ impl TextModel {
     ) -> Result<Vec<TokenId>, EncodeError> {
         let (rendered, mark) = self.rendered(messages, generation_prompt)?;
         let parts = self.inner.special.split(&rendered);
-        let shortest = |part: &Part<'_>| match part {
-            Part::Token(_) => 1,
-            Part::Text(text) => self.inner.plain.at_least(&unmarked(text, mark)),
+        let shortest = |part: &TextPart<'_>| match part {
+            TextPart::Token(_) => 1,
+            TextPart::Text(text) => self.inner.plain.at_least(&unmarked(text, mark)),
         };
         // What the parts from each on have at least.
         let mut behind: Vec<usize> = parts.iter().map(shortest).collect();
@@ -206,11 +206,11 @@ impl TextModel {
         let mut ids = Vec::new();
         for (n, part) in parts.iter().enumerate() {
             let encoded = match part {
-                Part::Token(id) => {
+                TextPart::Token(id) => {
                     ids.push(*id);
                     Ok(())
                 }
-                Part::Text(text) => self.inner.plain.encode(&unmarked(text, mark), &mut ids, room)?,
+                TextPart::Text(text) => self.inner.plain.encode(&unmarked(text, mark), &mut ids, room)?,
             };
             let rest = behind.get(n + 1).copied().unwrap_or(0);
             let found = encoded.err().or_else(|| {

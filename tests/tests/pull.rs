@@ -8,8 +8,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use phi_edge_models::{
-    Accelerator, Event, Hub, HubOptions, ModelLink, Outcome, Patience, Plan, Proxies, PullError, Shelf,
-    Source,
+    Accelerator, Event, Hub, HubOptions, ModelLink, ModelStore, Outcome, Plan, Proxies, PullError,
+    RetryPolicy, Source,
 };
 use phi_edge_tests::hub::{Faults, HubFile, HubServer, Lasting, Manners, Random, Repository};
 
@@ -43,14 +43,14 @@ fn repository(seed: u64, weights: usize) -> Repository {
     }
 }
 
-fn patience() -> Patience {
-    Patience {
-        tries: 16,
-        pause: Duration::from_micros(200),
-        longest: Duration::from_millis(2),
-        stall: Duration::from_secs(20),
-        chunk: 64 << 10,
-        ..Patience::default()
+fn retry() -> RetryPolicy {
+    RetryPolicy {
+        max_attempts: 16,
+        initial_backoff: Duration::from_micros(200),
+        max_backoff: Duration::from_millis(2),
+        stall_timeout: Duration::from_secs(20),
+        chunk_bytes: 64 << 10,
+        ..RetryPolicy::default()
     }
 }
 
@@ -59,7 +59,7 @@ fn options() -> HubOptions {
         mirror: None,
         token: None,
         proxies: Proxies::default(),
-        patience: patience(),
+        retry: retry(),
         jobs: 3,
     }
 }
@@ -72,7 +72,7 @@ fn plan(server: &HubServer, options: HubOptions) -> Result<(Hub, Plan), PullErro
     Ok((hub, plan))
 }
 
-fn pull(server: &HubServer, shelf: &Shelf, options: HubOptions) -> Result<Outcome, PullError> {
+fn pull(server: &HubServer, shelf: &ModelStore, options: HubOptions) -> Result<Outcome, PullError> {
     let (hub, plan) = plan(server, options)?;
     hub.fetch(shelf, &plan, &|_| {})
 }
@@ -90,7 +90,7 @@ fn assert_whole(directory: &Path, repository: &Repository) {
     for (path, file) in &expected {
         assert_eq!(std::fs::read(directory.join(path)).unwrap(), file.bytes, "{path}");
     }
-    assert_eq!(Shelf::verify(directory).unwrap(), []);
+    assert_eq!(ModelStore::verify(directory).unwrap(), []);
     let text = std::fs::read_to_string(directory.join("manifest.json")).unwrap();
     assert_eq!(text.matches("\"sha256\"").count(), expected.len(), "{text}");
     assert!(
@@ -99,7 +99,7 @@ fn assert_whole(directory: &Path, repository: &Repository) {
     );
 }
 
-fn old_version(shelf: &Shelf) {
+fn old_version(shelf: &ModelStore) {
     let place = shelf.folder().join("m");
     std::fs::create_dir_all(&place).unwrap();
     std::fs::write(place.join("genai_config.json"), "old").unwrap();
@@ -133,7 +133,7 @@ fn two_hundred_random_faults_end_in_a_verified_model_or_the_right_error() {
     let (faults, hit) = (AtomicU64::new(0), AtomicU64::new(0));
     in_parallel(200, |seed| {
         let folder = tempfile::tempdir().unwrap();
-        let shelf = Shelf::new(folder.path());
+        let shelf = ModelStore::new(folder.path());
         if seed % 2 == 0 {
             old_version(&shelf);
         }
@@ -205,7 +205,7 @@ fn two_hundred_random_faults_end_in_a_verified_model_or_the_right_error() {
 #[test]
 fn what_is_there_is_not_fetched_again() {
     let folder = tempfile::tempdir().unwrap();
-    let shelf = Shelf::new(folder.path());
+    let shelf = ModelStore::new(folder.path());
     let old = repository(1, 300_000);
     let first = HubServer::start(old.clone(), Manners::default(), Faults::default());
     assert!(matches!(
@@ -224,7 +224,7 @@ fn what_is_there_is_not_fetched_again() {
     let mut bytes = std::fs::read(&data).unwrap();
     bytes[1000] ^= 1;
     std::fs::write(&data, &bytes).unwrap();
-    let faults = Shelf::verify(&folder.path().join("m")).unwrap();
+    let faults = ModelStore::verify(&folder.path().join("m")).unwrap();
     assert_eq!(faults.len(), 1);
     assert!(
         faults[0]
@@ -263,7 +263,7 @@ fn what_is_there_is_not_fetched_again() {
 #[test]
 fn a_hub_that_names_other_hashes_for_a_known_commit_is_not_believed() {
     let folder = tempfile::tempdir().unwrap();
-    let shelf = Shelf::new(folder.path());
+    let shelf = ModelStore::new(folder.path());
     let good = repository(1, 30_000);
     let server = HubServer::start(good.clone(), Manners::default(), Faults::default());
     pull(&server, &shelf, options()).unwrap();
@@ -285,7 +285,7 @@ fn room_is_asked_for_first() {
     let folder = tempfile::tempdir().unwrap();
     let repository = repository(1, 300_000);
     let server = HubServer::start(repository.clone(), Manners::default(), Faults::default());
-    let shelf = Shelf::new(folder.path()).with_free_space(|_| Ok(Some(1_200_000)));
+    let shelf = ModelStore::new(folder.path()).with_free_space(|_| Ok(Some(1_200_000)));
     let error = pull(&server, &shelf, options()).unwrap_err();
     assert!(matches!(error, PullError::Space { .. }), "{error}");
     assert!(
@@ -324,7 +324,7 @@ fn a_gated_repository_opens_to_its_token_which_stays_with_the_hub() {
     };
     let server = HubServer::start(repository(1, 30_000), manners, Faults::default());
     let folder = tempfile::tempdir().unwrap();
-    let shelf = Shelf::new(folder.path());
+    let shelf = ModelStore::new(folder.path());
     let error = pull(&server, &shelf, options()).unwrap_err();
     assert!(matches!(error, PullError::Refused { status: 401, .. }), "{error}");
     assert!(error.to_string().contains("HF_TOKEN"), "{error}");
@@ -344,7 +344,7 @@ fn a_listing_that_leads_out_of_the_folder_is_refused() {
     });
     let server = HubServer::start(evil, Manners::default(), Faults::default());
     let folder = tempfile::tempdir().unwrap();
-    let error = pull(&server, &Shelf::new(folder.path().join("shelf")), options()).unwrap_err();
+    let error = pull(&server, &ModelStore::new(folder.path().join("shelf")), options()).unwrap_err();
     assert!(matches!(error, PullError::Protocol { .. }), "{error}");
     assert!(!folder.path().join("evil").exists());
 }
@@ -352,7 +352,7 @@ fn a_listing_that_leads_out_of_the_folder_is_refused() {
 #[test]
 fn two_pulls_of_one_model_do_not_meet() {
     let folder = tempfile::tempdir().unwrap();
-    let shelf = Shelf::new(folder.path());
+    let shelf = ModelStore::new(folder.path());
     let server = HubServer::start(repository(1, 30_000), Manners::default(), Faults::default());
     let (hub, plan) = plan(&server, options()).unwrap();
     let refused = Mutex::new(None);
@@ -370,7 +370,7 @@ fn two_pulls_of_one_model_do_not_meet() {
 #[test]
 fn a_switch_that_was_cut_short_is_mended() {
     let folder = tempfile::tempdir().unwrap();
-    let shelf = Shelf::new(folder.path());
+    let shelf = ModelStore::new(folder.path());
     let repository = repository(1, 30_000);
     let server = HubServer::start(repository.clone(), Manners::default(), Faults::default());
     pull(&server, &shelf, options()).unwrap();

@@ -6,20 +6,21 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use url::Url;
 
-use super::digest::{Hasher, Seen};
-use super::error::PullError;
-use super::http::{Answer, Client, Fault};
-use super::part::{Part, Wanted};
-use super::pull::{Event, Watch};
-use super::retry::Patience;
+use super::http::{Client, HubResponse, RequestError};
+use super::partial_file::PartialFile;
+use super::retry::RetryPolicy;
+use crate::digest::{FileHasher, FileHashes};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::remote_file::RemoteFile;
 
 /// Bytes that are read, hashed and written at a time.
-const READ: usize = 64 << 10;
+const READ_BUFFER_BYTES: usize = 64 << 10;
 
 /// What fetching any file needs.
 pub(crate) struct Fetch<'a> {
     pub(crate) client: &'a Client,
-    pub(crate) patience: &'a Patience,
+    pub(crate) policy: &'a RetryPolicy,
     pub(crate) watch: Watch<'a>,
     /// Set when another file has failed for good.
     pub(crate) stop: &'a AtomicBool,
@@ -29,49 +30,54 @@ impl Fetch<'_> {
     /// Fetches `wanted` from `address` to `target`, unless it is there already, and gives its hashes.
     ///
     /// Content with the wrong hash is thrown away and fetched once more; a second time is an error.
-    pub(crate) fn file(&self, wanted: &Wanted, address: &Url, target: &Path) -> Result<Seen, Fault> {
-        if let Some(seen) = self.there(wanted, target)? {
+    pub(crate) fn file(
+        &self,
+        wanted: &RemoteFile,
+        address: &Url,
+        target: &Path,
+    ) -> Result<FileHashes, RequestError> {
+        if let Some(seen) = self.existing(wanted, target)? {
             return Ok(seen);
         }
-        let mut part = Part::open(target, wanted)?;
+        let mut partial = PartialFile::open(target, wanted)?;
         (self.watch)(&Event::Begun {
             file: &wanted.path,
             size: wanted.size,
-            have: part.length(),
+            have: partial.length(),
         });
         // Where the hub redirected to. It is asked again only when that no longer answers.
         let mut located: Option<Url> = None;
-        let (mut failures, mut reached, mut wrong, mut begun_anew) = (0, part.length(), 0, 0);
+        let (mut failures, mut reached, mut wrong, mut restarts) = (0, partial.length(), 0, 0);
         loop {
-            let outcome = if part.length() == wanted.size {
-                let seen = part.seen();
+            let outcome = if partial.length() == wanted.size {
+                let seen = partial.seen();
                 match seen.check(wanted.size, &wanted.expected) {
                     Ok(()) => {
-                        part.finish()?;
+                        partial.finish()?;
                         (self.watch)(&Event::Done { file: &wanted.path });
                         return Ok(seen);
                     }
-                    Err(mismatch) => Err(Trouble::Wrong(mismatch)),
+                    Err(mismatch) => Err(PieceError::Wrong(mismatch)),
                 }
             } else {
                 let url = located.clone().unwrap_or_else(|| address.clone());
-                self.piece(wanted, &url, &mut part, &mut located)
+                self.piece(wanted, &url, &mut partial, &mut located)
             };
-            if part.thrown_away() > begun_anew {
-                begun_anew = part.thrown_away();
+            if partial.discards() > restarts {
+                restarts = partial.discards();
                 reached = 0;
             }
-            if part.length() > reached {
-                reached = part.length();
+            if partial.length() > reached {
+                reached = partial.length();
                 failures = 0;
             }
-            let Err(trouble) = outcome else { continue };
+            let Err(error) = outcome else { continue };
             located = None;
-            let (why, wait) = match trouble {
-                Trouble::Fault(Fault::Again { why, wait }) => (why, wait),
-                Trouble::Fault(fault) => return Err(fault),
-                Trouble::Wrong((expected, found)) => {
-                    part.reset()?;
+            let (why, wait) = match error {
+                PieceError::Request(RequestError::Retry { why, wait }) => (why, wait),
+                PieceError::Request(fault) => return Err(fault),
+                PieceError::Wrong((expected, found)) => {
+                    partial.reset()?;
                     wrong += 1;
                     if wrong > 1 {
                         let file = wanted.path.clone();
@@ -87,33 +93,33 @@ impl Fetch<'_> {
             };
             failures += 1;
             // A server without ranges that breaks off each time makes progress, and never comes to an end.
-            if failures.max(begun_anew) >= self.patience.tries {
+            if failures.max(restarts) >= self.policy.max_attempts {
                 return Err(PullError::GivenUp {
                     what: wanted.path.clone(),
-                    tries: failures.max(begun_anew),
+                    tries: failures.max(restarts),
                     why,
                 }
                 .into());
             }
-            let wait = self.patience.wait(failures, wait);
+            let wait = self.policy.backoff(failures, wait);
             (self.watch)(&Event::Retry {
                 file: &wanted.path,
                 why: &why,
                 wait,
             });
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Fault::Stopped);
+                return Err(RequestError::Stopped);
             }
             std::thread::sleep(wait);
         }
     }
 
     /// The hashes of a file that an earlier process brought here whole. One that is wrong is removed.
-    fn there(&self, wanted: &Wanted, target: &Path) -> Result<Option<Seen>, PullError> {
+    fn existing(&self, wanted: &RemoteFile, target: &Path) -> Result<Option<FileHashes>, PullError> {
         if !target.exists() {
             return Ok(None);
         }
-        let seen = Hasher::of_file(target).map_err(PullError::io(target, "read"))?;
+        let seen = FileHasher::of_file(target).map_err(PullError::io(target, "read"))?;
         if seen.check(wanted.size, &wanted.expected).is_ok() {
             (self.watch)(&Event::Kept {
                 file: &wanted.path,
@@ -128,51 +134,56 @@ impl Fetch<'_> {
     /// Asks for the next piece and appends what comes of it.
     fn piece(
         &self,
-        wanted: &Wanted,
+        wanted: &RemoteFile,
         url: &Url,
-        part: &mut Part,
+        partial: &mut PartialFile,
         located: &mut Option<Url>,
-    ) -> Result<(), Trouble> {
-        let from = part.length();
-        let last = wanted.size.min(from + self.patience.chunk.max(1)) - 1;
+    ) -> Result<(), PieceError> {
+        let from = partial.length();
+        let last = wanted.size.min(from + self.policy.chunk_bytes.max(1)) - 1;
         let mut headers = vec![("range", format!("bytes={from}-{last}"))];
         // A weak tag does not promise the same bytes, so it can't be asked for.
-        if let Some(tag) = part.etag().filter(|tag| from > 0 && !tag.starts_with("W/")) {
+        if let Some(tag) = partial.etag().filter(|tag| from > 0 && !tag.starts_with("W/")) {
             headers.push(("if-range", tag.to_owned()));
         }
-        let answer = self.client.get(&wanted.path, url, &headers)?;
-        let etag = answer.header("etag").map(ToOwned::to_owned);
-        let wants = match answer.status() {
+        let response = self.client.get(&wanted.path, url, &headers)?;
+        let etag = response.header("etag").map(ToOwned::to_owned);
+        let wants = match response.status() {
             206 => {
-                if from > 0 && part.etag().is_some() && etag.is_some() && part.etag() != etag.as_deref() {
-                    part.reset()?;
-                    return Err(Fault::again("the file changed at the server; it is begun anew").into());
+                if from > 0 && partial.etag().is_some() && etag.is_some() && partial.etag() != etag.as_deref()
+                {
+                    partial.reset()?;
+                    return Err(
+                        RequestError::retry("the file changed at the server; it is begun anew").into(),
+                    );
                 }
-                ranged(&answer, from, wanted.size)?;
+                check_range(&response, from, wanted.size)?;
                 last + 1 - from
             }
             // The server has no ranges, or another file than the tag says: the whole file comes.
             200 => {
-                part.reset()?;
+                partial.reset()?;
                 wanted.size
             }
             _ => {
-                part.reset()?;
-                return Err(
-                    Fault::again("the server does not have the range; the file is begun anew").into(),
-                );
+                partial.reset()?;
+                return Err(RequestError::retry(
+                    "the server does not have the range; the file is begun anew",
+                )
+                .into());
             }
         };
-        part.set_etag(etag.as_deref())?;
-        if answer.url != *url || located.is_some() {
-            *located = Some(answer.url.clone());
+        partial.set_etag(etag.as_deref())?;
+        if response.url != *url || located.is_some() {
+            *located = Some(response.url.clone());
         }
-        let whole = answer.status() == 200;
-        self.read(wanted, answer, wants, whole, part)?;
-        if part.length() <= from {
-            return Err(
-                Fault::again("the server gives the file from its start again, and not all of it").into(),
-            );
+        let whole = response.status() == 200;
+        self.read(wanted, response, wants, whole, partial)?;
+        if partial.length() <= from {
+            return Err(RequestError::retry(
+                "the server gives the file from its start again, and not all of it",
+            )
+            .into());
         }
         Ok(())
     }
@@ -180,87 +191,90 @@ impl Fetch<'_> {
     /// Appends up to `wants` bytes of the body, each as soon as it is there.
     fn read(
         &self,
-        wanted: &Wanted,
-        answer: Answer,
+        wanted: &RemoteFile,
+        response: HubResponse,
         wants: u64,
         whole: bool,
-        part: &mut Part,
-    ) -> Result<(), Trouble> {
-        let mut body = answer.response.into_body().into_reader();
-        let mut buffer = vec![0; READ];
+        partial: &mut PartialFile,
+    ) -> Result<(), PieceError> {
+        let mut body = response.inner.into_body().into_reader();
+        let mut buffer = vec![0; READ_BUFFER_BYTES];
         let mut left = wants;
         loop {
             if self.stop.load(Ordering::Relaxed) {
-                return Err(Fault::Stopped.into());
+                return Err(RequestError::Stopped.into());
             }
             // One byte more than is wanted tells whether the body is longer, and lets the connection be used again.
-            let room = usize::try_from(left).unwrap_or(READ).saturating_add(1).min(READ);
+            let room = usize::try_from(left)
+                .unwrap_or(READ_BUFFER_BYTES)
+                .saturating_add(1)
+                .min(READ_BUFFER_BYTES);
             let read = body
                 .read(&mut buffer[..room])
-                .map_err(|error| Fault::again(format!("the connection broke: {error}")))?;
+                .map_err(|error| RequestError::retry(format!("the connection broke: {error}")))?;
             if read == 0 {
                 break;
             }
             if read as u64 > left {
                 if whole {
-                    return Err(Trouble::Wrong((
+                    return Err(PieceError::Wrong((
                         format!("{} bytes", wanted.size),
                         "more".to_owned(),
                     )));
                 }
-                return Err(Fault::again("the server sends more than it was asked for").into());
+                return Err(RequestError::retry("the server sends more than it was asked for").into());
             }
-            part.append(&buffer[..read])?;
+            partial.append(&buffer[..read])?;
             left -= read as u64;
             (self.watch)(&Event::At {
                 file: &wanted.path,
-                bytes: part.length(),
+                bytes: partial.length(),
             });
         }
         if left == wants {
-            return Err(Fault::again("the server's answer is empty").into());
+            return Err(RequestError::retry("the server's answer is empty").into());
         }
         Ok(())
     }
 }
 
 /// Why a piece did not come.
-enum Trouble {
-    Fault(Fault),
+enum PieceError {
+    Request(RequestError),
     /// What was expected and what was found.
     Wrong((String, String)),
 }
 
-impl From<Fault> for Trouble {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<RequestError> for PieceError {
+    fn from(fault: RequestError) -> Self {
+        Self::Request(fault)
     }
 }
 
-impl From<PullError> for Trouble {
+impl From<PullError> for PieceError {
     fn from(error: PullError) -> Self {
-        Self::Fault(error.into())
+        Self::Request(error.into())
     }
 }
 
 /// Holds a `Content-Range: bytes from-to/total` to what was asked for.
-fn ranged(answer: &Answer, from: u64, size: u64) -> Result<(), Trouble> {
-    let text = answer.header("content-range").unwrap_or_default();
+fn check_range(response: &HubResponse, from: u64, size: u64) -> Result<(), PieceError> {
+    let text = response.header("content-range").unwrap_or_default();
     let parsed = text.strip_prefix("bytes ").and_then(|rest| rest.split_once('/'));
     let Some((range, total)) = parsed else {
-        return Err(Fault::again("the server gives a part and does not say which").into());
+        return Err(RequestError::retry("the server gives a part and does not say which").into());
     };
     let begin = range
         .split_once('-')
         .and_then(|(begin, _)| begin.parse::<u64>().ok());
     if begin != Some(from) {
-        return Err(Fault::again(format!(
+        return Err(RequestError::retry(format!(
             "the server gives another part ({range}) than it was asked for"
         ))
         .into());
     }
     match total.parse::<u64>() {
-        Ok(total) if total != size => Err(Trouble::Wrong((
+        Ok(total) if total != size => Err(PieceError::Wrong((
             format!("{size} bytes"),
             format!("{total} bytes"),
         ))),

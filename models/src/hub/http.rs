@@ -9,12 +9,12 @@ use ureq::tls::{Certificate, RootCerts, TlsConfig};
 use ureq::{Agent, Body, Proxy};
 use url::{Host, Url};
 
-use super::error::PullError;
-use super::retry::Patience;
-use super::shown::without_user;
+use super::retry::RetryPolicy;
+use crate::pull_error::PullError;
+use crate::redaction::without_user;
 
 /// Redirects followed for one request.
-const REDIRECTS: usize = 10;
+const MAX_REDIRECTS: usize = 10;
 
 /// The proxies of this machine. They must let `CONNECT` through, which is what proxies do for https.
 #[derive(Debug, Clone, Default)]
@@ -62,9 +62,9 @@ impl Proxies {
 
 /// Why a request gave nothing.
 #[derive(Debug)]
-pub(crate) enum Fault {
+pub(crate) enum RequestError {
     /// Another try may help.
-    Again {
+    Retry {
         why: String,
         /// What the server asks to wait.
         wait: Option<Duration>,
@@ -75,34 +75,34 @@ pub(crate) enum Fault {
     Stopped,
 }
 
-impl Fault {
-    pub(crate) fn again(why: impl Into<String>) -> Self {
-        Self::Again {
+impl RequestError {
+    pub(crate) fn retry(why: impl Into<String>) -> Self {
+        Self::Retry {
             why: why.into(),
             wait: None,
         }
     }
 }
 
-impl From<PullError> for Fault {
+impl From<PullError> for RequestError {
     fn from(error: PullError) -> Self {
         Self::Final(error)
     }
 }
 
-/// An answer that has a body worth reading, and where it came from.
-pub(crate) struct Answer {
-    pub(crate) response: Response<Body>,
+/// A response that has a body worth reading, and where it came from.
+pub(crate) struct HubResponse {
+    pub(crate) inner: Response<Body>,
     pub(crate) url: Url,
 }
 
-impl Answer {
+impl HubResponse {
     pub(crate) fn status(&self) -> u16 {
-        self.response.status().as_u16()
+        self.inner.status().as_u16()
     }
 
     pub(crate) fn header(&self, name: &str) -> Option<&str> {
-        self.response.headers().get(name)?.to_str().ok()
+        self.inner.headers().get(name)?.to_str().ok()
     }
 }
 
@@ -121,7 +121,7 @@ impl Client {
         base: &str,
         token: Option<String>,
         proxies: Proxies,
-        patience: &Patience,
+        policy: &RetryPolicy,
     ) -> Result<Self, PullError> {
         let usage = |given: &str, fault: String| PullError::Usage {
             given: without_user(given),
@@ -140,7 +140,7 @@ impl Client {
             let proxy = proxy
                 .map(|proxy| Proxy::new(proxy).map_err(|error| usage(proxy, format!("is no proxy: {error}"))))
                 .transpose()?;
-            Ok::<Agent, PullError>(agent(proxy, roots.clone(), patience))
+            Ok::<Agent, PullError>(agent(proxy, roots.clone(), policy))
         };
         Ok(Self {
             base: url,
@@ -159,13 +159,18 @@ impl Client {
 
     /// The hub, for people and manifests.
     pub(crate) fn name(&self) -> String {
-        shown(&self.base).trim_end_matches('/').to_owned()
+        redacted(&self.base).trim_end_matches('/').to_owned()
     }
 
     /// Asks for `url`, follows redirects, and sorts the answers: 200, 206 and 416 are given back.
-    pub(crate) fn get(&self, what: &str, url: &Url, headers: &[(&str, String)]) -> Result<Answer, Fault> {
+    pub(crate) fn get(
+        &self,
+        what: &str,
+        url: &Url,
+        headers: &[(&str, String)],
+    ) -> Result<HubResponse, RequestError> {
         let mut url = url.clone();
-        for _ in 0..=REDIRECTS {
+        for _ in 0..=MAX_REDIRECTS {
             let mut request = self
                 .agent(&url)
                 .get(url.as_str())
@@ -176,19 +181,19 @@ impl Client {
             if let Some(token) = self.token.as_ref().filter(|_| self.may_see_token(&url)) {
                 request = request.header("authorization", format!("Bearer {token}"));
             }
-            let response = request
+            let inner = request
                 .call()
-                .map_err(|error| Fault::again(format!("{}: {error}", shown(&url))))?;
-            let answer = Answer { response, url };
-            match answer.status() {
-                200 | 206 | 416 => return Ok(answer),
-                301 | 302 | 303 | 307 | 308 => url = target(&answer)?,
-                _ => return Err(self.refusal(what, &answer)),
+                .map_err(|error| RequestError::retry(format!("{}: {error}", redacted(&url))))?;
+            let response = HubResponse { inner, url };
+            match response.status() {
+                200 | 206 | 416 => return Ok(response),
+                301 | 302 | 303 | 307 | 308 => url = target(&response)?,
+                _ => return Err(self.refusal(what, &response)),
             }
         }
-        Err(Fault::again(format!(
-            "{}: more than {REDIRECTS} redirects",
-            shown(&url)
+        Err(RequestError::retry(format!(
+            "{}: more than {MAX_REDIRECTS} redirects",
+            redacted(&url)
         )))
     }
 
@@ -215,12 +220,12 @@ impl Client {
         url.origin() == self.base.origin()
     }
 
-    /// What an answer without a usable body means. Only the hub itself may say that something is not to be had: other
+    /// What a response without a usable body means. Only the hub itself may say that something is not to be had: other
     /// servers see signed addresses, which run out.
-    fn refusal(&self, what: &str, answer: &Answer) -> Fault {
-        let status = answer.status();
+    fn refusal(&self, what: &str, response: &HubResponse) -> RequestError {
+        let status = response.status();
         let what = what.to_owned();
-        let hub = self.is_hub(&answer.url);
+        let hub = self.is_hub(&response.url);
         match status {
             401 | 403 if hub => PullError::Refused { what, status }.into(),
             404 | 410 if hub => PullError::NotFound { what, status }.into(),
@@ -229,9 +234,9 @@ impl Client {
                 fault: format!("HTTP {status}"),
             }
             .into(),
-            _ => Fault::Again {
-                why: format!("{} answers HTTP {status}", shown(&answer.url)),
-                wait: answer
+            _ => RequestError::Retry {
+                why: format!("{} answers HTTP {status}", redacted(&response.url)),
+                wait: response
                     .header("retry-after")
                     .and_then(|text| text.trim().parse().ok())
                     .map(Duration::from_secs),
@@ -241,26 +246,26 @@ impl Client {
 }
 
 /// Where a redirect leads.
-fn target(answer: &Answer) -> Result<Url, Fault> {
-    let from = shown(&answer.url);
-    let location = answer
+fn target(response: &HubResponse) -> Result<Url, RequestError> {
+    let from = redacted(&response.url);
+    let location = response
         .header("location")
-        .ok_or_else(|| Fault::again(format!("{from} redirects to nowhere")))?;
-    let to = answer
+        .ok_or_else(|| RequestError::retry(format!("{from} redirects to nowhere")))?;
+    let to = response
         .url
         .join(location)
-        .map_err(|error| Fault::again(format!("{from} redirects to no address: {error}")))?;
-    match (answer.url.scheme(), to.scheme()) {
+        .map_err(|error| RequestError::retry(format!("{from} redirects to no address: {error}")))?;
+    match (response.url.scheme(), to.scheme()) {
         (_, "https") | ("http", "http") => Ok(to),
-        _ => Err(Fault::again(format!(
+        _ => Err(RequestError::retry(format!(
             "{from} redirects to {}, which is not encrypted",
-            shown(&to)
+            redacted(&to)
         ))),
     }
 }
 
 /// An address without user, password and query: signed addresses are secrets, and long.
-fn shown(url: &Url) -> String {
+fn redacted(url: &Url) -> String {
     let mut url = url.clone();
     url.set_query(None);
     without_user(url.as_str())
@@ -282,16 +287,16 @@ fn roots() -> RootCerts {
     }
 }
 
-fn agent(proxy: Option<Proxy>, roots: RootCerts, patience: &Patience) -> Agent {
+fn agent(proxy: Option<Proxy>, roots: RootCerts, policy: &RetryPolicy) -> Agent {
     Agent::config_builder()
         .proxy(proxy)
         .tls_config(TlsConfig::builder().root_certs(roots).build())
         .http_status_as_error(false)
         .max_redirects(0)
         .user_agent(concat!("phi-edge/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(patience.stall / 2))
-        .timeout_recv_response(Some(patience.stall))
-        .timeout_per_read(Some(patience.stall))
+        .timeout_connect(Some(policy.stall_timeout / 2))
+        .timeout_recv_response(Some(policy.stall_timeout))
+        .timeout_per_read(Some(policy.stall_timeout))
         .build()
         .into()
 }
@@ -320,12 +325,12 @@ mod tests {
 
     #[test]
     fn a_password_of_the_hub_is_asked_with_and_never_told() {
-        let client = |base: &str| Client::new(base, None, Proxies::default(), &Patience::default());
+        let client = |base: &str| Client::new(base, None, Proxies::default(), &RetryPolicy::default());
         let hub = client("https://me:pass@hub.local/path/").unwrap();
         assert_eq!(hub.base().password(), Some("pass"));
         assert_eq!(hub.name(), "https://hub.local/path");
         let url = Url::parse("https://me:pass@hub.local/a?signature=x").unwrap();
-        assert_eq!(shown(&url), "https://hub.local/a");
+        assert_eq!(redacted(&url), "https://hub.local/a");
         let Err(error) = client("ftp://me:pass@hub.local") else {
             panic!("ftp is not spoken");
         };
@@ -335,7 +340,13 @@ mod tests {
     #[test]
     fn the_token_is_for_the_hub_alone() {
         let client = |base: &str| {
-            Client::new(base, Some("t".into()), Proxies::default(), &Patience::default()).unwrap()
+            Client::new(
+                base,
+                Some("t".into()),
+                Proxies::default(),
+                &RetryPolicy::default(),
+            )
+            .unwrap()
         };
         let sees = |base: &str, url: &str| client(base).may_see_token(&Url::parse(url).unwrap());
         assert!(sees("https://hub.local", "https://hub.local/a"));

@@ -6,18 +6,19 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::Value;
 use url::Url;
 
-use super::digest::Expected;
-use super::error::PullError;
-use super::http::{Answer, Client, Fault};
+use super::http::{Client, HubResponse, RequestError};
+use crate::digest::ExpectedHash;
+use crate::pull_error::PullError;
+use crate::safe_path::is_safe;
 
 /// Pages that a listing may have; published repositories have one or two.
-const PAGES: usize = 1000;
+const MAX_PAGES: usize = 1000;
 
 /// Bytes that one page may have.
-const PAGE_BYTES: u64 = 64 << 20;
+const MAX_PAGE_BYTES: u64 = 64 << 20;
 
 /// What stands for itself in a segment of a path.
-const SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
+const UNESCAPED_IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
     .remove(b'_')
@@ -32,14 +33,14 @@ pub(crate) struct Revision {
 
 /// A file of a repository.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub(crate) struct RepositoryFile {
     pub(crate) path: String,
     pub(crate) size: u64,
-    pub(crate) expected: Expected,
+    pub(crate) expected: ExpectedHash,
 }
 
 /// Asks which commit `revision` is now, and for the model card's licence.
-pub(crate) fn revision(client: &Client, repository: &str, revision: &str) -> Result<Revision, Fault> {
+pub(crate) fn revision(client: &Client, repository: &str, revision: &str) -> Result<Revision, RequestError> {
     let what = format!("{repository} at {revision}");
     let path = format!(
         "api/models/{}/revision/{}",
@@ -82,7 +83,7 @@ pub(crate) fn files(
     repository: &str,
     commit: &str,
     ask: impl Fn(&str, &Url) -> Result<Page, PullError>,
-) -> Result<Vec<Entry>, PullError> {
+) -> Result<Vec<RepositoryFile>, PullError> {
     let what = format!("the files of {repository} at {commit}");
     let path = format!("api/models/{}/tree/{}", encoded_path(repository), encoded(commit));
     let mut url = address(client, &path)?;
@@ -90,10 +91,10 @@ pub(crate) fn files(
     let mut entries = Vec::new();
     let mut asked = BTreeSet::new();
     while asked.insert(url.to_string()) {
-        if asked.len() > PAGES {
+        if asked.len() > MAX_PAGES {
             return Err(protocol(
                 &what,
-                format!("its listing has more than {PAGES} pages"),
+                format!("its listing has more than {MAX_PAGES} pages"),
             ));
         }
         let page = ask(&what, &url)?;
@@ -122,14 +123,14 @@ pub(crate) struct Page {
 }
 
 /// Asks for one page.
-pub(crate) fn page(client: &Client, what: &str, url: &Url) -> Result<Page, Fault> {
-    let answer = client.get(what, url, &[])?;
-    let next = answer
+pub(crate) fn page(client: &Client, what: &str, url: &Url) -> Result<Page, RequestError> {
+    let response = client.get(what, url, &[])?;
+    let next = response
         .header("link")
         .and_then(next_page)
-        .and_then(|link| answer.url.join(link).ok());
+        .and_then(|link| response.url.join(link).ok());
     Ok(Page {
-        json: json(what, answer)?,
+        json: json(what, response)?,
         next,
     })
 }
@@ -142,7 +143,7 @@ fn next_page(link: &str) -> Option<&str> {
     })
 }
 
-fn entry(what: &str, item: &Value) -> Result<Entry, PullError> {
+fn entry(what: &str, item: &Value) -> Result<RepositoryFile, PullError> {
     let path = item["path"].as_str().unwrap_or_default();
     if !is_safe(path) {
         return Err(protocol(
@@ -154,18 +155,18 @@ fn entry(what: &str, item: &Value) -> Result<Entry, PullError> {
     let (size, expected) = if large.is_object() {
         (
             &large["size"],
-            Expected::Sha256(hash(what, path, &large["oid"], 64)?),
+            ExpectedHash::Sha256(hash(what, path, &large["oid"], 64)?),
         )
     } else {
         (
             &item["size"],
-            Expected::GitBlob(hash(what, path, &item["oid"], 40)?),
+            ExpectedHash::GitBlob(hash(what, path, &item["oid"], 40)?),
         )
     };
     let size = size
         .as_u64()
         .ok_or_else(|| protocol(what, format!("it gives no size of {path}")))?;
-    Ok(Entry {
+    Ok(RepositoryFile {
         path: path.to_owned(),
         size,
         expected,
@@ -180,17 +181,6 @@ fn hash(what: &str, path: &str, value: &Value, digits: usize) -> Result<String, 
     } else {
         Err(protocol(what, format!("it gives no hash of {path}")))
     }
-}
-
-/// Whether a path of a listing or an archive stays below the folder it is written to, on every system, and clear of
-/// the names that partial files have.
-pub(crate) fn is_safe(path: &str) -> bool {
-    let part_is_safe = |part: &str| {
-        let plain = !part.is_empty() && part != "." && part != "..";
-        plain && !part.contains(['\\', ':', '\0']) && !part.chars().any(char::is_control)
-    };
-    let partial = [".part", ".part.json"].iter().any(|end| path.ends_with(end));
-    path.len() <= 1024 && path.split('/').all(part_is_safe) && !partial
 }
 
 /// The address of a file.
@@ -217,26 +207,27 @@ fn address(client: &Client, path: &str) -> Result<Url, PullError> {
 }
 
 fn encoded(text: &str) -> String {
-    utf8_percent_encode(text, SEGMENT).to_string()
+    utf8_percent_encode(text, UNESCAPED_IN_SEGMENT).to_string()
 }
 
 fn encoded_path(path: &str) -> String {
     path.split('/').map(encoded).collect::<Vec<_>>().join("/")
 }
 
-/// An answer's JSON. Half of one is worth another try.
-fn json(what: &str, mut answer: Answer) -> Result<Value, Fault> {
-    if answer.status() != 200 {
-        return Err(protocol(what, format!("HTTP {}", answer.status())).into());
+/// An response's JSON. Half of one is worth another try.
+fn json(what: &str, mut response: HubResponse) -> Result<Value, RequestError> {
+    if response.status() != 200 {
+        return Err(protocol(what, format!("HTTP {}", response.status())).into());
     }
-    let bytes = answer
-        .response
+    let bytes = response
+        .inner
         .body_mut()
         .with_config()
-        .limit(PAGE_BYTES)
+        .limit(MAX_PAGE_BYTES)
         .read_to_vec()
-        .map_err(|error| Fault::again(format!("{what}: {error}")))?;
-    serde_json::from_slice(&bytes).map_err(|error| Fault::again(format!("{what}: no JSON came: {error}")))
+        .map_err(|error| RequestError::retry(format!("{what}: {error}")))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| RequestError::retry(format!("{what}: no JSON came: {error}")))
 }
 
 fn protocol(what: &str, fault: impl Into<String>) -> PullError {
@@ -251,28 +242,6 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-
-    #[test]
-    fn paths_that_escape_are_refused() {
-        for good in ["a", "a/b.onnx", "model.onnx.data", ".gitattributes"] {
-            assert!(is_safe(good), "{good}");
-        }
-        for bad in [
-            "",
-            "/a",
-            "a/../b",
-            "..",
-            "a//b",
-            "c:\\x",
-            "a\\b",
-            "a/",
-            "x.part",
-            "x.part.json",
-            "a\nb",
-        ] {
-            assert!(!is_safe(bad), "{bad}");
-        }
-    }
 
     #[test]
     fn licences_are_read_as_cards_have_them() {

@@ -10,29 +10,20 @@
 //! * `GET /{repository}/resolve/{commit}/{path}` gives a file, mostly by a redirect to a server elsewhere, which takes
 //!   `Range`.
 //!
-//! Files are asked for piece by piece (`Range` of [`Patience::chunk`] bytes): what was sent when the process dies, and
+//! Files are asked for piece by piece (`Range` of [`RetryPolicy::chunk`] bytes): what was sent when the process dies, and
 //! must be sent again, is at most one piece a file.
 
-mod digest;
-mod error;
 mod fetch;
 mod http;
 mod listing;
-mod part;
+mod partial_file;
 mod plan;
 mod pull;
 mod retry;
-mod shown;
 mod source;
 
-pub use error::{PullError, Size};
 pub use http::Proxies;
 pub use plan::Plan;
-pub use pull::{Event, Hub, HubOptions, Outcome, Watch};
-pub use retry::Patience;
+pub use pull::{Hub, HubOptions, Outcome};
+pub use retry::RetryPolicy;
 pub use source::{Accelerator, DEFAULT_HUB, Source, known_models};
-
-pub(crate) use digest::{Hasher, Seen};
-pub(crate) use listing::is_safe;
-pub(crate) use part::Wanted;
-pub(crate) use shown::without_user;

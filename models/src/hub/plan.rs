@@ -1,8 +1,8 @@
 //! What a pull will do: which files of a repository make up the model.
 
-use super::listing::Entry;
-use super::part::Wanted;
+use super::listing::RepositoryFile;
 use crate::manifest::Origin;
+use crate::remote_file::RemoteFile;
 
 /// What a pull will do.
 #[derive(Debug)]
@@ -15,7 +15,7 @@ pub struct Plan {
     pub licence: Option<String>,
     /// The bytes of all files.
     pub bytes: u64,
-    pub(super) files: Vec<Wanted>,
+    pub(super) files: Vec<RemoteFile>,
 }
 
 impl Plan {
@@ -26,7 +26,7 @@ impl Plan {
 }
 
 /// The folders that hold a model: those with a `genai_config.json`.
-pub(super) fn model_folders(entries: &[Entry]) -> Vec<String> {
+pub(super) fn model_folders(entries: &[RepositoryFile]) -> Vec<String> {
     let mut folders: Vec<String> = entries
         .iter()
         .filter_map(|entry| match entry.path.rsplit_once('/') {
@@ -41,7 +41,7 @@ pub(super) fn model_folders(entries: &[Entry]) -> Vec<String> {
 
 /// The files of `folder`, without those of models in folders below it and without what git keeps for itself; and the
 /// repository's licence, where the folder has none of its own.
-pub(super) fn wanted(entries: &[Entry], folder: &str) -> Vec<Wanted> {
+pub(super) fn wanted(entries: &[RepositoryFile], folder: &str) -> Vec<RemoteFile> {
     let below = |path: &str, folder: &str| -> Option<String> {
         if folder.is_empty() {
             return Some(path.to_owned());
@@ -52,13 +52,13 @@ pub(super) fn wanted(entries: &[Entry], folder: &str) -> Vec<Wanted> {
         .into_iter()
         .filter(|other| other != folder && below(other, folder).is_some())
         .collect();
-    let want = |entry: &Entry, path: String| Wanted {
+    let want = |entry: &RepositoryFile, path: String| RemoteFile {
         remote: entry.path.clone(),
         path,
         size: entry.size,
         expected: vec![entry.expected.clone()],
     };
-    let mut files: Vec<Wanted> = entries
+    let mut files: Vec<RemoteFile> = entries
         .iter()
         .filter(|entry| others.iter().all(|other| below(&entry.path, other).is_none()))
         .filter_map(|entry| Some(want(entry, below(&entry.path, folder)?)))

@@ -4,72 +4,23 @@ use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use super::digest::{Expected, Seen};
-use super::error::PullError;
 use super::fetch::Fetch;
-use super::http::{Client, Fault, Proxies};
+use super::http::{Client, Proxies, RequestError};
 use super::listing;
-use super::part::{Wanted, arrived};
+use super::partial_file::arrived;
 use super::plan::{Plan, model_folders, wanted};
-use super::retry::Patience;
+use super::retry::RetryPolicy;
 use super::source::{Accelerator, DEFAULT_HUB, Source, choose_folder};
+use crate::digest::ExpectedHash;
 use crate::manifest::{FileRecord, MANIFEST, Manifest, Origin};
-use crate::shelf::Shelf;
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::remote_file::RemoteFile;
+use crate::store::ModelStore;
 
 /// Beyond the files themselves: states, the manifest, folders.
-const SLACK: u64 = 1 << 20;
-
-/// What happens on the way, for progress bars and logs.
-#[derive(Debug)]
-pub enum Event<'a> {
-    /// A file is there already, with the right content.
-    Kept {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes.
-        size: u64,
-    },
-    /// A file is begun, or gone on with.
-    Begun {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes.
-        size: u64,
-        /// Those that an earlier pull brought.
-        have: u64,
-    },
-    /// So much of it has arrived.
-    At {
-        /// Its path in the model directory.
-        file: &'a str,
-        /// Its bytes so far.
-        bytes: u64,
-    },
-    /// Something went wrong and is tried again.
-    Retry {
-        /// The file, or what else was asked for.
-        file: &'a str,
-        /// What went wrong.
-        why: &'a str,
-        /// How long it waits first.
-        wait: Duration,
-    },
-    /// A file is there, verified.
-    Done {
-        /// Its path in the model directory.
-        file: &'a str,
-    },
-    /// The version before this one was removed, since both would not fit.
-    Dropped {
-        /// The model.
-        name: &'a str,
-    },
-}
-
-/// Is told what happens; by several threads.
-pub type Watch<'a> = &'a (dyn Fn(&Event<'_>) + Sync);
+const RESERVE_BYTES: u64 = 1 << 20;
 
 /// How a hub is reached.
 #[derive(Debug, Clone)]
@@ -81,7 +32,7 @@ pub struct HubOptions {
     /// The proxies of this machine.
     pub proxies: Proxies,
     /// How long to go on.
-    pub patience: Patience,
+    pub retry: RetryPolicy,
     /// Files at once.
     pub jobs: usize,
 }
@@ -122,7 +73,7 @@ impl Hub {
             base,
             options.token.clone(),
             options.proxies.clone(),
-            &options.patience,
+            &options.retry,
         )?;
         Ok(Self { client, options })
     }
@@ -148,11 +99,11 @@ impl Hub {
             });
         };
         let revision = revision.or(named.as_deref()).unwrap_or("main");
-        let found = self.again(repository, watch, || {
+        let found = self.retrying(repository, watch, || {
             listing::revision(&self.client, repository, revision)
         })?;
         let entries = listing::files(&self.client, repository, &found.commit, |what, url| {
-            self.again(what, watch, || listing::page(&self.client, what, url))
+            self.retrying(what, watch, || listing::page(&self.client, what, url))
         })?;
         let folder = match folder {
             Some(folder) => folder.trim_matches('/').to_owned(),
@@ -179,18 +130,18 @@ impl Hub {
         })
     }
 
-    /// Fetches what the plan names and puts it in its place on the shelf. Until every file is there and verified,
+    /// Fetches what the plan names and puts it in its place on the store. Until every file is there and verified,
     /// nothing that is in use changes.
-    pub fn fetch(&self, shelf: &Shelf, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, PullError> {
-        let _lock = shelf.lock(&plan.name)?;
-        let files = self.with_known_hashes(shelf, plan)?;
-        let place = shelf.place(&plan.name);
+    pub fn fetch(&self, store: &ModelStore, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, PullError> {
+        let _lock = store.lock(&plan.name)?;
+        let files = self.with_known_hashes(store, plan)?;
+        let place = store.place(&plan.name);
         if is_there(&place, plan, &files) {
             return Ok(Outcome::Already(place));
         }
-        let staging = shelf.staging(&plan.name, &plan.origin.commit)?;
-        shelf.reuse(&plan.name, &staging, &files);
-        make_room(shelf, plan, &staging, &files, watch)?;
+        let staging = store.staging(&plan.name, &plan.origin.commit)?;
+        store.reuse(&plan.name, &staging, &files);
+        make_room(store, plan, &staging, &files, watch)?;
         let seen = self.all(plan, &files, &staging, watch)?;
         let mut manifest = Manifest::read(&staging.join(MANIFEST))?;
         manifest.name = Some(plan.name.clone());
@@ -198,15 +149,15 @@ impl Hub {
         manifest.origin = Some(plan.origin.clone());
         manifest.files = seen;
         manifest.write(&staging.join(MANIFEST))?;
-        crate::shelf::sweep(&staging, &manifest)?;
-        Ok(Outcome::Installed(shelf.install(&plan.name, &staging)?))
+        crate::store::sweep(&staging, &manifest)?;
+        Ok(Outcome::Installed(store.install(&plan.name, &staging)?))
     }
 
     /// The plan's files with the hashes that an earlier pull of the same commit kept. A hub that now names others is
     /// not believed.
-    fn with_known_hashes(&self, shelf: &Shelf, plan: &Plan) -> Result<Vec<Wanted>, PullError> {
+    fn with_known_hashes(&self, store: &ModelStore, plan: &Plan) -> Result<Vec<RemoteFile>, PullError> {
         let mut files = plan.files.clone();
-        for place in [shelf.place(&plan.name), shelf.previous(&plan.name)] {
+        for place in [store.place(&plan.name), store.previous(&plan.name)] {
             let known = Manifest::read(&place.join(MANIFEST)).unwrap_or_default();
             let same = known.origin.as_ref().is_some_and(|origin| {
                 (&origin.repository, &origin.commit, &origin.folder)
@@ -219,9 +170,9 @@ impl Hub {
                 let Some(record) = known.files.get(&file.path) else {
                     continue;
                 };
-                let kept = Expected::Sha256(record.sha256.clone());
+                let kept = ExpectedHash::Sha256(record.sha256.clone());
                 for named in &file.expected {
-                    if matches!(named, Expected::Sha256(_)) && *named != kept {
+                    if matches!(named, ExpectedHash::Sha256(_)) && *named != kept {
                         return Err(PullError::WrongContent {
                             file: file.path.clone(),
                             expected: format!("{kept} (of the manifest, for the same commit)"),
@@ -241,11 +192,11 @@ impl Hub {
     fn all(
         &self,
         plan: &Plan,
-        files: &[Wanted],
+        files: &[RemoteFile],
         staging: &Path,
         watch: Watch<'_>,
     ) -> Result<BTreeMap<String, FileRecord>, PullError> {
-        let mut order: Vec<&Wanted> = files.iter().collect();
+        let mut order: Vec<&RemoteFile> = files.iter().collect();
         order.sort_by_key(|file| std::cmp::Reverse(file.size));
         let queue = Mutex::new(VecDeque::from(order));
         let seen = Mutex::new(BTreeMap::new());
@@ -253,7 +204,7 @@ impl Hub {
         let stop = AtomicBool::new(false);
         let fetch = Fetch {
             client: &self.client,
-            patience: &self.options.patience,
+            policy: &self.options.retry,
             watch,
             stop: &stop,
         };
@@ -265,13 +216,13 @@ impl Hub {
                 let origin = &plan.origin;
                 let outcome =
                     listing::file_address(&self.client, &origin.repository, &origin.commit, &file.remote)
-                        .map_err(Fault::from)
+                        .map_err(RequestError::from)
                         .and_then(|address| fetch.file(file, &address, &staging.join(&file.path)));
                 match outcome {
                     Ok(found) => {
                         seen.lock().insert(file.path.clone(), FileRecord::from(found));
                     }
-                    Err(Fault::Final(error)) => {
+                    Err(RequestError::Final(error)) => {
                         failure.lock().get_or_insert(error);
                         stop.store(true, Ordering::Relaxed);
                     }
@@ -295,30 +246,30 @@ impl Hub {
     }
 
     /// Tries a request until it succeeds, fails for good, or has failed too often.
-    fn again<T>(
+    fn retrying<T>(
         &self,
         what: &str,
         watch: Watch<'_>,
-        request: impl Fn() -> Result<T, Fault>,
+        request: impl Fn() -> Result<T, RequestError>,
     ) -> Result<T, PullError> {
-        let patience = &self.options.patience;
+        let retry = &self.options.retry;
         let mut failures = 0;
         loop {
             let (why, wait) = match request() {
-                Ok(answer) => return Ok(answer),
-                Err(Fault::Final(error)) => return Err(error),
-                Err(Fault::Again { why, wait }) => (why, wait),
-                Err(Fault::Stopped) => ("stopped".to_owned(), None),
+                Ok(response) => return Ok(response),
+                Err(RequestError::Final(error)) => return Err(error),
+                Err(RequestError::Retry { why, wait }) => (why, wait),
+                Err(RequestError::Stopped) => ("stopped".to_owned(), None),
             };
             failures += 1;
-            if failures >= patience.tries {
+            if failures >= retry.max_attempts {
                 return Err(PullError::GivenUp {
                     what: what.to_owned(),
                     tries: failures,
                     why,
                 });
             }
-            let wait = patience.wait(failures, wait);
+            let wait = retry.backoff(failures, wait);
             watch(&Event::Retry {
                 file: what,
                 why: &why,
@@ -329,17 +280,8 @@ impl Hub {
     }
 }
 
-impl From<Seen> for FileRecord {
-    fn from(seen: Seen) -> Self {
-        Self {
-            sha256: seen.sha256,
-            size: seen.size,
-        }
-    }
-}
-
 /// Whether the very version is in its place, every file with the right content.
-fn is_there(place: &Path, plan: &Plan, files: &[Wanted]) -> bool {
+fn is_there(place: &Path, plan: &Plan, files: &[RemoteFile]) -> bool {
     let Ok(manifest) = Manifest::read(&place.join(MANIFEST)) else {
         return false;
     };
@@ -348,24 +290,24 @@ fn is_there(place: &Path, plan: &Plan, files: &[Wanted]) -> bool {
             && origin.folder == plan.origin.folder
             && origin.repository == plan.origin.repository
     });
-    let listed = |file: &Wanted| file.path == MANIFEST || manifest.files.contains_key(&file.path);
+    let listed = |file: &RemoteFile| file.path == MANIFEST || manifest.files.contains_key(&file.path);
     same && files.iter().all(listed)
-        && crate::shelf::compare(place, &manifest)
+        && crate::store::compare(place, &manifest)
             .is_ok_and(|faults| faults.iter().all(|fault| !fault.spoils()))
 }
 
 /// Holds what is still to come against what is free.
 fn make_room(
-    shelf: &Shelf,
+    store: &ModelStore,
     plan: &Plan,
     staging: &Path,
-    files: &[Wanted],
+    files: &[RemoteFile],
     watch: Watch<'_>,
 ) -> Result<(), PullError> {
     let missing: u64 = files
         .iter()
         .map(|file| file.size.saturating_sub(arrived(&staging.join(&file.path))))
         .sum();
-    let needed = if missing == 0 { 0 } else { missing + SLACK };
-    shelf.make_room(&plan.name, needed, watch)
+    let needed = if missing == 0 { 0 } else { missing + RESERVE_BYTES };
+    store.make_room(&plan.name, needed, watch)
 }

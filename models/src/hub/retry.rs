@@ -4,45 +4,45 @@ use std::time::Duration;
 
 /// How patient a pull is, and in what pieces it asks.
 #[derive(Debug, Clone)]
-pub struct Patience {
+pub struct RetryPolicy {
     /// Tries without progress before it gives up; each byte beyond what was ever reached starts the count anew.
-    pub tries: u32,
+    pub max_attempts: u32,
     /// The wait after the first failure; it doubles with each further one.
-    pub pause: Duration,
+    pub initial_backoff: Duration,
     /// The longest wait that is chosen here.
-    pub longest: Duration,
+    pub max_backoff: Duration,
     /// The longest wait that a server may ask for by `Retry-After`.
-    pub longest_asked: Duration,
+    pub max_retry_after: Duration,
     /// A connection that gives nothing for this long is given up.
-    pub stall: Duration,
+    pub stall_timeout: Duration,
     /// Bytes asked for at a time.
-    pub chunk: u64,
+    pub chunk_bytes: u64,
 }
 
-impl Default for Patience {
+impl Default for RetryPolicy {
     fn default() -> Self {
         Self {
-            tries: 8,
-            pause: Duration::from_millis(500),
-            longest: Duration::from_secs(30),
-            longest_asked: Duration::from_mins(10),
-            stall: Duration::from_mins(1),
-            chunk: 8 << 20,
+            max_attempts: 8,
+            initial_backoff: Duration::from_millis(500),
+            max_backoff: Duration::from_secs(30),
+            max_retry_after: Duration::from_mins(10),
+            stall_timeout: Duration::from_mins(1),
+            chunk_bytes: 8 << 20,
         }
     }
 }
 
-impl Patience {
+impl RetryPolicy {
     /// The wait after `failures` in a row: doubled each time, at least what the server asks for. A random half of it
     /// is left out, so that many nodes that failed together do not come back together.
-    pub(crate) fn wait(&self, failures: u32, asked: Option<Duration>) -> Duration {
+    pub(crate) fn backoff(&self, failures: u32, asked: Option<Duration>) -> Duration {
         let full = self
-            .pause
+            .initial_backoff
             .saturating_mul(1_u32 << failures.saturating_sub(1).min(16))
-            .min(self.longest);
+            .min(self.max_backoff);
         let share = rand::random_range(0..512);
         let jittered = full.saturating_mul(512 + share) / 1024;
-        jittered.max(asked.unwrap_or_default().min(self.longest_asked))
+        jittered.max(asked.unwrap_or_default().min(self.max_retry_after))
     }
 }
 
@@ -52,16 +52,19 @@ mod tests {
 
     #[test]
     fn waits_double_within_bounds_and_obey_the_server() {
-        let patience = Patience::default();
+        let policy = RetryPolicy::default();
         for failures in 1..40 {
-            let wait = patience.wait(failures, None);
-            assert!(wait >= patience.pause / 2 && wait <= patience.longest, "{wait:?}");
+            let wait = policy.backoff(failures, None);
+            assert!(
+                wait >= policy.initial_backoff / 2 && wait <= policy.max_backoff,
+                "{wait:?}"
+            );
         }
         let asked = Duration::from_secs(90);
-        assert_eq!(patience.wait(1, Some(asked)), asked);
+        assert_eq!(policy.backoff(1, Some(asked)), asked);
         assert_eq!(
-            patience.wait(1, Some(Duration::from_hours(9))),
-            patience.longest_asked
+            policy.backoff(1, Some(Duration::from_hours(9))),
+            policy.max_retry_after
         );
     }
 }

@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use url::Url;
 
-use super::error::PullError;
-use super::shown::without_user;
+use crate::pull_error::PullError;
+use crate::redaction::without_user;
 
 /// The hub that short names mean unless a mirror is named.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";
@@ -42,20 +42,20 @@ pub enum Accelerator {
 }
 
 /// A model that has a short name.
-struct Known {
+struct KnownModel {
     name: &'static str,
     repository: &'static str,
     /// The folder for processors, as published.
     cpu: &'static str,
 }
 
-const KNOWN: [Known; 2] = [
-    Known {
+const KNOWN_MODELS: [KnownModel; 2] = [
+    KnownModel {
         name: "phi-3.5-mini",
         repository: "microsoft/Phi-3.5-mini-instruct-onnx",
         cpu: "cpu_and_mobile/cpu-int4-awq-block-128-acc-level-4",
     },
-    Known {
+    KnownModel {
         name: "phi-3.5-vision",
         repository: "microsoft/Phi-3.5-vision-instruct-onnx",
         cpu: "cpu_and_mobile/cpu-int4-rtn-block-32-acc-level-4",
@@ -64,7 +64,7 @@ const KNOWN: [Known; 2] = [
 
 /// The short names and the repositories that they stand for.
 pub fn known_models() -> impl Iterator<Item = (&'static str, &'static str)> {
-    KNOWN.iter().map(|known| (known.name, known.repository))
+    KNOWN_MODELS.iter().map(|known| (known.name, known.repository))
 }
 
 impl Source {
@@ -74,7 +74,7 @@ impl Source {
             given: without_user(text),
             fault,
         };
-        if let Some(known) = KNOWN.iter().find(|known| known.name == text) {
+        if let Some(known) = KNOWN_MODELS.iter().find(|known| known.name == text) {
             return Ok(Self::Hub {
                 hub: None,
                 repository: known.repository.to_owned(),
@@ -89,7 +89,7 @@ impl Source {
         if Path::new(text).is_dir() {
             return Ok(Self::Folder(PathBuf::from(text)));
         }
-        let names: Vec<&str> = KNOWN.iter().map(|known| known.name).collect();
+        let names: Vec<&str> = KNOWN_MODELS.iter().map(|known| known.name).collect();
         Err(usage(format!(
             "is neither a short name ({}), nor an address (https://…), nor a folder that exists",
             names.join(", ")
@@ -159,7 +159,7 @@ pub(crate) fn choose_folder(
     folders: &[String],
     accelerator: Accelerator,
 ) -> Result<String, PullError> {
-    let published = KNOWN.iter().find(|known| known.repository == repository);
+    let published = KNOWN_MODELS.iter().find(|known| known.repository == repository);
     if let Some(known) =
         published.filter(|known| accelerator == Accelerator::Cpu && folders.iter().any(|f| f == known.cpu))
     {

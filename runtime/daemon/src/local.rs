@@ -22,7 +22,7 @@ use crate::settings;
 const CACHE_ROWS: usize = 32;
 
 /// The file that remembers which edits of a graph hold.
-pub(crate) const VERDICTS: &str = "graph-verdicts.json";
+pub(crate) const EDIT_CACHE_FILE: &str = "graph-verdicts.json";
 
 /// Which model, and how it is run.
 #[derive(Debug, Clone)]
@@ -53,7 +53,7 @@ impl Choice {
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
-                verdicts: Some(config.store.path.join(VERDICTS)),
+                edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -81,7 +81,7 @@ impl Choice {
                     cache_rows: 0,
                     kv_memory: None,
                     prepare: Prepare::ALL,
-                    verdicts: None,
+                    edit_cache: None,
                 },
                 engine: EngineConfig {
                     slots,
@@ -95,7 +95,7 @@ impl Choice {
         choice.decoder.rows = slots;
         choice.decoder.cache_rows = 0;
         // The store is the service's own; whoever runs a command may not be allowed to write there.
-        choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
+        choice.decoder.edit_cache = cache_folder().map(|folder| folder.join(EDIT_CACHE_FILE));
         choice.prewarm = false;
         choice.pinned = None;
         choice.engine.slots = slots;

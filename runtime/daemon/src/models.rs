@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use clap::{Args, Subcommand};
-use phi_edge_models::{Event, ModelLink, Shelf, ShelfEntry, Size, known_models};
+use phi_edge_models::{Event, ModelLink, ModelStore, Size, StoredModel, known_models};
 
 use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
@@ -80,11 +80,11 @@ enum Action {
 
 impl ShelfArgs {
     /// The folder of the models, and the link that says which one is used.
-    pub(crate) fn open(&self) -> Result<(Shelf, ModelLink), Fault> {
+    pub(crate) fn open(&self) -> Result<(ModelStore, ModelLink), Fault> {
         let loaded = settings::load(&self.config)?;
         let link = &loaded.config.model.path;
         let folder = self.dir.clone().unwrap_or_else(|| beside(link));
-        Ok((Shelf::new(folder), ModelLink::new(link)))
+        Ok((ModelStore::new(folder), ModelLink::new(link)))
     }
 }
 
@@ -134,7 +134,7 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
                 (Some(name), None) => shelf.find(name)?,
                 (None, None) => return Err(Fault::new(Exit::Usage, "a model's NAME, or --from DIR")),
             };
-            Shelf::export(&directory, file, &watch)?;
+            ModelStore::export(&directory, file, &watch)?;
             progress.end();
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
             println!("{}: {}", file.display(), Size(bytes));
@@ -160,7 +160,7 @@ fn used(link: &ModelLink) {
     );
 }
 
-fn list(shelf: &Shelf, link: &ModelLink) -> Result<(), Fault> {
+fn list(shelf: &ModelStore, link: &ModelLink) -> Result<(), Fault> {
     let entries = shelf.entries()?;
     for entry in &entries {
         println!("{}", line(entry, link.points_to(&entry.path)));
@@ -176,7 +176,7 @@ fn list(shelf: &Shelf, link: &ModelLink) -> Result<(), Fault> {
     Ok(())
 }
 
-fn line(entry: &ShelfEntry, in_use: bool) -> String {
+fn line(entry: &StoredModel, in_use: bool) -> String {
     let manifest = &entry.manifest;
     let licence = manifest.licence.as_deref().unwrap_or("not stated");
     let mut line = format!(
@@ -201,7 +201,7 @@ fn line(entry: &ShelfEntry, in_use: bool) -> String {
 }
 
 fn verify(directory: &Path) -> Result<(), Fault> {
-    let faults = Shelf::verify(directory)?;
+    let faults = ModelStore::verify(directory)?;
     for fault in &faults {
         println!("{fault}");
     }

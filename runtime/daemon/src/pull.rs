@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use phi_edge_models::{
-    Accelerator, DEFAULT_HUB, Event, Hub, HubOptions, ModelDir, Outcome, Patience, Plan, Proxies, PullError,
-    Size, Source,
+    Accelerator, DEFAULT_HUB, Event, Hub, HubOptions, ModelDir, Outcome, Plan, Proxies, PullError,
+    RetryPolicy, Size, Source,
 };
 
 use crate::exit::{Exit, Fault};
@@ -141,10 +141,10 @@ fn options(args: &PullArgs, source: &Source) -> Result<HubOptions, Fault> {
         mirror: mirror.cloned(),
         token: token(args, source, mirror.is_some())?,
         proxies: Proxies::from_environment(|name| std::env::var(name).ok()),
-        patience: Patience {
-            tries: args.tries,
-            chunk: u64::from(args.chunk) << 20,
-            ..Patience::default()
+        retry: RetryPolicy {
+            max_attempts: args.tries,
+            chunk_bytes: u64::from(args.chunk) << 20,
+            ..RetryPolicy::default()
         },
         jobs: usize::from(args.jobs),
     })

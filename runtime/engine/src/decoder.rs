@@ -231,9 +231,9 @@ pub struct Interrupt {
 struct InterruptState {
     raised: bool,
     /// Whom the run under way serves alone.
-    only: Option<RequestId>,
+    sole_request: Option<RequestId>,
     /// Nobody runs, and whoever is raised for is heard.
-    any: bool,
+    any_request: bool,
     hook: Option<Hook>,
 }
 
@@ -262,27 +262,27 @@ impl Interrupt {
     /// looks at what was asked of it anyway.
     pub fn raise_for(&self, id: RequestId) {
         let mut state = self.lock();
-        if state.only == Some(id) || state.any {
+        if state.sole_request == Some(id) || state.any_request {
             state.raise();
         }
     }
 
-    /// Until [`Interrupt::nobody`] no run is under way, and every [`Interrupt::raise_for`] raises: whoever rests between
+    /// Until [`Interrupt::clear_sole_request`] no run is under way, and every [`Interrupt::raise_for`] raises: whoever rests between
     /// two runs is woken by it.
-    pub fn anybody(&self) {
-        self.lock().any = true;
+    pub fn accept_any_request(&self) {
+        self.lock().any_request = true;
     }
 
     /// The run to come serves `id` alone.
-    pub fn only(&self, id: RequestId) {
-        self.lock().only = Some(id);
+    pub fn set_sole_request(&self, id: RequestId) {
+        self.lock().sole_request = Some(id);
     }
 
     /// The run to come serves several, or there is none.
-    pub fn nobody(&self) {
+    pub fn clear_sole_request(&self) {
         let mut state = self.lock();
-        state.only = None;
-        state.any = false;
+        state.sole_request = None;
+        state.any_request = false;
     }
 
     /// Takes a raise back.

@@ -7,15 +7,15 @@ mod cost;
 mod decoder;
 mod detokenizer;
 mod engine;
-mod guess;
 mod ids;
-mod pace;
 mod repetition;
 mod request;
 mod rows;
+mod run_times;
 mod sampler;
-mod schedule;
+mod scheduler;
 mod sequence;
+mod speculation;
 mod stop;
 
 pub use decoder::{

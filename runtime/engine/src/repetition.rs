@@ -3,11 +3,11 @@
 use crate::ids::TokenId;
 
 /// The longest circle looked for, in tokens.
-const LONGEST_PERIOD: usize = 64;
+const MAX_PERIOD_TOKENS: usize = 64;
 /// A circle must come round this often …
-const ROUNDS: usize = 8;
+const MIN_REPEATS: usize = 8;
 /// … and take at least this many tokens: short rows of equal tokens (rules, tables) are honest text.
-const LEAST_TOKENS: usize = 128;
+const MIN_REPEATED_TOKENS: usize = 128;
 
 /// Watches the new tokens of one sequence.
 #[derive(Debug, Default)]
@@ -20,7 +20,7 @@ pub(crate) struct RepetitionGuard {
 impl RepetitionGuard {
     /// Takes the next token; true once the end of the text is one circle, many times over.
     pub(crate) fn push(&mut self, id: TokenId) -> bool {
-        self.run.resize(LONGEST_PERIOD, 0);
+        self.run.resize(MAX_PERIOD_TOKENS, 0);
         let mut circles = false;
         for (index, run) in self.run.iter_mut().enumerate() {
             let period = index + 1;
@@ -30,7 +30,7 @@ impl RepetitionGuard {
                 .checked_sub(period)
                 .is_some_and(|at| self.tokens[at] == id);
             *run = if same { *run + 1 } else { 0 };
-            circles |= *run >= LEAST_TOKENS.max(ROUNDS * period);
+            circles |= *run >= MIN_REPEATED_TOKENS.max(MIN_REPEATS * period);
         }
         self.tokens.push(id);
         circles
@@ -51,8 +51,14 @@ mod tests {
 
     #[test]
     fn circles_are_noticed_and_plain_text_is_not() {
-        assert_eq!(fires_after(std::iter::repeat_n(5, 1000)), Some(1 + LEAST_TOKENS));
-        assert_eq!(fires_after((0..1000).map(|n| n % 40)), Some(40 + ROUNDS * 40));
+        assert_eq!(
+            fires_after(std::iter::repeat_n(5, 1000)),
+            Some(1 + MIN_REPEATED_TOKENS)
+        );
+        assert_eq!(
+            fires_after((0..1000).map(|n| n % 40)),
+            Some(40 + MIN_REPEATS * 40)
+        );
         assert_eq!(fires_after((0..1000).map(|n| n % 65)), None);
         assert_eq!(fires_after(0..1000), None);
         // A row of 100 equal tokens amid others is no endless circle.

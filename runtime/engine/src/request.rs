@@ -106,9 +106,9 @@ pub struct Summary {
     /// Prompt tokens whose keys and values were there already.
     pub cached_tokens: usize,
     /// Tokens that were guessed and verified.
-    pub guessed: usize,
+    pub draft_tokens: usize,
     /// Guesses that were right: runs that were saved.
-    pub guessed_right: usize,
+    pub accepted_draft_tokens: usize,
     /// From submission to start.
     pub queued: Duration,
     /// From start to the first token.

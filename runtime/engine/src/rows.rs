@@ -1,6 +1,6 @@
 //! The rows of KV memory: who has which, what the idle ones remember, and what that costs.
 //!
-//! Rows `0..slots` are the running zone: a batched run takes neighbours, so running sequences live close
+//! Rows `0..running` are the running zone: a batched run takes neighbours, so running sequences live close
 //! together. The rows beyond only remember. A row that a sequence has left keeps its keys and values until
 //! their memory or the row is wanted: the least recently used goes first.
 
@@ -9,14 +9,14 @@ use crate::ids::{RequestId, RowId, TokenId};
 
 /// What every row holds.
 #[derive(Debug)]
-pub(crate) struct Rows {
-    slots: Vec<Slot>,
+pub(crate) struct KvRows {
+    rows: Vec<RowState>,
     running: usize,
     clock: u64,
 }
 
 #[derive(Debug, Default)]
-struct Slot {
+struct RowState {
     owner: Option<RequestId>,
     /// Tokens whose keys and values an idle row holds; those of a running row are the sequence's business.
     held: Vec<TokenId>,
@@ -27,7 +27,7 @@ struct Slot {
 
 /// A row that begins as a prompt does.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Match {
+pub(crate) struct PrefixMatch {
     pub(crate) row: RowId,
     /// Tokens in common.
     pub(crate) len: usize,
@@ -35,38 +35,38 @@ pub(crate) struct Match {
 
 /// What a sequence gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Place {
+pub(crate) struct Placement {
     pub(crate) row: RowId,
     /// What stood there and may be kept elsewhere: the row to copy to, and how many tokens.
-    pub(crate) rescue: Option<(RowId, usize)>,
+    pub(crate) copy_out: Option<(RowId, usize)>,
 }
 
-impl Rows {
+impl KvRows {
     /// `total` rows, of which the first `running` may hold running sequences.
     pub(crate) fn new(total: usize, running: usize) -> Self {
         Self {
-            slots: (0..total.max(running)).map(|_| Slot::default()).collect(),
+            rows: (0..total.max(running)).map(|_| RowState::default()).collect(),
             running,
             clock: 0,
         }
     }
 
     /// True if a sequence could be placed.
-    pub(crate) fn has_room(&self) -> bool {
-        self.slots[..self.running].iter().any(|row| row.owner.is_none())
+    pub(crate) fn has_free_row(&self) -> bool {
+        self.rows[..self.running].iter().any(|row| row.owner.is_none())
     }
 
     /// The idle row that has most in common with `prompt`, up to `most` tokens.
-    pub(crate) fn best_match(&self, prompt: &[TokenId], most: usize, regime: Regime) -> Option<Match> {
+    pub(crate) fn best_match(&self, prompt: &[TokenId], most: usize, regime: Regime) -> Option<PrefixMatch> {
         let idle = self
-            .slots
+            .rows
             .iter()
             .enumerate()
             .filter(|(_, row)| row.owner.is_none());
         idle.filter(|(_, row)| row.regime == Some(regime))
-            .map(|(index, row)| Match {
+            .map(|(index, row)| PrefixMatch {
                 row: row_id(index),
-                len: common(&row.held, prompt).min(most),
+                len: common_prefix(&row.held, prompt).min(most),
             })
             .filter(|found| found.len > 0)
             // The most tokens; among equals one that can be used in place.
@@ -75,12 +75,12 @@ impl Rows {
 
     /// Gives a row of the running zone to `owner`, close to those that run already: rows between them cost as much in
     /// a run as they do. `wanted` is the row that holds its prefix: taken in place if that is possible.
-    pub(crate) fn place(&mut self, owner: RequestId, wanted: Option<Match>) -> Option<Place> {
+    pub(crate) fn place(&mut self, owner: RequestId, wanted: Option<PrefixMatch>) -> Option<Placement> {
         let in_place = wanted.filter(|found| {
-            let slot = &self.slots[index(found.row)];
+            let state = &self.rows[index(found.row)];
             self.in_running_zone(found.row)
-                && slot.owner.is_none()
-                && !slot.pinned
+                && state.owner.is_none()
+                && !state.pinned
                 && self.widening(index(found.row)) <= self.least_widening()
         });
         let row = match in_place {
@@ -88,71 +88,71 @@ impl Rows {
             None => self.least_wanted(0..self.running, wanted.map(|found| found.row))?,
         };
         // What goes on in place keeps what it wants; the rest of it is the new sequence's to overwrite.
-        let rescue = if in_place.is_some() {
+        let copy_out = if in_place.is_some() {
             None
         } else {
-            self.refuge_for(row, wanted)
+            self.spare_row_for(row, wanted)
         };
-        if let Some((refuge, _)) = rescue {
-            let held = std::mem::take(&mut self.slots[index(row)].held);
-            let (regime, last_used) = (self.slots[index(row)].regime, self.slots[index(row)].last_used);
-            let slot = &mut self.slots[index(refuge)];
-            slot.held = held;
-            slot.regime = regime;
-            slot.last_used = last_used;
+        if let Some((spare, _)) = copy_out {
+            let held = std::mem::take(&mut self.rows[index(row)].held);
+            let (regime, last_used) = (self.rows[index(row)].regime, self.rows[index(row)].last_used);
+            let state = &mut self.rows[index(spare)];
+            state.held = held;
+            state.regime = regime;
+            state.last_used = last_used;
         }
         let now = self.tick();
-        let slot = &mut self.slots[index(row)];
-        slot.owner = Some(owner);
-        slot.held.clear();
-        slot.regime = None;
-        slot.pinned = false;
-        slot.last_used = now;
-        Some(Place { row, rescue })
+        let state = &mut self.rows[index(row)];
+        state.owner = Some(owner);
+        state.held.clear();
+        state.regime = None;
+        state.pinned = false;
+        state.last_used = now;
+        Some(Placement { row, copy_out })
     }
 
     /// Takes a row back; it remembers `held`.
     pub(crate) fn leave(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) {
         let now = self.tick();
-        let slot = &mut self.slots[index(row)];
-        slot.owner = None;
-        slot.regime = Some(regime).filter(|_| !held.is_empty());
-        slot.held = held;
-        slot.last_used = now;
+        let state = &mut self.rows[index(row)];
+        state.owner = None;
+        state.regime = Some(regime).filter(|_| !held.is_empty());
+        state.held = held;
+        state.last_used = now;
     }
 
     /// Notes that a row's content was of use.
     pub(crate) fn touch(&mut self, row: RowId) {
         let now = self.tick();
-        self.slots[index(row)].last_used = now;
+        self.rows[index(row)].last_used = now;
     }
 
     /// Keeps an idle row's content for good.
     pub(crate) fn pin(&mut self, row: RowId) {
-        self.slots[index(row)].pinned = true;
+        self.rows[index(row)].pinned = true;
     }
 
     /// The row that is pinned with just these tokens.
     pub(crate) fn pinned(&self, tokens: &[TokenId]) -> Option<RowId> {
         let found = self
-            .slots
+            .rows
             .iter()
-            .position(|slot| slot.pinned && slot.held == tokens)?;
+            .position(|state| state.pinned && state.held == tokens)?;
         Some(row_id(found))
     }
 
     /// A row for a pinned prefix: the last of those beyond the running zone that holds none.
     pub(crate) fn row_to_pin(&self) -> Option<RowId> {
-        let beyond = (self.running..self.slots.len()).rev();
+        let beyond = (self.running..self.rows.len()).rev();
         beyond
-            .filter(|&index| !self.slots[index].pinned)
+            .filter(|&index| !self.rows[index].pinned)
             .map(row_id)
             .next()
     }
 
     /// Tokens that idle rows hold and that may be given up.
-    pub(crate) fn spare_tokens(&self) -> usize {
-        self.slots
+    pub(crate) fn evictable_tokens(&self) -> usize {
+        self.rows
             .iter()
             .filter(|row| row.owner.is_none() && !row.pinned)
             .map(|row| row.held.len())
@@ -160,10 +160,10 @@ impl Rows {
     }
 
     /// Tokens that `row` holds if it may be given up.
-    pub(crate) fn spare_tokens_of(&self, row: RowId) -> usize {
-        let slot = &self.slots[index(row)];
-        if slot.owner.is_none() && !slot.pinned {
-            slot.held.len()
+    pub(crate) fn evictable_tokens_of(&self, row: RowId) -> usize {
+        let state = &self.rows[index(row)];
+        if state.owner.is_none() && !state.pinned {
+            state.held.len()
         } else {
             0
         }
@@ -171,7 +171,7 @@ impl Rows {
 
     /// Tokens that pinned rows hold.
     pub(crate) fn pinned_tokens(&self) -> usize {
-        self.slots
+        self.rows
             .iter()
             .filter(|row| row.owner.is_none() && row.pinned)
             .map(|row| row.held.len())
@@ -179,34 +179,34 @@ impl Rows {
     }
 
     /// Forgets the least recently used idle row but `keep`; says which.
-    pub(crate) fn forget_oldest(&mut self, keep: Option<RowId>) -> Option<RowId> {
-        let candidates = self.slots.iter().enumerate().filter(|(index, row)| {
+    pub(crate) fn evict_oldest(&mut self, keep: Option<RowId>) -> Option<RowId> {
+        let candidates = self.rows.iter().enumerate().filter(|(index, row)| {
             row.owner.is_none() && !row.pinned && !row.held.is_empty() && Some(row_id(*index)) != keep
         });
         let (index, _) = candidates.min_by_key(|(_, row)| row.last_used)?;
-        self.slots[index].held = Vec::new();
-        self.slots[index].regime = None;
+        self.rows[index].held = Vec::new();
+        self.rows[index].regime = None;
         Some(row_id(index))
     }
 
     /// Tokens that stand in `row` if it is idle.
     pub(crate) fn held(&self, row: RowId) -> &[TokenId] {
-        &self.slots[index(row)].held
+        &self.rows[index(row)].held
     }
 
     /// Whether `row` is idle.
     pub(crate) fn is_idle(&self, row: RowId) -> bool {
-        self.slots[index(row)].owner.is_none()
+        self.rows[index(row)].owner.is_none()
     }
 
     /// Cuts what an idle row remembers to `len` tokens.
     pub(crate) fn shorten(&mut self, row: RowId, len: usize) {
-        self.slots[index(row)].held.truncate(len);
+        self.rows[index(row)].held.truncate(len);
     }
 
     /// By how many rows a run of all that runs would grow if this one joined.
     fn widening(&self, index: usize) -> usize {
-        let busy = || (0..self.running).filter(|&at| self.slots[at].owner.is_some());
+        let busy = || (0..self.running).filter(|&at| self.rows[at].owner.is_some());
         match (busy().min(), busy().max()) {
             (Some(first), Some(last)) => first.saturating_sub(index) + index.saturating_sub(last),
             _ => 0,
@@ -214,7 +214,7 @@ impl Rows {
     }
 
     fn least_widening(&self) -> usize {
-        let idle = (0..self.running).filter(|&at| self.slots[at].owner.is_none());
+        let idle = (0..self.running).filter(|&at| self.rows[at].owner.is_none());
         idle.map(|at| self.widening(at)).min().unwrap_or(0)
     }
 
@@ -225,9 +225,9 @@ impl Rows {
     /// An idle row of `range`: one that keeps runs narrow, of those an empty one, else the least recently used; `keep`
     /// only if nothing else is left.
     fn least_wanted(&self, range: std::ops::Range<usize>, keep: Option<RowId>) -> Option<RowId> {
-        let idle = range.filter(|&index| self.slots[index].owner.is_none() && !self.slots[index].pinned);
+        let idle = range.filter(|&index| self.rows[index].owner.is_none() && !self.rows[index].pinned);
         idle.min_by_key(|&index| {
-            let row = &self.slots[index];
+            let row = &self.rows[index];
             (
                 Some(row_id(index)) == keep,
                 if index < self.running {
@@ -244,24 +244,24 @@ impl Rows {
 
     /// Where the content of `row` can go that has to make place: an empty row beyond the running zone, or one
     /// that was used longer ago.
-    fn refuge_for(&self, row: RowId, wanted: Option<Match>) -> Option<(RowId, usize)> {
-        let slot = &self.slots[index(row)];
-        if slot.held.len() < WORTH_KEEPING {
+    fn spare_row_for(&self, row: RowId, wanted: Option<PrefixMatch>) -> Option<(RowId, usize)> {
+        let state = &self.rows[index(row)];
+        if state.held.len() < MIN_KEPT_TOKENS {
             return None;
         }
         // Its beginning lives on elsewhere: what is lost is little.
-        let elsewhere = self.slots.iter().enumerate().any(|(other, candidate)| {
+        let elsewhere = self.rows.iter().enumerate().any(|(other, candidate)| {
             other != index(row)
-                && candidate.regime == slot.regime
-                && common(&candidate.held, &slot.held) + WORTH_KEEPING > slot.held.len()
+                && candidate.regime == state.regime
+                && common_prefix(&candidate.held, &state.held) + MIN_KEPT_TOKENS > state.held.len()
         });
         if elsewhere {
             return None;
         }
-        let refuge = self.least_wanted(self.running..self.slots.len(), wanted.map(|found| found.row))?;
+        let spare = self.least_wanted(self.running..self.rows.len(), wanted.map(|found| found.row))?;
         let older =
-            self.slots[index(refuge)].held.is_empty() || self.slots[index(refuge)].last_used < slot.last_used;
-        (older && Some(refuge) != wanted.map(|found| found.row)).then_some((refuge, slot.held.len()))
+            self.rows[index(spare)].held.is_empty() || self.rows[index(spare)].last_used < state.last_used;
+        (older && Some(spare) != wanted.map(|found| found.row)).then_some((spare, state.held.len()))
     }
 
     fn tick(&mut self) -> u64 {
@@ -271,10 +271,10 @@ impl Rows {
 }
 
 /// Fewer tokens than this are computed anew rather than copied.
-const WORTH_KEEPING: usize = 32;
+const MIN_KEPT_TOKENS: usize = 32;
 
 /// How many tokens two texts have in common at their beginning.
-pub(crate) fn common(a: &[TokenId], b: &[TokenId]) -> usize {
+pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 
@@ -298,7 +298,7 @@ mod tests {
 
     #[test]
     fn a_prefix_is_found_and_used_in_place() {
-        let mut rows = Rows::new(4, 2);
+        let mut rows = KvRows::new(4, 2);
         let first = rows.place(RequestId(1), None).unwrap().row;
         rows.leave(first, tokens(0..50), Regime::Short);
         let found = rows.best_match(&tokens(0..40), 39, Regime::Short).unwrap();
@@ -306,16 +306,16 @@ mod tests {
         assert_eq!(rows.best_match(&tokens(0..40), 39, Regime::Long), None);
         assert_eq!(
             rows.place(RequestId(2), Some(found)).unwrap(),
-            Place {
+            Placement {
                 row: first,
-                rescue: None
+                copy_out: None
             }
         );
     }
 
     #[test]
     fn what_runs_together_lies_together() {
-        let mut rows = Rows::new(10, 8);
+        let mut rows = KvRows::new(10, 8);
         for request in 0..8u64 {
             let row = rows.place(RequestId(request), None).unwrap().row;
             assert_eq!(u64::from(row.0), request);
@@ -336,15 +336,15 @@ mod tests {
     }
 
     #[test]
-    fn what_must_make_place_finds_a_refuge() {
-        let mut rows = Rows::new(3, 1);
+    fn replaced_rows_are_copied_out() {
+        let mut rows = KvRows::new(3, 1);
         for (request, start) in [(1u64, 0u32), (2, 100), (3, 200), (4, 300)] {
             let place = rows.place(RequestId(request), None).unwrap();
             assert_eq!(place.row, RowId(0));
-            assert_eq!(place.rescue.is_some(), request > 1, "{request}");
+            assert_eq!(place.copy_out.is_some(), request > 1, "{request}");
             rows.leave(RowId(0), tokens(start..start + 60), Regime::Short);
         }
-        // Two refuges: the oldest of four is gone.
+        // Two spare rows: the oldest of four is gone.
         assert!(rows.best_match(&tokens(0..60), 60, Regime::Short).is_none());
         for start in [100u32, 200, 300] {
             assert_eq!(
@@ -358,17 +358,17 @@ mod tests {
 
     #[test]
     fn pinned_rows_stay() {
-        let mut rows = Rows::new(3, 1);
+        let mut rows = KvRows::new(3, 1);
         let pinned = rows.row_to_pin().unwrap();
         rows.leave(pinned, tokens(0..60), Regime::Short);
         rows.pin(pinned);
-        assert_eq!((rows.pinned_tokens(), rows.spare_tokens()), (60, 0));
+        assert_eq!((rows.pinned_tokens(), rows.evictable_tokens()), (60, 0));
         for request in 1..10u64 {
             let start = u32::try_from(request).unwrap() * 100;
             rows.place(RequestId(request), None).unwrap();
             rows.leave(RowId(0), tokens(start..start + 60), Regime::Short);
         }
-        while rows.forget_oldest(None).is_some() {}
+        while rows.evict_oldest(None).is_some() {}
         assert_eq!(
             rows.best_match(&tokens(0..60), 60, Regime::Short).unwrap().row,
             pinned

@@ -3,12 +3,12 @@
 use std::time::Duration;
 
 use crate::decoder::Regime;
-use crate::guess::Guesser;
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::repetition::RepetitionGuard;
 use crate::request::{Finish, GenerateRequest, Summary};
 use crate::sampler::Sampler;
-use crate::stop::StopWatch;
+use crate::speculation::NgramDrafter;
+use crate::stop::StopMatcher;
 
 /// A request and all that its answer needs.
 pub(crate) struct Sequence {
@@ -26,20 +26,20 @@ pub(crate) struct Sequence {
     pub(crate) cached: usize,
     /// Prefill runs so far.
     pub(crate) chunks: u32,
-    pub(crate) guesser: Guesser,
+    pub(crate) drafter: NgramDrafter,
     /// When it last took part in a decode step.
     pub(crate) served: u64,
     /// The last token and what is guessed to follow: the input of a verification.
-    pub(crate) guess_input: Vec<TokenId>,
+    pub(crate) draft_input: Vec<TokenId>,
     started: Duration,
     first_token: Option<Duration>,
     sampler: Sampler,
-    stop: StopWatch,
+    stop: StopMatcher,
     repetition: Option<RepetitionGuard>,
 }
 
 /// What a new token meant.
-pub(crate) struct Accepted {
+pub(crate) struct SampledToken {
     /// Text that is certain now.
     pub(crate) text: String,
     /// The answer is over.
@@ -64,13 +64,13 @@ impl Sequence {
             submitted,
             cached: 0,
             chunks: 0,
-            guesser: Guesser::default(),
+            drafter: NgramDrafter::default(),
             served: 0,
-            guess_input: Vec::new(),
+            draft_input: Vec::new(),
             started: now,
             first_token: None,
             sampler,
-            stop: StopWatch::new(&request.stop.strings),
+            stop: StopMatcher::new(&request.stop.strings),
             repetition: guard.then(RepetitionGuard::default),
             request,
         }
@@ -105,7 +105,7 @@ impl Sequence {
         logits: &[f32],
         context: usize,
         now: Duration,
-    ) -> Result<Accepted, crate::sampler::NoLogits> {
+    ) -> Result<SampledToken, crate::sampler::NoLogits> {
         let id = self.sampler.sample(logits)?;
         self.first_token.get_or_insert(now);
         if self.request.stop.ids.contains(&id) {
@@ -117,7 +117,7 @@ impl Sequence {
         let released = self.stop.push(&piece);
         let mut text = released.text;
         if released.stopped {
-            return Ok(Accepted {
+            return Ok(SampledToken {
                 text,
                 finish: Some(Finish::Stop),
             });
@@ -127,29 +127,29 @@ impl Sequence {
         } else if self.new_tokens() >= self.request.max_tokens || self.tokens.len() >= context {
             Finish::Length
         } else {
-            return Ok(Accepted { text, finish: None });
+            return Ok(SampledToken { text, finish: None });
         };
         let closed = self.close(finish);
         text.push_str(&closed.text);
-        Ok(Accepted {
+        Ok(SampledToken {
             text,
             finish: closed.finish,
         })
     }
 
     /// Gives out what is held back; a stop string that shows up in it still ends the text.
-    pub(crate) fn close(&mut self, finish: Finish) -> Accepted {
+    pub(crate) fn close(&mut self, finish: Finish) -> SampledToken {
         let piece = self.request.detokenizer.finish();
         let released = self.stop.push(&piece);
         let mut text = released.text;
         if released.stopped {
-            return Accepted {
+            return SampledToken {
                 text,
                 finish: Some(Finish::Stop),
             };
         }
         text.push_str(&self.stop.finish());
-        Accepted {
+        SampledToken {
             text,
             finish: Some(finish),
         }
@@ -162,8 +162,8 @@ impl Sequence {
             tokens: self.tokens[self.request.prompt.len()..].to_vec(),
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: self.cached,
-            guessed: self.guesser.proposed,
-            guessed_right: self.guesser.accepted,
+            draft_tokens: self.drafter.drafted,
+            accepted_draft_tokens: self.drafter.accepted,
             queued: self.started.saturating_sub(self.submitted),
             prefill: first.saturating_sub(self.started),
             decode: now.saturating_sub(first),
@@ -185,8 +185,8 @@ impl Waiting {
             tokens: Vec::new(),
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: 0,
-            guessed: 0,
-            guessed_right: 0,
+            draft_tokens: 0,
+            accepted_draft_tokens: 0,
             queued: now.saturating_sub(self.submitted),
             prefill: Duration::ZERO,
             decode: Duration::ZERO,

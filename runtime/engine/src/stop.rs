@@ -2,13 +2,13 @@
 
 /// Watches one text for its stop strings.
 #[derive(Debug)]
-pub(crate) struct StopWatch {
+pub(crate) struct StopMatcher {
     strings: Vec<String>,
     /// Text not given out yet: it may be the beginning of a stop string.
     held: String,
 }
 
-/// What [`StopWatch::push`] gives.
+/// What [`StopMatcher::push`] gives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Released {
     /// Text that no stop string can take back.
@@ -17,7 +17,7 @@ pub(crate) struct Released {
     pub(crate) stopped: bool,
 }
 
-impl StopWatch {
+impl StopMatcher {
     /// Empty strings are ignored: they would end every text before it begins.
     pub(crate) fn new(strings: &[String]) -> Self {
         let strings = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
@@ -80,11 +80,11 @@ mod tests {
 
     fn check(strings: &[&str], pieces: &[&str], expected: &str, stopped: bool) {
         let strings: Vec<String> = strings.iter().map(|s| (*s).to_owned()).collect();
-        let mut watch = StopWatch::new(&strings);
+        let mut matcher = StopMatcher::new(&strings);
         let mut text = String::new();
         let mut ended = false;
         for piece in pieces {
-            let released = watch.push(piece);
+            let released = matcher.push(piece);
             text.push_str(&released.text);
             if released.stopped {
                 ended = true;
@@ -92,7 +92,7 @@ mod tests {
             }
         }
         if !ended {
-            text.push_str(&watch.finish());
+            text.push_str(&matcher.finish());
         }
         assert_eq!(
             (text.as_str(), ended),
@@ -118,10 +118,10 @@ mod tests {
         #[test]
         fn the_cut_does_not_matter(text in "[abc]{0,30}", stops in prop::collection::vec("[abc]{1,4}", 0..3), cuts in prop::collection::vec(0usize..31, 0..6)) {
             let run = |pieces: &[&str]| {
-                let mut watch = StopWatch::new(&stops);
+                let mut matcher = StopMatcher::new(&stops);
                 let mut out = String::new();
                 for piece in pieces {
-                    let released = watch.push(piece);
+                    let released = matcher.push(piece);
                     out.push_str(&released.text);
                     // Nothing given out may contain a stop string.
                     assert!(stops.iter().all(|s| !out.contains(s.as_str())));
@@ -129,7 +129,7 @@ mod tests {
                         return (out, true);
                     }
                 }
-                out.push_str(&watch.finish());
+                out.push_str(&matcher.finish());
                 (out, false)
             };
             let mut at: Vec<usize> = cuts.into_iter().map(|c| c.min(text.len())).collect();

@@ -2,20 +2,22 @@
 
 use std::path::PathBuf;
 
+use crate::version::MINIMUM_VERSION;
+
 /// One line each: what, where, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OnnxError {
     /// No library anywhere.
     #[error(
         "ONNX Runtime was not found; looked at {}. Install version {} or newer there, or name the file by runtime.library or ORT_DYLIB_PATH (in a source checkout: cargo xtask library)",
-        .looked.join(", "), crate::MINIMUM_VERSION
+        .looked.join(", "), MINIMUM_VERSION
     )]
     LibraryNotFound {
         /// The places looked at, in order.
         looked: Vec<String>,
     },
     /// A library that can't be used.
-    #[error("{}: ONNX Runtime can't be loaded: {fault}. It must be version {} or newer, built for this processor", .path.display(), crate::MINIMUM_VERSION)]
+    #[error("{}: ONNX Runtime can't be loaded: {fault}. It must be version {} or newer, built for this processor", .path.display(), MINIMUM_VERSION)]
     LibraryUnusable {
         /// The file.
         path: PathBuf,

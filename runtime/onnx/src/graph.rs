@@ -1,7 +1,4 @@
 //! What a graph file says about itself that ONNX Runtime's API does not tell.
-//!
-//! Field numbers are those of onnx.proto (ONNX IR specification). Fields that are not named here are
-//! skipped, the weights and the inlined rope tables among them.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -9,6 +6,7 @@ use std::path::Path;
 use prost::Message;
 
 use crate::error::OnnxError;
+use crate::onnx_proto::{GraphProto, ModelProto, TensorProto};
 
 /// What was read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,7 +42,7 @@ pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
 fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
     let mut constants: HashMap<&str, i64> = HashMap::new();
     for initializer in &graph.initializer {
-        if let Some(value) = initializer.scalar() {
+        if let Some(value) = initializer.int() {
             constants.insert(&initializer.name, value);
         }
     }
@@ -53,7 +51,7 @@ fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
             .attribute
             .iter()
             .find_map(|attribute| match attribute.name.as_str() {
-                "value" => attribute.t.as_ref().and_then(TensorProto::scalar),
+                "value" => attribute.t.as_ref().and_then(TensorProto::int),
                 "value_int" => Some(attribute.i),
                 _ => None,
             });
@@ -82,88 +80,10 @@ fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
     }
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct ModelProto {
-    #[prost(message, optional, tag = "7")]
-    graph: Option<GraphProto>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct GraphProto {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<NodeProto>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<TensorProto>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct NodeProto {
-    #[prost(string, repeated, tag = "1")]
-    input: Vec<String>,
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, tag = "4")]
-    op_type: String,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<AttributeProto>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct AttributeProto {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(int64, tag = "3")]
-    i: i64,
-    #[prost(message, optional, tag = "5")]
-    t: Option<TensorProto>,
-}
-
-/// Only what a whole number needs: a table's floats are skipped.
-#[derive(Clone, PartialEq, prost::Message)]
-struct TensorProto {
-    #[prost(int64, repeated, tag = "1")]
-    dims: Vec<i64>,
-    #[prost(int32, tag = "2")]
-    data_type: i32,
-    #[prost(int32, repeated, tag = "5")]
-    int32_data: Vec<i32>,
-    #[prost(int64, repeated, tag = "7")]
-    int64_data: Vec<i64>,
-    #[prost(string, tag = "8")]
-    name: String,
-    #[prost(bytes = "bytes", tag = "9")]
-    raw_data: prost::bytes::Bytes,
-}
-
-impl TensorProto {
-    /// The value of a whole number (of no or of one dimension).
-    fn scalar(&self) -> Option<i64> {
-        const INT32: i32 = 6;
-        const INT64: i32 = 7;
-        if self.dims.iter().product::<i64>() != 1 {
-            return None;
-        }
-        match self.data_type {
-            INT64 => self
-                .int64_data
-                .first()
-                .copied()
-                .or_else(|| self.raw_data.as_ref().try_into().ok().map(i64::from_le_bytes)),
-            INT32 => self.int32_data.first().copied().map(i64::from).or_else(|| {
-                self.raw_data
-                    .as_ref()
-                    .try_into()
-                    .ok()
-                    .map(|bytes| i64::from(i32::from_le_bytes(bytes)))
-            }),
-            _ => None,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::onnx_proto::{AttributeProto, NodeProto};
 
     fn constant(name: &str, value: i64) -> NodeProto {
         let t = TensorProto {
@@ -193,7 +113,11 @@ mod tests {
     }
 
     fn boundary(node: Vec<NodeProto>, initializer: Vec<TensorProto>) -> Result<Option<usize>, String> {
-        rope_boundary(&GraphProto { node, initializer })
+        rope_boundary(&GraphProto {
+            node,
+            initializer,
+            ..GraphProto::default()
+        })
     }
 
     #[test]

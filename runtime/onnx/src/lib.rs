@@ -4,29 +4,35 @@
 //! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
 
 mod attention;
-pub mod bare;
-mod check;
+pub mod baseline;
+mod custom_operators;
 mod decoder;
+mod edit_cache;
 mod error;
-mod feeds;
 mod graph;
 mod kv;
 mod library;
+mod load;
 mod matmul;
+mod onnx_proto;
 mod open;
-mod own;
 mod prepare;
 mod processor;
 mod provider;
 mod raw;
+mod run_inputs;
 mod session;
 mod telemetry;
-mod verdicts;
+mod verify_edits;
+mod version;
+#[cfg(target_arch = "x86_64")]
+mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
-pub use library::{Library, MINIMUM_VERSION, PINNED_VERSION};
+pub use library::Library;
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;
 pub use provider::Provider;
 pub use telemetry::forbid_telemetry;
+pub use version::{MINIMUM_VERSION, PINNED_VERSION};

@@ -8,11 +8,6 @@ use ort::environment::Environment;
 
 use crate::error::{OnnxError, one_line};
 
-/// The oldest library that works (the API level this crate is built for).
-pub const MINIMUM_VERSION: &str = "1.24";
-/// The version that the project's own commands fetch and test with.
-pub const PINNED_VERSION: &str = "1.32.0";
-
 /// Where packages put the library.
 #[cfg(unix)]
 const PACKAGE_FOLDER: &str = "/usr/lib/phi-edge";

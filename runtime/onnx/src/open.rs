@@ -3,30 +3,23 @@
 use std::path::Path;
 
 use phi_edge_models::{GenaiConfig, ModelDir};
+use prost::bytes::Bytes;
 
 use crate::attention;
-use crate::check;
 use crate::decoder::DecoderConfig;
+use crate::edit_cache::EditCache;
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, Prepare, Tables};
+use crate::prepare::{self, Level, Prepare};
 use crate::processor::processor_name;
 use crate::provider::Provider;
-use crate::session::{self, OpenGraph, Source};
-use crate::verdicts::Verdicts;
+use crate::session::{self, GraphSource, OpenModel};
+use crate::verify_edits;
 
 /// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
-const EDITED_AT_MOST: u64 = 256 << 20;
-
-/// An open graph, and what was done to it.
-pub(crate) struct Opened {
-    pub(crate) graph: OpenGraph,
-    pub(crate) facts: GraphFacts,
-    pub(crate) tables: Option<Tables>,
-    pub(crate) prepared: Prepare,
-}
+const MAX_EDITED_BYTES: u64 = 256 << 20;
 
 /// Opens `model`'s decoder on the first provider that can be had.
 pub(crate) fn open(
@@ -34,14 +27,14 @@ pub(crate) fn open(
     model: &ModelDir,
     config: &DecoderConfig,
     threads: usize,
-) -> Result<Opened, OnnxError> {
+) -> Result<OpenModel, OnnxError> {
     let path = model.decoder_path();
     // Before anything is tried with the file: this says best what is wrong with a damaged one.
     let facts = graph::read(&path)?;
     let bytes = editable(&path, config.prepare);
     let mut refused = None;
     for provider in config.provider.candidates() {
-        let attempt = Attempt {
+        let attempt = ProviderAttempt {
             library,
             path: &path,
             facts,
@@ -50,7 +43,7 @@ pub(crate) fn open(
             provider,
             threads,
         };
-        match attempt.open(bytes.as_deref()) {
+        match attempt.open(bytes.as_ref()) {
             // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
             // registration, so what fails there is the model's fault.
             Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
@@ -64,11 +57,12 @@ pub(crate) fn open(
 }
 
 /// The graph's bytes, where it may be edited. A file that can't be read is told by whoever opens it.
-fn editable(path: &Path, most: Prepare) -> Option<Vec<u8>> {
+fn editable(path: &Path, most: Prepare) -> Option<Bytes> {
     let size = std::fs::metadata(path).ok()?.len();
-    (most != Prepare::PLAIN && size <= EDITED_AT_MOST)
+    (most != Prepare::PLAIN && size <= MAX_EDITED_BYTES)
         .then(|| std::fs::read(path).ok())
         .flatten()
+        .map(Bytes::from)
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
@@ -83,23 +77,23 @@ fn warn(left_out: &[(Prepare, String)]) {
 
 /// Whether `edits` come into question: they are wanted, and can do good on this provider and on a processor that has what
 /// the own operators need, or has not.
-fn possible(edits: Prepare, most: Prepare, provider: Provider, own: Own) -> bool {
+fn possible(edits: Prepare, most: Prepare, provider: Provider, support: OperatorSupport) -> bool {
     // Elsewhere the tables would be copied to the device for each run.
     let form = provider == Provider::Cpu || edits.level <= Level::Logits;
     let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
-    let operators = operator(edits.matmul, own.matmul) && operator(edits.attention, own.attention);
+    let operators = operator(edits.matmul, support.matmul) && operator(edits.attention, support.attention);
     form && operators && edits.within(most)
 }
 
 /// Which of the own operators the processor can run.
 #[derive(Debug, Clone, Copy)]
-struct Own {
+struct OperatorSupport {
     matmul: bool,
     attention: bool,
 }
 
 /// One provider's turn.
-struct Attempt<'a> {
+struct ProviderAttempt<'a> {
     library: &'a Library,
     path: &'a Path,
     facts: GraphFacts,
@@ -109,8 +103,8 @@ struct Attempt<'a> {
     threads: usize,
 }
 
-impl Attempt<'_> {
-    fn open(&self, bytes: Option<&[u8]>) -> Result<Opened, OnnxError> {
+impl ProviderAttempt<'_> {
+    fn open(&self, bytes: Option<&Bytes>) -> Result<OpenModel, OnnxError> {
         if let Some(bytes) = bytes {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
@@ -123,15 +117,15 @@ impl Attempt<'_> {
                 matmul::REVISION,
                 attention::REVISION,
             ];
-            let verdicts = Verdicts::on(bytes, &circumstances, self.config.verdicts.as_deref());
+            let cache = EditCache::for_graph(bytes, &circumstances, self.config.edit_cache.as_deref());
             let mut left_out = Vec::new();
-            let own = Own {
+            let support = OperatorSupport {
                 matmul: matmul::available(),
                 attention: attention::available(),
             };
-            let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, own);
+            let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, support);
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
-                if let Some(edited) = self.edited(bytes, edits, &verdicts)? {
+                if let Some(edited) = self.edited(bytes, edits, &cache)? {
                     match edited {
                         Ok(opened) => {
                             warn(&left_out);
@@ -149,9 +143,9 @@ impl Attempt<'_> {
         self.plain()
     }
 
-    fn plain(&self) -> Result<Opened, OnnxError> {
+    fn plain(&self) -> Result<OpenModel, OnnxError> {
         let graph = session::open(self.library, &self.source(None), self.provider, self.threads)?;
-        Ok(Opened {
+        Ok(OpenModel {
             graph,
             facts: self.facts,
             tables: None,
@@ -162,25 +156,25 @@ impl Attempt<'_> {
     /// The graph edited so, or why that does not hold; `None` where it does not apply.
     fn edited(
         &self,
-        bytes: &[u8],
+        bytes: &Bytes,
         edits: Prepare,
-        verdicts: &Verdicts,
-    ) -> Result<Option<Result<Opened, String>>, OnnxError> {
+        cache: &EditCache,
+    ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
         let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
-        let verdict = match verdicts.known(edits) {
-            Some(verdict) => verdict,
-            None => match self.check(bytes, edits)? {
-                Some(verdict) => {
-                    verdicts.keep(edits, &verdict);
-                    verdict
+        let verified = match cache.get(edits) {
+            Some(verified) => verified,
+            None => match self.verify(bytes, edits)? {
+                Some(verified) => {
+                    cache.put(edits, &verified);
+                    verified
                 }
                 // The model itself can't be opened, which opening it as it is tells best.
                 None => return Ok(None),
             },
         };
-        let outcome = verdict.and_then(|()| {
+        let outcome = verified.and_then(|()| {
             session::open(
                 self.library,
                 &self.source(Some(&prepared.graph)),
@@ -189,7 +183,7 @@ impl Attempt<'_> {
             )
             .map_err(|error| error.to_string())
         });
-        Ok(Some(outcome.map(|graph| Opened {
+        Ok(Some(outcome.map(|graph| OpenModel {
             graph,
             facts: self.facts,
             tables: prepared.tables,
@@ -197,8 +191,8 @@ impl Attempt<'_> {
         })))
     }
 
-    fn check(&self, bytes: &[u8], edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
-        let trial = check::Trial {
+    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+        let trial = verify_edits::Trial {
             library: self.library,
             path: self.path,
             facts: self.facts,
@@ -207,7 +201,7 @@ impl Attempt<'_> {
             threads: self.threads,
         };
         match trial.run(bytes, edits) {
-            Ok(verdict) => Ok(Some(verdict)),
+            Ok(verified) => Ok(Some(verified)),
             Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
             Err(error) => {
                 tracing::debug!(%error, "An edit of the graph can't be tried.");
@@ -216,8 +210,8 @@ impl Attempt<'_> {
         }
     }
 
-    fn source<'a>(&'a self, edited: Option<&'a [u8]>) -> Source<'a> {
-        Source {
+    fn source<'a>(&'a self, edited: Option<&'a [u8]>) -> GraphSource<'a> {
+        GraphSource {
             path: self.path,
             edited,
             config: self.genai,
@@ -230,16 +224,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn own_operators_are_left_out_where_they_can_not_run() {
-        let names = |most: &str, provider, own: [bool; 2]| {
-            let [matmul, attention] = own;
-            let own = Own { matmul, attention };
+    fn custom_operators_are_left_out_where_they_can_not_run() {
+        let names = |most: &str, provider, available: [bool; 2]| {
+            let [matmul, attention] = available;
+            let support = OperatorSupport { matmul, attention };
             let most = most.parse().unwrap();
             let attempts = Prepare::ATTEMPTS.into_iter();
-            let possible = attempts.filter(|edits| possible(*edits, most, provider, own));
+            let possible = attempts.filter(|edits| possible(*edits, most, provider, support));
             possible.map(Prepare::as_str).collect::<Vec<_>>().join(" ")
         };
-        let check = |most, provider, own, expected: &str| assert_eq!(names(most, provider, own), expected);
+        let check = |most, provider, available, expected: &str| {
+            assert_eq!(names(most, provider, available), expected)
+        };
         let (none, both) = ([false; 2], [true; 2]);
         let all = "ragged+matmul+attention";
         check(all, Provider::Cpu, none, "ragged rope logits");

@@ -7,9 +7,11 @@ use ort::session::builder::{GraphOptimizationLevel, SessionBuilder};
 use ort::value::{Outlet, TensorElementType, ValueType};
 use phi_edge_models::GenaiConfig;
 
+use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
+use crate::graph::GraphFacts;
 use crate::library::Library;
-use crate::own;
+use crate::prepare::{Prepare, RopeTables};
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -28,8 +30,17 @@ pub(crate) struct OpenGraph {
     pub(crate) position_ids: Option<String>,
 }
 
+/// An open graph, what its file says, and how it is edited.
+pub(crate) struct OpenModel {
+    pub(crate) graph: OpenGraph,
+    pub(crate) facts: GraphFacts,
+    /// The rope tables that its inputs take, where the edits made inputs of them.
+    pub(crate) tables: Option<RopeTables>,
+    pub(crate) prepared: Prepare,
+}
+
 /// What is opened.
-pub(crate) struct Source<'a> {
+pub(crate) struct GraphSource<'a> {
     /// The graph's file; its weights lie beside it.
     pub(crate) path: &'a Path,
     /// An edited graph to open in the file's place.
@@ -40,7 +51,7 @@ pub(crate) struct Source<'a> {
 /// Opens a graph on one provider.
 pub(crate) fn open(
     library: &Library,
-    source: &Source<'_>,
+    source: &GraphSource<'_>,
     provider: Provider,
     threads: usize,
 ) -> Result<OpenGraph, OnnxError> {
@@ -55,14 +66,14 @@ pub(crate) fn open(
         None => builder(library, provider, threads)?.commit_from_file(source.path),
         Some(bytes) => {
             let folder = source.path.parent().unwrap_or(Path::new("."));
-            beside(library, provider, threads, folder)?.commit_from_memory(bytes)
+            builder_beside_weights(library, provider, threads, folder)?.commit_from_memory(bytes)
         }
     };
-    check(session.map_err(fault)?, provider, source.config, source.path)
+    validate(session.map_err(fault)?, provider, source.config, source.path)
 }
 
 /// For graphs in memory whose weights lie in `folder`.
-pub(crate) fn beside(
+pub(crate) fn builder_beside_weights(
     library: &Library,
     provider: Provider,
     threads: usize,
@@ -85,7 +96,9 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
         // It knows the own operators, used or not.
-        None if own::available() => Ok(builder.with_operators(own::domain(threads)?)?),
+        None if custom_operators::available() => {
+            Ok(builder.with_operators(custom_operators::domain(threads)?)?)
+        }
         None => Ok(builder),
     }
 }
@@ -100,7 +113,7 @@ fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
         .then(|| named.to_owned())
 }
 
-fn check(
+fn validate(
     session: Session,
     provider: Provider,
     config: &GenaiConfig,

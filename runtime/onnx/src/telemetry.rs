@@ -9,15 +9,15 @@
 use std::ffi::OsStr;
 
 /// What the library looks for.
-const OPT_OUT: &str = "ORT_DISABLE_TELEMETRY";
+const OPT_OUT_VARIABLE: &str = "ORT_DISABLE_TELEMETRY";
 
 /// Turns the library's reports off for this process, whatever its environment says. To be called by `main` before it
 /// starts a thread. Loading the library calls it again, for processes whose `main` is another.
 pub fn forbid_telemetry() {
-    if std::env::var_os(OPT_OUT).as_deref() == Some(OsStr::new("1")) {
+    if std::env::var_os(OPT_OUT_VARIABLE).as_deref() == Some(OsStr::new("1")) {
         return;
     }
     // SAFETY: `main` calls this before there is a second thread that could read the environment meanwhile. Later it is only
     // reached in a process whose `main` is not ours (a test's, outside of cargo, which sets the variable).
-    unsafe { std::env::set_var(OPT_OUT, "1") };
+    unsafe { std::env::set_var(OPT_OUT_VARIABLE, "1") };
 }

@@ -30,7 +30,7 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         cache_rows: 0,
         kv_memory: None,
         prepare,
-        verdicts: None,
+        edit_cache: None,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
@@ -140,7 +140,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         cache_rows: 0,
         kv_memory: None,
         prepare: Prepare::ALL,
-        verdicts: None,
+        edit_cache: None,
     };
     let model = ModelDir::open(folder.path()).unwrap();
     let error = OnnxDecoder::load(&library, &model, &config)

@@ -78,7 +78,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         cache_rows: 0,
         kv_memory: None,
         prepare,
-        verdicts: None,
+        edit_cache: None,
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
 }

@@ -40,7 +40,7 @@ async fn what_runs_longer_is_cut_short() {
     let mut bench = Bench::new();
     bench.service.submit(job("a")).await.unwrap();
     let (request, mut sink) = bench.asked().await;
-    bench.interrupt.only(request.id);
+    bench.interrupt.set_sole_request(request.id);
     sink.text("so far");
     let service = bench.service.clone();
     let started = Instant::now();

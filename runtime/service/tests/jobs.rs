@@ -305,7 +305,7 @@ async fn cancelling_a_running_job_keeps_its_text() {
     bench.service.submit(job("a")).await.unwrap();
     let (request, mut sink) = bench.asked().await;
     // What the engine says of a run that serves one alone.
-    bench.interrupt.only(request.id);
+    bench.interrupt.set_sole_request(request.id);
     sink.text("so far");
     settle().await;
     assert!(!sink.is_cancelled());
@@ -330,7 +330,7 @@ async fn a_shared_run_is_not_cut_short() {
     let (_a, mut a) = bench.asked().await;
     let (_b, _b_sink) = bench.asked().await;
     // What the engine says of a run that serves several.
-    bench.interrupt.nobody();
+    bench.interrupt.clear_sole_request();
     bench.service.cancel(&key("a"));
     a.cancelled().await;
     assert!(!bench.interrupt.is_raised());

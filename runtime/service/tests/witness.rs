@@ -68,8 +68,8 @@ async fn each_end_is_told_once() {
     assert!(bench.service.cancel(&key("b")));
     bench.error().await;
     sink.finish(Summary {
-        guessed: 5,
-        guessed_right: 3,
+        draft_tokens: 5,
+        accepted_draft_tokens: 3,
         ..summary(Finish::Stop, 7)
     });
     bench.reply().await;

@@ -8,7 +8,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, TokenId};
-use phi_edge_onnx::bare;
+use phi_edge_onnx::baseline;
 use serde_json::{Value, json};
 
 use crate::cli::{BenchArgs, Scenario};
@@ -190,7 +190,8 @@ fn speaking(events: &[Event]) -> usize {
 
 fn measure_bare(local: &mut Bench, prompt: usize, new: usize) -> Result<Speed, Fault> {
     let ids = prompt_of(local, 0, prompt);
-    let times = bare::run(local.engine.decoder_mut().inner_mut(), &ids, new - 1).map_err(Fault::failed)?;
+    let times =
+        baseline::run(local.engine.decoder_mut().inner_mut(), &ids, new - 1).map_err(Fault::failed)?;
     Ok(Speed {
         prefill: per_second(prompt, times.prefill),
         decode: per_second(new - 1, times.decode),

@@ -57,8 +57,8 @@ fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -
             if summary.tokens != said {
                 return Err(Fault::failed("the model did not write what it was made to write"));
             }
-            guessed += summary.guessed;
-            right += summary.guessed_right;
+            guessed += summary.draft_tokens;
+            right += summary.accepted_draft_tokens;
         }
         ratios.push(round[0].tokens_per_s() / round[1].tokens_per_s());
         with.add(&round[0]);
@@ -187,8 +187,8 @@ fn compared(plain: &[Summary], guessed: &[Summary], tokens: usize) -> Value {
         "plain_tokens_per_s": median(plain),
         "guessing_tokens_per_s": median(fast),
         "guessing_over_plain": median(ratios),
-        "guessed": all(|s| s.guessed),
-        "guessed_right": all(|s| s.guessed_right),
+        "guessed": all(|s| s.draft_tokens),
+        "guessed_right": all(|s| s.accepted_draft_tokens),
         "written": all(|s| s.tokens.len()),
     })
 }

@@ -156,7 +156,7 @@ async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
         choice.model.clone_from(model);
     }
     choice.pinned = None;
-    choice.decoder.verdicts = local::cache_folder().map(|folder| folder.join(local::VERDICTS));
+    choice.decoder.edit_cache = local::cache_folder().map(|folder| folder.join(local::EDIT_CACHE_FILE));
     let model = ModelDir::open(&choice.model)?;
     local::warn_of_demonstration(&model);
     let text = model.text()?;

@@ -55,7 +55,7 @@ impl<D: Decoder> Engine<D> {
         Some(usize::try_from(budget / per_token).unwrap_or(usize::MAX))
     }
 
-    pub(super) fn end_what_is_over(&mut self, now: Duration, events: &mut Vec<Event>) {
+    pub(super) fn end_expired(&mut self, now: Duration, events: &mut Vec<Event>) {
         let over = |ended: Option<Finish>, deadline: Option<Duration>| {
             ended.or_else(|| deadline.filter(|d| *d <= now).map(|_| Finish::Deadline))
         };
@@ -86,12 +86,12 @@ impl<D: Decoder> Engine<D> {
     /// Starts what has waited longest, as far as rows and memory reach. What does not fit waits for its memory and
     /// is not overtaken: otherwise small requests would starve a large one.
     pub(super) fn start_waiting(&mut self, now: Duration, events: &mut Vec<Event>) {
-        while self.rows.has_room() && self.waiting.front().is_some_and(|w| self.fits(&w.request)) {
+        while self.rows.has_free_row() && self.waiting.front().is_some_and(|w| self.fits(&w.request)) {
             let Some(waiting) = self.waiting.pop_front() else {
                 return;
             };
             let id = waiting.request.id;
-            let found = self.remembered(
+            let found = self.cached_prefix(
                 &waiting.request.prompt,
                 regime_of(waiting.request.prompt.len(), self.caps()),
             );
@@ -101,13 +101,13 @@ impl<D: Decoder> Engine<D> {
                 self.waiting.push_front(waiting);
                 return;
             };
-            if let Some((refuge, len)) = place.rescue {
-                if self.decoder.copy(place.row, refuge, len).is_ok() {
+            if let Some((spare, len)) = place.copy_out {
+                if self.decoder.copy(place.row, spare, len).is_ok() {
                     // It may have held more before.
-                    self.decoder.truncate(refuge, len);
+                    self.decoder.truncate(spare, len);
                 } else {
-                    self.rows.shorten(refuge, 0);
-                    self.decoder.release(refuge);
+                    self.rows.shorten(spare, 0);
+                    self.decoder.release(spare);
                 }
             }
             let mut sequence = Sequence::new(waiting, place.row, now, self.config.stop_repetition);
@@ -134,9 +134,9 @@ impl<D: Decoder> Engine<D> {
             return;
         };
         let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
-        let kept = keep.map_or(0, |row| self.rows.spare_tokens_of(row));
-        while running + tokens + self.rows.pinned_tokens() + self.rows.spare_tokens() - kept > budget {
-            let Some(row) = self.rows.forget_oldest(keep) else {
+        let kept = keep.map_or(0, |row| self.rows.evictable_tokens_of(row));
+        while running + tokens + self.rows.pinned_tokens() + self.rows.evictable_tokens() - kept > budget {
+            let Some(row) = self.rows.evict_oldest(keep) else {
                 return;
             };
             self.decoder.release(row);

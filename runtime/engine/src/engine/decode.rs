@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use super::Engine;
-use super::settle::choices;
+use super::settle::sample;
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
-use crate::guess::{self, Proposal};
 use crate::ids::{RowId, TokenId};
 use crate::request::Event;
-use crate::rows::Rows;
+use crate::rows::KvRows;
 use crate::sequence::Sequence;
+use crate::speculation::{self, Draft};
 
 impl<D: Decoder> Engine<D> {
     /// The next token of every sequence that is through with its prompt, or of those of `regime`.
@@ -34,10 +34,10 @@ impl<D: Decoder> Engine<D> {
             self.steps += 1;
             self.running[index].served = self.steps;
         }
-        let guesses = self.guess(&members, &caps);
+        let drafts = self.drafts(&members, &caps);
         let mut failed = None;
         for &index in &members {
-            let end = self.running[index].tokens.len() + guesses[index].len();
+            let end = self.running[index].tokens.len() + drafts[index].len();
             if let Err(error) = self.decoder.ensure(self.running[index].row, end) {
                 failed = Some((index, error.to_string()));
                 break;
@@ -54,7 +54,7 @@ impl<D: Decoder> Engine<D> {
         };
         for between in between {
             if self.rows.is_idle(between) {
-                self.bystanders.insert(between);
+                self.padding_rows.insert(between);
             }
             let held = held_by(&self.running, &self.rows, between);
             // Refused only where the row is full, and then it would fail in the run as well.
@@ -67,39 +67,39 @@ impl<D: Decoder> Engine<D> {
             &self.running,
             &self.rows,
             &members,
-            &guesses,
+            &drafts,
             match (caps.contiguous_rows, caps.idle_rows) {
                 (false, _) => None,
                 (true, true) => Some(&[]),
-                (true, false) => Some(&self.filler),
+                (true, false) => Some(&self.padding_input),
             },
         );
         if let (true, Some(&index)) = (lone, members.first()) {
-            interrupt.only(self.running[index].id());
+            interrupt.set_sole_request(self.running[index].id());
         }
-        let interrupted = if lone { interrupt } else { &self.undisturbed };
+        let interrupted = if lone { interrupt } else { &self.no_interrupt };
         let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
         // Shorter rows are filled up.
         let computed = span * longest;
         let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
-        interrupt.nobody();
+        interrupt.clear_sole_request();
         let time = now();
-        let guessed = guesses.iter().any(|guess| !guess.is_empty());
+        let speculated = drafts.iter().any(|draft| !draft.is_empty());
         let outcome = match outcome {
             Ok(logits) => {
                 let took = time.saturating_sub(started);
-                self.cost.learn(computed, took);
-                if !guessed {
-                    self.pace.decoded(took);
+                self.cost.record(computed, took);
+                if !speculated {
+                    self.run_times.record_decode(took);
                 }
                 let mut at = 0;
                 let mut concluded = Vec::with_capacity(members.len());
                 for &index in &members {
                     let sequence = &mut self.running[index];
-                    let guess = &guesses[index];
+                    let draft = &drafts[index];
                     let rows = logits.skip(at);
-                    at += guess.len() + 1;
-                    concluded.push((index, choices(sequence, &rows, guess, context, time)));
+                    at += draft.len() + 1;
+                    concluded.push((index, sample(sequence, &rows, draft, context, time)));
                 }
                 Ok(concluded)
             }
@@ -109,8 +109,8 @@ impl<D: Decoder> Engine<D> {
             Ok(mut concluded) => {
                 // From the end: a sequence that leaves moves those behind it.
                 concluded.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-                for (index, choices) in concluded {
-                    self.conclude(index, choices, time, events);
+                for (index, outcome) in concluded {
+                    self.conclude(index, outcome, time, events);
                 }
             }
             Err(DecodeError::Interrupted) => interrupt.clear(),
@@ -164,12 +164,12 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// What each running sequence guesses; by index, empty for most.
-    fn guess(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
-        let mut guesses = vec![Vec::new(); self.running.len()];
+    /// What each running sequence drafts; by index, empty for most.
+    fn drafts(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
+        let mut drafts = vec![Vec::new(); self.running.len()];
         // Several rows of several tokens need a graph that takes them.
         if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) {
-            return guesses;
+            return drafts;
         }
         let span = self.span(members, caps);
         let context = self.context();
@@ -182,35 +182,35 @@ impl<D: Decoder> Engine<D> {
             }
             room
         };
-        let proposals: Vec<(usize, Proposal<'_>)> = members
+        let candidates: Vec<(usize, Draft<'_>)> = members
             .iter()
             .filter_map(|&index| {
                 let sequence = &self.running[index];
-                let proposal = guess::propose(&sequence.tokens, room(sequence))?;
-                Some((index, proposal))
+                let draft = speculation::draft(&sequence.tokens, room(sequence))?;
+                Some((index, draft))
             })
             .collect();
-        let weighed: Vec<_> = proposals
+        let weighed: Vec<_> = candidates
             .iter()
-            .map(|(index, proposal)| (&self.running[*index].guesser, proposal.clone()))
+            .map(|(index, draft)| (&self.running[*index].drafter, draft.clone()))
             .collect();
-        let length = guess::worth(&weighed, span, members.len(), &self.cost);
-        let chosen: Vec<_> = proposals
+        let length = speculation::draft_length(&weighed, span, members.len(), &self.cost);
+        let chosen: Vec<_> = candidates
             .into_iter()
-            .map(|(index, proposal)| {
-                let tokens = &proposal.tokens[..length.min(proposal.tokens.len())];
-                (index, proposal.class(), tokens.to_vec())
+            .map(|(index, draft)| {
+                let tokens = &draft.tokens[..length.min(draft.tokens.len())];
+                (index, draft.class(), tokens.to_vec())
             })
             .collect();
         for (index, class, tokens) in chosen {
             let sequence = &mut self.running[index];
-            sequence.guesser.verify(class, length > 0);
-            sequence.guess_input.clear();
-            sequence.guess_input.extend(sequence.tokens.last());
-            sequence.guess_input.extend(&tokens);
-            guesses[index] = tokens;
+            sequence.drafter.begin_verification(class, length > 0);
+            sequence.draft_input.clear();
+            sequence.draft_input.extend(sequence.tokens.last());
+            sequence.draft_input.extend(&tokens);
+            drafts[index] = tokens;
         }
-        guesses
+        drafts
     }
 
     /// Rows that lie between those of `members` (in the order of their rows) and must take part in their run. Each
@@ -226,38 +226,38 @@ impl<D: Decoder> Engine<D> {
 }
 
 /// The rows of a run: the members in the order of their rows, and between them, where the decoder wants neighbours,
-/// rows that only take part, with `filler` for their input.
+/// rows that only take part, with `padding` for their input.
 fn batch<'a>(
     running: &'a [Sequence],
-    idle: &Rows,
+    idle: &KvRows,
     members: &[usize],
-    guesses: &[Vec<TokenId>],
-    filler: Option<&'a [TokenId]>,
+    drafts: &[Vec<TokenId>],
+    padding: Option<&'a [TokenId]>,
 ) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'a>> = Vec::with_capacity(members.len());
     for &index in members {
         let sequence = &running[index];
         let last = rows.last().map_or(sequence.row, |row| row.row);
         for between in (last.0 + 1..sequence.row.0).map(RowId) {
-            let Some(filler) = filler else { break };
+            let Some(padding) = padding else { break };
             rows.push(Row {
                 row: between,
                 past: held_by(running, idle, between),
-                input: Input::Tokens(filler),
+                input: Input::Tokens(padding),
                 logits: Wanted::None,
                 regime: sequence.regime,
             });
         }
-        let guesses = &guesses[index];
+        let drafts = &drafts[index];
         rows.push(Row {
             row: sequence.row,
             past: sequence.computed,
-            input: Input::Tokens(if guesses.is_empty() {
+            input: Input::Tokens(if drafts.is_empty() {
                 &sequence.tokens[sequence.computed..]
             } else {
-                &sequence.guess_input
+                &sequence.draft_input
             }),
-            logits: if guesses.is_empty() {
+            logits: if drafts.is_empty() {
                 Wanted::Last
             } else {
                 Wanted::All
@@ -269,7 +269,7 @@ fn batch<'a>(
 }
 
 /// Tokens that a row holds: always at least one less than the context.
-fn held_by(running: &[Sequence], idle: &Rows, row: RowId) -> usize {
+fn held_by(running: &[Sequence], idle: &KvRows, row: RowId) -> usize {
     match running.iter().find(|sequence| sequence.row == row) {
         Some(sequence) => sequence.computed,
         None => idle.held(row).len(),

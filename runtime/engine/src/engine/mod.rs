@@ -9,13 +9,13 @@ mod settle;
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use crate::cost::Cost;
+use crate::cost::RunCost;
 use crate::decoder::{Caps, Decoder, Interrupt};
 use crate::ids::{RequestId, RowId, TokenId};
-use crate::pace::Pace;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
-use crate::rows::Rows;
-use crate::schedule::{Turns, Work};
+use crate::rows::KvRows;
+use crate::run_times::RunTimes;
+use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
 
 /// How the engine works.
@@ -65,18 +65,18 @@ pub struct Engine<D> {
     config: EngineConfig,
     waiting: VecDeque<Waiting>,
     running: Vec<Sequence>,
-    rows: Rows,
-    turns: Turns,
-    pace: Pace,
-    cost: Cost,
+    rows: KvRows,
+    scheduler: Scheduler,
+    run_times: RunTimes,
+    cost: RunCost,
     /// Decode steps of single sequences so far: tells who was served last.
     steps: u64,
     /// Idle rows that took part in a run between others, and hold a token behind their own since.
-    bystanders: BTreeSet<RowId>,
+    padding_rows: BTreeSet<RowId>,
     /// Raised by nobody: for runs that must not be cut short for the sake of one of their rows.
-    undisturbed: Interrupt,
+    no_interrupt: Interrupt,
     /// The input of rows that take part in a run only because they lie between others.
-    filler: [TokenId; 1],
+    padding_input: [TokenId; 1],
 }
 
 impl<D: Decoder> Engine<D> {
@@ -86,18 +86,18 @@ impl<D: Decoder> Engine<D> {
         config.slots = config.slots.clamp(1, rows);
         config.prefill_chunk = config.prefill_chunk.max(1);
         Self {
-            rows: Rows::new(rows, config.slots),
+            rows: KvRows::new(rows, config.slots),
             decoder,
             config,
             waiting: VecDeque::new(),
             running: Vec::new(),
-            turns: Turns::default(),
-            pace: Pace::default(),
-            cost: Cost::default(),
+            scheduler: Scheduler::default(),
+            run_times: RunTimes::default(),
+            cost: RunCost::default(),
             steps: 0,
-            bystanders: BTreeSet::new(),
-            undisturbed: Interrupt::new(),
-            filler: [TokenId(0)],
+            padding_rows: BTreeSet::new(),
+            no_interrupt: Interrupt::new(),
+            padding_input: [TokenId(0)],
         }
     }
 
@@ -169,13 +169,16 @@ impl<D: Decoder> Engine<D> {
     /// Does one piece of work: at most one run of the graph. `now` is the time since the engine's epoch,
     /// asked for again after the run.
     pub fn step(&mut self, now: &dyn Fn() -> Duration, interrupt: &Interrupt, events: &mut Vec<Event>) {
-        self.end_what_is_over(now(), events);
+        self.end_expired(now(), events);
         self.start_waiting(now(), events);
-        self.settle_regimes();
+        self.update_regimes();
         let mixed = self.decoder.caps().mixed_regimes;
-        match self.turns.next(&self.running, self.config.prefix_cache, mixed) {
-            Some(Work::Prefill(index)) => self.prefill(index, now, interrupt, events),
-            Some(Work::Decode(regime)) => self.decode(regime, now, interrupt, events),
+        match self
+            .scheduler
+            .next(&self.running, self.config.prefix_cache, mixed)
+        {
+            Some(StepKind::Prefill(index)) => self.prefill(index, now, interrupt, events),
+            Some(StepKind::Decode(regime)) => self.decode(regime, now, interrupt, events),
             None => {}
         }
     }
@@ -189,7 +192,7 @@ impl<D: Decoder> Engine<D> {
         };
         KvUse {
             running: bytes(self.running.iter().map(|sequence| sequence.computed).sum()),
-            remembered: bytes(self.rows.spare_tokens() + self.rows.pinned_tokens()),
+            remembered: bytes(self.rows.evictable_tokens() + self.rows.pinned_tokens()),
             budget: self.config.kv_budget,
         }
     }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
-use super::settle::choices;
+use super::settle::sample;
 use crate::decoder::{DecodeError, Decoder, Input, Interrupt, Row, Step, Wanted};
 use crate::request::Event;
 use crate::sequence::Sequence;
@@ -24,7 +24,7 @@ impl<D: Decoder> Engine<D> {
         let others_decode = self.running.iter().any(Sequence::decodes);
         let most = self.config.prefill_chunk;
         let chunk = if others_decode {
-            self.pace.chunk(most)
+            self.run_times.chunk_size(most)
         } else {
             most
         };
@@ -50,23 +50,23 @@ impl<D: Decoder> Engine<D> {
                     regime: sequence.regime,
                 };
                 // A lone run: whoever cancels it may cut it short.
-                interrupt.only(sequence.id());
+                interrupt.set_sole_request(sequence.id());
                 self.decoder.run(&Step { rows: &[row] }, interrupt)
             }
             Err(error) => Err(error),
         };
-        interrupt.nobody();
+        interrupt.clear_sole_request();
         let time = now();
         match outcome {
             Ok(logits) => {
-                self.pace
-                    .prefilled(end - sequence.computed, time.saturating_sub(started));
+                self.run_times
+                    .record_prefill(end - sequence.computed, time.saturating_sub(started));
                 sequence.computed = end;
                 if end < sequence.tokens.len() {
                     return;
                 }
-                let choices = choices(sequence, &logits, &[], context, time);
-                self.conclude(index, choices, time, events);
+                let outcome = sample(sequence, &logits, &[], context, time);
+                self.conclude(index, outcome, time, events);
             }
             // The row still holds what it held before; whoever raised it says by `cancel` what ends.
             Err(DecodeError::Interrupted) => interrupt.clear(),

@@ -5,13 +5,13 @@ use super::admit::regime_of;
 use crate::decoder::{DecodeError, Decoder, Input, Regime, Row, Step, Wanted};
 use crate::ids::TokenId;
 use crate::request::Failure;
-use crate::rows::{Match, common};
+use crate::rows::{PrefixMatch, common_prefix};
 use crate::sequence::Sequence;
 
 impl<D: Decoder> Engine<D> {
     /// Gives up all that idle rows remember, but for pinned prefixes.
     pub fn forget(&mut self) {
-        while let Some(row) = self.rows.forget_oldest(None) {
+        while let Some(row) = self.rows.evict_oldest(None) {
             self.decoder.release(row);
         }
     }
@@ -58,7 +58,7 @@ impl<D: Decoder> Engine<D> {
                 regime,
             };
             self.decoder
-                .run(&Step { rows: &[part] }, &self.undisturbed)
+                .run(&Step { rows: &[part] }, &self.no_interrupt)
                 .map_err(decoder_fault)?;
             computed = end;
         }
@@ -74,7 +74,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// The idle row that begins as `prompt` does.
-    pub(super) fn remembered(&self, prompt: &[TokenId], regime: Regime) -> Option<Match> {
+    pub(super) fn cached_prefix(&self, prompt: &[TokenId], regime: Regime) -> Option<PrefixMatch> {
         // The last token is always computed: its logits choose the next one.
         let most = prompt.len().saturating_sub(1);
         self.rows
@@ -83,7 +83,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// Puts what another row holds of a sequence's beginning into its own.
-    pub(super) fn reuse(&mut self, sequence: &mut Sequence, found: Option<Match>) {
+    pub(super) fn reuse(&mut self, sequence: &mut Sequence, found: Option<PrefixMatch>) {
         // What the sequence is going to write over keeps its memory: the system need not give it anew.
         let promised = self.promised(&sequence.request);
         self.decoder.truncate(sequence.row, promised);
@@ -119,9 +119,9 @@ impl<D: Decoder> Engine<D> {
             .running
             .iter()
             .filter(|other| other.id() != sequence.id() && other.regime == sequence.regime)
-            .map(|other| Match {
+            .map(|other| PrefixMatch {
                 row: other.row,
-                len: common(&other.tokens[..other.computed], &sequence.tokens).min(most),
+                len: common_prefix(&other.tokens[..other.computed], &sequence.tokens).min(most),
             })
             .chain(self.rows.best_match(&sequence.tokens, most, sequence.regime))
             .max_by_key(|found| found.len);
@@ -135,7 +135,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// Keys of one regime are wrong in the other: a sequence that crosses the boundary is computed anew.
-    pub(super) fn settle_regimes(&mut self) {
+    pub(super) fn update_regimes(&mut self) {
         for sequence in &mut self.running {
             let regime = regime_of(sequence.tokens.len(), self.decoder.caps());
             if regime != sequence.regime {

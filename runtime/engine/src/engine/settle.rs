@@ -13,16 +13,16 @@ impl<D: Decoder> Engine<D> {
     pub(super) fn conclude(
         &mut self,
         index: usize,
-        choices: Result<Choices, String>,
+        outcome: Result<SampleOutcome, String>,
         now: Duration,
         events: &mut Vec<Event>,
     ) {
-        match choices {
-            Ok(Choices {
+        match outcome {
+            Ok(SampleOutcome {
                 text,
                 finish: Some(finish),
             }) => self.finish(index, text, finish, now, events),
-            Ok(Choices { text, finish: None }) => {
+            Ok(SampleOutcome { text, finish: None }) => {
                 if !text.is_empty() {
                     events.push(Event::Text {
                         id: self.running[index].id(),
@@ -34,10 +34,10 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Gives back what bystanders took, once nothing runs any more.
-    fn tidy(&mut self) {
+    /// Gives back what padding rows took, once nothing runs any more.
+    fn truncate_padding_rows(&mut self) {
         if self.running.is_empty() {
-            while let Some(row) = self.bystanders.pop_first() {
+            while let Some(row) = self.padding_rows.pop_first() {
                 self.decoder.truncate(row, self.rows.held(row).len());
             }
         }
@@ -52,7 +52,7 @@ impl<D: Decoder> Engine<D> {
             id: sequence.id(),
             reason: Failure::Decoder(error.to_owned()),
         });
-        self.tidy();
+        self.truncate_padding_rows();
     }
 
     pub(super) fn finish(
@@ -81,50 +81,50 @@ impl<D: Decoder> Engine<D> {
         self.decoder.truncate(sequence.row, held.len());
         self.rows.leave(sequence.row, held, sequence.regime);
         self.make_room(0, None);
-        self.tidy();
+        self.truncate_padding_rows();
     }
 }
 
 /// What a run's logits have meant for one sequence.
-pub(super) struct Choices {
+pub(super) struct SampleOutcome {
     text: String,
     finish: Option<Finish>,
 }
 
 /// Chooses tokens from the logits after the last token and after each guess, for as long as the guesses are what is
 /// chosen. The choices are those of plain decoding, one by one: so the text is, too.
-pub(super) fn choices(
+pub(super) fn sample(
     sequence: &mut Sequence,
     logits: &Logits<'_>,
-    guess: &[TokenId],
+    draft: &[TokenId],
     context: usize,
     now: Duration,
-) -> Result<Choices, String> {
+) -> Result<SampleOutcome, String> {
     let mut text = String::new();
-    let mut right = 0;
+    let mut accepted = 0;
     sequence.computed = sequence.tokens.len();
     loop {
-        let row = logits.row(right).ok_or("the decoder returned no logits")?;
-        let accepted = sequence
+        let row = logits.row(accepted).ok_or("the decoder returned no logits")?;
+        let sampled = sequence
             .sample(row, context, now)
             .map_err(|error| error.to_string())?;
-        text.push_str(&accepted.text);
-        let goes_on = accepted.finish.is_none();
-        let as_guessed = guess
-            .get(right)
-            .is_some_and(|guess| sequence.tokens.last() == Some(guess));
-        if goes_on && as_guessed {
+        text.push_str(&sampled.text);
+        let goes_on = sampled.finish.is_none();
+        let as_drafted = draft
+            .get(accepted)
+            .is_some_and(|token| sequence.tokens.last() == Some(token));
+        if goes_on && as_drafted {
             // Its keys and values are there already.
-            right += 1;
+            accepted += 1;
             sequence.computed = sequence.tokens.len();
             continue;
         }
-        if !guess.is_empty() {
-            sequence.guesser.learn(guess.len(), right);
+        if !draft.is_empty() {
+            sequence.drafter.record(draft.len(), accepted);
         }
-        return Ok(Choices {
+        return Ok(SampleOutcome {
             text,
-            finish: accepted.finish,
+            finish: sampled.finish,
         });
     }
 }

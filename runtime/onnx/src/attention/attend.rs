@@ -1,11 +1,11 @@
 //! Attention of a run's rows over their keys and values in the slab, which the run's own are written to first.
 
 use crate::attention::LANES;
-use crate::attention::tile::{BLOCK, Query, block};
-use crate::own::Workers;
+use crate::attention::online_softmax::{BLOCK, Query, block};
+use crate::workers::{SharedPointer, Workers};
 
 /// Query vectors of one piece of work, at most. They pass by a block of keys while it is in the first caches.
-const VECTORS: usize = 32;
+const MAX_PART_VECTORS: usize = 32;
 
 /// Heads and their vectors.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -21,7 +21,7 @@ pub(crate) struct Heads {
 }
 
 /// A run's inputs.
-pub(crate) struct Inputs<'a> {
+pub(crate) struct AttentionInputs<'a> {
     /// Queries, keys and values of each token: `[rows, width, (queries + 2 * keys) * size]`.
     pub(crate) packed: &'a [f32],
     /// Tokens of each row, padding included.
@@ -40,7 +40,7 @@ pub(crate) struct Inputs<'a> {
 
 /// Keys and values of a run's rows: `[rows, keys, room, size]` each.
 #[derive(Clone, Copy)]
-pub(crate) struct Slab {
+pub(crate) struct KvPointers {
     pub(crate) keys: *mut f32,
     pub(crate) values: *mut f32,
     /// Tokens that a row has room for.
@@ -51,27 +51,13 @@ pub(crate) struct Slab {
 pub(crate) type Scratch = Vec<f32>;
 
 // SAFETY: what is written through them is divided among the threads by the pieces of work.
-unsafe impl Send for Slab {}
+unsafe impl Send for KvPointers {}
 // SAFETY: as above.
-unsafe impl Sync for Slab {}
-
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
-
-// SAFETY: as above.
-unsafe impl Send for Shared {}
-// SAFETY: as above.
-unsafe impl Sync for Shared {}
-
-impl Shared {
-    fn at(self, offset: usize) -> *mut f32 {
-        self.0.wrapping_add(offset)
-    }
-}
+unsafe impl Sync for KvPointers {}
 
 /// One row of a run, checked.
 #[derive(Clone, Copy)]
-struct Row {
+struct RowSpan {
     past: usize,
     length: usize,
 }
@@ -85,15 +71,15 @@ struct Row {
 /// The processor has AVX-512. `slab` points to the keys and values of all rows, which nobody else uses meanwhile.
 pub(crate) unsafe fn attend(
     heads: Heads,
-    inputs: &Inputs<'_>,
-    slab: Slab,
+    inputs: &AttentionInputs<'_>,
+    slab: KvPointers,
     out: &mut [f32],
     scratch: &mut Scratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
     let rows = rows(heads, inputs, slab, out.len())?;
     let group = heads.queries / heads.keys;
-    let run = Run {
+    let run = AttentionRun {
         heads,
         group,
         inputs,
@@ -102,36 +88,43 @@ pub(crate) unsafe fn attend(
     // Queries of a row and head of keys stand together: token by token, each with those of its group.
     let per_head = inputs.width * group * heads.size;
     scratch.resize(scratch.len().max(rows.len() * heads.keys * per_head), 0.0);
-    let queries = Shared(scratch.as_mut_ptr());
-    for (row, Row { length, .. }) in rows.iter().enumerate() {
+    let queries = SharedPointer(scratch.as_mut_ptr());
+    for (row, RowSpan { length, .. }) in rows.iter().enumerate() {
         let width = heads.queries * heads.size;
         out[(row * inputs.width + length) * width..(row + 1) * inputs.width * width].fill(0.0);
     }
-    let out = Shared(out.as_mut_ptr());
-    let pieces = |row: &Row| (row.length * group).div_ceil(VECTORS);
+    let out = SharedPointer(out.as_mut_ptr());
+    let pieces = |row: &RowSpan| (row.length * group).div_ceil(MAX_PART_VECTORS);
     let parts = rows.iter().map(pieces).max().unwrap_or(0);
     let place = |at: usize| (at / heads.keys, at % heads.keys);
     // SAFETY: each row and head is one piece of work; what it writes nobody else does; the rest is the caller's word.
-    let enter = |at: usize| unsafe {
+    let store = |at: usize| unsafe {
         let (row, head) = place(at);
-        run.enter(row, rows[row], head, queries.at(at * per_head));
+        run.rotate_and_store(row, rows[row], head, queries.at(at * per_head));
     };
     // SAFETY: as above; keys and values are only read by now.
-    let look = |at: usize, part: usize| unsafe {
+    let attend = |at: usize, part: usize| unsafe {
         let (row, head) = place(at);
-        run.look(row, rows[row], head, part, queries.at(at * per_head), out);
+        run.attend_part(row, rows[row], head, part, queries.at(at * per_head), out);
     };
     if parts <= 1 {
         return workers.each(rows.len() * heads.keys, |at| {
-            enter(at);
-            look(at, 0);
+            store(at);
+            attend(at, 0);
         });
     }
-    workers.each(rows.len() * heads.keys, enter)?;
-    workers.each(rows.len() * heads.keys * parts, |at| look(at / parts, at % parts))
+    workers.each(rows.len() * heads.keys, store)?;
+    workers.each(rows.len() * heads.keys * parts, |at| {
+        attend(at / parts, at % parts)
+    })
 }
 
-fn rows(heads: Heads, inputs: &Inputs<'_>, slab: Slab, out: usize) -> Result<Vec<Row>, String> {
+fn rows(
+    heads: Heads,
+    inputs: &AttentionInputs<'_>,
+    slab: KvPointers,
+    out: usize,
+) -> Result<Vec<RowSpan>, String> {
     let Heads {
         queries, keys, size, ..
     } = heads;
@@ -171,7 +164,7 @@ fn rows(heads: Heads, inputs: &Inputs<'_>, slab: Slab, out: usize) -> Result<Vec
         {
             return Err(format!("position {position} is beyond the rope table of {table}"));
         }
-        rows.push(Row {
+        rows.push(RowSpan {
             past: total.saturating_sub(length),
             length,
         });
@@ -179,15 +172,15 @@ fn rows(heads: Heads, inputs: &Inputs<'_>, slab: Slab, out: usize) -> Result<Vec
     Ok(rows)
 }
 
-struct Run<'a> {
+struct AttentionRun<'a> {
     heads: Heads,
     /// Heads of queries for each of keys.
     group: usize,
-    inputs: &'a Inputs<'a>,
-    slab: Slab,
+    inputs: &'a AttentionInputs<'a>,
+    slab: KvPointers,
 }
 
-impl Run<'_> {
+impl AttentionRun<'_> {
     /// Where the vectors of a row and head begin in the slab.
     fn start(&self, row: usize, head: usize) -> usize {
         (row * self.heads.keys + head) * self.slab.room * self.heads.size
@@ -198,7 +191,7 @@ impl Run<'_> {
     /// # Safety
     /// As for [`attend`]; `queries` has room for them.
     #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn enter(&self, row: usize, of: Row, head: usize, queries: *mut f32) {
+    unsafe fn rotate_and_store(&self, row: usize, of: RowSpan, head: usize, queries: *mut f32) {
         let Heads { size, scale, .. } = self.heads;
         let scale = scale * std::f32::consts::LOG2_E;
         for token in 0..of.length {
@@ -234,11 +227,19 @@ impl Run<'_> {
     /// What the queries of one part of a row see.
     ///
     /// # Safety
-    /// As for [`attend`]; [`Run::enter`] was done for the row and head.
-    unsafe fn look(&self, row: usize, of: Row, head: usize, part: usize, queries: *const f32, out: Shared) {
+    /// As for [`attend`]; [`AttentionRun::rotate_and_store`] was done for the row and head.
+    unsafe fn attend_part(
+        &self,
+        row: usize,
+        of: RowSpan,
+        head: usize,
+        part: usize,
+        queries: *const f32,
+        out: SharedPointer<f32>,
+    ) {
         let Heads { size, .. } = self.heads;
-        let first = part * VECTORS;
-        let last = (of.length * self.group).min(first + VECTORS);
+        let first = part * MAX_PART_VECTORS;
+        let last = (of.length * self.group).min(first + MAX_PART_VECTORS);
         if first >= last {
             return;
         }

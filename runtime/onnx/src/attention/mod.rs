@@ -13,11 +13,11 @@ pub(crate) const REVISION: &str = "attention 1";
 #[cfg(target_arch = "x86_64")]
 mod attend;
 #[cfg(target_arch = "x86_64")]
+mod online_softmax;
+#[cfg(target_arch = "x86_64")]
 mod operator;
 #[cfg(test)]
 mod tests;
-#[cfg(target_arch = "x86_64")]
-mod tile;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use operator::Attention;

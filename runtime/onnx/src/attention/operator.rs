@@ -7,8 +7,8 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
-use crate::attention::attend::{Heads, Inputs, Scratch, Slab, attend};
-use crate::own::Threads;
+use crate::attention::attend::{AttentionInputs, Heads, KvPointers, Scratch, attend};
+use crate::workers::SessionThreads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
@@ -20,7 +20,7 @@ pub(crate) struct Attention {
 }
 
 impl Operator for Attention {
-    type Kernel<'attr> = Layer;
+    type Kernel<'attr> = AttentionKernel;
 
     fn name(&self) -> &'static str {
         OPERATOR
@@ -38,14 +38,14 @@ impl Operator for Attention {
         [TensorElementType::Float32; 3].map(OperatorOutput::required)
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Layer> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<AttentionKernel> {
         let missing = |name: &str| ort::Error::new(format!("the attribute {name} is missing"));
         let count = |name: &str| {
             let value = context.get::<i64>(name);
             let value = value.and_then(|value| usize::try_from(value).ok());
             value.ok_or_else(|| missing(name))
         };
-        Ok(Layer {
+        Ok(AttentionKernel {
             queries: count("num_heads")?,
             keys: count("kv_num_heads")?,
             scale: context.get::<f32>("scale").filter(|scale| *scale != 0.0),
@@ -55,7 +55,7 @@ impl Operator for Attention {
 }
 
 /// The attention of one layer.
-pub(crate) struct Layer {
+pub(crate) struct AttentionKernel {
     queries: usize,
     keys: usize,
     /// None: one through the square root of a vector's size.
@@ -63,7 +63,7 @@ pub(crate) struct Layer {
     scratch: Pool,
 }
 
-impl Kernel for Layer {
+impl Kernel for AttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let missing = || ort::Error::new("a tensor is missing or of another form");
         let input = |at: usize| context.input(at)?.ok_or_else(missing);
@@ -88,7 +88,7 @@ impl Kernel for Layer {
             #[allow(clippy::cast_precision_loss, reason = "some hundred at most")]
             scale: self.scale.unwrap_or_else(|| (size as f32).sqrt().recip()),
         };
-        let inputs = Inputs {
+        let inputs = AttentionInputs {
             packed,
             width: size_of(width)?,
             tables: [cosines, sines.try_extract_tensor::<f32>()?.1],
@@ -110,7 +110,7 @@ impl Kernel for Layer {
                 "past and present keys and values must be the same memory",
             ));
         }
-        let slab = Slab {
+        let slab = KvPointers {
             keys: keys.as_mut_ptr(),
             values: key_values.as_mut_ptr(),
             room: size_of(room)?,
@@ -124,7 +124,16 @@ impl Kernel for Layer {
         let mut scratch = pool().pop().unwrap_or_default();
         // SAFETY: graphs with the operator are opened only where the processor has what it needs; the slab is of this
         // size, and one run at a time uses it.
-        let outcome = unsafe { attend(heads, &inputs, slab, output, &mut scratch, &Threads(context)) };
+        let outcome = unsafe {
+            attend(
+                heads,
+                &inputs,
+                slab,
+                output,
+                &mut scratch,
+                &SessionThreads(context),
+            )
+        };
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
     }

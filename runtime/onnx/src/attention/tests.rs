@@ -10,9 +10,9 @@
 
 use proptest::prelude::*;
 
-use crate::attention::attend::{Heads, Inputs, Slab, attend};
+use crate::attention::attend::{AttentionInputs, Heads, KvPointers, attend};
 use crate::attention::available;
-use crate::own::Workers;
+use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
 struct Alone;
@@ -112,7 +112,7 @@ fn run(case: &Case, of: &[usize]) -> (usize, Vec<f32>, Vec<f32>, Vec<f32>) {
         .map(|row| (row.past + row.length).max(1) as i32 - 1)
         .collect();
     let packed = packed(case, of, width);
-    let inputs = Inputs {
+    let inputs = AttentionInputs {
         packed: &packed,
         width,
         tables: [&tables[0], &tables[1]],
@@ -123,7 +123,7 @@ fn run(case: &Case, of: &[usize]) -> (usize, Vec<f32>, Vec<f32>, Vec<f32>) {
     };
     let (mut keys, mut values) = (slab(case, of, 1), slab(case, of, 2));
     let mut out = vec![f32::NAN; of.len() * width * case.heads.queries * case.heads.size];
-    let slab = Slab {
+    let slab = KvPointers {
         keys: keys.as_mut_ptr(),
         values: values.as_mut_ptr(),
         room: case.room(),
@@ -297,7 +297,7 @@ fn a_token_gets_the_same_in_one_run_and_step_by_step() {
     let packed: Vec<f32> = (0..width * all).map(|at| number(5, 0, at)).collect();
     let step = |from: usize, to: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>| {
         let positions: Vec<i64> = (from..to).map(|at| at as i64).collect();
-        let inputs = Inputs {
+        let inputs = AttentionInputs {
             packed: &packed[from * all..to * all],
             width: to - from,
             tables: [&tables[0], &tables[1]],
@@ -306,7 +306,7 @@ fn a_token_gets_the_same_in_one_run_and_step_by_step() {
             lengths: &[(to - from) as i32],
             last: &[to as i32 - 1],
         };
-        let slab = Slab {
+        let slab = KvPointers {
             keys: keys.as_mut_ptr(),
             values: values.as_mut_ptr(),
             room,
@@ -336,14 +336,14 @@ fn inputs_that_contradict_each_other_are_refused() {
     };
     let tables = tables(8);
     let (mut keys, mut values) = (vec![0f32; 4 * 16], vec![0f32; 4 * 16]);
-    let slab = Slab {
+    let slab = KvPointers {
         keys: keys.as_mut_ptr(),
         values: values.as_mut_ptr(),
         room: 4,
     };
     let packed = vec![0f32; 2 * 3 * 16];
     let refusal = |heads: Heads, positions: &[i64], length: i32, last: i32| {
-        let inputs = Inputs {
+        let inputs = AttentionInputs {
             packed: &packed,
             width: 2,
             tables: [&tables[0], &tables[1]],

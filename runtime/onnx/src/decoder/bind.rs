@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
 
-use super::{OnnxDecoder, Table, to_i64};
+use super::{BoundTable, OnnxDecoder, to_i64};
 use crate::error::one_line;
-use crate::feeds::Factors;
 use crate::kv::Side;
 use crate::raw::{self, Element, View};
+use crate::run_inputs::RopeFactors;
 
 impl OnnxDecoder {
     /// Binds past and present of the rows to the same views. Kept until another set of rows runs.
@@ -36,9 +36,9 @@ impl OnnxDecoder {
             return Ok(());
         };
         let (table, from, rows) = match (self.rope.factors, regime) {
-            (Factors::Offset(_), _) => (Table::Joined, 0, tables.short + tables.long),
-            (_, Regime::Short) => (Table::Of(regime), 0, tables.short),
-            (_, Regime::Long) => (Table::Of(regime), tables.short, tables.long),
+            (RopeFactors::Offset(_), _) => (BoundTable::Joined, 0, tables.short + tables.long),
+            (_, Regime::Short) => (BoundTable::Of(regime), 0, tables.short),
+            (_, Regime::Long) => (BoundTable::Of(regime), tables.short, tables.long),
         };
         if self.bound_table == Some(table) {
             return Ok(());
@@ -50,7 +50,7 @@ impl OnnxDecoder {
         for (name, data) in tables.names.iter().zip(&mut tables.data) {
             let name = CString::new(name.as_str()).map_err(|error| error.to_string())?;
             let rows = data.get_mut(start..).ok_or("the rope tables are too short")?;
-            // SAFETY: the tables hold `short + long` rows of `width` elements (`Tables::limit` keeps it so), which
+            // SAFETY: the tables hold `short + long` rows of `width` elements (`RopeTables::limit` keeps it so), which
             // nothing moves or writes while the decoder lives.
             let view = unsafe { View::new(&self.host, rows.as_mut_ptr().cast(), &shape, tables.element)? };
             raw::bind_input(&mut self.binding, &name, &view)?;
@@ -60,45 +60,50 @@ impl OnnxDecoder {
         Ok(())
     }
 
-    pub(super) fn bind_feeds(&mut self, rows: usize) -> Result<(), String> {
-        let narrow = [rows, self.feeds.width].map(to_i64);
-        let wide = [rows, self.feeds.mask_width].map(to_i64);
-        let chosen = self.feeds.logits_rows.len();
-        let feeds = &mut self.feeds;
+    pub(super) fn bind_run_inputs(&mut self, rows: usize) -> Result<(), String> {
+        let narrow = [rows, self.run_inputs.width].map(to_i64);
+        let wide = [rows, self.run_inputs.mask_width].map(to_i64);
+        let chosen = self.run_inputs.logits_rows.len();
+        let run_inputs = &mut self.run_inputs;
         let mut inputs = vec![
             (
                 &self.names.ids,
-                feeds.ids.as_mut_ptr().cast(),
+                run_inputs.ids.as_mut_ptr().cast(),
                 &narrow[..],
                 Element::I64,
             ),
             (
                 &self.names.mask,
-                feeds.mask.as_mut_ptr().cast(),
+                run_inputs.mask.as_mut_ptr().cast(),
                 &wide,
                 Element::I64,
             ),
         ];
         if let Some(name) = &self.names.positions {
-            inputs.push((name, feeds.positions.as_mut_ptr().cast(), &narrow, Element::I64));
+            inputs.push((
+                name,
+                run_inputs.positions.as_mut_ptr().cast(),
+                &narrow,
+                Element::I64,
+            ));
         }
         if let Some(name) = &self.names.lengths {
             inputs.push((
                 name,
-                feeds.lengths.as_mut_ptr().cast(),
+                run_inputs.lengths.as_mut_ptr().cast(),
                 &narrow[..1],
                 Element::I32,
             ));
         }
         let vector = [to_i64(chosen)];
         if self.chooses_logits {
-            let rows = feeds.logits_rows.as_mut_ptr().cast();
+            let rows = run_inputs.logits_rows.as_mut_ptr().cast();
             inputs.push((&self.names.logits_rows, rows, &vector, Element::I64));
         }
         self.input_views.clear();
         for (name, data, shape, element) in inputs {
-            // SAFETY: the buffer has `shape`'s elements (`Feeds::fill`) and is neither moved nor written
-            // before the next `bind_feeds`, which comes before the next run.
+            // SAFETY: the buffer has `shape`'s elements (`RunInputs::fill`) and is neither moved nor written
+            // before the next `bind_run_inputs`, which comes before the next run.
             let view = unsafe { View::new(&self.host, data, shape, element)? };
             raw::bind_input(&mut self.binding, name, &view)?;
             self.input_views.push(view);
@@ -107,7 +112,7 @@ impl OnnxDecoder {
         let (shape, tokens) = if self.chooses_logits {
             ([1, vector[0], vocab], chosen)
         } else {
-            ([narrow[0], narrow[1], vocab], rows * self.feeds.width)
+            ([narrow[0], narrow[1], vocab], rows * self.run_inputs.width)
         };
         let elements = tokens * self.caps.vocab_size;
         let data = if self.logits_element == Element::F16 {
@@ -124,7 +129,7 @@ impl OnnxDecoder {
         Ok(())
     }
 
-    /// One run of one row without the checks and the choice of logits: for [`crate::bare`].
+    /// One run of one row without the checks and the choice of logits: for [`crate::baseline`].
     pub(crate) fn run_plain(
         &mut self,
         ids: &[TokenId],
@@ -142,10 +147,10 @@ impl OnnxDecoder {
             logits: Wanted::Last,
             regime,
         };
-        self.feeds.fill(&[row], self.rope)?;
+        self.run_inputs.fill(&[row], self.rope)?;
         self.bind_rows(0, 1)
             .and_then(|()| self.bind_tables(regime))
-            .and_then(|()| self.bind_feeds(1))
+            .and_then(|()| self.bind_run_inputs(1))
             .map_err(DecodeError::Failed)?;
         self.run_bound(interrupt)
     }
@@ -178,7 +183,7 @@ impl OnnxDecoder {
 
     /// The wanted logits as one run of floats.
     pub(super) fn collect(&mut self, step: &Step<'_>) -> &[f32] {
-        let (vocab, width) = (self.caps.vocab_size, self.feeds.width);
+        let (vocab, width) = (self.caps.vocab_size, self.run_inputs.width);
         if self.chooses_logits {
             let wanted = step.rows.iter().map(Row::logits_count).sum::<usize>() * vocab;
             if self.logits_element != Element::F16 {

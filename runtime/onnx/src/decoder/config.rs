@@ -24,7 +24,7 @@ pub struct DecoderConfig {
     /// graph is left out.
     pub prepare: Prepare,
     /// The file that remembers which edits hold; `None`: they are tried at each load.
-    pub verdicts: Option<PathBuf>,
+    pub edit_cache: Option<PathBuf>,
 }
 
 impl Default for DecoderConfig {
@@ -36,7 +36,7 @@ impl Default for DecoderConfig {
             cache_rows: 0,
             kv_memory: None,
             prepare: Prepare::ALL,
-            verdicts: None,
+            edit_cache: None,
         }
     }
 }

@@ -12,25 +12,24 @@ use std::sync::Arc;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, RowId, Step, Wanted};
-use phi_edge_models::{GenaiConfig, ModelDir};
+use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
-use crate::feeds::{Factors, Feeds, RopeForm};
 use crate::kv::KvSlab;
 use crate::library::Library;
-use crate::open::{self, Opened};
-use crate::prepare::{Level, POSITIONS, Prepare, Tables};
+use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
-use crate::session::OpenGraph;
+use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
+use crate::session::{OpenGraph, OpenModel};
 use names::Names;
 use reserve::reserve;
 
 pub use config::DecoderConfig;
 
 /// A context that is shorter than this for want of memory is worth a warning.
-const SHORT: usize = 1024;
+const SHORT_CONTEXT_TOKENS: usize = 1024;
 
 /// A model ready to run.
 pub struct OnnxDecoder {
@@ -40,21 +39,21 @@ pub struct OnnxDecoder {
     table_views: Vec<View>,
     binding: IoBinding,
     bound_rows: Option<(usize, usize)>,
-    bound_table: Option<Table>,
+    bound_table: Option<BoundTable>,
     slab: KvSlab,
     session: Session,
     options: Arc<RunOptions>,
     host: MemoryInfo<'static>,
     names: Names,
-    feeds: Feeds,
-    tables: Option<Tables>,
+    run_inputs: RunInputs,
+    tables: Option<RopeTables>,
     /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
     f16_logits: Vec<half::f16>,
     /// The wanted rows, where they are not one run of `f32_logits`.
     wanted: Vec<f32>,
     logits_element: Element,
-    /// The graph computes only the logits that `feeds.logits_rows` names.
+    /// The graph computes only the logits that `run_inputs.logits_rows` names.
     chooses_logits: bool,
     prepared: Prepare,
     rope: RopeForm,
@@ -64,53 +63,20 @@ pub struct OnnxDecoder {
 
 /// Which rows of the rope tables a run is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Table {
+enum BoundTable {
     Of(Regime),
     Joined,
 }
 
 impl OnnxDecoder {
-    /// Loads `model`'s decoder graph and reserves its KV memory.
-    pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
-        Self::load_measuring(library, model, config, || None)
-    }
-
-    /// The same; where `config` does not bound the KV memory of the host, `free` does, asked once the weights are in memory.
-    pub fn load_measuring(
-        library: &Library,
-        model: &ModelDir,
-        config: &DecoderConfig,
-        free: impl FnOnce() -> Option<u64>,
-    ) -> Result<Self, OnnxError> {
-        let threads = config.threads.unwrap_or_else(available_threads);
-        let opened = open::open(library, model, config, threads)?;
-        let mut config = config.clone();
-        if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
-            config.kv_memory = free();
-        }
-        let config = &config;
-        let decoder = Self::over(opened, &model.decoder_path(), model.config(), config)?;
-        tracing::info!(
-            provider = decoder.provider.as_str(),
-            prepared = decoder.prepared.as_str(),
-            threads,
-            context = decoder.caps.context_length,
-            rope_boundary = decoder.rope.boundary,
-            kv = ?decoder.caps.kv_type,
-            library = %library.path().display(),
-            "The model is loaded."
-        );
-        Ok(decoder)
-    }
-
     /// Reserves KV memory for an open graph, whose file is `path`.
     pub(crate) fn over(
-        opened: Opened,
+        opened: OpenModel,
         path: &Path,
         genai: &GenaiConfig,
         config: &DecoderConfig,
     ) -> Result<Self, OnnxError> {
-        let Opened {
+        let OpenModel {
             graph,
             facts,
             mut tables,
@@ -133,7 +99,7 @@ impl OnnxDecoder {
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
         let context = slab.context(genai.context_length);
-        if context < SHORT.min(genai.context_length) {
+        if context < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context,
                 kv_bytes = config.kv_memory,
@@ -157,14 +123,14 @@ impl OnnxDecoder {
             Some(tables) => {
                 tables.limit(slab.shape().capacity);
                 if ragged {
-                    Factors::Offset(tables.short)
+                    RopeFactors::Offset(tables.short)
                 } else {
-                    Factors::Table
+                    RopeFactors::Table
                 }
             }
-            None if ragged => Factors::Offset(0),
-            None if position_ids.is_some() => Factors::OwnPositions,
-            None => Factors::MaskWidth,
+            None if ragged => RopeFactors::Offset(0),
+            None if position_ids.is_some() => RopeFactors::OwnPositions,
+            None => RopeFactors::MaskWidth,
         };
         Ok(Self {
             kv_views: Vec::new(),
@@ -182,7 +148,7 @@ impl OnnxDecoder {
                 MemoryType::Default,
             )?,
             names,
-            feeds: Feeds::default(),
+            run_inputs: RunInputs::default(),
             tables,
             f32_logits: Vec::new(),
             f16_logits: Vec::new(),
@@ -264,12 +230,12 @@ impl Decoder for OnnxDecoder {
 
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
         self.check(step)?;
-        self.feeds.fill(step.rows, self.rope)?;
+        self.run_inputs.fill(step.rows, self.rope)?;
         let first = step.rows.first().map_or(0, |row| row.row.0 as usize);
         let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
         self.bind_rows(first, step.rows.len())
             .and_then(|()| self.bind_tables(regime))
-            .and_then(|()| self.bind_feeds(step.rows.len()))
+            .and_then(|()| self.bind_run_inputs(step.rows.len()))
             .map_err(DecodeError::Failed)?;
         self.run_bound(interrupt)?;
         let vocab = self.caps.vocab_size;
@@ -346,9 +312,4 @@ impl OnnxDecoder {
 
 fn to_i64(size: usize) -> i64 {
     i64::try_from(size).unwrap_or(i64::MAX)
-}
-
-/// Processors this process may use (affinity and cgroup limits counted).
-fn available_threads() -> usize {
-    std::thread::available_parallelism().map_or(1, usize::from)
 }

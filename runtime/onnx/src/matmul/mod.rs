@@ -11,17 +11,15 @@ pub(crate) const OPERATOR: &str = "MatMul4Bits";
 pub(crate) const REVISION: &str = "matmul 1";
 
 #[cfg(target_arch = "x86_64")]
+mod multiply;
+#[cfg(target_arch = "x86_64")]
 mod operator;
 #[cfg(target_arch = "x86_64")]
 mod pack;
 #[cfg(target_arch = "x86_64")]
-mod product;
-#[cfg(target_arch = "x86_64")]
 mod quantise;
 #[cfg(target_arch = "x86_64")]
 mod release;
-#[cfg(test)]
-mod session_tests;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -33,10 +31,10 @@ pub(crate) use operator::MatMul;
 /// Rows of a panel: they go through the product together, and what is unpacked of the weights serves them all. Of 4, 6 and 8
 /// rows by three groups this was the fastest from 16 rows on (by 2 %).
 #[cfg(target_arch = "x86_64")]
-const HEIGHT: usize = 6;
+const PANEL_ROWS: usize = 6;
 /// So many rows are one panel: eight times three sums, what is unpacked, and little else fill the 32 registers.
 #[cfg(target_arch = "x86_64")]
-const TALLEST: usize = 8;
+const MAX_PANEL_ROWS: usize = 8;
 /// Groups of columns of a tile.
 #[cfg(target_arch = "x86_64")]
 const GROUPS: usize = 3;

@@ -7,10 +7,10 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::{TensorElementType, TensorValueType};
 
 use crate::matmul::OPERATOR;
-use crate::matmul::pack::{Packed, Shape, Source};
-use crate::matmul::product::{Scratch, multiply};
+use crate::matmul::multiply::{Scratch, multiply};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
-use crate::own::Threads;
+use crate::workers::SessionThreads;
 
 /// Scratch that the kernels of a session hand to each other.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
@@ -32,7 +32,7 @@ impl MatMul {
 }
 
 impl Operator for MatMul {
-    type Kernel<'attr> = Product;
+    type Kernel<'attr> = MatMulKernel;
 
     fn name(&self) -> &'static str {
         OPERATOR
@@ -51,14 +51,14 @@ impl Operator for MatMul {
         [OperatorOutput::required(TensorElementType::Float32)]
     }
 
-    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<Product> {
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<MatMulKernel> {
         let attribute = |name: &str| {
             let value = context
                 .get::<i64>(name)
                 .and_then(|value| usize::try_from(value).ok());
             value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
         };
-        let shape = Shape {
+        let shape = MatrixShape {
             k: attribute("K")?,
             n: attribute("N")?,
             block: attribute("block_size")?,
@@ -68,19 +68,19 @@ impl Operator for MatMul {
         let zeros = (context.inputs()?.len() > 3)
             .then(|| context.constant_input::<TensorValueType<u8>>(3))
             .transpose()?;
-        let source = Source {
+        let source = WeightInputs {
             weights: weights.extract_tensor().1,
             scales: scales.extract_tensor().1,
             zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
         };
-        let packed = Packed::new(shape, source, self.threads).map_err(ort::Error::new)?;
+        let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
         // They are not read again.
         // SAFETY: floats are bytes without gaps.
         let scales = unsafe {
             std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
         };
         release(&[source.weights, scales]);
-        Ok(Product {
+        Ok(MatMulKernel {
             packed,
             scratch: Arc::clone(&self.scratch),
         })
@@ -88,12 +88,12 @@ impl Operator for MatMul {
 }
 
 /// One matrix.
-pub(crate) struct Product {
-    packed: Packed,
+pub(crate) struct MatMulKernel {
+    packed: PackedWeights,
     scratch: Pool,
 }
 
-impl Kernel for Product {
+impl Kernel for MatMulKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let missing = || ort::Error::new("a tensor is missing");
         let input = context.input(0)?.ok_or_else(missing)?;
@@ -105,7 +105,13 @@ impl Kernel for Product {
         let (_, output) = output.try_extract_tensor_mut::<f32>()?;
         let pool = || self.scratch.lock();
         let mut scratch = pool().pop().unwrap_or_default();
-        let outcome = multiply(&self.packed, input, output, &mut scratch, &Threads(context));
+        let outcome = multiply(
+            &self.packed,
+            input,
+            output,
+            &mut scratch,
+            &SessionThreads(context),
+        );
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
     }

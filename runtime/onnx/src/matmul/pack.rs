@@ -11,11 +11,11 @@ use std::ptr::NonNull;
 use crate::matmul::{GROUPS, LANES, available};
 
 /// Bytes of a register, and of a cache line.
-const LINE: usize = LANES * 4;
+const LINE_BYTES: usize = LANES * 4;
 
 /// What a matrix looks like in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Shape {
+pub(crate) struct MatrixShape {
     /// Values of a row of the input.
     pub(crate) k: usize,
     /// Columns of the output.
@@ -24,7 +24,7 @@ pub(crate) struct Shape {
     pub(crate) block: usize,
 }
 
-impl Shape {
+impl MatrixShape {
     /// Blocks of a column; the last may be longer than what `k` leaves for it.
     pub(crate) fn blocks(&self) -> usize {
         self.k.div_ceil(self.block)
@@ -47,13 +47,13 @@ impl Shape {
 
     /// Bytes of a block of a tile with `groups` groups: the words, then the scales.
     pub(crate) fn block_bytes(&self, groups: usize) -> usize {
-        groups * (self.words() + 1) * LINE
+        groups * (self.words() + 1) * LINE_BYTES
     }
 }
 
 /// `MatMulNBits`' inputs as they stand in the file.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Source<'a> {
+pub(crate) struct WeightInputs<'a> {
     /// `[n, blocks, block / 2]`, the value of the lower index in the low four bits.
     pub(crate) weights: &'a [u8],
     /// `[n, blocks]`.
@@ -66,18 +66,18 @@ pub(crate) struct Source<'a> {
 ///
 /// By tile, then by block, then by word: the words of eight values of each column, one column behind the other, as in the
 /// file. Behind a block's words stand its scales. So a tile is read from one end to the other.
-pub(crate) struct Packed {
-    pub(crate) shape: Shape,
-    pub(crate) data: Aligned,
+pub(crate) struct PackedWeights {
+    pub(crate) shape: MatrixShape,
+    pub(crate) data: AlignedBytes,
     /// A byte a column, in the same order; the columns of one block alone where all zero points are 8.
     pub(crate) zeros: Vec<u8>,
     pub(crate) symmetric: bool,
 }
 
-impl Packed {
+impl PackedWeights {
     /// Packs on `threads` threads. The error says what does not fit, or that the processor lacks what the product needs.
-    pub(crate) fn new(shape: Shape, source: Source<'_>, threads: usize) -> Result<Self, String> {
-        let Shape { k, n, block } = shape;
+    pub(crate) fn new(shape: MatrixShape, source: WeightInputs<'_>, threads: usize) -> Result<Self, String> {
+        let MatrixShape { k, n, block } = shape;
         if !available() {
             return Err("this processor has no AVX-512 VNNI".into());
         }
@@ -99,7 +99,7 @@ impl Packed {
         }
         let tile_bytes = blocks * shape.block_bytes(GROUPS);
         let last = shape.tiles() - 1;
-        let mut data = Aligned::new(last * tile_bytes + blocks * shape.block_bytes(shape.groups(last)));
+        let mut data = AlignedBytes::new(last * tile_bytes + blocks * shape.block_bytes(shape.groups(last)));
         let mut tiles: Vec<(usize, &mut [u8])> = data.chunks_mut(tile_bytes).enumerate().collect();
         let each = tiles.len().div_ceil(threads.max(1));
         std::thread::scope(|scope| {
@@ -120,7 +120,7 @@ impl Packed {
     }
 }
 
-fn pack_tiles(shape: Shape, source: Source<'_>, tiles: &mut [(usize, &mut [u8])]) {
+fn pack_tiles(shape: MatrixShape, source: WeightInputs<'_>, tiles: &mut [(usize, &mut [u8])]) {
     let (blocks, words) = (shape.blocks(), shape.words());
     let column_words = blocks * words;
     for (tile, data) in tiles {
@@ -129,12 +129,12 @@ fn pack_tiles(shape: Shape, source: Source<'_>, tiles: &mut [(usize, &mut [u8])]
         for group in 0..groups {
             let first = *tile * GROUPS * LANES + group * LANES;
             let columns = LANES.min(shape.n - first);
-            let at = group * LINE;
+            let at = group * LINE_BYTES;
             let weights = &source.weights[first * column_words * 4..][..columns * column_words * 4];
-            let word_at = |word: usize| word / words * block_bytes + word % words * groups * LINE + at;
+            let word_at = |word: usize| word / words * block_bytes + word % words * groups * LINE_BYTES + at;
             let scales = &source.scales[first * blocks..][..columns * blocks];
-            let scale_at = |block: usize| block * block_bytes + words * groups * LINE + at;
-            // SAFETY: `Packed::new` has asked for the processor. Whole columns lie in the source, by its slices, and the
+            let scale_at = |block: usize| block * block_bytes + words * groups * LINE_BYTES + at;
+            // SAFETY: `PackedWeights::new` has asked for the processor. Whole columns lie in the source, by its slices, and the
             // tile's data have room for the words and the scales of each of its blocks.
             unsafe {
                 transpose(weights.as_ptr().cast(), columns, column_words, data, word_at);
@@ -170,7 +170,7 @@ unsafe fn transpose(
             *words = unsafe { _mm512_maskz_loadu_epi32(mask, source.add(column * length + start)) };
         }
         for (index, words) in transposed(&words).into_iter().take(count).enumerate() {
-            let to = &mut data[place(start + index)..][..LINE];
+            let to = &mut data[place(start + index)..][..LINE_BYTES];
             // SAFETY: a register is as wide as the slice.
             unsafe { _mm512_storeu_epi8(to.as_mut_ptr().cast::<i8>(), words) };
         }
@@ -212,7 +212,7 @@ fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
     columns
 }
 
-fn pack_zeros(shape: Shape, zeros: &[u8]) -> Vec<u8> {
+fn pack_zeros(shape: MatrixShape, zeros: &[u8]) -> Vec<u8> {
     let blocks = shape.blocks();
     let mut packed = Vec::with_capacity(shape.n.next_multiple_of(LANES) * blocks);
     for tile in 0..shape.tiles() {
@@ -229,25 +229,25 @@ fn pack_zeros(shape: Shape, zeros: &[u8]) -> Vec<u8> {
 }
 
 /// Bytes that begin at a cache line's begin, as aligned loads want it.
-pub(crate) struct Aligned {
+pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
     layout: Layout,
 }
 
 // SAFETY: it owns its memory alone, as a `Vec` does.
-unsafe impl Send for Aligned {}
+unsafe impl Send for AlignedBytes {}
 // SAFETY: shared, it is only read.
-unsafe impl Sync for Aligned {}
+unsafe impl Sync for AlignedBytes {}
 
 /// The size of the processor's large pages, where the kernel gives them to who asks.
 const LARGE_PAGE: usize = 2 << 20;
 
-impl Aligned {
+impl AlignedBytes {
     /// Zeros. Those of a large matrix are asked to lie in large pages: they are read from one end to the other, and between
     /// small pages the processor looks up each one and begins its fetching anew.
     fn new(bytes: usize) -> Self {
         let large = bytes >= 2 * LARGE_PAGE;
-        let layout = Layout::from_size_align(bytes.max(1), if large { LARGE_PAGE } else { LINE })
+        let layout = Layout::from_size_align(bytes.max(1), if large { LARGE_PAGE } else { LINE_BYTES })
             .expect("weights in memory are smaller than half of it");
         // SAFETY: the layout is not empty.
         let start = NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
@@ -269,7 +269,7 @@ impl Aligned {
     }
 }
 
-impl Deref for Aligned {
+impl Deref for AlignedBytes {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
@@ -278,14 +278,14 @@ impl Deref for Aligned {
     }
 }
 
-impl DerefMut for Aligned {
+impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
         // SAFETY: as for `deref`, and borrowed by nobody else.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }
 
-impl Drop for Aligned {
+impl Drop for AlignedBytes {
     fn drop(&mut self) {
         // SAFETY: allocated in `new` with this layout, and given back once.
         unsafe { dealloc(self.start.as_ptr(), self.layout) }

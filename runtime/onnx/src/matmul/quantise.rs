@@ -11,7 +11,7 @@ use std::arch::x86_64::{
 use crate::matmul::LANES;
 
 /// Where one row of a panel is written. A panel is a few rows that go through the product together.
-pub(crate) struct Place {
+pub(crate) struct PanelRow {
     /// The panel's values: by word, the even values of each row, then the odd ones, four bytes a row.
     pub(crate) quants: *mut i32,
     /// The panel's scales, by block and row.
@@ -32,7 +32,7 @@ pub(crate) struct Place {
 /// The processor has AVX-512 with BW and VL. `place` points to a panel of `place.rows` rows with room for `row.len()`
 /// rounded up to whole blocks, which nobody else reads or writes this row of. `block` is a multiple of 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(crate) unsafe fn quantise(row: &[f32], block: usize, place: &Place) {
+pub(crate) unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
     const WORD: usize = 8;
     let magnitude = _mm512_set1_epi32(0x7fff_ffff);
     // The even values of eight, then the odd ones: in the weights, they are the low and the high halves of the bytes.

@@ -6,9 +6,9 @@
 use proptest::prelude::*;
 
 use crate::matmul::available;
-use crate::matmul::pack::{Packed, Shape, Source};
-use crate::matmul::product::{Scratch, multiply};
-use crate::own::Workers;
+use crate::matmul::multiply::{Scratch, multiply};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
+use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
 struct Alone;
@@ -23,20 +23,20 @@ impl Workers for Alone {
 /// A matrix as it stands in a file.
 #[derive(Debug)]
 struct Matrix {
-    shape: Shape,
+    shape: MatrixShape,
     weights: Vec<u8>,
     scales: Vec<f32>,
     zeros: Option<Vec<u8>>,
 }
 
 impl Matrix {
-    fn packed(&self, threads: usize) -> Packed {
-        let source = Source {
+    fn packed(&self, threads: usize) -> PackedWeights {
+        let source = WeightInputs {
             weights: &self.weights,
             scales: &self.scales,
             zeros: self.zeros.as_deref(),
         };
-        Packed::new(self.shape, source, threads).unwrap()
+        PackedWeights::new(self.shape, source, threads).unwrap()
     }
 
     fn product(&self, input: &[f32]) -> Vec<f32> {
@@ -55,7 +55,7 @@ impl Matrix {
 
     /// The product as accuracy level 4 of `MatMulNBits` defines it.
     fn reference(&self, input: &[f32]) -> Vec<f64> {
-        let Shape { k, n, block } = self.shape;
+        let MatrixShape { k, n, block } = self.shape;
         let blocks = self.shape.blocks();
         let mut out = Vec::new();
         for row in input.chunks(k) {
@@ -85,7 +85,7 @@ impl Matrix {
 }
 
 fn matrices() -> impl Strategy<Value = Matrix> {
-    let shapes = (1..400usize, 1..120usize, 4..=8u32).prop_map(|(k, n, log)| Shape {
+    let shapes = (1..400usize, 1..120usize, 4..=8u32).prop_map(|(k, n, log)| MatrixShape {
         k,
         n,
         block: 1 << log,
@@ -137,7 +137,7 @@ proptest! {
     fn packing_keeps_every_value(matrix in matrices()) {
         prop_assume!(available());
         let packed = matrix.packed(3);
-        let Shape { n, .. } = matrix.shape;
+        let MatrixShape { n, .. } = matrix.shape;
         let (blocks, words) = (matrix.shape.blocks(), matrix.shape.words());
         let tile_bytes = blocks * matrix.shape.block_bytes(3);
         for column in 0..n {
@@ -165,7 +165,7 @@ fn a_row_of_many_blocks_is_what_it_is_alone() {
     if !available() {
         return;
     }
-    let shape = Shape {
+    let shape = MatrixShape {
         k: 3000,
         n: 100,
         block: 64,
@@ -204,7 +204,7 @@ fn what_is_no_number_stays_none_and_zeros_stay_zero() {
         return;
     }
     let matrix = Matrix {
-        shape: Shape {
+        shape: MatrixShape {
             k: 64,
             n: 3,
             block: 32,
@@ -225,14 +225,14 @@ fn what_is_no_number_stays_none_and_zeros_stay_zero() {
 #[test]
 fn what_does_not_fit_is_told() {
     let packed = |shape, weights: usize, scales: usize| {
-        let source = Source {
+        let source = WeightInputs {
             weights: &vec![0; weights],
             scales: &vec![0.0; scales],
             zeros: None,
         };
-        Packed::new(shape, source, 1).err()
+        PackedWeights::new(shape, source, 1).err()
     };
-    let shape = Shape {
+    let shape = MatrixShape {
         k: 64,
         n: 3,
         block: 32,
@@ -240,12 +240,12 @@ fn what_does_not_fit_is_told() {
     assert_eq!(packed(shape, 96, 6).is_none(), available());
     assert!(packed(shape, 95, 6).is_some());
     assert!(packed(shape, 96, 5).is_some());
-    assert!(packed(Shape { block: 24, ..shape }, 96, 6).is_some());
-    assert!(packed(Shape { n: 0, ..shape }, 0, 0).is_some());
+    assert!(packed(MatrixShape { block: 24, ..shape }, 96, 6).is_some());
+    assert!(packed(MatrixShape { n: 0, ..shape }, 0, 0).is_some());
     if available() {
-        let matrix = Packed::new(
+        let matrix = PackedWeights::new(
             shape,
-            Source {
+            WeightInputs {
                 weights: &[0; 96],
                 scales: &[0.0; 6],
                 zeros: None,

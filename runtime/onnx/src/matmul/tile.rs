@@ -11,7 +11,7 @@ use crate::matmul::LANES;
 
 /// What a tile is computed of, and where to: a run of blocks, one behind the other.
 pub(crate) struct Tile {
-    /// The first block's words and scales ([`crate::matmul::pack::Packed`]), at a cache line's begin.
+    /// The first block's words and scales ([`crate::matmul::pack::PackedWeights`]), at a cache line's begin.
     pub(crate) weights: *const u8,
     /// The first block's zero points, and how many bytes later the next block's stand.
     pub(crate) zeros: *const u8,
@@ -19,7 +19,7 @@ pub(crate) struct Tile {
     pub(crate) blocks: usize,
     /// Words of a block.
     pub(crate) words: usize,
-    /// The panel at the first block ([`crate::matmul::quantise::Place`]).
+    /// The panel at the first block ([`crate::matmul::quantise::PanelRow`]).
     pub(crate) quants: *const i32,
     pub(crate) scales: *const f32,
     pub(crate) sums: *const i32,
@@ -54,7 +54,7 @@ pub(crate) struct Tile {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
 pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile) {
-    const LINE: usize = 64;
+    const LINE_BYTES: usize = 64;
     let low = _mm512_set1_epi8(15);
     let mask = |group: usize| if group + 1 == GROUPS { tile.mask } else { 0xffff };
     let out = |row: usize, group: usize| tile.out.wrapping_add(row * tile.stride + group * LANES);
@@ -87,7 +87,7 @@ pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile
                 let mut even = [_mm512_setzero_si512(); GROUPS];
                 let mut odd = even;
                 for group in 0..GROUPS {
-                    let word = weights.add(group * LINE);
+                    let word = weights.add(group * LINE_BYTES);
                     if tile.fetch[group] {
                         _mm_prefetch::<_MM_HINT_T0>(word.wrapping_add(tile.ahead).cast::<i8>());
                     }
@@ -103,18 +103,18 @@ pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile
                         }
                     }
                 }
-                weights = weights.add(GROUPS * LINE);
+                weights = weights.add(GROUPS * LINE_BYTES);
                 quants = quants.add(2 * ROWS);
             }
             for group in 0..GROUPS {
-                let scales = _mm512_load_ps(weights.add(group * LINE).cast::<f32>());
+                let scales = _mm512_load_ps(weights.add(group * LINE_BYTES).cast::<f32>());
                 for row in 0..ROWS {
                     let scale = _mm512_mul_ps(scales, _mm512_set1_ps(*tile.scales.add(block * ROWS + row)));
                     sums[row][group] =
                         _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[row][group]), scale, sums[row][group]);
                 }
             }
-            weights = weights.add(GROUPS * LINE);
+            weights = weights.add(GROUPS * LINE_BYTES);
         }
     }
     for row in 0..ROWS {

@@ -3,16 +3,16 @@
 use std::collections::{BTreeSet, HashMap};
 
 use prost::Message;
+use prost::bytes::Bytes;
 
-use crate::prepare::proto::{
-    Attribute, Change, Draft, Node, Part, Tensor, Value, element, graph_field, with_inputs,
-};
+use crate::onnx_proto::{AttributeProto, NodeProto, TensorProto, ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
 /// The input that says which logits are wanted: indices into the run's tokens, rows one after the other.
 pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
 
 /// What may stand between the last attention and the logits: all that treats each token for itself.
-const BY_TOKEN: [&str; 12] = [
+const PER_TOKEN_OPERATORS: [&str; 12] = [
     "Add",
     "Cast",
     "Gelu",
@@ -32,39 +32,39 @@ const BY_TOKEN: [&str; 12] = [
 ///
 /// Of a prefill chunk at most one is wanted, and the last matrix is the largest of the graph; most of the last layer
 /// is spared as well. Keys and values are computed for all, before. `None`: the graph is of another form.
-pub(crate) fn choose_logits(model: &[u8], logits: &str) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let tail = Tail::of(&draft.nodes, logits).or_else(|| projection(&draft.nodes, logits))?;
+pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let tail = Tail::of(&editor.nodes, logits).or_else(|| projection(&editor.nodes, logits))?;
     let chosen = |name: &String| match tail.sources.iter().position(|source| source == name) {
-        Some(at) => format!("{CHOSEN}.{at}"),
+        Some(at) => format!("{CHOSEN_HIDDEN}.{at}"),
         None => name.clone(),
     };
     // [rows, width, hidden] as [1, rows * width, hidden]: 0 keeps a dimension, -1 takes the rest.
-    let shape = Tensor {
+    let shape = TensorProto {
         dims: vec![3],
-        data_type: element::INT64,
+        data_type: data_type::INT64,
         int64_data: vec![1, -1, 0],
         name: FLAT_SHAPE.into(),
-        ..Tensor::default()
+        ..TensorProto::default()
     };
     let mut extra = vec![(graph_field::INITIALIZER, shape.encode_to_vec())];
     for (at, source) in tail.sources.iter().enumerate() {
-        let (flat, chosen) = (format!("{FLAT}.{at}"), format!("{CHOSEN}.{at}"));
-        let reshape = Node::new("Reshape", &[source, FLAT_SHAPE], &flat);
+        let (flat, chosen) = (format!("{FLAT_HIDDEN}.{at}"), format!("{CHOSEN_HIDDEN}.{at}"));
+        let reshape = NodeProto::new("Reshape", &[source, FLAT_SHAPE], &flat);
         extra.push((graph_field::NODE, reshape.encode_to_vec()));
-        let mut gather = Node::new("Gather", &[&flat, LOGITS_ROWS], &chosen);
-        gather.attribute.push(Attribute::int("axis", 1));
+        let mut gather = NodeProto::new("Gather", &[&flat, LOGITS_ROWS], &chosen);
+        gather.attribute.push(AttributeProto::int("axis", 1));
         extra.push((graph_field::NODE, gather.encode_to_vec()));
     }
-    let rows = Value::open(LOGITS_ROWS, element::INT64, &["wanted_logits"]);
+    let rows = ValueInfoProto::tensor(LOGITS_ROWS, data_type::INT64, &["wanted_logits"]);
     extra.push((graph_field::INPUT, rows.encode_to_vec()));
-    draft.write(
+    editor.write(
         |part| match part {
-            Part::Node(index) if tail.nodes.contains(&index) => {
-                let inputs: Vec<String> = draft.nodes[index].input.iter().map(chosen).collect();
-                Some(Change::Put(with_inputs(draft.node(index)?, &inputs)?))
+            GraphField::Node(index) if tail.nodes.contains(&index) => {
+                let inputs: Vec<String> = editor.nodes[index].input.iter().map(chosen).collect();
+                Some(FieldEdit::Put(with_inputs(editor.node(index)?, &inputs)?))
             }
-            _ => Some(Change::Keep),
+            _ => Some(FieldEdit::Keep),
         },
         &extra,
     )
@@ -81,7 +81,7 @@ pub(crate) struct Tail {
 impl Tail {
     /// All that follows the last attention, if all of it treats each token for itself. It takes the attention's result and
     /// the stream beside it.
-    pub(crate) fn of(nodes: &[Node], logits: &str) -> Option<Self> {
+    pub(crate) fn of(nodes: &[NodeProto], logits: &str) -> Option<Self> {
         let attention = nodes
             .iter()
             .rposition(|node| node.op_type == "GroupQueryAttention")?;
@@ -101,7 +101,7 @@ impl Tail {
         }
         let by_token = inside
             .iter()
-            .all(|&at| BY_TOKEN.contains(&nodes[at].op_type.as_str()));
+            .all(|&at| PER_TOKEN_OPERATORS.contains(&nodes[at].op_type.as_str()));
         if !by_token || !inside.contains(produced.get(logits)?) {
             return None;
         }
@@ -121,7 +121,7 @@ impl Tail {
 }
 
 /// The last matrix alone.
-fn projection(nodes: &[Node], logits: &str) -> Option<Tail> {
+fn projection(nodes: &[NodeProto], logits: &str) -> Option<Tail> {
     let at = nodes
         .iter()
         .position(|node| node.output.first().is_some_and(|output| output == logits))?;
@@ -135,55 +135,56 @@ fn projection(nodes: &[Node], logits: &str) -> Option<Tail> {
 }
 
 const FLAT_SHAPE: &str = "phi_edge.flat_shape";
-const FLAT: &str = "phi_edge.flat_hidden";
-const CHOSEN: &str = "phi_edge.chosen_hidden";
+const FLAT_HIDDEN: &str = "phi_edge.flat_hidden";
+const CHOSEN_HIDDEN: &str = "phi_edge.chosen_hidden";
 
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prepare::proto::testing::{Model, exported, graph_of};
+    use crate::onnx_proto::ModelProto;
+    use crate::prepare::test_graphs::{exported, graph_of};
 
-    fn model(last: &str) -> Vec<u8> {
+    fn model(last: &str) -> Bytes {
         graph_of(vec![
-            Node::new("Gather", &["table", "ids"], "hidden"),
-            Node::new(last, &["hidden", "weight"], "logits"),
+            NodeProto::new("Gather", &["table", "ids"], "hidden"),
+            NodeProto::new(last, &["hidden", "weight"], "logits"),
         ])
     }
 
     #[test]
     fn without_an_attention_the_projection_alone_gets_the_chosen_tokens() {
         let edited = choose_logits(&model("MatMulNBits"), "logits").unwrap();
-        let edited = Model::decode(edited.as_slice()).unwrap();
-        assert_eq!((edited.ir_version, edited.producer.as_str()), (10, "test"));
+        let edited = ModelProto::decode(edited).unwrap();
+        assert_eq!((edited.ir_version, edited.producer_name.as_str()), (10, "test"));
         let graph = edited.graph.unwrap();
         assert_eq!(graph.node[1].input, ["phi_edge.chosen_hidden.0", "weight"]);
         assert_eq!(graph.node[2].input, ["hidden", FLAT_SHAPE]);
         assert_eq!(graph.node[3].input, ["phi_edge.flat_hidden.0", LOGITS_ROWS]);
-        assert_eq!(graph.input[0].name(), LOGITS_ROWS);
+        assert_eq!(graph.input[0].name, LOGITS_ROWS);
     }
 
-    fn layer(between: &str) -> Vec<u8> {
+    fn layer(between: &str) -> Bytes {
         graph_of(vec![
-            Node::new("Gather", &["table", "ids"], "stream"),
-            Node::new("MatMul", &["stream", "w1"], "qkv"),
-            Node::new("GroupQueryAttention", &["qkv", "past"], "attended"),
-            Node::new("MatMul", &["attended", "w2"], "projected"),
-            Node::new(
+            NodeProto::new("Gather", &["table", "ids"], "stream"),
+            NodeProto::new("MatMul", &["stream", "w1"], "qkv"),
+            NodeProto::new("GroupQueryAttention", &["qkv", "past"], "attended"),
+            NodeProto::new("MatMul", &["attended", "w2"], "projected"),
+            NodeProto::new(
                 "SkipSimplifiedLayerNormalization",
                 &["stream", "projected", "w3"],
                 "normed",
             ),
-            Node::new(between, &["normed"], "active"),
-            Node::new("MatMul", &["active", "w4"], "logits"),
+            NodeProto::new(between, &["normed"], "active"),
+            NodeProto::new("MatMul", &["active", "w4"], "logits"),
         ])
     }
 
     #[test]
     fn what_follows_the_last_attention_gets_the_chosen_tokens() {
         let edited = choose_logits(&layer("Sigmoid"), "logits").unwrap();
-        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
         assert_eq!(
             graph.node[1].input,
             ["stream", "w1"],
@@ -201,7 +202,7 @@ mod tests {
     #[test]
     fn what_mixes_tokens_is_not_cut() {
         let edited = choose_logits(&layer("ReduceMean"), "logits").unwrap();
-        let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+        let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
         assert_eq!(graph.node[3].input, ["attended", "w2"]);
         assert_eq!(graph.node[6].input, ["phi_edge.chosen_hidden.0", "w4"]);
     }
@@ -210,11 +211,11 @@ mod tests {
     fn the_exporters_graphs_are_cut_behind_the_last_attention() {
         for (file, graph) in exported() {
             let edited = choose_logits(&graph, "logits").unwrap();
-            let graph = Model::decode(edited.as_slice()).unwrap().graph.unwrap();
+            let graph = ModelProto::decode(edited).unwrap().graph.unwrap();
             let gathers = graph
                 .node
                 .iter()
-                .filter(|node| node.output[0].starts_with(CHOSEN))
+                .filter(|node| node.output[0].starts_with(CHOSEN_HIDDEN))
                 .count();
             assert_eq!(gathers, 2, "{file}");
         }
@@ -224,15 +225,18 @@ mod tests {
     fn other_forms_are_left_alone() {
         assert_eq!(choose_logits(&model("Softmax"), "logits"), None);
         assert_eq!(choose_logits(&model("MatMul"), "scores"), None);
-        assert_eq!(choose_logits(b"no protobuf at all", "logits"), None);
+        assert_eq!(
+            choose_logits(&Bytes::from_static(b"no protobuf at all"), "logits"),
+            None
+        );
     }
 
     proptest! {
         #[test]
         fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200), cut in 0usize..400) {
-            let _ = choose_logits(&bytes, "logits");
+            let _ = choose_logits(&bytes.into(), "logits");
             let whole = model("MatMul");
-            let _ = choose_logits(&whole[..cut.min(whole.len())], "logits");
+            let _ = choose_logits(&whole.slice(..cut.min(whole.len())), "logits");
         }
     }
 }

@@ -1,21 +1,28 @@
 //! Edits of a graph in memory, before it is opened. The files are never touched.
 //!
 //! Where a graph does not look as an edit expects, it is left alone; where it does, the edited graph is held against
-//! the plain one before it is used ([`crate::check`]).
+//! the plain one before it is used ([`crate::verify_edits`]).
 
-mod attention;
-mod cut;
+mod cut_layers;
+mod graph_editor;
 mod logits;
-mod matmul;
-pub(crate) mod proto;
+mod protobuf;
 mod ragged;
+mod replace_attention;
+mod replace_matmuls;
+#[cfg(test)]
+mod replaced_matmul_tests;
 mod rope;
+#[cfg(test)]
+mod test_graphs;
 
-pub(crate) use cut::cut;
+pub(crate) use cut_layers::cut;
 pub(crate) use logits::LOGITS_ROWS;
-pub(crate) use matmul::{Single, own_products, single_products};
 pub(crate) use ragged::{LENGTHS, POSITIONS};
-pub(crate) use rope::Tables;
+pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
+pub(crate) use rope::RopeTables;
+
+use prost::bytes::Bytes;
 
 /// How far a graph's form is edited. Each level includes those before it, as far as they apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,14 +138,14 @@ impl std::str::FromStr for Prepare {
 }
 
 /// An edited graph.
-pub(crate) struct Prepared {
-    pub(crate) graph: Vec<u8>,
+pub(crate) struct EditedGraph {
+    pub(crate) graph: Bytes,
     /// What its inputs for rope tables take, if it has such.
-    pub(crate) tables: Option<Tables>,
+    pub(crate) tables: Option<RopeTables>,
 }
 
 /// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
-pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Prepared> {
+pub(crate) fn prepare(model: &Bytes, logits: &str, prepare: Prepare) -> Option<EditedGraph> {
     let Prepare {
         level,
         matmul,
@@ -153,10 +160,10 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Pr
         }
     }
     if level >= Level::Ragged {
-        graph = Some(ragged::wire_lengths(graph.as_deref().unwrap_or(model))?);
+        graph = Some(ragged::wire_lengths(graph.as_ref().unwrap_or(model))?);
     }
     if level >= Level::Logits {
-        match logits::choose_logits(graph.as_deref().unwrap_or(model), logits) {
+        match logits::choose_logits(graph.as_ref().unwrap_or(model), logits) {
             Some(edited) => graph = Some(edited),
             None if level == Level::Logits => return None,
             None => {}
@@ -164,12 +171,12 @@ pub(crate) fn prepare(model: &[u8], logits: &str, prepare: Prepare) -> Option<Pr
     }
     // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
     if attention {
-        graph = Some(attention::own_attention(graph.as_deref()?)?);
+        graph = Some(replace_attention::replace_attention(graph.as_ref()?)?);
     }
     if matmul {
-        graph = Some(matmul::own_products(graph.as_deref().unwrap_or(model))?);
+        graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model))?);
     }
-    Some(Prepared {
+    Some(EditedGraph {
         graph: graph?,
         tables,
     })

@@ -2,56 +2,58 @@
 //! each token's position become inputs of the attention (GroupQueryAttention's inputs 16, of ONNX Runtime 1.32, and 9).
 
 use prost::Message;
+use prost::bytes::Bytes;
 
-use crate::prepare::proto::{Change, Draft, Part, Value, element, graph_field, with_inputs};
+use crate::onnx_proto::{ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
 /// The input that says how many of a row's tokens count: `i32 [rows]`.
 pub(crate) const LENGTHS: &str = "phi_edge.query_lengths";
 /// The input with each token's row in the rope tables: `i64 [rows, width]`.
 pub(crate) const POSITIONS: &str = "phi_edge.positions";
 
-const POSITIONS_AT: usize = 9;
-const LENGTHS_AT: usize = 16;
+const POSITIONS_INDEX: usize = 9;
+const LENGTHS_INDEX: usize = 16;
 
 /// Wires both inputs to every attention. `None`: the graph is of another form.
-pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let attention = |index: &usize| draft.nodes[*index].op_type == "GroupQueryAttention";
-    let attentions: Vec<usize> = (0..draft.nodes.len()).filter(attention).collect();
+pub(crate) fn wire_lengths(model: &Bytes) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let attention = |index: &usize| editor.nodes[*index].op_type == "GroupQueryAttention";
+    let attentions: Vec<usize> = (0..editor.nodes.len()).filter(attention).collect();
     let wired = |index: usize, at: usize| {
-        draft.nodes[index]
+        editor.nodes[index]
             .input
             .get(at)
             .is_some_and(|name| !name.is_empty())
     };
     let fit = attentions.iter().all(|&index| {
         // A node that does not rotate gets its positions elsewhere; one that is wired already says something else.
-        let rotates = draft.nodes[index]
+        let rotates = editor.nodes[index]
             .attribute
             .iter()
             .any(|attribute| attribute.name == "do_rotary" && attribute.i == 1);
-        rotates && !wired(index, POSITIONS_AT) && !wired(index, LENGTHS_AT)
+        rotates && !wired(index, POSITIONS_INDEX) && !wired(index, LENGTHS_INDEX)
     });
     // A graph that still chooses its table by the mask's width can't mix.
-    let chooses = draft.nodes.iter().any(|node| node.op_type == "If");
+    let chooses = editor.nodes.iter().any(|node| node.op_type == "If");
     if attentions.is_empty() || !fit || chooses {
         return None;
     }
     let inputs = [
-        Value::open(POSITIONS, element::INT64, &["phi_edge.rows", "phi_edge.width"]),
-        Value::open(LENGTHS, element::INT32, &["phi_edge.rows"]),
+        ValueInfoProto::tensor(POSITIONS, data_type::INT64, &["phi_edge.rows", "phi_edge.width"]),
+        ValueInfoProto::tensor(LENGTHS, data_type::INT32, &["phi_edge.rows"]),
     ];
     let extra = inputs.map(|input| (graph_field::INPUT, input.encode_to_vec()));
-    draft.write(
+    editor.write(
         |part| match part {
-            Part::Node(index) if attentions.contains(&index) => {
-                let mut inputs = draft.nodes[index].input.clone();
-                inputs.resize(inputs.len().max(LENGTHS_AT + 1), String::new());
-                POSITIONS.clone_into(&mut inputs[POSITIONS_AT]);
-                LENGTHS.clone_into(&mut inputs[LENGTHS_AT]);
-                Some(Change::Put(with_inputs(draft.node(index)?, &inputs)?))
+            GraphField::Node(index) if attentions.contains(&index) => {
+                let mut inputs = editor.nodes[index].input.clone();
+                inputs.resize(inputs.len().max(LENGTHS_INDEX + 1), String::new());
+                POSITIONS.clone_into(&mut inputs[POSITIONS_INDEX]);
+                LENGTHS.clone_into(&mut inputs[LENGTHS_INDEX]);
+                Some(FieldEdit::Put(with_inputs(editor.node(index)?, &inputs)?))
             }
-            _ => Some(Change::Keep),
+            _ => Some(FieldEdit::Keep),
         },
         &extra,
     )
@@ -60,8 +62,8 @@ pub(crate) fn wire_lengths(model: &[u8]) -> Option<Vec<u8>> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
     use crate::prepare::rope::take_tables;
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn every_attention_of_the_exporters_graphs_is_wired() {

@@ -6,12 +6,13 @@
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::prepare::proto::{Change, Draft, Part, Tensor, Value, element, graph_field};
+use crate::onnx_proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField};
 use crate::raw::Element;
 
 /// Cosines and sines of the short factors, and behind them those of the long ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Tables {
+pub(crate) struct RopeTables {
     /// The inputs that take them.
     pub(crate) names: [String; 2],
     /// Cosines, then sines: each `[rows, width]`, row-major, little-endian.
@@ -25,7 +26,7 @@ pub(crate) struct Tables {
     pub(crate) long: usize,
 }
 
-impl Tables {
+impl RopeTables {
     /// Forgets positions that no row can have.
     pub(crate) fn limit(&mut self, positions: usize) {
         self.long = self.long.min(positions);
@@ -38,46 +39,47 @@ impl Tables {
 }
 
 /// Takes the tables out of the graph. `None`: the graph is of another form.
-pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, Tables)> {
-    let draft = Draft::read(model)?;
-    let mut choices = (0..draft.nodes.len()).filter(|&index| draft.nodes[index].op_type == "If");
+pub(crate) fn take_tables(model: &Bytes) -> Option<(Bytes, RopeTables)> {
+    let editor = GraphEditor::read(model)?;
+    let mut choices = (0..editor.nodes.len()).filter(|&index| editor.nodes[index].op_type == "If");
     let at = choices.next()?;
     if choices.next().is_some() {
         return None;
     }
     // The first branch is taken where the sequence is longer than the boundary.
-    let condition = draft.nodes[at].input.first()?;
-    let compare = draft
+    let condition = editor.nodes[at].input.first()?;
+    let compare = editor
         .nodes
         .iter()
         .find(|node| node.outputs().any(|name| name == condition))?;
     if !["Greater", "GreaterOrEqual"].contains(&compare.op_type.as_str()) {
         return None;
     }
-    let names: [String; 2] = draft.nodes[at].output.clone().try_into().ok()?;
-    let choice = Choice::decode(Bytes::copy_from_slice(draft.node(at)?)).ok()?;
-    let long = choice.branch("then_branch")?;
-    let short = choice.branch("else_branch")?;
+    let names: [String; 2] = editor.nodes[at].output.clone().try_into().ok()?;
+    let long = branch(&editor.nodes[at], "then_branch")?;
+    let short = branch(&editor.nodes[at], "else_branch")?;
     let tables = join(names, &short, &long)?;
     let mut extra = Vec::new();
     for name in &tables.names {
         let kind = if tables.element == Element::F16 {
-            element::FLOAT16
+            data_type::FLOAT16
         } else {
-            element::FLOAT
+            data_type::FLOAT
         };
-        let input = Value::open(name, kind, &["phi_edge.positions", "phi_edge.rotated"]);
+        let input = ValueInfoProto::tensor(name, kind, &["phi_edge.positions", "phi_edge.rotated"]);
         extra.push((graph_field::INPUT, input.encode_to_vec()));
     }
-    let graph = draft.write(
+    let graph = editor.write(
         |part| {
             Some(match part {
-                Part::Node(index) if index == at => Change::Drop,
+                GraphField::Node(index) if index == at => FieldEdit::Drop,
                 // What was known of the tables' shapes is the input's to say.
-                Part::Named(graph_field::VALUE_INFO, name) if tables.names.iter().any(|n| n == name) => {
-                    Change::Drop
+                GraphField::Named(graph_field::VALUE_INFO, name)
+                    if tables.names.iter().any(|n| n == name) =>
+                {
+                    FieldEdit::Drop
                 }
-                _ => Change::Keep,
+                _ => FieldEdit::Keep,
             })
         },
         &extra,
@@ -85,13 +87,13 @@ pub(crate) fn take_tables(model: &[u8]) -> Option<(Vec<u8>, Tables)> {
     Some((graph, tables))
 }
 
-fn join(names: [String; 2], short: &[Tensor; 2], long: &[Tensor; 2]) -> Option<Tables> {
+fn join(names: [String; 2], short: &[TensorProto; 2], long: &[TensorProto; 2]) -> Option<RopeTables> {
     let element = match short[0].data_type {
-        element::FLOAT => Element::F32,
-        element::FLOAT16 => Element::F16,
+        data_type::FLOAT => Element::F32,
+        data_type::FLOAT16 => Element::F16,
         _ => return None,
     };
-    let dims = |table: &Tensor| -> Option<[usize; 2]> {
+    let dims = |table: &TensorProto| -> Option<[usize; 2]> {
         let [rows, width] = table.dims.as_slice() else {
             return None;
         };
@@ -106,7 +108,7 @@ fn join(names: [String; 2], short: &[Tensor; 2], long: &[Tensor; 2]) -> Option<T
         && long_width == width
         && width > 0;
     let joined = |side: usize| [short[side].raw_data.as_ref(), long[side].raw_data.as_ref()].concat();
-    same.then(|| Tables {
+    same.then(|| RopeTables {
         names,
         data: [joined(0), joined(1)],
         element,
@@ -116,75 +118,30 @@ fn join(names: [String; 2], short: &[Tensor; 2], long: &[Tensor; 2]) -> Option<T
     })
 }
 
-/// An `If` with its branches.
-#[derive(Clone, PartialEq, prost::Message)]
-struct Choice {
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<BranchAttribute>,
+/// The tables that a branch of an `If` returns: cosines and sines, or sines and cosines, in the order of the node's outputs.
+fn branch(choice: &NodeProto, name: &str) -> Option<[TensorProto; 2]> {
+    let branch = choice.attribute(name)?.g.as_ref()?;
+    let tables: Option<Vec<TensorProto>> = branch
+        .output
+        .iter()
+        .map(|output| table(branch, &output.name))
+        .collect();
+    tables?.try_into().ok()
 }
 
-#[derive(Clone, PartialEq, prost::Message)]
-struct BranchAttribute {
-    #[prost(string, tag = "1")]
-    name: String,
-    #[prost(message, optional, tag = "6")]
-    graph: Option<Branch>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Branch {
-    #[prost(message, repeated, tag = "1")]
-    node: Vec<Constant>,
-    #[prost(message, repeated, tag = "5")]
-    initializer: Vec<Tensor>,
-    #[prost(message, repeated, tag = "12")]
-    output: Vec<Value>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct Constant {
-    #[prost(string, repeated, tag = "2")]
-    output: Vec<String>,
-    #[prost(string, tag = "4")]
-    op_type: String,
-    #[prost(message, repeated, tag = "5")]
-    attribute: Vec<TensorAttribute>,
-}
-
-#[derive(Clone, PartialEq, prost::Message)]
-struct TensorAttribute {
-    #[prost(message, optional, tag = "5")]
-    t: Option<Tensor>,
-}
-
-impl Choice {
-    /// What a branch returns: cosines and sines, or sines and cosines, in the order of the node's outputs.
-    fn branch(&self, name: &str) -> Option<[Tensor; 2]> {
-        let branch = self.attribute.iter().find(|attribute| attribute.name == name)?;
-        let branch = branch.graph.as_ref()?;
-        let tables: Option<Vec<Tensor>> = branch
-            .output
-            .iter()
-            .map(|output| branch.table(output.name()))
-            .collect();
-        tables?.try_into().ok()
+/// The tensor that a branch holds under this name: an initializer or a constant.
+fn table(branch: &GraphProto, name: &str) -> Option<TensorProto> {
+    if let Some(tensor) = branch.initializer.iter().find(|tensor| tensor.name == name) {
+        return Some(tensor.clone());
     }
-}
-
-impl Branch {
-    fn table(&self, name: &str) -> Option<Tensor> {
-        if let Some(tensor) = self.initializer.iter().find(|tensor| tensor.name == name) {
-            return Some(tensor.clone());
-        }
-        let node = self
-            .node
-            .iter()
-            .find(|node| node.output.iter().any(|output| output == name))?;
-        if node.op_type != "Constant" {
-            return None;
-        }
-        node.attribute.iter().find_map(|attribute| attribute.t.clone())
+    let node = branch
+        .node
+        .iter()
+        .find(|node| node.output.iter().any(|output| output == name))?;
+    if node.op_type != "Constant" {
+        return None;
     }
+    node.attribute.iter().find_map(|attribute| attribute.t.clone())
 }
 
 #[cfg(test)]
@@ -192,7 +149,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn the_exporters_tables_are_taken() {
@@ -202,7 +159,7 @@ mod tests {
                 read(&edited).node.iter().all(|node| node.op_type != "If"),
                 "{file}"
             );
-            let inputs: Vec<String> = read(&edited).input.iter().map(|i| i.name().to_owned()).collect();
+            let inputs: Vec<String> = read(&edited).input.iter().map(|i| i.name.clone()).collect();
             assert!(
                 inputs.ends_with(&["cos_cache".to_owned(), "sin_cache".to_owned()]),
                 "{inputs:?}"
@@ -237,12 +194,13 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
         #[test]
         fn cut_files_make_nothing_panic(share in 0.0f64..1.0, flip in any::<proptest::sample::Index>()) {
-            let mut graph = exported()[1].1.clone();
+            let graph = exported()[1].1.clone();
             #[expect(clippy::cast_precision_loss, clippy::cast_possible_truncation, clippy::cast_sign_loss)]
-            let _ = take_tables(&graph[..(graph.len() as f64 * share) as usize]);
+            let _ = take_tables(&graph.slice(..(graph.len() as f64 * share) as usize));
             let at = flip.index(graph.len());
-            graph[at] ^= 0x55;
-            let _ = take_tables(&graph);
+            let mut flipped = graph.to_vec();
+            flipped[at] ^= 0x55;
+            let _ = take_tables(&flipped.into());
         }
     }
 }

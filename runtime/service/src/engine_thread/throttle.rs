@@ -41,7 +41,7 @@ impl Throttle {
     pub(crate) fn pause(&self, step: Duration, interrupt: &Interrupt) {
         let begun = Instant::now();
         // Whoever is cancelled, or comes to its deadline, waits for no pause.
-        interrupt.anybody();
+        interrupt.accept_any_request();
         loop {
             let left = self.rest_after(step).saturating_sub(begun.elapsed());
             if left.is_zero() || interrupt.is_raised() {
@@ -49,7 +49,7 @@ impl Throttle {
             }
             std::thread::sleep(left.min(LOOK));
         }
-        interrupt.nobody();
+        interrupt.clear_sole_request();
     }
 }
 

@@ -118,7 +118,7 @@ impl Ledger {
                 summary,
                 seen: _,
             } => {
-                guesses = (summary.guessed, summary.guessed_right);
+                guesses = (summary.draft_tokens, summary.accepted_draft_tokens);
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,

@@ -2,14 +2,17 @@
 
 use std::collections::HashSet;
 
+use prost::bytes::Bytes;
+
+use crate::onnx_proto::{NodeProto, graph_field};
+use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 use crate::prepare::logits::Tail;
-use crate::prepare::proto::{Change, Draft, Node, Part, graph_field, with_inputs};
 
 /// The graph with its first `layers` layers only. `outputs` are what it returns then: the logits first, and the keys
 /// and values of those layers. `None`: the graph is of another form, or has no more layers than that.
-pub(crate) fn cut(model: &[u8], layers: usize, outputs: &[String]) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let nodes = &draft.nodes;
+pub(crate) fn cut(model: &Bytes, layers: usize, outputs: &[String]) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let nodes = &editor.nodes;
     let attentions: Vec<usize> = (0..nodes.len())
         .filter(|&index| nodes[index].op_type == "GroupQueryAttention")
         .collect();
@@ -44,21 +47,25 @@ pub(crate) fn cut(model: &[u8], layers: usize, outputs: &[String]) -> Option<Vec
         .flat_map(|&index| &inputs[index])
         .map(String::as_str)
         .collect();
-    draft.write(
+    editor.write(
         |part| {
             Some(match part {
-                Part::Node(index) if !needed.contains(&index) => Change::Drop,
-                Part::Node(index) if tail.nodes.contains(&index) => {
-                    Change::Put(with_inputs(draft.node(index)?, &inputs[index])?)
+                GraphField::Node(index) if !needed.contains(&index) => FieldEdit::Drop,
+                GraphField::Node(index) if tail.nodes.contains(&index) => {
+                    FieldEdit::Put(with_inputs(editor.node(index)?, &inputs[index])?)
                 }
-                Part::Named(graph_field::OUTPUT, name) if !outputs.iter().any(|output| output == name) => {
-                    Change::Drop
+                GraphField::Named(graph_field::OUTPUT, name)
+                    if !outputs.iter().any(|output| output == name) =>
+                {
+                    FieldEdit::Drop
                 }
-                Part::Named(graph_field::INITIALIZER | graph_field::INPUT, name) if !names.contains(name) => {
-                    Change::Drop
+                GraphField::Named(graph_field::INITIALIZER | graph_field::INPUT, name)
+                    if !names.contains(name) =>
+                {
+                    FieldEdit::Drop
                 }
-                Part::Named(graph_field::VALUE_INFO, _) => Change::Drop,
-                _ => Change::Keep,
+                GraphField::Named(graph_field::VALUE_INFO, _) => FieldEdit::Drop,
+                _ => FieldEdit::Keep,
             })
         },
         &[],
@@ -66,7 +73,7 @@ pub(crate) fn cut(model: &[u8], layers: usize, outputs: &[String]) -> Option<Vec
 }
 
 /// The node of the tail that adds the stream to what the attention gave: its operator, and which input the stream is.
-fn joins<'a>(nodes: &'a [Node], tail: &Tail, residual: &str) -> Option<(&'a str, usize)> {
+fn joins<'a>(nodes: &'a [NodeProto], tail: &Tail, residual: &str) -> Option<(&'a str, usize)> {
     tail.nodes.iter().find_map(|&index| {
         let at = nodes[index].input.iter().position(|input| input == residual)?;
         Some((nodes[index].op_type.as_str(), at))
@@ -74,7 +81,11 @@ fn joins<'a>(nodes: &'a [Node], tail: &Tail, residual: &str) -> Option<(&'a str,
 }
 
 /// The stream beside the attention `from`: what the next node of the same operator takes at the same place.
-fn stream_beside<'a>(nodes: &'a [Node], from: usize, (operator, at): (&str, usize)) -> Option<&'a String> {
+fn stream_beside<'a>(
+    nodes: &'a [NodeProto],
+    from: usize,
+    (operator, at): (&str, usize),
+) -> Option<&'a String> {
     let mut behind: HashSet<&str> = nodes[from].outputs().collect();
     // Exporters write nodes in the order of computation.
     for node in &nodes[from + 1..] {
@@ -93,7 +104,7 @@ fn stream_beside<'a>(nodes: &'a [Node], from: usize, (operator, at): (&str, usiz
 }
 
 /// The nodes that `outputs` depend on.
-fn needed(nodes: &[Node], inputs: &[Vec<String>], outputs: &[String]) -> HashSet<usize> {
+fn needed(nodes: &[NodeProto], inputs: &[Vec<String>], outputs: &[String]) -> HashSet<usize> {
     let mut wanted: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut found = HashSet::new();
     while let Some(name) = wanted.pop() {
@@ -115,7 +126,7 @@ fn needed(nodes: &[Node], inputs: &[Vec<String>], outputs: &[String]) -> HashSet
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn the_exporters_graphs_are_cut() {
@@ -132,11 +143,7 @@ mod tests {
             let tail = Tail::of(&edited.node, "logits").unwrap();
             assert!(tail.sources.contains(&attended.output[0]), "{file}");
             assert_eq!(edited.output.len(), 3, "{file}");
-            let inputs: Vec<&str> = edited
-                .input
-                .iter()
-                .map(crate::prepare::proto::Value::name)
-                .collect();
+            let inputs: Vec<&str> = edited.input.iter().map(|input| input.name.as_str()).collect();
             assert_eq!(inputs.len(), 4, "{inputs:?}");
             assert!(
                 edited.initializer.len() < read(&graph).initializer.len(),

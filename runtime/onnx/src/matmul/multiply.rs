@@ -1,16 +1,16 @@
 //! The product of rows with packed weights: quantised once, then tile by tile.
 
-use crate::matmul::pack::Packed;
-use crate::matmul::quantise::{Place, quantise};
+use crate::matmul::pack::PackedWeights;
+use crate::matmul::quantise::{PanelRow, quantise};
 use crate::matmul::tile::{Tile, compute};
-use crate::matmul::{GROUPS, HEIGHT, LANES, TALLEST};
-use crate::own::Workers;
+use crate::matmul::{GROUPS, LANES, MAX_PANEL_ROWS, PANEL_ROWS};
+use crate::workers::{SharedPointer, Workers};
 
 /// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
 /// first cache (12 KiB), and so do those that are fetched meanwhile.
-const CHUNK: usize = 512;
+const CHUNK_VALUES: usize = 512;
 /// Bytes to fetch ahead where the weights are read only once.
-const AHEAD: usize = 4096;
+const PREFETCH_BYTES: usize = 4096;
 
 /// Room for the quantised rows, kept from one product to the next.
 #[derive(Default)]
@@ -21,24 +21,9 @@ pub(crate) struct Scratch {
     sums: Vec<i32>,
 }
 
-/// Pointers that several threads write through, each at places of its own.
-#[derive(Clone, Copy)]
-struct Shared<T>(*mut T);
-
-// SAFETY: what is written through it is divided among the threads by the pieces of work.
-unsafe impl<T> Send for Shared<T> {}
-// SAFETY: as above.
-unsafe impl<T> Sync for Shared<T> {}
-
-impl<T> Shared<T> {
-    fn at(self, offset: usize) -> *mut T {
-        self.0.wrapping_add(offset)
-    }
-}
-
 /// `out[rows, n] = input[rows, k] * weights[k, n]`.
 pub(crate) fn multiply(
-    packed: &Packed,
+    packed: &PackedWeights,
     input: &[f32],
     out: &mut [f32],
     scratch: &mut Scratch,
@@ -59,15 +44,15 @@ pub(crate) fn multiply(
     grow(&mut scratch.quants, rows * padded);
     grow(&mut scratch.scales, rows * shape.blocks());
     grow(&mut scratch.sums, rows * shape.blocks());
-    let quants = Shared(scratch.quants.as_mut_ptr());
-    let scales = Shared(scratch.scales.as_mut_ptr());
-    let sums = Shared(scratch.sums.as_mut_ptr());
+    let quants = SharedPointer(scratch.quants.as_mut_ptr());
+    let scales = SharedPointer(scratch.scales.as_mut_ptr());
+    let sums = SharedPointer(scratch.sums.as_mut_ptr());
     let height = panel_height(rows);
     let panel = |panel: usize| {
         let first = panel * height;
         let count = height.min(rows - first);
         for row in 0..count {
-            let place = Place {
+            let place = PanelRow {
                 quants: quants.at(first * padded),
                 scales: scales.at(first * shape.blocks()),
                 sums: sums.at(first * shape.blocks()),
@@ -87,9 +72,9 @@ pub(crate) fn multiply(
     } else {
         workers.each(panels, panel)?;
     }
-    let out = Shared(out.as_mut_ptr());
+    let out = SharedPointer(out.as_mut_ptr());
     workers.each(shape.tiles(), |tile| {
-        let rows = Rows {
+        let rows = QuantisedRows {
             quants: quants.at(0),
             scales: scales.at(0),
             sums: sums.at(0),
@@ -100,10 +85,14 @@ pub(crate) fn multiply(
     })
 }
 
-/// Rows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less than to
+/// QuantisedRows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less than to
 /// unpack them twice. More are parted evenly, into panels whose sums leave the registers less often.
 fn panel_height(rows: usize) -> usize {
-    if rows <= TALLEST { rows.max(1) } else { HEIGHT }
+    if rows <= MAX_PANEL_ROWS {
+        rows.max(1)
+    } else {
+        PANEL_ROWS
+    }
 }
 
 fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
@@ -113,7 +102,7 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
 }
 
 /// Quantised rows, by panels.
-struct Rows {
+struct QuantisedRows {
     quants: *const i32,
     scales: *const f32,
     sums: *const i32,
@@ -124,7 +113,7 @@ struct Rows {
 ///
 /// # Safety
 /// As for [`compute`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
-unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
+unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out: *mut f32) {
     let shape = packed.shape;
     let (blocks, groups) = (shape.blocks(), shape.groups(tile));
     let block_bytes = shape.block_bytes(groups);
@@ -133,7 +122,7 @@ unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
     let step = if panels == 1 {
         blocks
     } else {
-        (CHUNK / shape.block).max(1)
+        (CHUNK_VALUES / shape.block).max(1)
     };
     let columns = shape.n - tile * GROUPS * LANES;
     let mask = match columns % LANES {
@@ -168,7 +157,11 @@ unsafe fn columns(packed: &Packed, rows: &Rows, tile: usize, out: *mut f32) {
                 stride: shape.n,
                 mask,
                 add: block > 0,
-                ahead: if panels == 1 { AHEAD } else { step * block_bytes },
+                ahead: if panels == 1 {
+                    PREFETCH_BYTES
+                } else {
+                    step * block_bytes
+                },
                 fetch,
             };
             // SAFETY: the operands are those of this tile, by the caller's word.

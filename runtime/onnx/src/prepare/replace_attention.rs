@@ -1,59 +1,67 @@
 //! Attention by an operator of our own ([`crate::attention`]).
 
+use prost::bytes::Bytes;
+
 use crate::attention::OPERATOR;
-use crate::own::DOMAIN;
-use crate::prepare::proto::{
-    Change, Draft, Node, Part, element, graph_field, with_inputs, with_operator, with_opset,
+use crate::custom_operators::DOMAIN;
+use crate::onnx_proto::{NodeProto, data_type, graph_field};
+use crate::prepare::graph_editor::{
+    FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 use crate::prepare::ragged::{LENGTHS, POSITIONS};
 
 /// Where `GroupQueryAttention` has what the own operator takes, in the order in which that takes it: packed queries, keys
 /// and values; past keys and values; the last token of each row; cosines and sines; positions; lengths.
-const WANTED: [usize; 8] = [0, 3, 4, 5, 7, 8, 9, 16];
+const OPERATOR_INPUTS: [usize; 8] = [0, 3, 4, 5, 7, 8, 9, 16];
 
 /// Puts the own operator in the place of each `GroupQueryAttention`. `None`: there is none, or one of another form.
 ///
 /// That is: lengths and positions are wired ([`super::ragged`]); queries, keys and values are packed; keys and values are
 /// `f32`; nothing else is asked for (windows, soft caps, sinks, biases, scaled caches).
-pub(crate) fn own_attention(model: &[u8]) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let floats: Vec<String> = draft
+pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let floats: Vec<String> = editor
         .inputs()?
         .into_iter()
-        .filter(|(_, kind)| *kind == element::FLOAT)
+        .filter(|(_, kind)| *kind == data_type::FLOAT)
         .map(|(name, _)| name)
         .collect();
-    let attention = |index: &usize| draft.nodes[*index].op_type == "GroupQueryAttention";
-    let attentions: Vec<usize> = (0..draft.nodes.len()).filter(attention).collect();
-    if attentions.is_empty() || !attentions.iter().all(|&index| fits(&draft.nodes[index], &floats)) {
+    let attention = |index: &usize| editor.nodes[*index].op_type == "GroupQueryAttention";
+    let attentions: Vec<usize> = (0..editor.nodes.len()).filter(attention).collect();
+    if attentions.is_empty()
+        || !attentions
+            .iter()
+            .all(|&index| fits(&editor.nodes[index], &floats))
+    {
         return None;
     }
-    let edited = draft.write(
+    let edited = editor.write(
         |part| match part {
-            Part::Node(index) if attentions.contains(&index) => {
-                let inputs = WANTED.map(|at| draft.nodes[index].input[at].clone());
-                let node = with_inputs(draft.node(index)?, &inputs)?;
-                Some(Change::Put(with_operator(&node, OPERATOR, DOMAIN)?))
+            GraphField::Node(index) if attentions.contains(&index) => {
+                let inputs = OPERATOR_INPUTS.map(|at| editor.nodes[index].input[at].clone());
+                let node = with_inputs(editor.node(index)?, &inputs)?;
+                Some(FieldEdit::Put(with_operator(&node, OPERATOR, DOMAIN)?))
             }
             // As for products: the library infers nothing through an operator that it does not know.
-            Part::Named(graph_field::VALUE_INFO, _) => Some(Change::Drop),
-            _ => Some(Change::Keep),
+            GraphField::Named(graph_field::VALUE_INFO, _) => Some(FieldEdit::Drop),
+            _ => Some(FieldEdit::Keep),
         },
         &[],
     )?;
     Some(with_opset(edited, DOMAIN, 1))
 }
 
-fn fits(node: &Node, floats: &[String]) -> bool {
+fn fits(node: &NodeProto, floats: &[String]) -> bool {
     let input = |at: usize| node.input.get(at).map_or("", String::as_str);
-    let wired = WANTED.iter().all(|at| !input(*at).is_empty())
+    let wired = OPERATOR_INPUTS.iter().all(|at| !input(*at).is_empty())
         && input(9) == POSITIONS
         && input(16) == LENGTHS
         && [3, 4]
             .iter()
             .all(|at| floats.iter().any(|name| name == input(*at)));
     // The sixth is the longest row's length, which the operator needs not be told.
-    let alone = (0..node.input.len()).all(|at| at == 6 || WANTED.contains(&at) || input(at).is_empty());
+    let alone =
+        (0..node.input.len()).all(|at| at == 6 || OPERATOR_INPUTS.contains(&at) || input(at).is_empty());
     let plain = node
         .attribute
         .iter()
@@ -73,17 +81,17 @@ fn fits(node: &Node, floats: &[String]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::testing::{exported, read};
     use crate::prepare::ragged::wire_lengths;
     use crate::prepare::rope::take_tables;
+    use crate::prepare::test_graphs::{exported, read};
 
     #[test]
     fn every_attention_of_the_exporters_graphs_is_replaced() {
         for (file, graph) in exported() {
-            assert_eq!(own_attention(&graph), None, "{file} is not wired");
+            assert_eq!(replace_attention(&graph), None, "{file} is not wired");
             let (graph, _) = take_tables(&graph).unwrap();
             let wired = wire_lengths(&graph).unwrap();
-            let edited = own_attention(&wired).unwrap();
+            let edited = replace_attention(&wired).unwrap();
             let (before, after) = (read(&wired), read(&edited));
             let mut replaced = 0;
             for (before, after) in before.node.iter().zip(&after.node) {
@@ -93,7 +101,7 @@ mod tests {
                         (after.op_type.as_str(), after.domain.as_str()),
                         (OPERATOR, DOMAIN)
                     );
-                    assert_eq!(after.input.len(), WANTED.len());
+                    assert_eq!(after.input.len(), OPERATOR_INPUTS.len());
                     assert_eq!(after.output, before.output);
                 } else {
                     assert_eq!(after, before);
@@ -115,19 +123,19 @@ mod tests {
         let floats = [node.input[3].clone(), node.input[4].clone()];
         assert!(fits(&node, &floats));
         assert!(!fits(&node, &floats[..1]), "keys of another kind");
-        let changed = |change: fn(&mut Node)| {
+        let changed = |change: fn(&mut NodeProto)| {
             let mut node = node.clone();
             change(&mut node);
             fits(&node, &floats)
         };
         assert!(!changed(|node| "bias".clone_into(&mut node.input[10])));
         assert!(!changed(|node| "keys".clone_into(&mut node.input[1])));
+        assert!(!changed(|node| node.attribute.push(
+            crate::onnx_proto::AttributeProto::int("local_window_size", 64)
+        )));
         assert!(!changed(|node| node
             .attribute
-            .push(crate::prepare::proto::Attribute::int("local_window_size", 64))));
-        assert!(!changed(|node| node
-            .attribute
-            .push(crate::prepare::proto::Attribute::int("smooth_softmax", 1))));
+            .push(crate::onnx_proto::AttributeProto::int("smooth_softmax", 1))));
         assert!(!changed(|node| node
             .attribute
             .retain(|attribute| attribute.name != "do_rotary")));

@@ -1,12 +1,12 @@
 //! Whose turn it is.
 
 use crate::decoder::Regime;
-use crate::rows::common;
+use crate::rows::common_prefix;
 use crate::sequence::Sequence;
 
-/// A piece of work: one run.
+/// The kind of the next step: one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Work {
+pub(crate) enum StepKind {
     /// A chunk of the prompt of the sequence at this index.
     Prefill(usize),
     /// The next token of all sequences that are through with their prompts, or of those of one regime.
@@ -15,49 +15,52 @@ pub(crate) enum Work {
 
 /// Takes turns: prompts enter chunk by chunk between the steps of running answers, so that neither waits long.
 #[derive(Debug, Default)]
-pub(crate) struct Turns {
-    last: Option<Work>,
+pub(crate) struct Scheduler {
+    last: Option<StepKind>,
     /// The regime that decoded last, whatever prompts entered since.
     decoded: Option<Regime>,
     prefills: u32,
 }
 
 /// Every so many chunks the oldest prompt goes first, however long it is.
-const OLDEST_FIRST: u32 = 4;
+const OLDEST_FIRST_INTERVAL: u32 = 4;
 /// A beginning in common that is worth waiting for, in tokens.
-const WORTH_WAITING: usize = 16;
+const MIN_SHARED_TOKENS: usize = 16;
 
-impl Turns {
-    /// The next piece of work; `None` if nothing runs. `running` is in the order of starting. With `share`,
+impl Scheduler {
+    /// The next step; `None` if nothing runs. `running` is in the order of starting. With `share`,
     /// a sequence waits for an older one that is about to compute their common beginning. With `mixed`, sequences of
     /// both regimes decode together.
-    pub(crate) fn next(&mut self, running: &[Sequence], share: bool, mixed: bool) -> Option<Work> {
+    pub(crate) fn next(&mut self, running: &[Sequence], share: bool, mixed: bool) -> Option<StepKind> {
         let prefill = self.prefill(running, share);
         let decode = if mixed {
             running.iter().any(Sequence::decodes).then_some(None)
         } else {
             self.decode(running).map(Some)
         };
-        let work = match (prefill, decode) {
-            (Some(index), Some(_)) if !matches!(self.last, Some(Work::Prefill(_))) => Work::Prefill(index),
-            (_, Some(regime)) => Work::Decode(regime),
-            (Some(index), None) => Work::Prefill(index),
+        let step = match (prefill, decode) {
+            (Some(index), Some(_)) if !matches!(self.last, Some(StepKind::Prefill(_))) => {
+                StepKind::Prefill(index)
+            }
+            (_, Some(regime)) => StepKind::Decode(regime),
+            (Some(index), None) => StepKind::Prefill(index),
             (None, None) => return None,
         };
-        match work {
-            Work::Prefill(_) => self.prefills = self.prefills.wrapping_add(1),
-            Work::Decode(regime) => self.decoded = regime,
+        match step {
+            StepKind::Prefill(_) => self.prefills = self.prefills.wrapping_add(1),
+            StepKind::Decode(regime) => self.decoded = regime,
         }
-        self.last = Some(work);
-        Some(work)
+        self.last = Some(step);
+        Some(step)
     }
 
     /// The shortest rest first, so that short prompts don't wait for long ones; the oldest now and then, so that
     /// long ones get through.
     fn prefill(&self, running: &[Sequence], share: bool) -> Option<usize> {
-        let open = |index: &usize| !(running[*index].decodes() || (share && waits(running, *index)));
+        let open =
+            |index: &usize| !(running[*index].decodes() || (share && waits_for_prefix(running, *index)));
         let mut open = (0..running.len()).filter(open);
-        if self.prefills % OLDEST_FIRST == OLDEST_FIRST - 1 {
+        if self.prefills % OLDEST_FIRST_INTERVAL == OLDEST_FIRST_INTERVAL - 1 {
             open.next()
         } else {
             open.min_by_key(|&index| running[index].rest())
@@ -77,13 +80,13 @@ impl Turns {
 }
 
 /// Whether an older sequence is computing what `running[index]` begins with.
-fn waits(running: &[Sequence], index: usize) -> bool {
+fn waits_for_prefix(running: &[Sequence], index: usize) -> bool {
     let sequence = &running[index];
     running[..index].iter().any(|older| {
         if older.decodes() || older.regime != sequence.regime {
             return false;
         }
-        let shared = common(&older.tokens, &sequence.tokens).min(sequence.tokens.len() - 1);
-        shared >= sequence.computed + WORTH_WAITING && older.computed < shared
+        let shared = common_prefix(&older.tokens, &sequence.tokens).min(sequence.tokens.len() - 1);
+        shared >= sequence.computed + MIN_SHARED_TOKENS && older.computed < shared
     })
 }

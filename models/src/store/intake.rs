@@ -3,14 +3,17 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 
+use super::ModelStore;
 use super::compare::walk;
-use super::{Shelf, write_hashed};
+use super::staging::write_hashed;
 use crate::error::ModelError;
-use crate::hub::{Event, PullError, Watch};
 use crate::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
+use crate::safe_path::is_safe;
 
-impl Shelf {
-    /// Copies the model in `folder` to the shelf as `name`. Hashes that its manifest has are held against the files;
+impl ModelStore {
+    /// Copies the model in `folder` to the store as `name`. Hashes that its manifest has are held against the files;
     /// else they are taken as the files are now.
     pub fn take_in(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
         let config = folder.join("genai_config.json");
@@ -82,19 +85,13 @@ impl Shelf {
         manifest.write(&staging.join(MANIFEST))?;
         self.install(name, &staging)
     }
-
-    /// A staging folder with nothing in it.
-    pub(super) fn fresh_staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
-        self.clear_staging(name, None)?;
-        self.staging(name, version)
-    }
 }
 
 /// The files of a model directory, without the manifest and without hidden ones.
 pub(super) fn contents(folder: &Path) -> Result<Vec<String>, PullError> {
     let mut files = walk(folder)?;
     files.retain(|path| path != MANIFEST && !path.split('/').any(|part| part.starts_with('.')));
-    match files.iter().find(|path| !crate::hub::is_safe(path)) {
+    match files.iter().find(|path| !is_safe(path)) {
         Some(path) => Err(ModelError::invalid(
             &folder.join(path),
             "has a name that can't be kept on every system",

@@ -11,14 +11,14 @@ use crate::fingerprint::hex;
 
 /// A hash that a file must have.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Expected {
+pub(crate) enum ExpectedHash {
     /// SHA-256 of the content, as large-file storage and manifests name it.
     Sha256(String),
     /// The id of the git blob: SHA-1 over `blob {size}\0` and the content.
     GitBlob(String),
 }
 
-impl std::fmt::Display for Expected {
+impl std::fmt::Display for ExpectedHash {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Sha256(hash) => write!(f, "sha256 {hash}"),
@@ -29,22 +29,22 @@ impl std::fmt::Display for Expected {
 
 /// The hashes that a file has.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Seen {
+pub(crate) struct FileHashes {
     pub(crate) sha256: String,
     pub(crate) blob: String,
     pub(crate) size: u64,
 }
 
-impl Seen {
+impl FileHashes {
     /// `Err` with what was expected and what was found.
-    pub(crate) fn check(&self, size: u64, expected: &[Expected]) -> Result<(), (String, String)> {
+    pub(crate) fn check(&self, size: u64, expected: &[ExpectedHash]) -> Result<(), (String, String)> {
         if self.size != size {
             return Err((format!("{size} bytes"), format!("{} bytes", self.size)));
         }
         for one in expected {
             let found = match one {
-                Expected::Sha256(_) => Expected::Sha256(self.sha256.clone()),
-                Expected::GitBlob(_) => Expected::GitBlob(self.blob.clone()),
+                ExpectedHash::Sha256(_) => ExpectedHash::Sha256(self.sha256.clone()),
+                ExpectedHash::GitBlob(_) => ExpectedHash::GitBlob(self.blob.clone()),
             };
             if found != *one {
                 return Err((one.to_string(), found.to_string()));
@@ -56,13 +56,13 @@ impl Seen {
 
 /// Takes both hashes as the bytes come. The size must be known from the start, since a git blob begins with it.
 #[derive(Clone)]
-pub(crate) struct Hasher {
+pub(crate) struct FileHasher {
     sha256: Sha256,
     blob: Sha1,
     size: u64,
 }
 
-impl Hasher {
+impl FileHasher {
     pub(crate) fn new(size: u64) -> Self {
         Self {
             sha256: Sha256::new(),
@@ -82,8 +82,8 @@ impl Hasher {
         self.size
     }
 
-    pub(crate) fn seen(&self) -> Seen {
-        Seen {
+    pub(crate) fn seen(&self) -> FileHashes {
+        FileHashes {
             sha256: hex(&self.sha256.clone().finalize()),
             blob: hex(&self.blob.clone().finalize()),
             size: self.size,
@@ -91,7 +91,7 @@ impl Hasher {
     }
 
     /// The hashes of a file as it is.
-    pub(crate) fn of_file(path: &Path) -> std::io::Result<Seen> {
+    pub(crate) fn of_file(path: &Path) -> std::io::Result<FileHashes> {
         let mut file = File::open(path)?;
         let mut hasher = Self::new(file.metadata()?.len());
         let mut buffer = vec![0; 1 << 18];
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn hashes_are_those_of_git_and_sha256sum() {
-        let mut hasher = Hasher::new(6);
+        let mut hasher = FileHasher::new(6);
         hasher.update(b"hel");
         hasher.update(b"lo\n");
         let seen = hasher.seen();
@@ -120,8 +120,8 @@ mod tests {
             seen.sha256,
             "5891b5b522d5df086d0ff0b110fbd9d21bb4fc7163af34d08286a2e846f6be03"
         );
-        assert!(seen.check(6, &[Expected::GitBlob(seen.blob.clone())]).is_ok());
-        let (expected, found) = seen.check(6, &[Expected::Sha256("00".into())]).unwrap_err();
+        assert!(seen.check(6, &[ExpectedHash::GitBlob(seen.blob.clone())]).is_ok());
+        let (expected, found) = seen.check(6, &[ExpectedHash::Sha256("00".into())]).unwrap_err();
         assert!(
             expected.contains("00") && found.contains("5891"),
             "{expected} {found}"

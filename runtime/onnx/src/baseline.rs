@@ -9,7 +9,7 @@ use crate::decoder::OnnxDecoder;
 
 /// What a bare loop took.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct BareTimes {
+pub struct BaselineTimes {
     /// The prompt's run.
     pub prefill: Duration,
     /// All runs of one token after it.
@@ -21,7 +21,7 @@ pub fn run(
     decoder: &mut OnnxDecoder,
     prompt: &[TokenId],
     new_tokens: usize,
-) -> Result<BareTimes, DecodeError> {
+) -> Result<BaselineTimes, DecodeError> {
     let interrupt = Interrupt::new();
     let token = prompt.last().copied().unwrap_or(TokenId(0));
     let started = Instant::now();
@@ -31,7 +31,7 @@ pub fn run(
     for step in 0..new_tokens {
         decoder.run_plain(&[token], prompt.len() + step, &interrupt)?;
     }
-    Ok(BareTimes {
+    Ok(BaselineTimes {
         prefill,
         decode: started.elapsed(),
     })

@@ -13,7 +13,7 @@ use crate::attention::LANES;
 
 /// Keys that are scored before their values are taken in.
 pub(crate) const BLOCK: usize = 64;
-const PARTS: usize = BLOCK / LANES;
+const BLOCK_REGISTERS: usize = BLOCK / LANES;
 
 /// A query vector on its way: what it has seen so far.
 pub(crate) struct Query {
@@ -52,7 +52,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
 ) {
     let size = PIECES * LANES;
     let count = BLOCK.min(end - from);
-    let mut weights = [[_mm512_setzero_ps(); PARTS]; ROWS];
+    let mut weights = [[_mm512_setzero_ps(); BLOCK_REGISTERS]; ROWS];
     // SAFETY: by the caller's word.
     unsafe {
         let ahead = next.map(|_| values.add(from * size));
@@ -63,17 +63,17 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
         let visible = query.sees.saturating_sub(from).min(count);
         if visible == 0 {
             // A block that it does not see changes nothing.
-            weights[row] = [_mm512_setzero_ps(); PARTS];
+            weights[row] = [_mm512_setzero_ps(); BLOCK_REGISTERS];
             continue;
         }
         let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-        for part in 0..PARTS {
+        for part in 0..BLOCK_REGISTERS {
             let known = _mm512_mask_mov_ps(largest, mask(visible, part), weights[row][part]);
             largest = _mm512_max_ps(largest, known);
         }
         let largest = query.largest.max(_mm512_reduce_max_ps(largest));
         let mut total = _mm512_setzero_ps();
-        for part in 0..PARTS {
+        for part in 0..BLOCK_REGISTERS {
             let weight = exp2(_mm512_sub_ps(weights[row][part], _mm512_set1_ps(largest)));
             weights[row][part] = _mm512_maskz_mov_ps(mask(visible, part), weight);
             total = _mm512_add_ps(total, weights[row][part]);
@@ -91,7 +91,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
     }
     let mut flat = [[0f32; BLOCK]; ROWS];
     for row in 0..ROWS {
-        for part in 0..PARTS {
+        for part in 0..BLOCK_REGISTERS {
             // SAFETY: it has room for whole blocks.
             unsafe { _mm512_storeu_ps(flat[row].as_mut_ptr().add(part * LANES), weights[row][part]) };
         }
@@ -133,7 +133,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     mut keys: *const f32,
     count: usize,
     ahead: Option<*const f32>,
-    scores: &mut [[__m512; PARTS]; ROWS],
+    scores: &mut [[__m512; BLOCK_REGISTERS]; ROWS],
 ) {
     let mut vectors = [[_mm512_setzero_ps(); PIECES]; ROWS];
     for row in 0..ROWS {

@@ -1,35 +1,35 @@
 //! Whether an edited graph does what the plain one does, tried on its first layers.
 
-mod products;
+mod compare_matmuls;
 
 use std::path::Path;
 
 use phi_edge_engine::{DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
 use phi_edge_models::GenaiConfig;
+use prost::bytes::Bytes;
 
 use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
 use crate::graph::GraphFacts;
 use crate::library::Library;
-use crate::open::Opened;
-use crate::prepare::{self, Prepare, Prepared, Tables};
+use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::Provider;
-use crate::session::{self, Source};
+use crate::session::{self, GraphSource, OpenModel};
 
 /// Layers of the trial: the second one reads what the edits made of the first.
-const LAYERS: usize = 2;
+const TRIAL_LAYERS: usize = 2;
 /// Tokens a row of the trial may hold beyond the boundary of the rope factors.
-const ROOM: usize = 32;
+const TOKENS_BEYOND_BOUNDARY: usize = 32;
 /// Tokens that each row takes in each step of the trial.
-const STEPS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
+const STEP_LENGTHS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
 /// The largest difference of a logit, as a share of the largest logit. Seen: none at all for small models of fp32 and
 /// int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
-const TOLERANCE: f32 = 5e-3;
+const LOGIT_TOLERANCE: f32 = 5e-3;
 
-/// The same where products are computed by the own operator. Each product equals the library's ([`products`]), but for the
+/// The same where products are computed by the own operator. Each product equals the library's ([`compare_matmuls`]), but for the
 /// last bits; these decide now and then how the next product rounds an input to eight bits, and so on, so that after a
 /// few products two equally good results differ by as much as rounding to eight bits costs. Seen: 12e-3 at full size.
-const TOLERANCE_OF_OWN_PRODUCTS: f32 = 5e-2;
+const MATMUL_LOGIT_TOLERANCE: f32 = 5e-2;
 
 /// What a trial needs.
 pub(crate) struct Trial<'a> {
@@ -44,25 +44,27 @@ pub(crate) struct Trial<'a> {
 impl Trial<'_> {
     /// Runs the same steps on the plain graph and on the one edited so. The inner result is the verdict; the
     /// outer one fails where the plain graph can't be run either.
-    pub(crate) fn run(&self, model: &[u8], edits: Prepare) -> Result<Result<(), String>, OnnxError> {
+    pub(crate) fn run(&self, model: &Bytes, edits: Prepare) -> Result<Result<(), String>, OnnxError> {
         let mut genai = self.genai.clone();
-        genai.num_layers = genai.num_layers.min(LAYERS);
+        genai.num_layers = genai.num_layers.min(TRIAL_LAYERS);
         let mut outputs = vec![genai.outputs.logits.clone()];
         for layer in 0..genai.num_layers {
             outputs.extend([genai.present_key(layer), genai.present_value(layer)]);
         }
-        let cut = if self.genai.num_layers > LAYERS {
-            let Some(cut) = prepare::cut(model, LAYERS, &outputs) else {
+        let cut = if self.genai.num_layers > TRIAL_LAYERS {
+            let Some(cut) = prepare::cut(model, TRIAL_LAYERS, &outputs) else {
                 return Ok(Err(
                     "its layers can't be told apart, so that it can't be tried".into()
                 ));
             };
             cut
         } else {
-            model.to_vec()
+            model.clone()
         };
         let boundary = crate::graph::read(self.path)?.rope_boundary;
-        genai.context_length = genai.context_length.min(boundary.unwrap_or(0) + ROOM);
+        genai.context_length = genai
+            .context_length
+            .min(boundary.unwrap_or(0) + TOKENS_BEYOND_BOUNDARY);
         let plain = session::open(
             self.library,
             &self.source(&genai, &cut),
@@ -74,7 +76,7 @@ impl Trial<'_> {
         drop(plain);
         let form = Prepare::form(edits.level);
         if form != Prepare::PLAIN
-            && let Err(fault) = self.edited(&cut, form, &expected, &genai)
+            && let Err(fault) = self.verify(&cut, form, &expected, &genai)
         {
             return Ok(Err(fault));
         }
@@ -83,33 +85,33 @@ impl Trial<'_> {
                 matmul: false,
                 ..edits
             };
-            if let Err(fault) = self.edited(&cut, attention, &expected, &genai) {
+            if let Err(fault) = self.verify(&cut, attention, &expected, &genai) {
                 return Ok(Err(fault));
             }
         }
         if !edits.matmul {
             return Ok(Ok(()));
         }
-        Ok(products::hold(self, model).and_then(|()| self.edited(&cut, edits, &expected, &genai)))
+        Ok(compare_matmuls::verify(self, model).and_then(|()| self.verify(&cut, edits, &expected, &genai)))
     }
 
-    fn edited(
+    fn verify(
         &self,
-        cut: &[u8],
+        cut: &Bytes,
         edits: Prepare,
         expected: &[f32],
         genai: &GenaiConfig,
     ) -> Result<(), String> {
         match prepare::prepare(cut, &genai.outputs.logits, edits) {
-            Some(prepared) => self.hold(prepared, edits, expected, genai),
+            Some(prepared) => self.compare(prepared, edits, expected, genai),
             None => Err("its first layers are of another form than the whole".into()),
         }
     }
 
     /// Whether `prepared` gives the `expected` logits.
-    fn hold(
+    fn compare(
         &self,
-        prepared: Prepared,
+        prepared: EditedGraph,
         edits: Prepare,
         expected: &[f32],
         genai: &GenaiConfig,
@@ -126,9 +128,9 @@ impl Trial<'_> {
         // Not a number is the largest difference there is.
         let difference = differences.fold(0f32, |most, d| if d.is_nan() || d > most { d } else { most });
         let tolerance = if edits.matmul {
-            TOLERANCE_OF_OWN_PRODUCTS
+            MATMUL_LOGIT_TOLERANCE
         } else {
-            TOLERANCE
+            LOGIT_TOLERANCE
         };
         if got.len() == expected.len() && difference <= tolerance * largest {
             tracing::debug!(
@@ -144,8 +146,8 @@ impl Trial<'_> {
         ))
     }
 
-    fn source<'a>(&'a self, genai: &'a GenaiConfig, graph: &'a [u8]) -> Source<'a> {
-        Source {
+    fn source<'a>(&'a self, genai: &'a GenaiConfig, graph: &'a [u8]) -> GraphSource<'a> {
+        GraphSource {
             path: self.path,
             edited: Some(graph),
             config: genai,
@@ -155,7 +157,7 @@ impl Trial<'_> {
     fn decoder(
         &self,
         graph: session::OpenGraph,
-        tables: Option<Tables>,
+        tables: Option<RopeTables>,
         edits: Prepare,
         genai: &GenaiConfig,
     ) -> Result<OnnxDecoder, OnnxError> {
@@ -166,9 +168,9 @@ impl Trial<'_> {
             cache_rows: 0,
             kv_memory: None,
             prepare: edits,
-            verdicts: None,
+            edit_cache: None,
         };
-        let opened = Opened {
+        let opened = OpenModel {
             graph,
             facts: self.facts,
             tables,
@@ -194,7 +196,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
     let vocab = u32::try_from(caps.vocab_size).unwrap_or(u32::MAX);
     let mut past = [0usize; 3];
     let mut logits = Vec::new();
-    for (index, lengths) in STEPS.iter().enumerate() {
+    for (index, lengths) in STEP_LENGTHS.iter().enumerate() {
         let tokens: Vec<Vec<TokenId>> = (0u32..3)
             .zip(lengths)
             .map(|(row, &length)| some_tokens(row, past[row as usize], length, vocab))
@@ -255,7 +257,7 @@ mod tests {
     use crate::prepare::Level;
 
     /// The repository's own exports, where the library is at hand.
-    fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &[u8])) {
+    fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &Bytes)) {
         let Some(library) = Library::for_tests() else {
             return;
         };
@@ -270,7 +272,7 @@ mod tests {
             provider: Provider::Cpu,
             threads: 1,
         };
-        judge(&trial, &std::fs::read(&path).unwrap());
+        judge(&trial, &std::fs::read(&path).unwrap().into());
     }
 
     #[test]
@@ -297,15 +299,15 @@ mod tests {
     fn a_wrong_edit_does_not_hold() {
         trial("models/demo", |trial, graph| {
             let mut genai = trial.genai.clone();
-            genai.context_length = 1024 + ROOM;
+            genai.context_length = 1024 + TOKENS_BEYOND_BOUNDARY;
             let plain = session::open(trial.library, &trial.source(&genai, graph), Provider::Cpu, 1).unwrap();
             let mut plain = trial.decoder(plain, None, Prepare::PLAIN, &genai).unwrap();
             let expected = steps(&mut plain).unwrap();
             let ragged = Prepare::form(Level::Ragged);
-            let judge = |wrong: fn(&mut Tables)| {
+            let judge = |wrong: fn(&mut RopeTables)| {
                 let mut prepared = prepare::prepare(graph, "logits", ragged).unwrap();
                 prepared.tables.iter_mut().for_each(wrong);
-                trial.hold(prepared, ragged, &expected, &genai)
+                trial.compare(prepared, ragged, &expected, &genai)
             };
             assert_eq!(judge(|_| ()), Ok(()));
             // The short factors in the place of the long ones.

@@ -3,12 +3,13 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use crate::hub::{Hasher, PullError};
+use crate::digest::FileHasher;
 use crate::manifest::{MANIFEST, Manifest};
+use crate::pull_error::PullError;
 
 /// What is wrong with a file of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Fault {
+pub enum FileFault {
     /// The manifest names it, and it is not there.
     Missing(String),
     /// It is not what the manifest says.
@@ -24,14 +25,14 @@ pub enum Fault {
     Extra(String),
 }
 
-impl Fault {
+impl FileFault {
     /// Whether a file that belongs to the model is not right; those that are too many leave it whole.
     pub fn spoils(&self) -> bool {
         !matches!(self, Self::Extra(_))
     }
 }
 
-impl std::fmt::Display for Fault {
+impl std::fmt::Display for FileFault {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Missing(path) => write!(f, "{path} is missing"),
@@ -46,7 +47,7 @@ impl std::fmt::Display for Fault {
 }
 
 /// Reads every file of `directory` and holds it against `manifest`.
-pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<Fault>, PullError> {
+pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<FileFault>, PullError> {
     let mut extra: BTreeSet<String> = walk(directory)?.into_iter().collect();
     extra.remove(MANIFEST);
     let mut faults = Vec::new();
@@ -54,10 +55,10 @@ pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<Fault
         extra.remove(path);
         let full = directory.join(path);
         let Ok(metadata) = full.metadata() else {
-            faults.push(Fault::Missing(path.clone()));
+            faults.push(FileFault::Missing(path.clone()));
             continue;
         };
-        let wrong = |expected: String, found: String| Fault::Wrong {
+        let wrong = |expected: String, found: String| FileFault::Wrong {
             path: path.clone(),
             expected,
             found,
@@ -69,7 +70,7 @@ pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<Fault
             ));
             continue;
         }
-        let seen = Hasher::of_file(&full).map_err(PullError::io(&full, "read"))?;
+        let seen = FileHasher::of_file(&full).map_err(PullError::io(&full, "read"))?;
         if seen.sha256 != record.sha256 {
             faults.push(wrong(
                 format!("sha256 {}", record.sha256),
@@ -77,7 +78,7 @@ pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<Fault
             ));
         }
     }
-    faults.extend(extra.into_iter().map(Fault::Extra));
+    faults.extend(extra.into_iter().map(FileFault::Extra));
     Ok(faults)
 }
 

@@ -10,16 +10,19 @@ use std::path::{Path, PathBuf};
 
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
+use super::ModelStore;
 use super::intake::contents;
-use super::{Shelf, write_hashed};
+use super::staging::write_hashed;
+use crate::digest::FileHasher;
 use crate::error::ModelError;
-use crate::hub::{Event, Hasher, PullError, Watch};
 use crate::manifest::{FileRecord, MANIFEST, Manifest};
+use crate::progress::{Event, Watch};
+use crate::pull_error::PullError;
 
 /// Bytes that an archive's manifest may have.
-const MANIFEST_BYTES: u64 = 16 << 20;
+const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
-impl Shelf {
+impl ModelStore {
     /// Writes the model in `directory` to `file`. Its files are held against its manifest on the way; where that has no
     /// hashes, they are taken first.
     pub fn export(directory: &Path, file: &Path, watch: Watch<'_>) -> Result<(), PullError> {
@@ -30,7 +33,7 @@ impl Shelf {
         if manifest.files.is_empty() {
             for path in contents(directory)? {
                 let full = directory.join(&path);
-                let seen = Hasher::of_file(&full).map_err(PullError::io(&full, "read"))?;
+                let seen = FileHasher::of_file(&full).map_err(PullError::io(&full, "read"))?;
                 manifest.files.insert(path, FileRecord::from(seen));
             }
         }
@@ -80,8 +83,8 @@ impl Shelf {
                 .collect();
             for entry in entries {
                 take(entry.map_err(broken)?, &mut missing, &staging, watch).map_err(|error| match error {
-                    Taken::Fault(text) => fault(text),
-                    Taken::Error(error) => error,
+                    EntryError::Invalid(text) => fault(text),
+                    EntryError::Pull(error) => error,
                 })?;
             }
             match missing.keys().next() {
@@ -124,7 +127,7 @@ fn write_archive(
         let length = source.metadata().map_err(PullError::io(&full, "read"))?.len();
         let mut reader = Hashed {
             inner: source.take(record.size),
-            hasher: Hasher::new(record.size),
+            hasher: FileHasher::new(record.size),
             at: |bytes| watch(&Event::At { file: path, bytes }),
         };
         let short = length != record.size;
@@ -168,7 +171,7 @@ fn header(size: u64) -> Header {
 /// Hashes what is read, and tells how far it is.
 struct Hashed<R, A> {
     inner: R,
-    hasher: Hasher,
+    hasher: FileHasher,
     at: A,
 }
 
@@ -183,11 +186,12 @@ impl<R: Read, A: Fn(u64)> Read for Hashed<R, A> {
 
 fn read_manifest(entry: Entry<'_, impl Read>) -> Result<Manifest, String> {
     let is_manifest = entry.path_bytes().as_ref() == MANIFEST.as_bytes();
-    if !is_manifest || entry.header().entry_type() != EntryType::Regular || entry.size() > MANIFEST_BYTES {
+    if !is_manifest || entry.header().entry_type() != EntryType::Regular || entry.size() > MAX_MANIFEST_BYTES
+    {
         return Err("does not begin with a model's manifest; make it with phi-edge models export".to_owned());
     }
     let mut text = Vec::new();
-    let mut entry = entry.take(MANIFEST_BYTES);
+    let mut entry = entry.take(MAX_MANIFEST_BYTES);
     entry
         .read_to_end(&mut text)
         .map_err(|error| format!("is no complete archive: {error}"))?;
@@ -199,9 +203,9 @@ fn read_manifest(entry: Entry<'_, impl Read>) -> Result<Manifest, String> {
 }
 
 /// Why an entry was not taken.
-enum Taken {
-    Fault(String),
-    Error(PullError),
+enum EntryError {
+    Invalid(String),
+    Pull(PullError),
 }
 
 /// Writes one entry, if the manifest waits for it.
@@ -210,19 +214,21 @@ fn take(
     missing: &mut BTreeMap<&str, &FileRecord>,
     staging: &Path,
     watch: Watch<'_>,
-) -> Result<(), Taken> {
+) -> Result<(), EntryError> {
     let path = String::from_utf8_lossy(&entry.path_bytes()).into_owned();
     if entry.header().entry_type() != EntryType::Regular {
-        return Err(Taken::Fault(format!("holds {path:?}, which is no plain file")));
+        return Err(EntryError::Invalid(format!(
+            "holds {path:?}, which is no plain file"
+        )));
     }
     // Paths of the manifest are safe, so whatever is taken out of it is too.
     let Some(record) = missing.remove(path.as_str()) else {
-        return Err(Taken::Fault(format!(
+        return Err(EntryError::Invalid(format!(
             "holds {path:?}, which its manifest does not name, or twice"
         )));
     };
     if entry.size() != record.size {
-        return Err(Taken::Fault(format!(
+        return Err(EntryError::Invalid(format!(
             "{path}: expected {} bytes, found {}",
             record.size,
             entry.size()
@@ -236,12 +242,12 @@ fn take(
     let seen = write_hashed(&mut entry, &staging.join(&path), record.size, |bytes| {
         watch(&Event::At { file: &path, bytes });
     })
-    .map_err(Taken::Error)?;
+    .map_err(EntryError::Pull)?;
     if seen.size < record.size {
-        return Err(Taken::Fault(format!("ends within {path}")));
+        return Err(EntryError::Invalid(format!("ends within {path}")));
     }
     if FileRecord::from(seen.clone()) != *record {
-        return Err(Taken::Fault(format!(
+        return Err(EntryError::Invalid(format!(
             "{path}: expected sha256 {}, found {}",
             record.sha256, seen.sha256
         )));

@@ -9,47 +9,27 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use super::digest::{Expected, Hasher, Seen};
-use super::error::PullError;
-
-/// A file that is wanted.
-#[derive(Debug, Clone)]
-pub(crate) struct Wanted {
-    /// Where it stands in the repository.
-    pub(crate) remote: String,
-    /// Where it stands in the model directory.
-    pub(crate) path: String,
-    pub(crate) size: u64,
-    /// All hashes that it must have: the hub's, and the manifest's from an earlier pull.
-    pub(crate) expected: Vec<Expected>,
-}
-
-impl Wanted {
-    /// Whether `sha256` is what the file must hash to.
-    pub(crate) fn names_sha256(&self, sha256: &str) -> bool {
-        self.expected
-            .iter()
-            .any(|one| matches!(one, Expected::Sha256(hash) if hash == sha256))
-    }
-}
+use crate::digest::{FileHasher, FileHashes};
+use crate::pull_error::PullError;
+use crate::remote_file::RemoteFile;
 
 /// The part of a file that has arrived.
-pub(crate) struct Part {
+pub(crate) struct PartialFile {
     target: PathBuf,
     bytes: PathBuf,
     state: PathBuf,
     key: String,
     size: u64,
     file: File,
-    hasher: Hasher,
+    hasher: FileHasher,
     length: u64,
     etag: Option<String>,
-    thrown_away: u32,
+    discards: u32,
 }
 
-impl Part {
+impl PartialFile {
     /// Takes up what an earlier process left at `target`, or begins.
-    pub(crate) fn open(target: &Path, wanted: &Wanted) -> Result<Self, PullError> {
+    pub(crate) fn open(target: &Path, wanted: &RemoteFile) -> Result<Self, PullError> {
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
         }
@@ -72,9 +52,9 @@ impl Part {
         let hasher = if keep && bytes.exists() {
             Self::hash(&bytes, wanted.size)?
         } else {
-            Hasher::new(wanted.size)
+            FileHasher::new(wanted.size)
         };
-        let mut part = Self {
+        let mut partial = Self {
             target: target.to_path_buf(),
             file: OpenOptions::new()
                 .create(true)
@@ -88,17 +68,17 @@ impl Part {
             length: hasher.size(),
             hasher,
             etag,
-            thrown_away: 0,
+            discards: 0,
         };
-        if part.length > part.size {
-            part.reset()?;
+        if partial.length > partial.size {
+            partial.reset()?;
         }
-        part.note()?;
-        Ok(part)
+        partial.note()?;
+        Ok(partial)
     }
 
-    fn hash(bytes: &Path, size: u64) -> Result<Hasher, PullError> {
-        let mut hasher = Hasher::new(size);
+    fn hash(bytes: &Path, size: u64) -> Result<FileHasher, PullError> {
+        let mut hasher = FileHasher::new(size);
         let mut file = File::open(bytes).map_err(PullError::io(bytes, "read"))?;
         let mut buffer = vec![0; 1 << 18];
         loop {
@@ -115,8 +95,8 @@ impl Part {
     }
 
     /// How often bytes were thrown away since it was opened.
-    pub(crate) fn thrown_away(&self) -> u32 {
-        self.thrown_away
+    pub(crate) fn discards(&self) -> u32 {
+        self.discards
     }
 
     /// The entity tag that they came under.
@@ -144,17 +124,17 @@ impl Part {
 
     /// Throws away what has arrived.
     pub(crate) fn reset(&mut self) -> Result<(), PullError> {
-        self.thrown_away += u32::from(self.length > 0);
+        self.discards += u32::from(self.length > 0);
         self.file
             .set_len(0)
             .map_err(PullError::io(&self.bytes, "emptied"))?;
-        self.hasher = Hasher::new(self.size);
+        self.hasher = FileHasher::new(self.size);
         self.length = 0;
         self.etag = None;
         self.note()
     }
 
-    pub(crate) fn seen(&self) -> Seen {
+    pub(crate) fn seen(&self) -> FileHashes {
         self.hasher.seen()
     }
 
@@ -194,15 +174,16 @@ fn beside(target: &Path, end: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::digest::ExpectedHash;
 
-    fn wanted(content: &[u8]) -> Wanted {
-        let mut hasher = Hasher::new(content.len() as u64);
+    fn wanted(content: &[u8]) -> RemoteFile {
+        let mut hasher = FileHasher::new(content.len() as u64);
         hasher.update(content);
-        Wanted {
+        RemoteFile {
             remote: "f".into(),
             path: "f".into(),
             size: content.len() as u64,
-            expected: vec![Expected::Sha256(hasher.seen().sha256)],
+            expected: vec![ExpectedHash::Sha256(hasher.seen().sha256)],
         }
     }
 
@@ -211,16 +192,16 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("a/f");
         let wanted = wanted(b"hello world");
-        let mut part = Part::open(&target, &wanted).unwrap();
-        part.set_etag(Some("\"1\"")).unwrap();
-        part.append(b"hello ").unwrap();
-        drop(part);
+        let mut partial = PartialFile::open(&target, &wanted).unwrap();
+        partial.set_etag(Some("\"1\"")).unwrap();
+        partial.append(b"hello ").unwrap();
+        drop(partial);
         assert_eq!(arrived(&target), 6);
-        let mut part = Part::open(&target, &wanted).unwrap();
-        assert_eq!((part.length(), part.etag()), (6, Some("\"1\"")));
-        part.append(b"world").unwrap();
-        assert!(part.seen().check(wanted.size, &wanted.expected).is_ok());
-        part.finish().unwrap();
+        let mut partial = PartialFile::open(&target, &wanted).unwrap();
+        assert_eq!((partial.length(), partial.etag()), (6, Some("\"1\"")));
+        partial.append(b"world").unwrap();
+        assert!(partial.seen().check(wanted.size, &wanted.expected).is_ok());
+        partial.finish().unwrap();
         assert_eq!(std::fs::read(&target).unwrap(), b"hello world");
         assert_eq!(std::fs::read_dir(folder.path().join("a")).unwrap().count(), 1);
     }
@@ -229,13 +210,13 @@ mod tests {
     fn bytes_of_another_content_are_not_kept() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("f");
-        let mut part = Part::open(&target, &wanted(b"one")).unwrap();
-        part.append(b"on").unwrap();
-        drop(part);
-        assert_eq!(Part::open(&target, &wanted(b"two")).unwrap().length(), 0);
+        let mut partial = PartialFile::open(&target, &wanted(b"one")).unwrap();
+        partial.append(b"on").unwrap();
+        drop(partial);
+        assert_eq!(PartialFile::open(&target, &wanted(b"two")).unwrap().length(), 0);
         // Bytes that no state vouches for.
         std::fs::remove_file(folder.path().join("f.part.json")).unwrap();
         std::fs::write(folder.path().join("f.part"), "tw").unwrap();
-        assert_eq!(Part::open(&target, &wanted(b"two")).unwrap().length(), 0);
+        assert_eq!(PartialFile::open(&target, &wanted(b"two")).unwrap().length(), 0);
     }
 }

@@ -3,30 +3,30 @@
 use std::time::Duration;
 
 /// A chunk that enters beside running answers takes about this many of their steps.
-const STEPS: f64 = 4.0;
+const CHUNK_DECODE_STEPS: f64 = 4.0;
 /// Smaller chunks waste the weights that each run reads.
-const LEAST: usize = 32;
+const MIN_CHUNK_TOKENS: usize = 32;
 
 /// Measured run times, smoothed.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct RunTimes {
     /// Seconds of a decode step.
     decode: Option<f64>,
     /// Seconds of a prefill token.
     prefill: Option<f64>,
 }
 
-impl Pace {
+impl RunTimes {
     /// Takes note of a decode step.
-    pub(crate) fn decoded(&mut self, took: Duration) {
+    pub(crate) fn record_decode(&mut self, took: Duration) {
         smooth(&mut self.decode, took.as_secs_f64());
     }
 
     /// Takes note of a prefill run of `tokens`.
     #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
-    pub(crate) fn prefilled(&mut self, tokens: usize, took: Duration) {
+    pub(crate) fn record_prefill(&mut self, tokens: usize, took: Duration) {
         // Short ones are a decode step's cost and say little about the next chunk.
-        if tokens >= LEAST / 2 {
+        if tokens >= MIN_CHUNK_TOKENS / 2 {
             smooth(&mut self.prefill, took.as_secs_f64() / tokens as f64);
         }
     }
@@ -37,13 +37,15 @@ impl Pace {
         clippy::cast_sign_loss,
         reason = "a positive number of tokens"
     )]
-    pub(crate) fn chunk(&self, most: usize) -> usize {
+    pub(crate) fn chunk_size(&self, most: usize) -> usize {
         let wanted = match (self.decode, self.prefill) {
-            (Some(decode), Some(prefill)) if prefill > 0.0 => (STEPS * decode / prefill) as usize,
+            (Some(decode), Some(prefill)) if prefill > 0.0 => {
+                (CHUNK_DECODE_STEPS * decode / prefill) as usize
+            }
             // Nothing is known yet.
-            _ => 2 * LEAST,
+            _ => 2 * MIN_CHUNK_TOKENS,
         };
-        wanted.max(LEAST).min(most.max(1))
+        wanted.max(MIN_CHUNK_TOKENS).min(most.max(1))
     }
 }
 
@@ -57,15 +59,15 @@ mod tests {
 
     #[test]
     fn chunks_follow_the_measured_times() {
-        let mut pace = Pace::default();
-        assert_eq!(pace.chunk(512), 64);
-        pace.decoded(Duration::from_millis(60));
-        pace.prefilled(512, Duration::from_millis(5120));
-        assert_eq!(pace.chunk(512), 32);
-        let mut quick = Pace::default();
-        quick.decoded(Duration::from_millis(50));
-        quick.prefilled(100, Duration::from_millis(100));
-        assert_eq!(quick.chunk(512), 200);
-        assert_eq!(quick.chunk(100), 100);
+        let mut times = RunTimes::default();
+        assert_eq!(times.chunk_size(512), 64);
+        times.record_decode(Duration::from_millis(60));
+        times.record_prefill(512, Duration::from_millis(5120));
+        assert_eq!(times.chunk_size(512), 32);
+        let mut quick = RunTimes::default();
+        quick.record_decode(Duration::from_millis(50));
+        quick.record_prefill(100, Duration::from_millis(100));
+        assert_eq!(quick.chunk_size(512), 200);
+        assert_eq!(quick.chunk_size(100), 100);
     }
 }

@@ -3,11 +3,13 @@
 use std::collections::{HashMap, HashSet};
 
 use prost::Message;
+use prost::bytes::Bytes;
 
+use crate::custom_operators::DOMAIN;
 use crate::matmul::{OPERATOR, takes_block};
-use crate::own::DOMAIN;
-use crate::prepare::proto::{
-    Change, Draft, Node, Part, Value, element, graph_field, with_inputs, with_operator, with_opset,
+use crate::onnx_proto::{NodeProto, ValueInfoProto, data_type, graph_field};
+use crate::prepare::graph_editor::{
+    FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 
 /// Puts the own operator in the place of each `MatMulNBits` that it can stand for; inputs, attributes and weights stay.
@@ -15,26 +17,26 @@ use crate::prepare::proto::{
 ///
 /// That is: weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be quantised to
 /// eight bits), no permutation and no bias.
-pub(crate) fn own_products(model: &[u8]) -> Option<Vec<u8>> {
-    let draft = Draft::read(model)?;
-    let held: HashMap<String, i32> = draft.initializers()?;
-    let fitting: Vec<bool> = draft.nodes.iter().map(|node| fits(node, &held)).collect();
+pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let held: HashMap<String, i32> = editor.initializers()?;
+    let fitting: Vec<bool> = editor.nodes.iter().map(|node| fits(node, &held)).collect();
     if !fitting.contains(&true) {
         return None;
     }
-    let edited = draft.write(
+    let edited = editor.write(
         |part| match part {
-            Part::Node(index) if fitting[index] => {
-                let inputs: Vec<String> = draft.nodes[index].input.iter().take(4).cloned().collect();
+            GraphField::Node(index) if fitting[index] => {
+                let inputs: Vec<String> = editor.nodes[index].input.iter().take(4).cloned().collect();
                 // An input that is left out may not stand at the end.
                 let count = inputs.iter().filter(|input| !input.is_empty()).count();
-                let node = with_inputs(draft.node(index)?, &inputs[..count])?;
-                Some(Change::Put(with_operator(&node, OPERATOR, DOMAIN)?))
+                let node = with_inputs(editor.node(index)?, &inputs[..count])?;
+                Some(FieldEdit::Put(with_operator(&node, OPERATOR, DOMAIN)?))
             }
             // What the exporter wrote down of shapes between the nodes: it gives values of chosen rows the shape of all
             // rows, and the library, which infers nothing through an operator that it does not know, plans buffers by it.
-            Part::Named(graph_field::VALUE_INFO, _) => Some(Change::Drop),
-            _ => Some(Change::Keep),
+            GraphField::Named(graph_field::VALUE_INFO, _) => Some(FieldEdit::Drop),
+            _ => Some(FieldEdit::Keep),
         },
         &[],
     )?;
@@ -43,7 +45,7 @@ pub(crate) fn own_products(model: &[u8]) -> Option<Vec<u8>> {
 
 /// One product of a graph of single products.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Single {
+pub(crate) struct SingleMatmul {
     /// The graph's input, `f32 [rows, k]`.
     pub(crate) input: String,
     /// The graph's output, `f32 [rows, n]`.
@@ -54,18 +56,18 @@ pub(crate) struct Single {
 
 /// A graph of nothing but the first of `model`'s products of each shape that the own operator can stand for, each with an
 /// input of its own: what the operator is tried on. `None`: there is none.
-pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
-    let draft = Draft::read(model)?;
-    let held = draft.initializers()?;
+pub(crate) fn single_matmuls(model: &Bytes) -> Option<(Bytes, Vec<SingleMatmul>)> {
+    let editor = GraphEditor::read(model)?;
+    let held = editor.initializers()?;
     let mut shapes = HashSet::new();
-    let mut singles: HashMap<usize, Single> = HashMap::new();
-    for (index, node) in draft.nodes.iter().enumerate() {
+    let mut singles: HashMap<usize, SingleMatmul> = HashMap::new();
+    for (index, node) in editor.nodes.iter().enumerate() {
         let size = |name: &str| attribute(node, name).and_then(|size| usize::try_from(size).ok());
         if fits(node, &held)
             && let (Some(k), Some(n)) = (size("K"), size("N"))
             && shapes.insert((k, n, size("block_size"), node.input.len()))
         {
-            let single = Single {
+            let single = SingleMatmul {
                 input: format!("phi_edge.rows.{index}"),
                 output: node.output.first()?.clone(),
                 k,
@@ -76,7 +78,7 @@ pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
     }
     let weights: HashSet<&str> = singles
         .keys()
-        .flat_map(|&index| &draft.nodes[index].input[1..])
+        .flat_map(|&index| &editor.nodes[index].input[1..])
         .map(String::as_str)
         .collect();
     let mut extra = Vec::new();
@@ -91,23 +93,28 @@ pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
             } else {
                 dims
             };
-            extra.push((field, Value::open(name, element::FLOAT, &dims).encode_to_vec()));
+            extra.push((
+                field,
+                ValueInfoProto::tensor(name, data_type::FLOAT, &dims).encode_to_vec(),
+            ));
         }
     }
-    let graph = draft.write(
+    let graph = editor.write(
         |part| {
             Some(match part {
-                Part::Node(index) => match singles.get(&index) {
+                GraphField::Node(index) => match singles.get(&index) {
                     Some(single) => {
-                        let mut inputs = draft.nodes[index].input.clone();
+                        let mut inputs = editor.nodes[index].input.clone();
                         single.input.clone_into(inputs.first_mut()?);
-                        Change::Put(with_inputs(draft.node(index)?, &inputs)?)
+                        FieldEdit::Put(with_inputs(editor.node(index)?, &inputs)?)
                     }
-                    None => Change::Drop,
+                    None => FieldEdit::Drop,
                 },
-                Part::Named(graph_field::INITIALIZER, name) if weights.contains(name) => Change::Keep,
-                Part::Named(..) => Change::Drop,
-                Part::Other => Change::Keep,
+                GraphField::Named(graph_field::INITIALIZER, name) if weights.contains(name) => {
+                    FieldEdit::Keep
+                }
+                GraphField::Named(..) => FieldEdit::Drop,
+                GraphField::Other => FieldEdit::Keep,
             })
         },
         &extra,
@@ -115,14 +122,14 @@ pub(crate) fn single_products(model: &[u8]) -> Option<(Vec<u8>, Vec<Single>)> {
     (!singles.is_empty()).then(|| (graph, singles.into_values().collect()))
 }
 
-fn attribute(node: &Node, name: &str) -> Option<i64> {
+fn attribute(node: &NodeProto, name: &str) -> Option<i64> {
     let mut all = node.attribute.iter();
     all.find(|attribute| attribute.name == name)
         .map(|attribute| attribute.i)
 }
 
 /// Whether the operator can stand for `node`. `held` are the element types of what the graph holds.
-fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
+fn fits(node: &NodeProto, held: &HashMap<String, i32>) -> bool {
     if node.op_type != "MatMulNBits" || node.outputs().count() != 1 {
         return false;
     }
@@ -142,9 +149,9 @@ fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
     let of = |at: usize| held.get(input(at)).copied();
     let inputs = !input(0).is_empty()
         && of(0).is_none()
-        && of(1) == Some(element::UINT8)
-        && of(2) == Some(element::FLOAT)
-        && (input(3).is_empty() || of(3) == Some(element::UINT8))
+        && of(1) == Some(data_type::UINT8)
+        && of(2) == Some(data_type::FLOAT)
+        && (input(3).is_empty() || of(3) == Some(data_type::UINT8))
         && (4..node.input.len()).all(|at| input(at).is_empty());
     attributes && inputs
 }
@@ -152,18 +159,18 @@ fn fits(node: &Node, held: &HashMap<String, i32>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::prepare::proto::Attribute;
-    use crate::prepare::proto::testing::{Model, exported};
+    use crate::onnx_proto::{AttributeProto, ModelProto};
+    use crate::prepare::test_graphs::exported;
 
     #[test]
     fn every_product_of_accuracy_level_4_is_replaced() {
         let [(file, graph), (exact, other)] = exported();
-        assert_eq!(own_products(&other), None, "{exact} asks for more accuracy");
-        let before = Model::decode(graph.as_slice()).unwrap();
-        let after = Model::decode(own_products(&graph).unwrap().as_slice()).unwrap();
-        let own = after.opset.last().unwrap();
+        assert_eq!(replace_matmuls(&other), None, "{exact} asks for more accuracy");
+        let before = ModelProto::decode(graph.clone()).unwrap();
+        let after = ModelProto::decode(replace_matmuls(&graph).unwrap()).unwrap();
+        let own = after.opset_import.last().unwrap();
         assert_eq!((own.domain.as_str(), own.version), (DOMAIN, 1), "{file}");
-        assert_eq!(after.opset.len(), before.opset.len() + 1);
+        assert_eq!(after.opset_import.len(), before.opset_import.len() + 1);
         let (before, after) = (before.graph.unwrap(), after.graph.unwrap());
         let mut replaced = 0;
         for (before, after) in before.node.iter().zip(&after.node) {
@@ -178,12 +185,12 @@ mod tests {
             }
         }
         assert!(replaced > 4, "{file}");
-        let again = Model {
+        let again = ModelProto {
             graph: Some(after),
-            ..Model::default()
+            ..ModelProto::default()
         };
         assert_eq!(
-            own_products(&again.encode_to_vec()),
+            replace_matmuls(&again.encode_to_vec().into()),
             None,
             "{file} is edited already"
         );
@@ -192,22 +199,22 @@ mod tests {
     #[test]
     fn single_products_are_one_of_each_shape() {
         let [(file, graph), _] = exported();
-        let (singles, products) = single_products(&graph).unwrap();
+        let (singles, products) = single_matmuls(&graph).unwrap();
         let shapes: HashSet<(usize, usize)> = products.iter().map(|product| (product.k, product.n)).collect();
         assert_eq!(shapes.len(), products.len(), "{file}");
-        let read = Model::decode(singles.as_slice()).unwrap().graph.unwrap();
+        let read = ModelProto::decode(singles.clone()).unwrap().graph.unwrap();
         assert_eq!(read.node.len(), products.len());
         assert_eq!(
             (read.input.len(), read.output.len()),
             (products.len(), products.len())
         );
         assert_eq!(read.initializer.len(), 2 * products.len());
-        assert!(own_products(&singles).is_some());
-        assert_eq!(single_products(&own_products(&graph).unwrap()), None);
+        assert!(replace_matmuls(&singles).is_some());
+        assert_eq!(single_matmuls(&replace_matmuls(&graph).unwrap()), None);
     }
 
-    fn node() -> Node {
-        let mut node = Node::new("MatMulNBits", &["x", "w", "s"], "y");
+    fn node() -> NodeProto {
+        let mut node = NodeProto::new("MatMulNBits", &["x", "w", "s"], "y");
         for (name, value) in [
             ("K", 64),
             ("N", 32),
@@ -215,17 +222,17 @@ mod tests {
             ("block_size", 32),
             ("accuracy_level", 4),
         ] {
-            node.attribute.push(Attribute::int(name, value));
+            node.attribute.push(AttributeProto::int(name, value));
         }
         node
     }
 
     fn held() -> HashMap<String, i32> {
         [
-            ("w", element::UINT8),
-            ("s", element::FLOAT),
-            ("z", element::UINT8),
-            ("zf", element::FLOAT),
+            ("w", data_type::UINT8),
+            ("s", data_type::FLOAT),
+            ("z", data_type::UINT8),
+            ("zf", data_type::FLOAT),
         ]
         .map(|(name, kind)| (name.to_owned(), kind))
         .into()
@@ -233,7 +240,7 @@ mod tests {
 
     #[test]
     fn what_the_operator_does_not_compute_is_left_alone() {
-        let check = |change: fn(&mut Node), expected: bool| {
+        let check = |change: fn(&mut NodeProto), expected: bool| {
             let mut node = node();
             change(&mut node);
             assert_eq!(fits(&node, &held()), expected, "{node:?}");
@@ -250,7 +257,7 @@ mod tests {
         check(|node| node.attribute[4].i = 0, false);
         check(|node| node.attribute.truncate(4), false);
         check(
-            |node| node.attribute.push(Attribute::int("weight_prepacked", 1)),
+            |node| node.attribute.push(AttributeProto::int("weight_prepacked", 1)),
             false,
         );
         check(|node| node.op_type = "MatMul".into(), false);
@@ -258,8 +265,8 @@ mod tests {
 
     #[test]
     fn a_graph_without_such_products_is_left_alone() {
-        let graph = crate::prepare::proto::testing::graph_of(vec![Node::new("MatMul", &["x", "w"], "y")]);
-        assert_eq!(own_products(&graph), None);
-        assert_eq!(own_products(b"no protobuf at all"), None);
+        let graph = crate::prepare::test_graphs::graph_of(vec![NodeProto::new("MatMul", &["x", "w"], "y")]);
+        assert_eq!(replace_matmuls(&graph), None);
+        assert_eq!(replace_matmuls(&Bytes::from_static(b"no protobuf at all")), None);
     }
 }

@@ -5,7 +5,7 @@ use phi_edge_engine::{DecodeError, Input, Regime, Row, Wanted};
 /// Buffers that the bound tensors point into. They are refilled before each run, and never while one is
 /// under way.
 #[derive(Debug, Default)]
-pub(crate) struct Feeds {
+pub(crate) struct RunInputs {
     /// `[rows, width]`, row-major.
     pub(crate) ids: Vec<i64>,
     /// `[rows, width]`; used only by graphs that ask for positions.
@@ -28,12 +28,12 @@ pub(crate) struct Feeds {
 pub(crate) struct RopeForm {
     /// Sequences of more tokens are computed under the long factors.
     pub(crate) boundary: Option<usize>,
-    pub(crate) factors: Factors,
+    pub(crate) factors: RopeFactors,
 }
 
 /// What chooses a run's rope factors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Factors {
+pub(crate) enum RopeFactors {
     /// The mask's width.
     MaskWidth,
     /// The largest of the graph's own `position_ids`.
@@ -44,9 +44,9 @@ pub(crate) enum Factors {
     Offset(usize),
 }
 
-impl Feeds {
+impl RunInputs {
     /// Fills the buffers. Rows may differ in their number of tokens and in their regime if tokens choose their factors
-    /// themselves ([`Factors::Offset`]).
+    /// themselves ([`RopeFactors::Offset`]).
     pub(crate) fn fill(&mut self, rows: &[Row<'_>], rope: RopeForm) -> Result<(), DecodeError> {
         let long = rows.iter().any(|row| row.regime == Regime::Long);
         let input = rows.iter().map(|row| row.input.len()).max().unwrap_or(0);
@@ -57,7 +57,7 @@ impl Feeds {
         // boundary. A row that is still short gets a pad token at such a position behind its own: causal
         // attention keeps it from them, and the next run overwrites its keys.
         let pad = match rope.boundary {
-            Some(boundary) if rope.factors == Factors::OwnPositions && long && longest <= boundary => {
+            Some(boundary) if rope.factors == RopeFactors::OwnPositions && long && longest <= boundary => {
                 if rows.len() > 1 {
                     return Err(DecodeError::Unsupported(
                         "several short rows of the long regime in one run".into(),
@@ -71,7 +71,7 @@ impl Feeds {
         self.mask_width = longest + usize::from(pad.is_some());
         if let Some(boundary) = rope
             .boundary
-            .filter(|_| long && rope.factors == Factors::MaskWidth)
+            .filter(|_| long && rope.factors == RopeFactors::MaskWidth)
         {
             // The mask's width alone chooses the factors; its sum still says how long a row is.
             self.mask_width = self.mask_width.max(boundary + 1);
@@ -85,7 +85,7 @@ impl Feeds {
     fn fill_ids(
         &mut self,
         rows: &[Row<'_>],
-        factors: Factors,
+        factors: RopeFactors,
         pad: Option<usize>,
     ) -> Result<(), DecodeError> {
         self.ids.clear();
@@ -98,7 +98,7 @@ impl Feeds {
                 ));
             };
             let offset = match (factors, row.regime) {
-                (Factors::Offset(offset), Regime::Long) => offset,
+                (RopeFactors::Offset(offset), Regime::Long) => offset,
                 _ => 0,
             };
             let start = offset + row.past;
@@ -179,45 +179,48 @@ mod tests {
 
     const MASKED: RopeForm = RopeForm {
         boundary: Some(8),
-        factors: Factors::MaskWidth,
+        factors: RopeFactors::MaskWidth,
     };
     const POSITIONED: RopeForm = RopeForm {
         boundary: Some(8),
-        factors: Factors::OwnPositions,
+        factors: RopeFactors::OwnPositions,
     };
 
     #[test]
     fn a_plain_row() {
-        let mut feeds = Feeds::default();
-        feeds
+        let mut inputs = RunInputs::default();
+        inputs
             .fill(&[row(2, &[TokenId(7), TokenId(9)], Regime::Short)], MASKED)
             .unwrap();
-        assert_eq!((feeds.ids.as_slice(), feeds.width), ([7, 9].as_slice(), 2));
-        assert_eq!((feeds.mask.as_slice(), feeds.mask_width), ([1; 4].as_slice(), 4));
-        assert_eq!(feeds.positions, [2, 3]);
+        assert_eq!((inputs.ids.as_slice(), inputs.width), ([7, 9].as_slice(), 2));
+        assert_eq!(
+            (inputs.mask.as_slice(), inputs.mask_width),
+            ([1; 4].as_slice(), 4)
+        );
+        assert_eq!(inputs.positions, [2, 3]);
     }
 
     #[test]
     fn a_short_row_of_the_long_regime_widens_the_mask_or_gets_a_pad() {
-        let mut feeds = Feeds::default();
-        feeds
+        let mut inputs = RunInputs::default();
+        inputs
             .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], MASKED)
             .unwrap();
-        assert_eq!(feeds.mask, [1, 1, 1, 0, 0, 0, 0, 0, 0]);
-        feeds
+        assert_eq!(inputs.mask, [1, 1, 1, 0, 0, 0, 0, 0, 0]);
+        inputs
             .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], POSITIONED)
             .unwrap();
         assert_eq!(
-            (feeds.ids.as_slice(), feeds.positions.as_slice()),
+            (inputs.ids.as_slice(), inputs.positions.as_slice()),
             ([7, 9, 0].as_slice(), [1, 2, 8].as_slice())
         );
-        assert_eq!(feeds.mask, [1; 4]);
+        assert_eq!(inputs.mask, [1; 4]);
         // Beyond the boundary nothing needs help.
-        feeds
+        inputs
             .fill(&[row(8, &[TokenId(7)], Regime::Long)], POSITIONED)
             .unwrap();
         assert_eq!(
-            (feeds.positions.as_slice(), feeds.mask.len()),
+            (inputs.positions.as_slice(), inputs.mask.len()),
             ([8].as_slice(), 9)
         );
     }
@@ -226,38 +229,38 @@ mod tests {
     fn rows_of_any_length_and_regime_share_a_run() {
         let joined = RopeForm {
             boundary: Some(8),
-            factors: Factors::Offset(8),
+            factors: RopeFactors::Offset(8),
         };
-        let mut feeds = Feeds::default();
+        let mut inputs = RunInputs::default();
         let (two, one) = ([TokenId(7), TokenId(9)], [TokenId(5)]);
         let idle = Row {
             logits: Wanted::None,
             ..row(0, &[], Regime::Short)
         };
         let rows = [row(1, &two, Regime::Short), idle, row(3, &one, Regime::Long)];
-        feeds.fill(&rows, joined).unwrap();
-        assert_eq!(feeds.ids, [7, 9, 0, 0, 5, 0]);
-        assert_eq!(feeds.positions, [1, 2, 0, 0, 11, 0]);
-        assert_eq!(feeds.lengths, [2, 0, 1]);
-        assert_eq!(feeds.mask, [1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1]);
-        assert_eq!(feeds.logits_rows, [1, 4]);
+        inputs.fill(&rows, joined).unwrap();
+        assert_eq!(inputs.ids, [7, 9, 0, 0, 5, 0]);
+        assert_eq!(inputs.positions, [1, 2, 0, 0, 11, 0]);
+        assert_eq!(inputs.lengths, [2, 0, 1]);
+        assert_eq!(inputs.mask, [1, 1, 1, 0, 1, 0, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(inputs.logits_rows, [1, 4]);
     }
 
     #[test]
     fn masks_of_earlier_runs_leave_no_trace() {
-        let mut feeds = Feeds::default();
+        let mut inputs = RunInputs::default();
         let one = [TokenId(1)];
-        feeds.fill(&[row(1, &one, Regime::Long)], MASKED).unwrap();
-        feeds.fill(&[row(3, &one, Regime::Short)], MASKED).unwrap();
-        assert_eq!(feeds.mask, [1; 4]);
-        feeds.fill(&[row(1, &one, Regime::Short)], MASKED).unwrap();
-        assert_eq!(feeds.mask, [1; 2]);
-        feeds
+        inputs.fill(&[row(1, &one, Regime::Long)], MASKED).unwrap();
+        inputs.fill(&[row(3, &one, Regime::Short)], MASKED).unwrap();
+        assert_eq!(inputs.mask, [1; 4]);
+        inputs.fill(&[row(1, &one, Regime::Short)], MASKED).unwrap();
+        assert_eq!(inputs.mask, [1; 2]);
+        inputs
             .fill(
                 &[row(1, &one, Regime::Short), row(3, &one, Regime::Short)],
                 MASKED,
             )
             .unwrap();
-        assert_eq!(feeds.mask, [1, 1, 0, 0, 1, 1, 1, 1]);
+        assert_eq!(inputs.mask, [1, 1, 0, 0, 1, 1, 1, 1]);
     }
 }

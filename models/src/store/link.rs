@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use super::{Shelf, sync_folder};
-use crate::hub::PullError;
+use super::ModelStore;
+use super::system::sync_folder;
+use crate::pull_error::PullError;
 
-const FORMER: &str = ".former";
+const FORMER_FILE: &str = ".former";
 
 /// The link that says which model is in use.
 #[derive(Debug, Clone)]
@@ -32,23 +33,23 @@ impl ModelLink {
         }
     }
 
-    /// Points it to a model of the shelf, in one step, and remembers where it pointed before. Daemons that run keep the
+    /// Points it to a model of the store, in one step, and remembers where it pointed before. Daemons that run keep the
     /// model that they have loaded until they start anew.
-    pub fn point_to(&self, shelf: &Shelf, name: &str) -> Result<(), PullError> {
-        let place = shelf.find(name)?;
+    pub fn point_to(&self, store: &ModelStore, name: &str) -> Result<(), PullError> {
+        let place = store.find(name)?;
         if self.points_to(&place) {
             return Ok(());
         }
-        self.switch(shelf, &self.towards(&place))
+        self.switch(store, &self.towards(&place))
     }
 
     /// Points it to where it pointed before; a second time takes that back. Gives the directory.
-    pub fn back(&self, shelf: &Shelf) -> Result<PathBuf, PullError> {
+    pub fn back(&self, store: &ModelStore) -> Result<PathBuf, PullError> {
         let refusal = |fault: &str| PullError::Refusal {
             what: self.path.display().to_string(),
             fault: fault.to_owned(),
         };
-        let former = std::fs::read_to_string(shelf.folder().join(FORMER))
+        let former = std::fs::read_to_string(store.folder().join(FORMER_FILE))
             .map_err(|_| refusal("no model was in use before this one"))?;
         let target = PathBuf::from(former.trim_end_matches('\n'));
         let directory = self.folder().join(&target);
@@ -58,7 +59,7 @@ impl ModelLink {
                 directory.display()
             )));
         }
-        self.switch(shelf, &target)?;
+        self.switch(store, &target)?;
         Ok(directory)
     }
 
@@ -69,7 +70,7 @@ impl ModelLink {
             .unwrap_or(Path::new("."))
     }
 
-    /// Relative where link and shelf stand together, so that both may move.
+    /// Relative where link and store stand together, so that both may move.
     fn towards(&self, place: &Path) -> PathBuf {
         let full = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let (folder, place) = (full(self.folder()), full(place));
@@ -79,7 +80,7 @@ impl ModelLink {
             .unwrap_or(place)
     }
 
-    fn switch(&self, shelf: &Shelf, target: &Path) -> Result<(), PullError> {
+    fn switch(&self, store: &ModelStore, target: &Path) -> Result<(), PullError> {
         let present = std::fs::read_link(&self.path).ok();
         if present.is_none() && self.path.exists() {
             return Err(PullError::Refusal {
@@ -87,7 +88,7 @@ impl ModelLink {
                 fault: format!(
                     "is a folder and no link, so that it can't be switched; move it to {} first, or set model.path to a \
                      path beside that folder",
-                    shelf.folder().join("NAME").display()
+                    store.folder().join("NAME").display()
                 ),
             });
         }
@@ -99,7 +100,7 @@ impl ModelLink {
         let _ = std::fs::remove_file(&fresh);
         link(target, &fresh).map_err(PullError::io(&fresh, "made as a link"))?;
         if let Some(present) = present {
-            let former = shelf.folder().join(FORMER);
+            let former = store.folder().join(FORMER_FILE);
             std::fs::write(&former, format!("{}\n", present.display()))
                 .map_err(PullError::io(&former, "written"))?;
         }

@@ -6,12 +6,15 @@
 use ort::session::Session;
 use ort::value::Tensor;
 use prost::Message;
+use prost::bytes::Bytes;
 
+use crate::custom_operators::domain;
 use crate::library::Library;
 use crate::matmul::{OPERATOR, available};
-use crate::own::domain;
-use crate::prepare::proto::testing::{Graph, Model};
-use crate::prepare::proto::{Attribute, Node, Opset, Tensor as Held, Value, element};
+use crate::onnx_proto::{
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+    data_type,
+};
 use crate::prepare::{Level, Prepare, prepare};
 
 const K: usize = 200;
@@ -19,18 +22,18 @@ const N: usize = 70;
 const BLOCK: usize = 32;
 const BLOCKS: usize = K.div_ceil(BLOCK);
 
-fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> Held {
-    Held {
+fn held(name: &str, dims: &[usize], data_type: i32, raw_data: Vec<u8>) -> TensorProto {
+    TensorProto {
         name: name.into(),
         dims: dims.iter().map(|dim| i64::try_from(*dim).unwrap()).collect(),
         data_type,
         raw_data: raw_data.into(),
-        ..Held::default()
+        ..TensorProto::default()
     }
 }
 
 /// A graph of one `MatMulNBits`, with zero points or without.
-fn graph(zeros: bool) -> Vec<u8> {
+fn graph(zeros: bool) -> Bytes {
     let mut state = 7u32;
     let mut random = || {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -41,16 +44,16 @@ fn graph(zeros: bool) -> Vec<u8> {
         .flat_map(|_| (0.01 + f32::from(random()) / 1e4).to_le_bytes())
         .collect();
     let mut initializer = vec![
-        held("w", &[N, BLOCKS, BLOCK / 2], element::UINT8, weights),
-        held("s", &[N, BLOCKS], element::FLOAT, scales),
+        held("w", &[N, BLOCKS, BLOCK / 2], data_type::UINT8, weights),
+        held("s", &[N, BLOCKS], data_type::FLOAT, scales),
     ];
     let mut inputs = vec!["x", "w", "s"];
     if zeros {
         let zeros = (0..N * BLOCKS.div_ceil(2)).map(|_| random()).collect();
-        initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], element::UINT8, zeros));
+        initializer.push(held("z", &[N, BLOCKS.div_ceil(2)], data_type::UINT8, zeros));
         inputs.push("z");
     }
-    let mut node = Node::new("MatMulNBits", &inputs, "y");
+    let mut node = NodeProto::new("MatMulNBits", &inputs, "y");
     node.domain = "com.microsoft".into();
     let attributes = [
         ("K", K),
@@ -60,27 +63,35 @@ fn graph(zeros: bool) -> Vec<u8> {
         ("accuracy_level", 4),
     ];
     node.attribute = attributes
-        .map(|(name, value)| Attribute::int(name, i64::try_from(value).unwrap()))
+        .map(|(name, value)| AttributeProto::int(name, i64::try_from(value).unwrap()))
         .into();
-    let opset = [("", 21), ("com.microsoft", 1)].map(|(domain, version)| Opset {
+    let opset = [("", 21), ("com.microsoft", 1)].map(|(domain, version)| OperatorSetIdProto {
         domain: domain.into(),
         version,
     });
-    let graph = Graph {
+    let graph = GraphProto {
         node: vec![node],
         name: "main".into(),
         initializer,
-        input: vec![Value::open("x", element::FLOAT, &["batch", "rows", "k"])],
-        output: vec![Value::open("y", element::FLOAT, &["batch", "rows", "n"])],
-        ..Graph::default()
+        input: vec![ValueInfoProto::tensor(
+            "x",
+            data_type::FLOAT,
+            &["batch", "rows", "k"],
+        )],
+        output: vec![ValueInfoProto::tensor(
+            "y",
+            data_type::FLOAT,
+            &["batch", "rows", "n"],
+        )],
+        ..GraphProto::default()
     };
-    let model = Model {
+    let model = ModelProto {
         ir_version: 10,
         graph: Some(graph),
-        opset: opset.into(),
-        ..Model::default()
+        opset_import: opset.into(),
+        ..ModelProto::default()
     };
-    model.encode_to_vec()
+    model.encode_to_vec().into()
 }
 
 fn run(library: &Library, graph: &[u8], dims: [usize; 3], input: &[f32]) -> (Vec<i64>, Vec<f32>) {
@@ -110,7 +121,7 @@ fn the_operator_gives_what_the_librarys_own_gives() {
     for zeros in [false, true] {
         let plain = graph(zeros);
         let edited = prepare(&plain, "y", "matmul".parse().unwrap()).unwrap().graph;
-        let node = &Model::decode(edited.as_slice()).unwrap().graph.unwrap().node[0];
+        let node = &ModelProto::decode(edited.clone()).unwrap().graph.unwrap().node[0];
         assert_eq!(
             (node.op_type.as_str(), node.input.len()),
             (OPERATOR, if zeros { 4 } else { 3 })

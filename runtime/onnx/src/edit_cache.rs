@@ -12,24 +12,24 @@ use sha2::{Digest, Sha256};
 use crate::prepare::Prepare;
 
 /// Changed when the edits or the trial change.
-const REVISION: &str = "2";
+const TRIAL_REVISION: &str = "2";
 /// Graphs whose verdicts are kept. More than that many come from experiments.
-const MOST_GRAPHS: usize = 32;
+const MAX_GRAPHS: usize = 32;
 /// What is written where an edited graph does what the plain one does.
-const HOLDS: &str = "holds";
+const VERIFIED: &str = "holds";
 
 /// The verdicts on one graph.
-pub(crate) struct Verdicts {
+pub(crate) struct EditCache {
     file: Option<PathBuf>,
     key: String,
 }
 
-impl Verdicts {
-    /// Verdicts on `graph`, run under these circumstances.
-    pub(crate) fn on(graph: &[u8], circumstances: &[&str], file: Option<&Path>) -> Self {
+impl EditCache {
+    /// EditCache on `graph`, run under these circumstances.
+    pub(crate) fn for_graph(graph: &[u8], circumstances: &[&str], file: Option<&Path>) -> Self {
         let mut digest = Sha256::new();
         digest.update(graph);
-        for circumstance in [REVISION].iter().chain(circumstances) {
+        for circumstance in [TRIAL_REVISION].iter().chain(circumstances) {
             digest.update([0]);
             digest.update(circumstance);
         }
@@ -45,30 +45,30 @@ impl Verdicts {
     }
 
     /// What is known of `prepare`: the reason where it does not hold.
-    pub(crate) fn known(&self, prepare: Prepare) -> Option<Result<(), String>> {
+    pub(crate) fn get(&self, prepare: Prepare) -> Option<Result<(), String>> {
         let all = self.read();
-        let verdict = all.get(&self.key)?.get(prepare.as_str())?.as_str()?;
-        Some(if verdict == HOLDS {
+        let outcome = all.get(&self.key)?.get(prepare.as_str())?.as_str()?;
+        Some(if outcome == VERIFIED {
             Ok(())
         } else {
-            Err(verdict.to_owned())
+            Err(outcome.to_owned())
         })
     }
 
     /// Remembers what came of `prepare`.
-    pub(crate) fn keep(&self, prepare: Prepare, verdict: &Result<(), String>) {
+    pub(crate) fn put(&self, prepare: Prepare, outcome: &Result<(), String>) {
         let Some(file) = &self.file else { return };
         let mut all = self.read();
-        if all.len() >= MOST_GRAPHS && !all.contains_key(&self.key) {
+        if all.len() >= MAX_GRAPHS && !all.contains_key(&self.key) {
             all.clear();
         }
         let entry = all.entry(self.key.clone()).or_insert_with(|| json!({}));
-        let text = verdict.as_ref().map_or_else(String::as_str, |()| HOLDS);
+        let text = outcome.as_ref().map_or_else(String::as_str, |()| VERIFIED);
         if let Some(entry) = entry.as_object_mut() {
             entry.insert(prepare.as_str().to_owned(), Value::from(text));
         }
         if let Err(error) = write(file, &Value::Object(all).to_string()) {
-            tracing::debug!(file = %file.display(), %error, "Verdicts on prepared graphs can't be kept.");
+            tracing::debug!(file = %file.display(), %error, "EditCache on prepared graphs can't be kept.");
         }
     }
 
@@ -99,26 +99,26 @@ mod tests {
     const ROPE: Prepare = Prepare::form(Level::Rope);
 
     #[test]
-    fn verdicts_are_kept_for_the_same_circumstances_alone() {
+    fn outcomes_are_kept_for_the_same_circumstances_alone() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("cache/verdicts.json");
-        let verdicts = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
-        assert_eq!(verdicts.known(RAGGED), None);
-        verdicts.keep(RAGGED, &Err("differs".into()));
-        verdicts.keep(ROPE, &Ok(()));
-        let again = Verdicts::on(b"graph", &["1.32", "cpu"], Some(&file));
-        assert_eq!(again.known(RAGGED), Some(Err("differs".into())));
-        assert_eq!(again.known(ROPE), Some(Ok(())));
+        let cache = EditCache::for_graph(b"graph", &["1.32", "cpu"], Some(&file));
+        assert_eq!(cache.get(RAGGED), None);
+        cache.put(RAGGED, &Err("differs".into()));
+        cache.put(ROPE, &Ok(()));
+        let again = EditCache::for_graph(b"graph", &["1.32", "cpu"], Some(&file));
+        assert_eq!(again.get(RAGGED), Some(Err("differs".into())));
+        assert_eq!(again.get(ROPE), Some(Ok(())));
         for other in [
-            Verdicts::on(b"graph", &["1.33", "cpu"], Some(&file)),
-            Verdicts::on(b"other", &["1.32", "cpu"], Some(&file)),
-            Verdicts::on(b"graph", &["1.32", "cpu"], None),
+            EditCache::for_graph(b"graph", &["1.33", "cpu"], Some(&file)),
+            EditCache::for_graph(b"other", &["1.32", "cpu"], Some(&file)),
+            EditCache::for_graph(b"graph", &["1.32", "cpu"], None),
         ] {
-            assert_eq!(other.known(ROPE), None);
+            assert_eq!(other.get(ROPE), None);
         }
         std::fs::write(&file, "no JSON").unwrap();
-        assert_eq!(again.known(ROPE), None);
-        again.keep(ROPE, &Ok(()));
-        assert_eq!(again.known(ROPE), Some(Ok(())));
+        assert_eq!(again.get(ROPE), None);
+        again.put(ROPE, &Ok(()));
+        assert_eq!(again.get(ROPE), Some(Ok(())));
     }
 }

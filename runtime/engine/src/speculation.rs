@@ -1,0 +1,230 @@
+//! Speculation without a second model: the text so far proposes how it goes on.
+//!
+//! Texts that quote (logs, tables, code) repeat runs of tokens. Where the last tokens stood before, what followed
+//! them then is proposed now, and one run verifies the draft (prompt look-up decoding; A. Saxena, 2023). How many
+//! tokens are worth a try follows from what a wider run costs ([`RunCost`]) and from how often such drafts were right.
+
+use crate::cost::RunCost;
+use crate::ids::TokenId;
+
+/// The most tokens that are proposed at once.
+const MAX_DRAFT_TOKENS: usize = 8;
+/// The fewest last tokens that must have stood before.
+const MIN_NGRAM_TOKENS: usize = 2;
+/// Longer agreement says no more.
+const MAX_NGRAM_TOKENS: usize = 32;
+/// How far back is looked: a scan of this many tokens takes microseconds.
+const LOOKBACK_TOKENS: usize = 8192;
+/// How many last tokens agree, in classes, with the chance that the next one does too before anything is known.
+const ACCEPTANCE_CLASSES: [(usize, f64); 5] = [(2, 0.25), (3, 0.4), (5, 0.6), (9, 0.75), (usize::MAX, 0.85)];
+/// What one outcome changes of a chance.
+const OUTCOME_WEIGHT: f64 = 0.2;
+/// What an occasion that was let pass brings a chance back to where it began: texts change.
+const RECOVERY_WEIGHT: f64 = 0.02;
+/// A wider run must promise this much, since costs and acceptance are estimates.
+const MIN_SPEEDUP: f64 = 1.05;
+
+/// What may follow a text.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Draft<'a> {
+    /// At most [`MAX_DRAFT_TOKENS`].
+    pub(crate) tokens: &'a [TokenId],
+    class: usize,
+}
+
+/// What may follow `tokens`, at most `room` of them.
+pub(crate) fn draft(tokens: &[TokenId], room: usize) -> Option<Draft<'_>> {
+    let (next, agreeing) = longest_match(tokens)?;
+    let end = (next + MAX_DRAFT_TOKENS.min(room)).min(tokens.len());
+    let class = ACCEPTANCE_CLASSES
+        .iter()
+        .position(|(most, _)| agreeing <= *most)?;
+    (next < end).then(|| Draft {
+        tokens: &tokens[next..end],
+        class,
+    })
+}
+
+/// One sequence's drafts, and what came of them.
+#[derive(Debug)]
+pub(crate) struct NgramDrafter {
+    pub(crate) drafted: usize,
+    pub(crate) accepted: usize,
+    /// The chance of each further token, by class.
+    acceptance: [f64; ACCEPTANCE_CLASSES.len()],
+    /// The class of the draft that is being verified.
+    verified_class: usize,
+}
+
+impl Default for NgramDrafter {
+    fn default() -> Self {
+        Self {
+            drafted: 0,
+            accepted: 0,
+            acceptance: ACCEPTANCE_CLASSES.map(|(_, chance)| chance),
+            verified_class: 0,
+        }
+    }
+}
+
+impl NgramDrafter {
+    /// Tokens that `draft` brings on average if `length` of it are verified.
+    pub(crate) fn expected_tokens(&self, draft: &Draft<'_>, length: usize) -> f64 {
+        let chance = self.acceptance[draft.class];
+        let mut all_so_far = 1.0;
+        (0..length.min(draft.tokens.len()))
+            .map(|_| {
+                all_so_far *= chance;
+                all_so_far
+            })
+            .sum()
+    }
+
+    /// A draft of this class is about to be verified, or (`false`) was not worth it.
+    pub(crate) fn begin_verification(&mut self, class: usize, drafted: bool) {
+        self.verified_class = class;
+        if !drafted {
+            let (_, began) = ACCEPTANCE_CLASSES[class];
+            self.acceptance[class] += RECOVERY_WEIGHT * (began - self.acceptance[class]);
+        }
+    }
+
+    /// Takes note of how many of `proposed` tokens were right.
+    pub(crate) fn record(&mut self, drafted: usize, accepted: usize) {
+        self.drafted += drafted;
+        self.accepted += accepted;
+        let chance = &mut self.acceptance[self.verified_class];
+        for _ in 0..accepted {
+            *chance += OUTCOME_WEIGHT * (1.0 - *chance);
+        }
+        if accepted < drafted {
+            *chance -= OUTCOME_WEIGHT * *chance;
+        }
+    }
+}
+
+impl Draft<'_> {
+    pub(crate) fn class(&self) -> usize {
+        self.class
+    }
+}
+
+/// How many tokens of each draft are worth being verified by one run over `rows` rows. Shorter rows are filled up to
+/// the longest, so all of them count as if they were as long.
+pub(crate) fn draft_length(
+    drafts: &[(&NgramDrafter, Draft<'_>)],
+    rows: usize,
+    members: usize,
+    cost: &RunCost,
+) -> usize {
+    #[expect(clippy::cast_precision_loss, reason = "a handful of rows")]
+    let certain = members as f64;
+    let Some(plain) = cost.of(rows) else { return 0 };
+    let mut best = (0, MIN_SPEEDUP * certain / plain);
+    for length in 1..=MAX_DRAFT_TOKENS {
+        let Some(cost) = cost.of(rows * (1 + length)) else {
+            break;
+        };
+        let expected: f64 = drafts
+            .iter()
+            .map(|(drafter, draft)| drafter.expected_tokens(draft, length))
+            .sum();
+        let value = (certain + expected) / cost;
+        if value > best.1 {
+            best = (length, value);
+        }
+    }
+    best.0
+}
+
+/// Where the text went on after the last tokens stood before, and how many of them agree. The longest agreement counts,
+/// of equal ones the newest: texts go on as they last did.
+fn longest_match(tokens: &[TokenId]) -> Option<(usize, usize)> {
+    let last = tokens.len().checked_sub(1)?;
+    let start = tokens.len().saturating_sub(LOOKBACK_TOKENS);
+    let mut best = None;
+    let mut longest = MIN_NGRAM_TOKENS - 1;
+    for at in (start..last).rev() {
+        // What can't be longer than the best so far is passed over quickly.
+        if tokens[at] != tokens[last] || at < longest || tokens[at - longest] != tokens[last - longest] {
+            continue;
+        }
+        let agreeing = (0..=at.min(MAX_NGRAM_TOKENS - 1))
+            .take_while(|&back| tokens[at - back] == tokens[last - back])
+            .count();
+        if agreeing > longest {
+            (best, longest) = (Some((at + 1, agreeing)), agreeing);
+        }
+        if longest == MAX_NGRAM_TOKENS {
+            break;
+        }
+    }
+    best
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tokens(ids: &[u32]) -> Vec<TokenId> {
+        ids.iter().copied().map(TokenId).collect()
+    }
+
+    #[test]
+    fn the_longest_agreement_counts_then_the_newest() {
+        let text = tokens(&[1, 2, 3, 4, 5, 6, 7, 1, 2, 3]);
+        assert_eq!(longest_match(&text), Some((3, 3)));
+        assert_eq!(longest_match(&tokens(&[1, 2, 3])), None);
+        assert_eq!(longest_match(&tokens(&[])), None);
+        // One token is no reason.
+        assert_eq!(longest_match(&tokens(&[1, 2, 1])), None);
+        assert_eq!(longest_match(&tokens(&[1, 2, 8, 1, 2, 9, 1, 2])), Some((5, 2)));
+        // Longer, though older; and what follows may run into the last tokens themselves.
+        assert_eq!(
+            longest_match(&tokens(&[5, 1, 2, 8, 1, 2, 9, 5, 1, 2])),
+            Some((3, 3))
+        );
+        assert_eq!(longest_match(&tokens(&[4, 4, 4])), Some((2, 2)));
+        assert_eq!(longest_match(&tokens(&[7; 100])), Some((99, MAX_NGRAM_TOKENS)));
+    }
+
+    #[test]
+    fn drafts_are_bounded() {
+        let text = tokens(&[1, 2, 3, 4, 5, 6, 7, 1, 2, 3]);
+        let proposed = |room| draft(&text, room).map(|p| p.tokens.to_vec());
+        assert_eq!(proposed(9), Some(tokens(&[4, 5, 6, 7, 1, 2, 3])));
+        assert_eq!(proposed(2), Some(tokens(&[4, 5])));
+        assert_eq!(proposed(0), None);
+    }
+
+    #[test]
+    fn drafts_that_are_often_rejected_pause_for_a_while() {
+        let (text, cost) = (tokens(&[1, 2, 3, 4, 5, 6, 7, 1, 2, 3]), RunCost::default());
+        let mut drafter = NgramDrafter::default();
+        let length = |drafter: &NgramDrafter, rows| {
+            let draft = draft(&text, 8).unwrap();
+            draft_length(&[(drafter, draft)], rows, 1, &cost)
+        };
+        let first = length(&drafter, 1);
+        assert!((1..MAX_DRAFT_TOKENS).contains(&first), "{first}");
+        let class = draft(&text, 8).unwrap().class();
+        for _ in 0..20 {
+            drafter.begin_verification(class, true);
+            drafter.record(3, 3);
+        }
+        assert!(length(&drafter, 1) > first);
+        // The more rows stand beside it, the less it brings.
+        assert!(length(&drafter, 8) < length(&drafter, 1));
+        assert_eq!(length(&drafter, 40), 0);
+        for _ in 0..20 {
+            drafter.begin_verification(class, true);
+            drafter.record(3, 0);
+        }
+        assert_eq!(length(&drafter, 1), 0);
+        for _ in 0..200 {
+            drafter.begin_verification(class, false);
+        }
+        assert_eq!(length(&drafter, 1), first);
+        assert_eq!((drafter.drafted, drafter.accepted), (120, 60));
+    }
+}

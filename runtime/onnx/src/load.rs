@@ -1,0 +1,50 @@
+//! Loading a model: its graph opened, its KV memory reserved.
+
+use phi_edge_engine::Decoder;
+use phi_edge_models::ModelDir;
+
+use crate::decoder::{DecoderConfig, OnnxDecoder};
+use crate::error::OnnxError;
+use crate::library::Library;
+use crate::open;
+use crate::provider::Provider;
+
+impl OnnxDecoder {
+    /// Loads `model`'s decoder graph and reserves its KV memory.
+    pub fn load(library: &Library, model: &ModelDir, config: &DecoderConfig) -> Result<Self, OnnxError> {
+        Self::load_measuring(library, model, config, || None)
+    }
+
+    /// The same; where `config` does not bound the KV memory of the host, `free` does, asked once the weights are in memory.
+    pub fn load_measuring(
+        library: &Library,
+        model: &ModelDir,
+        config: &DecoderConfig,
+        free: impl FnOnce() -> Option<u64>,
+    ) -> Result<Self, OnnxError> {
+        let threads = config.threads.unwrap_or_else(available_threads);
+        let opened = open::open(library, model, config, threads)?;
+        let mut config = config.clone();
+        if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
+            config.kv_memory = free();
+        }
+        let rope_boundary = opened.facts.rope_boundary;
+        let decoder = Self::over(opened, &model.decoder_path(), model.config(), &config)?;
+        tracing::info!(
+            provider = decoder.provider().as_str(),
+            prepared = decoder.prepared().as_str(),
+            threads,
+            context = decoder.caps().context_length,
+            rope_boundary,
+            kv = ?decoder.caps().kv_type,
+            library = %library.path().display(),
+            "The model is loaded."
+        );
+        Ok(decoder)
+    }
+}
+
+/// Processors this process may use (affinity and cgroup limits counted).
+fn available_threads() -> usize {
+    std::thread::available_parallelism().map_or(1, usize::from)
+}

@@ -1,0 +1,190 @@
+//! The graph editor: an ONNX model as protobuf bytes, read as far as an edit needs and written with what it changes.
+//!
+//! What an edit does not name is copied as it stands, known or not (protobuf encoding specification; field numbers of
+//! onnx.proto).
+
+use std::collections::HashMap;
+use std::ops::Range;
+
+use prost::Message;
+use prost::bytes::Bytes;
+
+use crate::onnx_proto::{
+    NodeProto, OperatorSetIdProto, TENSOR_NAME_FIELD, TensorProto, VALUE_INFO_NAME_FIELD, ValueInfoProto,
+    graph_field, model_field, node_field,
+};
+use crate::prepare::protobuf::{Field, fields, name_of, put};
+
+/// A model taken apart down to the graph's fields.
+pub(crate) struct GraphEditor {
+    model: Bytes,
+    /// The graph's field within `model`.
+    graph: Range<usize>,
+    /// What the graph's field carries.
+    body: Bytes,
+    fields: Vec<Field>,
+    /// The graph's nodes in their order.
+    pub(crate) nodes: Vec<NodeProto>,
+}
+
+/// A field of the graph, as an edit sees it.
+pub(crate) enum GraphField<'a> {
+    /// The node of this index.
+    Node(usize),
+    /// An initializer's, input's, output's or value's name, under the field's number.
+    Named(u32, &'a str),
+    /// Anything else.
+    Other,
+}
+
+/// What an edit makes of a field.
+pub(crate) enum FieldEdit {
+    /// The field as it is.
+    Keep,
+    /// Nothing.
+    Drop,
+    /// The field with this content.
+    Put(Vec<u8>),
+}
+
+impl GraphEditor {
+    /// Reads a model. `None`: the bytes are none.
+    pub(crate) fn read(model: &Bytes) -> Option<Self> {
+        let graph = fields(model)?
+            .into_iter()
+            .find(|field| field.number == model_field::GRAPH)?;
+        let body = model.slice(graph.payload);
+        let fields = fields(&body)?;
+        let nodes = fields
+            .iter()
+            .filter(|field| field.number == graph_field::NODE)
+            .map(|field| NodeProto::decode(body.slice(field.payload.clone())).ok())
+            .collect::<Option<_>>()?;
+        Some(Self {
+            model: model.clone(),
+            graph: graph.whole,
+            body,
+            fields,
+            nodes,
+        })
+    }
+
+    /// A node's bytes.
+    pub(crate) fn node(&self, index: usize) -> Option<&[u8]> {
+        let mut nodes = self.payloads(graph_field::NODE);
+        nodes.nth(index).map(|payload| &self.body[payload])
+    }
+
+    /// The element types of the graph's initializers, by name.
+    pub(crate) fn initializers(&self) -> Option<HashMap<String, i32>> {
+        self.payloads(graph_field::INITIALIZER)
+            .map(|payload| {
+                let tensor = TensorProto::decode(self.body.slice(payload)).ok()?;
+                Some((tensor.name, tensor.data_type))
+            })
+            .collect()
+    }
+
+    /// The element types of the graph's inputs, by name.
+    pub(crate) fn inputs(&self) -> Option<HashMap<String, i32>> {
+        self.payloads(graph_field::INPUT)
+            .map(|payload| {
+                let value = ValueInfoProto::decode(self.body.slice(payload)).ok()?;
+                let data_type = value.data_type();
+                Some((value.name, data_type))
+            })
+            .collect()
+    }
+
+    /// Where the fields of this number have their content, within the graph.
+    fn payloads(&self, number: u32) -> impl Iterator<Item = Range<usize>> {
+        let fields = self.fields.iter().filter(move |field| field.number == number);
+        fields.map(|field| field.payload.clone())
+    }
+
+    /// The model with each field of its graph as `edit` wants it, and `extra` fields behind them.
+    pub(crate) fn write(
+        &self,
+        mut edit: impl FnMut(GraphField<'_>) -> Option<FieldEdit>,
+        extra: &[(u32, Vec<u8>)],
+    ) -> Option<Bytes> {
+        let mut edited = Vec::with_capacity(self.body.len() + 1024);
+        let mut next_node = 0;
+        for field in &self.fields {
+            let payload = &self.body[field.payload.clone()];
+            let seen = match field.number {
+                graph_field::NODE => {
+                    next_node += 1;
+                    GraphField::Node(next_node - 1)
+                }
+                graph_field::INITIALIZER => {
+                    GraphField::Named(field.number, name_of(payload, TENSOR_NAME_FIELD)?)
+                }
+                graph_field::INPUT | graph_field::OUTPUT | graph_field::VALUE_INFO => {
+                    GraphField::Named(field.number, name_of(payload, VALUE_INFO_NAME_FIELD)?)
+                }
+                _ => GraphField::Other,
+            };
+            match edit(seen)? {
+                FieldEdit::Keep => edited.extend_from_slice(&self.body[field.whole.clone()]),
+                FieldEdit::Drop => {}
+                FieldEdit::Put(content) => put(&mut edited, field.number, &content),
+            }
+        }
+        for (number, content) in extra {
+            put(&mut edited, *number, content);
+        }
+        let mut model = Vec::with_capacity(self.model.len() - self.body.len() + edited.len() + 16);
+        model.extend_from_slice(&self.model[..self.graph.start]);
+        put(&mut model, model_field::GRAPH, &edited);
+        model.extend_from_slice(&self.model[self.graph.end..]);
+        Some(model.into())
+    }
+}
+
+/// A node with other inputs; all else as it stands.
+pub(crate) fn with_inputs(node: &[u8], inputs: &[String]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(node.len() + 64);
+    for input in inputs {
+        put(&mut out, node_field::INPUT, input.as_bytes());
+    }
+    for field in fields(node)? {
+        if field.number != node_field::INPUT {
+            out.extend_from_slice(&node[field.whole]);
+        }
+    }
+    Some(out)
+}
+
+/// A node with another operator; all else as it stands.
+pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(node.len() + 32);
+    for field in fields(node)? {
+        if ![node_field::OP_TYPE, node_field::DOMAIN].contains(&field.number) {
+            out.extend_from_slice(&node[field.whole]);
+        }
+    }
+    put(&mut out, node_field::OP_TYPE, op_type.as_bytes());
+    put(&mut out, node_field::DOMAIN, domain.as_bytes());
+    Some(out)
+}
+
+/// A model that also imports the operators of `domain`; once, whoever asks for it.
+pub(crate) fn with_opset(model: Bytes, domain: &str, version: i64) -> Bytes {
+    let imports = |field: &Field| {
+        field.number == model_field::OPSET_IMPORT
+            && OperatorSetIdProto::decode(&model[field.payload.clone()])
+                .is_ok_and(|opset| opset.domain == domain)
+    };
+    if fields(&model).is_some_and(|fields| fields.iter().any(imports)) {
+        return model;
+    }
+    let opset = OperatorSetIdProto {
+        domain: domain.to_owned(),
+        version,
+    };
+    // Of a model that no one else holds, the memory is taken over.
+    let mut model = Vec::from(model);
+    put(&mut model, model_field::OPSET_IMPORT, &opset.encode_to_vec());
+    model.into()
+}

@@ -1,0 +1,41 @@
+//! Graphs for the tests of single edits.
+
+use std::path::Path;
+
+use prost::Message;
+use prost::bytes::Bytes;
+
+use crate::onnx_proto::{GraphProto, ModelProto, NodeProto};
+
+/// A model of these nodes and nothing else.
+pub(super) fn graph_of(node: Vec<NodeProto>) -> Bytes {
+    let graph = GraphProto {
+        node,
+        name: "main".into(),
+        ..GraphProto::default()
+    };
+    let model = ModelProto {
+        ir_version: 10,
+        graph: Some(graph),
+        producer_name: "test".into(),
+        opset_import: Vec::new(),
+    };
+    model.encode_to_vec().into()
+}
+
+/// The graph of a model.
+pub(super) fn read(model: &Bytes) -> GraphProto {
+    ModelProto::decode(model.clone()).unwrap().graph.unwrap()
+}
+
+/// Graphs that the exporter wrote, of 2026 and of 2024.
+pub(super) fn exported() -> [(&'static str, Bytes); 2] {
+    [
+        "models/demo/model.onnx",
+        "tests/fixtures/forms/2024/phi3-random-cpu-int4.onnx",
+    ]
+    .map(|file| {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        (file, std::fs::read(root.join(file)).unwrap().into())
+    })
+}
