@@ -87,17 +87,6 @@ pub fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
 }
 
-/// The daemon's binary beside this program.
-///
-/// # Errors
-/// This program's own path can't be told, or there is no such binary.
-pub fn phi_edge_beside() -> std::io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let binary = own.with_file_name(format!("phi-edge{}", std::env::consts::EXE_SUFFIX));
-    binary.metadata()?;
-    Ok(binary)
-}
-
 /// A number that no other caller in this process gets.
 pub fn unique() -> u32 {
     static NEXT: AtomicU32 = AtomicU32::new(0);
