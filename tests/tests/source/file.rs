@@ -7,33 +7,33 @@ use syn::visit::{self, Visit};
 use syn::{Attribute, Item, Meta};
 
 /// A parsed Rust file.
-pub struct SourceFile {
-    pub text: String,
-    pub syntax: syn::File,
+pub(crate) struct SourceFile {
+    pub(crate) text: String,
+    pub(crate) syntax: syn::File,
     /// Number of lines.
-    pub lines: usize,
+    pub(crate) lines: usize,
     /// Number of lines of its `#[cfg(test)]` modules.
-    pub test_lines: usize,
-    pub functions: Vec<Function>,
-    pub definitions: Vec<Definition>,
+    pub(crate) test_lines: usize,
+    pub(crate) functions: Vec<Function>,
+    pub(crate) definitions: Vec<Definition>,
 }
 
 /// A function with a body.
-pub struct Function {
-    pub name: String,
+pub(crate) struct Function {
+    pub(crate) name: String,
     /// The line of `fn`, from 1.
-    pub line: usize,
+    pub(crate) line: usize,
     /// Number of lines from `fn` to the closing brace.
-    pub lines: usize,
+    pub(crate) lines: usize,
     /// True if an `allow` of `clippy::too_many_lines` with a reason stands above it.
-    pub has_reason: bool,
+    pub(crate) has_reason: bool,
     /// True within `#[cfg(test)]`.
-    pub is_test: bool,
+    pub(crate) is_test: bool,
 }
 
 /// What a definition defines.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub(crate) enum Kind {
     Module,
     Type,
     Function,
@@ -41,24 +41,24 @@ pub enum Kind {
 }
 
 /// A name that the file defines.
-pub struct Definition {
-    pub kind: Kind,
-    pub name: String,
-    pub line: usize,
+pub(crate) struct Definition {
+    pub(crate) kind: Kind,
+    pub(crate) name: String,
+    pub(crate) line: usize,
     /// True within `#[cfg(test)]`.
-    pub is_test: bool,
+    pub(crate) is_test: bool,
 }
 
 impl SourceFile {
     /// Reads and parses a file.
-    pub fn read(path: &Path) -> Self {
+    pub(crate) fn read(path: &Path) -> Self {
         let text =
             std::fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         Self::parse(text).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
     }
 
     /// Parses a file's text.
-    pub fn parse(text: String) -> syn::Result<Self> {
+    pub(crate) fn parse(text: String) -> syn::Result<Self> {
         let syntax = syn::parse_file(&text)?;
         let mut visitor = Definitions::default();
         visitor.visit_file(&syntax);
@@ -73,7 +73,7 @@ impl SourceFile {
     }
 
     /// True if the file's head gives a reason for its length: a line `//! Length: …`.
-    pub fn has_reason(&self) -> bool {
+    pub(crate) fn has_reason(&self) -> bool {
         let head = self
             .text
             .lines()
@@ -85,7 +85,7 @@ impl SourceFile {
 }
 
 /// True for `#[cfg(test)]` and for a `cfg` that `test` is a part of, other than `not(test)`.
-pub fn is_test_only(attributes: &[Attribute]) -> bool {
+pub(crate) fn is_test_only(attributes: &[Attribute]) -> bool {
     attributes.iter().any(|attribute| match &attribute.meta {
         Meta::List(list) if attribute.path().is_ident("cfg") => {
             let text = list.tokens.to_string().replace(' ', "");
@@ -135,7 +135,7 @@ fn has_reason(attributes: &[Attribute]) -> bool {
 }
 
 /// The attributes of an item.
-pub fn attributes(item: &Item) -> &[Attribute] {
+pub(crate) fn attributes(item: &Item) -> &[Attribute] {
     match item {
         Item::Const(item) => &item.attrs,
         Item::Enum(item) => &item.attrs,
@@ -157,7 +157,7 @@ pub fn attributes(item: &Item) -> &[Attribute] {
 }
 
 /// The attributes of an item of an `impl`.
-pub fn impl_attributes(item: &syn::ImplItem) -> &[Attribute] {
+pub(crate) fn impl_attributes(item: &syn::ImplItem) -> &[Attribute] {
     match item {
         syn::ImplItem::Const(item) => &item.attrs,
         syn::ImplItem::Fn(item) => &item.attrs,
@@ -167,7 +167,7 @@ pub fn impl_attributes(item: &syn::ImplItem) -> &[Attribute] {
 }
 
 /// The name and kind that an item defines.
-pub fn defined(item: &Item) -> Option<(Kind, &Ident)> {
+pub(crate) fn defined(item: &Item) -> Option<(Kind, &Ident)> {
     match item {
         Item::Const(item) => Some((Kind::Constant, &item.ident)),
         Item::Static(item) => Some((Kind::Constant, &item.ident)),

@@ -10,27 +10,30 @@ use super::file::{SourceFile, attributes, impl_attributes, is_test_only};
 use super::modules::{Named, Target};
 
 /// A path as it stands in a file.
-pub struct Mention {
+pub(crate) struct Mention {
     /// The module that it stands in.
-    pub scope: Vec<String>,
-    pub path: Vec<String>,
-    pub line: usize,
+    pub(crate) scope: Vec<String>,
+    pub(crate) path: Vec<String>,
+    pub(crate) line: usize,
     /// True for a path of a `use` item.
-    pub is_use: bool,
+    pub(crate) is_use: bool,
 }
 
 /// One use of a file by another: the place in the user's file, and the path that stands there.
 #[derive(Clone)]
-pub struct Place {
-    pub line: usize,
-    pub path: String,
+pub(crate) struct Place {
+    pub(crate) line: usize,
+    pub(crate) path: String,
 }
 
 /// Which file uses which, with one place for each pair.
-pub type Uses = BTreeMap<String, BTreeMap<String, Place>>;
+pub(crate) type Uses = BTreeMap<String, BTreeMap<String, Place>>;
 
 /// The paths of a target's files, outside tests, by file.
-pub fn mentions(target: &Target, files: &BTreeMap<String, SourceFile>) -> BTreeMap<String, Vec<Mention>> {
+pub(crate) fn mentions(
+    target: &Target,
+    files: &BTreeMap<String, SourceFile>,
+) -> BTreeMap<String, Vec<Mention>> {
     // A file's own module is the shortest path among the modules that stand in it.
     let mut modules: BTreeMap<&String, &Vec<String>> = BTreeMap::new();
     for (path, module) in &target.modules {
@@ -51,7 +54,7 @@ pub fn mentions(target: &Target, files: &BTreeMap<String, SourceFile>) -> BTreeM
 }
 
 /// Which file of a target uses which other one.
-pub fn uses(target: &Target, files: &BTreeMap<String, SourceFile>) -> Uses {
+pub(crate) fn uses(target: &Target, files: &BTreeMap<String, SourceFile>) -> Uses {
     let mut uses = Uses::new();
     for (file, mentions) in mentions(target, files) {
         for mention in mentions {

@@ -3,9 +3,9 @@
 // Each test that includes this module uses a part of it.
 #![allow(dead_code)]
 
-pub mod file;
-pub mod imports;
-pub mod modules;
+pub(crate) mod file;
+pub(crate) mod imports;
+pub(crate) mod modules;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
@@ -13,11 +13,11 @@ use std::process::Command;
 
 use serde_json::Value;
 
-pub use file::SourceFile;
-pub use modules::Target;
+pub(crate) use file::SourceFile;
+pub(crate) use modules::Target;
 
 /// The folder of the workspace: by cargo's variable, so that a built test can be run on another checkout.
-pub fn root() -> PathBuf {
+pub(crate) fn root() -> PathBuf {
     let tests = std::env::var_os("CARGO_MANIFEST_DIR")
         .map_or_else(|| env!("CARGO_MANIFEST_DIR").into(), PathBuf::from);
     tests
@@ -27,15 +27,15 @@ pub fn root() -> PathBuf {
 }
 
 /// All Rust files of the workspace, and the targets that they belong to.
-pub struct Source {
+pub(crate) struct Source {
     /// By path relative to the workspace's folder.
-    pub files: BTreeMap<String, SourceFile>,
-    pub targets: Vec<Target>,
+    pub(crate) files: BTreeMap<String, SourceFile>,
+    pub(crate) targets: Vec<Target>,
 }
 
 impl Source {
     /// Parses every `.rs` file below the workspace's folder.
-    pub fn read() -> Self {
+    pub(crate) fn read() -> Self {
         let mut files = BTreeMap::new();
         collect(&root(), &root(), &mut files);
         let targets = targets()
@@ -46,13 +46,13 @@ impl Source {
     }
 
     /// The files that tests alone are built of: below a folder `tests`, or reached by `#[cfg(test)]` modules only.
-    pub fn is_test(&self, path: &str) -> bool {
+    pub(crate) fn is_test(&self, path: &str) -> bool {
         let below_tests = path.split('/').any(|part| part == "tests");
         below_tests || (!self.is_production(path) && self.targets.iter().any(|t| t.tests.contains(path)))
     }
 
     /// The files that no target contains.
-    pub fn orphans(&self) -> Vec<&String> {
+    pub(crate) fn orphans(&self) -> Vec<&String> {
         let known: BTreeSet<&String> = self
             .targets
             .iter()

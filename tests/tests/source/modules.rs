@@ -10,32 +10,32 @@ use super::file::{SourceFile, attributes, defined, is_test_only};
 const MAX_IMPORT_CHAIN: usize = 16;
 
 /// A library, binary or example: its modules without those of tests.
-pub struct Target {
-    pub package: String,
+pub(crate) struct Target {
+    pub(crate) package: String,
     /// The file of the crate's root, relative to the workspace.
-    pub main: String,
+    pub(crate) main: String,
     /// By path; the root's is empty.
-    pub modules: BTreeMap<Vec<String>, Module>,
+    pub(crate) modules: BTreeMap<Vec<String>, Module>,
     /// The files of `#[cfg(test)]` modules.
-    pub tests: BTreeSet<String>,
+    pub(crate) tests: BTreeSet<String>,
 }
 
 /// A module, inline or with a file of its own.
 #[derive(Default)]
-pub struct Module {
+pub(crate) struct Module {
     /// The file that its items stand in.
-    pub file: String,
+    pub(crate) file: String,
     /// Items other than modules.
-    pub items: BTreeSet<String>,
+    pub(crate) items: BTreeSet<String>,
     /// What `use` brings into scope: name to path.
-    pub imports: BTreeMap<String, Vec<String>>,
+    pub(crate) imports: BTreeMap<String, Vec<String>>,
     /// The paths of `use path::*`.
-    pub globs: Vec<Vec<String>>,
+    pub(crate) globs: Vec<Vec<String>>,
 }
 
 /// What a path names.
 #[derive(Debug, PartialEq, Eq)]
-pub enum Named {
+pub(crate) enum Named {
     Module(Vec<String>),
     /// An item, by the path of its module.
     Item(Vec<String>),
@@ -43,7 +43,7 @@ pub enum Named {
 
 impl Target {
     /// Follows the `mod` items from a crate's root.
-    pub fn walk(package: &str, main: &str, files: &BTreeMap<String, SourceFile>) -> Self {
+    pub(crate) fn walk(package: &str, main: &str, files: &BTreeMap<String, SourceFile>) -> Self {
         let mut target = Self {
             package: package.to_owned(),
             main: main.to_owned(),
@@ -56,13 +56,13 @@ impl Target {
     }
 
     /// The files of the target, without those of tests.
-    pub fn files(&self) -> impl Iterator<Item = &String> {
+    pub(crate) fn files(&self) -> impl Iterator<Item = &String> {
         let files: BTreeSet<&String> = self.modules.values().map(|module| &module.file).collect();
         files.into_iter()
     }
 
     /// What a path names that stands in the module `scope`; `None` for what is of another crate, or local.
-    pub fn resolve(&self, scope: &[String], path: &[String]) -> Option<Named> {
+    pub(crate) fn resolve(&self, scope: &[String], path: &[String]) -> Option<Named> {
         self.resolve_within(scope, path, MAX_IMPORT_CHAIN)
     }
 

@@ -6,10 +6,10 @@ use crate::source::Target;
 use crate::source::imports::{Place, Uses};
 
 /// The module of each file: the outermost that stands in it.
-pub type Modules = BTreeMap<String, Vec<String>>;
+pub(crate) type Modules = BTreeMap<String, Vec<String>>;
 
 /// The module of each file of a target.
-pub fn modules(target: &Target) -> Modules {
+pub(crate) fn modules(target: &Target) -> Modules {
     let mut modules = Modules::new();
     for (path, module) in &target.modules {
         let known = modules.entry(module.file.clone()).or_insert_with(|| path.clone());
@@ -24,7 +24,7 @@ pub fn modules(target: &Target) -> Modules {
 ///
 /// At each module the files below it are looked at, without its own: a circle counts where it takes two of the module's
 /// children, so that one that leads through the file of a common parent is none, and one into another part of the tree is.
-pub fn between_files(modules: &Modules, uses: &Uses) -> Vec<BTreeSet<String>> {
+pub(crate) fn between_files(modules: &Modules, uses: &Uses) -> Vec<BTreeSet<String>> {
     let mut circles = Vec::new();
     let parents: BTreeSet<&[String]> = modules
         .values()
@@ -51,7 +51,7 @@ pub fn between_files(modules: &Modules, uses: &Uses) -> Vec<BTreeSet<String>> {
 
 /// The circles that at least two folders beside the crate's root take part in, each with its files as one; files beside the
 /// root are members of their own.
-pub fn between_top_folders(target: &Target, uses: &Uses) -> Vec<BTreeSet<String>> {
+pub(crate) fn between_top_folders(target: &Target, uses: &Uses) -> Vec<BTreeSet<String>> {
     let root = target.main.rsplit_once('/').map_or("", |(folder, _)| folder);
     let top = |file: &String| -> Option<String> {
         let inside = file.strip_prefix(root)?.strip_prefix('/')?;
@@ -125,7 +125,7 @@ fn strongly_connected<'a>(
 }
 
 /// Small crates of known circles.
-pub fn check() {
+pub(crate) fn check() {
     let find = |pairs: &[(&str, &str)]| -> Vec<Vec<String>> {
         let place = Place {
             line: 1,

@@ -3,7 +3,7 @@
 use crate::source::file::{Definition, Kind};
 
 /// A name that no definition may bear.
-pub struct Old {
+pub(crate) struct Old {
     kind: Kind,
     name: &'static str,
     /// Paths begin with one of these.
@@ -12,21 +12,21 @@ pub struct Old {
 }
 
 impl Old {
-    pub fn applies_to(&self, path: &str) -> bool {
+    pub(crate) fn applies_to(&self, path: &str) -> bool {
         self.scope.iter().any(|folder| path.starts_with(folder))
     }
 
-    pub fn is(&self, definition: &Definition) -> bool {
+    pub(crate) fn is(&self, definition: &Definition) -> bool {
         definition.kind == self.kind && definition.name == self.name
     }
 
     /// True for the file or the folder of a module of this name.
-    pub fn is_file(&self, path: &str) -> bool {
+    pub(crate) fn is_file(&self, path: &str) -> bool {
         let stem = path.trim_end_matches("/mod.rs").trim_end_matches(".rs");
         self.kind == Kind::Module && stem.rsplit('/').next() == Some(self.name)
     }
 
-    pub fn advice(&self) -> String {
+    pub(crate) fn advice(&self) -> String {
         let kind = match self.kind {
             Kind::Module => "mod",
             Kind::Type => "type",
@@ -38,7 +38,7 @@ impl Old {
 }
 
 /// Names that one crate may give to several modules or types, since they mean the same thing in each place.
-pub const MAY_RECUR: &[(&str, &str)] = &[
+pub(crate) const MAY_RECUR: &[(&str, &str)] = &[
     // What each operator has: its graph edit and its code, its arithmetic, its scratch memory and shared state.
     ("phi-edge-onnx", "attention"),
     ("phi-edge-onnx", "matmul"),
@@ -95,7 +95,7 @@ const fn old(kind: Kind, name: &'static str, scope: &'static [&'static str], ins
 }
 
 /// All of them. `edge-config` has types that bear the names of its keys, which are the contract.
-pub const OLD: &[Old] = &[
+pub(crate) const OLD: &[Old] = &[
     // Speculation.
     module("guess", ENGINE, "speculation"),
     kind("Guesser", ENGINE, "NgramDrafter"),
