@@ -119,7 +119,6 @@ impl Paths {
                     self.add_use(item, path.clone());
                 }
             }
-            _ => {}
         }
     }
 

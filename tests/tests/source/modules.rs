@@ -214,7 +214,6 @@ fn import(tree: &UseTree, mut path: Vec<String>, module: &mut Module) {
                 import(item, path.clone(), module);
             }
         }
-        _ => {}
     }
 }
 
