@@ -87,10 +87,14 @@ struct Paths {
 
 impl Paths {
     fn add(&mut self, path: Vec<String>, first: &Ident, is_use: bool) {
+        self.add_at(path, first.span().start().line, is_use);
+    }
+
+    fn add_at(&mut self, path: Vec<String>, line: usize, is_use: bool) {
         self.found.push(Mention {
             scope: self.scope.clone(),
             path,
-            line: first.span().start().line,
+            line,
             is_use,
         });
     }
@@ -113,7 +117,7 @@ impl Paths {
                 }
                 self.add(path, &tree.ident, true);
             }
-            UseTree::Glob(_) => {}
+            UseTree::Glob(tree) => self.add_at(path, tree.star_token.spans[0].start().line, true),
             UseTree::Group(tree) => {
                 for item in &tree.items {
                     self.add_use(item, path.clone());
