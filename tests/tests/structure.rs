@@ -96,7 +96,7 @@ fn no_two_files_import_each_other() {
 
 #[test]
 fn no_two_top_folders_import_each_other() {
-    let violations = in_each_target(|target, uses| circles::between_top_folders(target, uses));
+    let violations = in_each_target(circles::between_top_folders);
     assert_none(
         "The top folders of a crate's source import each other in no circle",
         &violations,

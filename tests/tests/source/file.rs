@@ -68,7 +68,7 @@ impl SourceFile {
             text,
             syntax,
             functions: visitor.functions,
-            definitions: visitor.definitions,
+            definitions: visitor.found,
         })
     }
 
@@ -187,14 +187,14 @@ pub(crate) fn defined(item: &Item) -> Option<(Kind, &Ident)> {
 #[derive(Default)]
 struct Definitions {
     functions: Vec<Function>,
-    definitions: Vec<Definition>,
+    found: Vec<Definition>,
     /// Depth of enclosing test-only items.
     tests: usize,
 }
 
 impl Definitions {
     fn define(&mut self, kind: Kind, name: &Ident) {
-        self.definitions.push(Definition {
+        self.found.push(Definition {
             kind,
             name: name.to_string(),
             line: name.span().start().line,

@@ -28,7 +28,7 @@ pub(crate) fn between_files(modules: &Modules, uses: &Uses) -> Vec<BTreeSet<Stri
     let mut circles = Vec::new();
     let parents: BTreeSet<&[String]> = modules
         .values()
-        .flat_map(|path| path.len().checked_sub(1).map(|len| &path[..len]))
+        .filter_map(|path| Some(path.split_last()?.1))
         .collect();
     for parent in parents {
         let is_below = |file: &&String| {

@@ -58,8 +58,15 @@ const HUB: &[&str] = &["models/src/hub/"];
 const DAEMON: &[&str] = &["runtime/daemon/"];
 const MQTT: &[&str] = &["runtime/mqtt/"];
 const RULES: &[&str] = &["runtime/rules/", "runtime/service/src/rules/"];
-/// With the service, where the rules' task and rows stand.
-const SERVICE: &[&str] = &["runtime/rules/", "runtime/service/"];
+/// With the rules, what was the service's.
+const SERVICE: &[&str] = &[
+    "runtime/api/",
+    "runtime/job/",
+    "runtime/rules/",
+    "runtime/service/",
+    "runtime/store/",
+    "runtime/wire/",
+];
 const MESSAGES: &[&str] = &[
     "runtime/rules/",
     "runtime/service/src/rules/",

@@ -243,14 +243,12 @@ fn phi_edge(binary: &Path, model: &Path, threads: &str, library: &Path) -> Comma
 
 /// The random model of full shape, written where it is absent.
 fn full_shape() -> Result<PathBuf> {
-    match full_shape_folder() {
-        Some(folder) => Ok(folder),
-        None => {
-            let folder = target().join("bench-model");
-            model::write(&folder, 32)?;
-            Ok(folder)
-        }
+    if let Some(folder) = full_shape_folder() {
+        return Ok(folder);
     }
+    let folder = target().join("bench-model");
+    model::write(&folder, 32)?;
+    Ok(folder)
 }
 
 /// The random model of full shape, if it was written.
