@@ -7,14 +7,14 @@ import sys
 import textwrap
 from html import escape
 
-COLUMNS, LINE, LETTER, MARGIN, BAR = 100, 19, 8.43, 18, 34
+COLUMNS, LINE, LETTER, MARGIN, BAR = 110, 19, 8.43, 18, 34
 BACK, FRAME, TEXT, DIM, ASKED, FACT = "#11151c", "#1d2430", "#d7dee8", "#7d8998", "#7cc4ff", "#e6c07b"
 
 lines = [(f"$ {sys.argv[1]}", "#8fd694")]
 for line in sys.stdin.read().splitlines():
     if line.startswith("> "):
         colour = ASKED
-    elif line.startswith("  plant/"):
+    elif line.startswith(("  plant/", "  facts:")):
         colour = FACT
     elif line.startswith("  [") or line.startswith("This is a demonstration"):
         colour = DIM

@@ -6,7 +6,7 @@ use std::path::Path;
 use toml::Table;
 use toml::de::{DeTable, DeValue};
 
-use crate::rules::{Lines, TABLES};
+use crate::rules::TABLES;
 use crate::schema::{RULES, SECTIONS};
 use crate::{ConfigError, Origin};
 
@@ -20,6 +20,15 @@ pub(crate) struct Document {
     pub(crate) rules: Vec<Lines>,
     /// The lines of its keys if the whole file is one rule.
     pub(crate) as_rule: Lines,
+}
+
+/// The lines of a rule and its keys, as far as they are known.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Lines {
+    /// Where the rule begins; none where the whole file is the rule.
+    pub(crate) start: Option<usize>,
+    /// The lines of its keys, by their paths within the rule.
+    pub(crate) keys: BTreeMap<String, usize>,
 }
 
 /// Parses the text of a file; `path` is for messages.

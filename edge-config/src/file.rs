@@ -7,10 +7,10 @@ use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use crate::document::{self, Document, join};
+use crate::document::{self, Document, Lines, join};
 use crate::layer::{Layer, find};
 use crate::nearest::nearest;
-use crate::rules::{self, Lines};
+use crate::rules;
 use crate::schema::{RULES, SECTIONS};
 use crate::shape::CREDENTIAL;
 use crate::{ConfigError, Origin, Shape};

@@ -25,10 +25,35 @@ pub struct CountedEvents {
 }
 
 impl Counted {
+    /// One message.
+    pub fn of(number: u64) -> Self {
+        Self {
+            messages: 1,
+            numbers: number,
+        }
+    }
+
+    /// What a window's event says of its messages.
+    pub fn of_event(event: &Value) -> Self {
+        let messages = event["window"]["messages"].as_u64().unwrap_or(0);
+        Self {
+            messages,
+            numbers: numbers(event, messages),
+        }
+    }
+
     /// Counts one more.
     pub fn add(&mut self, number: u64) {
-        self.messages += 1;
-        self.numbers += number;
+        *self = self.and(Self::of(number));
+    }
+
+    /// The sum of both.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        Self {
+            messages: self.messages + other.messages,
+            numbers: self.numbers + other.numbers,
+        }
     }
 }
 
@@ -71,13 +96,8 @@ impl CountedEvents {
 
     /// What the events of a rule come to.
     pub fn of(&self, rule: &str) -> Counted {
-        let mut counted = Counted::default();
-        for event in self.seen.values().filter(|event| event["rule"] == rule) {
-            let messages = event["window"]["messages"].as_u64().unwrap_or(0);
-            counted.messages += messages;
-            counted.numbers += numbers(event, messages);
-        }
-        counted
+        let events = self.seen.values().filter(|event| event["rule"] == rule);
+        events.fold(Counted::default(), |sum, event| sum.and(Counted::of_event(event)))
     }
 
     fn take(&mut self, message: &Received) -> Result<()> {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 /// Longer than anything that works takes, on a busy machine in a debug build.
-pub const PATIENCE: Duration = Duration::from_mins(1);
+pub const TIMEOUT: Duration = Duration::from_mins(1);
 
 /// The daemon's node name in tests.
 pub const NODE: &str = "test";
@@ -92,7 +92,7 @@ impl Daemon {
 
     /// Waits for its end.
     pub fn wait(&mut self) -> ExitStatus {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if let Some(status) = self.process.try_wait().expect("a process") {
                 return status;
@@ -148,7 +148,7 @@ pub async fn client(port: u16) -> Client {
 
 /// Waits for a message that `wanted` takes; others are passed over.
 pub async fn next<T>(client: &mut Client, what: &str, mut wanted: impl FnMut(&Received) -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         match client.receive(left).await.expect("a connection") {

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use phi_edge_mqtt::{Client, ClientOptions, Received};
 use serde_json::{Value, json};
 
-use crate::daemon::{BASE, PATIENCE};
+use crate::daemon::{BASE, TIMEOUT};
 
 /// How long the broker keeps the client's session.
 const SESSION: Duration = Duration::from_hours(1);
@@ -103,7 +103,7 @@ impl Field {
     /// Publishes; on a broken connection once more on the next.
     pub async fn publish(&mut self, topic: &str, payload: Vec<u8>) {
         let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
+        while begun.elapsed() < TIMEOUT {
             let client = self.client().await;
             if client.publish(topic, payload.clone(), None).await.is_ok() {
                 return;
@@ -136,7 +136,7 @@ impl Field {
         let begun = Instant::now();
         while !done(self) {
             assert!(
-                begun.elapsed() < PATIENCE,
+                begun.elapsed() < TIMEOUT,
                 "waited in vain for {what}; {:?}; missing: {:?}; status {}",
                 self.tally(),
                 self.missing(),
@@ -263,7 +263,7 @@ impl Field {
     async fn client(&mut self) -> &mut Client {
         let begun = Instant::now();
         while self.client.is_none() {
-            assert!(begun.elapsed() < PATIENCE, "no connection to the broker");
+            assert!(begun.elapsed() < TIMEOUT, "no connection to the broker");
             let options = ClientOptions {
                 host: "127.0.0.1".into(),
                 port: self.port,

@@ -3,8 +3,8 @@
 #![allow(clippy::missing_panics_doc)]
 
 mod broker;
+mod chance;
 mod counted;
-mod crash_loop;
 mod daemon;
 mod field;
 pub mod hostile;
@@ -18,9 +18,9 @@ use std::process::{Child, Command};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use broker::{Mosquitto, free_port};
+pub use chance::{Chance, random_seed};
 pub use counted::{Counted, CountedEvents};
-pub use crash_loop::{CrashLoop, crash_loop};
-pub use daemon::{BASE, Daemon, NODE, PATIENCE, client, json, next, state};
+pub use daemon::{BASE, Daemon, NODE, TIMEOUT, client, json, next, state};
 pub use field::{Field, Tally, question};
 pub use load::{Load, devices};
 pub use path::{Lives, Path as BrokerPath};
@@ -87,21 +87,17 @@ pub fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
 }
 
-/// The daemon's binary beside this program.
-///
-/// # Errors
-/// This program's own path can't be told, or there is no such binary.
-pub fn phi_edge_beside() -> std::io::Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let binary = own.with_file_name(format!("phi-edge{}", std::env::consts::EXE_SUFFIX));
-    binary.metadata()?;
-    Ok(binary)
-}
-
 /// A number that no other caller in this process gets.
 pub fn unique() -> u32 {
-    static NEXT: AtomicU32 = AtomicU32::new(0);
-    NEXT.fetch_add(1, Ordering::Relaxed)
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    COUNTER.fetch_add(1, Ordering::Relaxed)
+}
+
+/// The middle of some values, of two the greater one; the default where there is none.
+pub fn median<T: Copy + Ord + Default>(values: impl IntoIterator<Item = T>) -> T {
+    let mut values: Vec<T> = values.into_iter().collect();
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or_default()
 }
 
 /// Sends a signal by name (`TERM`, `INT`, `KILL`, `STOP`, …).

@@ -9,7 +9,7 @@ use phi_edge_mqtt::{Client, ClientOptions, Received};
 use serde_json::{Value, json};
 use tokio::task::JoinHandle;
 
-use crate::{BASE, Daemon, Field, Mosquitto, PATIENCE, client, demo_model, question};
+use crate::{BASE, Chance, Counted, Daemon, Field, Mosquitto, TIMEOUT, client, demo_model, question};
 
 /// Connections that the devices share, as behind gateways.
 const CONNECTIONS: u32 = 5;
@@ -37,14 +37,6 @@ pub struct Load {
     pub kills: u32,
     /// The windows' length, in seconds.
     pub window: u64,
-}
-
-/// What a rule's events come to.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Sum {
-    messages: u64,
-    /// Of the messages' numbers: tells one that was lost and one that was doubled from two that were counted.
-    numbers: u64,
 }
 
 /// Events by their ids.
@@ -94,7 +86,7 @@ pub async fn devices(load: Load) -> Result<Value> {
         .listen_until("a ready daemon", |field| field.state() == "ready")
         .await;
     let begun = Instant::now();
-    let speakers: Vec<JoinHandle<Result<(Sum, Sum)>>> = (0..CONNECTIONS)
+    let speakers: Vec<JoinHandle<Result<(Counted, Counted)>>> = (0..CONNECTIONS)
         .map(|connection| tokio::spawn(speak(port, connection, load)))
         .collect();
     let asker = tokio::spawn(ask(field, load.time));
@@ -110,7 +102,7 @@ pub async fn devices(load: Load) -> Result<Value> {
             moment.as_secs_f64()
         );
     }
-    let (mut all, mut worded) = (Sum::default(), Sum::default());
+    let (mut all, mut worded) = (Counted::default(), Counted::default());
     for speaker in speakers {
         let mut speaker = speaker;
         let (of_all, of_worded) = loop {
@@ -123,13 +115,13 @@ pub async fn devices(load: Load) -> Result<Value> {
         worded = worded.and(of_worded);
     }
     let spoken = begun.elapsed();
-    let deadline = Instant::now() + PATIENCE * 2;
-    while events.sum(ALL).messages < all.messages || events.sum(WORDS).messages < worded.messages {
+    let deadline = Instant::now() + TIMEOUT * 2;
+    while events.counted(ALL).messages < all.messages || events.counted(WORDS).messages < worded.messages {
         if Instant::now() > deadline {
             bail!(
                 "messages are lost: {:?} of {all:?}, {:?} of {worded:?}; {}",
-                events.sum(ALL),
-                events.sum(WORDS),
+                events.counted(ALL),
+                events.counted(WORDS),
                 events.stats
             );
         }
@@ -141,11 +133,15 @@ pub async fn devices(load: Load) -> Result<Value> {
     events.listen(&mut listener, quiet).await?;
     let tally = asker.await?;
     let processor = processor_time(daemon.id());
-    ensure!(events.sum(ALL) == all, "{:?} is not {all:?}", events.sum(ALL));
     ensure!(
-        events.sum(WORDS) == worded,
+        events.counted(ALL) == all,
+        "{:?} is not {all:?}",
+        events.counted(ALL)
+    );
+    ensure!(
+        events.counted(WORDS) == worded,
         "{:?} is not {worded:?}",
-        events.sum(WORDS)
+        events.counted(WORDS)
     );
     ensure!(
         (events.late, events.dropped) == (0, 0),
@@ -208,19 +204,15 @@ fn rules_of(load: Load) -> [(&'static str, String); 2] {
 
 /// Busy moments, each somewhere in its part of the time.
 fn moments(load: Load) -> Vec<Duration> {
-    let chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1);
+    let mut chance = Chance::random();
+    let part = load.time / load.kills.max(1);
     (0..load.kills)
-        .zip(chance.to_le_bytes().into_iter().cycle())
-        .map(|(kill, chance)| {
-            let within = 0.3 + 0.5 * f64::from(chance) / 256.0;
-            load.time
-                .mul_f64((f64::from(kill) + within) / f64::from(load.kills))
-        })
+        .map(|kill| part * kill + chance.time(part.mul_f64(0.3)..part.mul_f64(0.8)))
         .collect()
 }
 
 /// What the devices behind one connection say: all of it, and that of the worded line.
-async fn speak(port: u16, connection: u32, load: Load) -> Result<(Sum, Sum)> {
+async fn speak(port: u16, connection: u32, load: Load) -> Result<(Counted, Counted)> {
     let options = ClientOptions {
         host: "127.0.0.1".into(),
         port,
@@ -232,7 +224,7 @@ async fn speak(port: u16, connection: u32, load: Load) -> Result<(Sum, Sum)> {
         .filter(|device| device % CONNECTIONS == connection)
         .collect();
     let mut numbers = vec![0_u64; own.len()];
-    let (mut all, mut worded) = (Sum::default(), Sum::default());
+    let (mut all, mut worded) = (Counted::default(), Counted::default());
     let begun = Instant::now();
     let mut beats = tokio::time::interval(BEAT);
     let mut turn = 0_usize;
@@ -255,9 +247,9 @@ async fn speak(port: u16, connection: u32, load: Load) -> Result<(Sum, Sum)> {
             } else {
                 client.publish_later(&topic, payload)?;
             }
-            all = all.and(Sum::of(number));
+            all = all.and(Counted::of(number));
             if topic.contains(WORDED) {
-                worded = worded.and(Sum::of(number));
+                worded = worded.and(Counted::of(number));
             }
             numbers[turn] += 1;
             turn = (turn + 1) % own.len();
@@ -280,22 +272,6 @@ async fn ask(mut field: Field, time: Duration) -> crate::Tally {
         field.listen(Duration::from_millis(250)).await;
     }
     field.settle().await
-}
-
-impl Sum {
-    fn of(number: u64) -> Self {
-        Self {
-            messages: 1,
-            numbers: number,
-        }
-    }
-
-    fn and(self, other: Self) -> Self {
-        Self {
-            messages: self.messages + other.messages,
-            numbers: self.numbers + other.numbers,
-        }
-    }
 }
 
 impl Events {
@@ -364,19 +340,9 @@ impl Events {
     }
 
     /// What a rule's events come to.
-    fn sum(&self, rule: &str) -> Sum {
+    fn counted(&self, rule: &str) -> Counted {
         let of_rule = self.seen.values().filter(|event| event["rule"] == rule);
-        of_rule.fold(Sum::default(), |sum, event| {
-            let messages = event["window"]["messages"].as_u64().unwrap_or(0);
-            let mean = event["stats"]["n"]["mean"].as_f64().unwrap_or(0.0);
-            #[expect(
-                clippy::cast_possible_truncation,
-                clippy::cast_sign_loss,
-                reason = "numbers of messages, far below 2^52"
-            )]
-            let numbers = (mean * as_float(messages)).round() as u64;
-            sum.and(Sum { messages, numbers })
-        })
+        of_rule.fold(Counted::default(), |sum, event| sum.and(Counted::of_event(event)))
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 use tempfile::TempDir;
 
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 use crate::{free_port, skip};
 
 /// What a server answers: its status and its body.
@@ -19,7 +19,7 @@ use crate::{free_port, skip};
 /// There is no server, or it does not answer.
 pub fn http(port: u16, head: &str) -> std::io::Result<(u16, String)> {
     let mut stream = TcpStream::connect(("127.0.0.1", port))?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    stream.set_read_timeout(Some(TIMEOUT))?;
     stream.write_all(format!("{head}\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
@@ -127,7 +127,7 @@ impl Prometheus {
     }
 
     fn answers(&mut self) -> bool {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         while Instant::now() < deadline {
             if http(self.port, "GET /-/ready HTTP/1.0").is_ok_and(|(status, _)| status == 200) {
                 return true;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use phi_edge_tests::{BASE, Daemon, Mosquitto, PATIENCE, client, demo_model, has_library, json, next, state};
+use phi_edge_tests::{BASE, Daemon, Mosquitto, TIMEOUT, client, demo_model, has_library, json, next, state};
 use serde_json::Value;
 
 const TRACE: &str = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01";
@@ -48,7 +48,7 @@ async fn audited(settings: &[&str]) -> Option<(String, Vec<Value>)> {
 }
 
 fn lines(file: &Path) -> Vec<Value> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let text = std::fs::read_to_string(file).unwrap();
         let lines: Vec<Value> = text
@@ -124,7 +124,7 @@ async fn a_full_disk_holds_up_no_job() {
         .await;
     }
     let said = || daemon.log().matches("the audit can't be written").count();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while said() == 0 {
         assert!(Instant::now() < deadline, "nobody says that lines are lost");
         std::thread::sleep(Duration::from_millis(5));

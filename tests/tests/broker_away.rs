@@ -5,7 +5,7 @@
 use std::time::{Duration, Instant};
 
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, PATIENCE, client, demo_model, has_library, http, json, next, state,
+    BASE, Daemon, Mosquitto, TIMEOUT, client, demo_model, has_library, http, json, next, state,
 };
 
 /// Two hundred events a second, without any message.
@@ -30,7 +30,7 @@ fn rules() -> String {
 }
 
 /// Events of each kind that are waited for: most of what comes at first is on its way in the link.
-const ENOUGH: f64 = 30.0;
+const MIN_EVENTS: f64 = 30.0;
 
 fn unpublished(port: u16, reason: &str) -> f64 {
     let (_, page) = http(port, "GET /metrics HTTP/1.1\r\nHost: localhost").unwrap();
@@ -49,7 +49,7 @@ fn metrics_port(daemon: &Daemon) -> u16 {
         if let Some(port) = port.and_then(|port| port.parse().ok()) {
             return port;
         }
-        assert!(from.elapsed() < PATIENCE, "no metrics: {log}");
+        assert!(from.elapsed() < TIMEOUT, "no metrics: {log}");
         std::thread::yield_now();
     }
 }
@@ -57,7 +57,7 @@ fn metrics_port(daemon: &Daemon) -> u16 {
 async fn wait_for(what: &str, mut done: impl FnMut() -> bool) {
     let from = Instant::now();
     while !done() {
-        assert!(from.elapsed() < 3 * PATIENCE, "not in time: {what}");
+        assert!(from.elapsed() < 3 * TIMEOUT, "not in time: {what}");
         tokio::time::sleep(Duration::from_millis(200)).await;
     }
 }
@@ -87,8 +87,11 @@ async fn events_expire_and_are_superseded_while_the_broker_is_away() {
         .await;
     }
     broker.stop();
-    wait_for("expired events", || unpublished(port, "expired") >= ENOUGH).await;
-    wait_for("superseded events", || unpublished(port, "superseded") >= ENOUGH).await;
+    wait_for("expired events", || unpublished(port, "expired") >= MIN_EVENTS).await;
+    wait_for("superseded events", || {
+        unpublished(port, "superseded") >= MIN_EVENTS
+    })
+    .await;
     assert!(unpublished(port, "dropped") < 1.0);
     broker.start_again();
     let mut client = client(broker.port).await;

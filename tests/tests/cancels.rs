@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 
 use phi_edge_mqtt::Client;
-use phi_edge_tests::{BASE, Daemon, Mosquitto, client, demo_model, has_library, json, next, state};
+use phi_edge_tests::{BASE, Chance, Daemon, Mosquitto, client, demo_model, has_library, json, next, state};
 use serde_json::json;
 
 /// Requests that are under way at once.
-const AT_ONCE: usize = 12;
+const MAX_RUNNING_REQUESTS: usize = 12;
 
 #[tokio::test]
 async fn a_thousand_cancels_leave_nothing_behind() {
@@ -25,7 +25,7 @@ async fn a_thousand_cancels_leave_nothing_behind() {
         client.subscribe(&format!("{BASE}/{topic}")).await.unwrap();
     }
     // The same work beforehand, so that what is kept on purpose (remembered prompts, buffers) is there already.
-    let mut moments = Moments(0x2545_F491_4F6C_DD1D);
+    let mut moments = Chance::seeded(0x2545_F491_4F6C_DD1D);
     let asked = cancel_some(&mut client, 200, 0, &mut moments).await;
     idle(&mut client, asked).await;
     let before = Process::of(&daemon);
@@ -35,7 +35,7 @@ async fn a_thousand_cancels_leave_nothing_behind() {
     let waited = std::time::Instant::now();
     while Process::of(&daemon).threads > before.threads {
         assert!(
-            waited.elapsed() < phi_edge_tests::PATIENCE,
+            waited.elapsed() < phi_edge_tests::TIMEOUT,
             "threads are left behind"
         );
         client
@@ -68,25 +68,25 @@ async fn a_thousand_cancels_leave_nothing_behind() {
     );
 }
 
-/// Asks and cancels, `AT_ONCE` side by side, until so many ended as cancelled; requests are numbered from `first`, and the
+/// Asks and cancels, `MAX_RUNNING_REQUESTS` side by side, until so many ended as cancelled; requests are numbered from `first`, and the
 /// next number is returned. Each has exactly one outcome.
-async fn cancel_some(client: &mut Client, wanted: usize, first: u64, moments: &mut Moments) -> u64 {
+async fn cancel_some(client: &mut Client, wanted: usize, first: u64, moments: &mut Chance) -> u64 {
     let mut next_number = first;
     // By id: chunks to go until it is cancelled.
     let mut under_way: HashMap<String, u64> = HashMap::new();
     let mut cancelled = 0;
     loop {
-        while under_way.len() < AT_ONCE && cancelled + under_way.len() < wanted {
+        while under_way.len() < MAX_RUNNING_REQUESTS && cancelled + under_way.len() < wanted {
             let n = next_number;
             next_number += 1;
             let id = format!("r{n}");
-            let words = "press-07 182 bar, ".repeat(1 + moments.next() as usize % 40);
+            let words = "press-07 182 bar, ".repeat(1 + moments.size(0..40));
             let body = json!({"id": id, "prompt": words, "max_tokens": 800, "stream": true, "temperature": 2, "seed": n});
             client
                 .publish(&format!("{BASE}/request"), body.to_string(), None)
                 .await
                 .unwrap();
-            let chunks = moments.next() % 6;
+            let chunks = moments.below(6);
             if chunks == 0 {
                 cancel(client, &id).await;
             }
@@ -163,17 +163,5 @@ impl Process {
             resident_kib: field("VmRSS:"),
             threads: field("Threads:"),
         }
-    }
-}
-
-/// Random moments from a seed (xorshift64; G. Marsaglia, 2003).
-struct Moments(u64);
-
-impl Moments {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
     }
 }

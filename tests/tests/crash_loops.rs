@@ -4,28 +4,32 @@
 
 #![allow(clippy::unwrap_used, missing_docs)]
 
-use phi_edge_tests::{CrashLoop, crash_loop, has_library};
+use std::time::Duration;
 
-fn from_environment(name: &str, otherwise: u32) -> u32 {
+use phi_edge_tests::hostile::{CrashLoop, Report};
+use phi_edge_tests::{Mosquitto, has_library};
+
+fn from_environment(name: &str, otherwise: u64) -> u64 {
     let value = std::env::var(name).ok();
     value.map_or(otherwise, |value| value.parse().unwrap())
 }
 
 async fn each_message_counts_once(inflight: u16, equal: bool) {
-    if !has_library() {
+    if !has_library() || Mosquitto::start().is_none() {
         return;
     }
-    let plan = CrashLoop {
-        messages: from_environment("PHI_EDGE_CRASH_MESSAGES", 2000),
+    let crash_loop = CrashLoop {
         kills: from_environment("PHI_EDGE_CRASH_KILLS", 15),
+        batch: from_environment("PHI_EDGE_CRASH_MESSAGES", 2000),
         kills_a_batch: 15,
         inflight,
         equal,
+        time: Duration::from_hours(24),
         seed: 0x9e37_79b9_7f4a_7c15 ^ u64::from(inflight),
     };
-    if let Some(report) = crash_loop(plan).await.unwrap() {
-        println!("{report}");
-    }
+    let report = crash_loop.run().await;
+    println!("{}", Report::table(std::slice::from_ref(&report)));
+    assert!(report.broken.is_empty(), "{:#?}", report.broken);
 }
 
 #[tokio::test]

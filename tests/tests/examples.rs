@@ -12,7 +12,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use phi_edge_tests::{
-    Daemon, Mosquitto, PATIENCE, client, demo_model, free_port, has_library, json, next, skip,
+    Daemon, Mosquitto, TIMEOUT, client, demo_model, free_port, has_library, json, next, skip,
 };
 
 /// The node that the examples ask.
@@ -89,7 +89,7 @@ fn run(command: &mut Command) -> Output {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while child.try_wait().unwrap().is_none() {
         if Instant::now() > deadline {
             let _ = child.kill();
@@ -240,7 +240,7 @@ impl NodeRed {
     }
 
     fn wait_for(&self, text: &str) {
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         loop {
             let log = fs::read_to_string(self.folder.path().join("log")).unwrap();
             if log.contains(text) {
@@ -254,7 +254,7 @@ impl NodeRed {
     /// Presses the button of an inject node.
     fn inject(&self, node: &str) {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port)).unwrap();
-        stream.set_read_timeout(Some(PATIENCE)).unwrap();
+        stream.set_read_timeout(Some(TIMEOUT)).unwrap();
         let request = format!(
             "POST /inject/{node} HTTP/1.1\r\nHost: localhost\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
         );

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phi_edge_tests::{Daemon, Field, Mosquitto, demo_model, has_library, question};
+use phi_edge_tests::{Chance, Daemon, Field, Mosquitto, demo_model, has_library, question};
 use tempfile::TempDir;
 
 const NODES: usize = 3;
@@ -71,9 +71,9 @@ async fn a_pool_answers_everything_though_a_node_is_killed() {
         let boots = ready(&mut field, &BTreeMap::new()).await;
         // The pool is joined just after the status says that the node is ready.
         field.listen(Duration::from_millis(500)).await;
-        let chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), round);
-        let victim = usize::try_from(chance % NODES as u64).unwrap();
-        let moment = usize::try_from(chance / 7 % requests as u64).unwrap();
+        let mut chance = Chance::random();
+        let victim = chance.size(0..NODES);
+        let moment = chance.size(0..requests);
         let mut folder = None;
         for n in 0..requests {
             field.ask(&format!("{round}-{n}"), question(8)).await;

@@ -9,17 +9,17 @@ use phi_edge_tests::{Mosquitto, has_library};
 use tokio::sync::RwLock;
 
 /// Scenarios that measure latencies run alone.
-static ALONE: RwLock<()> = RwLock::const_new(());
+static EXCLUSIVE: RwLock<()> = RwLock::const_new(());
 
 async fn check(scenario: Scenario) {
     if !has_library() || Mosquitto::start().is_none() {
         return;
     }
     let Some(report) = (if scenario == Scenario::Memory {
-        let _alone = ALONE.write().await;
+        let _alone = EXCLUSIVE.write().await;
         scenario.run(Plan::short()).await
     } else {
-        let _beside = ALONE.read().await;
+        let _beside = EXCLUSIVE.read().await;
         scenario.run(Plan::short()).await
     }) else {
         return;

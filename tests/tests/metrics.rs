@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use phi_edge_mqtt::Client;
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, PATIENCE, Prometheus, client, demo_model, free_port, has_library, http, json,
+    BASE, Daemon, Mosquitto, Prometheus, TIMEOUT, client, demo_model, free_port, has_library, http, json,
     next, state,
 };
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
@@ -137,7 +137,7 @@ impl Watched {
 
 /// Where the metrics are served: the log says it.
 fn metrics_port(daemon: &Daemon) -> u16 {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     while Instant::now() < deadline {
         let log = daemon.log();
         let line = log.lines().find(|line| line.contains("metrics are served"));
@@ -237,7 +237,7 @@ async fn a_node_that_ends_is_healthy_and_not_ready() {
     // A broker that does not answer keeps the end from being over at once.
     node.broker.signal("STOP");
     node.daemon.signal("TERM");
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     let reason = loop {
         let (status, reason) = node.get("/readyz");
         if status == 503 {
@@ -278,7 +278,7 @@ async fn every_panel_and_every_alert_finds_data() {
         println!("this machine tells no temperature");
         missing.retain(|_, expression| !expression.contains("temperature"));
     }
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     for round in 0.. {
         node.work(round).await;
         missing.retain(|what, expression| {

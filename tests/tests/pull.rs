@@ -11,14 +11,15 @@ use phi_edge_models::{
     Accelerator, Event, Hub, HubOptions, ModelLink, ModelStore, Outcome, Plan, Proxies, PullError,
     RetryPolicy, Source,
 };
-use phi_edge_tests::hub::{Faults, HubFile, HubServer, Lasting, Manners, Random, Repository};
+use phi_edge_tests::Chance;
+use phi_edge_tests::hub::{Faults, HubFile, HubServer, Lasting, Manners, Repository};
 
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 const FOLDER: &str = "cpu_and_mobile/cpu-int4-block-32";
 
 /// A repository as published ones are: several folders, a licence and a card at the root.
 fn repository(seed: u64, weights: usize) -> Repository {
-    let mut random = Random(seed + 1);
+    let mut random = Chance::seeded(seed + 1);
     let mut file = |path: &str, size: usize, large: bool| HubFile {
         path: path.to_owned(),
         bytes: random.bytes(size),

@@ -12,13 +12,13 @@ use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use phi_edge_tests::hub::{Faults, HubFile, HubServer, Lasting, Manners, Random, Repository, Tunnel};
-use phi_edge_tests::{PATIENCE, demo_model, free_port, phi_edge};
+use phi_edge_tests::hub::{Faults, HubFile, HubServer, Lasting, Manners, Repository, Tunnel};
+use phi_edge_tests::{Chance, TIMEOUT, demo_model, free_port, phi_edge};
 
 const MIB: u64 = 1 << 20;
 
 fn repository(weights: u64) -> Repository {
-    let mut random = Random(7);
+    let mut random = Chance::seeded(7);
     let mut file = |path: &str, size: u64, large: bool| HubFile {
         path: path.to_owned(),
         bytes: random.bytes(usize::try_from(size).unwrap()),
@@ -113,7 +113,7 @@ fn a_killed_pull_goes_on_with_no_byte_fetched_twice_beyond_one_chunk_a_file() {
         "3",
     ];
     let total: u64 = repository.files.iter().map(|file| file.bytes.len() as u64).sum();
-    let mut random = Random(20_26);
+    let mut random = Chance::seeded(20_26);
     let mut kills = 0;
     let mut target = 0;
     while server.sent_in_all() < total {
@@ -133,7 +133,7 @@ fn a_killed_pull_goes_on_with_no_byte_fetched_twice_beyond_one_chunk_a_file() {
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         // Until the server has sent enough, or the pull is through.
         while !server.wait_for(target, Duration::from_millis(20)) && process.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "the pull stands still");

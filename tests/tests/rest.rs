@@ -6,7 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use phi_edge_mqtt::{Client, ClientOptions};
-use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, PATIENCE, demo_model, has_library, question};
+use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, TIMEOUT, demo_model, has_library, question};
 use serde_json::Value;
 
 /// Listens to the node's numbers.
@@ -31,8 +31,8 @@ impl Numbers {
     async fn until(&mut self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         let begun = Instant::now();
         let mut last = Value::Null;
-        while begun.elapsed() < PATIENCE {
-            let left = PATIENCE.saturating_sub(begun.elapsed());
+        while begun.elapsed() < TIMEOUT {
+            let left = TIMEOUT.saturating_sub(begun.elapsed());
             if let Ok(Some(message)) = self.0.receive(left).await {
                 last = serde_json::from_slice(&message.payload).unwrap();
                 if wanted(&last) {

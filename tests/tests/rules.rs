@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 
 use phi_edge_mqtt::Client;
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, NODE, PATIENCE, client, demo_model, has_library, json, next, state,
+    BASE, Daemon, Mosquitto, NODE, TIMEOUT, client, demo_model, has_library, json, next, state,
 };
 use serde_json::Value;
 use tempfile::TempDir;
@@ -166,7 +166,7 @@ fn start(broker: &Mosquitto, folder: TempDir, rules: &TempDir) -> Daemon {
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(begun.elapsed() < TIMEOUT, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use phi_edge_tests::{Daemon, Mosquitto, PATIENCE, demo_model, free_port, has_library, phi_edge};
+use phi_edge_tests::{Daemon, Mosquitto, TIMEOUT, demo_model, free_port, has_library, phi_edge};
 
 /// The place of systemd.
 struct Manager {
@@ -41,7 +41,7 @@ impl Manager {
 
     /// Waits for a line and returns it.
     fn hear(&mut self, what: &str) -> String {
-        self.hear_within(what, PATIENCE)
+        self.hear_within(what, TIMEOUT)
             .unwrap_or_else(|| panic!("waited in vain for {what}; heard {:?}", self.heard))
     }
 

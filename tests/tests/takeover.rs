@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use phi_edge_tests::{
-    Daemon, Field, Mosquitto, NODE, PATIENCE, demo_model, has_library, http, phi_edge, question,
+    Daemon, Field, Mosquitto, NODE, TIMEOUT, demo_model, has_library, http, phi_edge, question,
 };
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
@@ -15,7 +15,7 @@ use tokio::sync::watch;
 async fn eventually(what: &str, mut holds: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !holds() {
-        assert!(begun.elapsed() < PATIENCE, "waited in vain for {what}");
+        assert!(begun.elapsed() < TIMEOUT, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }

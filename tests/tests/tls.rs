@@ -123,7 +123,7 @@ async fn renewed_certificates_are_taken_over_on_reload() {
         let begun = std::time::Instant::now();
         while daemon.log().matches(until).count() < times {
             assert!(
-                begun.elapsed() < phi_edge_tests::PATIENCE,
+                begun.elapsed() < phi_edge_tests::TIMEOUT,
                 "waited for {until}: {}",
                 daemon.log()
             );

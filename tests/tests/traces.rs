@@ -7,9 +7,7 @@ use std::net::TcpListener;
 use std::process::Command;
 use std::sync::mpsc;
 
-use phi_edge_tests::{
-    BASE, Daemon, Field, Mosquitto, PATIENCE, demo_model, free_port, has_library, question,
-};
+use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, TIMEOUT, demo_model, free_port, has_library, question};
 use serde_json::Value;
 
 const TRACE: &str = "4bf92f3577b34da6a3ce929d0e0e4736";
@@ -96,7 +94,7 @@ async fn a_collector_gets_the_spans_of_each_job() {
     let mut spans: Vec<Value> = Vec::new();
     let wholes = |spans: &[Value]| spans.iter().filter(|span| span["kind"] == 2).count();
     while wholes(&spans) < 2 {
-        let (path, body) = posts.recv_timeout(PATIENCE).unwrap();
+        let (path, body) = posts.recv_timeout(TIMEOUT).unwrap();
         assert_eq!(path, "/v1/traces");
         let resource = &body["resourceSpans"][0];
         assert_eq!(

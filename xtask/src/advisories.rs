@@ -9,9 +9,9 @@ use anyhow::{Context, Result};
 use crate::process::{root, run};
 
 /// How long the database may take to come. Where a firewall drops packets, nothing ever does.
-const FETCH: Duration = Duration::from_mins(1);
+const FETCH_TIMEOUT: Duration = Duration::from_mins(1);
 /// How often it is looked whether it has come.
-const LOOK: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Fails where a dependency has an advisory; says so where that can't be told.
 pub(crate) fn check(deny: &Path) -> Result<()> {
@@ -23,7 +23,10 @@ pub(crate) fn check(deny: &Path) -> Result<()> {
         .stdin(Stdio::null())
         .stdout(Stdio::null())
         .stderr(Stdio::null());
-    let fetched = within(fetch.spawn().context("cargo-deny can't be started")?, FETCH)?;
+    let fetched = within(
+        fetch.spawn().context("cargo-deny can't be started")?,
+        FETCH_TIMEOUT,
+    )?;
     if !fetched.is_some_and(|status| status.success()) {
         eprintln!(
             "Advisories were not checked: their database can't be fetched from here. Run `cargo deny check advisories` \
@@ -47,7 +50,7 @@ fn within(mut child: Child, limit: Duration) -> Result<Option<ExitStatus>> {
         if let Some(status) = child.try_wait()? {
             return Ok(Some(status));
         }
-        std::thread::sleep(LOOK);
+        std::thread::sleep(POLL_INTERVAL);
     }
     child.kill()?;
     child.wait()?;

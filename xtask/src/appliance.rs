@@ -22,7 +22,7 @@ const GUEST: &str = "systemd,systemd-sysv,udev,dbus,kmod,procps,initramfs-tools,
                      libstdc++6,mosquitto,mosquitto-clients";
 const HOSTS: &str = "127.0.0.1 localhost\n127.0.1.1 appliance\n::1 localhost ip6-localhost ip6-loopback\n";
 /// Emulated processors are slow, and the watchdog waits for up to four minutes.
-const PATIENCE: Duration = Duration::from_mins(40);
+const TEST_TIMEOUT: Duration = Duration::from_mins(40);
 
 /// Started by systemd once all is up; the machine goes off with it.
 const UNIT: &str = "[Unit]
@@ -255,7 +255,7 @@ fn watch(machine: &mut std::process::Child, transcript: &Path) -> Result<()> {
             }
         }
     });
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = std::time::Instant::now() + TEST_TIMEOUT;
     let mut text = String::new();
     let outcome = loop {
         let left = deadline.saturating_duration_since(std::time::Instant::now());
@@ -272,7 +272,7 @@ fn watch(machine: &mut std::process::Child, transcript: &Path) -> Result<()> {
             Err(std::sync::mpsc::RecvTimeoutError::Timeout) => {
                 break Err(anyhow::anyhow!(
                     "the guest has not come to its end in {} minutes",
-                    PATIENCE.as_secs() / 60
+                    TEST_TIMEOUT.as_secs() / 60
                 ));
             }
             Err(std::sync::mpsc::RecvTimeoutError::Disconnected) => {

@@ -20,4 +20,3 @@ pub use types::{
     Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,
     TimeSource, Weekdays, Window, WindowKind, Words,
 };
-pub(crate) use values::Lines;

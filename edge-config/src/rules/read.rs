@@ -7,8 +7,9 @@ use toml::{Table, Value};
 
 use super::parse::selector;
 use super::topics::names_group;
-use super::values::{Lines, Place, Values};
+use super::values::{Place, Values};
 use super::{Field, Output, PayloadFormat, Rule, RuleLimits, Selector, TimeSource, window, words};
+use crate::document::Lines;
 use crate::{ConfigError, Origin, TimeSpan, topic};
 
 /// Reads the `[[rules]]` of one file.

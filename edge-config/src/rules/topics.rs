@@ -11,7 +11,7 @@ const BASE: &str = "{base}";
 const NODE: &str = "{node}";
 
 /// The node's own topics below its base, where an event would be taken for something else.
-const OWN: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
+const NODE_TOPICS: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
 
 /// Stands for what is known only with a message; no topic can hold it.
 const OPEN: &str = "\0";
@@ -159,7 +159,7 @@ fn own_topic(text: &str, rule: &Rule, bases: &[&str], node: &str) -> Option<Stri
         .collect();
     bases
         .iter()
-        .flat_map(|base| OWN.iter().map(move |own| format!("{base}/{own}")))
+        .flat_map(|base| NODE_TOPICS.iter().map(move |own| format!("{base}/{own}")))
         .find(|own| filled == *own || is_below(&filled, own))
 }
 

@@ -8,19 +8,10 @@ use toml::{Table, Value};
 
 use super::keys::{RULE_KEYS, TABLES, find};
 use super::topics::{about_filter, about_output};
-use crate::document::join;
+use crate::document::{Lines, join};
 use crate::layer::{preset_value, shown};
 use crate::nearest::nearest_of;
 use crate::{ConfigError, Key, Origin};
-
-/// The lines of a rule and its keys, as far as they are known.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct Lines {
-    /// Where the rule begins; none where the whole file is the rule.
-    pub(crate) start: Option<usize>,
-    /// The lines of its keys, by their paths within the rule.
-    pub(crate) keys: BTreeMap<String, usize>,
-}
 
 /// A rule's place in a file.
 #[derive(Debug, Clone, Copy)]

@@ -254,19 +254,7 @@ mod tests {
     use super::*;
 
     fn caps() -> Caps {
-        Caps {
-            kv_type: KvType::F32,
-            ragged_chunks: false,
-            idle_rows: false,
-            mixed_regimes: false,
-            shared_kv: true,
-            contiguous_rows: true,
-            kv_bytes_per_token: 8,
-            context_length: 100,
-            rope_boundary: None,
-            vocab_size: 10,
-            rows: 2,
-        }
+        Caps::plain(2, 10)
     }
 
     #[test]

@@ -67,6 +67,26 @@ pub struct Caps {
     pub rows: usize,
 }
 
+impl Caps {
+    /// The capabilities of the plainest decoder: 32-bit keys and values of 8 bytes a token, 100 tokens a row, one regime, no
+    /// ragged chunks. Tests change what they are about.
+    pub fn plain(rows: usize, vocab_size: usize) -> Self {
+        Self {
+            kv_type: KvType::F32,
+            ragged_chunks: false,
+            idle_rows: false,
+            mixed_regimes: false,
+            shared_kv: true,
+            contiguous_rows: true,
+            kv_bytes_per_token: 8,
+            context_length: 100,
+            rope_boundary: None,
+            vocab_size,
+            rows,
+        }
+    }
+}
+
 /// The element type of keys and values.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum KvType {

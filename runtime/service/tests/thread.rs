@@ -7,7 +7,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Engine, EngineConfig, Input, Interrupt, KvType, Logits, RowId, Step, Wanted,
+    Caps, DecodeError, Decoder, Engine, EngineConfig, Input, Interrupt, Logits, RowId, Step, Wanted,
 };
 use phi_edge_service::{
     ErrorCode, FinishReason, Reply, ReplyBody, Service, ServiceConfig, StartError, spawn_engine,
@@ -43,19 +43,7 @@ struct Alphabet {
 
 impl Alphabet {
     fn new(mood: Mood, hanging: std_mpsc::Sender<()>) -> Self {
-        let caps = Caps {
-            kv_type: KvType::F32,
-            ragged_chunks: false,
-            idle_rows: false,
-            mixed_regimes: false,
-            shared_kv: true,
-            contiguous_rows: true,
-            kv_bytes_per_token: 8,
-            context_length: 100,
-            rope_boundary: None,
-            vocab_size: VOCAB,
-            rows: 2,
-        };
+        let caps = Caps::plain(2, VOCAB);
         Self {
             caps,
             mood,

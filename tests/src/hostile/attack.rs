@@ -8,10 +8,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use tokio::task::JoinSet;
 
-use super::chance::Chance;
 use super::payloads;
 use super::raw::RawClient;
 use super::wire::{Connect, Property, Publish, Will, packet};
+use crate::chance::Chance;
 use crate::daemon::BASE;
 
 /// An id that is asked again and again with other prompts. Once its outcome is forgotten it is a new request.

@@ -8,10 +8,10 @@ use anyhow::Result;
 use super::Plan;
 use super::asker::Asker;
 use super::attack::{self, Attack, COUNTED, Force, Toll};
-use super::chance::Chance;
 use super::report::Report;
 use super::stage::{Broker, SLICE, Setting, Stage};
-use crate::daemon::PATIENCE;
+use crate::chance::Chance;
+use crate::daemon::TIMEOUT;
 
 /// The node's memory, with the embedded broker's in it.
 const MEMORY: u64 = 1 << 30;
@@ -35,12 +35,12 @@ pub(super) async fn run(plan: Plan, broker: Broker, report: &mut Report) -> Resu
         pause: Duration::from_millis(10)..Duration::from_millis(400),
         largest: 256 << 10,
     };
-    let attack = Attack::start(stage.port, &force, chance.next(), time);
+    let attack = Attack::start(stage.port, &force, chance.number(), time);
     let toll = attack.toll();
     let end = Instant::now() + time;
     if hold_out(&mut stage, &mut honest, HONEST_PAUSE, end).await {
         attack.end().await;
-        settle(&mut stage, &toll, plan.of(SHORT_PATIENCE, PATIENCE * 2), report).await;
+        settle(&mut stage, &toll, plan.of(SHORT_PATIENCE, TIMEOUT * 2), report).await;
     }
     count(report, &toll, &honest);
     stage.conclude(report);
@@ -58,7 +58,7 @@ pub(super) async fn hold_out(stage: &mut Stage, honest: &mut Asker, pause: Durat
     }
     let is_alive = stage.exited().is_none();
     if is_alive {
-        honest.finish(PATIENCE).await;
+        honest.finish(TIMEOUT).await;
     }
     is_alive
 }

@@ -8,14 +8,14 @@ use serde_json::json;
 
 use super::Plan;
 use super::asker::Asker;
-use super::chance::Chance;
 use super::proxy::{Fate, Proxy};
 use super::raw::RawClient;
 use super::report::Report;
 use super::stage::{ANONYMOUS, KEEPS_ALL, Setting, Stage};
 use super::wire::{Connect, Publish};
 use crate::Mosquitto;
-use crate::daemon::{BASE, PATIENCE};
+use crate::chance::Chance;
+use crate::daemon::{BASE, TIMEOUT};
 
 /// Between two live statuses that are forged: fewer than a probe would need to see of another node.
 const FORGERY_INTERVAL: Duration = Duration::from_secs(20);
@@ -32,10 +32,10 @@ pub(super) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
     };
     let mut stage = Stage::at(mosquitto, setting).await?;
     let mut asker = Asker::start(port, "anna", false).await?;
-    asker.run(3, 1, Instant::now() + PATIENCE).await;
+    asker.run(3, 1, Instant::now() + TIMEOUT).await;
 
     second_process(&mut stage, report).await?;
-    asker.run(3, 1, Instant::now() + PATIENCE).await;
+    asker.run(3, 1, Instant::now() + TIMEOUT).await;
 
     let forger = Connect {
         client_id: "forger".into(),
@@ -71,8 +71,8 @@ pub(super) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
     report.attacks += report.deaths;
     proxy.change(Fate::default);
     if !gone {
-        asker.run(3, 2, Instant::now() + PATIENCE).await;
-        asker.finish(PATIENCE).await;
+        asker.run(3, 2, Instant::now() + TIMEOUT).await;
+        asker.finish(TIMEOUT).await;
     }
     report.messages = asker.accounts.asked;
     report.settled = asker.accounts.answered;
@@ -99,7 +99,7 @@ async fn second_process(stage: &mut Stage, report: &mut Report) -> Result<()> {
         if let Some(status) = second.try_wait()? {
             break Some(status);
         }
-        if begun.elapsed() > PATIENCE / 4 || stage.exited().is_some() {
+        if begun.elapsed() > TIMEOUT / 4 || stage.exited().is_some() {
             break None;
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
@@ -129,7 +129,7 @@ async fn forge(forger: &mut RawClient, chance: &mut Chance, report: &mut Report)
     let status = json!({
         "state": chance.pick(&["ready", "starting", "degraded"]),
         "reason": null,
-        "boot_id": format!("{:016x}", chance.next()),
+        "boot_id": format!("{:016x}", chance.number()),
         "version": "0.1.0",
         "model": "demo",
         "context": 2048,

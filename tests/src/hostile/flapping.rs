@@ -8,14 +8,14 @@ use serde_json::json;
 use super::Plan;
 use super::asker::Asker;
 use super::attack::COUNTED;
-use super::chance::Chance;
 use super::proxy::{Fate, Proxy};
 use super::raw::RawClient;
 use super::report::Report;
 use super::stage::{ANONYMOUS, KEEPS_ALL, Setting, Stage};
 use super::wire::{Connect, Publish};
 use crate::Mosquitto;
-use crate::daemon::PATIENCE;
+use crate::chance::Chance;
+use crate::daemon::TIMEOUT;
 
 /// A connection of at least this age is taken for a good one: the next one is made without a long wait.
 const GOOD_LIFE: Duration = Duration::from_millis(5_100);
@@ -114,9 +114,9 @@ async fn node(mut chance: Chance, deaths: u64, deadline: Instant, report: &mut R
         said += 1;
     }
     if !gone {
-        asker.finish(PATIENCE).await;
+        asker.finish(TIMEOUT).await;
         let counted = |seen: &super::watch::Seen| seen.sum(COUNTED).messages >= said;
-        let _ = stage.until("counted messages", PATIENCE, counted).await;
+        let _ = stage.until("counted messages", TIMEOUT, counted).await;
     }
     let sum = stage.watch.seen().sum(COUNTED);
     let numbers = said * said.saturating_sub(1) / 2;

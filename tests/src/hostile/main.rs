@@ -8,7 +8,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use phi_edge_tests::hostile::{Plan, Report, Scenario, random_seed};
+use phi_edge_tests::hostile::{Plan, Report, Scenario};
+use phi_edge_tests::random_seed;
 
 /// What the command line says.
 struct Arguments {

@@ -8,12 +8,13 @@ use super::Plan;
 use super::asker::Asker;
 use super::attack::{self, Attack, Force};
 use super::cgroup::Memory;
-use super::chance::Chance;
 use super::clients;
-use super::report::{Report, median};
+use super::report::Report;
 use super::stage::{ANONYMOUS, KEEPS_ALL, Setting, Stage};
 use crate::Mosquitto;
-use crate::daemon::PATIENCE;
+use crate::chance::Chance;
+use crate::daemon::TIMEOUT;
+use crate::median;
 
 /// What the node may use.
 pub(super) const LIMIT: u64 = 1 << 30;
@@ -41,8 +42,8 @@ pub(super) async fn run(plan: Plan, group: Memory, report: &mut Report) -> Resul
     let quiet_time = plan.of(Duration::from_secs(4), Duration::from_secs(30));
     let end = Instant::now() + quiet_time;
     honest.run_until(end, HONEST_PAUSE).await;
-    honest.finish(PATIENCE).await;
-    let quiet = median(&std::mem::take(&mut honest.accounts.latencies));
+    honest.finish(TIMEOUT).await;
+    let quiet = median(std::mem::take(&mut honest.accounts.latencies));
 
     let time = plan.time(Duration::from_secs(12));
     let force = Force {
@@ -51,14 +52,14 @@ pub(super) async fn run(plan: Plan, group: Memory, report: &mut Report) -> Resul
         // What the default limits.max_payload and mqtt.max_packet let through, and a little more.
         largest: 2 << 20,
     };
-    let attack = Attack::start(stage.port, &force, chance.next(), time);
+    let attack = Attack::start(stage.port, &force, chance.number(), time);
     let toll = attack.toll();
     let end = Instant::now() + time;
     let is_alive = clients::hold_out(&mut stage, &mut honest, HONEST_PAUSE, end).await;
-    let attacked = median(&honest.accounts.latencies);
+    let attacked = median(honest.accounts.latencies.iter().copied());
     if is_alive {
         attack.end().await;
-        let patience = plan.of(clients::SHORT_PATIENCE, PATIENCE * 2);
+        let patience = plan.of(clients::SHORT_PATIENCE, TIMEOUT * 2);
         clients::settle(&mut stage, &toll, patience, report).await;
     }
     report.latency = Some((quiet, attacked));

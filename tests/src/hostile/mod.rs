@@ -6,7 +6,6 @@
 mod asker;
 mod attack;
 mod cgroup;
-mod chance;
 mod clients;
 mod crash_loop;
 mod fights;
@@ -23,13 +22,14 @@ mod stage;
 mod watch;
 mod wire;
 
-use std::hash::{BuildHasher as _, RandomState};
 use std::time::{Duration, Instant};
 
 pub use attack::{Attack, Force, rules as rules_under_attack};
+pub use crash_loop::CrashLoop;
 pub use report::Report;
 
 use self::stage::Broker;
+use crate::chance::random_seed;
 
 /// An attack on a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,11 +84,6 @@ impl Plan {
         self.minutes
             .map_or(short, |minutes| Duration::from_secs(u64::from(minutes) * 60))
     }
-}
-
-/// A seed that no run had before, short enough to be typed.
-pub fn random_seed() -> u64 {
-    RandomState::new().hash_one(1) >> 32
 }
 
 impl Scenario {

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use serde_json::{Value, json};
 
-use super::chance::Chance;
+use crate::chance::Chance;
 
 /// What a node takes by default (`limits.max_payload`): of what is larger it does not read the id.
 const READ: usize = 1 << 20;

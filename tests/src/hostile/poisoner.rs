@@ -6,10 +6,10 @@ use std::time::{Duration, Instant};
 use anyhow::Result;
 use serde_json::json;
 
-use super::chance::Chance;
 use super::payloads::non_character;
 use super::raw::RawClient;
 use super::wire::{Connect, Property, Publish};
+use crate::chance::Chance;
 use crate::daemon::BASE;
 
 /// How much of each.
@@ -89,7 +89,7 @@ impl Poisoner {
 
     async fn log_in(&mut self, user: &str) -> Result<RawClient> {
         let connect = Connect {
-            client_id: format!("{user}-{}", self.chance.next()),
+            client_id: format!("{user}-{}", self.chance.number()),
             credentials: Some((user.to_owned(), user.to_owned())),
             clean: true,
             ..Connect::default()

@@ -9,12 +9,12 @@ use anyhow::Result;
 
 use super::Plan;
 use super::asker::Asker;
-use super::chance::Chance;
 use super::poisoner::{Counts, Poisoner, Sent};
 use super::proxy::{Fate, Proxy};
 use super::report::Report;
 use super::stage::{AUDITOR, Setting, Stage, guarded};
 use super::watch::{Seen, Watch};
+use crate::chance::Chance;
 
 /// Deaths of connections that a poison may cost.
 const DEATHS: u64 = 5;
@@ -37,7 +37,7 @@ pub(super) async fn run(plan: Plan, report: &mut Report) -> Result<()> {
         },
     );
     let mut chance = Chance::seeded(plan.seed);
-    let marker = format!("Mark-{:08x}", chance.next() & 0xffff_ffff);
+    let marker = format!("Mark-{:08x}", chance.number() & 0xffff_ffff);
     let (mut stage, proxy) = set_up(&marker).await?;
     let port = stage.port;
     let patience = plan.of(Duration::from_secs(45), Duration::from_mins(20));

@@ -8,12 +8,12 @@ use serde_json::json;
 
 use super::Plan;
 use super::attack::COUNTED;
-use super::chance::Chance;
 use super::report::Report;
 use super::stage::{Broker, Setting, Stage};
 use super::watch::Sum;
+use crate::chance::Chance;
 use crate::client;
-use crate::daemon::PATIENCE;
+use crate::daemon::TIMEOUT;
 
 /// Filters of the rule that counts, each set covering all topics that are published on.
 const FILTERS: [&str; 7] = [
@@ -68,7 +68,7 @@ pub(super) async fn run(plan: Plan, broker: Broker, report: &mut Report) -> Resu
     let said = speaking.await??;
     if stage.exited().is_none() {
         let counted = |seen: &super::watch::Seen| seen.sum(COUNTED).messages >= said.messages;
-        let _ = stage.until("counted messages", PATIENCE / 2, counted).await;
+        let _ = stage.until("counted messages", TIMEOUT / 2, counted).await;
         // What counts twice would come with the next windows.
         tokio::time::sleep(Duration::from_secs(3)).await;
     }

@@ -85,10 +85,3 @@ impl Report {
         row
     }
 }
-
-/// The middle of some times.
-pub(super) fn median(times: &[Duration]) -> Duration {
-    let mut times = times.to_vec();
-    times.sort_unstable();
-    times.get(times.len() / 2).copied().unwrap_or_default()
-}

@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use super::report::Report;
 use super::watch::{Seen, Watch};
-use crate::daemon::{NODE, PATIENCE};
+use crate::daemon::{NODE, TIMEOUT};
 use crate::{Daemon, Mosquitto, demo_model, free_port};
 
 /// The broker that a scenario runs against.
@@ -94,7 +94,7 @@ impl Stage {
         let given: Vec<String> = arguments(&settings, rules.path());
         let given: Vec<&str> = given.iter().map(String::as_str).collect();
         let daemon = Daemon::start_in(folder, port, &demo_model(), &given);
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + TIMEOUT;
         let watch = loop {
             match Watch::start(port, None).await {
                 Ok(watch) => break watch,
@@ -143,7 +143,7 @@ impl Stage {
     pub(super) async fn ready(&mut self) -> Result<()> {
         let waited = self
             .watch
-            .until("a ready daemon", PATIENCE, |seen| seen.state() == "ready")
+            .until("a ready daemon", TIMEOUT, |seen| seen.state() == "ready")
             .await;
         match waited {
             Ok(()) => Ok(()),

@@ -16,7 +16,7 @@ use crate::daemon::BASE;
 /// How long the broker keeps the session of a client that must miss nothing.
 pub(super) const SESSION: Duration = Duration::from_hours(4);
 /// Between two looks at the accounts.
-const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// What the node said.
 #[derive(Debug, Default)]
@@ -105,7 +105,7 @@ impl Watch {
             if Instant::now() > deadline {
                 bail!("waited in vain for {what}");
             }
-            tokio::time::sleep(LOOK_INTERVAL).await;
+            tokio::time::sleep(POLL_INTERVAL).await;
         }
         Ok(())
     }
@@ -137,7 +137,7 @@ async fn listen(mut client: Client, options: ClientOptions, seen: Arc<Mutex<Seen
             Ok(None) => {}
             Err(_) => {
                 // The broker keeps what comes meanwhile.
-                tokio::time::sleep(LOOK_INTERVAL).await;
+                tokio::time::sleep(POLL_INTERVAL).await;
                 if let Ok(next) = subscribed(&options).await {
                     client = next;
                 }

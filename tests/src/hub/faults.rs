@@ -2,6 +2,8 @@
 
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::chance::Chance;
+
 /// What may go wrong with one answer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
@@ -64,7 +66,7 @@ impl Faults {
         }
         let mut hasher = DefaultHasher::new();
         (self.seed?, path, number).hash(&mut hasher);
-        let mut random = Random(hasher.finish());
+        let mut random = Chance::seeded(hasher.finish());
         // Every fourth request goes well, so that nobody who goes on trying fails.
         if number % 4 == 3 || number > 40 || random.below(100) < 45 {
             return None;
@@ -89,34 +91,5 @@ impl Faults {
             11 => Fault::LongLength,
             _ => Fault::Slow,
         })
-    }
-}
-
-/// A small generator of random numbers (xorshift64*), so that a seed names a run.
-pub struct Random(pub u64);
-
-impl Random {
-    /// The next number.
-    pub fn draw(&mut self) -> u64 {
-        self.0 = self.0.max(1);
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        self.0.wrapping_mul(0x2545_F491_4F6C_DD1D)
-    }
-
-    /// A number below `bound`.
-    pub fn below(&mut self, bound: u64) -> u64 {
-        (self.draw() >> 11) % bound.max(1)
-    }
-
-    /// So many bytes.
-    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(count + 8);
-        while bytes.len() < count {
-            bytes.extend(self.draw().to_le_bytes());
-        }
-        bytes.truncate(count);
-        bytes
     }
 }

@@ -18,7 +18,7 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use content::content;
-pub use faults::{Fault, Faults, Lasting, Random};
+pub use faults::{Fault, Faults, Lasting};
 pub use proxy::Tunnel;
 use wire::{Request, read_request};
 

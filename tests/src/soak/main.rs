@@ -6,8 +6,8 @@
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use phi_edge_tests::hostile::{Attack, Force, random_seed, rules_under_attack};
-use phi_edge_tests::{BASE, Daemon, Field, Mosquitto, demo_model, question};
+use phi_edge_tests::hostile::{Attack, Force, rules_under_attack};
+use phi_edge_tests::{BASE, Chance, Daemon, Field, Mosquitto, demo_model, median, question, random_seed};
 use serde_json::json;
 
 /// Between two faults.
@@ -53,13 +53,8 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
         println!("hostile clients with seed {seed}");
         Attack::start(broker.port, &hostile_clients(), seed, time)
     });
-    let mut chance = std::hash::BuildHasher::hash_one(&std::hash::RandomState::new(), 1) | 1;
-    let mut below = |most: u64| {
-        chance ^= chance << 13;
-        chance ^= chance >> 7;
-        chance ^= chance << 17;
-        chance % most
-    };
+    let mut chance = Chance::random();
+    let mut below = |bound: u64| chance.below(bound);
     let begun = Instant::now();
     let mut samples = Vec::new();
     let mut asked = 0_u64;
@@ -131,11 +126,7 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
         println!("outcomes of {id} differ: {outcomes:?}");
     }
     let quarter = (samples.len() / 4).max(1);
-    let median = |part: &[Sample], of: fn(&Sample) -> u64| {
-        let mut values: Vec<u64> = part.iter().map(of).collect();
-        values.sort_unstable();
-        values.get(values.len() / 2).copied().unwrap_or(0)
-    };
+    let median = |part: &[Sample], of: fn(&Sample) -> u64| median(part.iter().map(of));
     // The first quarter's first half is warming up.
     let first = &samples[quarter / 2..(quarter / 2 + quarter).min(samples.len())];
     let last = &samples[samples.len() - quarter.min(samples.len())..];

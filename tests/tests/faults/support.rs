@@ -2,16 +2,14 @@
 
 use std::collections::HashSet;
 use std::fs::OpenOptions;
-use std::hash::{BuildHasher as _, RandomState};
 use std::io::Write as _;
 use std::process::Command;
-use std::time::Duration;
 
-use phi_edge_tests::{Daemon, Field, Mosquitto, Tally, demo_model, has_library, phi_edge};
+use phi_edge_tests::{Chance, Daemon, Field, Mosquitto, Tally, demo_model, has_library, phi_edge};
 use tempfile::TempDir;
 
 /// A broker that keeps what it has acknowledged, even when it is killed.
-const KEEPS: &str =
+const DURABLE_BROKER: &str =
     "allow_anonymous true\nautosave_on_changes true\nautosave_interval 1\nmax_queued_messages 0\n";
 
 /// Where copies of an outcome are allowed (design, section 3).
@@ -20,29 +18,6 @@ pub enum Copies {
     /// Process, link or broker died, so that a reply may have been under way, or the client asked again.
     Allowed,
     Forbidden,
-}
-
-/// Random moments; the seed is in the output of a case that fails.
-pub struct Chance(u64);
-
-impl Chance {
-    pub fn new() -> Self {
-        let seed = RandomState::new().hash_one(1) | 1;
-        println!("seed {seed}");
-        Self(seed)
-    }
-
-    pub fn below(&mut self, most: u64) -> u64 {
-        // xorshift64
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0 % most.max(1)
-    }
-
-    pub fn ms(&mut self, most: u64) -> Duration {
-        Duration::from_millis(self.below(most))
-    }
 }
 
 /// Broker, daemon and client of one round.
@@ -75,13 +50,13 @@ impl Stage {
         if !has_library() {
             return None;
         }
-        let broker = Mosquitto::with(&format!("{KEEPS}{broker}"), |_| {})?;
+        let broker = Mosquitto::with(&format!("{DURABLE_BROKER}{broker}"), |_| {})?;
         let field = Field::at(broker.port).await;
         Some(Self {
             broker,
             daemon: None,
             field,
-            chance: Chance::new(),
+            chance: Chance::random(),
             settings: settings.iter().map(|&s| s.to_owned()).collect(),
             boots: HashSet::new(),
         })

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use phi_edge_tests::{
-    BASE, Counted, CountedEvents, Daemon, Mosquitto, PATIENCE, client, demo_model, free_port, has_library,
+    BASE, Counted, CountedEvents, Daemon, Mosquitto, TIMEOUT, client, demo_model, free_port, has_library,
     state,
 };
 use tempfile::TempDir;
@@ -25,16 +25,17 @@ const COUNTS: [&str; 6] = [
     "\"plant/mixer-07/#\", \"plant/+/temperature\", \"plant/mixer-07/temperature\"",
 ];
 /// Topics of a rule that comes and goes beside it.
-const BESIDE: [Option<&str>; 3] = [None, Some("\"plant/#\", \"hall/#\""), Some("\"+/+/temperature\"")];
+const OTHER_RULE_TOPICS: [Option<&str>; 3] =
+    [None, Some("\"plant/#\", \"hall/#\""), Some("\"+/+/temperature\"")];
 /// Messages that may wait for the daemon: a debug build takes fewer a second than a client sends.
-const AHEAD: u64 = 4000;
+const MAX_PENDING: u64 = 4000;
 /// The same at the embedded broker, which drops the oldest copies of those beyond a thousand: a message has up to eight while
 /// topics change.
-const FEW_AHEAD: u64 = 60;
+const MAX_PENDING_EMBEDDED: u64 = 60;
 /// Messages that are published at once.
 const BURST: usize = 16;
 /// Between two looks at what was counted.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 fn write(rules: &Path, round: usize) {
     let rule = |topics: &str| {
@@ -46,7 +47,7 @@ fn write(rules: &Path, round: usize) {
     let counts = COUNTS[round % COUNTS.len()];
     std::fs::write(rules.join("counts.toml"), rule(counts)).unwrap();
     let beside = rules.join("beside.toml");
-    match BESIDE[round % BESIDE.len()] {
+    match OTHER_RULE_TOPICS[round % OTHER_RULE_TOPICS.len()] {
         Some(topics) => std::fs::write(beside, rule(topics)).unwrap(),
         None => drop(std::fs::remove_file(beside)),
     }
@@ -96,7 +97,10 @@ async fn change(
         // Some in quick succession, some after the one before has come to rest.
         let looks = if round % 3 == 0 { 1 } else { 20 };
         for _ in 0..looks {
-            events.listen(&mut listener, Instant::now() + LOOK).await.unwrap();
+            events
+                .listen(&mut listener, Instant::now() + POLL_INTERVAL)
+                .await
+                .unwrap();
             taken.store(events.of("counts").messages, Ordering::Relaxed);
         }
         write(rules.path(), round);
@@ -123,13 +127,13 @@ async fn change(
         .await
         .unwrap();
     let ended = |events: &CountedEvents| events.of("end").messages == 1;
-    let ended = events.listen_until(&mut listener, PATIENCE, ended).await.unwrap();
+    let ended = events.listen_until(&mut listener, TIMEOUT, ended).await.unwrap();
     assert!(ended, "the last message did not come");
     std::fs::remove_file(rules.path().join("counts.toml")).unwrap();
     daemon.signal("HUP");
     let enough = |events: &CountedEvents| events.of("counts").messages >= said.messages;
     events
-        .listen_until(&mut listener, PATIENCE / 6, enough)
+        .listen_until(&mut listener, TIMEOUT / 6, enough)
         .await
         .unwrap();
     events
@@ -153,7 +157,7 @@ async fn at_mosquitto_each_message_counts_once_while_topics_change() {
     let rules = tempfile::tempdir().unwrap();
     write(rules.path(), 0);
     let daemon = super::start(&broker, tempfile::tempdir().unwrap(), &rules);
-    change(broker.port, AHEAD, &rules, daemon, None).await;
+    change(broker.port, MAX_PENDING, &rules, daemon, None).await;
 }
 
 #[tokio::test]
@@ -169,7 +173,7 @@ async fn at_mosquitto_each_message_counts_once_while_topics_change_between_crash
     write(rules.path(), 0);
     let daemon = super::start(&broker, tempfile::tempdir().unwrap(), &rules);
     let again = |folder| super::start(&broker, folder, &rules);
-    change(broker.port, AHEAD, &rules, daemon, Some(&again)).await;
+    change(broker.port, MAX_PENDING, &rules, daemon, Some(&again)).await;
 }
 
 #[tokio::test]
@@ -191,5 +195,5 @@ async fn at_the_embedded_broker_each_message_counts_once_while_topics_change() {
         std::net::TcpStream::connect(("127.0.0.1", port)).is_ok()
     })
     .await;
-    change(port, FEW_AHEAD, &rules, daemon, None).await;
+    change(port, MAX_PENDING_EMBEDDED, &rules, daemon, None).await;
 }

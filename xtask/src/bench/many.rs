@@ -16,7 +16,7 @@ use crate::python;
 pub(crate) fn streams(setup: &Setup, args: &BenchArgs) -> Result<String> {
     const PROMPT: u32 = 64;
     let prompt = PROMPT.to_string();
-    let new = args.new_tokens.to_string();
+    let new = args.new_tokens().to_string();
     let counts = [1, 2, 4, 8];
     let mut commands: Vec<Command> = counts
         .iter()
@@ -28,15 +28,15 @@ pub(crate) fn streams(setup: &Setup, args: &BenchArgs) -> Result<String> {
             command
         })
         .collect();
-    let settings = [("prompt", PROMPT), ("new", args.new_tokens), ("concurrency", 4)];
+    let settings = [("prompt", PROMPT), ("new", args.new_tokens()), ("concurrency", 4)];
     commands.extend(setup.llama("streams", &settings));
-    let peers = in_turns(commands, args.turns)?;
+    let peers = in_turns(commands, args.turns())?;
     let one = &peers[0];
     let mut text = format!(
         "Prompts of {PROMPT} tokens, {new} new ones, {} measurements in turns of processes that are all loaded. \
          Tokens per second of all streams together, from the moment when the last of them has begun. Bound: 4 streams \
          ≥ 2.3 times one.\n\n| streams | tokens/s | times one |\n|---|---|---|\n",
-        args.turns
+        args.turns()
     );
     for (count, peer) in counts.iter().zip(&peers) {
         let (many, ratios) = (
@@ -57,16 +57,16 @@ pub(crate) fn arrivals(setup: &Setup, args: &BenchArgs) -> Result<String> {
     const REQUESTS: u32 = 8;
     const PROMPT: u32 = 60;
     let (requests, prompt) = (REQUESTS.to_string(), PROMPT.to_string());
-    let new = args.new_tokens.to_string();
+    let new = args.new_tokens().to_string();
     let mut ours = setup.ours(&["--turns", "--scenario", "arrivals", "--requests", &requests]);
     ours.args(["--prompt-tokens", &prompt, "--new-tokens", &new]);
     let settings = [
         ("prompt", PROMPT),
-        ("new", args.new_tokens),
+        ("new", args.new_tokens()),
         ("requests", REQUESTS),
         ("concurrency", REQUESTS),
     ];
-    let peers = in_turns(vec![ours, setup.genai("arrivals", &settings)], args.turns)?;
+    let peers = in_turns(vec![ours, setup.genai("arrivals", &settings)], args.turns())?;
     let mut text = format!(
         "{REQUESTS} requests of {PROMPT} tokens, {new} new ones, one every {:.0} ms. Bound: ≤ 0.5 of genai's `Engine`.\n\n\
          | | phi-edge | genai {} `Engine` | ratio |\n|---|---|---|---|\n",
@@ -81,14 +81,14 @@ pub(crate) fn arrivals(setup: &Setup, args: &BenchArgs) -> Result<String> {
 pub(crate) fn burst(setup: &Setup, args: &BenchArgs) -> Result<String> {
     const REQUESTS: u32 = 32;
     let requests = REQUESTS.to_string();
-    let new = args.new_tokens.to_string();
+    let new = args.new_tokens().to_string();
     let mut ours = setup.ours(&["--turns", "--scenario", "burst", "--requests", &requests]);
     ours.args(["--new-tokens", &new, "--concurrency", "16"]);
     let settings = |slots| {
         [
             ("prompt", 60),
             ("shared", 600),
-            ("new", args.new_tokens),
+            ("new", args.new_tokens()),
             ("requests", REQUESTS),
             ("concurrency", slots),
         ]
@@ -128,7 +128,10 @@ pub(crate) fn burst(setup: &Setup, args: &BenchArgs) -> Result<String> {
 
 /// A remembered beginning.
 pub(crate) fn cached(setup: &Setup, args: &BenchArgs) -> Result<String> {
-    let peers = in_turns(vec![setup.ours(&["--turns", "--scenario", "cached"])], args.turns)?;
+    let peers = in_turns(
+        vec![setup.ours(&["--turns", "--scenario", "cached"])],
+        args.turns(),
+    )?;
     Ok(format!(
         "Time to the first token, 600 tokens remembered and 60 of its own, in ms. Bound: ≤ 0.2.\n\n\
          | none remembered | 600 remembered | ratio |\n|---|---|---|\n| {} | {} | {} |\n",
@@ -141,7 +144,7 @@ pub(crate) fn cached(setup: &Setup, args: &BenchArgs) -> Result<String> {
 /// A long prompt that enters beside running streams.
 pub(crate) fn gaps(setup: &Setup, args: &BenchArgs) -> Result<String> {
     let command = setup.ours(&["--turns", "--scenario", "gaps", "--new-tokens", "256"]);
-    let peers = in_turns(vec![command], args.turns)?;
+    let peers = in_turns(vec![command], args.turns())?;
     let column = |key| spread(of(&peers[0], key), 0);
     Ok(format!(
         "4 streams while a prompt of 2,000 tokens enters: time between two tokens of a stream, in ms. Bound: the longest \

@@ -1,12 +1,13 @@
-//! `cargo xtask bench`: phi-edge and its peers on one model, in turns.
+//! `cargo xtask bench`: phi-edge and its peers, or another build of it, on one model, in turns.
 
+mod against;
 mod llama;
 mod many;
 mod one;
 mod peer;
 pub(crate) mod table;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result};
@@ -20,7 +21,12 @@ pub(crate) struct BenchArgs {
     /// Only these; all unless given.
     #[arg(long, value_enum, value_delimiter = ',')]
     only: Vec<Section>,
-    /// The model directory; a random one of full shape under target/ unless given.
+    /// Compare this checkout with another build of phi-edge instead, and fail where prefill, decode or 4 streams differ by
+    /// more than 5 %.
+    #[arg(long, value_name = "BINARY", conflicts_with_all = ["only", "llama_server", "without_llama"])]
+    against: Option<PathBuf>,
+    /// The model directory [default: a random one of full shape, target/bench-model; with --against the demonstration's
+    /// where that was never written].
     #[arg(long)]
     model: Option<PathBuf>,
     /// llama.cpp's server; built under target/ from the source package of llama-cpp-python unless given.
@@ -29,21 +35,45 @@ pub(crate) struct BenchArgs {
     /// Leave llama.cpp out.
     #[arg(long, conflicts_with = "llama_server")]
     without_llama: bool,
-    /// Pairs of processes for one stream.
-    #[arg(long, default_value = "5", value_parser = clap::value_parser!(u32).range(1..))]
-    pairs: u32,
-    /// Measurements in each pair of processes, in turns.
-    #[arg(long, default_value = "3", value_parser = clap::value_parser!(u32).range(1..))]
-    turns: u32,
-    /// Tokens of the prompt of one stream.
-    #[arg(long, default_value = "512")]
-    prompt_tokens: u32,
-    /// New tokens.
-    #[arg(long, default_value = "64")]
-    new_tokens: u32,
+    /// Pairs of processes for one stream [default: 5; 9 with --against].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    pairs: Option<u32>,
+    /// Measurements in each pair of processes, in turns [default: 3; 9 with --against and a small model].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    turns: Option<u32>,
+    /// Tokens of the prompt of one stream [default: 512; 1000 with --against and a small model].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: Option<u32>,
+    /// New tokens [default: 64; 1000 with --against and a small model].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..))]
+    new_tokens: Option<u32>,
     /// Threads of all [default: all processors].
     #[arg(long)]
     threads: Option<usize>,
+}
+
+impl BenchArgs {
+    fn pairs(&self) -> u32 {
+        self.pairs.unwrap_or(5)
+    }
+
+    fn turns(&self) -> u32 {
+        self.turns.unwrap_or(3)
+    }
+
+    fn prompt_tokens(&self) -> u32 {
+        self.prompt_tokens.unwrap_or(512)
+    }
+
+    fn new_tokens(&self) -> u32 {
+        self.new_tokens.unwrap_or(64)
+    }
+
+    fn threads(&self) -> String {
+        self.threads
+            .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
+            .to_string()
+    }
 }
 
 /// One table of docs/benchmarks.md.
@@ -89,8 +119,11 @@ impl Section {
     }
 }
 
-/// Measures and writes docs/benchmarks.md, a table as soon as it is there.
+/// Measures and writes docs/benchmarks.md, a table as soon as it is there; or compares two builds and writes nothing.
 pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
+    if let Some(binary) = &args.against {
+        return against::against(args, binary);
+    }
     let bench = Setup::of(args)?;
     for section in Section::ALL {
         if !args.only.is_empty() && !args.only.contains(&section) {
@@ -148,10 +181,7 @@ impl Setup {
             library: library::for_this_machine()?,
             genai: python::environment("bench-tools")?,
             llama,
-            threads: args
-                .threads
-                .unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from))
-                .to_string(),
+            threads: args.threads(),
         })
     }
 
@@ -160,14 +190,9 @@ impl Setup {
         self.ours_on(&self.model, flags)
     }
 
-    fn ours_on(&self, model: &std::path::Path, flags: &[&str]) -> Command {
-        let mut command = Command::new(target().join("release/phi-edge"));
-        command
-            .args(["bench", "--provider", "cpu", "--json", "--threads", &self.threads])
-            .arg("--model")
-            .arg(model)
-            .args(flags)
-            .env("ORT_DYLIB_PATH", &self.library);
+    fn ours_on(&self, model: &Path, flags: &[&str]) -> Command {
+        let mut command = phi_edge(&release_binary(), model, &self.threads, &self.library);
+        command.args(flags);
         command
     }
 
@@ -200,10 +225,34 @@ impl Setup {
     }
 }
 
+/// This checkout's build.
+fn release_binary() -> PathBuf {
+    target().join("release/phi-edge")
+}
+
+/// `phi-edge bench` of this binary; the flags of the scenario are the caller's.
+fn phi_edge(binary: &Path, model: &Path, threads: &str, library: &Path) -> Command {
+    let mut command = Command::new(binary);
+    command
+        .args(["bench", "--provider", "cpu", "--json", "--threads", threads])
+        .arg("--model")
+        .arg(model)
+        .env("ORT_DYLIB_PATH", library);
+    command
+}
+
+/// The random model of full shape, written where it is absent.
 fn full_shape() -> Result<PathBuf> {
-    let folder = target().join("bench-model");
-    if !folder.join("manifest.json").exists() {
-        model::write(&folder, 32)?;
+    if let Some(folder) = full_shape_folder() {
+        return Ok(folder);
     }
+    let folder = target().join("bench-model");
+    model::write(&folder, 32)?;
     Ok(folder)
+}
+
+/// The random model of full shape, if it was written.
+fn full_shape_folder() -> Option<PathBuf> {
+    let folder = target().join("bench-model");
+    folder.join("manifest.json").exists().then_some(folder)
 }

@@ -6,7 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
-use super::peer::Peer;
+use super::peer::pair;
 use super::table::{number, processor, spread};
 use super::{BenchArgs, Setup};
 
@@ -20,7 +20,7 @@ const FIGURES: [(&str, &str, bool, f64); 4] = [
 
 /// Pairs of processes, both loaded, that measure in turns; and the bare loop.
 pub(crate) fn measure(setup: &Setup, args: &BenchArgs) -> Result<String> {
-    let (prompt, new) = (args.prompt_tokens.to_string(), args.new_tokens.to_string());
+    let (prompt, new) = (args.prompt_tokens().to_string(), args.new_tokens().to_string());
     let ours = |flags: &[&str]| {
         let mut command = setup.ours(flags);
         command
@@ -29,37 +29,16 @@ pub(crate) fn measure(setup: &Setup, args: &BenchArgs) -> Result<String> {
         command
     };
     let mut pairs = Vec::new();
-    for number in 0..args.pairs {
-        let settings = [("prompt", args.prompt_tokens), ("new", args.new_tokens)];
+    for number in 0..args.pairs() {
+        let settings = [("prompt", args.prompt_tokens()), ("new", args.new_tokens())];
         let genai = setup.genai("streams", &settings);
-        let pair = pair(ours(&["--turns"]), genai, args.turns, number % 2 == 0)?;
+        let pair = pair(ours(&["--turns"]), genai, args.turns(), number % 2 == 0)?;
         eprintln!("pair {}: {}", number + 1, line(&pair.0, &pair.1));
         pairs.push(pair);
     }
     eprintln!("Measuring the bare loop in the same process …");
-    let bare = json(&mut ours(&["--bare", &(args.pairs + 2).to_string()]))?;
+    let bare = json(&mut ours(&["--bare", &(args.pairs() + 2).to_string()]))?;
     report(args, &setup.threads, &pairs, &bare)
-}
-
-/// One process of ours and one of the peer's, both loaded. The medians of each.
-fn pair(ours: Command, theirs: Command, turns: u32, ours_first: bool) -> Result<(Value, Value)> {
-    let (mut ours, mut theirs) = if ours_first {
-        let ours = Peer::start(ours)?;
-        (ours, Peer::start(theirs)?)
-    } else {
-        let theirs = Peer::start(theirs)?;
-        (Peer::start(ours)?, theirs)
-    };
-    for turn in 0..turns {
-        if ours_first == (turn % 2 == 0) {
-            ours.measure()?;
-            theirs.measure()?;
-        } else {
-            theirs.measure()?;
-            ours.measure()?;
-        }
-    }
-    Ok((ours.medians(), theirs.medians()))
 }
 
 fn json(command: &mut Command) -> Result<Value> {
@@ -87,9 +66,9 @@ fn report(args: &BenchArgs, threads: &str, pairs: &[(Value, Value)], bare: &Valu
         text,
         "{} pairs of processes, {} measurements each in turns, {threads} threads, a prompt of {} tokens, {} new ones, {}. Medians, with the least and the greatest.\n",
         pairs.len(),
-        args.turns,
-        args.prompt_tokens,
-        args.new_tokens,
+        args.turns(),
+        args.prompt_tokens(),
+        args.new_tokens(),
         processor()
     )?;
     writeln!(

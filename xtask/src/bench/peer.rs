@@ -96,6 +96,28 @@ impl Peer {
     }
 }
 
+/// One process of ours and one of the peer's, both loaded; they measure in turns, and each is the first in half of them. The
+/// medians of each.
+pub(crate) fn pair(ours: Command, theirs: Command, turns: u32, ours_first: bool) -> Result<(Value, Value)> {
+    let (mut ours, mut theirs) = if ours_first {
+        let ours = Peer::start(ours)?;
+        (ours, Peer::start(theirs)?)
+    } else {
+        let theirs = Peer::start(theirs)?;
+        (Peer::start(ours)?, theirs)
+    };
+    for turn in 0..turns {
+        if ours_first == (turn % 2 == 0) {
+            ours.measure()?;
+            theirs.measure()?;
+        } else {
+            theirs.measure()?;
+            ours.measure()?;
+        }
+    }
+    Ok((ours.medians(), theirs.medians()))
+}
+
 /// Loads all of them and has them measure in turns, each first in its share of the turns: what the machine does to one it
 /// does to the others a little later.
 pub(crate) fn in_turns(commands: Vec<Command>, turns: u32) -> Result<Vec<Peer>> {

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use phi_edge_engine::{
     Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt,
-    KvType, Logits, Regime, RequestId, RowId, Sampling, Step, Stop, Summary, TokenId, Wanted,
+    Logits, Regime, RequestId, RowId, Sampling, Step, Stop, Summary, TokenId, Wanted,
 };
 
 pub const VOCAB: usize = 32;
@@ -33,19 +33,7 @@ pub struct Scripted {
 
 impl Scripted {
     pub fn new(script: fn(&[(TokenId, Regime)]) -> u32) -> Self {
-        let caps = Caps {
-            kv_type: KvType::F32,
-            ragged_chunks: false,
-            idle_rows: false,
-            mixed_regimes: false,
-            shared_kv: true,
-            contiguous_rows: true,
-            kv_bytes_per_token: 8,
-            context_length: 100,
-            rope_boundary: None,
-            vocab_size: VOCAB,
-            rows: 4,
-        };
+        let caps = Caps::plain(4, VOCAB);
         Self {
             caps,
             rows: vec![vec![]; 4],

@@ -8,18 +8,18 @@
 mod burst;
 
 use std::io::Write as _;
-use std::path::PathBuf;
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use phi_edge_mqtt::{Client, ClientOptions};
-use phi_edge_tests::{free_port, phi_edge_beside};
 use serde_json::{Value, json};
 
 const BASE: &str = "phi-edge/v1/demo";
 /// The whole demonstration takes seconds; on a slow machine it must still end.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 fn main() -> Result<()> {
     let model = std::env::args_os()
@@ -34,7 +34,7 @@ fn main() -> Result<()> {
 
 async fn demo(model: PathBuf) -> Result<()> {
     let folder = tempfile::tempdir()?;
-    let port = free_port();
+    let port = free_port()?;
     let rules = folder.path().join("rules.d");
     std::fs::create_dir(&rules)?;
     std::fs::write(rules.join("overheating.toml"), burst::RULE)?;
@@ -53,9 +53,9 @@ async fn demo(model: PathBuf) -> Result<()> {
     );
 
     client.subscribe(&format!("{BASE}/response/#")).await?;
-    for question in ["Who are you?", "Was kannst du?"] {
+    for (id, question) in [("demo-1", "Who are you?"), ("demo-2", "Was kannst du?")] {
         println!("> {question}");
-        ask(&mut client, question).await?;
+        ask(&mut client, id, question).await?;
     }
 
     println!("\nA rule watches over machines (overheating.toml):");
@@ -74,12 +74,25 @@ async fn demo(model: PathBuf) -> Result<()> {
     Ok(())
 }
 
+/// A port that was free a moment ago.
+fn free_port() -> Result<u16> {
+    Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port())
+}
+
+/// The daemon's binary, beside this program.
+fn daemon_beside() -> Result<PathBuf> {
+    let name = format!("phi-edge{}", std::env::consts::EXE_SUFFIX);
+    let binary = std::env::current_exe()?.with_file_name(name);
+    ensure!(binary.exists(), "{} is not built", binary.display());
+    Ok(binary)
+}
+
 /// The daemon as a process.
 struct Daemon(Child);
 
 impl Daemon {
-    fn start(model: &std::path::Path, port: u16, folder: &std::path::Path) -> Result<Self> {
-        let mut command = Command::new(phi_edge_beside()?);
+    fn start(model: &Path, port: u16, folder: &Path) -> Result<Self> {
+        let mut command = Command::new(daemon_beside()?);
         command.arg("run");
         for setting in [
             format!("model.path={}", model.display()),
@@ -102,7 +115,9 @@ impl Daemon {
 
     fn end(mut self) -> Result<()> {
         if cfg!(unix) {
-            phi_edge_tests::signal(&self.0, "TERM");
+            let id = self.0.id().to_string();
+            let sent = Command::new("kill").args(["-s", "TERM", &id]).status()?;
+            ensure!(sent.success(), "kill ended with {sent}");
         } else {
             self.0.kill()?;
         }
@@ -122,7 +137,7 @@ impl Drop for Daemon {
 }
 
 async fn connect(port: u16, daemon: &mut Daemon) -> Result<Client> {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         let options = ClientOptions {
             host: "127.0.0.1".into(),
@@ -147,7 +162,7 @@ async fn ready(client: &mut Client) -> Result<Value> {
     client.subscribe(&format!("{BASE}/status")).await?;
     loop {
         let message = client
-            .receive(PATIENCE)
+            .receive(TIMEOUT)
             .await?
             .context("the daemon does not get ready")?;
         let status: Value = serde_json::from_slice(&message.payload)?;
@@ -158,17 +173,16 @@ async fn ready(client: &mut Client) -> Result<Value> {
 }
 
 /// Sends a prompt and prints the answer as it streams in.
-async fn ask(client: &mut Client, prompt: &str) -> Result<()> {
-    let id = format!("demo-{}", phi_edge_tests::unique());
+async fn ask(client: &mut Client, id: &str, prompt: &str) -> Result<()> {
     let request = json!({"id": id, "prompt": prompt, "stream": true, "max_tokens": 120});
     client
         .publish(&format!("{BASE}/request"), request.to_string(), None)
         .await?;
     let mut shown = String::new();
     loop {
-        let message = client.receive(PATIENCE).await?.context("no answer came")?;
+        let message = client.receive(TIMEOUT).await?.context("no answer came")?;
         let body: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
-        if body["id"] != id.as_str() {
+        if body["id"] != id {
             continue;
         }
         match message.property("kind") {
@@ -209,7 +223,7 @@ async fn machines(client: &mut Client) -> Result<Instant> {
 /// Shows the rule's event: the facts that code computed and the model's words.
 async fn event(client: &mut Client, fault: Instant) -> Result<()> {
     let event: Value = loop {
-        let message = client.receive(PATIENCE).await?.context("the rule says nothing")?;
+        let message = client.receive(TIMEOUT).await?.context("the rule says nothing")?;
         if message.topic.starts_with(&format!("{BASE}/event/")) {
             println!("\n{} after {} ms:", message.topic, fault.elapsed().as_millis());
             break serde_json::from_slice(&message.payload)?;
