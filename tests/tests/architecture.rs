@@ -146,7 +146,7 @@ fn name_in(key: &str) -> &str {
 #[test]
 fn no_crate_knows_what_it_must_never_know() {
     let workspace = Workspace::read();
-    let never: [(&str, &[&str]); 6] = [
+    let never: [(&str, &[&str]); 7] = [
         (
             "phi-edge-engine",
             &["ort", "tokio", "rumqttc-v5-next", "mqtt5", "serde_json"],
@@ -154,6 +154,10 @@ fn no_crate_knows_what_it_must_never_know() {
         ("phi-edge-models", &["ort", "tokio", "rumqttc-v5-next", "mqtt5"]),
         ("phi-edge-onnx", &["tokio", "rumqttc-v5-next", "mqtt5"]),
         ("phi-edge-service", &["ort", "rumqttc-v5-next", "mqtt5"]),
+        (
+            "phi-edge-wire",
+            &["ort", "rumqttc-v5-next", "mqtt5", "phi-edge-mqtt"],
+        ),
         ("phi-edge-mqtt", &["ort"]),
         (
             "phi-edge-config",
@@ -170,6 +174,28 @@ fn no_crate_knows_what_it_must_never_know() {
         let reached = workspace.reach(name);
         for one in forbidden {
             assert!(!reached.contains(*one), "{name} must never know {one}");
+        }
+    }
+}
+
+/// What a crate reaches by way of the service all the same, and must not name itself.
+#[test]
+fn no_crate_names_what_it_must_never_name() {
+    let workspace = Workspace::read();
+    let never: [(&str, &[&str]); 2] = [
+        (
+            "phi-edge-wire",
+            &["tokio", "phi-edge-engine", "phi-edge-models", "rusqlite", "url"],
+        ),
+        (
+            "phi-edge-mqtt",
+            &["phi-edge-engine", "phi-edge-models", "rusqlite"],
+        ),
+    ];
+    for (name, forbidden) in never {
+        for one in forbidden {
+            let named = workspace.members[name].all.contains(*one);
+            assert!(!named, "{name} must never name {one}");
         }
     }
 }

@@ -5,7 +5,7 @@ mod form;
 
 pub(crate) use clients::KnownClients;
 pub use form::TopicFault;
-pub(crate) use form::{brief, is_allowed_char, is_allowed_text};
+pub(crate) use form::{brief, is_allowed_text};
 
 /// The most bytes of the level that names a client: replies go below it, on a topic that must itself be one.
 const CLIENT: usize = 256;

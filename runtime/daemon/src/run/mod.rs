@@ -19,12 +19,12 @@ mod telemetry;
 use std::time::Duration;
 
 use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_service::rules::Rule;
 use phi_edge_service::{
     LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
 };
+use phi_edge_wire::{State, Status};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;

@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use phi_edge_config::Limits;
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{LinkState, LinkVitals};
 use phi_edge_service::{Beat, EnginePulse};
+use phi_edge_wire::{State, Status};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};

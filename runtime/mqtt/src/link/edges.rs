@@ -7,6 +7,7 @@ use phi_edge_service::{
     DeadLetter, Detokenizer, EngineCommand, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody,
     Service, ServiceConfig, TokenId,
 };
+use phi_edge_wire::{State, Status};
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
 use serde_json::Value;
 use tokio::sync::{mpsc, watch};
@@ -23,7 +24,6 @@ use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
 use crate::rule_topics::RuleTopics;
 use crate::topics::Topics;
-use crate::wire::{State, Status};
 
 /// Longer than anything is waited for on purpose; time is paused.
 const PATIENCE: Duration = Duration::from_mins(1);

@@ -19,6 +19,7 @@ mod outbox;
 mod outgoing;
 mod poller;
 mod probe;
+mod properties;
 mod quarantine;
 mod routing;
 mod session;
@@ -31,6 +32,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
+use phi_edge_wire::Status;
 use rumqttc::{AsyncClient, Transport};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,7 +42,6 @@ use tokio::time::timeout;
 use crate::rule_topics::RuleTopics;
 use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
-use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
 pub(crate) use session::{INFLIGHT, MemorySession};
 pub use vitals::LinkVitals;
@@ -198,7 +199,7 @@ impl Link {
         let (transports_tx, transports) = mpsc::channel(1);
         let offline = status
             .borrow()
-            .with(crate::wire::State::Offline, Some("connection lost".into()));
+            .with(phi_edge_wire::State::Offline, Some("connection lost".into()));
         let options = options::options(&config, &offline)?;
         // Unbounded: the outbox bounds what is under way by itself, and acknowledgements must never fail.
         let (client, events) = AsyncClient::builder(options).unbounded().build();

@@ -7,9 +7,9 @@ use phi_edge_service::{DeadLetter, Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 use tokio::time::Instant;
 
+use super::properties::TRACEPARENT;
 use super::quarantine::Message;
 use crate::topics::{Topics, brief, is_allowed_text};
-use crate::wire;
 
 /// A message and what must be known of it when the broker answers.
 #[derive(Debug, Clone)]
@@ -114,9 +114,9 @@ impl Outgoing {
             topic = topics.dead_letter();
         } else {
             properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
-            properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+            properties.user_properties = vec![("kind".into(), phi_edge_wire::kind(&reply.body).into())];
             if let Some(trace) = &reply.address.traceparent {
-                let trace = (wire::TRACEPARENT.into(), trace.as_str().into());
+                let trace = (TRACEPARENT.into(), trace.as_str().into());
                 properties.user_properties.push(trace);
             }
             // A trace may go on with what a later version of its standard says, and so hold anything.
@@ -125,7 +125,7 @@ impl Outgoing {
         }
         Self {
             topic,
-            payload: wire::encode_reply(reply, node).into(),
+            payload: phi_edge_wire::encode_reply(reply, node).into(),
             properties,
             retain,
             at_most_once,

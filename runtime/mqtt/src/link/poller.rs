@@ -257,13 +257,13 @@ impl Poller {
 
 #[cfg(test)]
 mod tests {
+    use phi_edge_wire::{State, Status};
     use rumqttc::{AsyncClient, PublishOptions};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::{sleep, timeout};
 
     use super::*;
     use crate::link::{LinkConfig, edges, options};
-    use crate::wire::{State, Status};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// CONNACK without properties.

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use phi_edge_wire::{State, Status};
 use rumqttc::{
     AsyncClient, Broker, Event, EventLoop, IncomingPacketSizeLimit, MqttOptions, NetworkOptions, Packet,
     Publish, QoS, RetainForwardRule, SubscribeFilterInput, SubscribeReasonCode,
@@ -12,7 +13,6 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::LinkConfig;
 use crate::tls::TlsError;
-use crate::wire::{State, Status};
 
 /// The largest packet that is taken; a status is far smaller.
 const MAX_PACKET: u32 = 64 << 10;

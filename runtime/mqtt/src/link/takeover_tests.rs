@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use phi_edge_wire::{State, Status};
 use rumqttc::AsyncClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::sync::{mpsc, watch};
@@ -15,7 +16,6 @@ use crate::link::gate::Gate;
 use crate::link::poller::Poller;
 use crate::link::silence::Silence;
 use crate::link::{LinkState, edges, options};
-use crate::wire::{State, Status};
 
 /// CONNACK without properties.
 const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use phi_edge_wire::is_interchange_char;
+
 /// The most characters of a topic that a message quotes.
 const QUOTED: usize = 80;
 
@@ -68,7 +70,7 @@ pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
     if topic.starts_with('$') {
         return Err(TopicFault::Reserved);
     }
-    let bad = |c: &(usize, char)| matches!(c.1, '+' | '#') || !is_allowed_char(c.1);
+    let bad = |c: &(usize, char)| matches!(c.1, '+' | '#') || !is_interchange_char(c.1);
     if let Some((at, character)) = topic.char_indices().find(bad) {
         return Err(TopicFault::Character { character, at });
     }
@@ -85,14 +87,7 @@ pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
 /// Whether brokers take a text as one of MQTT's strings: mosquitto ends the connection of a client that sends a control
 /// character or a non-character in one, as MQTT 5, section 1.5.4 lets it.
 pub(crate) fn is_allowed_text(text: &str) -> bool {
-    u16::try_from(text.len()).is_ok() && text.chars().all(is_allowed_char)
-}
-
-/// Whether a character is none that MQTT lets a receiver refuse.
-pub(crate) fn is_allowed_char(character: char) -> bool {
-    let code = u32::from(character);
-    let non_character = (0xFDD0..=0xFDEF).contains(&code) || code & 0xFFFE == 0xFFFE;
-    !character.is_control() && !non_character
+    u16::try_from(text.len()).is_ok() && text.chars().all(is_interchange_char)
 }
 
 /// The beginning of a text with everything escaped that a log or a message had better not hold.
@@ -102,7 +97,7 @@ pub(crate) fn brief(text: &str) -> String {
         .take(QUOTED)
         .flat_map(|character| {
             let plain =
-                is_allowed_char(character) && character.is_ascii() && !matches!(character, '"' | '\\');
+                is_interchange_char(character) && character.is_ascii() && !matches!(character, '"' | '\\');
             let escaped = (!plain).then(|| character.escape_default());
             let kept = plain.then_some(character);
             kept.into_iter().chain(escaped.into_iter().flatten())

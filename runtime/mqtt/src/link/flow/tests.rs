@@ -3,6 +3,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use phi_edge_wire::{State, Status};
 use rumqttc::AsyncClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
@@ -14,7 +15,6 @@ use crate::link::poller::{Poller, Received};
 use crate::link::silence::Silence;
 use crate::link::takeover::Suspicion;
 use crate::link::{LinkConfig, LinkState, edges, options};
-use crate::wire::{State, Status};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const PAYLOAD: usize = 1000;

@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{
-    JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
-};
+use phi_edge_service::{JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service};
+use phi_edge_wire::{Parsed, Payload, parse_cancel, parse_request};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -23,11 +22,11 @@ use super::counters::{Counters, count};
 use super::flow;
 use super::gate::Gate;
 use super::poller::{Received, qos0_size};
+use super::properties::{subscriptions, traceparent};
 use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, KnownClients, Scope, Topics};
-use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
 use names::{Names, receipt};
 use refuse::Refused;
 
@@ -412,25 +411,7 @@ async fn first_done(pending: &mut VecDeque<Pending>) {
     }
 }
 
-/// The identifiers of the subscriptions that a message came by.
-fn subscriptions(publish: &Publish) -> &[usize] {
-    let properties = publish.properties.as_ref();
-    properties
-        .map(|properties| properties.subscription_identifiers.as_slice())
-        .unwrap_or_default()
-}
-
 /// Nothing is left to be done.
 fn nothing() -> JoinHandle<()> {
     tokio::spawn(async {})
-}
-
-/// The trace that the sender says the request is part of.
-fn traceparent(publish: &Publish) -> Option<TraceParent> {
-    let properties = publish.properties.as_ref()?;
-    let (_, value) = properties
-        .user_properties
-        .iter()
-        .find(|(name, _)| name.as_str() == TRACEPARENT)?;
-    TraceParent::parse(value)
 }

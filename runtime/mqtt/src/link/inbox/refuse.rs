@@ -1,11 +1,12 @@
 //! Requests that are not taken: who is told, and what the log says.
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, Service, TraceParent};
+use phi_edge_wire::Rejected;
 use tokio::task::JoinHandle;
 
-use super::{Inbox, Request, traceparent};
+use super::{Inbox, Request};
 use crate::link::counters::count;
-use crate::wire::Rejected;
+use crate::link::properties::traceparent;
 
 /// Why a request is not taken.
 pub(super) struct Refused {

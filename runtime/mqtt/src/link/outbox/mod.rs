@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
+use phi_edge_wire::{State, Status};
 use rumqttc::{
     AsyncClient, PublishNoticeError, PublishOptions, PublishResult, SubAck, SubscribeNoticeError, UnsubAck,
     UnsubscribeNoticeError,
@@ -25,7 +26,6 @@ use super::quarantine::{Quarantine, Wait};
 use super::routing::Routing;
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
-use crate::wire::{State, Status};
 use rules::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::Reply;
+use phi_edge_wire::Status;
 use rumqttc::{AsyncClient, PublishNotice, PublishOptions, PublishProperties, QoS};
 use tokio::time::Instant;
 
@@ -13,7 +14,6 @@ use crate::link::counters::count;
 use crate::link::outgoing::{Outgoing, What, destination};
 use crate::link::quarantine::{Outcome, Shipment, Wait};
 use crate::topics::TopicError;
-use crate::wire::{self, Status};
 
 /// The first time for which stats that ended connections are not published; it doubles each time.
 const STATS_HELD: Duration = Duration::from_mins(1);
@@ -164,7 +164,7 @@ impl Outbox {
             self.stats_due = false;
             let stats = self.stats.borrow_and_update().clone();
             if !stats.is_null() {
-                let stats = wire::to_bytes(&stats);
+                let stats = phi_edge_wire::to_bytes(&stats);
                 self.enqueue(Outgoing::retained(self.config.topics.stats(), stats, What::Stats));
             }
         }

@@ -1,4 +1,4 @@
-//! JSON whose strings hold no character that MQTT lets a receiver refuse.
+//! JSON whose strings hold no character that a receiver may refuse as no text.
 
 use std::io;
 
@@ -6,11 +6,9 @@ use serde::Serialize;
 use serde_json::Serializer;
 use serde_json::ser::Formatter;
 
-use crate::topics::is_allowed_char;
-
-/// The compact form of a message. Control characters and Unicode non-characters are escaped: a payload that says that it
-/// is text must be text to every checker (MQTT 5, section 1.5.4).
-pub(crate) fn to_bytes(message: &impl Serialize) -> Vec<u8> {
+/// Returns the compact JSON of a message. Control characters and Unicode noncharacters are escaped: a payload that is declared
+/// as text must be text to every checker (MQTT 5, section 1.5.4, for one).
+pub fn to_bytes(message: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
     let mut serializer = Serializer::with_formatter(&mut bytes, Plain);
     match message.serialize(&mut serializer) {
@@ -18,6 +16,13 @@ pub(crate) fn to_bytes(message: &impl Serialize) -> Vec<u8> {
         // Messages are of strings, numbers and JSON: nothing that can't be written.
         Err(_) => Vec::new(),
     }
+}
+
+/// Whether a character is meant for open interchange: neither a control character nor a noncharacter (Unicode, section 23.7).
+pub fn is_interchange_char(character: char) -> bool {
+    let code = u32::from(character);
+    let non_character = (0xFDD0..=0xFDEF).contains(&code) || code & 0xFFFE == 0xFFFE;
+    !character.is_control() && !non_character
 }
 
 /// The formatter behind [`to_bytes`].
@@ -45,7 +50,7 @@ where
     W: ?Sized + io::Write,
 {
     // Whitespace between tokens of raw JSON is no string's.
-    let refused = |c: char| !is_allowed_char(c) && !matches!(c, '\t' | '\n' | '\r');
+    let refused = |c: char| !is_interchange_char(c) && !matches!(c, '\t' | '\n' | '\r');
     let mut rest = fragment;
     while let Some((before, found)) = rest.find(refused).and_then(|at| {
         let (before, from) = rest.split_at(at);
@@ -86,7 +91,7 @@ mod tests {
             let value = json!({ key: [text, 1.5, null] });
             let bytes = to_bytes(&value);
             let written = std::str::from_utf8(&bytes).expect("UTF-8");
-            prop_assert!(written.chars().all(is_allowed_char), "{written:?}");
+            prop_assert!(written.chars().all(is_interchange_char), "{written:?}");
             prop_assert_eq!(serde_json::from_str::<Value>(written).expect("JSON"), value);
         }
     }

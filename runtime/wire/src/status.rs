@@ -82,7 +82,7 @@ impl Status {
 
     /// The payload.
     pub fn encode(&self) -> Vec<u8> {
-        super::to_bytes(self)
+        crate::to_bytes(self)
     }
 
     /// The same node in another state.

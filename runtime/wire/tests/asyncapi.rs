@@ -11,15 +11,13 @@ mod schema;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use phi_edge_mqtt::wire::{
-    Payload, State, Status, encode_reply, parse_cancel, parse_request, too_large_reply,
-};
 use phi_edge_service::rules::{
     Closing, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
 };
 use phi_edge_service::{
     Answer, DeadLetter, ErrorCode, FinishReason, JobKey, Refusal, Reply, ReplyAddress, ReplyBody,
 };
+use phi_edge_wire::{Payload, State, Status, encode_reply, parse_cancel, parse_request, too_large_reply};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 

@@ -30,8 +30,8 @@ pub fn encode_reply(reply: &Reply, node: &str) -> Vec<u8> {
             reply_id: &refusal.reply_id,
             error: ErrorBody::new(refusal),
         }),
-        ReplyBody::DeadLetter(letter) => super::dead_letter(letter, node),
-        ReplyBody::Event(published) => super::event(&published.event, node),
+        ReplyBody::DeadLetter(letter) => crate::dead_letter(letter, node),
+        ReplyBody::Event(published) => crate::event(&published.event, node),
     }
 }
 
@@ -139,7 +139,7 @@ fn millis(time: std::time::Duration) -> u64 {
 }
 
 fn bytes(message: &impl Serialize) -> Vec<u8> {
-    super::to_bytes(message)
+    crate::to_bytes(message)
 }
 
 #[cfg(test)]

@@ -8,7 +8,7 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use super::strict::{Object, TextOr, Word};
+use crate::strict::{Object, TextOr, Word};
 
 /// The default of `max_tokens`.
 const MAX_TOKENS: usize = 256;
@@ -39,12 +39,12 @@ const FIELDS: [&str; 18] = [
 /// The most characters of a message about a fault of form: it quotes the payload.
 const FAULT: usize = 200;
 
-/// A request's payload and the message properties that say how to read it.
+/// A request's payload and what says how to read it.
 #[derive(Debug, Clone, Copy)]
 pub struct Payload<'a> {
     /// The bytes.
     pub bytes: &'a [u8],
-    /// MQTT 5's content type.
+    /// The media type, where the sender names one.
     pub content_type: Option<&'a str>,
 }
 

@@ -1,4 +1,7 @@
 //! The messages of the contract, version 1: JSON objects of UTF-8.
+//!
+//! Requests are read and replies are written here, for every transport alike. It must never know MQTT, HTTP, topics or an
+//! async runtime: a transport passes bytes and plain values.
 
 mod cancel;
 mod dead_letter;
@@ -9,13 +12,10 @@ mod request;
 mod status;
 mod strict;
 
-/// The user property that names a trace (W3C Trace Context), of a request and of its replies.
-pub(crate) const TRACEPARENT: &str = "traceparent";
-
 pub use cancel::parse_cancel;
 pub use dead_letter::dead_letter;
 pub use event::event;
-pub(crate) use plain::to_bytes;
+pub use plain::{is_interchange_char, to_bytes};
 pub use reply::{encode_reply, kind, too_large_reply};
 pub use request::{Parsed, Payload, Rejected, parse_request, valid_id};
 pub use status::{State, Status};

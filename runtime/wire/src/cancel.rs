@@ -2,8 +2,8 @@
 
 use serde::Deserialize;
 
-use super::request::valid_id;
-use super::strict::Object;
+use crate::request::valid_id;
+use crate::strict::Object;
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]

@@ -47,7 +47,7 @@ pub fn event(event: &Event, node: &str) -> Vec<u8> {
         model: &event.model,
         node,
     };
-    super::to_bytes(&message)
+    crate::to_bytes(&message)
 }
 
 #[derive(Serialize)]

@@ -35,7 +35,7 @@ pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
     if is_cut {
         letter.insert("truncated".into(), json!(true));
     }
-    super::to_bytes(&Value::Object(letter))
+    crate::to_bytes(&Value::Object(letter))
 }
 
 #[cfg(test)]
