@@ -2,7 +2,7 @@
 
 use serde::Deserialize;
 
-use crate::request::valid_id;
+use crate::id::valid_id;
 use crate::strict::Object;
 
 #[derive(Deserialize)]

@@ -1,8 +1,10 @@
 #![allow(clippy::unwrap_used)]
 
+use phi_edge_service::Role;
 use proptest::prelude::*;
 
 use super::*;
+use crate::quote::FAULT;
 
 fn parse(text: &str) -> Result<Option<Parsed>, Rejected> {
     parse_request(
