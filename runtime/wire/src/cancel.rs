@@ -1,8 +1,8 @@
-//! A cancellation: `{"id":…}`.
+//! The JSON of a cancellation: `{"id":…}`.
 
 use serde::Deserialize;
 
-use crate::id::valid_id;
+use crate::id::check_id;
 use crate::strict::Object;
 
 #[derive(Deserialize)]
@@ -11,11 +11,14 @@ struct Cancel {
     id: String,
 }
 
-/// The id of the request that is taken back, or what is wrong with the payload.
+/// Reads a cancellation and returns the id of the request to cancel.
+///
+/// # Errors
+/// One line that says what is wrong with the payload.
 pub fn parse_cancel(payload: &[u8]) -> Result<String, String> {
     let Object(Cancel { id }) = serde_json::from_slice(payload)
         .map_err(|error| format!("a cancellation must be {{\"id\":…}}: {error}"))?;
-    valid_id(&id)?;
+    check_id(&id)?;
     Ok(id)
 }
 

@@ -1,11 +1,13 @@
-//! What could not be served, with its reason and the original.
+//! The JSON of dead letters: what could not be served, with its reason and the original.
 
 use base64::Engine as _;
 use phi_edge_service::DeadLetter;
 use serde_json::{Map, Value, json};
 
-/// A dead letter: why, and what came (or should have gone) where. Binary payloads are base64, long ones cut.
-pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
+use crate::json::to_json;
+
+/// Returns the payload of a dead letter of the node `node`. A binary original is in base64, a long one is cut.
+pub fn encode_dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
     let kept = dead.payload.as_slice();
     let is_cut = kept.len() < dead.bytes;
     let mut letter = Map::new();
@@ -35,7 +37,7 @@ pub fn dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
     if is_cut {
         letter.insert("truncated".into(), json!(true));
     }
-    crate::to_bytes(&Value::Object(letter))
+    to_json(&Value::Object(letter))
 }
 
 #[cfg(test)]
@@ -51,7 +53,7 @@ mod tests {
             payload: DeadLetter::beginning(payload),
             bytes: payload.len(),
         };
-        serde_json::from_slice(&dead_letter(&dead, "n")).expect("JSON")
+        serde_json::from_slice(&encode_dead_letter(&dead, "n")).expect("JSON")
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Events of rules.
+//! The JSON of a rule's event.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,17 @@ use phi_edge_service::rules::{Event, FieldFacts, Time, Value};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
-/// The payload of an event. `node` names who made it.
-pub fn event(event: &Event, node: &str) -> Vec<u8> {
+use crate::json::to_json;
+use crate::outcome::{ErrorBody, Usage};
+
+/// Returns the payload of an event of the node `node`.
+pub fn encode_event(event: &Event, node: &str) -> Vec<u8> {
     let window = &event.window;
-    let message = Message {
+    let body = EventBody {
         event_id: &event.event_id,
         rule: &event.rule,
         group: &event.group,
-        window: Window {
+        window: WindowBody {
             start: rfc3339(window.start),
             end: rfc3339(window.end),
             reason: window.reason.as_str(),
@@ -26,7 +29,7 @@ pub fn event(event: &Event, node: &str) -> Vec<u8> {
         stats: event
             .stats
             .iter()
-            .map(|(name, facts)| (name.as_str(), Facts::of(facts)))
+            .map(|(name, facts)| (name.as_str(), FieldStats::of(facts)))
             .collect(),
         text: event.text.as_deref(),
         unsupported_numbers: event.unsupported_numbers.as_deref(),
@@ -34,9 +37,10 @@ pub fn event(event: &Event, node: &str) -> Vec<u8> {
             .data
             .as_deref()
             .and_then(|data| serde_json::from_str(data).ok()),
-        error: event.error.as_ref().map(|error| Error {
+        error: event.error.as_ref().map(|error| ErrorBody {
             code: error.code.as_str(),
             message: &error.message,
+            retry_after_ms: None,
         }),
         finish_reason: event.finish_reason.map(phi_edge_service::FinishReason::as_str),
         usage: Usage {
@@ -47,16 +51,16 @@ pub fn event(event: &Event, node: &str) -> Vec<u8> {
         model: &event.model,
         node,
     };
-    crate::to_bytes(&message)
+    to_json(&body)
 }
 
 #[derive(Serialize)]
-struct Message<'a> {
+struct EventBody<'a> {
     event_id: &'a str,
     rule: &'a str,
     group: &'a str,
-    window: Window,
-    stats: BTreeMap<&'a str, Facts<'a>>,
+    window: WindowBody,
+    stats: BTreeMap<&'a str, FieldStats<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     text: Option<&'a str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -64,7 +68,7 @@ struct Message<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     data: Option<&'a RawValue>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    error: Option<Error<'a>>,
+    error: Option<ErrorBody<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<&'static str>,
     usage: Usage,
@@ -73,7 +77,7 @@ struct Message<'a> {
 }
 
 #[derive(Serialize)]
-struct Window {
+struct WindowBody {
     start: String,
     end: String,
     reason: &'static str,
@@ -84,23 +88,9 @@ struct Window {
     closed_late: bool,
 }
 
+/// The statistics of one field. A statistic that texts, or a single number, have not is left out.
 #[derive(Serialize)]
-struct Error<'a> {
-    code: &'static str,
-    message: &'a str,
-}
-
-#[derive(Serialize)]
-#[expect(clippy::struct_field_names, reason = "the contract's names")]
-struct Usage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    cached_tokens: usize,
-}
-
-/// Facts of a field. What does not exist of texts, or of a single number, is left out.
-#[derive(Serialize)]
-struct Facts<'a> {
+struct FieldStats<'a> {
     count: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     min: Option<f64>,
@@ -109,9 +99,9 @@ struct Facts<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     mean: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    first: Option<Plain<'a>>,
+    first: Option<FactValue<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    last: Option<Plain<'a>>,
+    last: Option<FactValue<'a>>,
     #[serde(skip_serializing_if = "Option::is_none")]
     rate: Option<f64>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -124,16 +114,16 @@ struct Facts<'a> {
 
 #[derive(Serialize)]
 #[serde(untagged)]
-enum Plain<'a> {
+enum FactValue<'a> {
     Number(f64),
     Text(&'a str),
 }
 
-impl<'a> Facts<'a> {
+impl<'a> FieldStats<'a> {
     fn of(facts: &'a FieldFacts) -> Self {
         let plain = |value: &'a Value| match value {
-            Value::Number(number) => Plain::Number(*number),
-            Value::Text(text) => Plain::Text(text),
+            Value::Number(number) => FactValue::Number(*number),
+            Value::Text(text) => FactValue::Text(text),
         };
         Self {
             count: facts.count,
@@ -154,7 +144,7 @@ impl<'a> Facts<'a> {
     }
 }
 
-/// UTC, to the millisecond. A moment beyond the calendar is told as its end.
+/// Returns a time as RFC 3339 in UTC, to the millisecond. A time beyond the calendar becomes its first or last moment.
 fn rfc3339(time: Time) -> String {
     let stamp = jiff::Timestamp::from_millisecond(time.0).unwrap_or(if time.0 < 0 {
         jiff::Timestamp::MIN
@@ -210,7 +200,8 @@ mod tests {
             cached_tokens: 1,
             model: "phi".into(),
         };
-        let encoded: Json = serde_json::from_slice(&event(&event_of(Some("hot")), "box")).expect("JSON");
+        let encoded: Json =
+            serde_json::from_slice(&encode_event(&event_of(Some("hot")), "box")).expect("JSON");
         assert_eq!(
             encoded,
             json!({"event_id":"b-1","rule":"alarms","group":"3",
@@ -221,7 +212,7 @@ mod tests {
                 "text":"hot","unsupported_numbers":["9"],"data":{"a":1.50},
                 "usage":{"prompt_tokens":5,"completion_tokens":2,"cached_tokens":1},"model":"phi","node":"box"})
         );
-        let without: Json = serde_json::from_slice(&event(&event_of(None), "box")).expect("JSON");
+        let without: Json = serde_json::from_slice(&encode_event(&event_of(None), "box")).expect("JSON");
         assert_eq!(without.get("text"), None);
     }
 }

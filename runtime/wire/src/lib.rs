@@ -1,4 +1,4 @@
-//! The messages of the contract, version 1: JSON objects of UTF-8.
+//! The JSON of requests, cancellations, replies, events, dead letters and the status: the contract, version 1.
 //!
 //! Requests are read and replies are written here, for every transport alike. It must never know MQTT, HTTP, topics or an
 //! async runtime: a transport passes bytes and plain values.
@@ -7,7 +7,8 @@ mod cancel;
 mod dead_letter;
 mod event;
 mod id;
-mod plain;
+mod json;
+mod outcome;
 mod quote;
 mod reply;
 mod request;
@@ -15,10 +16,10 @@ mod status;
 mod strict;
 
 pub use cancel::parse_cancel;
-pub use dead_letter::dead_letter;
-pub use event::event;
-pub use id::valid_id;
-pub use plain::{is_interchange_char, to_bytes};
-pub use reply::{encode_reply, kind, too_large_reply};
-pub use request::{Parsed, Payload, Rejected, parse_request};
+pub use dead_letter::encode_dead_letter;
+pub use event::encode_event;
+pub use id::check_id;
+pub use json::{is_interchange_char, to_json};
+pub use reply::{encode_reply, encode_too_large, reply_kind};
+pub use request::{Payload, Request, RequestError, parse_request};
 pub use status::{State, Status};

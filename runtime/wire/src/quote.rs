@@ -1,20 +1,22 @@
-//! What messages quote of a client's text: little of it, and in one line.
+//! Short quotes of a client's text in error messages.
 
-/// The most characters of a message about a fault of form: it quotes the payload.
-pub(crate) const FAULT: usize = 200;
+/// The most characters of an error message about the JSON form, which quotes the payload.
+pub(crate) const MAX_MESSAGE_CHARS: usize = 200;
+/// The most characters of a name or word that an error message quotes.
+const MAX_QUOTED_CHARS: usize = 40;
 
-/// Returns a message without what is beyond [`FAULT`].
+/// Returns a message cut to [`MAX_MESSAGE_CHARS`].
 pub(crate) fn cut(mut message: String) -> String {
-    if let Some((end, _)) = message.char_indices().nth(FAULT) {
+    if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
         message.truncate(end);
         message.push('…');
     }
     message
 }
 
-/// Returns a client's text, short enough for a message.
+/// Returns a client's text cut to [`MAX_QUOTED_CHARS`], in quotes and with control characters escaped.
 pub(crate) fn brief(text: &str) -> String {
-    let short: String = text.chars().take(40).collect();
+    let short: String = text.chars().take(MAX_QUOTED_CHARS).collect();
     if short.len() < text.len() {
         format!("{short:?}…")
     } else {

@@ -1,10 +1,15 @@
-//! Replies: chunks, the final one, errors.
+//! The JSON of replies: chunks, final replies and errors.
 
 use phi_edge_service::{Answer, Refusal, Reply, ReplyBody};
 use serde::Serialize;
 
-/// The value of a reply's user property `kind`.
-pub fn kind(reply: &ReplyBody) -> &'static str {
+use crate::dead_letter::encode_dead_letter;
+use crate::event::encode_event;
+use crate::json::to_json;
+use crate::outcome::{ErrorBody, Usage};
+
+/// Returns the kind of a reply, which transports tell beside the payload.
+pub fn reply_kind(reply: &ReplyBody) -> &'static str {
     match reply {
         ReplyBody::Chunk { .. } => "chunk",
         ReplyBody::Final(_) => "final",
@@ -14,30 +19,30 @@ pub fn kind(reply: &ReplyBody) -> &'static str {
     }
 }
 
-/// The payload of a reply. `node` names who answered.
+/// Returns the payload of a reply of the node `node`.
 pub fn encode_reply(reply: &Reply, node: &str) -> Vec<u8> {
     let id = reply.key.id.as_str();
     match &reply.body {
-        ReplyBody::Chunk { attempt, seq, delta } => bytes(&Chunk {
+        ReplyBody::Chunk { attempt, seq, delta } => to_json(&ChunkBody {
             id,
             attempt: *attempt,
             seq: *seq,
             delta,
         }),
-        ReplyBody::Final(answer) => bytes(&Final::new(id, answer, node)),
-        ReplyBody::Error(refusal) => bytes(&ErrorReply {
+        ReplyBody::Final(answer) => to_json(&FinalBody::new(id, answer, node)),
+        ReplyBody::Error(refusal) => to_json(&ErrorReplyBody {
             id,
             reply_id: &refusal.reply_id,
-            error: ErrorBody::new(refusal),
+            error: error_body(refusal),
         }),
-        ReplyBody::DeadLetter(letter) => crate::dead_letter(letter, node),
-        ReplyBody::Event(published) => crate::event(&published.event, node),
+        ReplyBody::DeadLetter(letter) => encode_dead_letter(letter, node),
+        ReplyBody::Event(published) => encode_event(&published.event, node),
     }
 }
 
-/// What is sent in place of an answer that the broker would not carry.
-pub fn too_large_reply(id: &str, reply_id: &str, size: usize, limit: usize) -> Vec<u8> {
-    bytes(&ErrorReply {
+/// Returns the payload of the error that replaces an answer which is too large for the broker.
+pub fn encode_too_large(id: &str, reply_id: &str, size: usize, limit: usize) -> Vec<u8> {
+    to_json(&ErrorReplyBody {
         id,
         reply_id,
         error: ErrorBody {
@@ -51,7 +56,7 @@ pub fn too_large_reply(id: &str, reply_id: &str, size: usize, limit: usize) -> V
 }
 
 #[derive(Serialize)]
-struct Chunk<'a> {
+struct ChunkBody<'a> {
     id: &'a str,
     attempt: u32,
     seq: u32,
@@ -59,7 +64,7 @@ struct Chunk<'a> {
 }
 
 #[derive(Serialize)]
-struct Final<'a> {
+struct FinalBody<'a> {
     id: &'a str,
     reply_id: &'a str,
     text: &'a str,
@@ -72,14 +77,6 @@ struct Final<'a> {
 
 #[derive(Serialize)]
 #[expect(clippy::struct_field_names, reason = "the contract's names")]
-struct Usage {
-    prompt_tokens: usize,
-    completion_tokens: usize,
-    cached_tokens: usize,
-}
-
-#[derive(Serialize)]
-#[expect(clippy::struct_field_names, reason = "the contract's names")]
 struct Timing {
     queued_ms: u64,
     prefill_ms: u64,
@@ -87,21 +84,13 @@ struct Timing {
 }
 
 #[derive(Serialize)]
-struct ErrorReply<'a> {
+struct ErrorReplyBody<'a> {
     id: &'a str,
     reply_id: &'a str,
     error: ErrorBody<'a>,
 }
 
-#[derive(Serialize)]
-struct ErrorBody<'a> {
-    code: &'static str,
-    message: &'a str,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    retry_after_ms: Option<u64>,
-}
-
-impl<'a> Final<'a> {
+impl<'a> FinalBody<'a> {
     fn new(id: &'a str, answer: &'a Answer, node: &'a str) -> Self {
         Self {
             id,
@@ -124,22 +113,16 @@ impl<'a> Final<'a> {
     }
 }
 
-impl<'a> ErrorBody<'a> {
-    fn new(refusal: &'a Refusal) -> Self {
-        Self {
-            code: refusal.code.as_str(),
-            message: &refusal.message,
-            retry_after_ms: refusal.retry_after.map(millis),
-        }
+fn error_body(refusal: &Refusal) -> ErrorBody<'_> {
+    ErrorBody {
+        code: refusal.code.as_str(),
+        message: &refusal.message,
+        retry_after_ms: refusal.retry_after.map(millis),
     }
 }
 
 fn millis(time: std::time::Duration) -> u64 {
     u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
-}
-
-fn bytes(message: &impl Serialize) -> Vec<u8> {
-    crate::to_bytes(message)
 }
 
 #[cfg(test)]

@@ -1,26 +1,28 @@
-//! The retained status of a node; also its will.
+//! The status of a node.
 
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-/// How the node is.
+use crate::json::to_json;
+
+/// The state of a node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum State {
-    /// The model loads; requests wait.
+    /// The model is being loaded; requests wait.
     Starting,
     /// Requests are answered.
     Ready,
     /// Something is wrong; `reason` says what.
     Degraded,
-    /// It ends: what runs may finish.
+    /// The node ends: running jobs may finish.
     Draining,
-    /// It is gone.
+    /// The node is not connected.
     Offline,
 }
 
 impl State {
-    /// All of them, in the order of a life.
+    /// All states, in the order in which a node passes them.
     pub const ALL: [Self; 5] = [
         Self::Starting,
         Self::Ready,
@@ -29,7 +31,7 @@ impl State {
         Self::Offline,
     ];
 
-    /// The state's word.
+    /// Returns the state's spelling on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -41,31 +43,31 @@ impl State {
     }
 }
 
-/// The payload of `{base}/status`.
+/// The status of a node, as it is published and kept for later readers.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Status {
-    /// How the node is.
+    /// The state.
     pub state: State,
-    /// Why, where that is not plain.
+    /// The reason of the state, where there is one to tell.
     pub reason: Option<String>,
-    /// Tells one start of the daemon from another.
+    /// The id of this start of the daemon.
     pub boot_id: String,
     /// The daemon's version.
     pub version: String,
     /// The model's name.
     pub model: Option<String>,
-    /// Tokens of prompt and answer together.
+    /// The context length: tokens of prompt and answer together.
     pub context: Option<usize>,
-    /// What computes: `cpu`, `cuda` or `directml`.
+    /// The execution provider: `cpu`, `cuda` or `directml`.
     pub provider: Option<String>,
-    /// What requests may use beyond the basics.
+    /// The optional features that requests may use.
     pub features: Vec<String>,
-    /// Bounds that requests are held to.
+    /// The limits on requests.
     pub limits: Value,
 }
 
 impl Status {
-    /// A node in this state, of which nothing more is known.
+    /// Creates the status of a node of which only the state and the start are known.
     pub fn new(state: State, boot_id: impl Into<String>) -> Self {
         Self {
             state,
@@ -80,12 +82,12 @@ impl Status {
         }
     }
 
-    /// The payload.
+    /// Returns the payload.
     pub fn encode(&self) -> Vec<u8> {
-        crate::to_bytes(self)
+        to_json(self)
     }
 
-    /// The same node in another state.
+    /// Returns the same status with another state and reason.
     #[must_use]
     pub fn with(&self, state: State, reason: Option<String>) -> Self {
         Self {

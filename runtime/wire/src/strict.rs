@@ -1,7 +1,7 @@
-//! What serde leaves open in the reading of JSON and the contract does not.
+//! Wrappers that make serde's derived code read JSON as strictly as the contract has it.
 //!
-//! Derived code takes a list for a structure, its fields by position, and `{"word":null}` for a word. Together with
-//! `deny_unknown_fields`, and the refusal of doubled fields that derived code has anyway, this makes it strict.
+//! Derived code accepts a list for a structure, its fields by position, and `{"word":null}` for an enumeration's word. Together
+//! with `deny_unknown_fields`, and the refusal of doubled fields that derived code has anyway, these wrappers refuse both.
 
 use std::fmt;
 use std::marker::PhantomData;
@@ -9,15 +9,15 @@ use std::marker::PhantomData;
 use serde::de::value::{MapAccessDeserializer, StrDeserializer};
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, SeqAccess, Visitor};
 
-/// A structure that is written as an object.
+/// A structure that must be written as an object.
 #[derive(Debug)]
 pub(crate) struct Object<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Objects<T>(PhantomData<T>);
+        struct ObjectVisitor<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Objects<T> {
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for ObjectVisitor<T> {
             type Value = Object<T>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
@@ -29,19 +29,19 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
             }
         }
 
-        deserializer.deserialize_map(Objects(PhantomData))
+        deserializer.deserialize_map(ObjectVisitor(PhantomData))
     }
 }
 
-/// One of a list of words, which is written as a string.
+/// A word of an enumeration that must be written as a string.
 #[derive(Debug)]
 pub(crate) struct Word<T>(pub(crate) T);
 
 impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Words<T>(PhantomData<T>);
+        struct WordVisitor<T>(PhantomData<T>);
 
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Words<T> {
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for WordVisitor<T> {
             type Value = Word<T>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
@@ -53,11 +53,11 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Word<T> {
             }
         }
 
-        deserializer.deserialize_str(Words(PhantomData))
+        deserializer.deserialize_str(WordVisitor(PhantomData))
     }
 }
 
-/// A string or a list. Unlike an untagged enumeration it says where in a list the fault is.
+/// A string or a list. Unlike with an untagged enumeration, an error says where in the list it is.
 #[derive(Debug)]
 pub(crate) enum TextOr<L> {
     Text(String),
@@ -66,9 +66,9 @@ pub(crate) enum TextOr<L> {
 
 impl<'de, L: Deserialize<'de>> Deserialize<'de> for TextOr<L> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Either<L>(PhantomData<L>);
+        struct TextOrVisitor<L>(PhantomData<L>);
 
-        impl<'de, L: Deserialize<'de>> Visitor<'de> for Either<L> {
+        impl<'de, L: Deserialize<'de>> Visitor<'de> for TextOrVisitor<L> {
             type Value = TextOr<L>;
 
             fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
@@ -88,6 +88,6 @@ impl<'de, L: Deserialize<'de>> Deserialize<'de> for TextOr<L> {
             }
         }
 
-        deserializer.deserialize_any(Either(PhantomData))
+        deserializer.deserialize_any(TextOrVisitor(PhantomData))
     }
 }

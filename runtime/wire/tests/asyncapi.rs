@@ -17,7 +17,7 @@ use phi_edge_service::rules::{
 use phi_edge_service::{
     Answer, DeadLetter, ErrorCode, FinishReason, JobKey, Refusal, Reply, ReplyAddress, ReplyBody,
 };
-use phi_edge_wire::{Payload, State, Status, encode_reply, parse_cancel, parse_request, too_large_reply};
+use phi_edge_wire::{Payload, State, Status, encode_reply, encode_too_large, parse_cancel, parse_request};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -178,7 +178,7 @@ fn replies_are_as_documented() {
         }))
     };
     let mut errors = CODES.map(error).to_vec();
-    errors.push(serde_json::from_slice(&too_large_reply("a", "b.3", 5, 4)).unwrap());
+    errors.push(serde_json::from_slice(&encode_too_large("a", "b.3", 5, 4)).unwrap());
     check("Error", &errors);
     assert_eq!(
         words("ErrorCode"),

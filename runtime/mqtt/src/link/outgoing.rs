@@ -114,7 +114,7 @@ impl Outgoing {
             topic = topics.dead_letter();
         } else {
             properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
-            properties.user_properties = vec![("kind".into(), phi_edge_wire::kind(&reply.body).into())];
+            properties.user_properties = vec![("kind".into(), phi_edge_wire::reply_kind(&reply.body).into())];
             if let Some(trace) = &reply.address.traceparent {
                 let trace = (TRACEPARENT.into(), trace.as_str().into());
                 properties.user_properties.push(trace);

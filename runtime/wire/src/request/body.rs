@@ -6,11 +6,11 @@ use serde::Deserialize;
 use serde::de::IgnoredAny;
 use serde_json::Value;
 
-use crate::id::valid_id;
+use crate::id::check_id;
 use crate::quote::cut;
 use crate::strict::{Object, TextOr, Word};
 
-/// The fields of a request: [`Body`] has the same.
+/// The names of the fields of [`RequestBody`].
 pub(super) const FIELDS: [&str; 18] = [
     "id",
     "prompt",
@@ -32,13 +32,13 @@ pub(super) const FIELDS: [&str; 18] = [
     "session",
 ];
 
-/// A request as its sender writes it.
+/// A request as its sender writes it, with every field optional.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct Body {
+pub(super) struct RequestBody {
     pub(super) id: Option<String>,
     pub(super) prompt: Option<String>,
-    pub(super) messages: Option<Vec<Object<WireMessage>>>,
+    pub(super) messages: Option<Vec<Object<MessageBody>>>,
     pub(super) system: Option<String>,
     pub(super) images: Option<Vec<IgnoredAny>>,
     pub(super) max_tokens: Option<u64>,
@@ -49,25 +49,25 @@ pub(super) struct Body {
     pub(super) repetition_penalty: Option<f64>,
     pub(super) seed: Option<Seed>,
     pub(super) stop: Option<TextOr<String>>,
-    pub(super) response_format: Option<Object<WireFormat>>,
+    pub(super) response_format: Option<Object<ResponseFormat>>,
     pub(super) stream: Option<bool>,
-    pub(super) priority: Option<Word<WirePriority>>,
+    pub(super) priority: Option<Word<PriorityName>>,
     pub(super) deadline_ms: Option<u64>,
     pub(super) session: Option<String>,
 }
 
-impl Body {
+impl RequestBody {
     /// Reads a JSON object.
     ///
     /// # Errors
     /// One line that names the field at fault and quotes little.
     pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
         let mut json = serde_json::Deserializer::from_slice(bytes);
-        serde_path_to_error::deserialize::<_, Object<Body>>(&mut json)
+        serde_path_to_error::deserialize::<_, Object<RequestBody>>(&mut json)
             .map_err(|error| {
                 let path = error.path().to_string();
                 match path.as_str() {
-                    // Where there is no path: the whole, or a key that is none.
+                    // No path: the error is about the whole, or about a key.
                     "." | "?" => error.into_inner().to_string(),
                     _ => format!("{path}: {}", error.into_inner()),
                 }
@@ -84,59 +84,63 @@ pub(super) fn id_of(bytes: &[u8]) -> Option<String> {
         id: String,
     }
     let OnlyId { id } = serde_json::from_slice(bytes).ok()?;
-    valid_id(&id).is_ok().then_some(id)
+    check_id(&id).is_ok().then_some(id)
 }
 
+/// A message of the conversation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct WireMessage {
-    pub(super) role: Word<WireRole>,
-    pub(super) content: TextOr<Object<WirePart>>,
+pub(super) struct MessageBody {
+    pub(super) role: Word<RoleName>,
+    pub(super) content: TextOr<Object<ContentPart>>,
 }
 
 /// A part of a message. `text` belongs to parts of type text, `data` to those of type image.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct WirePart {
+pub(super) struct ContentPart {
     #[serde(rename = "type")]
-    pub(super) kind: Option<Word<WireKind>>,
+    pub(super) kind: Option<Word<PartType>>,
     pub(super) text: Option<String>,
     pub(super) data: Option<String>,
 }
 
+/// The type of a part of a message.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum WireKind {
+pub(super) enum PartType {
     Text,
     Image,
 }
 
-/// The answer's form. What the forms beside text come with is not read before they are supported.
+/// The form of the answer. The members of forms other than text are not read until those are supported.
 #[derive(Deserialize)]
-pub(super) struct WireFormat {
+pub(super) struct ResponseFormat {
     #[serde(rename = "type")]
     pub(super) kind: Option<String>,
     #[serde(flatten)]
     pub(super) members: BTreeMap<String, Value>,
 }
 
+/// The role of a message.
 #[derive(Deserialize, Clone, Copy)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum WireRole {
+pub(super) enum RoleName {
     System,
     User,
     Assistant,
 }
 
+/// The priority of a request.
 #[derive(Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub(super) enum WirePriority {
+pub(super) enum PriorityName {
     Interactive,
     Normal,
     Background,
 }
 
-/// Clients of other servers send negative seeds.
+/// A seed of 64 bits. Clients of other servers send negative ones.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected a whole number of 64 bits")]
 pub(super) enum Seed {

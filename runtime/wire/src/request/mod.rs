@@ -1,4 +1,4 @@
-//! Requests: what a payload is, and the strict reading of the JSON form.
+//! The reading of requests: a JSON object, read strictly, or a plain text.
 
 mod body;
 mod content;
@@ -8,58 +8,59 @@ use std::time::Duration;
 
 use phi_edge_service::{ErrorCode, Message, Priority, Sampling};
 
-use crate::id::{valid_id, valid_name};
-use body::{Body, FIELDS};
+use crate::id::{check_id, check_name};
+use body::{FIELDS, RequestBody};
 use content::{conversation, user};
-use options::MAX_TOKENS;
+use options::DEFAULT_MAX_TOKENS;
 
-/// A request's payload and what says how to read it.
+/// The payload of a request and its media type.
 #[derive(Debug, Clone, Copy)]
 pub struct Payload<'a> {
     /// The bytes.
     pub bytes: &'a [u8],
-    /// The media type, where the sender names one.
+    /// The media type, if the sender names one.
     pub content_type: Option<&'a str>,
 }
 
-/// A request that can be served as far as its text tells.
+/// A valid request.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Parsed {
-    /// The client's name for it.
+pub struct Request {
+    /// The id, if the client gives one.
     pub id: Option<String>,
     /// The conversation.
     pub messages: Vec<Message>,
     /// The most new tokens.
     pub max_tokens: usize,
-    /// How tokens are chosen; a seed that was not given is left to the caller.
+    /// The sampling parameters; the seed is the client's if [`Request::seeded`] is true.
     pub sampling: Sampling,
-    /// Whether the client gave the seed.
+    /// Whether the client gives the seed.
     pub seeded: bool,
-    /// Stop strings.
+    /// The stop strings.
     pub stop: Vec<String>,
-    /// Publish chunks.
+    /// Whether the text is sent in chunks as it grows.
     pub stream: bool,
-    /// Who goes first.
+    /// The priority in the queue.
     pub priority: Priority,
-    /// The client's own deadline.
+    /// The time that the client gives the answer.
     pub deadline: Option<Duration>,
-    /// The conversation that this goes on, or begins.
+    /// The session that the request continues or begins.
     pub session: Option<String>,
 }
 
-/// A request that can't be served.
+/// The reason why a payload is no valid request.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Rejected {
-    /// Its id, where one could be read.
+pub struct RequestError {
+    /// The request's id, if it can be read.
     pub id: Option<String>,
-    /// For programs.
+    /// The code, for programs.
     pub code: ErrorCode,
-    /// For people.
+    /// One line, for people.
     pub message: String,
 }
 
-impl Rejected {
-    /// The field that is wrong, or `payload`. Unlike the message it quotes nothing: prompts have no place in the log.
+impl RequestError {
+    /// Returns the name of the field that is wrong, or `payload`. Unlike the message it quotes nothing: prompts have no place
+    /// in the log.
     pub fn field(&self) -> &'static str {
         let named = self.message.split([':', '.', '[', ' ']).next();
         let known = FIELDS.into_iter().find(|field| Some(*field) == named);
@@ -67,21 +68,24 @@ impl Rejected {
     }
 }
 
-/// Reads a payload. `Ok(None)`: it is empty, and nothing is asked. `most_tokens` bounds `max_tokens`.
-pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<Parsed>, Rejected> {
+/// Reads a payload; `Ok(None)` if it is empty. `token_limit` is the largest `max_tokens`.
+///
+/// # Errors
+/// The payload is no valid request.
+pub fn parse_request(payload: Payload<'_>, token_limit: usize) -> Result<Option<Request>, RequestError> {
     let Payload { bytes, content_type } = payload;
     if bytes.is_empty() {
         return Ok(None);
     }
     if bytes[0] == b'{' || content_type.is_some_and(is_json) {
-        return object(bytes, most_tokens).map(Some);
+        return read_object(bytes, token_limit).map(Some);
     }
     match std::str::from_utf8(bytes) {
-        Ok(text) if text.trim().is_empty() => Err(bad(None, "the prompt is blank")),
-        Ok(text) => Ok(Some(Parsed {
+        Ok(text) if text.trim().is_empty() => Err(malformed(None, "the prompt is blank")),
+        Ok(text) => Ok(Some(Request {
             id: None,
             messages: vec![user(text)],
-            max_tokens: MAX_TOKENS.min(most_tokens),
+            max_tokens: DEFAULT_MAX_TOKENS.min(token_limit),
             sampling: Sampling::default(),
             seeded: false,
             stop: Vec::new(),
@@ -90,7 +94,7 @@ pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<
             deadline: None,
             session: None,
         })),
-        Err(error) => Err(bad(
+        Err(error) => Err(malformed(
             None,
             format!(
                 "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one)",
@@ -101,31 +105,51 @@ pub fn parse_request(payload: Payload<'_>, most_tokens: usize) -> Result<Option<
 }
 
 fn is_json(content_type: &str) -> bool {
-    let kind = content_type.split(';').next().unwrap_or_default().trim();
-    kind.eq_ignore_ascii_case("application/json") || kind.to_ascii_lowercase().ends_with("+json")
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json") || media_type.to_ascii_lowercase().ends_with("+json")
 }
 
-fn object(bytes: &[u8], most_tokens: usize) -> Result<Parsed, Rejected> {
-    let body = Body::read(bytes).map_err(|message| bad(body::id_of(bytes), message))?;
+fn read_object(bytes: &[u8], token_limit: usize) -> Result<Request, RequestError> {
+    let body = RequestBody::read(bytes).map_err(|message| malformed(body::id_of(bytes), message))?;
     let id = body.id.clone();
     if let Some(id) = &id {
-        valid_id(id).map_err(|message| bad(None, message))?;
+        check_id(id).map_err(|message| malformed(None, message))?;
     }
-    validated(body, most_tokens).map_err(|(code, message)| Rejected { id, code, message })
+    validate(body, token_limit).map_err(|FieldError { code, message }| RequestError { id, code, message })
 }
 
-/// A field at fault: for programs, and for people.
-type Fault = (ErrorCode, String);
+/// The reason why a field is refused. The message begins with the field's name.
+struct FieldError {
+    code: ErrorCode,
+    message: String,
+}
 
-fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
-    options::unsupported(&body)?;
-    if let Some(session) = &body.session {
-        valid_name(session).map_err(|reason| wrong(format!("session: {reason}")))?;
+impl FieldError {
+    fn malformed(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::BadRequest,
+            message: message.into(),
+        }
     }
-    let max_tokens = options::max_tokens(body.max_tokens, most_tokens)?;
+
+    fn unsupported(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::Unsupported,
+            message: message.into(),
+        }
+    }
+}
+
+/// Checks the fields in a fixed order: the first one at fault is told.
+fn validate(body: RequestBody, token_limit: usize) -> Result<Request, FieldError> {
+    options::check_supported(&body)?;
+    if let Some(session) = &body.session {
+        check_name(session).map_err(|reason| FieldError::malformed(format!("session: {reason}")))?;
+    }
+    let max_tokens = options::max_tokens(body.max_tokens, token_limit)?;
     let deadline = options::deadline(body.deadline_ms)?;
     let sampling = options::sampling(&body)?;
-    Ok(Parsed {
+    Ok(Request {
         stop: options::stops(body.stop)?,
         messages: conversation(body.system, body.prompt, body.messages)?,
         id: body.id,
@@ -133,18 +157,14 @@ fn validated(body: Body, most_tokens: usize) -> Result<Parsed, Fault> {
         sampling,
         seeded: body.seed.is_some(),
         stream: body.stream.unwrap_or(false),
-        priority: options::priority(body.priority),
+        priority: options::priority(body.priority.as_ref()),
         deadline,
         session: body.session,
     })
 }
 
-fn wrong(message: impl Into<String>) -> Fault {
-    (ErrorCode::BadRequest, message.into())
-}
-
-fn bad(id: Option<String>, message: impl Into<String>) -> Rejected {
-    Rejected {
+fn malformed(id: Option<String>, message: impl Into<String>) -> RequestError {
+    RequestError {
         id,
         code: ErrorCode::BadRequest,
         message: message.into(),

@@ -4,9 +4,9 @@ use phi_edge_service::Role;
 use proptest::prelude::*;
 
 use super::*;
-use crate::quote::FAULT;
+use crate::quote::MAX_MESSAGE_CHARS;
 
-fn parse(text: &str) -> Result<Option<Parsed>, Rejected> {
+fn parse(text: &str) -> Result<Option<Request>, RequestError> {
     parse_request(
         Payload {
             bytes: text.as_bytes(),
@@ -16,7 +16,7 @@ fn parse(text: &str) -> Result<Option<Parsed>, Rejected> {
     )
 }
 
-fn error(text: &str) -> Rejected {
+fn error(text: &str) -> RequestError {
     parse(text).expect_err(text)
 }
 
@@ -43,7 +43,7 @@ fn every_field_arrives() {
     .unwrap();
     assert_eq!(
         parsed,
-        Parsed {
+        Request {
             id: Some("a.b_c-1".into()),
             messages: vec![
                 Message {
@@ -285,7 +285,7 @@ proptest! {
     ) {
         let text = format!(r#"{{"messages":[{{"role":"user","content":"x"}}],"{field}":{number}}}"#);
         let Ok(parsed) = parse(&text) else { return Ok(()) };
-        let Parsed { sampling: s, max_tokens, deadline, .. } = parsed.unwrap();
+        let Request { sampling: s, max_tokens, deadline, .. } = parsed.unwrap();
         prop_assert!((0.0..=10.0).contains(&s.temperature), "{}", text);
         prop_assert!(s.top_p > 0.0 && s.top_p <= 1.0, "{}", text);
         prop_assert!((0.0..=1.0).contains(&s.min_p), "{}", text);
@@ -306,7 +306,7 @@ fn faults_quote_little() {
         format!(r#"{{"prompt":"x","id":"{long}"}}"#),
     ] {
         let message = error(&text).message;
-        assert!(message.chars().count() <= FAULT + 1, "{message}");
+        assert!(message.chars().count() <= MAX_MESSAGE_CHARS + 1, "{message}");
     }
 }
 

@@ -11,7 +11,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use phi_edge_service::rules::RuleMessage;
 use phi_edge_service::{JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service};
-use phi_edge_wire::{Parsed, Payload, parse_cancel, parse_request};
+use phi_edge_wire::{Payload, Request, parse_cancel, parse_request};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -71,7 +71,7 @@ enum Done {
 }
 
 /// A request as far as MQTT tells.
-struct Request<'a> {
+struct IncomingRequest<'a> {
     client: Option<&'a str>,
     /// Why `client` names none, if so.
     misnamed: Option<String>,
@@ -177,7 +177,7 @@ impl Inbox {
                 let properties = publish.properties.as_ref();
                 let correlation = properties.and_then(|p| p.correlation_data.as_ref());
                 let response_topic = properties.and_then(|p| p.response_topic.as_deref());
-                let request = Request {
+                let request = IncomingRequest {
                     client: inbound.client,
                     misnamed: inbound.misnamed(),
                     scope: inbound.scope,
@@ -262,7 +262,7 @@ impl Inbox {
         }
     }
 
-    fn request(&mut self, request: &Request<'_>, service: &Service) -> JoinHandle<()> {
+    fn request(&mut self, request: &IncomingRequest<'_>, service: &Service) -> JoinHandle<()> {
         let publish = request.publish;
         if publish.payload.is_empty() {
             // Also how retained messages are cleared.
@@ -300,9 +300,7 @@ impl Inbox {
         let parsed = match parse_request(payload, limits.max_tokens) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return nothing(),
-            Err(rejected) => {
-                return self.refuse(request, service, rejected.into());
-            }
+            Err(error) => return self.refuse(request, service, error.into()),
         };
         if publish.retain {
             let message = "retained requests are refused: they would be asked again at every start";
@@ -334,7 +332,13 @@ impl Inbox {
         })
     }
 
-    fn job(&mut self, request: &Request<'_>, parsed: Parsed, id: String, body_digest: [u8; 32]) -> NewJob {
+    fn job(
+        &mut self,
+        request: &IncomingRequest<'_>,
+        parsed: Request,
+        id: String,
+        body_digest: [u8; 32],
+    ) -> NewJob {
         let expiry = request
             .publish
             .properties
@@ -374,7 +378,7 @@ impl Inbox {
     }
 
     /// The response topic of the request where it may be used, else our own.
-    fn address(&self, request: &Request<'_>, id: &str) -> ReplyAddress {
+    fn address(&self, request: &IncomingRequest<'_>, id: &str) -> ReplyAddress {
         let topic = request
             .response_topic
             .filter(|topic| {

@@ -6,7 +6,7 @@ use phi_edge_service::{JobKey, Receipt, Service};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 
-use super::Request;
+use super::IncomingRequest;
 
 /// Names for what came without one, and seeds.
 pub(super) struct Names {
@@ -29,7 +29,7 @@ impl Names {
 
     /// The name of a request without an id, from its receipt: the same again if the broker delivers it again, even to
     /// another process. A message that only looks like an earlier one (packet ids come round) gets a name of its own.
-    pub(super) fn of(&mut self, request: &Request<'_>, service: &Service) -> String {
+    pub(super) fn of(&mut self, request: &IncomingRequest<'_>, service: &Service) -> String {
         let Some(receipt) = request.receipt else {
             return self.next();
         };

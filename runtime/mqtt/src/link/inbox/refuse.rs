@@ -1,10 +1,10 @@
 //! Requests that are not taken: who is told, and what the log says.
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, Service, TraceParent};
-use phi_edge_wire::Rejected;
+use phi_edge_wire::RequestError;
 use tokio::task::JoinHandle;
 
-use super::{Inbox, Request};
+use super::{Inbox, IncomingRequest};
 use crate::link::counters::count;
 use crate::link::properties::traceparent;
 
@@ -22,7 +22,7 @@ impl Inbox {
     /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
     pub(super) fn refuse(
         &mut self,
-        request: &Request<'_>,
+        request: &IncomingRequest<'_>,
         service: &Service,
         refused: Refused,
     ) -> JoinHandle<()> {
@@ -110,13 +110,13 @@ impl Refused {
     }
 }
 
-impl From<Rejected> for Refused {
-    fn from(rejected: Rejected) -> Self {
+impl From<RequestError> for Refused {
+    fn from(error: RequestError) -> Self {
         Self {
-            logged: Some(rejected.field()),
-            id: rejected.id,
-            code: rejected.code,
-            message: rejected.message,
+            logged: Some(error.field()),
+            id: error.id,
+            code: error.code,
+            message: error.message,
         }
     }
 }

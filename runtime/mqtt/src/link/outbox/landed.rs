@@ -125,7 +125,7 @@ impl Outbox {
     /// An answer that the broker can't carry becomes an error that it can.
     pub(super) fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
         if let What::Outcome { id, reply_id, .. } = &outgoing.what {
-            let payload = phi_edge_wire::too_large_reply(id, reply_id, size, limit);
+            let payload = phi_edge_wire::encode_too_large(id, reply_id, size, limit);
             let mut error = Outgoing {
                 payload: payload.into(),
                 ..outgoing.clone()

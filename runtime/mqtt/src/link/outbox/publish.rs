@@ -164,7 +164,7 @@ impl Outbox {
             self.stats_due = false;
             let stats = self.stats.borrow_and_update().clone();
             if !stats.is_null() {
-                let stats = phi_edge_wire::to_bytes(&stats);
+                let stats = phi_edge_wire::to_json(&stats);
                 self.enqueue(Outgoing::retained(self.config.topics.stats(), stats, What::Stats));
             }
         }

@@ -1,4 +1,4 @@
-//! JSON whose strings hold no character that a receiver may refuse as no text.
+//! The writing of JSON whose strings hold only characters that every receiver takes as text.
 
 use std::io;
 
@@ -8,12 +8,12 @@ use serde_json::ser::Formatter;
 
 /// Returns the compact JSON of a message. Control characters and Unicode noncharacters are escaped: a payload that is declared
 /// as text must be text to every checker (MQTT 5, section 1.5.4, for one).
-pub fn to_bytes(message: &impl Serialize) -> Vec<u8> {
+pub fn to_json(message: &impl Serialize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(256);
-    let mut serializer = Serializer::with_formatter(&mut bytes, Plain);
+    let mut serializer = Serializer::with_formatter(&mut bytes, InterchangeFormatter);
     match message.serialize(&mut serializer) {
         Ok(()) => bytes,
-        // Messages are of strings, numbers and JSON: nothing that can't be written.
+        // Messages consist of strings, numbers and JSON, which can always be written.
         Err(_) => Vec::new(),
     }
 }
@@ -25,31 +25,31 @@ pub fn is_interchange_char(character: char) -> bool {
     !character.is_control() && !non_character
 }
 
-/// The formatter behind [`to_bytes`].
-struct Plain;
+/// The formatter behind [`to_json`].
+struct InterchangeFormatter;
 
-impl Formatter for Plain {
+impl Formatter for InterchangeFormatter {
     fn write_string_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
     where
         W: ?Sized + io::Write,
     {
-        escaped(writer, fragment)
+        write_escaped(writer, fragment)
     }
 
-    /// Of JSON that is passed on as it is: such characters stand only in its strings.
+    /// Raw JSON is passed on as it is: such characters stand only in its strings.
     fn write_raw_fragment<W>(&mut self, writer: &mut W, fragment: &str) -> io::Result<()>
     where
         W: ?Sized + io::Write,
     {
-        escaped(writer, fragment)
+        write_escaped(writer, fragment)
     }
 }
 
-fn escaped<W>(writer: &mut W, fragment: &str) -> io::Result<()>
+fn write_escaped<W>(writer: &mut W, fragment: &str) -> io::Result<()>
 where
     W: ?Sized + io::Write,
 {
-    // Whitespace between tokens of raw JSON is no string's.
+    // Whitespace stands between the tokens of raw JSON.
     let refused = |c: char| !is_interchange_char(c) && !matches!(c, '\t' | '\n' | '\r');
     let mut rest = fragment;
     while let Some((before, found)) = rest.find(refused).and_then(|at| {
@@ -75,21 +75,21 @@ mod tests {
 
     #[test]
     fn what_a_broker_may_refuse_is_escaped() {
-        let text = |value: &Value| String::from_utf8(to_bytes(value)).expect("UTF-8");
+        let text = |value: &Value| String::from_utf8(to_json(value)).expect("UTF-8");
         assert_eq!(text(&json!({"a": "x\u{ffff}y"})), r#"{"a":"x\uffffy"}"#);
         assert_eq!(
             text(&json!("\u{1fffe}\u{7f}\u{9f}\n")),
             r#""\ud83f\udffe\u007f\u009f\n""#
         );
         let raw = RawValue::from_string("{\n \"a\": \"\u{fdd0}\"}".to_owned()).expect("JSON");
-        assert_eq!(to_bytes(&raw), b"{\n \"a\": \"\\ufdd0\"}");
+        assert_eq!(to_json(&raw), b"{\n \"a\": \"\\ufdd0\"}");
     }
 
     proptest! {
         #[test]
         fn it_means_the_same(text in any::<String>(), key in any::<String>()) {
             let value = json!({ key: [text, 1.5, null] });
-            let bytes = to_bytes(&value);
+            let bytes = to_json(&value);
             let written = std::str::from_utf8(&bytes).expect("UTF-8");
             prop_assert!(written.chars().all(is_interchange_char), "{written:?}");
             prop_assert_eq!(serde_json::from_str::<Value>(written).expect("JSON"), value);
