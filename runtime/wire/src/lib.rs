@@ -21,5 +21,5 @@ pub use event::encode_event;
 pub use id::check_id;
 pub use json::{is_interchange_char, to_json};
 pub use reply::{encode_reply, encode_too_large, reply_kind};
-pub use request::{Payload, Request, RequestError, parse_request};
+pub use request::{Envelope, Payload, Request, RequestError, parse_request};
 pub use status::{State, Status};

@@ -2,6 +2,7 @@
 
 mod body;
 mod content;
+mod job;
 mod options;
 
 use std::time::Duration;
@@ -11,6 +12,7 @@ use phi_edge_service::{ErrorCode, Message, Priority, Sampling};
 use crate::id::{check_id, check_name};
 use body::{FIELDS, RequestBody};
 use content::{conversation, user};
+pub use job::Envelope;
 use options::DEFAULT_MAX_TOKENS;
 
 /// The payload of a request and its media type.

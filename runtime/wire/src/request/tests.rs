@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used)]
 
-use phi_edge_service::Role;
+use phi_edge_service::{JobKey, ReplyAddress, Role};
 use proptest::prelude::*;
 
 use super::*;
@@ -373,6 +373,37 @@ fn the_content_type_decides_before_the_first_byte() {
         )
         .is_err()
     );
+}
+
+#[test]
+fn a_job_has_the_earlier_deadline_and_the_clients_seed() {
+    let job = |text: &str, expiry: Option<u64>| {
+        let envelope = Envelope {
+            key: JobKey {
+                client: None,
+                id: "a".into(),
+            },
+            reply: ReplyAddress::nowhere(),
+            body_digest: [1; 32],
+            payload_bytes: text.len(),
+            expiry: expiry.map(Duration::from_millis),
+            seed: 9,
+            receipt: None,
+        };
+        let job = parse(text).unwrap().unwrap().into_job(envelope);
+        (
+            job.deadline.map(|deadline| deadline.as_millis()),
+            job.sampling.seed,
+        )
+    };
+    assert_eq!(job("x", None), (None, 9));
+    assert_eq!(job("x", Some(5)), (Some(5), 9));
+    assert_eq!(
+        job(r#"{"prompt":"x","deadline_ms":7,"seed":3}"#, None),
+        (Some(7), 3)
+    );
+    assert_eq!(job(r#"{"prompt":"x","deadline_ms":7}"#, Some(5)), (Some(5), 9));
+    assert_eq!(job(r#"{"prompt":"x","deadline_ms":7}"#, Some(50)), (Some(7), 9));
 }
 
 proptest! {

@@ -10,8 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service};
-use phi_edge_wire::{Payload, Request, parse_cancel, parse_request};
+use phi_edge_service::{JobKey, Observed, Receipt, ReplyAddress, ReplyBody, Service};
+use phi_edge_wire::{Envelope, Payload, parse_cancel, parse_request};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -313,12 +313,11 @@ impl Inbox {
         {
             return self.refuse(request, service, Refused::for_form(parsed.id, error.to_string()));
         }
-        let digest: [u8; 32] = Sha256::digest(&publish.payload).into();
         let id = match parsed.id.clone() {
             Some(id) => id,
             None => self.names.of(request, service),
         };
-        let job = self.job(request, parsed, id, digest);
+        let job = parsed.into_job(self.envelope(request, id));
         let (key, address, receipt) = (job.key.clone(), job.reply.clone(), job.receipt);
         let taken = service.receive(job, publish.dup, request.arrived);
         let (service, counters) = (service.clone(), Arc::clone(&self.counters));
@@ -332,47 +331,22 @@ impl Inbox {
         })
     }
 
-    fn job(
-        &mut self,
-        request: &IncomingRequest<'_>,
-        parsed: Request,
-        id: String,
-        body_digest: [u8; 32],
-    ) -> NewJob {
-        let expiry = request
-            .publish
+    fn envelope(&mut self, request: &IncomingRequest<'_>, id: String) -> Envelope {
+        let publish = request.publish;
+        let expiry = publish
             .properties
             .as_ref()
             .and_then(|p| p.message_expiry_interval);
-        let expiry = expiry.map(|seconds| Duration::from_secs(u64::from(seconds)));
-        let deadline = match (parsed.deadline, expiry) {
-            (Some(asked), Some(expiry)) => Some(asked.min(expiry)),
-            (asked, expiry) => asked.or(expiry),
-        };
-        let seed = if parsed.seeded {
-            parsed.sampling.seed
-        } else {
-            self.names.seed()
-        };
-        NewJob {
+        Envelope {
             reply: self.address(request, &id),
             key: JobKey {
                 client: request.client.map(str::to_owned),
                 id,
             },
-            body_digest,
-            messages: parsed.messages,
-            max_tokens: parsed.max_tokens,
-            sampling: Sampling {
-                seed,
-                ..parsed.sampling
-            },
-            stop: parsed.stop,
-            stream: parsed.stream,
-            priority: parsed.priority,
-            deadline,
-            session: parsed.session,
-            payload_bytes: Some(request.publish.payload.len()),
+            body_digest: Sha256::digest(&publish.payload).into(),
+            payload_bytes: publish.payload.len(),
+            expiry: expiry.map(|seconds| Duration::from_secs(u64::from(seconds))),
+            seed: self.names.seed(),
             receipt: request.receipt,
         }
     }
