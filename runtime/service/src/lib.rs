@@ -39,7 +39,7 @@ pub use phi_edge_models::{EncodeCost, Message, Role};
 
 pub use engine_thread::{StartError, spawn_engine};
 pub use generation::{EngineCommand, Generation, Sink, Update};
-pub use job::{JobKey, NewJob, Priority, ReplyAddress};
+pub use job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
 pub use prompts::{PromptError, Prompts};
 pub use pulse::{Beat, EnginePulse};
 pub use quota::Quota;

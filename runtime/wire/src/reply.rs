@@ -140,11 +140,7 @@ mod tests {
                 client: None,
                 id: "a".into(),
             },
-            address: ReplyAddress {
-                topic: "t".into(),
-                correlation: None,
-                traceparent: None,
-            },
+            address: ReplyAddress::nowhere(),
             body,
             delivery: None,
         };

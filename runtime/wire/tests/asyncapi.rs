@@ -37,11 +37,7 @@ fn reply(body: ReplyBody) -> Value {
             client: None,
             id: "a".into(),
         },
-        address: ReplyAddress {
-            topic: "t".into(),
-            correlation: None,
-            traceparent: None,
-        },
+        address: ReplyAddress::nowhere(),
         body,
         delivery: None,
     };

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use phi_edge_service::{
     DeadLetter, Detokenizer, EngineCommand, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody,
-    Service, ServiceConfig, TokenId,
+    ReplyTarget, Service, ServiceConfig, TokenId,
 };
 use phi_edge_wire::{State, Status};
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
@@ -229,7 +229,7 @@ async fn a_level_that_names_no_client_is_refused() {
         let answer = format!("{BASE}/response/{client}/a");
         edges.arrives(&topic, Some(&answer), r#"{"id":"a","prompt":"x"}"#);
         let reply = edges.reply().await;
-        assert_eq!(reply.address.topic, answer);
+        assert_eq!(reply.address.topic(), Some(answer.as_str()));
         assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
     }
 }
@@ -241,7 +241,7 @@ async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
     edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
     let mut reply = edges.reply().await;
     assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
-    reply.address.topic = "t".repeat(70_000);
+    reply.address.target = ReplyTarget::Topic("t".repeat(70_000));
     edges.outgoing.send(reply.clone()).await.expect("an outbox");
     let letter = edges.letter().await;
     assert_eq!(letter.reason, "undeliverable");
@@ -272,7 +272,7 @@ async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
             letter.message
         );
         let reply = edges.reply().await;
-        assert_eq!(reply.address.topic, format!("{below}/a"));
+        assert_eq!(reply.address.topic(), Some(format!("{below}/a").as_str()));
         let ReplyBody::Error(refusal) = reply.body else {
             panic!("no refusal");
         };
@@ -294,7 +294,7 @@ async fn what_is_too_large_for_the_broker_is_a_dead_letter() {
     assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
     edges.outgoing.send(reply.clone()).await.expect("an outbox");
     let letter = edges.letter().await;
-    assert_eq!(letter.topic, reply.address.topic);
+    assert_eq!(Some(letter.topic.as_str()), reply.address.topic());
     assert!(
         letter.message.contains("the broker takes 60"),
         "{}",

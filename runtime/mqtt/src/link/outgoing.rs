@@ -100,7 +100,7 @@ impl Outgoing {
             trace: reply.address.traceparent.clone(),
         };
         let mut properties = json();
-        let mut topic = reply.address.topic.clone();
+        let mut topic = reply.address.topic().unwrap_or_default().to_owned();
         let mut retain = false;
         let mut at_most_once = false;
         let mut expires = None;

@@ -4,7 +4,7 @@ use tokio::sync::oneshot;
 
 use super::events::EventMark;
 use super::{Leaving, Ledger, Outgoing, State, Undelivered};
-use crate::job::{JobKey, ReplyAddress};
+use crate::job::{JobKey, ReplyAddress, ReplyTarget};
 use crate::journal::Stored;
 use crate::receipts::Receipt;
 use crate::reply::{DeadLetter, Reply, ReplyBody};
@@ -29,8 +29,9 @@ impl Ledger {
         receipt: Option<Receipt>,
     ) -> Option<Stored> {
         self.note_receipt(receipt);
-        let bytes = NOTICE + (address.topic.len() + address.correlation.as_ref().map_or(0, Vec::len)) as u64;
-        let bytes = bytes + body.texts();
+        let topic = address.topic().map_or(0, str::len);
+        let correlation = address.correlation.as_ref().map_or(0, Vec::len);
+        let bytes = NOTICE + (topic + correlation) as u64 + body.texts();
         if self.notices > 0 && self.notices + bytes > NOTICES {
             if self.notices_dropped == 0 {
                 tracing::warn!(
@@ -100,11 +101,7 @@ impl Ledger {
             client: None,
             id: published.event.event_id.clone(),
         };
-        let address = ReplyAddress {
-            topic: published.output.topic.clone(),
-            correlation: None,
-            traceparent: None,
-        };
+        let address = ReplyAddress::from(ReplyTarget::Topic(published.output.topic.clone()));
         self.send_at(key, address, ReplyBody::Event(Box::new(published)), wall);
         self.make_room_for_events(wall);
         self.journal.note(Change::Rule(change));

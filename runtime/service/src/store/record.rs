@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
-use crate::job::{JobKey, NewJob, Priority, ReplyAddress};
+use crate::job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
 use crate::receipts::{Mark, ReceiptRow};
 use crate::reply::{Answer, DeadLetter, ErrorCode, FinishReason, Refusal, Reply, ReplyBody};
 use crate::rules::record::RestoredRules;
@@ -143,7 +143,11 @@ impl RequestRow {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct AddressRow {
+    /// Empty where the reply goes to no topic.
     topic: String,
+    /// The reply is held for pick-up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    held: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation: Option<Vec<u8>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -153,7 +157,8 @@ pub(super) struct AddressRow {
 impl From<&ReplyAddress> for AddressRow {
     fn from(address: &ReplyAddress) -> Self {
         Self {
-            topic: address.topic.clone(),
+            topic: address.topic().unwrap_or_default().to_owned(),
+            held: address.target == ReplyTarget::Held,
             correlation: address.correlation.clone(),
             traceparent: address
                 .traceparent
@@ -165,8 +170,13 @@ impl From<&ReplyAddress> for AddressRow {
 
 impl From<AddressRow> for ReplyAddress {
     fn from(row: AddressRow) -> Self {
+        let target = match (row.held, row.topic.is_empty()) {
+            (true, _) => ReplyTarget::Held,
+            (false, true) => ReplyTarget::Nowhere,
+            (false, false) => ReplyTarget::Topic(row.topic),
+        };
         Self {
-            topic: row.topic,
+            target,
             correlation: row.correlation,
             traceparent: row.traceparent.as_deref().and_then(TraceParent::parse),
         }
@@ -423,6 +433,21 @@ mod tests {
                 assert_eq!((letter.payload.as_slice(), letter.bytes), (&b"a\xff"[..], 2));
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_rows_of_addresses_are_those_of_earlier_versions() {
+        for (target, row) in [
+            (ReplyTarget::Topic("t".into()), r#"{"topic":"t"}"#),
+            (ReplyTarget::Nowhere, r#"{"topic":""}"#),
+            (ReplyTarget::Held, r#"{"topic":"","held":true}"#),
+        ] {
+            let address = ReplyAddress::from(target);
+            let written = serde_json::to_string(&AddressRow::from(&address)).expect("a row");
+            assert_eq!(written, row);
+            let read: AddressRow = serde_json::from_str(row).expect("a row");
+            assert_eq!(ReplyAddress::from(read), address);
         }
     }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use phi_edge_service::rules::RuleMessage;
-use phi_edge_service::{JobKey, Observed, Receipt, ReplyAddress, ReplyBody, Service};
+use phi_edge_service::{JobKey, Observed, Receipt, ReplyAddress, ReplyBody, ReplyTarget, Service};
 use phi_edge_wire::{Envelope, Payload, parse_cancel, parse_request};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
@@ -365,7 +365,7 @@ impl Inbox {
                 str::to_owned,
             );
         ReplyAddress {
-            topic,
+            target: ReplyTarget::Topic(topic),
             correlation: request.correlation.clone(),
             traceparent: traceparent(request.publish),
         }
