@@ -11,7 +11,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::link::{INFLIGHT, MemorySession, fault};
+use crate::link::{INFLIGHT, MemorySession, failure};
 use crate::tls::{TlsError, TlsFiles};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -122,13 +122,13 @@ impl Client {
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        let reason = match fault::Fault::of(&error) {
-                            fault::Fault::Refused(reason) | fault::Fault::Down(reason) => reason,
-                            fault::Fault::TakenOver => "another client has the same id".into(),
-                            fault::Fault::Dropped | fault::Fault::Reset => {
+                        let reason = match failure::Fault::of(&error) {
+                            failure::Fault::Refused(reason) | failure::Fault::Down(reason) => reason,
+                            failure::Fault::TakenOver => "another client has the same id".into(),
+                            failure::Fault::Dropped | failure::Fault::Reset => {
                                 "the broker closed the connection".into()
                             }
-                            fault::Fault::Closed => break,
+                            failure::Fault::Closed => break,
                         };
                         let _ = failure_tx.try_send(reason);
                         break;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::vitals::Vitals;
+use super::liveness::Vitals;
 
 /// Numbers since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]

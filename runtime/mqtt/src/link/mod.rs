@@ -7,25 +7,23 @@
 
 mod backoff;
 mod counters;
-#[cfg(test)]
-mod edges;
-mod evidence;
-pub(crate) mod fault;
+mod epoch_gate;
+pub(crate) mod failure;
 mod flow;
-mod gate;
 mod inbox;
+mod keep_alive;
+mod liveness;
 mod options;
 mod outbox;
 mod outgoing;
 mod poller;
-mod probe;
 mod properties;
 mod quarantine;
 mod routing;
 mod session;
-mod silence;
 mod takeover;
-mod vitals;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -43,18 +41,18 @@ use crate::rule_topics::RuleTopics;
 use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
 pub use counters::{CounterReader, LinkCounters};
+pub use liveness::LinkVitals;
 pub(crate) use session::{INFLIGHT, MemorySession};
-pub use vitals::LinkVitals;
 
 use counters::Counters;
+use epoch_gate::{Epoch, Gate};
 use flow::Flow;
-use gate::{Epoch, Gate};
 use inbox::{Inbox, RuleInputs};
+use keep_alive::Silence;
 use outbox::{Outbox, Watched};
 use poller::Poller;
 use quarantine::Wait;
 use routing::Routing;
-use silence::Silence;
 use takeover::Suspicion;
 
 /// QoS 1 messages that the broker may have under way to us, unacknowledged. All of them wait for one flush to the disk: on

@@ -12,12 +12,12 @@ use tokio::time::{Instant, timeout};
 
 use super::backoff::{AT_ONCE, Backoff};
 use super::counters::{Counters, count, count_of};
-use super::fault::Fault;
+use super::epoch_gate::{Epoch, Gate};
+use super::failure::Fault;
 use super::flow::Flow;
-use super::gate::{Epoch, Gate};
+use super::keep_alive::Silence;
 use super::quarantine::Wait;
 use super::session::INFLIGHT;
-use super::silence::Silence;
 use super::takeover::Suspicion;
 use super::{BrokerLimits, LinkState, Note};
 
@@ -263,7 +263,7 @@ mod tests {
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::link::{LinkConfig, edges, options};
+    use crate::link::{LinkConfig, options, tests};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// CONNACK without properties.
@@ -273,7 +273,7 @@ mod tests {
     async fn a_broker_that_answers_nothing_is_missed_while_something_is_sent() {
         let config = LinkConfig {
             keep_alive: KEEP_ALIVE,
-            ..edges::config(1883)
+            ..tests::config(1883)
         };
         let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
         // It takes whatever comes and says nothing but its CONNACK.

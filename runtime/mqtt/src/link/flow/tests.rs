@@ -10,11 +10,11 @@ use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::link::gate::Gate;
+use crate::link::epoch_gate::Gate;
+use crate::link::keep_alive::Silence;
 use crate::link::poller::{Poller, Received};
-use crate::link::silence::Silence;
 use crate::link::takeover::Suspicion;
-use crate::link::{LinkConfig, LinkState, edges, options};
+use crate::link::{LinkConfig, LinkState, options, tests};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const PAYLOAD: usize = 1000;
@@ -113,7 +113,7 @@ fn bench(messages: u16, most: u64) -> Bench {
     let broker = Broker::with(messages);
     let config = LinkConfig {
         keep_alive: KEEP_ALIVE,
-        ..edges::config(1883)
+        ..tests::config(1883)
     };
     let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
     let served = Arc::clone(&broker);

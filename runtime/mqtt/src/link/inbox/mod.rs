@@ -1,7 +1,7 @@
 //! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
 
-mod names;
 mod refuse;
+mod request_ids;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -19,16 +19,16 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::counters::{Counters, count};
+use super::epoch_gate::Gate;
 use super::flow;
-use super::gate::Gate;
 use super::poller::{Received, qos0_size};
 use super::properties::{subscriptions, traceparent};
 use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
 use crate::topics::{Inbound, Kind, KnownClients, Scope, Topics};
-use names::{Names, receipt};
 use refuse::Refused;
+use request_ids::{Names, receipt};
 
 /// Replies that may wait to be sent before further messages are looked at.
 const REPLIES_WAITING: usize = 1024;

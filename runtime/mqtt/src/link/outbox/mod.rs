@@ -1,8 +1,8 @@
 //! Replies out: the truth about what the broker has acknowledged.
 
-mod landed;
+mod completions;
 mod publish;
-mod rules;
+mod rule_subscriptions;
 mod subscriptions;
 
 use std::sync::Arc;
@@ -20,13 +20,13 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::counters::Counters;
-use super::gate::{Epoch, Gate};
+use super::epoch_gate::{Epoch, Gate};
 use super::outgoing::{Outgoing, What};
 use super::quarantine::{Quarantine, Wait};
 use super::routing::Routing;
 use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
 use crate::rule_topics::RuleTopics;
-use rules::Fence;
+use rule_subscriptions::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
 const QUEUE: usize = 256;

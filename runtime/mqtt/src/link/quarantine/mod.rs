@@ -11,11 +11,11 @@
 //!
 //! Nothing here knows clocks or tasks: time is an argument, counted from any moment.
 
-mod ends;
-mod memory;
-mod next;
-mod path;
-mod status;
+mod connection_end;
+mod controls;
+mod path_record;
+mod recent;
+mod scheduling;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -23,9 +23,9 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use memory::Memory;
-use path::Path;
-use status::Controls;
+use controls::Controls;
+use path_record::Path;
+use recent::Memory;
 use suspects::{Suspect, Suspects};
 
 /// Messages under way at once; fewer than the client library takes, so that controls need not wait for them.

@@ -6,6 +6,9 @@
 //! listens to the node's status while this node goes on connecting: the other node publishes its own each time that it
 //! takes the session back. [`Evidence`] says what of that is a takeover; a series of closed connections never is.
 
+mod evidence;
+mod probe;
+
 use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,9 +18,9 @@ use tokio::time::{Instant, sleep_until};
 
 use super::LinkConfig;
 use super::counters::Counters;
-use super::evidence::Evidence;
-use super::probe::{self, Probe, Sighting};
 use crate::tls::TlsError;
+use evidence::Evidence;
+use probe::{Probe, Sighting};
 
 /// How long the other node may take to publish its status: it subscribes first.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
@@ -195,5 +198,4 @@ impl Suspicion {
 }
 
 #[cfg(test)]
-#[path = "takeover_tests.rs"]
 mod tests;

@@ -11,11 +11,11 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
+use crate::link::epoch_gate::Gate;
 use crate::link::flow::Flow;
-use crate::link::gate::Gate;
+use crate::link::keep_alive::Silence;
 use crate::link::poller::Poller;
-use crate::link::silence::Silence;
-use crate::link::{LinkState, edges, options};
+use crate::link::{LinkState, options, tests};
 
 /// CONNACK without properties.
 const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
@@ -41,7 +41,7 @@ impl Node {
         .await
         .expect("a broker");
         let port = broker.address().port();
-        let config = edges::config(port);
+        let config = tests::config(port);
         let client = Client::connect(ClientOptions {
             host: "127.0.0.1".into(),
             port,
@@ -147,7 +147,7 @@ fn path(short: u32, life: Duration, options: &mut MqttOptions) {
 async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
     for life in [0, 1, 4, 9].map(|seconds| Duration::from_millis(seconds * 1000 + 100)) {
         const SHORT: u32 = 20;
-        let config = edges::config(1883);
+        let config = tests::config(1883);
         let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
         path(SHORT, life, &mut options);
         let (client, events) = AsyncClient::builder(options).unbounded().build();

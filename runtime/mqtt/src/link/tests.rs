@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::counters::Counters;
-use super::gate::Gate;
+use super::epoch_gate::Gate;
 use super::inbox::{Inbox, RuleInputs};
 use super::outbox::{Outbox, Watched};
 use super::poller::Received;

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::LinkConfig;
+use crate::link::LinkConfig;
 use crate::tls::TlsError;
 
 /// The largest packet that is taken; a status is far smaller.
