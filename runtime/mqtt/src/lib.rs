@@ -19,7 +19,7 @@ pub use client::{Client, ClientError, ClientOptions, Received};
 #[cfg(feature = "embedded-broker")]
 pub use embedded::{EmbeddedBroker, EmbeddedBrokerConfig, EmbeddedBrokerError};
 pub use link::{
-    CounterReader, Link, LinkConfig, LinkCounters, LinkInputs, LinkState, LinkVitals, RequestLimits,
+    CounterReader, Link, LinkConfig, LinkCounters, LinkInputs, LinkLiveness, LinkState, RequestLimits,
 };
 pub use rule_topics::RuleTopics;
 pub use tls::{TlsError, TlsFiles};

@@ -277,7 +277,7 @@ impl<'a> App<'a> {
             self.status.clone(),
             store_health,
             link.state(),
-            link.vitals().short_connections(),
+            link.liveness().short_connections(),
             tls.clone(),
             reloaded,
         ));
@@ -302,7 +302,7 @@ impl<'a> App<'a> {
         let notifier = tokio::spawn(notify::attend(notify::Watched {
             status: self.status.subscribe(),
             link: link.state(),
-            vitals: link.vitals(),
+            liveness: link.liveness(),
             engine: pulse,
             limits: self.limits.subscribe(),
         }));

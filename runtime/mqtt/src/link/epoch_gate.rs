@@ -7,7 +7,7 @@ use rumqttc::{AsyncClient, Publish};
 /// Knows which connection lives. A packet id means nothing on the next one: the broker would take the
 /// acknowledgement for another message's, and the library for a fault.
 #[derive(Debug)]
-pub(crate) struct Gate {
+pub(crate) struct EpochGate {
     client: AsyncClient,
     epoch: Mutex<Epoch>,
 }
@@ -27,7 +27,7 @@ impl Epoch {
     }
 }
 
-impl Gate {
+impl EpochGate {
     pub(crate) fn new(client: AsyncClient) -> Self {
         Self {
             client,

@@ -5,7 +5,7 @@ use std::io::ErrorKind;
 use rumqttc::{ConnectReturnCode, ConnectionError, DisconnectReasonCode, Error, StateError, TlsError};
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Fault {
+pub(crate) enum ConnectionFailure {
     /// Another client of the same id took the session.
     TakenOver,
     /// The broker does not want us: credentials, ban, client id.
@@ -14,14 +14,14 @@ pub(crate) enum Fault {
     Closed,
     /// The broker closed the connection without a word. Some do so when another client takes the session.
     Dropped,
-    /// The connection was reset: by the broker, as [`Fault::Dropped`], or by something on the way.
+    /// The connection was reset: by the broker, as [`ConnectionFailure::Dropped`], or by something on the way.
     Reset,
     /// Anything else: try again.
     Down(String),
 }
 
-impl Fault {
-    pub(crate) fn of(error: &ConnectionError) -> Self {
+impl ConnectionFailure {
+    pub(crate) fn classify(error: &ConnectionError) -> Self {
         match error {
             ConnectionError::RequestsDone | ConnectionError::DisconnectTimeout => Self::Closed,
             ConnectionError::ConnectionRefused(code)
@@ -116,23 +116,26 @@ mod tests {
             })
         };
         assert_eq!(
-            Fault::of(&server(DisconnectReasonCode::SessionTakenOver)),
-            Fault::TakenOver
+            ConnectionFailure::classify(&server(DisconnectReasonCode::SessionTakenOver)),
+            ConnectionFailure::TakenOver
         );
         assert!(matches!(
-            Fault::of(&server(DisconnectReasonCode::ServerBusy)),
-            Fault::Down(_)
+            ConnectionFailure::classify(&server(DisconnectReasonCode::ServerBusy)),
+            ConnectionFailure::Down(_)
         ));
-        let refused = |code| Fault::of(&ConnectionError::ConnectionRefused(code));
+        let refused = |code| ConnectionFailure::classify(&ConnectionError::ConnectionRefused(code));
         assert!(matches!(
             refused(ConnectReturnCode::NotAuthorized),
-            Fault::Refused(_)
+            ConnectionFailure::Refused(_)
         ));
         assert!(matches!(
             refused(ConnectReturnCode::ServerUnavailable),
-            Fault::Down(_)
+            ConnectionFailure::Down(_)
         ));
-        assert_eq!(Fault::of(&ConnectionError::RequestsDone), Fault::Closed);
+        assert_eq!(
+            ConnectionFailure::classify(&ConnectionError::RequestsDone),
+            ConnectionFailure::Closed
+        );
     }
 
     #[test]
@@ -143,9 +146,16 @@ mod tests {
             ConnectionError::MqttState(StateError::Io(reset())),
             ConnectionError::MqttState(StateError::Deserialization(Error::Io(reset()))),
         ] {
-            assert_eq!(Fault::of(&error), Fault::Reset, "{error}");
+            assert_eq!(
+                ConnectionFailure::classify(&error),
+                ConnectionFailure::Reset,
+                "{error}"
+            );
         }
         let refused = std::io::Error::from(ErrorKind::ConnectionRefused);
-        assert!(matches!(Fault::of(&ConnectionError::Io(refused)), Fault::Down(_)));
+        assert!(matches!(
+            ConnectionFailure::classify(&ConnectionError::Io(refused)),
+            ConnectionFailure::Down(_)
+        ));
     }
 }

@@ -13,39 +13,39 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 use super::counters::Counters;
 
 /// Between two looks.
-const EACH: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long the broker has owed us an answer and said nothing.
-pub(crate) struct Silence {
+pub(crate) struct KeepAliveMonitor {
     counters: Arc<Counters>,
-    looks: Interval,
+    ticker: Interval,
     /// The most of it.
     limit: Duration,
     since: Option<Instant>,
 }
 
-impl Silence {
+impl KeepAliveMonitor {
     /// One and a half times the keep-alive, as brokers have it with their clients (MQTT 5, section 3.1.2.10).
     pub(crate) fn new(counters: Arc<Counters>, keep_alive: Duration) -> Self {
-        let mut looks = interval(EACH);
-        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticker = interval(CHECK_INTERVAL);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         Self {
             counters,
-            looks,
+            ticker,
             limit: keep_alive + keep_alive / 2,
             since: None,
         }
     }
 
     /// The broker said something, or the connection is another.
-    pub(crate) fn broken(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.since = None;
     }
 
     /// Ends when the silence is too long. Nothing is lost if it is not waited for to the end.
-    pub(crate) async fn too_long(&mut self) {
+    pub(crate) async fn expired(&mut self) {
         loop {
-            let now = self.looks.tick().await;
+            let now = self.ticker.tick().await;
             if self.counters.is_answer_due() {
                 let since = *self.since.get_or_insert(now);
                 if now.saturating_duration_since(since) >= self.limit {
@@ -70,19 +70,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn only_an_answer_that_is_due_and_does_not_come_is_missed() {
         let counters = Arc::new(Counters::default());
-        let mut silence = Silence::new(Arc::clone(&counters), KEEP_ALIVE);
+        let mut silence = KeepAliveMonitor::new(Arc::clone(&counters), KEEP_ALIVE);
         let long = KEEP_ALIVE * 10;
-        assert!(timeout(long, silence.too_long()).await.is_err(), "nothing is due");
+        assert!(timeout(long, silence.expired()).await.is_err(), "nothing is due");
         counters.answers_due(1);
         for _ in 0..10 {
             assert!(
-                timeout(KEEP_ALIVE, silence.too_long()).await.is_err(),
+                timeout(KEEP_ALIVE, silence.expired()).await.is_err(),
                 "it answers"
             );
-            silence.broken();
+            silence.reset();
         }
         assert!(
-            timeout(KEEP_ALIVE * 2, silence.too_long()).await.is_ok(),
+            timeout(KEEP_ALIVE * 2, silence.expired()).await.is_ok(),
             "it does not"
         );
     }

@@ -1,4 +1,4 @@
-//! Signs of life of the link, for whoever watches over it.
+//! The heartbeat of the task that polls the network, for the watchdog.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -8,59 +8,68 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-use super::counters::Counters;
+/// The time between two heartbeats.
+const HEARTBEAT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Between two signs of life.
-const EACH: Duration = Duration::from_secs(1);
-
+/// The heartbeat of a task, and whether the broker has answered the subscription.
 #[derive(Debug, Default)]
-pub(crate) struct Vitals {
-    ticks: AtomicU64,
+pub(crate) struct Heartbeat {
+    beats: AtomicU64,
     subscribed: watch::Sender<bool>,
 }
 
-impl Vitals {
-    /// Does `work` and gives a sign of life with it, in the same task: if the work holds the task up, no sign comes; if it
-    /// only waits, it does.
+impl Heartbeat {
+    /// Drives `work` and beats beside it in the same task: work that blocks the task stops the heartbeat, work that waits does
+    /// not.
     pub(crate) async fn during<F: Future>(&self, work: F) -> F::Output {
         let mut work = pin!(work);
-        let mut ticks = interval(EACH);
-        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut ticker = interval(HEARTBEAT_INTERVAL);
+        ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
                 biased;
                 output = &mut work => return output,
-                _ = ticks.tick() => {
-                    self.ticks.fetch_add(1, Ordering::Relaxed);
+                _ = ticker.tick() => {
+                    self.beats.fetch_add(1, Ordering::Relaxed);
                 }
             }
         }
     }
 
-    /// The broker has answered the subscription, if only to refuse it.
+    /// Notes that the broker has answered the subscription, if only to refuse it.
     pub(crate) fn subscribed(&self) {
         self.subscribed.send_replace(true);
     }
 }
 
-/// Reads the signs of life without holding the link.
+/// A reader of the link's heartbeat that does not hold the link.
 #[derive(Debug, Clone)]
-pub struct LinkVitals(pub(crate) Arc<Counters>);
+pub struct LinkLiveness {
+    heartbeat: Arc<Heartbeat>,
+    short_connections: watch::Receiver<u32>,
+}
 
-impl LinkVitals {
-    /// A number that changes every second as long as the task that polls the network responds.
-    pub fn ticks(&self) -> u64 {
-        self.0.vitals.ticks.load(Ordering::Relaxed)
+impl LinkLiveness {
+    pub(crate) fn new(heartbeat: Arc<Heartbeat>, short_connections: watch::Receiver<u32>) -> Self {
+        Self {
+            heartbeat,
+            short_connections,
+        }
+    }
+
+    /// Returns a number that changes every second as long as the task that polls the network responds.
+    pub fn beats(&self) -> u64 {
+        self.heartbeat.beats.load(Ordering::Relaxed)
     }
 
     /// Becomes true once the broker has answered the subscription for the first time.
     pub fn subscribed(&self) -> watch::Receiver<bool> {
-        self.0.vitals.subscribed.subscribe()
+        self.heartbeat.subscribed.subscribe()
     }
 
     /// The number of connections in a row that ended within ten seconds; 0 once one has lived longer.
     pub fn short_connections(&self) -> watch::Receiver<u32> {
-        self.0.short_connections.subscribe()
+        self.short_connections.clone()
     }
 }
 
@@ -70,19 +79,19 @@ mod tests {
 
     #[tokio::test]
     async fn waiting_gives_signs_of_life_and_no_task_gives_none() {
-        let vitals = Vitals::default();
-        let ticks = || vitals.ticks.load(Ordering::Relaxed);
-        vitals.during(async {}).await;
-        assert_eq!(ticks(), 0);
-        // Work that waits lets the first sign of life out, which is due at once; that it saw one ends it.
+        let heartbeat = Heartbeat::default();
+        let beats = || heartbeat.beats.load(Ordering::Relaxed);
+        heartbeat.during(async {}).await;
+        assert_eq!(beats(), 0);
+        // The first beat is due at once, and work that waits lets it happen.
         let sees_one = async {
-            while ticks() == 0 {
+            while beats() == 0 {
                 tokio::task::yield_now().await;
             }
         };
-        vitals.during(sees_one).await;
-        let seen = ticks();
+        heartbeat.during(sees_one).await;
+        let seen = beats();
         tokio::task::yield_now().await;
-        assert_eq!(ticks(), seen);
+        assert_eq!(beats(), seen);
     }
 }

@@ -14,25 +14,25 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, timeout};
 
 use super::counters::Counters;
-use super::epoch_gate::Gate;
+use super::epoch_gate::EpochGate;
 use super::inbox::{Inbox, RuleInputs};
-use super::outbox::{Outbox, Watched};
-use super::poller::Received;
+use super::outbox::{Outbox, OutboxInputs};
+use super::poller::IncomingPublish;
 use super::routing::Routing;
-use super::{BrokerLimits, Link, LinkConfig, LinkInputs, Note, RequestLimits};
+use super::{BrokerLimits, ConnectionEvent, Link, LinkConfig, LinkInputs, RequestLimits};
 use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
 use crate::rule_topics::RuleTopics;
 use crate::topics::Topics;
 
 /// Longer than anything is waited for on purpose; time is paused.
-const PATIENCE: Duration = Duration::from_mins(1);
-const BASE: &str = "phi-edge/v1/box";
-const POOLS: &str = "phi-edge/v1/pool";
+const TEST_TIMEOUT: Duration = Duration::from_mins(1);
+const BASE_TOPIC: &str = "phi-edge/v1/box";
+const POOL_BASE_TOPIC: &str = "phi-edge/v1/pool";
 
-struct Letters;
+struct ByteTokens;
 
-impl Prompts for Letters {
+impl Prompts for ByteTokens {
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
         let text = messages.iter().flat_map(|message| message.content.bytes());
         Ok(text.map(|byte| TokenId(byte.into())).collect())
@@ -51,7 +51,7 @@ impl Prompts for Letters {
     }
 }
 
-impl Detokenizer for Letters {
+impl Detokenizer for ByteTokens {
     fn push(&mut self, _: TokenId) -> String {
         String::new()
     }
@@ -62,13 +62,13 @@ impl Detokenizer for Letters {
 }
 
 /// Inbox and outbox, and the test's hands on their other ends.
-struct Edges {
-    received: mpsc::UnboundedSender<Received>,
+struct Harness {
+    received: mpsc::UnboundedSender<IncomingPublish>,
     /// What the service says, before it goes to `outgoing`.
     replies: mpsc::Receiver<Reply>,
     outgoing: mpsc::Sender<Reply>,
-    notes: mpsc::UnboundedSender<Note>,
-    gate: Arc<Gate>,
+    connection_events: mpsc::UnboundedSender<ConnectionEvent>,
+    gate: Arc<EpochGate>,
     /// Kept open: the ends that nobody uses here.
     _open: (EventLoop, Box<dyn std::any::Any>),
 }
@@ -90,7 +90,7 @@ fn service() -> (Service, mpsc::Receiver<EngineCommand>, mpsc::Receiver<Reply>) 
     let service = Service::start(
         ServiceConfig::default(),
         engine_handle,
-        Arc::new(Letters),
+        Arc::new(ByteTokens),
         replies_tx,
     );
     (service, engine, replies)
@@ -106,7 +106,8 @@ pub(super) fn config(port: u16) -> LinkConfig {
         keep_alive: Duration::from_secs(30),
         session_expiry: Duration::from_mins(1),
         max_packet: 1 << 20,
-        topics: Topics::new(BASE, vec![format!("{BASE}/response/#")]).in_pool(POOLS, "plant"),
+        topics: Topics::new(BASE_TOPIC, vec![format!("{BASE_TOPIC}/response/#")])
+            .in_pool(POOL_BASE_TOPIC, "plant"),
         node: "box".into(),
     }
 }
@@ -116,13 +117,13 @@ const LIMITS: RequestLimits = RequestLimits {
     max_tokens: 64,
 };
 
-impl Edges {
+impl Harness {
     fn new() -> Self {
         let (service, engine, replies) = service();
         let (client, events) = AsyncClient::builder(MqttOptions::new("box", "localhost"))
             .unbounded()
             .build();
-        let gate = Arc::new(Gate::new(client.clone()));
+        let gate = Arc::new(EpochGate::new(client.clone()));
         let config = config(1883);
         let (service_tx, service) = watch::channel(Some(service));
         let (status_tx, status) = watch::channel(Status::new(State::Ready, "boot"));
@@ -145,7 +146,7 @@ impl Edges {
             Arc::clone(&counters),
             "boot",
         );
-        let watched = Watched {
+        let watched = OutboxInputs {
             service,
             status,
             stats,
@@ -155,10 +156,10 @@ impl Edges {
         };
         let outbox = Outbox::new(client, Arc::clone(&gate), config, watched, counters);
         let (received, taken) = mpsc::unbounded_channel();
-        let (notes, noted) = mpsc::unbounded_channel();
+        let (connection_events, connection_event_rx) = mpsc::unbounded_channel();
         let (outgoing, sent) = mpsc::channel(64);
         tokio::spawn(inbox.run(taken));
-        tokio::spawn(outbox.run(sent, noted, closing));
+        tokio::spawn(outbox.run(sent, connection_event_rx, closing));
         let senders = (
             engine, service_tx, status_tx, stats_tx, open_tx, rules_tx, limits_tx, closing_tx,
         );
@@ -166,7 +167,7 @@ impl Edges {
             received,
             replies,
             outgoing,
-            notes,
+            connection_events,
             gate,
             _open: (events, Box::new(senders)),
         }
@@ -181,7 +182,7 @@ impl Edges {
         let publish = Publish::new(topic, QoS::AtLeastOnce, payload.into(), Some(properties));
         let epoch = self.gate.epoch();
         let arrived = Instant::now();
-        let received = Received {
+        let received = IncomingPublish {
             epoch,
             publish,
             arrived,
@@ -198,13 +199,13 @@ impl Edges {
             retain,
             session_present: false,
         };
-        let note = Note::Up(limits, self.gate.epoch());
-        self.notes.send(note).expect("an outbox");
+        let note = ConnectionEvent::Up(limits, self.gate.epoch());
+        self.connection_events.send(note).expect("an outbox");
     }
 
     /// What the service says next.
     async fn reply(&mut self) -> Reply {
-        let reply = timeout(PATIENCE, self.replies.recv()).await;
+        let reply = timeout(TEST_TIMEOUT, self.replies.recv()).await;
         reply.expect("in time").expect("a reply")
     }
 
@@ -218,17 +219,17 @@ impl Edges {
 
 #[tokio::test(start_paused = true)]
 async fn a_level_that_names_no_client_is_refused() {
-    let mut edges = Edges::new();
+    let mut harness = Harness::new();
     for client in [String::new(), "c".repeat(65_000)] {
-        let topic = format!("{BASE}/request/{client}");
-        edges.arrives(&topic, None, r#"{"id":"a","prompt":"x"}"#);
-        let letter = edges.letter().await;
+        let topic = format!("{BASE_TOPIC}/request/{client}");
+        harness.arrives(&topic, None, r#"{"id":"a","prompt":"x"}"#);
+        let letter = harness.letter().await;
         assert_eq!(letter.reason, "bad_request");
         assert_eq!(letter.topic, topic);
         // Whoever says where an answer may go gets one.
-        let answer = format!("{BASE}/response/{client}/a");
-        edges.arrives(&topic, Some(&answer), r#"{"id":"a","prompt":"x"}"#);
-        let reply = edges.reply().await;
+        let answer = format!("{BASE_TOPIC}/response/{client}/a");
+        harness.arrives(&topic, Some(&answer), r#"{"id":"a","prompt":"x"}"#);
+        let reply = harness.reply().await;
         assert_eq!(reply.address.topic(), Some(answer.as_str()));
         assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
     }
@@ -236,14 +237,14 @@ async fn a_level_that_names_no_client_is_refused() {
 
 #[tokio::test(start_paused = true)]
 async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
-    let mut edges = Edges::new();
-    edges.connected(usize::MAX, true);
-    edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
-    let mut reply = edges.reply().await;
+    let mut harness = Harness::new();
+    harness.connected(usize::MAX, true);
+    harness.arrives(&format!("{BASE_TOPIC}/request"), None, r#"{"id":"a"}"#);
+    let mut reply = harness.reply().await;
     assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
     reply.address.target = ReplyTarget::Topic("t".repeat(70_000));
-    edges.outgoing.send(reply.clone()).await.expect("an outbox");
-    let letter = edges.letter().await;
+    harness.outgoing.send(reply.clone()).await.expect("an outbox");
+    let letter = harness.letter().await;
     assert_eq!(letter.reason, "undeliverable");
     // Facts only: what can't be published is in no letter either.
     assert_eq!((letter.topic.as_str(), letter.payload.len()), ("", 0));
@@ -252,8 +253,8 @@ async fn a_topic_that_can_not_be_published_on_is_a_dead_letter() {
 
 #[tokio::test(start_paused = true)]
 async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
-    let mut edges = Edges::new();
-    let below = format!("{BASE}/response/c");
+    let mut harness = Harness::new();
+    let below = format!("{BASE_TOPIC}/response/c");
     for bad in [
         format!("{below}/{}", "a/".repeat(300)),
         format!("{below}/\u{ffff}"),
@@ -261,17 +262,17 @@ async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
         format!("{below}/\u{1}"),
         format!("{below}/\u{85}"),
     ] {
-        let topic = format!("{BASE}/request/c");
-        edges.arrives(&topic, Some(&bad), r#"{"id":"a","prompt":"x"}"#);
+        let topic = format!("{BASE_TOPIC}/request/c");
+        harness.arrives(&topic, Some(&bad), r#"{"id":"a","prompt":"x"}"#);
         // The operator hears of a sender that waits in vain.
-        let letter = edges.letter().await;
+        let letter = harness.letter().await;
         assert_eq!(letter.reason, "bad_request");
         assert!(
             letter.message.chars().all(|c| c.is_ascii_graphic() || c == ' '),
             "{}",
             letter.message
         );
-        let reply = edges.reply().await;
+        let reply = harness.reply().await;
         assert_eq!(reply.address.topic(), Some(format!("{below}/a").as_str()));
         let ReplyBody::Error(refusal) = reply.body else {
             panic!("no refusal");
@@ -286,14 +287,14 @@ async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_too_large_for_the_broker_is_a_dead_letter() {
-    let mut edges = Edges::new();
+    let mut harness = Harness::new();
     // Nor would the error that says so fit.
-    edges.connected(60, true);
-    edges.arrives(&format!("{BASE}/request"), None, r#"{"id":"a"}"#);
-    let reply = edges.reply().await;
+    harness.connected(60, true);
+    harness.arrives(&format!("{BASE_TOPIC}/request"), None, r#"{"id":"a"}"#);
+    let reply = harness.reply().await;
     assert!(matches!(reply.body, ReplyBody::Error(_)), "{reply:?}");
-    edges.outgoing.send(reply.clone()).await.expect("an outbox");
-    let letter = edges.letter().await;
+    harness.outgoing.send(reply.clone()).await.expect("an outbox");
+    let letter = harness.letter().await;
     assert_eq!(Some(letter.topic.as_str()), reply.address.topic());
     assert!(
         letter.message.contains("the broker takes 60"),
@@ -350,7 +351,7 @@ async fn what_left_its_pool_is_given_nothing_more_of_it() {
     })
     .await
     .expect("a client");
-    let pool = format!("{POOLS}/plant/request");
+    let pool = format!("{POOL_BASE_TOPIC}/plant/request");
     // Until the node is a member.
     let mut asked = 0;
     loop {
@@ -362,8 +363,8 @@ async fn what_left_its_pool_is_given_nothing_more_of_it() {
         }
     }
     open_tx.send_replace(false);
-    link.left_pool(PATIENCE).await;
-    for (topic, id) in [(&pool, "late"), (&format!("{BASE}/request"), "own")] {
+    link.left_pool(TEST_TIMEOUT).await;
+    for (topic, id) in [(&pool, "late"), (&format!("{BASE_TOPIC}/request"), "own")] {
         let body = format!(r#"{{"id":"{id}"}}"#);
         client
             .publish(topic.as_str(), body, None)
@@ -371,7 +372,7 @@ async fn what_left_its_pool_is_given_nothing_more_of_it() {
             .expect("a broker");
     }
     loop {
-        match refused(&mut replies, PATIENCE).await.as_deref() {
+        match refused(&mut replies, TEST_TIMEOUT).await.as_deref() {
             Some("own") => break,
             Some(id) => assert!(id.starts_with("member-"), "{id}"),
             None => panic!("nothing comes any more"),

@@ -5,7 +5,7 @@ use std::fmt;
 use phi_edge_wire::is_interchange_char;
 
 /// The most characters of a topic that a message quotes.
-const QUOTED: usize = 80;
+const MAX_QUOTED_CHARS: usize = 80;
 
 /// The reason why brokers do not take a topic. It tells where and what, and never quotes the whole topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -94,7 +94,7 @@ pub(crate) fn is_allowed_text(text: &str) -> bool {
 pub(crate) fn brief(text: &str) -> String {
     let mut quoted: String = text
         .chars()
-        .take(QUOTED)
+        .take(MAX_QUOTED_CHARS)
         .flat_map(|character| {
             let plain =
                 is_interchange_char(character) && character.is_ascii() && !matches!(character, '"' | '\\');
@@ -103,7 +103,7 @@ pub(crate) fn brief(text: &str) -> String {
             kept.into_iter().chain(escaped.into_iter().flatten())
         })
         .collect();
-    if text.chars().nth(QUOTED).is_some() {
+    if text.chars().nth(MAX_QUOTED_CHARS).is_some() {
         quoted.push('…');
     }
     quoted
@@ -175,7 +175,7 @@ mod tests {
         fn quotes_are_short_and_plain(text in any::<String>()) {
             let quoted = brief(&text);
             prop_assert!(quoted.chars().all(|c| (' '..='~').contains(&c) || c == '…'), "{quoted}");
-            prop_assert!(quoted.chars().count() <= QUOTED * 10 + 1);
+            prop_assert!(quoted.chars().count() <= MAX_QUOTED_CHARS * 10 + 1);
         }
 
         #[test]

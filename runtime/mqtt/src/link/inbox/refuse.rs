@@ -9,7 +9,7 @@ use crate::link::counters::count;
 use crate::link::properties::traceparent;
 
 /// Why a request is not taken.
-pub(super) struct Refused {
+pub(super) struct RequestRefusal {
     id: Option<String>,
     code: ErrorCode,
     /// For the sender.
@@ -24,9 +24,9 @@ impl Inbox {
         &mut self,
         request: &IncomingRequest<'_>,
         service: &Service,
-        refused: Refused,
+        refused: RequestRefusal,
     ) -> JoinHandle<()> {
-        let Refused {
+        let RequestRefusal {
             id,
             code,
             message,
@@ -39,9 +39,9 @@ impl Inbox {
                 .is_ok()
         });
         tracing::info!(
-            topic = brief(request.topic),
+            topic = cut_for_log(request.topic),
             job.id = id,
-            job.client = request.client.map(brief),
+            job.client = request.client.map(cut_for_log),
             code = code.as_str(),
             error = logged.unwrap_or(&message),
             trace_id = traceparent(request.publish).as_ref().map(TraceParent::trace_id),
@@ -77,7 +77,7 @@ impl Inbox {
             count(&self.counters.unanswerable);
         }
         let refusal = (!unanswerable).then(|| {
-            let id = id.unwrap_or_else(|| self.names.next());
+            let id = id.unwrap_or_else(|| self.ids.next());
             let refusal = ReplyBody::Error(service.refusal(code, message));
             service.post(key(&id), self.address(request, &id), refusal, request.receipt)
         });
@@ -92,7 +92,7 @@ impl Inbox {
     }
 }
 
-impl Refused {
+impl RequestRefusal {
     pub(super) fn for_form(id: Option<String>, message: String) -> Self {
         Self {
             id,
@@ -110,7 +110,7 @@ impl Refused {
     }
 }
 
-impl From<RequestError> for Refused {
+impl From<RequestError> for RequestRefusal {
     fn from(error: RequestError) -> Self {
         Self {
             logged: Some(error.field()),
@@ -122,8 +122,8 @@ impl From<RequestError> for Refused {
 }
 
 /// As much of a topic, or of a level of it, as the log needs.
-pub(super) fn brief(topic: &str) -> &str {
-    const MOST: usize = 512;
-    let end = topic.char_indices().map(|(at, _)| at).nth(MOST);
+pub(super) fn cut_for_log(topic: &str) -> &str {
+    const MAX_LOGGED_CHARS: usize = 512;
+    let end = topic.char_indices().map(|(at, _)| at).nth(MAX_LOGGED_CHARS);
     end.and_then(|end| topic.get(..end)).unwrap_or(topic)
 }

@@ -9,12 +9,12 @@ use sha2::{Digest, Sha256};
 use super::IncomingRequest;
 
 /// Names for what came without one, and seeds.
-pub(super) struct Names {
+pub(super) struct RequestIds {
     boot: String,
     next: u64,
 }
 
-impl Names {
+impl RequestIds {
     pub(super) fn new(boot_id: &str) -> Self {
         Self {
             boot: boot_id.to_owned(),

@@ -4,50 +4,56 @@ use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, T
 use rumqttc::{PubAckReason, PublishNoticeError, PublishResult, SubscribeReasonCode};
 use tokio::time::Instant;
 
-use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
+use super::{Completion, Outbox, RESUBSCRIBE_INTERVAL};
 use crate::link::counters::count;
-use crate::link::outgoing::{Letter, Outgoing, What};
+use crate::link::outgoing::{DeadLetterContent, Outgoing, OutgoingKind};
 use crate::topics::brief;
 
 impl Outbox {
-    pub(super) fn landed(&mut self, landed: Landed) {
-        match landed {
-            Landed::Published(number, result) => {
-                self.under_way = self.under_way.saturating_sub(1);
+    pub(super) fn complete(&mut self, completion: Completion) {
+        match completion {
+            Completion::Published(number, result) => {
+                self.publishes_in_flight = self.publishes_in_flight.saturating_sub(1);
                 self.published(number, result);
-                if self.under_way == 0 {
-                    self.bury();
+                if self.publishes_in_flight == 0 {
+                    self.conclude_connection();
                 }
             }
-            Landed::Subscribed(Ok(suback)) => self.subscribed(&suback),
-            Landed::Pooled(Ok(suback)) => {
+            Completion::Subscribed(Ok(suback)) => self.subscribed(&suback),
+            Completion::PoolJoined(Ok(suback)) => {
                 let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
                 if let Some(code) = suback.return_codes.iter().find(refused)
                     && self.in_pool
                 {
                     let reason = format!("the broker refuses the shared subscription of mqtt.pool: {code:?}");
                     tracing::error!(reason, "not subscribed");
-                    self.pool_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
+                    self.pool_refused = Some((reason, Instant::now() + RESUBSCRIBE_INTERVAL));
                     self.status_due = true;
                 }
             }
-            Landed::Pooled(Err(error)) => tracing::debug!(%error, "joining the pool was not answered"),
-            Landed::LeftPool(Ok(_)) => {
+            Completion::PoolJoined(Err(error)) => {
+                tracing::debug!(%error, "joining the pool was not answered")
+            }
+            Completion::PoolLeft(Ok(_)) => {
                 // It may have been joined again meanwhile.
                 if !self.in_pool {
                     self.counters.in_pool.send_replace(false);
                 }
             }
-            Landed::LeftPool(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
-            Landed::Ruled(filter, Ok(suback)) => self.ruled(&filter, &suback),
-            Landed::Unruled(filter, Ok(_)) => self.routing.left(&filter, self.service.borrow().as_ref()),
-            Landed::Listening(fence, Ok(suback)) => self.listening(fence, &suback),
-            Landed::Fenced(fence, sent) => self.fenced(fence, sent),
-            Landed::Unruled(_, Err(error)) => tracing::debug!(%error, "leaving a filter was not answered"),
+            Completion::PoolLeft(Err(error)) => tracing::debug!(%error, "leaving the pool was not answered"),
+            Completion::RuleSubscribed(filter, Ok(suback)) => self.rule_subscribed(&filter, &suback),
+            Completion::RuleUnsubscribed(filter, Ok(_)) => {
+                self.routing.left(&filter, self.service.borrow().as_ref())
+            }
+            Completion::StatusSubscribed(fence, Ok(suback)) => self.status_subscribed(fence, &suback),
+            Completion::FencePublished(fence, sent) => self.fence_published(fence, sent),
+            Completion::RuleUnsubscribed(_, Err(error)) => {
+                tracing::debug!(%error, "leaving a filter was not answered")
+            }
             // The connection went with it: the next one subscribes anew.
-            Landed::Ruled(_, Err(error))
-            | Landed::Subscribed(Err(error))
-            | Landed::Listening(_, Err(error)) => {
+            Completion::RuleSubscribed(_, Err(error))
+            | Completion::Subscribed(Err(error))
+            | Completion::StatusSubscribed(_, Err(error)) => {
                 tracing::debug!(%error, "the subscription was not answered")
             }
         }
@@ -78,12 +84,12 @@ impl Outbox {
     }
 
     pub(super) fn acknowledged(&mut self, outgoing: &Outgoing) {
-        if let What::Outcome {
+        if let OutgoingKind::Outcome {
             id,
             reply_id,
             client,
             trace,
-        } = &outgoing.what
+        } = &outgoing.kind
         {
             count(&self.counters.published);
             tracing::debug!(
@@ -94,11 +100,11 @@ impl Outbox {
                 "reply acknowledged"
             );
         }
-        if let What::Event { id } = &outgoing.what {
+        if let OutgoingKind::Event { id } = &outgoing.kind {
             count(&self.counters.events);
             tracing::debug!(event.id = id, "event acknowledged");
         }
-        if outgoing.what == What::Stats {
+        if outgoing.kind == OutgoingKind::Stats {
             self.stats_held = None;
         }
         self.settled(outgoing.delivery);
@@ -124,7 +130,7 @@ impl Outbox {
 
     /// An answer that the broker can't carry becomes an error that it can.
     pub(super) fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
-        if let What::Outcome { id, reply_id, .. } = &outgoing.what {
+        if let OutgoingKind::Outcome { id, reply_id, .. } = &outgoing.kind {
             let payload = phi_edge_wire::encode_too_large(id, reply_id, size, limit);
             let mut error = Outgoing {
                 payload: payload.into(),
@@ -159,8 +165,8 @@ impl Outbox {
             reason,
             "a message can't be published"
         );
-        let letter = match &outgoing.what {
-            What::Outcome { id, .. } | What::Event { id } => Some(DeadLetter {
+        let letter = match &outgoing.kind {
+            OutgoingKind::Outcome { id, .. } | OutgoingKind::Event { id } => Some(DeadLetter {
                 reason: ErrorCode::Internal.as_str().to_owned(),
                 message: reason.to_owned(),
                 topic: outgoing.topic.clone(),
@@ -178,20 +184,22 @@ impl Outbox {
         count(&self.counters.undeliverable);
         let facts = outgoing.facts();
         tracing::error!(
-            kind = outgoing.what.kind(),
-            id = outgoing.what.id(),
+            kind = outgoing.kind.label(),
+            id = outgoing.kind.id(),
             topic = brief(&outgoing.topic),
             bytes = outgoing.payload.len(),
             reason,
             "a message can't be delivered"
         );
         // Of a dead letter that can't be delivered the operator is to know, too, by one that holds less.
-        let (id, message) = match &outgoing.what {
-            What::Outcome { id, .. } | What::Event { id } => {
+        let (id, message) = match &outgoing.kind {
+            OutgoingKind::Outcome { id, .. } | OutgoingKind::Event { id } => {
                 (Some(id.clone()), Some(format!("{facts}: {reason}")))
             }
-            What::DeadLetter(Letter::Quoting(id)) => (id.clone(), Some(format!("{facts}: {reason}"))),
-            What::DeadLetter(Letter::Naming) => {
+            OutgoingKind::DeadLetter(DeadLetterContent::Quoting(id)) => {
+                (id.clone(), Some(format!("{facts}: {reason}")))
+            }
+            OutgoingKind::DeadLetter(DeadLetterContent::Naming) => {
                 let message =
                     format!("a dead letter can't be delivered, nor what it is about be named: {reason}");
                 (None, Some(message))

@@ -7,14 +7,14 @@ use rumqttc::{PubAckReason, PublishNoticeError, PublishOptions, PublishResult, S
 use tokio::time::Instant;
 
 use super::subscriptions::subscription;
-use super::{Landed, Outbox, SUBSCRIBE_AGAIN};
-use crate::link::outgoing::{Outgoing, What};
-use crate::link::routing::{Action, FENCE};
+use super::{Completion, Outbox, RESUBSCRIBE_INTERVAL};
+use crate::link::outgoing::{Outgoing, OutgoingKind};
+use crate::link::routing::{Action, FENCE_PROPERTY};
 
 /// A fence may take so long while nothing arrives.
-const FENCE_PATIENCE: Duration = Duration::from_secs(10);
+const FENCE_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 /// A fence may take so long behind messages that arrive: it stands at their end.
-const FENCE_LIMIT: Duration = Duration::from_mins(10);
+const FENCE_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// A fence that is under way.
 pub(super) struct Fence {
@@ -79,8 +79,8 @@ impl Outbox {
         };
         match asked {
             Ok(notice) => {
-                self.flights
-                    .spawn(async move { Landed::Ruled(filter, notice.wait_async().await) });
+                self.in_flight
+                    .spawn(async move { Completion::RuleSubscribed(filter, notice.wait_async().await) });
             }
             Err(error) => {
                 tracing::error!(%error, filter, "a rule's subscription can't be asked for");
@@ -92,8 +92,8 @@ impl Outbox {
     fn leave_rule(&mut self, filter: String) {
         match self.client.try_unsubscribe_tracked(filter.as_str()) {
             Ok(notice) => {
-                self.flights
-                    .spawn(async move { Landed::Unruled(filter, notice.wait_async().await) });
+                self.in_flight
+                    .spawn(async move { Completion::RuleUnsubscribed(filter, notice.wait_async().await) });
             }
             Err(error) => tracing::error!(%error, filter, "a former subscription can't be left"),
         }
@@ -104,21 +104,21 @@ impl Outbox {
         let now = Instant::now();
         self.fence = Some(Fence {
             number,
-            check: now + FENCE_PATIENCE,
-            give_up: now + FENCE_LIMIT,
+            check: now + FENCE_IDLE_TIMEOUT,
+            give_up: now + FENCE_TIMEOUT,
             dealt_with: *self.counters.dealt_with.borrow(),
         });
         let status = self.config.topics.status();
         match self.client.try_subscribe_many_tracked([subscription(&status)]) {
             Ok(notice) => {
-                self.flights
-                    .spawn(async move { Landed::Listening(number, notice.wait_async().await) });
+                self.in_flight
+                    .spawn(async move { Completion::StatusSubscribed(number, notice.wait_async().await) });
             }
             Err(error) => self.give_up_fence(number, &error.to_string()),
         }
     }
 
-    pub(super) fn listening(&mut self, number: u64, suback: &SubAck) {
+    pub(super) fn status_subscribed(&mut self, number: u64, suback: &SubAck) {
         if self.fence.as_ref().is_none_or(|fence| fence.number != number) {
             return;
         }
@@ -127,11 +127,11 @@ impl Outbox {
             return self.give_up_fence(number, &format!("the broker refuses the subscription: {code:?}"));
         }
         let status = self.visible_status();
-        let status = Outgoing::retained(self.config.topics.status(), status.encode(), What::Status);
+        let status = Outgoing::retained(self.config.topics.status(), status.encode(), OutgoingKind::Status);
         let mut properties = status.properties;
         properties
             .user_properties
-            .push((FENCE.into(), self.routing.name(number)));
+            .push((FENCE_PROPERTY.into(), self.routing.name(number)));
         // Not retained: the retained status has no such property, and stays.
         let options = PublishOptions::at_least_once().properties(properties);
         match self
@@ -139,14 +139,14 @@ impl Outbox {
             .try_publish_tracked(status.topic, status.payload, options)
         {
             Ok(notice) => {
-                self.flights
-                    .spawn(async move { Landed::Fenced(number, notice.wait_async().await) });
+                self.in_flight
+                    .spawn(async move { Completion::FencePublished(number, notice.wait_async().await) });
             }
             Err(error) => self.give_up_fence(number, &error.to_string()),
         }
     }
 
-    pub(super) fn fenced(&mut self, number: u64, sent: Result<PublishResult, PublishNoticeError>) {
+    pub(super) fn fence_published(&mut self, number: u64, sent: Result<PublishResult, PublishNoticeError>) {
         match sent {
             Ok(_) | Err(PublishNoticeError::V5PubAck(PubAckReason::Success)) => {}
             Err(PublishNoticeError::V5PubAck(reason)) => {
@@ -164,7 +164,7 @@ impl Outbox {
         let dealt_with = *self.counters.dealt_with.borrow();
         if dealt_with != fence.dealt_with && now < fence.give_up {
             fence.dealt_with = dealt_with;
-            fence.check = now + FENCE_PATIENCE;
+            fence.check = now + FENCE_IDLE_TIMEOUT;
             return;
         }
         let number = fence.number;
@@ -202,7 +202,7 @@ impl Outbox {
         }
     }
 
-    pub(super) fn ruled(&mut self, filter: &str, suback: &SubAck) {
+    pub(super) fn rule_subscribed(&mut self, filter: &str, suback: &SubAck) {
         let refused = |code: &&SubscribeReasonCode| !matches!(code, SubscribeReasonCode::Success(_));
         let refused = suback.return_codes.iter().find(refused);
         let wanted = self.routing.answered(filter, refused.is_none());
@@ -211,7 +211,7 @@ impl Outbox {
         {
             let reason = format!("the broker refuses the subscription of a rule to {filter}: {code:?}");
             tracing::error!(reason, "not subscribed");
-            self.rules_refused = Some((reason, Instant::now() + SUBSCRIBE_AGAIN));
+            self.rules_refused = Some((reason, Instant::now() + RESUBSCRIBE_INTERVAL));
             self.status_due = true;
         }
         self.advance_rules();

@@ -3,25 +3,27 @@
 use std::time::Duration;
 
 use super::suspects::Suspect;
-use super::{Accusation, Message, Outcome, Phase, Quarantine, Reached, Role, Wait};
+use super::{
+    Accusation, ConnectionLoad, FlightRole, Phase, Publication, Quarantine, ReconnectDelay, Verdict,
+};
 
 /// Connections that must end with a message alone under way before it is given up.
-const CONVICTION: u32 = 4;
+const DEATHS_TO_CONVICT: u32 = 4;
 /// The least that the window shrinks to while connections end with several messages under way.
-const SMALL_WINDOW: usize = 4;
+const MIN_WINDOW: usize = 4;
 /// Trials one after the other before messages that are not suspect have their turn again.
-const TRIALS: usize = 16;
+const TRIALS_PER_TURN: usize = 16;
 /// The most of a connection's age, packets and bytes that the verification after a suspect's first death must reach: the
 /// connection may have lived for days. Later trials follow a verification at once, so that theirs are reached in full.
-const FIRST_AGE: Duration = Duration::from_secs(5);
-const FIRST_PACKETS: u32 = 64;
-const FIRST_BYTES: usize = 64 << 10;
+const MAX_FIRST_AGE: Duration = Duration::from_secs(5);
+const MAX_FIRST_PACKETS: u32 = 64;
+const MAX_FIRST_BYTES: usize = 64 << 10;
 
-impl<M: Message> Quarantine<M> {
+impl<M: Publication> Quarantine<M> {
     /// The connection has ended by our own will: what was under way is published again and not suspected.
     pub(crate) fn closed(&mut self) {
         for (_, flight) in std::mem::take(&mut self.flights).into_iter().rev() {
-            if flight.role == Role::Fresh {
+            if flight.role == FlightRole::Fresh {
                 self.queue.push_front(flight.message);
             }
         }
@@ -34,16 +36,19 @@ impl<M: Message> Quarantine<M> {
     }
 
     /// The connection has ended. All answers that came by it are told before.
-    pub(crate) fn died(&mut self, now: Duration) -> Wait {
+    pub(crate) fn died(&mut self, now: Duration) -> ReconnectDelay {
         let lived = now.saturating_sub(self.born);
         let phase = std::mem::replace(&mut self.phase, Phase::Down);
         let flights = std::mem::take(&mut self.flights);
         let chunks = std::mem::take(&mut self.chunks);
         if matches!(phase, Phase::Down) {
-            return Wait::Backoff;
+            return ReconnectDelay::Backoff;
         }
         self.path.lived(lived);
-        for flight in flights.values().filter(|flight| flight.role == Role::Control) {
+        for flight in flights
+            .values()
+            .filter(|flight| flight.role == FlightRole::Control)
+        {
             if let Some(full) = self.controls.died(&flight.message) {
                 self.suspects.add(Suspect {
                     is_status: true,
@@ -53,21 +58,21 @@ impl<M: Message> Quarantine<M> {
         }
         if let Some(mut suspect) = self.on_trial.take() {
             suspect.deaths += 1;
-            let mut reached = Reached {
+            let mut load = ConnectionLoad {
                 age: lived,
                 ..self.carried
             };
             if suspect.alone == 0 {
-                reached.age = lived.min(FIRST_AGE);
-                reached.packets = reached.packets.min(FIRST_PACKETS);
-                reached.bytes = reached.bytes.min(suspect.message.bytes() + FIRST_BYTES);
+                load.age = lived.min(MAX_FIRST_AGE);
+                load.packets = load.packets.min(MAX_FIRST_PACKETS);
+                load.bytes = load.bytes.min(suspect.message.bytes() + MAX_FIRST_BYTES);
             }
-            self.accused = Some(Accusation { suspect, reached });
+            self.accused = Some(Accusation { suspect, load });
             return self.path.wait();
         }
         let fresh: Vec<M> = flights
             .into_values()
-            .filter(|flight| flight.role == Role::Fresh)
+            .filter(|flight| flight.role == FlightRole::Fresh)
             .map(|flight| flight.message)
             .collect();
         if !matches!(phase, Phase::Open) || (fresh.is_empty() && chunks.is_empty()) {
@@ -75,10 +80,10 @@ impl<M: Message> Quarantine<M> {
             // In the midst of a verification the path was good enough for something.
             return match phase {
                 Phase::Verifying { .. } if self.carried.packets > 1 => self.path.wait(),
-                _ => Wait::Backoff,
+                _ => ReconnectDelay::Backoff,
             };
         }
-        self.window = (self.window / 2).max(SMALL_WINDOW);
+        self.window = (self.window / 2).max(MIN_WINDOW);
         for destination in chunks.into_keys() {
             self.muted.note(destination);
         }
@@ -115,7 +120,7 @@ impl<M: Message> Quarantine<M> {
         };
         self.path.cleared();
         suspect.alone += 1;
-        if suspect.alone < CONVICTION {
+        if suspect.alone < DEATHS_TO_CONVICT {
             // Tried again at once, while the connection is as young as it can be.
             self.turn = 0;
             return self.put_back(suspect);
@@ -126,8 +131,8 @@ impl<M: Message> Quarantine<M> {
         if suspect.is_status {
             self.controls.convicted(&suspect.message);
         }
-        self.outcomes
-            .push_back(Outcome::Convicted(suspect.message, suspect.deaths));
+        self.verdicts
+            .push_back(Verdict::Convicted(suspect.message, suspect.deaths));
     }
 
     pub(super) fn verified_at(&self) -> Duration {
@@ -135,14 +140,14 @@ impl<M: Message> Quarantine<M> {
             + self
                 .accused
                 .as_ref()
-                .map_or(Duration::ZERO, |accused| accused.reached.age)
+                .map_or(Duration::ZERO, |accused| accused.load.age)
     }
 
     pub(super) fn end_trial(&mut self) {
         self.on_trial = None;
         self.phase = Phase::Open;
         self.trials += 1;
-        if self.trials >= TRIALS {
+        if self.trials >= TRIALS_PER_TURN {
             self.turn = self.window;
         }
     }

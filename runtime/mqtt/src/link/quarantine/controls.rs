@@ -1,6 +1,6 @@
 //! The node's status, which is the control publish: full, or in its minimal form where the full one is suspect.
 
-use super::Message;
+use super::Publication;
 
 /// What is known of the full status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -25,7 +25,7 @@ pub(super) struct Controls<M> {
     pub(super) is_due: bool,
 }
 
-impl<M: Message> Controls<M> {
+impl<M: Publication> Controls<M> {
     pub(super) fn new(full: M, minimal: M) -> Self {
         Self {
             full,

@@ -2,67 +2,67 @@
 
 use std::time::Duration;
 
-use super::Wait;
+use super::ReconnectDelay;
 
 /// Round trips of a verification on a path that has shown no fault by itself.
-const ROUND_TRIPS: u32 = 16;
+const MIN_ROUND_TRIPS: u32 = 16;
 /// How often they double at most, once for each connection that ended by the path's fault.
-const DOUBLINGS: u32 = 4;
+const MAX_DOUBLINGS: u32 = 4;
 /// Connections that may be made again at once; those that brought something are given back.
-const AT_ONCE: u32 = 32;
+const MAX_QUICK_RECONNECTS: u32 = 32;
 /// A connection that lived as long was a good one.
-const GOOD: Duration = Duration::from_secs(5);
+const GOOD_CONNECTION_AGE: Duration = Duration::from_secs(5);
 /// After so long a life the path's earlier faults are forgotten.
-const FORGOTTEN: Duration = Duration::from_mins(1);
+const FAULT_RETENTION: Duration = Duration::from_mins(1);
 
 /// The path's record.
 #[derive(Debug)]
-pub(super) struct Path {
+pub(super) struct PathRecord {
     faults: u32,
-    at_once: u32,
+    quick_reconnects: u32,
 }
 
-impl Path {
+impl PathRecord {
     pub(super) fn new() -> Self {
         Self {
             faults: 0,
-            at_once: AT_ONCE,
+            quick_reconnects: MAX_QUICK_RECONNECTS,
         }
     }
 
     /// A connection ended without a message being to blame.
     pub(super) fn fault(&mut self) {
-        self.faults = (self.faults + 1).min(DOUBLINGS);
+        self.faults = (self.faults + 1).min(MAX_DOUBLINGS);
     }
 
     /// A connection ended after `lived`.
     pub(super) fn lived(&mut self, lived: Duration) {
-        if lived >= GOOD {
-            self.at_once = AT_ONCE;
+        if lived >= GOOD_CONNECTION_AGE {
+            self.quick_reconnects = MAX_QUICK_RECONNECTS;
         }
-        if lived >= FORGOTTEN {
+        if lived >= FAULT_RETENTION {
             self.faults = 0;
         }
     }
 
     /// How long to wait after a death that a message may be to blame for.
-    pub(super) fn wait(&mut self) -> Wait {
-        match self.at_once.checked_sub(1) {
+    pub(super) fn wait(&mut self) -> ReconnectDelay {
+        match self.quick_reconnects.checked_sub(1) {
             Some(left) => {
-                self.at_once = left;
-                Wait::Short
+                self.quick_reconnects = left;
+                ReconnectDelay::Short
             }
-            None => Wait::Backoff,
+            None => ReconnectDelay::Backoff,
         }
     }
 
     /// A verification was clean, or a message was convicted: the path is not to blame for a death before.
     pub(super) fn cleared(&mut self) {
-        self.at_once = (self.at_once + 1).min(AT_ONCE);
+        self.quick_reconnects = (self.quick_reconnects + 1).min(MAX_QUICK_RECONNECTS);
     }
 
     /// How many control publishes must be acknowledged, one after the other, to hold a death against a message.
     pub(super) fn round_trips(&self) -> u32 {
-        ROUND_TRIPS << self.faults
+        MIN_ROUND_TRIPS << self.faults
     }
 }

@@ -4,12 +4,12 @@ use std::collections::VecDeque;
 
 /// The destinations noted last; the oldest is forgotten for a new one.
 #[derive(Debug)]
-pub(super) struct Memory {
+pub(super) struct RecentDestinations {
     most: usize,
     noted: VecDeque<u64>,
 }
 
-impl Memory {
+impl RecentDestinations {
     pub(super) fn new(most: usize) -> Self {
         Self {
             most,

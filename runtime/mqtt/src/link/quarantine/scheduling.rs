@@ -3,14 +3,16 @@
 use std::time::Duration;
 
 use super::suspects::Suspect;
-use super::{Accusation, Flight, Message, Phase, Quarantine, REMEMBERED, Role, Shipment};
+use super::{
+    Accusation, Flight, FlightRole, MAX_REMEMBERED_DESTINATIONS, Phase, Publication, Quarantine, Shipment,
+};
 
 /// QoS 0 messages that may be under way: published, and nothing acknowledged since.
-const UNCONFIRMED: usize = 256;
+const MAX_UNCONFIRMED: usize = 256;
 /// How long QoS 0 messages wait for another publish to be acknowledged before a control is published for it.
-const UNCONFIRMED_FOR: Duration = Duration::from_secs(3);
+const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(3);
 
-impl<M: Message> Quarantine<M> {
+impl<M: Publication> Quarantine<M> {
     /// What is to be published next, if anything may be now. `most` is what the broker takes unacknowledged.
     pub(crate) fn next(&mut self, now: Duration, most: usize) -> Option<Shipment<M>> {
         match &mut self.phase {
@@ -41,7 +43,7 @@ impl<M: Message> Quarantine<M> {
             Phase::Verifying { left: 0, .. } => Some(self.verified_at()),
             Phase::Open if self.is_unconfirmed() && !self.waits_for_control() => {
                 let mut qos0 = self.flights.values().filter(|flight| flight.message.is_qos0());
-                qos0.next().map(|flight| flight.since + UNCONFIRMED_FOR)
+                qos0.next().map(|flight| flight.since + CONFIRMATION_TIMEOUT)
             }
             _ => None,
         }
@@ -51,7 +53,7 @@ impl<M: Message> Quarantine<M> {
     pub(crate) fn may_stream(&mut self, destination: u64, bytes: usize) -> bool {
         let free = matches!(self.phase, Phase::Open)
             && !self.is_draining()
-            && self.chunks.len() < REMEMBERED
+            && self.chunks.len() < MAX_REMEMBERED_DESTINATIONS
             && !self.is_suspected(destination);
         if free {
             self.chunks.insert(destination, self.next_number);
@@ -71,7 +73,7 @@ impl<M: Message> Quarantine<M> {
             return Some(shipment);
         }
         let wanted = self.is_draining() || self.is_closing || self.wake().is_some_and(|at| at <= now);
-        let full = self.flights.len() >= UNCONFIRMED;
+        let full = self.flights.len() >= MAX_UNCONFIRMED;
         if (wanted || full) && self.is_unconfirmed() && !waits_for_control {
             return Some(self.control(now));
         }
@@ -80,13 +82,13 @@ impl<M: Message> Quarantine<M> {
             let message = suspect.message.clone();
             self.on_trial = Some(suspect);
             self.phase = Phase::Trial;
-            return Some(self.ship(message, Role::Trial, 0, now));
+            return Some(self.ship(message, FlightRole::Trial, 0, now));
         }
         None
     }
 
     pub(super) fn next_fresh(&mut self, now: Duration, most: usize) -> Option<Shipment<M>> {
-        while self.unanswered() < self.window.min(most) && self.flights.len() < UNCONFIRMED {
+        while self.unanswered() < self.window.min(most) && self.flights.len() < MAX_UNCONFIRMED {
             let Some(message) = self.queue.pop_front() else {
                 // Nothing else waits: it is the suspects' turn.
                 self.turn = 0;
@@ -98,7 +100,7 @@ impl<M: Message> Quarantine<M> {
             }
             self.turn = self.turn.saturating_sub(1);
             self.trials = 0;
-            return Some(self.ship(message, Role::Fresh, 0, now));
+            return Some(self.ship(message, FlightRole::Fresh, 0, now));
         }
         None
     }
@@ -111,7 +113,9 @@ impl<M: Message> Quarantine<M> {
     }
 
     pub(super) fn waits_for_control(&self) -> bool {
-        self.flights.values().any(|flight| flight.role == Role::Control)
+        self.flights
+            .values()
+            .any(|flight| flight.role == FlightRole::Control)
     }
 
     /// Whether what is under way is waited for, so that a suspect can be tried.
@@ -137,16 +141,16 @@ impl<M: Message> Quarantine<M> {
         self.controls.is_due = false;
         let message = self.controls.message();
         let padding = match (&self.phase, &self.accused) {
-            (Phase::Verifying { left, .. }, Some(Accusation { reached, .. })) => {
+            (Phase::Verifying { left, .. }, Some(Accusation { load, .. })) => {
                 // A little more than the other connection carried, shared by the controls to come.
-                let wanted = reached.bytes.saturating_add(reached.bytes / 8);
+                let wanted = load.bytes.saturating_add(load.bytes / 8);
                 let wanted = wanted.saturating_sub(self.carried.bytes);
                 let share = wanted / (*left).max(1) as usize + 1;
                 share.saturating_sub(message.bytes())
             }
             _ => 0,
         };
-        self.ship(message, Role::Control, padding, now)
+        self.ship(message, FlightRole::Control, padding, now)
     }
 
     pub(super) fn carry(&mut self, bytes: usize) {
@@ -154,7 +158,13 @@ impl<M: Message> Quarantine<M> {
         self.carried.bytes = self.carried.bytes.saturating_add(bytes);
     }
 
-    pub(super) fn ship(&mut self, message: M, role: Role, padding: usize, now: Duration) -> Shipment<M> {
+    pub(super) fn ship(
+        &mut self,
+        message: M,
+        role: FlightRole,
+        padding: usize,
+        now: Duration,
+    ) -> Shipment<M> {
         let number = self.next_number;
         self.next_number += 1;
         self.carry(message.bytes() + padding);

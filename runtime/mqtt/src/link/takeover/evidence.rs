@@ -9,31 +9,31 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Deaths of the connection, each followed by a status of the same other node, that confirm a takeover.
-const CONFIRMATIONS: u32 = 2;
+const REQUIRED_CONFIRMATIONS: u32 = 2;
 /// The same for a node that had its session for long: of two nodes the younger one is to end.
-const CONFIRMATIONS_ESTABLISHED: u32 = 4;
+const REQUIRED_CONFIRMATIONS_ESTABLISHED: u32 = 4;
 /// A connection that lived as long makes the node an established one.
-const ESTABLISHED: Duration = Duration::from_mins(1);
+const ESTABLISHED_AGE: Duration = Duration::from_mins(1);
 /// A status that arrives so soon after the connection may have been published before it.
-const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_TIME: Duration = Duration::from_secs(1);
 /// A status that arrives so shortly before the death is noticed may have been published after it.
-const OVERLAP: Duration = Duration::from_millis(500);
+const DETECTION_DELAY: Duration = Duration::from_millis(500);
 /// Other nodes that are remembered; beyond them the one that was seen least recently is forgotten.
-const SUSPECTS: usize = 8;
+const MAX_CONTENDERS: usize = 8;
 
 /// The evidence of a series of deaths of the connection.
 #[derive(Debug)]
 pub(super) struct Evidence {
     own_boot_id: String,
-    link: Link,
+    link: ConnectionState,
     /// The number of deaths so far.
     deaths: u64,
     established: bool,
-    suspects: Vec<Suspect>,
+    contenders: Vec<Contender>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Link {
+enum ConnectionState {
     Up {
         since: Instant,
     },
@@ -45,7 +45,7 @@ enum Link {
 
 /// Another node that publishes this node's status.
 #[derive(Debug)]
-struct Suspect {
+struct Contender {
     boot_id: String,
     /// Deaths that a status of it followed.
     deaths: u32,
@@ -58,41 +58,42 @@ impl Evidence {
     pub(super) fn new(own_boot_id: &str) -> Self {
         Self {
             own_boot_id: own_boot_id.to_owned(),
-            link: Link::Down { watched: false },
+            link: ConnectionState::Down { watched: false },
             deaths: 0,
             established: false,
-            suspects: Vec::new(),
+            contenders: Vec::new(),
         }
     }
 
     /// The node has its session.
     pub(super) fn connected(&mut self, now: Instant) {
-        self.link = Link::Up { since: now };
+        self.link = ConnectionState::Up { since: now };
     }
 
     /// The connection is gone, for a reason that is known or not.
     pub(super) fn lost(&mut self) {
-        self.link = Link::Down { watched: false };
+        self.link = ConnectionState::Down { watched: false };
     }
 
     /// The connection was closed without a reason; it lived so long. `watched`: statuses were listened to before, so that one
     /// that comes now is fresh.
     pub(super) fn died(&mut self, now: Instant, lived: Duration, watched: bool) {
-        self.established |= lived >= ESTABLISHED;
-        self.link = Link::Down { watched };
+        self.established |= lived >= ESTABLISHED_AGE;
+        self.link = ConnectionState::Down { watched };
         self.deaths += 1;
         let death = self.deaths;
-        self.suspects.retain_mut(|suspect| match suspect.while_up.take() {
-            None => true,
-            Some(seen) if now.saturating_duration_since(seen) <= OVERLAP => {
-                if watched {
-                    suspect.follows(death);
+        self.contenders
+            .retain_mut(|contender| match contender.while_up.take() {
+                None => true,
+                Some(seen) if now.saturating_duration_since(seen) <= DETECTION_DELAY => {
+                    if watched {
+                        contender.follows(death);
+                    }
+                    true
                 }
-                true
-            }
-            // It published while this node had the session: it is not the one that takes it.
-            Some(_) => false,
-        });
+                // It published while this node had the session: it is not the one that takes it.
+                Some(_) => false,
+            });
     }
 
     /// A fresh status, not retained, of a node that is not offline.
@@ -101,14 +102,14 @@ impl Evidence {
             return;
         }
         match self.link {
-            Link::Down { watched: false } => {}
-            Link::Up { since } if now.saturating_duration_since(since) < SETTLING => {}
-            Link::Down { watched: true } => {
+            ConnectionState::Down { watched: false } => {}
+            ConnectionState::Up { since } if now.saturating_duration_since(since) < SETTLING_TIME => {}
+            ConnectionState::Down { watched: true } => {
                 let death = self.deaths;
-                self.suspect(boot_id).follows(death);
+                self.contender(boot_id).follows(death);
             }
-            Link::Up { .. } => {
-                self.suspect(boot_id).while_up.get_or_insert(now);
+            ConnectionState::Up { .. } => {
+                self.contender(boot_id).while_up.get_or_insert(now);
             }
         }
     }
@@ -121,48 +122,48 @@ impl Evidence {
     /// Whether another node has the session for certain.
     pub(super) fn is_conclusive(&self) -> bool {
         let needed = if self.established {
-            CONFIRMATIONS_ESTABLISHED
+            REQUIRED_CONFIRMATIONS_ESTABLISHED
         } else {
-            CONFIRMATIONS
+            REQUIRED_CONFIRMATIONS
         };
-        self.current().any(|suspect| suspect.deaths >= needed)
+        self.current().any(|contender| contender.deaths >= needed)
     }
 
     /// Forgets the other nodes: the series of deaths is over.
     pub(super) fn clear(&mut self) {
-        self.suspects.clear();
+        self.contenders.clear();
     }
 
-    fn current(&self) -> impl Iterator<Item = &Suspect> {
+    fn current(&self) -> impl Iterator<Item = &Contender> {
         let death = self.deaths;
-        let down = matches!(self.link, Link::Down { .. });
-        self.suspects
+        let down = matches!(self.link, ConnectionState::Down { .. });
+        self.contenders
             .iter()
-            .filter(move |suspect| down && death > 0 && suspect.last_death == death)
+            .filter(move |contender| down && death > 0 && contender.last_death == death)
     }
 
     /// The one of this boot id, at the end of the list.
-    fn suspect(&mut self, boot_id: &str) -> &mut Suspect {
-        let known = self.suspects.iter().position(|known| known.boot_id == boot_id);
-        let suspect = match known {
-            Some(known) => self.suspects.remove(known),
-            None => Suspect {
+    fn contender(&mut self, boot_id: &str) -> &mut Contender {
+        let known = self.contenders.iter().position(|known| known.boot_id == boot_id);
+        let contender = match known {
+            Some(known) => self.contenders.remove(known),
+            None => Contender {
                 boot_id: boot_id.to_owned(),
                 deaths: 0,
                 last_death: 0,
                 while_up: None,
             },
         };
-        if self.suspects.len() >= SUSPECTS {
-            self.suspects.remove(0);
+        if self.contenders.len() >= MAX_CONTENDERS {
+            self.contenders.remove(0);
         }
-        self.suspects.push(suspect);
-        let last = self.suspects.len() - 1;
-        &mut self.suspects[last]
+        self.contenders.push(contender);
+        let last = self.contenders.len() - 1;
+        &mut self.contenders[last]
     }
 }
 
-impl Suspect {
+impl Contender {
     /// Several statuses after one death count once.
     fn follows(&mut self, death: u64) {
         if self.last_death != death {
@@ -283,13 +284,13 @@ mod tests {
         node.dies().sees("b").connects();
         node.now += 5 * SECOND;
         node.sees("b");
-        assert!(node.dies_after(OVERLAP / 2).is_taken_over());
+        assert!(node.dies_after(DETECTION_DELAY / 2).is_taken_over());
     }
 
     #[test]
     fn of_two_nodes_the_one_that_had_the_session_for_long_stays() {
         let mut node = Node::new();
-        node.dies_after(ESTABLISHED).sees("b").connects();
+        node.dies_after(ESTABLISHED_AGE).sees("b").connects();
         for _ in 0..2 {
             assert!(!node.dies().sees("b").is_taken_over());
             node.connects();
@@ -337,7 +338,7 @@ mod tests {
                         up = false;
                         let late: Vec<_> = fresh
                             .iter()
-                            .filter(|(_, _, at)| now.saturating_duration_since(*at) <= OVERLAP)
+                            .filter(|(_, _, at)| now.saturating_duration_since(*at) <= DETECTION_DELAY)
                             .map(|(node, _, at)| (*node, death, *at))
                             .collect();
                         fresh.extend(late);
@@ -347,7 +348,7 @@ mod tests {
                         fresh.push((node, death, now));
                     }
                 }
-                prop_assert!(evidence.suspects.len() <= SUSPECTS);
+                prop_assert!(evidence.contenders.len() <= MAX_CONTENDERS);
                 if evidence.is_conclusive() {
                     prop_assert!(!up);
                     let two = (0..10_u8).any(|node| {

@@ -29,28 +29,28 @@ const STATUS_TIMEOUT_IN_TRIALS: Duration = Duration::from_millis(300);
 /// How long the probe may take to subscribe.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Deaths in a row that a status was waited for in vain; after them the usual backoff is time enough.
-const WAITS_IN_VAIN: u32 = 5;
+const MAX_FRUITLESS_WAITS: u32 = 5;
 /// A connection that lived shorter than this was short.
-pub(crate) const SHORT_LIFE: Duration = Duration::from_secs(10);
+pub(crate) const SHORT_CONNECTION: Duration = Duration::from_secs(10);
 /// A connection that lived as long ends a series of deaths: longer than any wait of another node between its attempts.
-const SERIES_END: Duration = Duration::from_mins(2);
+const SERIES_END_AGE: Duration = Duration::from_mins(2);
 /// Short connections in a row between two lines of the log.
-const SHORT_LOGGED: u32 = 5;
+const SHORT_CONNECTIONS_PER_WARNING: u32 = 5;
 
 /// Makes the options of a probe's connection.
 type ProbeOptions = Box<dyn Fn() -> Result<MqttOptions, TlsError> + Send + Sync>;
 
 /// What is known of the deaths of the connection.
-pub(crate) struct Suspicion {
+pub(crate) struct TakeoverDetector {
     probe_options: ProbeOptions,
     status_topic: String,
     counters: Arc<Counters>,
     evidence: Evidence,
     probe: Option<Probe>,
-    waits_in_vain: u32,
+    fruitless_waits: u32,
 }
 
-impl Suspicion {
+impl TakeoverDetector {
     pub(crate) fn new(config: &LinkConfig, boot_id: &str, counters: Arc<Counters>) -> Self {
         let (of_probe, own) = (config.clone(), boot_id.to_owned());
         Self {
@@ -59,7 +59,7 @@ impl Suspicion {
             counters,
             evidence: Evidence::new(boot_id),
             probe: None,
-            waits_in_vain: 0,
+            fruitless_waits: 0,
         }
     }
 
@@ -70,21 +70,21 @@ impl Suspicion {
 
     /// Attends to a connection that is up since `since`: hears what the probe hears, and ends a series of deaths once the
     /// connection has lived long. Never ends; nothing is lost if it is started again.
-    pub(crate) async fn attend(&mut self, since: Instant) -> Infallible {
+    pub(crate) async fn watch(&mut self, since: Instant) -> Infallible {
         loop {
             let short = *self.counters.short_connections.borrow() > 0;
             let due = match (short, &self.probe) {
-                (true, _) => Some(since + SHORT_LIFE),
-                (false, Some(_)) => Some(since + SERIES_END),
+                (true, _) => Some(since + SHORT_CONNECTION),
+                (false, Some(_)) => Some(since + SERIES_END_AGE),
                 (false, None) => None,
             };
-            let heard = self.hear(due).await;
+            let heard = self.next_sighting(due).await;
             match heard {
                 Some(sighting) => self.evidence.seen(&sighting.boot_id, sighting.at),
-                None if short => self.steady(),
+                None if short => self.reset_short_connections(),
                 None => {
                     self.probe = None;
-                    self.waits_in_vain = 0;
+                    self.fruitless_waits = 0;
                     self.evidence.clear();
                 }
             }
@@ -95,13 +95,13 @@ impl Suspicion {
     pub(crate) fn ended(&mut self, lived: Option<Duration>) {
         self.evidence.lost();
         match lived {
-            Some(lived) if lived < SHORT_LIFE => {
+            Some(lived) if lived < SHORT_CONNECTION => {
                 let mut connections = 0;
                 self.counters.short_connections.send_modify(|short| {
                     *short = short.saturating_add(1);
                     connections = *short;
                 });
-                if connections.is_multiple_of(SHORT_LOGGED) {
+                if connections.is_multiple_of(SHORT_CONNECTIONS_PER_WARNING) {
                     tracing::warn!(
                         connections,
                         "connections to the broker end again and again after a short time; something on the way closes \
@@ -109,7 +109,7 @@ impl Suspicion {
                     );
                 }
             }
-            Some(_) => self.steady(),
+            Some(_) => self.reset_short_connections(),
             None => {}
         }
     }
@@ -156,7 +156,7 @@ impl Suspicion {
 
     /// Listens to statuses until `resume`, and until `late` where one may still come.
     async fn is_confirmed(&mut self, late: Instant, resume: Instant) -> bool {
-        let patient = self.waits_in_vain < WAITS_IN_VAIN;
+        let patient = self.fruitless_waits < MAX_FRUITLESS_WAITS;
         loop {
             if self.evidence.is_conclusive() {
                 return true;
@@ -167,17 +167,17 @@ impl Suspicion {
             } else {
                 resume
             };
-            if let Some(sighting) = self.hear(Some(until)).await {
+            if let Some(sighting) = self.next_sighting(Some(until)).await {
                 self.evidence.seen(&sighting.boot_id, sighting.at);
             } else {
-                self.waits_in_vain = if current { 0 } else { self.waits_in_vain + 1 };
+                self.fruitless_waits = if current { 0 } else { self.fruitless_waits + 1 };
                 return false;
             }
         }
     }
 
     /// The next status that the probe hears; none if there is none until then.
-    async fn hear(&mut self, until: Option<Instant>) -> Option<Sighting> {
+    async fn next_sighting(&mut self, until: Option<Instant>) -> Option<Sighting> {
         let heard = async {
             match &mut self.probe {
                 Some(probe) => probe.next().await,
@@ -190,7 +190,7 @@ impl Suspicion {
         }
     }
 
-    fn steady(&self) {
+    fn reset_short_connections(&self) {
         self.counters
             .short_connections
             .send_if_modified(|short| std::mem::take(short) > 0);

@@ -15,15 +15,15 @@ use crate::link::LinkConfig;
 use crate::tls::TlsError;
 
 /// The largest packet that is taken; a status is far smaller.
-const MAX_PACKET: u32 = 64 << 10;
+const MAX_PACKET_BYTES: u32 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between the loss of the connection and the next attempt; it doubles with each that fails.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
 const MAX_RECONNECT_INTERVAL: Duration = Duration::from_secs(30);
 /// Statuses that wait to be looked at; beyond them they are dropped.
-const WAITING: usize = 32;
+const MAX_QUEUED_SIGHTINGS: usize = 32;
 /// The longest id of a start that is looked at.
-const MAX_BOOT_ID: usize = 64;
+const MAX_BOOT_ID_BYTES: usize = 64;
 
 /// The connection; it ends when this is dropped.
 pub(super) struct Probe {
@@ -49,8 +49,8 @@ pub(super) fn options(config: &LinkConfig, boot_id: &str) -> Result<MqttOptions,
     options
         .set_clean_start(true)
         .set_keep_alive(30)
-        .set_max_packet_size(Some(MAX_PACKET))
-        .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET))
+        .set_max_packet_size(Some(MAX_PACKET_BYTES))
+        .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET_BYTES))
         .set_connect_timeout(CONNECT_TIMEOUT);
     let mut network = NetworkOptions::new();
     network.set_tcp_nodelay(true);
@@ -68,7 +68,7 @@ impl Probe {
     /// Connects in the background and goes on doing so; `topic` is the status'.
     pub(super) fn open(options: MqttOptions, topic: String) -> Self {
         let (client, events) = AsyncClient::builder(options).unbounded().build();
-        let (statuses_tx, statuses) = mpsc::channel(WAITING);
+        let (statuses_tx, statuses) = mpsc::channel(MAX_QUEUED_SIGHTINGS);
         let (subscribed_tx, subscribed) = watch::channel(false);
         let task = tokio::spawn(listen(client, events, topic, statuses_tx, subscribed_tx));
         Self {
@@ -164,8 +164,9 @@ fn sighting(publish: &Publish) -> Option<Sighting> {
         return None;
     }
     let status: Status = serde_json::from_slice(&publish.payload).ok()?;
-    let is_there =
-        status.state != State::Offline && !status.boot_id.is_empty() && status.boot_id.len() <= MAX_BOOT_ID;
+    let is_there = status.state != State::Offline
+        && !status.boot_id.is_empty()
+        && status.boot_id.len() <= MAX_BOOT_ID_BYTES;
     is_there.then(|| Sighting {
         boot_id: status.boot_id,
         at: Instant::now(),

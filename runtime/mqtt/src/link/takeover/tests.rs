@@ -11,9 +11,9 @@ use tokio::time::{sleep, timeout};
 use super::*;
 use crate::client::{Client, ClientOptions};
 use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
-use crate::link::epoch_gate::Gate;
-use crate::link::flow::Flow;
-use crate::link::keep_alive::Silence;
+use crate::link::epoch_gate::EpochGate;
+use crate::link::flow::FlowControl;
+use crate::link::keep_alive::KeepAliveMonitor;
 use crate::link::poller::Poller;
 use crate::link::{LinkState, options, tests};
 
@@ -22,7 +22,7 @@ const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
 
 /// A node's suspicion at a broker that anybody may publish at.
 struct Node {
-    suspicion: Suspicion,
+    takeover: TakeoverDetector,
     client: Client,
     topic: String,
     _broker: EmbeddedBroker,
@@ -49,22 +49,22 @@ impl Node {
             ..ClientOptions::default()
         });
         let mut node = Self {
-            suspicion: Suspicion::new(&config, "own", Arc::default()),
+            takeover: TakeoverDetector::new(&config, "own", Arc::default()),
             client: client.await.expect("a client"),
             topic: config.topics.status(),
             _broker: broker,
         };
         assert!(!node.dies(&[]).await);
-        let listens = node.suspicion.probe.as_ref().is_some_and(Probe::is_subscribed);
+        let listens = node.takeover.probe.as_ref().is_some_and(Probe::is_subscribed);
         assert!(listens, "the probe listens before the node connects again");
         node
     }
 
     /// Whether a death of its connection, which these statuses follow, is a takeover.
     async fn dies(&mut self, statuses: &[(State, &str)]) -> bool {
-        self.suspicion.connected();
+        self.takeover.connected();
         let verdict =
-            self.suspicion
+            self.takeover
                 .is_taken_over(Some(Duration::from_secs(3)), Duration::from_millis(300), false);
         let published = async {
             for (state, boot_id) in statuses {
@@ -100,7 +100,7 @@ async fn a_forged_status_is_not_enough() {
 async fn a_broker_that_lets_nobody_read_the_status_confirms_nothing() {
     let mut node = Node::suspicious().await;
     // As good as a refusal: the probe ends.
-    node.suspicion.probe = Some(Probe::open(unreachable_broker(), node.topic.clone()));
+    node.takeover.probe = Some(Probe::open(unreachable_broker(), node.topic.clone()));
     for _ in 0..2 {
         assert!(!node.dies(&[(State::Ready, "other")]).await);
     }
@@ -153,23 +153,23 @@ async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
         let (client, events) = AsyncClient::builder(options).unbounded().build();
         let counters = Arc::new(Counters::default());
         let mut short_connections = counters.short_connections.subscribe();
-        let mut suspicion = Suspicion::new(&config, "boot", Arc::clone(&counters));
-        suspicion.probe_options = Box::new(|| Ok(unreachable_broker()));
+        let mut takeover = TakeoverDetector::new(&config, "boot", Arc::clone(&counters));
+        takeover.probe_options = Box::new(|| Ok(unreachable_broker()));
         let (received, _messages) = mpsc::unbounded_channel();
-        let (notes, _notes) = mpsc::unbounded_channel();
+        let (connection_events, _connection_events) = mpsc::unbounded_channel();
         let (state_tx, state) = watch::channel(LinkState::Connecting);
         let (_transports, transports) = mpsc::channel(1);
         let poller = Poller {
             events,
-            gate: Arc::new(Gate::new(client)),
+            gate: Arc::new(EpochGate::new(client)),
             received,
-            notes,
+            connection_events,
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
-            flow: Flow::new(Arc::clone(&counters), config.max_packet),
-            silence: Silence::new(Arc::clone(&counters), config.keep_alive),
-            suspicion,
+            flow: FlowControl::new(Arc::clone(&counters), config.max_packet),
+            keep_alive: KeepAliveMonitor::new(Arc::clone(&counters), config.keep_alive),
+            takeover,
             broker: "localhost:1883".into(),
         };
         let begun = Instant::now();
@@ -185,10 +185,15 @@ async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
             waited > Duration::from_mins(2),
             "{life:?}: it does not back off: {waited:?}"
         );
-        let steady = short_connections.wait_for(|short| *short == 0);
-        assert!(timeout(Duration::from_mins(2), steady).await.is_ok(), "{life:?}");
+        let reset_short_connections = short_connections.wait_for(|short| *short == 0);
+        assert!(
+            timeout(Duration::from_mins(2), reset_short_connections)
+                .await
+                .is_ok(),
+            "{life:?}"
+        );
         assert_eq!(*state.borrow(), LinkState::Up);
-        sleep(SERIES_END).await;
+        sleep(SERIES_END_AGE).await;
         assert_eq!(*state.borrow(), LinkState::Up, "{life:?}");
         poller.abort();
     }
