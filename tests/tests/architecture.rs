@@ -87,6 +87,28 @@ fn each_proof_fails_for_a_crate_that_knows() {
     assert!(proofs("patience", "phi-edge", &workspace).is_none());
 }
 
+/// What a crate reaches by way of the service all the same, and must not name itself.
+#[test]
+fn no_crate_names_what_it_must_never_name() {
+    let workspace = Workspace::read();
+    let never: [(&str, &[&str]); 2] = [
+        (
+            "phi-edge-wire",
+            &["tokio", "phi-edge-engine", "phi-edge-models", "rusqlite", "url"],
+        ),
+        (
+            "phi-edge-mqtt",
+            &["phi-edge-engine", "phi-edge-models", "rusqlite"],
+        ),
+    ];
+    for (name, forbidden) in never {
+        for one in forbidden {
+            let named = workspace.members[name].all.contains(*one);
+            assert!(!named, "{name} must never name {one}");
+        }
+    }
+}
+
 #[test]
 fn one_crate_each_names_ort_and_rumqttc() {
     let workspace = Workspace::read();

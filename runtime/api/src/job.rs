@@ -17,12 +17,12 @@ pub struct JobKey {
     pub id: String,
 }
 
-/// Where a reply goes, and what goes with it. Two that differ only in their trace are the same address.
+/// The address of a reply, and what is returned to it. Two that differ only in their trace are the same address.
 #[derive(Debug, Clone)]
 pub struct ReplyAddress {
-    /// A topic that the allow-list lets through.
-    pub topic: String,
-    /// Correlation data of the request, returned as it came.
+    /// The target of the reply.
+    pub target: ReplyTarget,
+    /// The correlation data of the request, returned as they came.
     pub correlation: Option<Vec<u8>>,
     /// The trace that the request is part of, returned as it came.
     pub traceparent: Option<TraceParent>,
@@ -30,21 +30,46 @@ pub struct ReplyAddress {
 
 impl PartialEq for ReplyAddress {
     fn eq(&self, other: &Self) -> bool {
-        (&self.topic, &self.correlation) == (&other.topic, &other.correlation)
+        (&self.target, &self.correlation) == (&other.target, &other.correlation)
     }
 }
 
 impl Eq for ReplyAddress {}
 
 impl ReplyAddress {
-    /// For what is sent elsewhere by its kind.
+    /// The address of replies that are sent nowhere, and of those that are sent by their kind.
     pub fn nowhere() -> Self {
+        Self::from(ReplyTarget::Nowhere)
+    }
+
+    /// The topic, if the reply goes to one.
+    pub fn topic(&self) -> Option<&str> {
+        match &self.target {
+            ReplyTarget::Topic(topic) => Some(topic),
+            ReplyTarget::Held | ReplyTarget::Nowhere => None,
+        }
+    }
+}
+
+impl From<ReplyTarget> for ReplyAddress {
+    fn from(target: ReplyTarget) -> Self {
         Self {
-            topic: String::new(),
+            target,
             correlation: None,
             traceparent: None,
         }
     }
+}
+
+/// The target of a reply.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum ReplyTarget {
+    /// A topic that the transport has checked.
+    Topic(String),
+    /// Held for pick-up: the outcome is kept under its key and not sent.
+    Held,
+    /// None: a job of this process tells its listener, a dead letter goes by its kind.
+    Nowhere,
 }
 
 /// Who goes first.

@@ -5,5 +5,8 @@
 mod job;
 mod reply;
 
-pub use job::{JobKey, NewJob, Priority, ReplyAddress};
+pub use job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
+pub use phi_edge_engine::Sampling;
+pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
+pub use phi_edge_models::{Message, Role};
 pub use reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};

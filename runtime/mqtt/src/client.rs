@@ -11,12 +11,13 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
-use crate::link::{INFLIGHT, MemorySession, fault};
+use crate::link::failure::ConnectionFailure;
+use crate::link::{INFLIGHT, MemorySession};
 use crate::tls::{TlsError, TlsFiles};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// The largest packet that is taken.
-const MAX_PACKET: u32 = 16 << 20;
+const MAX_PACKET_BYTES: u32 = 16 << 20;
 
 /// Where the broker is and who calls.
 #[derive(Debug, Clone, Default)]
@@ -95,8 +96,8 @@ impl Client {
         mqtt.set_ack_mode(AckMode::Manual)
             .set_clean_start(options.session.is_none())
             .set_keep_alive(30)
-            .set_max_packet_size(Some(MAX_PACKET))
-            .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET))
+            .set_max_packet_size(Some(MAX_PACKET_BYTES))
+            .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(MAX_PACKET_BYTES))
             .set_connect_timeout(CONNECT_TIMEOUT);
         let mut network = NetworkOptions::new();
         network.set_tcp_nodelay(true);
@@ -122,13 +123,13 @@ impl Client {
                     }
                     Ok(_) => {}
                     Err(error) => {
-                        let reason = match fault::Fault::of(&error) {
-                            fault::Fault::Refused(reason) | fault::Fault::Down(reason) => reason,
-                            fault::Fault::TakenOver => "another client has the same id".into(),
-                            fault::Fault::Dropped | fault::Fault::Reset => {
+                        let reason = match ConnectionFailure::classify(&error) {
+                            ConnectionFailure::Refused(reason) | ConnectionFailure::Down(reason) => reason,
+                            ConnectionFailure::TakenOver => "another client has the same id".into(),
+                            ConnectionFailure::Dropped | ConnectionFailure::Reset => {
                                 "the broker closed the connection".into()
                             }
-                            fault::Fault::Closed => break,
+                            ConnectionFailure::Closed => break,
                         };
                         let _ = failure_tx.try_send(reason);
                         break;

@@ -11,18 +11,18 @@ use tokio::task::JoinHandle;
 
 /// What may wait in memory for a client that is slow to read: so many bytes, if every message is as large as can be. Of what
 /// is beyond, QoS 0 is dropped, and QoS 1 goes to the client's queue.
-const LANE_BYTES: usize = 128 << 20;
+const MAX_UNREAD_BYTES: usize = 128 << 20;
 /// The bounds of that in messages. A burst of small ones must not be lost before the other end had a chance to read it.
-const LANE_MESSAGES: RangeInclusive<usize> = 16..=1024;
+const UNREAD_MESSAGES: RangeInclusive<usize> = 16..=1024;
 /// What is queued for a session whose client is away or behind; beyond it the oldest messages go. On the disk it takes up
 /// to ten times as much.
-const QUEUED_BYTES: usize = 16 << 20;
-const QUEUED_MESSAGES: usize = 10_000;
+const MAX_QUEUED_BYTES: usize = 16 << 20;
+const MAX_QUEUED_MESSAGES: usize = 10_000;
 /// Retained messages, and the size of one; what is beyond is refused.
-const RETAINED_MESSAGES: usize = 10_000;
-const RETAINED_BYTES: usize = 64 << 10;
+const MAX_RETAINED_MESSAGES: usize = 10_000;
+const MAX_RETAINED_BYTES: usize = 64 << 10;
 /// Topic filters of one client.
-const SUBSCRIPTIONS: usize = 1000;
+const MAX_SUBSCRIPTIONS: usize = 1000;
 
 /// How the broker is set up.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -97,17 +97,17 @@ impl EmbeddedBroker {
             },
         };
         let storage = storage
-            .with_max_queued_messages_per_client(QUEUED_MESSAGES)
-            .with_max_queued_bytes_per_client(QUEUED_BYTES);
-        let lane = LANE_BYTES / config.max_packet.max(1);
+            .with_max_queued_messages_per_client(MAX_QUEUED_MESSAGES)
+            .with_max_queued_bytes_per_client(MAX_QUEUED_BYTES);
+        let lane = MAX_UNREAD_BYTES / config.max_packet.max(1);
         let broker = BrokerConfig::default()
             .with_bind_address(listen)
             .with_max_packet_size(config.max_packet)
             .with_session_expiry(Duration::from_hours(24))
-            .with_client_channel_capacity(lane.clamp(*LANE_MESSAGES.start(), *LANE_MESSAGES.end()))
-            .with_max_retained_messages(RETAINED_MESSAGES)
-            .with_max_retained_message_size(RETAINED_BYTES)
-            .with_max_subscriptions_per_client(SUBSCRIPTIONS)
+            .with_client_channel_capacity(lane.clamp(*UNREAD_MESSAGES.start(), *UNREAD_MESSAGES.end()))
+            .with_max_retained_messages(MAX_RETAINED_MESSAGES)
+            .with_max_retained_message_size(MAX_RETAINED_BYTES)
+            .with_max_subscriptions_per_client(MAX_SUBSCRIPTIONS)
             .with_sys_topics_enabled(false)
             .with_auth(auth)
             .with_storage(storage);

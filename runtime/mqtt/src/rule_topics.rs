@@ -8,7 +8,7 @@ use sha2::{Digest, Sha256};
 use crate::topics::filter_matches;
 
 /// The largest subscription identifier (MQTT 5, section 3.8.2.1.2).
-const LARGEST_ID: u32 = 268_435_455;
+const MAX_SUBSCRIPTION_ID: u32 = 268_435_455;
 
 /// The filters of rules, and which rules take what matches them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -21,7 +21,7 @@ pub struct RuleTopics {
 }
 
 /// The filter of all topics.
-const ALL: &str = "#";
+const ALL_TOPICS: &str = "#";
 
 /// A filter and the rules that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -85,7 +85,7 @@ impl RuleTopics {
         let in_one = self.in_one && !self.filters.is_empty();
         let each = self.filters.iter().filter(move |_| !in_one);
         in_one
-            .then_some(ALL)
+            .then_some(ALL_TOPICS)
             .into_iter()
             .chain(each.map(|filter| filter.filter.as_str()))
     }
@@ -115,8 +115,8 @@ impl RuleTopics {
 pub(crate) fn identifier(filter: &str) -> impl Iterator<Item = usize> {
     let digest = Sha256::digest(filter.as_bytes());
     let number = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);
-    let first = number % LARGEST_ID + 1;
-    std::iter::successors(Some(first), |id| Some(id % LARGEST_ID + 1)).map(|id| id as usize)
+    let first = number % MAX_SUBSCRIPTION_ID + 1;
+    std::iter::successors(Some(first), |id| Some(id % MAX_SUBSCRIPTION_ID + 1)).map(|id| id as usize)
 }
 
 #[cfg(test)]
@@ -149,7 +149,10 @@ mod tests {
         assert_eq!(first("plant/#"), first("plant/#"));
         assert_ne!(first("plant/#"), first("plant/+"));
         let few: Vec<usize> = identifier("plant/#").take(3).collect();
-        assert!(few.iter().all(|id| (1..=LARGEST_ID as usize).contains(id)));
+        assert!(
+            few.iter()
+                .all(|id| (1..=MAX_SUBSCRIPTION_ID as usize).contains(id))
+        );
         assert!(few[0] != few[1] && few[1] != few[2]);
     }
 

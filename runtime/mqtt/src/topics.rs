@@ -5,10 +5,10 @@ mod form;
 
 pub(crate) use clients::KnownClients;
 pub use form::TopicFault;
-pub(crate) use form::{brief, is_allowed_char, is_allowed_text};
+pub(crate) use form::{brief, is_allowed_text};
 
 /// The most bytes of the level that names a client: replies go below it, on a topic that must itself be one.
-const CLIENT: usize = 256;
+const MAX_CLIENT_BYTES: usize = 256;
 
 /// The topics of one node, and of the pool that it belongs to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -20,10 +20,10 @@ pub struct Topics {
 }
 
 /// The node's own topics below its base, also of a pool.
-const OWN: [&str; 5] = ["request", "cancel", "status", "stats", "dead-letter"];
+const OWN_LEVELS: [&str; 5] = ["request", "cancel", "status", "stats", "dead-letter"];
 
 /// The default of [`Topics::with_max_levels`]: the levels that mosquitto takes, as it counts them.
-const MAX_LEVELS: usize = 200;
+const DEFAULT_MAX_LEVELS: usize = 200;
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pool {
@@ -36,7 +36,7 @@ struct Pool {
 /// What a message on one of our subscriptions is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inbound<'a> {
-    pub(crate) kind: Kind,
+    pub(crate) kind: InboundKind,
     /// Below whose base.
     pub(crate) scope: Scope,
     /// The last level, where there is one. It may be none that names a client: see [`Inbound::misnamed`].
@@ -50,9 +50,9 @@ impl Inbound<'_> {
         if client.is_empty() {
             return Some("topic: its last level, which names the client, is empty".to_owned());
         }
-        (client.len() > CLIENT).then(|| {
+        (client.len() > MAX_CLIENT_BYTES).then(|| {
             format!(
-                "topic: its last level, which names the client, has {} bytes; at most {CLIENT} are taken",
+                "topic: its last level, which names the client, has {} bytes; at most {MAX_CLIENT_BYTES} are taken",
                 client.len()
             )
         })
@@ -60,7 +60,7 @@ impl Inbound<'_> {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Kind {
+pub(crate) enum InboundKind {
     Request,
     Cancel,
 }
@@ -117,7 +117,7 @@ impl Topics {
             base: base.into(),
             allowed,
             pool: None,
-            max_levels: MAX_LEVELS,
+            max_levels: DEFAULT_MAX_LEVELS,
         }
     }
 
@@ -244,14 +244,14 @@ impl Topics {
         form::check(topic, self.max_levels)
     }
 
-    /// Whether a topic is one of the node's or its pool's contract, or below one, with these beside [`OWN`].
+    /// Whether a topic is one of the node's or its pool's contract, or below one, with these beside [`OWN_LEVELS`].
     fn is_of_contract(&self, topic: &str, further: &[&str]) -> bool {
         let first = |base: &str| {
             let tail = topic.strip_prefix(base)?.strip_prefix('/')?;
             tail.split('/').next()
         };
         let of_pool = self.pool.as_ref().and_then(|pool| first(&pool.base));
-        let own = |level: &str| OWN.contains(&level) || further.contains(&level);
+        let own = |level: &str| OWN_LEVELS.contains(&level) || further.contains(&level);
         first(&self.base).is_some_and(own) || of_pool.is_some_and(own)
     }
 
@@ -269,8 +269,8 @@ impl Topics {
             Some(_) => return None,
         };
         let kind = match what {
-            "request" => Kind::Request,
-            "cancel" => Kind::Cancel,
+            "request" => InboundKind::Request,
+            "cancel" => InboundKind::Cancel,
             _ => return None,
         };
         Some(Inbound { kind, scope, client })

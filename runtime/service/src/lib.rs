@@ -22,7 +22,7 @@ pub use engine_thread::{
 pub use jobs::Quota;
 pub use observers::{JobEnd, Outcome, Witness, Witnesses};
 pub use phi_edge_api::{
-    Answer, DeadLetter, JobKey, NewJob, Priority, Refusal, Reply, ReplyAddress, ReplyBody,
+    Answer, DeadLetter, JobKey, NewJob, Priority, Refusal, Reply, ReplyAddress, ReplyBody, ReplyTarget,
 };
 pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, TokenId};
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};

@@ -7,7 +7,8 @@ use std::time::Duration;
 
 use phi_edge_engine::{Failure, Finish};
 use phi_edge_service::{
-    EngineCommand, ErrorCode, FinishReason, JobKey, Priority, Reply, ReplyBody, ServiceConfig, Sink,
+    EngineCommand, ErrorCode, FinishReason, JobKey, Priority, Reply, ReplyBody, ReplyTarget, ServiceConfig,
+    Sink,
 };
 use proptest::prelude::*;
 use support::{Bench, job, key, settle, summary};
@@ -135,8 +136,8 @@ impl World {
                 } else {
                     Priority::Interactive
                 };
-                job.reply.topic = format!("t/{topic}");
-                let (key, to) = (job.key.clone(), job.reply.topic.clone());
+                job.reply.target = ReplyTarget::Topic(format!("t/{topic}"));
+                let (key, to) = (job.key.clone(), format!("t/{topic}"));
                 let known = self.accepted.contains_key(&key);
                 let service = &self.bench.service;
                 let taken = if again {
@@ -244,7 +245,10 @@ impl World {
                 key
             );
             for (topic, submissions) in topics {
-                let copies = outcomes.iter().filter(|o| o.address.topic == *topic).count();
+                let copies = outcomes
+                    .iter()
+                    .filter(|o| o.address.topic() == Some(topic.as_str()))
+                    .count();
                 prop_assert!(
                     (1..=*submissions).contains(&copies),
                     "{copies} of {submissions} for {key:?} on {topic}"

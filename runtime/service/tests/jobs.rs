@@ -5,7 +5,9 @@ mod support;
 use std::time::Duration;
 
 use phi_edge_engine::{Failure, Finish, TokenId};
-use phi_edge_service::{Answer, ErrorCode, FinishReason, NewJob, Priority, ReplyBody, ServiceConfig};
+use phi_edge_service::{
+    Answer, ErrorCode, FinishReason, NewJob, Priority, ReplyBody, ReplyTarget, ServiceConfig,
+};
 use support::{Bench, job, key, settle, summary};
 use tokio::time::Instant;
 
@@ -206,15 +208,33 @@ async fn a_repeat_after_the_end_gets_the_same_outcome() {
     let first = bench.reply().await;
     bench.service.submit(job("a")).await.unwrap();
     assert_eq!(bench.reply().await, first);
-    let elsewhere = question("a", |job| job.reply.topic = "replies/other".to_owned());
+    let elsewhere = question("a", |job| {
+        job.reply.target = ReplyTarget::Topic("replies/other".to_owned())
+    });
     bench.service.submit(elsewhere).await.unwrap();
     let copy = bench.reply().await;
     assert_eq!(
-        (copy.body, copy.address.topic.as_str()),
-        (first.body, "replies/other")
+        (copy.body, copy.address.topic()),
+        (first.body, Some("replies/other"))
     );
     bench.service.submit_redelivered(job("a")).await.unwrap();
     assert!(bench.is_silent().await);
+    assert!(bench.asks_nothing().await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_held_for_pick_up_is_kept_and_not_sent() {
+    let mut bench = Bench::new();
+    let held = question("a", |job| job.reply = ReplyTarget::Held.into());
+    bench.service.submit(held.clone()).await.unwrap();
+    let (_request, sink) = bench.asked().await;
+    sink.text("x");
+    sink.finish(summary(Finish::Stop, 1));
+    assert!(bench.is_silent().await);
+    bench.service.submit(held).await.unwrap();
+    assert!(bench.is_silent().await);
+    bench.service.submit(job("a")).await.unwrap();
+    assert_eq!(bench.reply().await.address.topic(), Some("replies/a"));
     assert!(bench.asks_nothing().await);
 }
 
@@ -225,14 +245,16 @@ async fn a_repeat_before_the_end_waits_with_it() {
     let (_request, sink) = bench.asked().await;
     bench.service.submit(job("a")).await.unwrap();
     bench.service.submit_redelivered(job("a")).await.unwrap();
-    let elsewhere = question("a", |job| job.reply.topic = "replies/other".to_owned());
+    let elsewhere = question("a", |job| {
+        job.reply.target = ReplyTarget::Topic("replies/other".to_owned())
+    });
     bench.service.submit(elsewhere).await.unwrap();
     sink.finish(summary(Finish::Stop, 1));
     let (one, two) = (bench.reply().await, bench.reply().await);
     assert_eq!(one.body, two.body);
     assert_eq!(
-        (one.address.topic.as_str(), two.address.topic.as_str()),
-        ("replies/a", "replies/other")
+        (one.address.topic(), two.address.topic()),
+        (Some("replies/a"), Some("replies/other"))
     );
     assert!(bench.is_silent().await);
 }

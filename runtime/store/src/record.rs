@@ -11,7 +11,7 @@ use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
 use crate::receipt::{ReceiptMark, ReceiptRow};
 use phi_edge_api::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
 use phi_edge_job::TraceParent;
 use phi_edge_job::{ErrorCode, FinishReason};
 use phi_edge_rules::record::RestoredRules;
@@ -156,7 +156,11 @@ impl RequestRow {
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct AddressRow {
+    /// Empty where the reply goes to no topic.
     topic: String,
+    /// The reply is held for pick-up.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    held: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     correlation: Option<Vec<u8>>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -166,7 +170,8 @@ pub(super) struct AddressRow {
 impl From<&ReplyAddress> for AddressRow {
     fn from(address: &ReplyAddress) -> Self {
         Self {
-            topic: address.topic.clone(),
+            topic: address.topic().unwrap_or_default().to_owned(),
+            held: address.target == ReplyTarget::Held,
             correlation: address.correlation.clone(),
             traceparent: address
                 .traceparent
@@ -178,8 +183,13 @@ impl From<&ReplyAddress> for AddressRow {
 
 impl From<AddressRow> for ReplyAddress {
     fn from(row: AddressRow) -> Self {
+        let target = match (row.held, row.topic.is_empty()) {
+            (true, _) => ReplyTarget::Held,
+            (false, true) => ReplyTarget::Nowhere,
+            (false, false) => ReplyTarget::Topic(row.topic),
+        };
         Self {
-            topic: row.topic,
+            target,
             correlation: row.correlation,
             traceparent: row.traceparent.as_deref().and_then(TraceParent::parse),
         }
@@ -436,6 +446,21 @@ mod tests {
                 assert_eq!((letter.payload.as_slice(), letter.bytes), (&b"a\xff"[..], 2));
             }
             other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_rows_of_addresses_are_those_of_earlier_versions() {
+        for (target, row) in [
+            (ReplyTarget::Topic("t".into()), r#"{"topic":"t"}"#),
+            (ReplyTarget::Nowhere, r#"{"topic":""}"#),
+            (ReplyTarget::Held, r#"{"topic":"","held":true}"#),
+        ] {
+            let address = ReplyAddress::from(target);
+            let written = serde_json::to_string(&AddressRow::from(&address)).expect("a row");
+            assert_eq!(written, row);
+            let read: AddressRow = serde_json::from_str(row).expect("a row");
+            assert_eq!(ReplyAddress::from(read), address);
         }
     }
 

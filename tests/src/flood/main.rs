@@ -11,7 +11,6 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result, bail};
 use phi_edge_engine::{Detokenizer, Finish, Interrupt, Summary, TokenId};
 use phi_edge_models::Message;
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{
     Client, ClientOptions, Link, LinkConfig, LinkInputs, LinkState, RequestLimits, RuleTopics, Topics,
 };
@@ -19,6 +18,7 @@ use phi_edge_service::{
     EngineCommand, EngineHandle, EngineInfo, LastEnd, Prompts, Service, ServiceConfig, Store, StoreConfig,
 };
 use phi_edge_tests::Mosquitto;
+use phi_edge_wire::{State, Status};
 use serde_json::json;
 use tokio::sync::{mpsc, watch};
 

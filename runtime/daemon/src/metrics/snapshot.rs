@@ -6,9 +6,9 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use phi_edge_config::Limits;
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{CounterReader, LinkState, TlsFiles};
 use phi_edge_service::{Service, StoreHealth};
+use phi_edge_wire::{State, Status};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 

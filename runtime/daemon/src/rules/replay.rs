@@ -254,7 +254,7 @@ impl Printer<'_> {
             Some(service) => service.word(window).await,
             None => window.event().clone(),
         };
-        let encoded = phi_edge_mqtt::wire::event(&event, "test");
+        let encoded = phi_edge_wire::encode_event(&event, "test");
         if self.args.json {
             return line(&terminal::json(&String::from_utf8_lossy(&encoded)));
         }

@@ -2,9 +2,9 @@
 
 use std::time::{Duration, SystemTime};
 
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{LinkState, TlsFiles};
 use phi_edge_service::StoreHealth;
+use phi_edge_wire::{State, Status};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 

@@ -19,12 +19,12 @@ mod telemetry;
 use std::time::Duration;
 
 use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_rules::Rule;
 use phi_edge_service::{
     LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
 };
+use phi_edge_wire::{State, Status};
 use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;
@@ -277,7 +277,7 @@ impl<'a> App<'a> {
             self.status.clone(),
             store_health,
             link.state(),
-            link.vitals().short_connections(),
+            link.liveness().short_connections(),
             tls.clone(),
             reloaded,
         ));
@@ -302,7 +302,7 @@ impl<'a> App<'a> {
         let notifier = tokio::spawn(notify::attend(notify::Watched {
             status: self.status.subscribe(),
             link: link.state(),
-            vitals: link.vitals(),
+            liveness: link.liveness(),
             engine: pulse,
             limits: self.limits.subscribe(),
         }));

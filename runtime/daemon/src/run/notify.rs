@@ -5,9 +5,9 @@
 use std::time::Duration;
 
 use phi_edge_config::Limits;
-use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{LinkState, LinkVitals};
+use phi_edge_mqtt::{LinkLiveness, LinkState};
 use phi_edge_service::{Beat, EnginePulse};
+use phi_edge_wire::{State, Status};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
@@ -24,7 +24,7 @@ const BEYOND_GRACE: Duration = Duration::from_secs(30);
 pub(crate) struct Watched {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) link: watch::Receiver<LinkState>,
-    pub(crate) vitals: LinkVitals,
+    pub(crate) liveness: LinkLiveness,
     pub(crate) engine: EnginePulse,
     /// For `drain_grace`, which a reload may change.
     pub(crate) limits: watch::Receiver<Limits>,
@@ -35,7 +35,7 @@ pub(crate) struct Watched {
 pub(crate) async fn attend(watched: Watched) {
     let watchdog = async {
         match sd_notify::watchdog_enabled() {
-            Some(limit) => feed(limit, watched.vitals.clone(), watched.engine.clone()).await,
+            Some(limit) => feed(limit, watched.liveness.clone(), watched.engine.clone()).await,
             None => std::future::pending().await,
         }
     };
@@ -71,7 +71,7 @@ async fn tell(watched: &Watched) {
     let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
     let mut said = describe(&status.borrow(), &link.borrow());
     say(&said);
-    reached(watched.vitals.subscribed(), link.clone()).await;
+    reached(watched.liveness.subscribed(), link.clone()).await;
     let mut begins = true;
     loop {
         let now = describe(&status.borrow_and_update(), &link.borrow_and_update());
@@ -144,13 +144,13 @@ fn describe(status: &Status, link: &LinkState) -> String {
 }
 
 /// Feeds the watchdog as long as engine and link get on. The task itself proves that the runtime does.
-async fn feed(limit: Duration, link: LinkVitals, engine: EnginePulse) {
-    let mut watch = Progress::new(limit, Instant::now(), engine.read(), link.ticks());
+async fn feed(limit: Duration, link: LinkLiveness, engine: EnginePulse) {
+    let mut watch = Progress::new(limit, Instant::now(), engine.read(), link.beats());
     let mut ticks = interval(limit / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match watch.look(Instant::now(), engine.read(), link.ticks()) {
+        match watch.look(Instant::now(), engine.read(), link.beats()) {
             None => send(&[NotifyState::Watchdog]),
             Some(stuck) => tracing::error!(
                 part = stuck,

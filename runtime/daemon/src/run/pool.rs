@@ -1,8 +1,8 @@
 //! Whether the node takes part in its pool's work.
 
 use phi_edge_config::Limits;
-use phi_edge_mqtt::wire::{State, Status};
 use phi_edge_service::Service;
+use phi_edge_wire::{State, Status};
 use tokio::sync::watch;
 
 /// Holds `open` to the node's state and its queue: closed while it is not ready or its queue is full, open again when half

@@ -6,8 +6,8 @@ use std::time::SystemTime;
 use phi_edge_config::{Config, Limits};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Link;
-use phi_edge_mqtt::wire::Status;
 use phi_edge_service::{Prompts, Service, StoreHealth, Witness, Witnesses};
+use phi_edge_wire::Status;
 use tokio::sync::{mpsc, oneshot, watch};
 
 use super::pace::PaceNow;

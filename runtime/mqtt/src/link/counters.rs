@@ -1,11 +1,12 @@
 //! What the link has seen, for status and metrics.
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use serde::Serialize;
 use tokio::sync::watch;
 
-use super::vitals::Vitals;
+use super::liveness::Heartbeat;
 
 /// Numbers since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
@@ -64,7 +65,7 @@ pub(crate) struct Counters {
     pub(crate) short_connections: watch::Sender<u32>,
     /// What was sent and the broker has not answered.
     unanswered: AtomicUsize,
-    pub(crate) vitals: Vitals,
+    pub(crate) heartbeat: Arc<Heartbeat>,
 }
 
 impl Counters {
@@ -108,7 +109,7 @@ pub(crate) fn count(counter: &AtomicU64) {
 
 /// Reads the numbers while the link lives, without holding it.
 #[derive(Debug, Clone)]
-pub struct CounterReader(pub(crate) std::sync::Arc<Counters>);
+pub struct CounterReader(pub(crate) Arc<Counters>);
 
 impl CounterReader {
     /// The numbers now.

@@ -7,30 +7,30 @@
 
 mod backoff;
 mod counters;
-#[cfg(test)]
-mod edges;
-mod evidence;
-pub(crate) mod fault;
+mod epoch_gate;
+pub(crate) mod failure;
 mod flow;
-mod gate;
 mod inbox;
+mod keep_alive;
+mod liveness;
 mod options;
 mod outbox;
 mod outgoing;
 mod poller;
-mod probe;
+mod properties;
 mod quarantine;
 mod routing;
 mod session;
-mod silence;
 mod takeover;
-mod vitals;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
+use phi_edge_wire::Status;
 use rumqttc::{AsyncClient, Transport};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -40,28 +40,27 @@ use tokio::time::timeout;
 use crate::rule_topics::RuleTopics;
 use crate::tls::{TlsError, TlsFiles};
 use crate::topics::Topics;
-use crate::wire::Status;
 pub use counters::{CounterReader, LinkCounters};
+pub use liveness::LinkLiveness;
 pub(crate) use session::{INFLIGHT, MemorySession};
-pub use vitals::LinkVitals;
 
 use counters::Counters;
-use flow::Flow;
-use gate::{Epoch, Gate};
+use epoch_gate::{Epoch, EpochGate};
+use flow::FlowControl;
 use inbox::{Inbox, RuleInputs};
-use outbox::{Outbox, Watched};
+use keep_alive::KeepAliveMonitor;
+use outbox::{Outbox, OutboxInputs};
 use poller::Poller;
-use quarantine::Wait;
+use quarantine::ReconnectDelay;
 use routing::Routing;
-use silence::Silence;
-use takeover::Suspicion;
+use takeover::TakeoverDetector;
 
 /// QoS 1 messages that the broker may have under way to us, unacknowledged. All of them wait for one flush to the disk: on
 /// a card that takes 40 ms for one, this many make 6,400 messages a second, and a quarter of it would be too few for 200
 /// devices. Each may be as large as `mqtt.max_packet`. Brokers may have more under way when they resume a session.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 256;
 /// How long an orderly goodbye may take once everything is sent.
-const GOODBYE: Duration = Duration::from_secs(2);
+const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How a node is linked to its broker.
 #[derive(Debug, Clone)]
@@ -122,7 +121,7 @@ pub enum LinkState {
 
 /// What the poller tells the outbox.
 #[derive(Debug)]
-pub(crate) enum Note {
+pub(crate) enum ConnectionEvent {
     /// A connection was made.
     Up(BrokerLimits, Epoch),
     /// It has ended, and the client library has dropped what was under way.
@@ -130,7 +129,7 @@ pub(crate) enum Note {
         /// By the node's own will: nothing that was under way is to blame.
         is_deliberate: bool,
         /// Told how soon to connect again.
-        wait: oneshot::Sender<Wait>,
+        wait: oneshot::Sender<ReconnectDelay>,
     },
 }
 
@@ -198,14 +197,14 @@ impl Link {
         let (transports_tx, transports) = mpsc::channel(1);
         let offline = status
             .borrow()
-            .with(crate::wire::State::Offline, Some("connection lost".into()));
+            .with(phi_edge_wire::State::Offline, Some("connection lost".into()));
         let options = options::options(&config, &offline)?;
         // Unbounded: the outbox bounds what is under way by itself, and acknowledgements must never fail.
         let (client, events) = AsyncClient::builder(options).unbounded().build();
-        let gate = Arc::new(Gate::new(client.clone()));
+        let gate = Arc::new(EpochGate::new(client.clone()));
         let counters = Arc::new(Counters::default());
         let (received_tx, received) = mpsc::unbounded_channel();
-        let (notes_tx, notes) = mpsc::unbounded_channel();
+        let (connection_events_tx, connection_events) = mpsc::unbounded_channel();
         let (close, closing) = mpsc::channel(1);
         let (state_tx, state) = watch::channel(LinkState::Connecting);
         let broker = format!("{}:{}", config.host, config.port);
@@ -213,13 +212,13 @@ impl Link {
             events,
             gate: Arc::clone(&gate),
             received: received_tx,
-            notes: notes_tx,
+            connection_events: connection_events_tx,
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
-            flow: Flow::new(Arc::clone(&counters), config.max_packet),
-            silence: Silence::new(Arc::clone(&counters), config.keep_alive),
-            suspicion: Suspicion::new(&config, &status.borrow().boot_id, Arc::clone(&counters)),
+            flow: FlowControl::new(Arc::clone(&counters), config.max_packet),
+            keep_alive: KeepAliveMonitor::new(Arc::clone(&counters), config.keep_alive),
+            takeover: TakeoverDetector::new(&config, &status.borrow().boot_id, Arc::clone(&counters)),
             broker,
         };
         let routing = Arc::new(Routing::new());
@@ -235,7 +234,7 @@ impl Link {
             Arc::clone(&counters),
             &status.borrow().boot_id,
         );
-        let watched = Watched {
+        let outbox_inputs = OutboxInputs {
             service,
             status,
             stats,
@@ -243,7 +242,7 @@ impl Link {
             rules,
             routing,
         };
-        let outbox = Outbox::new(client, gate, config, watched, Arc::clone(&counters));
+        let outbox = Outbox::new(client, gate, config, outbox_inputs, Arc::clone(&counters));
         let seen = Arc::clone(&counters);
         Ok(Self {
             tls: tls.zip(stamp).map(parking_lot::Mutex::new),
@@ -252,8 +251,8 @@ impl Link {
             counters,
             close,
             inbox: tokio::spawn(inbox.run(received)),
-            outbox: tokio::spawn(outbox.run(replies, notes, closing)),
-            poller: tokio::spawn(async move { seen.vitals.during(Box::pin(poller.run())).await }),
+            outbox: tokio::spawn(outbox.run(replies, connection_events, closing)),
+            poller: tokio::spawn(async move { seen.heartbeat.during(Box::pin(poller.run())).await }),
         })
     }
 
@@ -290,8 +289,11 @@ impl Link {
     }
 
     /// Whether the link lives, now and later.
-    pub fn vitals(&self) -> LinkVitals {
-        LinkVitals(Arc::clone(&self.counters))
+    pub fn liveness(&self) -> LinkLiveness {
+        LinkLiveness::new(
+            Arc::clone(&self.counters.heartbeat),
+            self.counters.short_connections.subscribe(),
+        )
     }
 
     /// Waits until the broker gives this node no more requests of its pool, and those that it has given are dealt with. The
@@ -323,11 +325,11 @@ impl Link {
     pub async fn shutdown(self, limit: Duration) {
         self.inbox.abort();
         let _ = self.close.send(limit).await;
-        if timeout(limit + GOODBYE, self.outbox).await.is_err() {
+        if timeout(limit + DISCONNECT_TIMEOUT, self.outbox).await.is_err() {
             tracing::warn!("the link did not close in time");
         }
         let abort = self.poller.abort_handle();
-        if timeout(GOODBYE, self.poller).await.is_err() {
+        if timeout(DISCONNECT_TIMEOUT, self.poller).await.is_err() {
             abort.abort();
         }
     }

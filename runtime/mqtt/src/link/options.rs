@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use phi_edge_wire::Status;
 use rumqttc::{
     AckMode, Broker, IncomingPacketSizeLimit, LastWill, LastWillProperties, MqttOptions, NetworkOptions,
     PersistedAckMode, QoS,
@@ -10,7 +11,6 @@ use rumqttc::{
 use super::session::{INFLIGHT, MemorySession};
 use super::{LinkConfig, RECEIVE_MAXIMUM};
 use crate::tls::TlsError;
-use crate::wire::Status;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 

@@ -7,9 +7,9 @@ use phi_edge_service::{DeadLetter, Reply, ReplyBody, TraceParent};
 use rumqttc::PublishProperties;
 use tokio::time::Instant;
 
-use super::quarantine::Message;
+use super::properties::TRACEPARENT;
+use super::quarantine::Publication;
 use crate::topics::{Topics, brief, is_allowed_text};
-use crate::wire;
 
 /// A message and what must be known of it when the broker answers.
 #[derive(Debug, Clone)]
@@ -20,7 +20,7 @@ pub(crate) struct Outgoing {
     pub(crate) retain: bool,
     /// QoS 0.
     pub(crate) at_most_once: bool,
-    pub(crate) what: What,
+    pub(crate) kind: OutgoingKind,
     /// Names it to the service, which keeps it until it is told that the broker has it.
     pub(crate) delivery: Option<u64>,
     /// When it need not be published any more.
@@ -28,7 +28,7 @@ pub(crate) struct Outgoing {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum What {
+pub(crate) enum OutgoingKind {
     Chunk,
     /// A final reply or an error.
     Outcome {
@@ -37,7 +37,7 @@ pub(crate) enum What {
         client: Option<String>,
         trace: Option<TraceParent>,
     },
-    DeadLetter(Letter),
+    DeadLetter(DeadLetterContent),
     /// Of a rule.
     Event {
         id: String,
@@ -48,7 +48,7 @@ pub(crate) enum What {
 
 /// A dead letter by what it holds of others' making. One that can't be delivered is followed by one that holds less.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum Letter {
+pub(crate) enum DeadLetterContent {
     /// It quotes a topic or a payload, and names an id where there is one.
     Quoting(Option<String>),
     /// It quotes nothing, and names an id.
@@ -57,7 +57,7 @@ pub(crate) enum Letter {
     Plain,
 }
 
-impl Letter {
+impl DeadLetterContent {
     fn of(letter: &DeadLetter) -> Self {
         if !letter.topic.is_empty() || !letter.payload.is_empty() {
             Self::Quoting(letter.id.clone())
@@ -69,9 +69,9 @@ impl Letter {
     }
 }
 
-impl What {
+impl OutgoingKind {
     /// The word for the log and for dead letters.
-    pub(crate) fn kind(&self) -> &'static str {
+    pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Chunk => "chunk",
             Self::Outcome { .. } => "reply",
@@ -93,14 +93,14 @@ impl What {
 
 impl Outgoing {
     pub(crate) fn reply(reply: &Reply, topics: &Topics, node: &str) -> Self {
-        let outcome = |reply_id: &str| What::Outcome {
+        let outcome = |reply_id: &str| OutgoingKind::Outcome {
             id: reply.key.id.clone(),
             reply_id: reply_id.to_owned(),
             client: reply.key.client.clone(),
             trace: reply.address.traceparent.clone(),
         };
         let mut properties = json();
-        let mut topic = reply.address.topic.clone();
+        let mut topic = reply.address.topic().unwrap_or_default().to_owned();
         let mut retain = false;
         let mut at_most_once = false;
         let mut expires = None;
@@ -114,9 +114,9 @@ impl Outgoing {
             topic = topics.dead_letter();
         } else {
             properties.correlation_data = reply.address.correlation.clone().map(Bytes::from);
-            properties.user_properties = vec![("kind".into(), wire::kind(&reply.body).into())];
+            properties.user_properties = vec![("kind".into(), phi_edge_wire::reply_kind(&reply.body).into())];
             if let Some(trace) = &reply.address.traceparent {
-                let trace = (wire::TRACEPARENT.into(), trace.as_str().into());
+                let trace = (TRACEPARENT.into(), trace.as_str().into());
                 properties.user_properties.push(trace);
             }
             // A trace may go on with what a later version of its standard says, and so hold anything.
@@ -125,16 +125,16 @@ impl Outgoing {
         }
         Self {
             topic,
-            payload: wire::encode_reply(reply, node).into(),
+            payload: phi_edge_wire::encode_reply(reply, node).into(),
             properties,
             retain,
             at_most_once,
-            what: match &reply.body {
-                ReplyBody::Chunk { .. } => What::Chunk,
+            kind: match &reply.body {
+                ReplyBody::Chunk { .. } => OutgoingKind::Chunk,
                 ReplyBody::Final(answer) => outcome(&answer.reply_id),
                 ReplyBody::Error(refusal) => outcome(&refusal.reply_id),
-                ReplyBody::DeadLetter(letter) => What::DeadLetter(Letter::of(letter)),
-                ReplyBody::Event(published) => What::Event {
+                ReplyBody::DeadLetter(letter) => OutgoingKind::DeadLetter(DeadLetterContent::of(letter)),
+                ReplyBody::Event(published) => OutgoingKind::Event {
                     id: published.event.event_id.clone(),
                 },
             },
@@ -157,14 +157,14 @@ impl Outgoing {
         Some(properties)
     }
 
-    pub(crate) fn retained(topic: String, payload: Vec<u8>, what: What) -> Self {
+    pub(crate) fn retained(topic: String, payload: Vec<u8>, kind: OutgoingKind) -> Self {
         Self {
             topic,
             payload: payload.into(),
             properties: json(),
             retain: true,
             at_most_once: false,
-            what,
+            kind,
             delivery: None,
             expires: None,
         }
@@ -172,15 +172,15 @@ impl Outgoing {
 
     /// What may be told of the message wherever: nothing of its topic's or its payload's text.
     pub(crate) fn facts(&self) -> String {
-        let client = match &self.what {
-            What::Outcome {
+        let client = match &self.kind {
+            OutgoingKind::Outcome {
                 client: Some(client), ..
             } => format!(" to client \"{}\"", brief(client)),
             _ => String::new(),
         };
         format!(
             "the {}{client} of {} bytes can't be delivered on its topic of {} levels and {} bytes",
-            self.what.kind(),
+            self.kind.label(),
             self.payload.len(),
             self.topic.split('/').count(),
             self.topic.len(),
@@ -202,7 +202,7 @@ impl Outgoing {
     }
 }
 
-impl Message for Outgoing {
+impl Publication for Outgoing {
     fn destination(&self) -> u64 {
         destination(&self.topic)
     }
@@ -216,7 +216,7 @@ impl Message for Outgoing {
     }
 
     fn is_latest_only(&self) -> bool {
-        self.what == What::Stats
+        self.kind == OutgoingKind::Stats
     }
 
     fn is_same(&self, other: &Self) -> bool {
@@ -247,7 +247,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn the_broker_is_told_what_is_left_of_an_expiry() {
-        let mut event = Outgoing::retained("t".into(), Vec::new(), What::Stats);
+        let mut event = Outgoing::retained("t".into(), Vec::new(), OutgoingKind::Stats);
         assert_eq!(
             event.properties_now().map(|it| it.message_expiry_interval),
             Some(None)

@@ -10,32 +10,32 @@ use rumqttc::{
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
-use super::backoff::{AT_ONCE, Backoff};
+use super::backoff::{Backoff, QUICK_RECONNECT_DELAY};
 use super::counters::{Counters, count, count_of};
-use super::fault::Fault;
-use super::flow::Flow;
-use super::gate::{Epoch, Gate};
-use super::quarantine::Wait;
+use super::epoch_gate::{Epoch, EpochGate};
+use super::failure::ConnectionFailure;
+use super::flow::FlowControl;
+use super::keep_alive::KeepAliveMonitor;
+use super::quarantine::ReconnectDelay;
 use super::session::INFLIGHT;
-use super::silence::Silence;
-use super::takeover::Suspicion;
-use super::{BrokerLimits, LinkState, Note};
+use super::takeover::TakeoverDetector;
+use super::{BrokerLimits, ConnectionEvent, LinkState};
 
 /// Bytes of QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
-const QOS0_WAITING: u64 = 8 << 20;
+const MAX_QOS0_BYTES: u64 = 8 << 20;
 /// How long the outbox may take to tell what it makes of a connection's end.
-const ANSWER: Duration = Duration::from_secs(1);
+const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
 /// What a message counts for beyond its payload.
-const QOS0_EACH: u64 = 512;
+const QOS0_OVERHEAD_BYTES: u64 = 512;
 
 /// What a QoS 0 message counts for while it waits.
 pub(crate) fn qos0_size(publish: &Publish) -> u64 {
-    QOS0_EACH + publish.payload.len() as u64
+    QOS0_OVERHEAD_BYTES + publish.payload.len() as u64
 }
 
 /// A message and the connection it came by.
 #[derive(Debug)]
-pub(crate) struct Received {
+pub(crate) struct IncomingPublish {
     pub(crate) epoch: Epoch,
     pub(crate) publish: Publish,
     /// When it came off the network: its time counts from then.
@@ -44,16 +44,16 @@ pub(crate) struct Received {
 
 pub(crate) struct Poller {
     pub(crate) events: EventLoop,
-    pub(crate) gate: Arc<Gate>,
-    pub(crate) received: mpsc::UnboundedSender<Received>,
-    pub(crate) notes: mpsc::UnboundedSender<Note>,
+    pub(crate) gate: Arc<EpochGate>,
+    pub(crate) received: mpsc::UnboundedSender<IncomingPublish>,
+    pub(crate) connection_events: mpsc::UnboundedSender<ConnectionEvent>,
     pub(crate) state: watch::Sender<LinkState>,
     pub(crate) counters: Arc<Counters>,
     /// With renewed certificates.
     pub(crate) transports: mpsc::Receiver<Transport>,
-    pub(crate) flow: Flow,
-    pub(crate) silence: Silence,
-    pub(crate) suspicion: Suspicion,
+    pub(crate) flow: FlowControl,
+    pub(crate) keep_alive: KeepAliveMonitor,
+    pub(crate) takeover: TakeoverDetector,
     /// For the log.
     pub(crate) broker: String,
 }
@@ -68,7 +68,7 @@ impl Poller {
                 event = self.events.poll() => event,
                 Some(transport) = self.transports.recv() => {
                     self.clear();
-                    self.lost(true).await;
+                    self.connection_lost(true).await;
                     since = None;
                     self.events.options.set_transport(transport);
                     tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
@@ -76,35 +76,35 @@ impl Poller {
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
                 }
-                never = self.suspicion.attend(since.unwrap_or_else(Instant::now)), if since.is_some() => match never {},
-                () = self.flow.room(), if self.flow.sheds() && since.is_some() => {
+                never = self.takeover.watch(since.unwrap_or_else(Instant::now)), if since.is_some() => match never {},
+                () = self.flow.wait_for_room(), if self.flow.is_deferring() && since.is_some() => {
                     self.clear();
-                    self.lost(true).await;
+                    self.connection_lost(true).await;
                     since = None;
-                    self.flow.reconnects();
+                    self.flow.reset();
                     tracing::info!(broker = self.broker, "reconnecting for what was left to the broker");
                     let reason = "what was left to the broker is fetched".to_owned();
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
                 }
-                () = self.silence.too_long(), if since.is_some() => {
+                () = self.keep_alive.expired(), if since.is_some() => {
                     self.clear();
                     let reason = "the broker has fallen silent".to_owned();
                     let lived = since.take().map(|since| since.elapsed());
-                    let wait = backoff.after_loss(lived, self.lost(false).await);
+                    let wait = backoff.after_loss(lived, self.connection_lost(false).await);
                     self.log_down(&reason, wait, backoff.failures());
                     self.down(LinkState::Down { reason }, wait).await;
                     continue;
                 }
             };
             if matches!(event, Ok(Event::Incoming(_)) | Err(_)) {
-                self.silence.broken();
+                self.keep_alive.reset();
             }
             match event {
                 Ok(Event::Incoming(Packet::ConnAck(connack))) => {
                     since = Some(Instant::now());
-                    self.suspicion.connected();
-                    self.flow.reconnects();
+                    self.takeover.connected();
+                    self.flow.reset();
                     self.up(&connack);
                 }
                 Ok(Event::Incoming(Packet::Publish(publish))) => self.hand_on(publish),
@@ -112,23 +112,24 @@ impl Poller {
                 Err(error) => {
                     let lived = since.take().map(|since| since.elapsed());
                     self.clear();
-                    let ended = self.lost(false).await;
+                    let ended = self.connection_lost(false).await;
                     // What a message is likely to have ended says nothing of the path.
-                    self.suspicion.ended(lived.filter(|_| ended == Wait::Backoff));
-                    match Fault::of(&error) {
-                        Fault::Closed => break self.end(LinkState::Closed),
-                        Fault::TakenOver => break self.taken_over(),
-                        Fault::Dropped | Fault::Reset => {
+                    self.takeover
+                        .ended(lived.filter(|_| ended == ReconnectDelay::Backoff));
+                    match ConnectionFailure::classify(&error) {
+                        ConnectionFailure::Closed => break self.end(LinkState::Closed),
+                        ConnectionFailure::TakenOver => break self.taken_over(),
+                        ConnectionFailure::Dropped | ConnectionFailure::Reset => {
                             let reason = "the broker closed the connection".to_owned();
                             let wait = backoff.after_loss(lived, ended);
                             self.log_down(&reason, wait, backoff.failures());
                             self.down(LinkState::Down { reason }, Duration::ZERO).await;
-                            let in_trials = ended == Wait::Short;
-                            if self.suspicion.is_taken_over(lived, wait, in_trials).await {
+                            let in_trials = ended == ReconnectDelay::Short;
+                            if self.takeover.is_taken_over(lived, wait, in_trials).await {
                                 break self.taken_over();
                             }
                         }
-                        Fault::Refused(reason) => {
+                        ConnectionFailure::Refused(reason) => {
                             let wait = Backoff::refused();
                             tracing::error!(
                                 broker = self.broker,
@@ -138,7 +139,7 @@ impl Poller {
                             );
                             self.down(LinkState::Refused { reason }, wait).await;
                         }
-                        Fault::Down(reason) => {
+                        ConnectionFailure::Down(reason) => {
                             let wait = backoff.after_loss(lived, ended);
                             self.log_down(&reason, wait, backoff.failures());
                             self.down(LinkState::Down { reason }, wait).await;
@@ -175,19 +176,21 @@ impl Poller {
             session_present = connack.session_present,
             "connected"
         );
-        let _ = self.notes.send(Note::Up(limits, self.gate.epoch()));
+        let _ = self
+            .connection_events
+            .send(ConnectionEvent::Up(limits, self.gate.epoch()));
         self.state.send_replace(LinkState::Up);
     }
 
     fn hand_on(&mut self, publish: Publish) {
         count(&self.counters.received);
-        if !self.flow.takes(&publish) {
+        if !self.flow.accepts(&publish) {
             return;
         }
         if publish.qos == QoS::AtMostOnce {
             let size = qos0_size(&publish);
             let waiting = self.counters.qos0_waiting.fetch_add(size, Ordering::Relaxed);
-            if waiting + size > QOS0_WAITING {
+            if waiting + size > MAX_QOS0_BYTES {
                 self.counters.qos0_waiting.fetch_sub(size, Ordering::Relaxed);
                 count(&self.counters.unanswerable);
                 // One line for a flood of them.
@@ -199,7 +202,7 @@ impl Poller {
         }
         let epoch = self.gate.epoch();
         // An error: the inbox has ended, and the broker keeps the message for the next start.
-        let received = Received {
+        let received = IncomingPublish {
             epoch,
             publish,
             arrived: Instant::now(),
@@ -222,12 +225,17 @@ impl Poller {
     }
 
     /// Tells the outbox that there is no connection any more; how soon there should be one.
-    async fn lost(&self, is_deliberate: bool) -> Wait {
+    async fn connection_lost(&self, is_deliberate: bool) -> ReconnectDelay {
         let (wait, answer) = oneshot::channel();
-        let _ = self.notes.send(Note::Down { is_deliberate, wait });
+        let _ = self
+            .connection_events
+            .send(ConnectionEvent::Down { is_deliberate, wait });
         // No answer: the link is being closed.
-        let answer = timeout(ANSWER, answer).await;
-        answer.ok().and_then(Result::ok).unwrap_or(Wait::Backoff)
+        let answer = timeout(OUTBOX_TIMEOUT, answer).await;
+        answer
+            .ok()
+            .and_then(Result::ok)
+            .unwrap_or(ReconnectDelay::Backoff)
     }
 
     async fn down(&self, state: LinkState, wait: Duration) {
@@ -247,7 +255,7 @@ impl Poller {
     /// The first failure and every tenth, but none that a message is likely to blame for (the outbox tells of that): a broker that is away for a week must not fill the log.
     fn log_down(&self, reason: &str, wait: Duration, failures: u32) {
         let retry_s = wait.as_secs_f64();
-        if failures % 10 == 1 && wait > AT_ONCE {
+        if failures % 10 == 1 && wait > QUICK_RECONNECT_DELAY {
             tracing::warn!(broker = self.broker, reason, retry_s, failures, "no connection");
         } else {
             tracing::debug!(broker = self.broker, reason, retry_s, failures, "no connection");
@@ -257,13 +265,13 @@ impl Poller {
 
 #[cfg(test)]
 mod tests {
+    use phi_edge_wire::{State, Status};
     use rumqttc::{AsyncClient, PublishOptions};
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
     use tokio::time::{sleep, timeout};
 
     use super::*;
-    use crate::link::{LinkConfig, edges, options};
-    use crate::wire::{State, Status};
+    use crate::link::{LinkConfig, options, tests};
 
     const KEEP_ALIVE: Duration = Duration::from_secs(10);
     /// CONNACK without properties.
@@ -273,7 +281,7 @@ mod tests {
     async fn a_broker_that_answers_nothing_is_missed_while_something_is_sent() {
         let config = LinkConfig {
             keep_alive: KEEP_ALIVE,
-            ..edges::config(1883)
+            ..tests::config(1883)
         };
         let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
         // It takes whatever comes and says nothing but its CONNACK.
@@ -293,20 +301,20 @@ mod tests {
         let (client, events) = AsyncClient::builder(options).unbounded().build();
         let counters = Arc::new(Counters::default());
         let (received, _messages) = mpsc::unbounded_channel();
-        let (notes, _notes) = mpsc::unbounded_channel();
+        let (connection_events, _connection_events) = mpsc::unbounded_channel();
         let (state_tx, mut state) = watch::channel(LinkState::Connecting);
         let (_transports, transports) = mpsc::channel(1);
         let poller = Poller {
             events,
-            gate: Arc::new(Gate::new(client.clone())),
+            gate: Arc::new(EpochGate::new(client.clone())),
             received,
-            notes,
+            connection_events,
             state: state_tx,
             counters: Arc::clone(&counters),
             transports,
-            flow: Flow::new(Arc::clone(&counters), config.max_packet),
-            silence: Silence::new(Arc::clone(&counters), KEEP_ALIVE),
-            suspicion: Suspicion::new(&config, "boot", Arc::clone(&counters)),
+            flow: FlowControl::new(Arc::clone(&counters), config.max_packet),
+            keep_alive: KeepAliveMonitor::new(Arc::clone(&counters), KEEP_ALIVE),
+            takeover: TakeoverDetector::new(&config, "boot", Arc::clone(&counters)),
             broker: "localhost:1883".into(),
         };
         let poller = tokio::spawn(poller.run());

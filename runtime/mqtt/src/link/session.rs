@@ -11,14 +11,14 @@ use std::pin::Pin;
 use rumqttc::{PersistedAckMode, PersistedSession, SessionStore, SessionStoreError, SessionStoreKey};
 
 /// What the library's trait returns; it does not export its own name for it.
-type Answer<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
+type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
 
 /// QoS 1 messages that the library may have under way. It looks at every place for one at each change of its record, so
 /// that with the protocol's limit of 65,535 it did nothing else.
 pub(crate) const INFLIGHT: u16 = 64;
 
 /// The version of the library's record.
-const FORMAT: u16 = 1;
+const RECORD_FORMAT: u16 = 1;
 
 #[derive(Debug)]
 pub(crate) struct MemorySession {
@@ -38,7 +38,7 @@ impl MemorySession {
 
     fn empty(&self, client_id: &str) -> PersistedSession {
         PersistedSession {
-            format_version: FORMAT,
+            format_version: RECORD_FORMAT,
             client_id: client_id.to_owned(),
             clean_start: false,
             session_expiry_interval: Some(self.session_expiry),
@@ -57,21 +57,21 @@ impl MemorySession {
 }
 
 impl SessionStore for MemorySession {
-    fn load<'a>(&'a self, key: &'a SessionStoreKey) -> Answer<'a, Option<PersistedSession>> {
+    fn load<'a>(&'a self, key: &'a SessionStoreKey) -> StoreFuture<'a, Option<PersistedSession>> {
         Box::pin(async {
             let record = self.record().clone();
             Ok(Some(record.unwrap_or_else(|| self.empty(key.client_id()))))
         })
     }
 
-    fn save<'a>(&'a self, _: &'a SessionStoreKey, session: &'a PersistedSession) -> Answer<'a, ()> {
+    fn save<'a>(&'a self, _: &'a SessionStoreKey, session: &'a PersistedSession) -> StoreFuture<'a, ()> {
         Box::pin(async {
             *self.record() = Some(session.clone());
             Ok(())
         })
     }
 
-    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> Answer<'a, ()> {
+    fn clear<'a>(&'a self, _: &'a SessionStoreKey) -> StoreFuture<'a, ()> {
         Box::pin(async {
             *self.record() = None;
             Ok(())

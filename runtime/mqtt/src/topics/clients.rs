@@ -3,7 +3,7 @@
 use std::collections::{HashSet, VecDeque};
 
 /// The most names; beyond them the one that was first heard longest ago is forgotten.
-const NAMES: usize = 16_384;
+const MAX_NAMES: usize = 16_384;
 
 /// The names of clients that have asked or cancelled on a topic of their own, which their replies are below.
 #[derive(Debug, Default)]
@@ -18,7 +18,7 @@ impl KnownClients {
         if self.names.contains(name) {
             return;
         }
-        if self.order.len() >= NAMES
+        if self.order.len() >= MAX_NAMES
             && let Some(oldest) = self.order.pop_front()
         {
             self.names.remove(&oldest);
@@ -40,11 +40,11 @@ mod tests {
     #[test]
     fn names_are_bounded_and_the_oldest_goes() {
         let mut known = KnownClients::default();
-        for n in 0..=NAMES {
+        for n in 0..=MAX_NAMES {
             known.note(&n.to_string());
             known.note("1");
         }
-        assert!(!known.contains("0") && known.contains("1") && known.contains(&NAMES.to_string()));
-        assert_eq!((known.names.len(), known.order.len()), (NAMES, NAMES));
+        assert!(!known.contains("0") && known.contains("1") && known.contains(&MAX_NAMES.to_string()));
+        assert_eq!((known.names.len(), known.order.len()), (MAX_NAMES, MAX_NAMES));
     }
 }

@@ -2,8 +2,10 @@
 
 use std::fmt;
 
+use phi_edge_wire::is_interchange_char;
+
 /// The most characters of a topic that a message quotes.
-const QUOTED: usize = 80;
+const MAX_QUOTED_CHARS: usize = 80;
 
 /// The reason why brokers do not take a topic. It tells where and what, and never quotes the whole topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,7 +70,7 @@ pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
     if topic.starts_with('$') {
         return Err(TopicFault::Reserved);
     }
-    let bad = |c: &(usize, char)| matches!(c.1, '+' | '#') || !is_allowed_char(c.1);
+    let bad = |c: &(usize, char)| matches!(c.1, '+' | '#') || !is_interchange_char(c.1);
     if let Some((at, character)) = topic.char_indices().find(bad) {
         return Err(TopicFault::Character { character, at });
     }
@@ -85,30 +87,23 @@ pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
 /// Whether brokers take a text as one of MQTT's strings: mosquitto ends the connection of a client that sends a control
 /// character or a non-character in one, as MQTT 5, section 1.5.4 lets it.
 pub(crate) fn is_allowed_text(text: &str) -> bool {
-    u16::try_from(text.len()).is_ok() && text.chars().all(is_allowed_char)
-}
-
-/// Whether a character is none that MQTT lets a receiver refuse.
-pub(crate) fn is_allowed_char(character: char) -> bool {
-    let code = u32::from(character);
-    let non_character = (0xFDD0..=0xFDEF).contains(&code) || code & 0xFFFE == 0xFFFE;
-    !character.is_control() && !non_character
+    u16::try_from(text.len()).is_ok() && text.chars().all(is_interchange_char)
 }
 
 /// The beginning of a text with everything escaped that a log or a message had better not hold.
 pub(crate) fn brief(text: &str) -> String {
     let mut quoted: String = text
         .chars()
-        .take(QUOTED)
+        .take(MAX_QUOTED_CHARS)
         .flat_map(|character| {
             let plain =
-                is_allowed_char(character) && character.is_ascii() && !matches!(character, '"' | '\\');
+                is_interchange_char(character) && character.is_ascii() && !matches!(character, '"' | '\\');
             let escaped = (!plain).then(|| character.escape_default());
             let kept = plain.then_some(character);
             kept.into_iter().chain(escaped.into_iter().flatten())
         })
         .collect();
-    if text.chars().nth(QUOTED).is_some() {
+    if text.chars().nth(MAX_QUOTED_CHARS).is_some() {
         quoted.push('…');
     }
     quoted
@@ -180,7 +175,7 @@ mod tests {
         fn quotes_are_short_and_plain(text in any::<String>()) {
             let quoted = brief(&text);
             prop_assert!(quoted.chars().all(|c| (' '..='~').contains(&c) || c == '…'), "{quoted}");
-            prop_assert!(quoted.chars().count() <= QUOTED * 10 + 1);
+            prop_assert!(quoted.chars().count() <= MAX_QUOTED_CHARS * 10 + 1);
         }
 
         #[test]

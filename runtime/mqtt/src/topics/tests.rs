@@ -36,21 +36,31 @@ fn filters_match_as_the_standard_says() {
 fn inbound_topics_are_told_apart() {
     let t = topics().in_pool("phi-edge/v1/pool", "plant");
     for (topic, kind, scope, client) in [
-        ("phi-edge/v1/box/request", Kind::Request, Scope::Node, None),
+        ("phi-edge/v1/box/request", InboundKind::Request, Scope::Node, None),
         (
             "phi-edge/v1/box/request/till-3",
-            Kind::Request,
+            InboundKind::Request,
             Scope::Node,
             Some("till-3"),
         ),
-        ("phi-edge/v1/box/cancel/x", Kind::Cancel, Scope::Node, Some("x")),
+        (
+            "phi-edge/v1/box/cancel/x",
+            InboundKind::Cancel,
+            Scope::Node,
+            Some("x"),
+        ),
         (
             "phi-edge/v1/pool/plant/request/x",
-            Kind::Request,
+            InboundKind::Request,
             Scope::Pool,
             Some("x"),
         ),
-        ("phi-edge/v1/pool/plant/cancel", Kind::Cancel, Scope::Pool, None),
+        (
+            "phi-edge/v1/pool/plant/cancel",
+            InboundKind::Cancel,
+            Scope::Pool,
+            None,
+        ),
     ] {
         assert_eq!(t.inbound(topic), Some(Inbound { kind, scope, client }), "{topic}");
     }
@@ -74,8 +84,8 @@ fn a_client_has_a_name_of_bounded_length() {
         t.inbound(&topic).expect("a request").misnamed()
     };
     assert_eq!(misnamed("till-3"), None);
-    assert_eq!(misnamed(&"c".repeat(CLIENT)), None);
-    assert!(misnamed(&"c".repeat(CLIENT + 1)).is_some());
+    assert_eq!(misnamed(&"c".repeat(MAX_CLIENT_BYTES)), None);
+    assert!(misnamed(&"c".repeat(MAX_CLIENT_BYTES + 1)).is_some());
     assert!(misnamed("").is_some());
     assert_eq!(
         t.inbound("phi-edge/v1/box/request").and_then(|i| i.misnamed()),

@@ -115,7 +115,7 @@ pub(crate) unsafe fn attend(
     }
     workers.each(rows.len() * heads.keys, store)?;
     workers.each(rows.len() * heads.keys * parts, |at| {
-        attend(at / parts, at % parts)
+        attend(at / parts, at % parts);
     })
 }
 

@@ -290,7 +290,7 @@ impl Shared {
                     let letter = DeadLetter {
                         reason: ErrorCode::Internal.as_str().to_owned(),
                         message: message.clone(),
-                        topic: job.reply.topic.clone(),
+                        topic: job.reply.topic().unwrap_or_default().to_owned(),
                         id: Some(job.key.id.clone()),
                         payload: DeadLetter::beginning(text.as_bytes()),
                         bytes: job.payload_bytes.unwrap_or(text.len()),

@@ -14,7 +14,7 @@ use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling,
 use phi_edge_models::{Message, Role};
 use phi_edge_service::{
     EngineCommand, EngineHandle, EngineInfo, JobKey, LastEnd, NewJob, Priority, Prompts, Refusal, Reply,
-    ReplyAddress, ReplyBody, Service, ServiceConfig, Sink, Store, StoreConfig,
+    ReplyAddress, ReplyBody, ReplyTarget, Service, ServiceConfig, Sink, Store, StoreConfig,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -179,7 +179,7 @@ pub fn job(id: &str) -> NewJob {
         deadline: None,
         session: None,
         reply: ReplyAddress {
-            topic: format!("replies/{id}"),
+            target: ReplyTarget::Topic(format!("replies/{id}")),
             correlation: Some(vec![1, 2]),
             traceparent: None,
         },

@@ -3,22 +3,22 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use phi_edge_wire::{State, Status};
 use rumqttc::AsyncClient;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
 
 use super::*;
-use crate::link::gate::Gate;
-use crate::link::poller::{Poller, Received};
-use crate::link::silence::Silence;
-use crate::link::takeover::Suspicion;
-use crate::link::{LinkConfig, LinkState, edges, options};
-use crate::wire::{State, Status};
+use crate::link::epoch_gate::EpochGate;
+use crate::link::keep_alive::KeepAliveMonitor;
+use crate::link::poller::{IncomingPublish, Poller};
+use crate::link::takeover::TakeoverDetector;
+use crate::link::{LinkConfig, LinkState, options, tests};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
 const PAYLOAD: usize = 1000;
-const EACH_SIZE: u64 = EACH + PAYLOAD as u64;
+const EACH_SIZE: u64 = MESSAGE_OVERHEAD_BYTES + PAYLOAD as u64;
 const PATIENCE: Duration = Duration::from_mins(5);
 
 /// A broker with QoS 1 messages for its only client: each connection gets all that are not acknowledged, in order.
@@ -102,18 +102,18 @@ async fn packet(reader: &mut (impl tokio::io::AsyncRead + Unpin)) -> Option<(u8,
 struct Bench {
     broker: Arc<Broker>,
     counters: Arc<Counters>,
-    gate: Arc<Gate>,
-    received: mpsc::UnboundedReceiver<Received>,
+    gate: Arc<EpochGate>,
+    received: mpsc::UnboundedReceiver<IncomingPublish>,
     state: watch::Receiver<LinkState>,
     _open: Box<dyn std::any::Any>,
 }
 
 /// A poller with room for `most` bytes, connected to a broker with so many messages for it.
-fn bench(messages: u16, most: u64) -> Bench {
+fn bench(messages: u16, limit: u64) -> Bench {
     let broker = Broker::with(messages);
     let config = LinkConfig {
         keep_alive: KEEP_ALIVE,
-        ..edges::config(1883)
+        ..tests::config(1883)
     };
     let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
     let served = Arc::clone(&broker);
@@ -128,21 +128,21 @@ fn bench(messages: u16, most: u64) -> Bench {
     let (client, events) = AsyncClient::builder(options).unbounded().build();
     let counters = Arc::new(Counters::default());
     let (received_tx, received) = mpsc::unbounded_channel();
-    let (notes, open_notes) = mpsc::unbounded_channel();
+    let (connection_events, open_notes) = mpsc::unbounded_channel();
     let (state_tx, state) = watch::channel(LinkState::Connecting);
     let (transports_tx, transports) = mpsc::channel(1);
-    let gate = Arc::new(Gate::new(client.clone()));
+    let gate = Arc::new(EpochGate::new(client.clone()));
     let poller = Poller {
         events,
         gate: Arc::clone(&gate),
         received: received_tx,
-        notes,
+        connection_events,
         state: state_tx,
         counters: Arc::clone(&counters),
         transports,
-        flow: Flow::bounded(Arc::clone(&counters), most),
-        silence: Silence::new(Arc::clone(&counters), KEEP_ALIVE),
-        suspicion: Suspicion::new(&config, "boot", Arc::clone(&counters)),
+        flow: FlowControl::bounded(Arc::clone(&counters), limit),
+        keep_alive: KeepAliveMonitor::new(Arc::clone(&counters), KEEP_ALIVE),
+        takeover: TakeoverDetector::new(&config, "boot", Arc::clone(&counters)),
         broker: "localhost:1883".into(),
     };
     let poller = tokio::spawn(poller.run());
@@ -175,11 +175,11 @@ impl Bench {
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_bounded_and_all_of_it_comes_in_the_end() {
     for (messages, room) in [(40, 8), (40, 1), (9, 40)] {
-        let most = room * EACH_SIZE;
-        let mut bench = bench(messages, most);
+        let limit = room * EACH_SIZE;
+        let mut bench = bench(messages, limit);
         let mut first = Vec::new();
         while bench.broker.left() > 0 {
-            assert!(bench.held() <= most, "{} of {most}", bench.held());
+            assert!(bench.held() <= limit, "{} of {limit}", bench.held());
             if let Ok(received) = timeout(Duration::from_secs(1), bench.deal()).await
                 && first.last().is_none_or(|last| *last < received)
             {

@@ -1,7 +1,7 @@
 //! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
 
-mod names;
 mod refuse;
+mod request_ids;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,9 +10,8 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use phi_edge_rules::RuleMessage;
-use phi_edge_service::{
-    JobKey, NewJob, Observed, Receipt, ReplyAddress, ReplyBody, Sampling, Service, TraceParent,
-};
+use phi_edge_service::{JobKey, Observed, Receipt, ReplyAddress, ReplyBody, ReplyTarget, Service};
+use phi_edge_wire::{Envelope, Payload, parse_cancel, parse_request};
 use rumqttc::{Publish, QoS};
 use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
@@ -20,28 +19,28 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use super::counters::{Counters, count};
+use super::epoch_gate::EpochGate;
 use super::flow;
-use super::gate::Gate;
-use super::poller::{Received, qos0_size};
+use super::poller::{IncomingPublish, qos0_size};
+use super::properties::{subscriptions, traceparent};
 use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
-use crate::topics::{Inbound, Kind, KnownClients, Scope, Topics};
-use crate::wire::{Parsed, Payload, TRACEPARENT, parse_cancel, parse_request};
-use names::{Names, receipt};
-use refuse::Refused;
+use crate::topics::{Inbound, InboundKind, KnownClients, Scope, Topics};
+use refuse::RequestRefusal;
+use request_ids::{RequestIds, receipt};
 
 /// Replies that may wait to be sent before further messages are looked at.
-const REPLIES_WAITING: usize = 1024;
+const MAX_REPLIES_WAITING: usize = 1024;
 
 pub(crate) struct Inbox {
     topics: Topics,
     limits: watch::Receiver<RequestLimits>,
     service: watch::Receiver<Option<Service>>,
     rules: RuleInputs,
-    gate: Arc<Gate>,
+    gate: Arc<EpochGate>,
     counters: Arc<Counters>,
-    names: Names,
+    ids: RequestIds,
     clients: KnownClients,
 }
 
@@ -52,27 +51,27 @@ pub(crate) struct RuleInputs {
 }
 
 /// A message that has not been dealt with; it is acknowledged in its turn when it is.
-struct Pending {
-    received: Received,
+struct PendingAck {
+    received: IncomingPublish,
     /// What it counts for until then.
     size: u64,
-    done: Done,
+    handling: Handling,
 }
 
 /// When a message is dealt with.
-enum Done {
+enum Handling {
     /// Already.
-    Now,
+    Done,
     /// When a task has ended.
     Task(JoinHandle<()>),
     /// When it is stored.
     Stored(Observed),
     /// A fence: when it is stored what lies before it and what behind.
-    Fenced(Observed),
+    FenceStored(Observed),
 }
 
 /// A request as far as MQTT tells.
-struct Request<'a> {
+struct IncomingRequest<'a> {
     client: Option<&'a str>,
     /// Why `client` names none, if so.
     misnamed: Option<String>,
@@ -91,7 +90,7 @@ impl Inbox {
         service: watch::Receiver<Option<Service>>,
         rules: RuleInputs,
         limits: watch::Receiver<RequestLimits>,
-        gate: Arc<Gate>,
+        gate: Arc<EpochGate>,
         counters: Arc<Counters>,
         boot_id: &str,
     ) -> Self {
@@ -102,13 +101,13 @@ impl Inbox {
             rules,
             gate,
             counters,
-            names: Names::new(boot_id),
+            ids: RequestIds::new(boot_id),
             clients: KnownClients::default(),
         }
     }
 
     /// Takes messages in their order. Many may wait for the disk together: one flush serves them all.
-    pub(crate) async fn run(mut self, mut received: mpsc::UnboundedReceiver<Received>) {
+    pub(crate) async fn run(mut self, mut received: mpsc::UnboundedReceiver<IncomingPublish>) {
         // While the model loads, requests wait here and, beyond the receive maximum, in the broker.
         let service = match self.service.wait_for(Option::is_some).await {
             Ok(service) => service.clone(),
@@ -117,13 +116,13 @@ impl Inbox {
         let Some(service) = service else { return };
         self.rules.routing.restore(&service);
         let mut stats = service.watch_stats();
-        let mut pending: VecDeque<Pending> = VecDeque::new();
+        let mut pending: VecDeque<PendingAck> = VecDeque::new();
         loop {
-            let room = pending.len() < usize::from(RECEIVE_MAXIMUM);
+            let has_room = pending.len() < usize::from(RECEIVE_MAXIMUM);
             tokio::select! {
                 () = first_done(&mut pending) => {
-                    if let Some(Pending { received, size, done }) = pending.pop_front() {
-                        if let Done::Fenced(_) = done {
+                    if let Some(PendingAck { received, size, handling }) = pending.pop_front() {
+                        if let Handling::FenceStored(_) = handling {
                             self.rules.routing.noted();
                         }
                         self.gate.acknowledge(received.epoch, &received.publish);
@@ -131,7 +130,7 @@ impl Inbox {
                         self.counters.dealt_with.send_modify(|messages| *messages += 1);
                     }
                 }
-                next = received.recv(), if room => {
+                next = received.recv(), if has_room => {
                     let Some(mut received) = next else { break };
                     let mut size = flow::size(&received.publish);
                     if received.publish.qos == QoS::AtMostOnce {
@@ -140,16 +139,16 @@ impl Inbox {
                         self.counters.qos0_waiting.fetch_sub(waited, Ordering::Relaxed);
                     }
                     // A flood of what is refused must not become a flood of replies in memory.
-                    if stats.wait_for(|stats| stats.outcomes_waiting < REPLIES_WAITING).await.is_err() {
+                    if stats.wait_for(|stats| stats.outcomes_waiting < MAX_REPLIES_WAITING).await.is_err() {
                         return;
                     }
                     if self.rules.routing.enters(received.epoch.session()) {
                         service.forget_receipts();
                     }
-                    let done = self.handle(&received.publish, received.arrived, &service);
+                    let handling = self.handle(&received.publish, received.arrived, &service);
                     // What is still needed of it is elsewhere: here it only waits to be acknowledged.
                     received.publish.payload = Bytes::new();
-                    pending.push_back(Pending { received, size, done });
+                    pending.push_back(PendingAck { received, size, handling });
                 }
             }
         }
@@ -157,16 +156,16 @@ impl Inbox {
 
     /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
     /// message may be acknowledged.
-    fn handle(&mut self, publish: &Publish, arrived: Instant, service: &Service) -> Done {
+    fn handle(&mut self, publish: &Publish, arrived: Instant, service: &Service) -> Handling {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
             .ok()
             .and_then(|topic| Some((topic, topics.inbound(topic)?)));
         let Some((topic, inbound)) = inbound else {
-            return self.observe(publish, service);
+            return self.ingest(publish, service);
         };
         if self.rules.topics.borrow().is_second_copy(subscriptions(publish)) {
-            return Done::Now;
+            return Handling::Done;
         }
         if let Some(client) = inbound.client
             && inbound.misnamed().is_none()
@@ -174,11 +173,11 @@ impl Inbox {
             self.clients.note(client);
         }
         match inbound.kind {
-            Kind::Request => {
+            InboundKind::Request => {
                 let properties = publish.properties.as_ref();
                 let correlation = properties.and_then(|p| p.correlation_data.as_ref());
                 let response_topic = properties.and_then(|p| p.response_topic.as_deref());
-                let request = Request {
+                let request = IncomingRequest {
                     client: inbound.client,
                     misnamed: inbound.misnamed(),
                     scope: inbound.scope,
@@ -189,19 +188,19 @@ impl Inbox {
                     correlation: correlation.map(|data| data.to_vec()),
                     receipt: receipt(publish),
                 };
-                Done::Task(self.request(&request, service))
+                Handling::Task(self.request(&request, service))
             }
-            Kind::Cancel => {
+            InboundKind::Cancel => {
                 self.cancel(&inbound, publish, service);
-                Done::Now
+                Handling::Done
             }
         }
     }
 
     /// Hands a message to the rules that take it.
-    fn observe(&self, publish: &Publish, service: &Service) -> Done {
+    fn ingest(&self, publish: &Publish, service: &Service) -> Handling {
         let Ok(topic) = std::str::from_utf8(&publish.topic) else {
-            return Done::Now;
+            return Handling::Done;
         };
         if topic == self.topics.status()
             && let Some(fence) = self.rules.routing.fence(publish)
@@ -210,24 +209,24 @@ impl Inbox {
                 .rules
                 .routing
                 .pass(fence, service)
-                .map_or(Done::Now, Done::Fenced);
+                .map_or(Handling::Done, Handling::FenceStored);
         }
         if self.topics.is_own(topic) {
             tracing::debug!(
                 topic,
                 "a message on a topic of our own is not taken for a machine's"
             );
-            return Done::Now;
+            return Handling::Done;
         }
         if !self.rules.routing.counts(topic, subscriptions(publish)) {
             // Remembered: under other subscriptions it might count when it comes again.
             service.dismiss(receipt(publish));
-            return Done::Now;
+            return Handling::Done;
         }
         let takers = self.rules.topics.borrow().takers(topic);
         if takers.is_empty() {
             tracing::debug!(topic, "a message that no rule takes is ignored");
-            return Done::Now;
+            return Handling::Done;
         }
         let message = RuleMessage {
             topic: topic.to_owned(),
@@ -236,7 +235,7 @@ impl Inbox {
             receipt: receipt(publish),
             redelivered: publish.dup,
         };
-        service.observe(&message).map_or(Done::Now, Done::Stored)
+        service.observe(&message).map_or(Handling::Done, Handling::Stored)
     }
 
     fn cancel(&self, inbound: &Inbound<'_>, publish: &Publish, service: &Service) {
@@ -263,7 +262,7 @@ impl Inbox {
         }
     }
 
-    fn request(&mut self, request: &Request<'_>, service: &Service) -> JoinHandle<()> {
+    fn request(&mut self, request: &IncomingRequest<'_>, service: &Service) -> JoinHandle<()> {
         let publish = request.publish;
         if publish.payload.is_empty() {
             // Also how retained messages are cleared.
@@ -280,7 +279,7 @@ impl Inbox {
             return nothing();
         }
         if let Some(message) = request.misnamed.clone() {
-            return self.refuse(request, service, Refused::for_form(None, message));
+            return self.refuse(request, service, RequestRefusal::for_form(None, message));
         }
         let limits = *self.limits.borrow();
         if publish.payload.len() > limits.max_payload {
@@ -289,7 +288,7 @@ impl Inbox {
                 publish.payload.len(),
                 limits.max_payload
             );
-            return self.refuse(request, service, Refused::for_size(message));
+            return self.refuse(request, service, RequestRefusal::for_size(message));
         }
         let payload = Payload {
             bytes: &publish.payload,
@@ -301,27 +300,32 @@ impl Inbox {
         let parsed = match parse_request(payload, limits.max_tokens) {
             Ok(Some(parsed)) => parsed,
             Ok(None) => return nothing(),
-            Err(rejected) => {
-                return self.refuse(request, service, rejected.into());
-            }
+            Err(error) => return self.refuse(request, service, error.into()),
         };
         if publish.retain {
             let message = "retained requests are refused: they would be asked again at every start";
-            return self.refuse(request, service, Refused::for_form(parsed.id, message.into()));
+            return self.refuse(
+                request,
+                service,
+                RequestRefusal::for_form(parsed.id, message.into()),
+            );
         }
         if let Some(topic) = request.response_topic
             && let Err(error) =
                 self.topics
                     .check_response(topic, request.scope, request.client, &self.clients)
         {
-            return self.refuse(request, service, Refused::for_form(parsed.id, error.to_string()));
+            return self.refuse(
+                request,
+                service,
+                RequestRefusal::for_form(parsed.id, error.to_string()),
+            );
         }
-        let digest: [u8; 32] = Sha256::digest(&publish.payload).into();
         let id = match parsed.id.clone() {
             Some(id) => id,
-            None => self.names.of(request, service),
+            None => self.ids.of(request, service),
         };
-        let job = self.job(request, parsed, id, digest);
+        let job = parsed.into_job(self.envelope(request, id));
         let (key, address, receipt) = (job.key.clone(), job.reply.clone(), job.receipt);
         let taken = service.receive(job, publish.dup, request.arrived);
         let (service, counters) = (service.clone(), Arc::clone(&self.counters));
@@ -335,47 +339,28 @@ impl Inbox {
         })
     }
 
-    fn job(&mut self, request: &Request<'_>, parsed: Parsed, id: String, body_digest: [u8; 32]) -> NewJob {
-        let expiry = request
-            .publish
+    fn envelope(&mut self, request: &IncomingRequest<'_>, id: String) -> Envelope {
+        let publish = request.publish;
+        let expiry = publish
             .properties
             .as_ref()
             .and_then(|p| p.message_expiry_interval);
-        let expiry = expiry.map(|seconds| Duration::from_secs(u64::from(seconds)));
-        let deadline = match (parsed.deadline, expiry) {
-            (Some(asked), Some(expiry)) => Some(asked.min(expiry)),
-            (asked, expiry) => asked.or(expiry),
-        };
-        let seed = if parsed.seeded {
-            parsed.sampling.seed
-        } else {
-            rand::random()
-        };
-        NewJob {
+        Envelope {
             reply: self.address(request, &id),
             key: JobKey {
                 client: request.client.map(str::to_owned),
                 id,
             },
-            body_digest,
-            messages: parsed.messages,
-            max_tokens: parsed.max_tokens,
-            sampling: Sampling {
-                seed,
-                ..parsed.sampling
-            },
-            stop: parsed.stop,
-            stream: parsed.stream,
-            priority: parsed.priority,
-            deadline,
-            session: parsed.session,
-            payload_bytes: Some(request.publish.payload.len()),
+            body_digest: Sha256::digest(&publish.payload).into(),
+            payload_bytes: publish.payload.len(),
+            expiry: expiry.map(|seconds| Duration::from_secs(u64::from(seconds))),
+            seed: rand::random(),
             receipt: request.receipt,
         }
     }
 
     /// The response topic of the request where it may be used, else our own.
-    fn address(&self, request: &Request<'_>, id: &str) -> ReplyAddress {
+    fn address(&self, request: &IncomingRequest<'_>, id: &str) -> ReplyAddress {
         let topic = request
             .response_topic
             .filter(|topic| {
@@ -388,7 +373,7 @@ impl Inbox {
                 str::to_owned,
             );
         ReplyAddress {
-            topic,
+            target: ReplyTarget::Topic(topic),
             correlation: request.correlation.clone(),
             traceparent: traceparent(request.publish),
         }
@@ -396,41 +381,23 @@ impl Inbox {
 }
 
 /// Waits until the oldest message is dealt with.
-async fn first_done(pending: &mut VecDeque<Pending>) {
+async fn first_done(pending: &mut VecDeque<PendingAck>) {
     match pending.front_mut() {
-        Some(Pending { done, .. }) => match done {
-            Done::Now => {}
+        Some(PendingAck { handling, .. }) => match handling {
+            Handling::Done => {}
             // An error is a panic in its task: the message would come again for ever.
-            Done::Task(task) => {
+            Handling::Task(task) => {
                 if let Err(error) = task.await {
                     tracing::error!(%error, "dealing with a message failed");
                 }
             }
-            Done::Stored(observed) | Done::Fenced(observed) => observed.wait().await,
+            Handling::Stored(observed) | Handling::FenceStored(observed) => observed.wait().await,
         },
         None => std::future::pending().await,
     }
 }
 
-/// The identifiers of the subscriptions that a message came by.
-fn subscriptions(publish: &Publish) -> &[usize] {
-    let properties = publish.properties.as_ref();
-    properties
-        .map(|properties| properties.subscription_identifiers.as_slice())
-        .unwrap_or_default()
-}
-
 /// Nothing is left to be done.
 fn nothing() -> JoinHandle<()> {
     tokio::spawn(async {})
-}
-
-/// The trace that the sender says the request is part of.
-fn traceparent(publish: &Publish) -> Option<TraceParent> {
-    let properties = publish.properties.as_ref()?;
-    let (_, value) = properties
-        .user_properties
-        .iter()
-        .find(|(name, _)| name.as_str() == TRACEPARENT)?;
-    TraceParent::parse(value)
 }

@@ -1,14 +1,15 @@
 //! Requests that are not taken: who is told, and what the log says.
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, Service, TraceParent};
+use phi_edge_wire::RequestError;
 use tokio::task::JoinHandle;
 
-use super::{Inbox, Request, traceparent};
+use super::{Inbox, IncomingRequest};
 use crate::link::counters::count;
-use crate::wire::Rejected;
+use crate::link::properties::traceparent;
 
 /// Why a request is not taken.
-pub(super) struct Refused {
+pub(super) struct RequestRefusal {
     id: Option<String>,
     code: ErrorCode,
     /// For the sender.
@@ -21,11 +22,11 @@ impl Inbox {
     /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
     pub(super) fn refuse(
         &mut self,
-        request: &Request<'_>,
+        request: &IncomingRequest<'_>,
         service: &Service,
-        refused: Refused,
+        refused: RequestRefusal,
     ) -> JoinHandle<()> {
-        let Refused {
+        let RequestRefusal {
             id,
             code,
             message,
@@ -38,9 +39,9 @@ impl Inbox {
                 .is_ok()
         });
         tracing::info!(
-            topic = brief(request.topic),
+            topic = cut_for_log(request.topic),
             job.id = id,
-            job.client = request.client.map(brief),
+            job.client = request.client.map(cut_for_log),
             code = code.as_str(),
             error = logged.unwrap_or(&message),
             trace_id = traceparent(request.publish).as_ref().map(TraceParent::trace_id),
@@ -76,7 +77,7 @@ impl Inbox {
             count(&self.counters.unanswerable);
         }
         let refusal = (!unanswerable).then(|| {
-            let id = id.unwrap_or_else(|| self.names.next());
+            let id = id.unwrap_or_else(|| self.ids.next());
             let refusal = ReplyBody::Error(service.refusal(code, message));
             service.post(key(&id), self.address(request, &id), refusal, request.receipt)
         });
@@ -91,7 +92,7 @@ impl Inbox {
     }
 }
 
-impl Refused {
+impl RequestRefusal {
     pub(super) fn for_form(id: Option<String>, message: String) -> Self {
         Self {
             id,
@@ -109,20 +110,20 @@ impl Refused {
     }
 }
 
-impl From<Rejected> for Refused {
-    fn from(rejected: Rejected) -> Self {
+impl From<RequestError> for RequestRefusal {
+    fn from(error: RequestError) -> Self {
         Self {
-            logged: Some(rejected.field()),
-            id: rejected.id,
-            code: rejected.code,
-            message: rejected.message,
+            logged: Some(error.field()),
+            id: error.id,
+            code: error.code,
+            message: error.message,
         }
     }
 }
 
 /// As much of a topic, or of a level of it, as the log needs.
-pub(super) fn brief(topic: &str) -> &str {
-    const MOST: usize = 512;
-    let end = topic.char_indices().map(|(at, _)| at).nth(MOST);
+pub(super) fn cut_for_log(topic: &str) -> &str {
+    const MAX_LOGGED_CHARS: usize = 512;
+    let end = topic.char_indices().map(|(at, _)| at).nth(MAX_LOGGED_CHARS);
     end.and_then(|end| topic.get(..end)).unwrap_or(topic)
 }

@@ -1,14 +1,15 @@
 //! Replies out: the truth about what the broker has acknowledged.
 
-mod landed;
+mod completions;
 mod publish;
-mod rules;
+mod rule_subscriptions;
 mod subscriptions;
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{Reply, Service};
+use phi_edge_wire::{State, Status};
 use rumqttc::{
     AsyncClient, PublishNoticeError, PublishOptions, PublishResult, SubAck, SubscribeNoticeError, UnsubAck,
     UnsubscribeNoticeError,
@@ -19,25 +20,24 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::counters::Counters;
-use super::gate::{Epoch, Gate};
-use super::outgoing::{Outgoing, What};
-use super::quarantine::{Quarantine, Wait};
+use super::epoch_gate::{Epoch, EpochGate};
+use super::outgoing::{Outgoing, OutgoingKind};
+use super::quarantine::{Quarantine, ReconnectDelay};
 use super::routing::Routing;
-use super::{BrokerLimits, GOODBYE, LinkConfig, Note};
+use super::{BrokerLimits, ConnectionEvent, DISCONNECT_TIMEOUT, LinkConfig};
 use crate::rule_topics::RuleTopics;
-use crate::wire::{State, Status};
-use rules::Fence;
+use rule_subscriptions::Fence;
 
 /// Messages that may wait here; beyond them the service keeps its outcomes.
-const QUEUE: usize = 256;
+const MAX_QUEUED_MESSAGES: usize = 256;
 /// Chunks that are handed to the library and not written to the connection.
-const CHUNKS: usize = 256;
+const MAX_CHUNKS_IN_FLIGHT: usize = 256;
 /// Between two attempts at a subscription that the broker refused.
-const SUBSCRIBE_AGAIN: Duration = Duration::from_mins(1);
+const RESUBSCRIBE_INTERVAL: Duration = Duration::from_mins(1);
 
 pub(super) struct Outbox {
     client: AsyncClient,
-    gate: Arc<Gate>,
+    gate: Arc<EpochGate>,
     config: LinkConfig,
     service: watch::Receiver<Option<Service>>,
     status: watch::Receiver<Status>,
@@ -55,16 +55,16 @@ pub(super) struct Outbox {
     /// From which the quarantine's time is counted.
     origin: Instant,
     /// What the broker has not answered yet; it is answered, or fails, before the next connection is used.
-    flights: JoinSet<Landed>,
+    in_flight: JoinSet<Completion>,
     /// Messages among them.
-    under_way: usize,
+    publishes_in_flight: usize,
     /// Who is to be told what the connection's end means, once everything that was under way has failed.
-    ended: Option<(bool, oneshot::Sender<Wait>)>,
+    connection_end: Option<(bool, oneshot::Sender<ReconnectDelay>)>,
     /// Room for chunks that are not written yet.
     chunks: Arc<Semaphore>,
     broker: Option<BrokerLimits>,
     epoch: Epoch,
-    subscription: Subscription,
+    subscription: RequestSubscription,
     /// Whether the node may take requests of its pool.
     open: watch::Receiver<bool>,
     /// Whether the broker gives us some, as far as we have asked it to.
@@ -78,7 +78,7 @@ pub(super) struct Outbox {
 }
 
 /// What the outbox keeps an eye on.
-pub(super) struct Watched {
+pub(super) struct OutboxInputs {
     pub(super) service: watch::Receiver<Option<Service>>,
     pub(super) status: watch::Receiver<Status>,
     pub(super) stats: watch::Receiver<Value>,
@@ -88,41 +88,41 @@ pub(super) struct Watched {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Subscription {
-    Asked,
-    Done,
-    Refused { reason: String, again: Instant },
+enum RequestSubscription {
+    Requested,
+    Granted,
+    Refused { reason: String, retry_at: Instant },
 }
 
-enum Landed {
+enum Completion {
     Published(u64, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
-    Pooled(Result<SubAck, SubscribeNoticeError>),
-    LeftPool(Result<UnsubAck, UnsubscribeNoticeError>),
-    Ruled(String, Result<SubAck, SubscribeNoticeError>),
-    Unruled(String, Result<UnsubAck, UnsubscribeNoticeError>),
+    PoolJoined(Result<SubAck, SubscribeNoticeError>),
+    PoolLeft(Result<UnsubAck, UnsubscribeNoticeError>),
+    RuleSubscribed(String, Result<SubAck, SubscribeNoticeError>),
+    RuleUnsubscribed(String, Result<UnsubAck, UnsubscribeNoticeError>),
     /// We are to hear ourselves.
-    Listening(u64, Result<SubAck, SubscribeNoticeError>),
+    StatusSubscribed(u64, Result<SubAck, SubscribeNoticeError>),
     /// A fence is with the broker.
-    Fenced(u64, Result<PublishResult, PublishNoticeError>),
+    FencePublished(u64, Result<PublishResult, PublishNoticeError>),
 }
 
 impl Outbox {
     pub(super) fn new(
         client: AsyncClient,
-        gate: Arc<Gate>,
+        gate: Arc<EpochGate>,
         config: LinkConfig,
-        watched: Watched,
+        inputs: OutboxInputs,
         counters: Arc<Counters>,
     ) -> Self {
-        let Watched {
+        let OutboxInputs {
             service,
             status,
             stats,
             open,
             rules,
             routing,
-        } = watched;
+        } = inputs;
         routing.begin(&rules.borrow());
         let topic = config.topics.status();
         let (full, minimal) = publish::controls(&topic, &status.borrow());
@@ -141,13 +141,13 @@ impl Outbox {
             counters,
             quarantine: Quarantine::new(full, minimal),
             origin: Instant::now(),
-            flights: JoinSet::new(),
-            under_way: 0,
-            ended: None,
-            chunks: Arc::new(Semaphore::new(CHUNKS)),
+            in_flight: JoinSet::new(),
+            publishes_in_flight: 0,
+            connection_end: None,
+            chunks: Arc::new(Semaphore::new(MAX_CHUNKS_IN_FLIGHT)),
             broker: None,
             epoch,
-            subscription: Subscription::Asked,
+            subscription: RequestSubscription::Requested,
             open,
             in_pool: false,
             pool_refused: None,
@@ -160,7 +160,7 @@ impl Outbox {
     pub(super) async fn run(
         mut self,
         mut replies: mpsc::Receiver<Reply>,
-        mut notes: mpsc::UnboundedReceiver<Note>,
+        mut events: mpsc::UnboundedReceiver<ConnectionEvent>,
         mut closing: mpsc::Receiver<Duration>,
     ) {
         let mut close_by: Option<Instant> = None;
@@ -174,28 +174,28 @@ impl Outbox {
             if close_by.is_some() && self.idle() && replies.is_empty() {
                 break;
             }
-            let room = self.quarantine.len() < QUEUE;
+            let has_room = self.quarantine.len() < MAX_QUEUED_MESSAGES;
             let wake = self.wake();
-            let again = match &self.subscription {
-                Subscription::Refused { again, .. } if self.broker.is_some() => Some(*again),
+            let retry_at = match &self.subscription {
+                RequestSubscription::Refused { retry_at, .. } if self.broker.is_some() => Some(*retry_at),
                 _ => None,
             };
             let rules_again = match &self.rules_refused {
-                Some((_, again)) if self.broker.is_some() => Some(*again),
+                Some((_, retry_at)) if self.broker.is_some() => Some(*retry_at),
                 _ => None,
             };
             let fence_check = self.fence.as_ref().map(|fence| fence.check);
             let pool_again = match &self.pool_refused {
-                Some((_, again)) if self.broker.is_some() => Some(*again),
+                Some((_, retry_at)) if self.broker.is_some() => Some(*retry_at),
                 _ => None,
             };
             tokio::select! {
-                Some(note) = notes.recv() => self.note(note),
-                Some(landed) = self.flights.join_next() => match landed {
-                    Ok(landed) => self.landed(landed),
+                Some(event) = events.recv() => self.connection_event(event),
+                Some(completion) = self.in_flight.join_next() => match completion {
+                    Ok(completion) => self.complete(completion),
                     Err(error) => tracing::error!(%error, "a publication's task failed"),
                 },
-                Some(reply) = replies.recv(), if room => self.reply(&reply),
+                Some(reply) = replies.recv(), if has_room => self.reply(&reply),
                 changed = self.status.changed(), if status_open => match changed {
                     Ok(()) => self.status_due = true,
                     Err(_) => status_open = false,
@@ -212,7 +212,7 @@ impl Outbox {
                     Ok(()) => self.change_rules(),
                     Err(_) => rules_open = false,
                 },
-                () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => self.subscribe(),
+                () = sleep_until(retry_at.unwrap_or_else(Instant::now)), if retry_at.is_some() => self.subscribe(),
                 () = sleep_until(rules_again.unwrap_or_else(Instant::now)), if rules_again.is_some() => {
                     self.retry_rules();
                 }
@@ -237,14 +237,14 @@ impl Outbox {
     }
 
     fn idle(&self) -> bool {
-        self.quarantine.is_idle() && self.flights.is_empty() && (self.broker.is_none() || !self.status_due)
+        self.quarantine.is_idle() && self.in_flight.is_empty() && (self.broker.is_none() || !self.status_due)
     }
 
     /// The node's status as far as the link lets it be true.
     fn visible_status(&mut self) -> Status {
         let status = self.status.borrow_and_update().clone();
         match &self.subscription {
-            Subscription::Refused { reason, .. } if status.state == State::Ready => {
+            RequestSubscription::Refused { reason, .. } if status.state == State::Ready => {
                 status.with(State::Degraded, Some(reason.clone()))
             }
             _ => match self.rules_refused.as_ref().or(self.pool_refused.as_ref()) {
@@ -265,12 +265,13 @@ impl Outbox {
             );
         }
         if let Some(broker) = self.broker {
-            let until = Instant::now() + GOODBYE / 2;
+            let until = Instant::now() + DISCONNECT_TIMEOUT / 2;
             let status = self
                 .status
                 .borrow()
                 .with(State::Offline, Some("shut down".into()));
-            let offline = Outgoing::retained(self.config.topics.status(), status.encode(), What::Status);
+            let offline =
+                Outgoing::retained(self.config.topics.status(), status.encode(), OutgoingKind::Status);
             let options = PublishOptions::at_least_once()
                 .retain(broker.retain)
                 .properties(offline.properties);
@@ -281,7 +282,7 @@ impl Outbox {
                 let _ = timeout_at(until, notice.wait_async()).await;
             }
         }
-        self.flights.abort_all();
-        let _ = self.client.try_disconnect_with_timeout(GOODBYE / 2);
+        self.in_flight.abort_all();
+        let _ = self.client.try_disconnect_with_timeout(DISCONNECT_TIMEOUT / 2);
     }
 }

@@ -4,31 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::Reply;
+use phi_edge_wire::Status;
 use rumqttc::{AsyncClient, PublishNotice, PublishOptions, PublishProperties, QoS};
 use tokio::time::Instant;
 
-use super::{Landed, Outbox, Subscription};
-use crate::link::Note;
+use super::{Completion, Outbox, RequestSubscription};
+use crate::link::ConnectionEvent;
 use crate::link::counters::count;
-use crate::link::outgoing::{Outgoing, What, destination};
-use crate::link::quarantine::{Outcome, Shipment, Wait};
+use crate::link::outgoing::{Outgoing, OutgoingKind, destination};
+use crate::link::quarantine::{ReconnectDelay, Shipment, Verdict};
 use crate::topics::TopicError;
-use crate::wire::{self, Status};
 
 /// The first time for which stats that ended connections are not published; it doubles each time.
-const STATS_HELD: Duration = Duration::from_mins(1);
-const STATS_HELD_LONGEST: Duration = Duration::from_hours(1);
+const INITIAL_STATS_HOLD: Duration = Duration::from_mins(1);
+const MAX_STATS_HOLD: Duration = Duration::from_hours(1);
 /// The most bytes of one user property that pads a control (MQTT 5, section 1.5.4).
-const PAD: usize = u16::MAX as usize;
+const MAX_PADDING_BYTES: usize = u16::MAX as usize;
 
 impl Outbox {
-    pub(super) fn note(&mut self, note: Note) {
+    pub(super) fn connection_event(&mut self, event: ConnectionEvent) {
         if let Some(service) = self.service.borrow().as_ref() {
-            service.set_connected(matches!(note, Note::Up(..)));
+            service.set_connected(matches!(event, ConnectionEvent::Up(..)));
         }
-        match note {
-            Note::Up(limits, epoch) => {
-                self.bury();
+        match event {
+            ConnectionEvent::Up(limits, epoch) => {
+                self.conclude_connection();
                 self.broker = Some(limits);
                 self.epoch = epoch;
                 self.rules_refused = None;
@@ -47,28 +47,28 @@ impl Outbox {
                     self.too_large(&outgoing, outgoing.packet_size(), limits.max_packet);
                 }
             }
-            Note::Down { is_deliberate, wait } => {
+            ConnectionEvent::Down { is_deliberate, wait } => {
                 self.broker = None;
                 self.fence = None;
                 // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
                 self.counters.in_pool.send_replace(false);
-                self.bury();
-                self.ended = Some((is_deliberate, wait));
-                if self.under_way == 0 {
-                    self.bury();
+                self.conclude_connection();
+                self.connection_end = Some((is_deliberate, wait));
+                if self.publishes_in_flight == 0 {
+                    self.conclude_connection();
                 }
             }
         }
     }
 
     /// Draws the consequences of the connection's end, when all answers that came by it are known.
-    pub(super) fn bury(&mut self) {
-        let Some((is_deliberate, wait)) = self.ended.take() else {
+    pub(super) fn conclude_connection(&mut self) {
+        let Some((is_deliberate, wait)) = self.connection_end.take() else {
             return;
         };
         let said = if is_deliberate {
             self.quarantine.closed();
-            Wait::Backoff
+            ReconnectDelay::Backoff
         } else {
             let now = self.now();
             let suspects = self.quarantine.suspects();
@@ -88,15 +88,15 @@ impl Outbox {
 
     pub(super) fn reply(&mut self, reply: &Reply) {
         let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
-        if matches!(outgoing.what, What::DeadLetter(_)) {
+        if matches!(outgoing.kind, OutgoingKind::DeadLetter(_)) {
             count(&self.counters.dead_letters);
         }
-        if outgoing.what == What::Chunk {
+        if outgoing.kind == OutgoingKind::Chunk {
             return self.chunk(outgoing);
         }
         // Checked here: the library or the broker would end the connection at it.
         let topics = &self.config.topics;
-        let checked = if let What::Event { .. } = outgoing.what {
+        let checked = if let OutgoingKind::Event { .. } = outgoing.kind {
             topics.check_event(&outgoing.topic)
         } else {
             topics.check_form(&outgoing.topic).map_err(TopicError::Invalid)
@@ -124,19 +124,19 @@ impl Outbox {
             && self.broker.is_some_and(|broker| size <= broker.max_packet)
             && self.quarantine.may_stream(destination(&chunk.topic), size);
         // The library's own queue has no bound: a broker that is slow to read must not fill it.
-        let room = Arc::clone(&self.chunks).try_acquire_owned().ok().filter(|_| fits);
-        let sent = room.and_then(|room| {
+        let has_room = Arc::clone(&self.chunks).try_acquire_owned().ok().filter(|_| fits);
+        let sent = has_room.and_then(|has_room| {
             let options = PublishOptions::at_most_once().properties(chunk.properties);
             let sent = self.gate.publish(self.epoch, |client| {
                 client.try_publish_tracked(chunk.topic, chunk.payload, options)
             });
-            Some((room, sent?.ok()?))
+            Some((has_room, sent?.ok()?))
         });
         match sent {
-            Some((room, notice)) => {
+            Some((has_room, notice)) => {
                 tokio::spawn(async move {
                     let _ = notice.wait_async().await;
-                    drop(room);
+                    drop(has_room);
                 });
             }
             None => count(&self.counters.chunks_dropped),
@@ -145,12 +145,12 @@ impl Outbox {
 
     /// Publishes as much as may be under way.
     pub(super) fn pump(&mut self) {
-        while let Some(outcome) = self.quarantine.outcome() {
-            self.decided(outcome);
+        while let Some(verdict) = self.quarantine.next_verdict() {
+            self.apply_verdict(verdict);
         }
         let Some(broker) = self.broker else { return };
         // The status says that the node hears requests.
-        if self.subscription == Subscription::Asked {
+        if self.subscription == RequestSubscription::Requested {
             return;
         }
         if self.status_due {
@@ -164,27 +164,31 @@ impl Outbox {
             self.stats_due = false;
             let stats = self.stats.borrow_and_update().clone();
             if !stats.is_null() {
-                let stats = wire::to_bytes(&stats);
-                self.enqueue(Outgoing::retained(self.config.topics.stats(), stats, What::Stats));
+                let stats = phi_edge_wire::to_json(&stats);
+                self.enqueue(Outgoing::retained(
+                    self.config.topics.stats(),
+                    stats,
+                    OutgoingKind::Stats,
+                ));
             }
         }
         while let Some(shipment) = self.quarantine.next(self.now(), broker.receive_maximum) {
             self.ship(shipment);
         }
-        while let Some(outcome) = self.quarantine.outcome() {
-            self.decided(outcome);
+        while let Some(verdict) = self.quarantine.next_verdict() {
+            self.apply_verdict(verdict);
         }
     }
 
     /// What the broker has to answer: publications, and subscriptions.
     pub(super) fn answers_due(&self) -> usize {
-        self.quarantine.unanswered() + self.flights.len().saturating_sub(self.under_way)
+        self.quarantine.unanswered() + self.in_flight.len().saturating_sub(self.publishes_in_flight)
     }
 
     /// When the quarantine lets out something by itself.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.broker?;
-        if self.subscription == Subscription::Asked {
+        if self.subscription == RequestSubscription::Requested {
             return None;
         }
         Some(self.origin + self.quarantine.wake()?)
@@ -201,7 +205,7 @@ impl Outbox {
             padding,
         } = shipment;
         let Some(broker) = self.broker else { return };
-        if message.what == What::Status && message.packet_size() > broker.max_packet {
+        if message.kind == OutgoingKind::Status && message.packet_size() > broker.max_packet {
             tracing::error!(
                 bytes = message.packet_size(),
                 limit = broker.max_packet,
@@ -226,9 +230,9 @@ impl Outbox {
             // The connection is gone: what is under way is known to be, once that is told.
             None | Some(Ok(None)) => {}
             Some(Ok(Some(notice))) => {
-                self.under_way += 1;
-                self.flights
-                    .spawn(async move { Landed::Published(number, notice.wait_async().await) });
+                self.publishes_in_flight += 1;
+                self.in_flight
+                    .spawn(async move { Completion::Published(number, notice.wait_async().await) });
             }
             Some(Err(error)) => {
                 if let Some(outgoing) = self.quarantine.withdraw(number) {
@@ -238,16 +242,16 @@ impl Outbox {
         }
     }
 
-    fn decided(&mut self, outcome: Outcome<Outgoing>) {
-        let (outgoing, deaths) = match outcome {
-            Outcome::Confirmed(outgoing) => return self.acknowledged(&outgoing),
-            Outcome::Convicted(outgoing, deaths) => (outgoing, deaths),
+    fn apply_verdict(&mut self, verdict: Verdict<Outgoing>) {
+        let (outgoing, deaths) = match verdict {
+            Verdict::Confirmed(outgoing) => return self.acknowledged(&outgoing),
+            Verdict::Convicted(outgoing, deaths) => (outgoing, deaths),
         };
-        if outgoing.what == What::Stats {
+        if outgoing.kind == OutgoingKind::Stats {
             let held = self
                 .stats_held
-                .map_or(STATS_HELD, |(_, held)| held.saturating_mul(2));
-            let held = held.min(STATS_HELD_LONGEST);
+                .map_or(INITIAL_STATS_HOLD, |(_, held)| held.saturating_mul(2));
+            let held = held.min(MAX_STATS_HOLD);
             self.stats_held = Some((Instant::now() + held, held));
         }
         let reason =
@@ -259,7 +263,8 @@ impl Outbox {
 /// The status, and a form of it that holds nothing but what the node itself has made.
 pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
     let minimal = Status::new(status.state, status.boot_id.as_str());
-    let control = |status: &Status| Outgoing::retained(topic.to_owned(), status.encode(), What::Status);
+    let control =
+        |status: &Status| Outgoing::retained(topic.to_owned(), status.encode(), OutgoingKind::Status);
     (control(status), control(&minimal))
 }
 
@@ -267,7 +272,7 @@ pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
 fn pad(properties: &mut PublishProperties, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
-        let piece = left.min(PAD);
+        let piece = left.min(MAX_PADDING_BYTES);
         properties
             .user_properties
             .push(("padding".into(), ".".repeat(piece)));

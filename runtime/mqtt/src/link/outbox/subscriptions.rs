@@ -3,20 +3,20 @@
 use rumqttc::{QoS, RetainForwardRule, SubAck, SubscribeFilterInput, SubscribeReasonCode};
 use tokio::time::Instant;
 
-use super::{Landed, Outbox, SUBSCRIBE_AGAIN, Subscription};
+use super::{Completion, Outbox, RESUBSCRIBE_INTERVAL, RequestSubscription};
 
 impl Outbox {
     /// Always anew: the broker may have forgotten us. Messages that it kept are not sent again for it.
     pub(super) fn subscribe(&mut self) {
         let filters = self.config.topics.subscriptions();
-        self.subscription = Subscription::Asked;
+        self.subscription = RequestSubscription::Requested;
         match self
             .client
             .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
         {
             Ok(notice) => {
-                self.flights
-                    .spawn(async { Landed::Subscribed(notice.wait_async().await) });
+                self.in_flight
+                    .spawn(async { Completion::Subscribed(notice.wait_async().await) });
             }
             Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
         }
@@ -45,16 +45,16 @@ impl Outbox {
                 .try_subscribe_many_tracked(filters.iter().map(|filter| subscription(filter)))
             {
                 Ok(notice) => {
-                    self.flights
-                        .spawn(async { Landed::Pooled(notice.wait_async().await) });
+                    self.in_flight
+                        .spawn(async { Completion::PoolJoined(notice.wait_async().await) });
                 }
                 Err(error) => tracing::error!(%error, "the pool can't be joined"),
             }
         } else {
             match self.client.try_unsubscribe_many_tracked(filters) {
                 Ok(notice) => {
-                    self.flights
-                        .spawn(async { Landed::LeftPool(notice.wait_async().await) });
+                    self.in_flight
+                        .spawn(async { Completion::PoolLeft(notice.wait_async().await) });
                 }
                 Err(error) => tracing::error!(%error, "the pool can't be left"),
             }
@@ -62,20 +62,20 @@ impl Outbox {
     }
 
     pub(super) fn subscribed(&mut self, suback: &SubAck) {
-        self.counters.vitals.subscribed();
+        self.counters.heartbeat.subscribed();
         let refused = suback
             .return_codes
             .iter()
             .zip(self.config.topics.subscriptions())
             .find(|(code, _)| !matches!(code, SubscribeReasonCode::Success(_)));
         self.subscription = match refused {
-            None => Subscription::Done,
+            None => RequestSubscription::Granted,
             Some((code, filter)) => {
                 let reason = format!("the broker refuses the subscription to {filter}: {code:?}");
                 tracing::error!(reason, "not subscribed");
-                Subscription::Refused {
+                RequestSubscription::Refused {
                     reason,
-                    again: Instant::now() + SUBSCRIBE_AGAIN,
+                    retry_at: Instant::now() + RESUBSCRIBE_INTERVAL,
                 }
             }
         };

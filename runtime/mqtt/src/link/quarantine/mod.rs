@@ -11,11 +11,11 @@
 //!
 //! Nothing here knows clocks or tasks: time is an argument, counted from any moment.
 
-mod ends;
-mod memory;
-mod next;
-mod path;
-mod status;
+mod connection_end;
+mod controls;
+mod path_record;
+mod recent;
+mod scheduling;
 mod suspects;
 #[cfg(test)]
 mod tests;
@@ -23,20 +23,20 @@ mod tests;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use memory::Memory;
-use path::Path;
-use status::Controls;
+use controls::Controls;
+use path_record::PathRecord;
+use recent::RecentDestinations;
 use suspects::{Suspect, Suspects};
 
 /// Messages under way at once; fewer than the client library takes, so that controls need not wait for them.
-const WINDOW: usize = 48;
+const MAX_WINDOW: usize = 48;
 /// Packets that a verification has beyond those of the connection that ended.
-const MORE_PACKETS: u32 = 4;
+const EXTRA_VERIFICATION_PACKETS: u32 = 4;
 /// Destinations that are remembered, of convicted messages and of chunks that were lost.
-const REMEMBERED: usize = 1024;
+const MAX_REMEMBERED_DESTINATIONS: usize = 1024;
 
 /// What must be known of a message.
-pub(crate) trait Message: Clone {
+pub(crate) trait Publication: Clone {
     /// Names its topic.
     fn destination(&self) -> u64;
     /// The size of its packet.
@@ -61,7 +61,7 @@ pub(crate) struct Shipment<M> {
 
 /// What has become of a message.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Outcome<M> {
+pub(crate) enum Verdict<M> {
     /// A QoS 0 message: something that was published later is acknowledged.
     Confirmed(M),
     /// It ends connections; after so many it is given up.
@@ -70,7 +70,7 @@ pub(crate) enum Outcome<M> {
 
 /// How soon the next connection is to be made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wait {
+pub(crate) enum ReconnectDelay {
     /// At once, but for some chance: a message is likely to blame.
     Short,
     /// As for any path that fails.
@@ -79,7 +79,7 @@ pub(crate) enum Wait {
 
 /// What a message is under way as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Role {
+enum FlightRole {
     Fresh,
     Trial,
     Control,
@@ -88,7 +88,7 @@ enum Role {
 #[derive(Debug)]
 struct Flight<M> {
     message: M,
-    role: Role,
+    role: FlightRole,
     since: Duration,
 }
 
@@ -116,12 +116,12 @@ enum Phase {
 struct Accusation<M> {
     suspect: Suspect<M>,
     /// What the connection was when it ended, and the verification's must become.
-    reached: Reached,
+    load: ConnectionLoad,
 }
 
 /// How far a connection has come.
 #[derive(Debug, Clone, Copy, Default)]
-struct Reached {
+struct ConnectionLoad {
     age: Duration,
     packets: u32,
     bytes: usize,
@@ -134,7 +134,7 @@ pub(crate) struct Quarantine<M> {
     /// When the connection was made.
     born: Duration,
     /// What was published on it; its age is not kept here.
-    carried: Reached,
+    carried: ConnectionLoad,
     next_number: u64,
     queue: VecDeque<M>,
     flights: BTreeMap<u64, Flight<M>>,
@@ -145,10 +145,10 @@ pub(crate) struct Quarantine<M> {
     on_trial: Option<Suspect<M>>,
     accused: Option<Accusation<M>>,
     /// Of convicted messages: others to them are tried alone from the start.
-    convicted: Memory,
+    convicted: RecentDestinations,
     /// Of chunks that were under way when a connection ended: they get no further ones.
-    muted: Memory,
-    path: Path,
+    muted: RecentDestinations,
+    path: PathRecord,
     window: usize,
     /// Messages that may still be published before the next trial.
     turn: usize,
@@ -156,16 +156,16 @@ pub(crate) struct Quarantine<M> {
     trials: usize,
     /// What is under way must be confirmed soon.
     is_closing: bool,
-    outcomes: VecDeque<Outcome<M>>,
+    verdicts: VecDeque<Verdict<M>>,
 }
 
-impl<M: Message> Quarantine<M> {
+impl<M: Publication> Quarantine<M> {
     /// `full` is the node's status, `minimal` a form of it that holds nothing that could be refused.
     pub(crate) fn new(full: M, minimal: M) -> Self {
         Self {
             phase: Phase::Down,
             born: Duration::ZERO,
-            carried: Reached::default(),
+            carried: ConnectionLoad::default(),
             next_number: 0,
             queue: VecDeque::new(),
             flights: BTreeMap::new(),
@@ -174,14 +174,14 @@ impl<M: Message> Quarantine<M> {
             suspects: Suspects::new(),
             on_trial: None,
             accused: None,
-            convicted: Memory::new(REMEMBERED),
-            muted: Memory::new(REMEMBERED),
-            path: Path::new(),
-            window: WINDOW,
-            turn: WINDOW,
+            convicted: RecentDestinations::new(MAX_REMEMBERED_DESTINATIONS),
+            muted: RecentDestinations::new(MAX_REMEMBERED_DESTINATIONS),
+            path: PathRecord::new(),
+            window: MAX_WINDOW,
+            turn: MAX_WINDOW,
             trials: 0,
             is_closing: false,
-            outcomes: VecDeque::new(),
+            verdicts: VecDeque::new(),
         }
     }
 
@@ -216,7 +216,10 @@ impl<M: Message> Quarantine<M> {
 
     /// Messages that are not acknowledged yet, controls left out.
     pub(crate) fn len(&self) -> usize {
-        let flights = self.flights.values().filter(|flight| flight.role == Role::Fresh);
+        let flights = self
+            .flights
+            .values()
+            .filter(|flight| flight.role == FlightRole::Fresh);
         let tried = usize::from(self.on_trial.is_some()) + usize::from(self.accused.is_some());
         self.queue.len() + flights.count() + self.suspects.len() + tried
     }
@@ -230,7 +233,7 @@ impl<M: Message> Quarantine<M> {
     pub(crate) fn is_idle(&self) -> bool {
         self.len() == 0
             && self.flights.is_empty()
-            && self.outcomes.is_empty()
+            && self.verdicts.is_empty()
             && (matches!(self.phase, Phase::Down) || !self.controls.is_due)
     }
 
@@ -248,11 +251,14 @@ impl<M: Message> Quarantine<M> {
     /// A connection was made.
     pub(crate) fn up(&mut self, now: Duration) {
         self.born = now;
-        self.carried = Reached::default();
+        self.carried = ConnectionLoad::default();
         self.controls.is_due = true;
         self.phase = match &self.accused {
-            Some(Accusation { reached, .. }) => Phase::Verifying {
-                left: self.path.round_trips().max(reached.packets + MORE_PACKETS),
+            Some(Accusation { load, .. }) => Phase::Verifying {
+                left: self
+                    .path
+                    .round_trips()
+                    .max(load.packets + EXTRA_VERIFICATION_PACKETS),
                 is_sent: false,
             },
             None => Phase::Proving { is_sent: false },
@@ -270,7 +276,7 @@ impl<M: Message> Quarantine<M> {
         self.chunks.retain(|_, before| *before > number);
         self.confirm_before(number);
         match flight.role {
-            Role::Control => {
+            FlightRole::Control => {
                 self.controls.acknowledged(&flight.message);
                 match &mut self.phase {
                     Phase::Proving { .. } => {
@@ -288,12 +294,12 @@ impl<M: Message> Quarantine<M> {
                 }
                 None
             }
-            Role::Fresh => {
-                self.window = (self.window + 1).min(WINDOW);
+            FlightRole::Fresh => {
+                self.window = (self.window + 1).min(MAX_WINDOW);
                 self.acquit(&flight.message);
                 Some(flight.message)
             }
-            Role::Trial => {
+            FlightRole::Trial => {
                 let is_status = self.on_trial.as_ref().is_some_and(|suspect| suspect.is_status);
                 self.acquit(&flight.message);
                 self.end_trial();
@@ -329,18 +335,18 @@ impl<M: Message> Quarantine<M> {
     pub(crate) fn withdraw(&mut self, number: u64) -> Option<M> {
         let flight = self.flights.remove(&number)?;
         match flight.role {
-            Role::Fresh => Some(flight.message),
-            Role::Trial => {
+            FlightRole::Fresh => Some(flight.message),
+            FlightRole::Trial => {
                 self.end_trial();
                 Some(flight.message)
             }
-            Role::Control => None,
+            FlightRole::Control => None,
         }
     }
 
     /// What has become of messages, since this was asked last.
-    pub(crate) fn outcome(&mut self) -> Option<Outcome<M>> {
-        self.outcomes.pop_front()
+    pub(crate) fn next_verdict(&mut self) -> Option<Verdict<M>> {
+        self.verdicts.pop_front()
     }
 
     fn acquit(&mut self, message: &M) {
@@ -358,10 +364,10 @@ impl<M: Message> Quarantine<M> {
                 continue;
             }
             self.acquit(&flight.message);
-            if flight.role == Role::Trial {
+            if flight.role == FlightRole::Trial {
                 self.end_trial();
             }
-            self.outcomes.push_back(Outcome::Confirmed(flight.message));
+            self.verdicts.push_back(Verdict::Confirmed(flight.message));
         }
     }
 }

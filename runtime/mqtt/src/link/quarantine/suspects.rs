@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::Message;
+use super::Publication;
 
 /// A message that may be what ends connections.
 #[derive(Debug, Clone)]
@@ -31,7 +31,7 @@ impl<M> Suspect<M> {
 #[derive(Debug)]
 pub(super) struct Suspects<M>(VecDeque<Suspect<M>>);
 
-impl<M: Message> Suspects<M> {
+impl<M: Publication> Suspects<M> {
     pub(super) fn new() -> Self {
         Self(VecDeque::new())
     }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use proptest::prelude::*;
 
-use super::{Message, Outcome, Quarantine, Wait};
+use super::{Publication, Quarantine, ReconnectDelay, Verdict};
 
 const SHORT: Duration = Duration::from_millis(50);
 const BACKOFF: Duration = Duration::from_millis(250);
@@ -22,7 +22,7 @@ struct Letter {
 
 const STATUS: u32 = u32::MAX;
 
-impl Message for Letter {
+impl Publication for Letter {
     fn destination(&self) -> u64 {
         self.destination
     }
@@ -127,11 +127,11 @@ impl World {
         }
     }
 
-    fn outcomes(&mut self) {
-        while let Some(outcome) = self.quarantine.outcome() {
-            match outcome {
-                Outcome::Confirmed(letter) => *self.answered.entry(letter.id).or_default() += 1,
-                Outcome::Convicted(letter, deaths) => {
+    fn verdicts(&mut self) {
+        while let Some(verdict) = self.quarantine.next_verdict() {
+            match verdict {
+                Verdict::Confirmed(letter) => *self.answered.entry(letter.id).or_default() += 1,
+                Verdict::Convicted(letter, deaths) => {
                     assert_eq!(self.convicted.insert(letter.id, deaths), None, "convicted twice");
                 }
             }
@@ -192,7 +192,7 @@ impl World {
                     answers.push_back((answer, shipment.number));
                 }
             }
-            self.outcomes();
+            self.verdicts();
             if !self.waiting.is_empty() && self.quarantine.len() < self.room {
                 continue;
             }
@@ -214,8 +214,12 @@ impl World {
                 self.now = end.max(self.now);
                 self.deaths += 1;
                 let wait = self.quarantine.died(self.now);
-                self.outcomes();
-                self.now += if wait == Wait::Short { SHORT } else { BACKOFF };
+                self.verdicts();
+                self.now += if wait == ReconnectDelay::Short {
+                    SHORT
+                } else {
+                    BACKOFF
+                };
                 return true;
             }
             self.now = next;
@@ -225,7 +229,7 @@ impl World {
             {
                 *self.answered.entry(letter.id).or_default() += 1;
             }
-            self.outcomes();
+            self.verdicts();
         }
     }
 }
@@ -343,7 +347,7 @@ fn a_chunk_that_ends_connections_mutes_its_destination() {
     let control = quarantine.next(now, 10).expect("a control");
     quarantine.answered(control.number, now);
     assert!(quarantine.may_stream(7, 100));
-    assert_eq!(quarantine.died(now), Wait::Short);
+    assert_eq!(quarantine.died(now), ReconnectDelay::Short);
     quarantine.up(now);
     let control = quarantine.next(now, 10).expect("a control");
     quarantine.answered(control.number, now);

@@ -16,12 +16,12 @@ pub(crate) use order::Action;
 use order::Order;
 
 /// The user property that makes a status message a fence.
-pub(crate) const FENCE: &str = "fence";
+pub(crate) const FENCE_PROPERTY: &str = "fence";
 
 /// The state of the rules' subscriptions.
 #[derive(Debug)]
 pub(crate) struct Routing {
-    state: Mutex<State>,
+    state: Mutex<RoutingState>,
     /// Tells the outbox that something is to be asked for.
     advanced: Notify,
     /// Names the fences of this process; no one else can tell it beforehand.
@@ -29,7 +29,7 @@ pub(crate) struct Routing {
 }
 
 #[derive(Debug, Default)]
-struct State {
+struct RoutingState {
     order: Order,
     /// As it was kept last.
     kept: String,
@@ -115,7 +115,7 @@ impl Routing {
         self.state().order.is_fenced()
     }
 
-    /// The value of the user property [`FENCE`] of a fence.
+    /// The value of the user property [`FENCE_PROPERTY`] of a fence.
     pub(crate) fn name(&self, fence: u64) -> String {
         format!("{:016x}-{fence}", self.secret)
     }
@@ -124,7 +124,7 @@ impl Routing {
     pub(crate) fn fence(&self, publish: &Publish) -> Option<u64> {
         let properties = publish.properties.as_ref()?;
         let mut named = properties.user_properties.iter();
-        let (_, name) = named.find(|(key, _)| key == FENCE)?;
+        let (_, name) = named.find(|(key, _)| key == FENCE_PROPERTY)?;
         let number = name.strip_prefix(&format!("{:016x}-", self.secret))?;
         number.parse().ok()
     }
@@ -161,12 +161,12 @@ impl Routing {
         self.state().order.counts(topic, ids)
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, RoutingState> {
         self.state.lock()
     }
 }
 
-impl State {
+impl RoutingState {
     /// Keeps the list over a restart, where it has changed; under the lock, so that the order of notes is that of changes.
     fn keep(&mut self, service: &Service) -> Option<Observed> {
         let note = self.order.note();

@@ -17,15 +17,15 @@ use crate::rule_topics::{RuleTopics, identifier};
 use crate::topics::filter_matches;
 
 /// Identifiers of filters that were left and are remembered: a copy of theirs that comes late counts no more.
-const LEFT: usize = 1024;
+const MAX_LEFT_IDS: usize = 1024;
 
 /// The filters of rules in the order in which they decide.
 #[derive(Debug, Default)]
 pub(crate) struct Order {
-    filters: Vec<Subscribed>,
+    filters: Vec<OrderedFilter>,
     wanted: Vec<String>,
     /// Filters that decide no more and are to be left.
-    former: Vec<Former>,
+    former: Vec<FormerFilter>,
     /// Identifiers of filters that were left, oldest first.
     left: VecDeque<usize>,
     /// Whether the list of an earlier process was looked at: no copy is judged before.
@@ -36,11 +36,11 @@ pub(crate) struct Order {
 
 /// A filter that is subscribed to by itself, so that the broker says by which subscription a copy came.
 #[derive(Debug)]
-struct Subscribed {
+struct OrderedFilter {
     filter: String,
     /// The same over a restart, as the broker keeps copies with it.
     id: usize,
-    answer: Answer,
+    grant: GrantState,
     /// The broker has refused it, and has not granted it since.
     refused: bool,
     /// An earlier process may have asked for it.
@@ -49,15 +49,15 @@ struct Subscribed {
 
 /// What the broker has said on the present connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Answer {
-    NotAsked,
-    Waited,
+enum GrantState {
+    NotRequested,
+    Requested,
     Granted,
     Refused,
 }
 
 #[derive(Debug)]
-struct Former {
+struct FormerFilter {
     filter: String,
     id: usize,
     /// It is on the disk that it decides no more.
@@ -84,7 +84,7 @@ pub(crate) enum Action {
 
 /// The list as it is kept over a restart.
 #[derive(Debug, Serialize, Deserialize)]
-struct Note {
+struct SavedOrder {
     order: Vec<(String, usize)>,
     former: Vec<(String, usize)>,
     left: Vec<usize>,
@@ -94,7 +94,7 @@ impl Order {
     /// Takes over the list of an earlier process, before the first copy is judged.
     pub(crate) fn restore(&mut self, note: Option<&str>) {
         self.restored = true;
-        let note: Option<Note> = note.and_then(|note| {
+        let note: Option<SavedOrder> = note.and_then(|note| {
             serde_json::from_str(note)
                 .inspect_err(
                     |error| tracing::error!(%error, "the rules' earlier subscriptions can't be read"),
@@ -106,20 +106,20 @@ impl Order {
         for (filter, id) in note.order {
             let place = known.iter().position(|other| other.filter == filter);
             let asked = place.map(|place| known.remove(place));
-            let mut entry = asked.unwrap_or_else(|| Subscribed::new(filter, id));
+            let mut entry = asked.unwrap_or_else(|| OrderedFilter::new(filter, id));
             if entry.id != id {
-                (entry.id, entry.answer) = (id, Answer::NotAsked);
+                (entry.id, entry.grant) = (id, GrantState::NotRequested);
             }
             self.filters.push(entry);
         }
         // What the list does not know may be subscribed to or not: it must not decide in the place of another.
-        let mut unsure: Vec<Subscribed> = known.extract_if(.., |entry| entry.remembered).collect();
+        let mut unsure: Vec<OrderedFilter> = known.extract_if(.., |entry| entry.remembered).collect();
         self.filters.append(&mut known);
         self.filters.append(&mut unsure);
         self.left.extend(note.left);
         for (filter, id) in note.former {
             if self.filters.iter().all(|other| other.filter != filter) {
-                let former = Former {
+                let former = FormerFilter {
                     filter,
                     id,
                     noted: true,
@@ -155,14 +155,14 @@ impl Order {
     /// A connection is up. Without a session the broker knows none of the filters.
     pub(crate) fn connected(&mut self, session_present: bool) {
         for entry in &mut self.filters {
-            entry.answer = Answer::NotAsked;
+            entry.grant = GrantState::NotRequested;
         }
         for former in &mut self.former {
             former.asked = false;
         }
         if !session_present {
             // The disk has still those that are not noted: a process that is started now would let them decide.
-            let gone: Vec<Former> = self.former.extract_if(.., |former| former.noted).collect();
+            let gone: Vec<FormerFilter> = self.former.extract_if(.., |former| former.noted).collect();
             for former in gone {
                 self.forget_id(former.id);
             }
@@ -190,12 +190,12 @@ impl Order {
         }
         let mut settled = true;
         for entry in &mut self.filters {
-            if entry.answer == Answer::NotAsked {
-                entry.answer = Answer::Waited;
+            if entry.grant == GrantState::NotRequested {
+                entry.grant = GrantState::Requested;
                 let (filter, id) = (entry.filter.clone(), entry.id);
                 actions.push(Action::Subscribe { filter, id });
             }
-            settled &= entry.answer == Answer::Granted || !self.wanted.contains(&entry.filter);
+            settled &= entry.grant == GrantState::Granted || !self.wanted.contains(&entry.filter);
         }
         if settled && self.restored && self.fence.is_none() && self.filters.len() > self.wanted.len() {
             self.fences += 1;
@@ -217,10 +217,10 @@ impl Order {
             return;
         };
         if !granted {
-            (entry.answer, entry.refused) = (Answer::Refused, true);
+            (entry.grant, entry.refused) = (GrantState::Refused, true);
             return;
         }
-        entry.answer = Answer::Granted;
+        entry.grant = GrantState::Granted;
         if std::mem::take(&mut entry.refused)
             && let Some(place) = place
         {
@@ -233,8 +233,8 @@ impl Order {
     /// What the broker has refused is to be asked for once more.
     pub(crate) fn retry(&mut self) {
         for entry in &mut self.filters {
-            if entry.answer == Answer::Refused {
-                entry.answer = Answer::NotAsked;
+            if entry.grant == GrantState::Refused {
+                entry.grant = GrantState::NotRequested;
             }
         }
     }
@@ -264,7 +264,7 @@ impl Order {
             .filters
             .extract_if(.., |entry| !wanted.contains(&entry.filter))
         {
-            self.former.push(Former {
+            self.former.push(FormerFilter {
                 filter: entry.filter,
                 id: entry.id,
                 noted: false,
@@ -304,7 +304,7 @@ impl Order {
 
     /// What is to be kept over a restart.
     pub(crate) fn note(&self) -> String {
-        let note = Note {
+        let note = SavedOrder {
             order: self
                 .filters
                 .iter()
@@ -330,7 +330,7 @@ impl Order {
             Some(former) => former.id,
             None => self.free_id(&filter),
         };
-        self.filters.push(Subscribed::new(filter, id));
+        self.filters.push(OrderedFilter::new(filter, id));
     }
 
     fn free_id(&self, filter: &str) -> usize {
@@ -342,19 +342,19 @@ impl Order {
     }
 
     fn forget_id(&mut self, id: usize) {
-        if self.left.len() >= LEFT {
+        if self.left.len() >= MAX_LEFT_IDS {
             self.left.pop_front();
         }
         self.left.push_back(id);
     }
 }
 
-impl Subscribed {
+impl OrderedFilter {
     fn new(filter: String, id: usize) -> Self {
         Self {
             filter,
             id,
-            answer: Answer::NotAsked,
+            grant: GrantState::NotRequested,
             refused: false,
             remembered: false,
         }

@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use rumqttc::{Publish, PublishProperties, QoS};
 
 use super::order::{Action, Order};
-use super::{FENCE, Routing};
+use super::{FENCE_PROPERTY, Routing};
 use crate::rule_topics::RuleTopics;
 use crate::topics::filter_matches;
 
@@ -454,7 +454,7 @@ fn a_broker_that_says_nothing_of_subscriptions_leaves_it_to_the_topic() {
 fn only_this_process_raises_its_fences() {
     let publish = |name: String| {
         let properties = PublishProperties {
-            user_properties: vec![(FENCE.into(), name)],
+            user_properties: vec![(FENCE_PROPERTY.into(), name)],
             ..PublishProperties::default()
         };
         Publish::new("t", QoS::AtLeastOnce, Vec::<u8>::new(), Some(properties))

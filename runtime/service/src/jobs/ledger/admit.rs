@@ -132,7 +132,8 @@ impl Ledger {
         if let State::Done(body, _) = &entry.state {
             let body = body.clone();
             // One that has not left yet serves both.
-            if !is_internal(&job.key) && !self.is_leaving(&job.key, &job.reply, &body) {
+            let is_sent = !is_internal(&job.key) && job.reply.topic().is_some();
+            if is_sent && !self.is_leaving(&job.key, &job.reply, &body) {
                 if self.replies_waiting() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }

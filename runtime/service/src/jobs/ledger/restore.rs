@@ -160,7 +160,10 @@ impl Ledger {
         );
         // The request itself is not stored: what was asked stands in its prompt.
         let (topic, prompt) = match self.jobs.get(key).and_then(Entry::waiting) {
-            Some(waiting) => (waiting.job.reply.topic.clone(), text(&waiting.prompt, prompts)),
+            Some(waiting) => (
+                waiting.job.reply.topic().unwrap_or_default().to_owned(),
+                text(&waiting.prompt, prompts),
+            ),
             None => Default::default(),
         };
         let letter = DeadLetter {

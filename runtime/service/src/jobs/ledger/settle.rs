@@ -112,8 +112,8 @@ impl Ledger {
             });
         }
         for address in addresses {
-            // What was asked within this process is sent nowhere.
-            if !is_internal(key) {
+            // A job of this process is sent nowhere, and what is held is picked up.
+            if !is_internal(key) && address.topic().is_some() {
                 self.send(key.clone(), address, body.clone());
             }
         }

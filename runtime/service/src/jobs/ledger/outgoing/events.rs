@@ -221,7 +221,7 @@ impl OutgoingQueue {
             let Some(reply) = self.message(out).filter(|_| event.retained) else {
                 continue;
             };
-            let first = newer.insert(&reply.address.topic);
+            let first = newer.insert(reply.address.topic().unwrap_or_default());
             if !first && is_away && wall.since(event.since) >= STALLED {
                 gone.push((index, Unpublished::Superseded));
             }

@@ -5,7 +5,7 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
-use phi_edge_api::{DeadLetter, JobKey, Reply, ReplyAddress, ReplyBody};
+use phi_edge_api::{DeadLetter, JobKey, Reply, ReplyAddress, ReplyBody, ReplyTarget};
 use phi_edge_job::Receipt;
 use phi_edge_rules::record::RuleChange;
 use phi_edge_rules::{Published, Time};
@@ -34,7 +34,7 @@ impl Ledger {
         receipt: Option<Receipt>,
     ) -> Option<Stored> {
         self.note_receipt(receipt);
-        let content = address.topic.len() + address.correlation.as_ref().map_or(0, Vec::len);
+        let content = address.topic().map_or(0, str::len) + address.correlation.as_ref().map_or(0, Vec::len);
         let bytes = REFUSAL_OVERHEAD + content as u64 + body.texts();
         let journal = &mut self.journal;
         self.outgoing.push_refusal(
@@ -91,11 +91,7 @@ impl Ledger {
             client: None,
             id: published.event.event_id.clone(),
         };
-        let address = ReplyAddress {
-            topic: published.output.topic.clone(),
-            correlation: None,
-            traceparent: None,
-        };
+        let address = ReplyAddress::from(ReplyTarget::Topic(published.output.topic.clone()));
         self.send_as(
             Class::Event,
             key,

@@ -1,0 +1,149 @@
+//! The JSON form of a request, read strictly.
+
+use std::collections::BTreeMap;
+
+use serde::Deserialize;
+use serde::de::IgnoredAny;
+use serde_json::Value;
+
+use crate::id::check_id;
+use crate::quote::cut;
+use crate::strict::{Object, TextOr, Word};
+
+/// The names of the fields of [`RequestBody`].
+pub(super) const FIELDS: [&str; 18] = [
+    "id",
+    "prompt",
+    "messages",
+    "system",
+    "images",
+    "max_tokens",
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "stop",
+    "response_format",
+    "stream",
+    "priority",
+    "deadline_ms",
+    "session",
+];
+
+/// A request as its sender writes it, with every field optional.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct RequestBody {
+    pub(super) id: Option<String>,
+    pub(super) prompt: Option<String>,
+    pub(super) messages: Option<Vec<Object<MessageBody>>>,
+    pub(super) system: Option<String>,
+    pub(super) images: Option<Vec<IgnoredAny>>,
+    pub(super) max_tokens: Option<u64>,
+    pub(super) temperature: Option<f64>,
+    pub(super) top_p: Option<f64>,
+    pub(super) top_k: Option<u32>,
+    pub(super) min_p: Option<f64>,
+    pub(super) repetition_penalty: Option<f64>,
+    pub(super) seed: Option<Seed>,
+    pub(super) stop: Option<TextOr<String>>,
+    pub(super) response_format: Option<Object<ResponseFormat>>,
+    pub(super) stream: Option<bool>,
+    pub(super) priority: Option<Word<PriorityName>>,
+    pub(super) deadline_ms: Option<u64>,
+    pub(super) session: Option<String>,
+}
+
+impl RequestBody {
+    /// Reads a JSON object.
+    ///
+    /// # Errors
+    /// One line that names the field at fault and quotes little.
+    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+        let mut json = serde_json::Deserializer::from_slice(bytes);
+        serde_path_to_error::deserialize::<_, Object<RequestBody>>(&mut json)
+            .map_err(|error| {
+                let path = error.path().to_string();
+                match path.as_str() {
+                    // No path: the error is about the whole, or about a key.
+                    "." | "?" => error.into_inner().to_string(),
+                    _ => format!("{path}: {}", error.into_inner()),
+                }
+            })
+            .and_then(|Object(body)| json.end().map(|()| body).map_err(|error| error.to_string()))
+            .map_err(cut)
+    }
+}
+
+/// Returns the id of a request that is wrong elsewhere, so that its sender can be told.
+pub(super) fn id_of(bytes: &[u8]) -> Option<String> {
+    #[derive(Deserialize)]
+    struct OnlyId {
+        id: String,
+    }
+    let OnlyId { id } = serde_json::from_slice(bytes).ok()?;
+    check_id(&id).is_ok().then_some(id)
+}
+
+/// A message of the conversation.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct MessageBody {
+    pub(super) role: Word<RoleName>,
+    pub(super) content: TextOr<Object<ContentPart>>,
+}
+
+/// A part of a message. `text` belongs to parts of type text, `data` to those of type image.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ContentPart {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<Word<PartType>>,
+    pub(super) text: Option<String>,
+    pub(super) data: Option<String>,
+}
+
+/// The type of a part of a message.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PartType {
+    Text,
+    Image,
+}
+
+/// The form of the answer. The members of forms other than text are not read until those are supported.
+#[derive(Deserialize)]
+pub(super) struct ResponseFormat {
+    #[serde(rename = "type")]
+    pub(super) kind: Option<String>,
+    #[serde(flatten)]
+    pub(super) members: BTreeMap<String, Value>,
+}
+
+/// The role of a message.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum RoleName {
+    System,
+    User,
+    Assistant,
+}
+
+/// The priority of a request.
+#[derive(Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum PriorityName {
+    Interactive,
+    Normal,
+    Background,
+}
+
+/// A seed of 64 bits. Clients of other servers send negative ones.
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a whole number of 64 bits")]
+pub(super) enum Seed {
+    Plain(u64),
+    Negative(i64),
+}

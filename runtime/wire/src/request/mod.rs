@@ -1,0 +1,177 @@
+//! The reading of requests: a JSON object, read strictly, or a plain text.
+
+mod body;
+mod content;
+mod job;
+mod options;
+
+use std::time::Duration;
+
+use phi_edge_api::{ErrorCode, Message, Priority, Sampling};
+
+use crate::id::{check_id, check_name};
+use body::{FIELDS, RequestBody};
+use content::{conversation, user};
+pub use job::Envelope;
+use options::DEFAULT_MAX_TOKENS;
+
+/// The payload of a request and its media type.
+#[derive(Debug, Clone, Copy)]
+pub struct Payload<'a> {
+    /// The bytes.
+    pub bytes: &'a [u8],
+    /// The media type, if the sender names one.
+    pub content_type: Option<&'a str>,
+}
+
+/// A valid request.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Request {
+    /// The id, if the client gives one.
+    pub id: Option<String>,
+    /// The conversation.
+    pub messages: Vec<Message>,
+    /// The most new tokens.
+    pub max_tokens: usize,
+    /// The sampling parameters; the seed is the client's if [`Request::seeded`] is true.
+    pub sampling: Sampling,
+    /// Whether the client gives the seed.
+    pub seeded: bool,
+    /// The stop strings.
+    pub stop: Vec<String>,
+    /// Whether the text is sent in chunks as it grows.
+    pub stream: bool,
+    /// The priority in the queue.
+    pub priority: Priority,
+    /// The time that the client gives the answer.
+    pub deadline: Option<Duration>,
+    /// The session that the request continues or begins.
+    pub session: Option<String>,
+}
+
+/// The reason why a payload is no valid request.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RequestError {
+    /// The request's id, if it can be read.
+    pub id: Option<String>,
+    /// The code, for programs.
+    pub code: ErrorCode,
+    /// One line, for people.
+    pub message: String,
+}
+
+impl RequestError {
+    /// Returns the name of the field that is wrong, or `payload`. Unlike the message it quotes nothing: prompts have no place
+    /// in the log.
+    pub fn field(&self) -> &'static str {
+        let named = self.message.split([':', '.', '[', ' ']).next();
+        let known = FIELDS.into_iter().find(|field| Some(*field) == named);
+        known.unwrap_or("payload")
+    }
+}
+
+/// Reads a payload; `Ok(None)` if it is empty. `token_limit` is the largest `max_tokens`.
+///
+/// # Errors
+/// The payload is no valid request.
+pub fn parse_request(payload: Payload<'_>, token_limit: usize) -> Result<Option<Request>, RequestError> {
+    let Payload { bytes, content_type } = payload;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    if bytes[0] == b'{' || content_type.is_some_and(is_json) {
+        return read_object(bytes, token_limit).map(Some);
+    }
+    match std::str::from_utf8(bytes) {
+        Ok(text) if text.trim().is_empty() => Err(malformed(None, "the prompt is blank")),
+        Ok(text) => Ok(Some(Request {
+            id: None,
+            messages: vec![user(text)],
+            max_tokens: DEFAULT_MAX_TOKENS.min(token_limit),
+            sampling: Sampling::default(),
+            seeded: false,
+            stop: Vec::new(),
+            stream: false,
+            priority: Priority::default(),
+            deadline: None,
+            session: None,
+        })),
+        Err(error) => Err(malformed(
+            None,
+            format!(
+                "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one)",
+                error.valid_up_to()
+            ),
+        )),
+    }
+}
+
+fn is_json(content_type: &str) -> bool {
+    let media_type = content_type.split(';').next().unwrap_or_default().trim();
+    media_type.eq_ignore_ascii_case("application/json") || media_type.to_ascii_lowercase().ends_with("+json")
+}
+
+fn read_object(bytes: &[u8], token_limit: usize) -> Result<Request, RequestError> {
+    let body = RequestBody::read(bytes).map_err(|message| malformed(body::id_of(bytes), message))?;
+    let id = body.id.clone();
+    if let Some(id) = &id {
+        check_id(id).map_err(|message| malformed(None, message))?;
+    }
+    validate(body, token_limit).map_err(|FieldError { code, message }| RequestError { id, code, message })
+}
+
+/// The reason why a field is refused. The message begins with the field's name.
+struct FieldError {
+    code: ErrorCode,
+    message: String,
+}
+
+impl FieldError {
+    fn malformed(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::BadRequest,
+            message: message.into(),
+        }
+    }
+
+    fn unsupported(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::Unsupported,
+            message: message.into(),
+        }
+    }
+}
+
+/// Checks the fields in a fixed order: the first one at fault is told.
+fn validate(body: RequestBody, token_limit: usize) -> Result<Request, FieldError> {
+    options::check_supported(&body)?;
+    if let Some(session) = &body.session {
+        check_name(session).map_err(|reason| FieldError::malformed(format!("session: {reason}")))?;
+    }
+    let max_tokens = options::max_tokens(body.max_tokens, token_limit)?;
+    let deadline = options::deadline(body.deadline_ms)?;
+    let sampling = options::sampling(&body)?;
+    Ok(Request {
+        stop: options::stops(body.stop)?,
+        messages: conversation(body.system, body.prompt, body.messages)?,
+        id: body.id,
+        max_tokens,
+        sampling,
+        seeded: body.seed.is_some(),
+        stream: body.stream.unwrap_or(false),
+        priority: options::priority(body.priority.as_ref()),
+        deadline,
+        session: body.session,
+    })
+}
+
+fn malformed(id: Option<String>, message: impl Into<String>) -> RequestError {
+    RequestError {
+        id,
+        code: ErrorCode::BadRequest,
+        message: message.into(),
+    }
+}
+
+#[cfg(test)]
+mod tests;
