@@ -25,10 +25,10 @@ pub(crate) enum Command {
     #[command(after_help = ASK_EXAMPLES)]
     Ask(Box<AskArgs>),
     /// Fetch a model, verified: by short name, from an address, or from a folder.
-    #[command(after_help = crate::pull::EXAMPLES)]
-    Pull(Box<crate::pull::PullArgs>),
+    #[command(after_help = crate::commands::pull::EXAMPLES)]
+    Pull(Box<crate::commands::pull::PullArgs>),
     /// List, verify, choose, remove, export and import models.
-    Models(crate::models::ModelsArgs),
+    Models(crate::commands::models::ModelsArgs),
     /// Look into the store of a stopped daemon, or empty it.
     Store(StoreArgs),
     /// Watch one node or a fleet: queue, slots, speed, errors.

@@ -1,35 +1,23 @@
 //! The phi-edge command: puts the crates together, and is all that users see of them.
 
-mod ask;
-mod audit;
-mod bench;
-mod check;
 mod cli;
+mod commands;
 mod exit;
-mod identity;
-mod local;
-mod logging;
-mod memory;
-mod metrics;
-mod models;
-mod prefixes;
-mod pull;
-mod remote;
-mod rules;
+mod machine;
 mod run;
-mod settings;
-mod store;
-mod support;
+mod setup;
+mod telemetry;
 mod terminal;
-mod top;
-mod traces;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, RulesAction};
+use crate::commands::{ask, bench, check, models, pull, rules, store, support, top};
 use crate::exit::Fault;
+use crate::setup::settings;
+use crate::telemetry::logging;
 
 fn main() -> ExitCode {
     // Before there is any other thread.

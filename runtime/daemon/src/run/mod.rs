@@ -1,20 +1,15 @@
 //! `phi-edge run`: the daemon. Configuration, parts, signals, an orderly end.
 
+mod crash_marker;
 #[cfg(unix)]
-mod crash;
+mod fatal_signal;
 mod health;
-mod life;
-mod model;
 #[cfg(unix)]
 mod notify;
-pub(crate) mod pace;
-pub(crate) mod parts;
 mod pool;
-pub(crate) mod rules;
+mod rule_subscriptions;
+mod served_model;
 mod signals;
-pub(crate) mod stats;
-pub(crate) mod sysfs;
-mod telemetry;
 
 use std::time::Duration;
 
@@ -29,18 +24,19 @@ use tokio::sync::{mpsc, watch};
 
 use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
-use crate::identity;
-use crate::local::{self, Choice};
-use crate::logging::{self, SetLevel};
-use crate::settings;
+use crate::machine::identity;
+use crate::machine::sysfs::Sysfs;
+use crate::machine::thermal::{self, PaceNow};
+use crate::setup::link as parts;
+use crate::setup::model::{self, Choice};
+use crate::setup::settings;
+use crate::telemetry::logging::{self, SetLevel};
+use crate::telemetry::{Telemetry, stats};
 
-use life::Life;
-use model::Served;
-use pace::PaceNow;
-use rules::Rules;
+use crash_marker::Life;
+use rule_subscriptions::Rules;
+use served_model::Served;
 use signals::{Reloads, Signals};
-use sysfs::Sysfs;
-use telemetry::Telemetry;
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
 const REPLIES: usize = 64;
@@ -73,7 +69,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
 pub(crate) fn record_exit(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
-    life::record(&loaded.config.store.path, &result);
+    crash_marker::record(&loaded.config.store.path, &result);
     Ok(())
 }
 
@@ -173,7 +169,7 @@ impl<'a> App<'a> {
         let config = self.config;
         let mut signals = Signals::new()?;
         let mut reloads = Reloads::new()?;
-        let _lock = life::lock(&config.store.path)?;
+        let _lock = crash_marker::lock(&config.store.path)?;
         let (rules, at_start) = Rules::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
         let served = Served::open(&config.model.path)?;
@@ -221,7 +217,7 @@ impl<'a> App<'a> {
             .await?;
 
         let name = model.name();
-        local::warn_of_demonstration(model);
+        model::warn_of_demonstration(model);
         #[cfg(unix)]
         notify::say("the model is loading");
         let loading = self.load(served.clone(), &at_start);
@@ -296,7 +292,7 @@ impl<'a> App<'a> {
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
         };
         let publisher = tokio::spawn(stats::publish(sources, stats_tx));
-        let pace = tokio::spawn(pace::keep(config.runtime.pace.clone(), throttle, pace));
+        let pace = tokio::spawn(thermal::keep(config.runtime.pace.clone(), throttle, pace));
 
         #[cfg(unix)]
         let notifier = tokio::spawn(notify::attend(notify::Watched {
@@ -430,7 +426,7 @@ impl<'a> App<'a> {
                 (fault.message.clone(), Err(fault))
             }
             End::ModelReplaced => {
-                let fault = model::replaced();
+                let fault = served_model::replaced();
                 (fault.message.clone(), Err(fault))
             }
         };

@@ -1,0 +1,106 @@
+//! `phi-edge rules record`: what a broker sends, one JSON object a line, for `phi-edge rules test`.
+
+use std::io::Write;
+use std::time::Duration;
+
+use phi_edge_mqtt::Client;
+use serde::{Deserialize, Serialize};
+
+use crate::cli::RecordArgs;
+use crate::commands::ask::remote;
+use crate::exit::{Exit, Fault};
+use crate::terminal;
+
+/// A recorded message.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Recorded {
+    /// When it arrived, RFC 3339.
+    pub(crate) time: jiff::Timestamp,
+    pub(crate) topic: String,
+    /// As text; a payload that is none is kept as `payload_base64`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) payload: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) payload_base64: Option<String>,
+}
+
+impl Recorded {
+    fn of(topic: String, payload: &[u8]) -> Self {
+        use base64::Engine as _;
+        let text = std::str::from_utf8(payload).ok().map(str::to_owned);
+        let raw = text
+            .is_none()
+            .then(|| base64::engine::general_purpose::STANDARD.encode(payload));
+        Self {
+            time: jiff::Timestamp::now(),
+            topic,
+            payload: text,
+            payload_base64: raw,
+        }
+    }
+
+    /// The payload's bytes.
+    pub(crate) fn bytes(&self) -> Result<Vec<u8>, String> {
+        use base64::Engine as _;
+        match (&self.payload, &self.payload_base64) {
+            (Some(text), None) => Ok(text.clone().into_bytes()),
+            (None, Some(raw)) => base64::engine::general_purpose::STANDARD
+                .decode(raw)
+                .map_err(|error| format!("payload_base64: {error}")),
+            _ => Err("needs `payload` or `payload_base64`".to_owned()),
+        }
+    }
+}
+
+/// Prints what comes until Ctrl-C, the wanted number or time.
+pub(crate) fn record(args: &RecordArgs) -> Result<(), Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = listen(args) => done,
+            // The usual end.
+            _ = tokio::signal::ctrl_c() => Ok(()),
+        }
+    })
+}
+
+async fn listen(args: &RecordArgs) -> Result<(), Fault> {
+    let identity = args.cert.as_ref().zip(args.key.as_ref());
+    let options = remote::client_options(&args.broker, "record", args.ca.as_ref(), identity)?;
+    let mut client = Client::connect(options).await?;
+    for topic in &args.topics {
+        client.subscribe(topic).await?;
+    }
+    eprintln!("recording; Ctrl-C ends it");
+    let until = args
+        .seconds
+        .map(|seconds| tokio::time::Instant::now() + Duration::from_secs(seconds));
+    let mut left = args.messages.unwrap_or(u64::MAX);
+    while left > 0 {
+        let wait = until.map_or(Duration::from_hours(1), |until| {
+            until.saturating_duration_since(tokio::time::Instant::now())
+        });
+        let Some(message) = client.receive(wait).await? else {
+            if until.is_some_and(|until| until <= tokio::time::Instant::now()) {
+                break;
+            }
+            continue;
+        };
+        // What the broker had kept from before is none of what happens now.
+        if message.retained {
+            continue;
+        }
+        left -= 1;
+        let line =
+            serde_json::to_string(&Recorded::of(message.topic, &message.payload)).map_err(Fault::failed)?;
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", terminal::json(&line))
+            .and_then(|()| out.flush())
+            .map_err(|error| Fault::new(Exit::Failed, format!("the recording can't be written: {error}")))?;
+    }
+    client.close().await;
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! `phi-edge support`: what a report of a fault needs, in one file, without secrets and without what anybody said.
+
+mod gather;
+mod redact;
+
+use std::fs::{File, OpenOptions};
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use flate2::Compression;
+use flate2::write::GzEncoder;
+use phi_edge_config::Loaded;
+
+use crate::cli::SupportArgs;
+use crate::exit::Fault;
+use crate::setup::settings;
+use redact::Redactor;
+
+/// A file of the bundle.
+struct Part {
+    name: &'static str,
+    text: String,
+}
+
+/// Writes the bundle and says where it is.
+pub(crate) fn support(args: &SupportArgs) -> Result<(), Fault> {
+    // A wrong configuration is what a report is most often about: the bundle is made without it.
+    let loaded = settings::load(&args.config);
+    let redactor = Redactor::new(
+        loaded.as_ref().ok().map(|loaded| &loaded.config),
+        &args.config.set,
+    );
+    let parts = parts(args, loaded.as_ref());
+    let output = match &args.output {
+        Some(file) => file.clone(),
+        None => default_name(loaded.as_ref().ok()),
+    };
+    write(&output, &parts, &redactor)
+        .map_err(|error| Fault::failed(format!("{}: can't be written: {error}", output.display())))?;
+    println!("{} holds:", output.display());
+    for part in &parts {
+        println!("  {}", part.name);
+    }
+    println!("Passwords, prompts and answers are left out. Look through it before you pass it on.");
+    Ok(())
+}
+
+fn parts(args: &SupportArgs, loaded: Result<&Loaded, &Fault>) -> Vec<Part> {
+    let mut parts = Vec::new();
+    let mut add = |name, text| parts.push(Part { name, text });
+    add(
+        "versions.txt",
+        gather::versions(loaded.ok().map(|loaded| &loaded.config)),
+    );
+    add("check.txt", gather::check(&args.config));
+    add("log.txt", gather::log());
+    match loaded {
+        Err(fault) => add("config.txt", format!("{fault}\n")),
+        Ok(loaded) => {
+            let config = &loaded.config;
+            add("config.txt", phi_edge_config::render(loaded));
+            add("model.txt", gather::model(&config.model.path));
+            add("store.txt", gather::store(&config.store.path));
+            add("status.json", gather::status(config));
+            if let Some(address) = config.metrics.listen {
+                add("metrics.txt", gather::http(address, "/metrics"));
+                add("ready.txt", gather::http(address, "/readyz"));
+            }
+        }
+    }
+    parts
+}
+
+fn default_name(loaded: Option<&Loaded>) -> PathBuf {
+    let node = loaded.map_or("node", |loaded| loaded.config.node.name.as_str());
+    let time = jiff::Timestamp::now().strftime("%Y%m%dT%H%M%SZ");
+    PathBuf::from(format!("phi-edge-support-{node}-{time}.tar.gz"))
+}
+
+/// A gzipped tar, for its owner alone; a file that is there already is not overwritten.
+fn write(output: &Path, parts: &[Part], redactor: &Redactor) -> io::Result<()> {
+    let mut archive = tar::Builder::new(GzEncoder::new(create(output)?, Compression::default()));
+    let now = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs());
+    for part in parts {
+        let text = redactor.redact(&part.text);
+        let mut header = tar::Header::new_gnu();
+        header.set_size(text.len() as u64);
+        header.set_mode(0o600);
+        header.set_mtime(now);
+        header.set_cksum();
+        let name = Path::new("phi-edge-support").join(part.name);
+        archive.append_data(&mut header, name, text.as_bytes())?;
+    }
+    archive.into_inner()?.finish()?.sync_all()
+}
+
+fn create(output: &Path) -> io::Result<File> {
+    let mut options = OpenOptions::new();
+    options.write(true).create_new(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt as _;
+        options.mode(0o600);
+    }
+    options.open(output)
+}

@@ -1,0 +1,79 @@
+//! `phi-edge top`: how one node or a fleet does, from what they publish retained.
+
+mod nodes;
+mod screen;
+
+use std::io::IsTerminal as _;
+use std::time::Duration;
+
+use phi_edge_mqtt::Client;
+use tokio::time::Instant;
+
+use crate::cli::TopArgs;
+use crate::commands::ask::remote;
+use crate::exit::Fault;
+use nodes::Nodes;
+
+/// How often the screen is drawn at least.
+const FRAME: Duration = Duration::from_millis(500);
+/// How long a single look waits for what the broker keeps.
+const LOOK: Duration = Duration::from_secs(2);
+/// The nodes that are looked at where the URL names none.
+const ALL: &str = "phi-edge/v1/+";
+
+/// Shows the nodes until `q`; once, as text, where the output is no terminal or `--once` is given.
+pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    runtime.block_on(async {
+        let mut nodes = Nodes::default();
+        let mut client = connect(args).await?;
+        if args.once || !std::io::stdout().is_terminal() {
+            listen(&mut client, &mut nodes, LOOK).await?;
+            print!("{}", nodes.text());
+            return Ok(());
+        }
+        let mut screen = screen::Screen::open().map_err(Fault::failed)?;
+        let mut lost: Option<String> = None;
+        loop {
+            screen.draw(&nodes, lost.as_deref()).map_err(Fault::failed)?;
+            if screen::Screen::is_left().map_err(Fault::failed)? {
+                return Ok(());
+            }
+            match listen(&mut client, &mut nodes, FRAME).await {
+                Ok(()) => lost = None,
+                Err(fault) => {
+                    lost = Some(fault.message);
+                    tokio::time::sleep(FRAME).await;
+                    if let Ok(again) = connect(args).await {
+                        client = again;
+                    }
+                }
+            }
+        }
+    })
+}
+
+async fn connect(args: &TopArgs) -> Result<Client, Fault> {
+    let url = &args.broker;
+    let identity = args.cert.as_ref().zip(args.key.as_ref());
+    let options = remote::client_options(url, "top", args.ca.as_ref(), identity)?;
+    let mut client = Client::connect(options).await?;
+    let base = url.base.as_deref().unwrap_or(ALL);
+    client.subscribe(&format!("{base}/status")).await?;
+    client.subscribe(&format!("{base}/stats")).await?;
+    Ok(client)
+}
+
+/// Takes in what comes for so long.
+async fn listen(client: &mut Client, nodes: &mut Nodes, time: Duration) -> Result<(), Fault> {
+    let until = Instant::now() + time;
+    while let Some(left) = until.checked_duration_since(Instant::now()) {
+        if let Some(message) = client.receive(left).await? {
+            nodes.take(&message.topic, &message.payload);
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,44 @@
+//! What the machine says of the process and of itself.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Open file descriptors; Linux only.
+pub(crate) fn open_files() -> Option<usize> {
+    // The folder's own descriptor is among them.
+    Some(std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1))
+}
+
+/// Processor time of the process, of threads that have ended too; Linux only.
+pub(crate) fn cpu_time() -> Option<Duration> {
+    // Of USER_HZ, which is 100 wherever Linux runs us.
+    const TICK: Duration = Duration::from_millis(10);
+    let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
+    // The name of the program, in parentheses, may hold anything; fields 14 and 15 of proc(5) come behind it.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let mut times = fields.split_whitespace().skip(11);
+    let ticks = times
+        .next()?
+        .parse::<u32>()
+        .ok()?
+        .saturating_add(times.next()?.parse().ok()?);
+    Some(TICK * ticks)
+}
+
+/// What is free on the disk of `folder` for us.
+#[cfg(unix)]
+pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
+    let disk = rustix::fs::statvfs(folder).ok()?;
+    Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+}
+
+#[cfg(not(unix))]
+pub(crate) fn free_bytes(_folder: &Path) -> Option<u64> {
+    None
+}
+
+/// Since 1970.
+pub(crate) fn since_1970(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH)
+        .map_or(0.0, |since| since.as_secs_f64())
+}

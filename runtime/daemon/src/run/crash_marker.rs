@@ -1,0 +1,150 @@
+//! A mark on the disk that tells the next start how this one ended.
+//!
+//! A process that ends in good order takes its mark away. One that crashes says so in it, as far as it can: a fatal
+//! signal by its handler, the loss of the engine by name, and what only the outside sees (out of memory, the watchdog) by
+//! systemd, which runs `phi-edge record-exit` after the daemon. A mark that says nothing is a kill from outside; one of an
+//! earlier start of the machine is a power cut. Only after a crash are the jobs that ran under suspicion.
+
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+
+use phi_edge_service::{LastEnd, LockError, StoreLock, private_folder};
+
+use crate::exit::Fault;
+
+const NAME: &str = "running";
+const CRASHED: &str = "crashed";
+
+/// Keeps another daemon from this store, before anything in its folder is touched and the broker is asked. A disk that does
+/// not let the folder be locked may do so later, as it may take writes later: then there is no lock.
+pub(crate) fn lock(folder: &Path) -> Result<Option<StoreLock>, Fault> {
+    match StoreLock::take(folder) {
+        Ok(lock) => Ok(Some(lock)),
+        // Not a fault of the configuration: systemd tries again, and succeeds once the other has ended.
+        Err(held @ LockError::Held { .. }) => Err(Fault::failed(held)),
+        Err(error) => {
+            tracing::warn!(%error, "the store's folder can't be locked against another phi-edge");
+            Ok(None)
+        }
+    }
+}
+
+/// This process's mark.
+pub(crate) struct Life {
+    file: PathBuf,
+}
+
+impl Life {
+    /// Reads the mark of the process before, if it left one, and makes this one's. A folder that can't be written is the
+    /// store's trouble, which tells of it.
+    pub(crate) fn begin(folder: &Path) -> (Self, LastEnd) {
+        let file = folder.join(NAME);
+        let last =
+            std::fs::read_to_string(&file).map_or(LastEnd::Innocent, |mark| last_end(&mark, &boot_id()));
+        if last == LastEnd::Crashed {
+            tracing::warn!(
+                "the process before this one crashed; what it worked on is tried again, one at a time"
+            );
+        }
+        let made = private_folder(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
+        if let Err(error) = made {
+            tracing::warn!(file = %file.display(), %error, "a crash of this process will not be noticed");
+        }
+        #[cfg(unix)]
+        if let Ok(file) = std::fs::OpenOptions::new().append(true).open(&file) {
+            super::fatal_signal::write_on_fatal_signal(file);
+        }
+        (Self { file }, last)
+    }
+
+    /// Ends with a crash of its own.
+    pub(crate) fn crashed(&self) {
+        crashed(&self.file);
+    }
+
+    /// Ends in good order.
+    pub(crate) fn end(self) {
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
+/// Notes what systemd says of the daemon's end (`SERVICE_RESULT` of systemd.exec(5)).
+pub(crate) fn record(folder: &Path, service_result: &str) {
+    let file = folder.join(NAME);
+    if file.exists() && matches!(service_result, "core-dump" | "oom-kill" | "watchdog") {
+        crashed(&file);
+    }
+}
+
+fn crashed(file: &Path) {
+    let noted = std::fs::OpenOptions::new()
+        .append(true)
+        .open(file)
+        .and_then(|mut file| writeln!(file, "{CRASHED}"));
+    if let Err(error) = noted {
+        tracing::warn!(file = %file.display(), %error, "the crash can't be noted");
+    }
+}
+
+fn last_end(mark: &str, boot: &str) -> LastEnd {
+    let mut lines = mark.lines();
+    let same_boot = lines.next() == Some(boot);
+    if same_boot && lines.any(|line| line == CRASHED) {
+        LastEnd::Crashed
+    } else {
+        LastEnd::Innocent
+    }
+}
+
+fn boot_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
+        .map(|id| id.trim().to_owned())
+        .unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_a_crash_since_the_machine_started_counts() {
+        for (mark, end) in [
+            ("b\n", LastEnd::Innocent),
+            ("b\ncrashed\n", LastEnd::Crashed),
+            ("earlier\ncrashed\n", LastEnd::Innocent),
+            ("", LastEnd::Innocent),
+        ] {
+            assert_eq!(last_end(mark, "b"), end, "{mark:?}");
+        }
+    }
+
+    #[cfg(unix)]
+    #[test]
+    fn the_folder_is_private() {
+        use std::os::unix::fs::PermissionsExt as _;
+        let above = tempfile::tempdir().expect("a folder");
+        let folder = above.path().join("state/store");
+        let _life = Life::begin(&folder);
+        let mode = std::fs::metadata(&folder)
+            .expect("it is made")
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o700);
+    }
+
+    #[test]
+    fn an_orderly_end_leaves_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let (life, last) = Life::begin(folder.path());
+        assert_eq!(last, LastEnd::Innocent);
+        record(folder.path(), "success");
+        record(folder.path(), "signal");
+        assert_eq!(Life::begin(folder.path()).1, LastEnd::Innocent, "killed");
+        record(folder.path(), "watchdog");
+        assert_eq!(Life::begin(folder.path()).1, LastEnd::Crashed);
+        life.crashed();
+        assert_eq!(Life::begin(folder.path()).1, LastEnd::Crashed);
+        life.end();
+        assert_eq!(Life::begin(folder.path()).1, LastEnd::Innocent);
+    }
+}

@@ -1,0 +1,258 @@
+//! A model on this machine.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use phi_edge_config::{ByteSize, Config};
+use phi_edge_engine::{
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
+};
+use phi_edge_models::ModelDir;
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_service::rules::Rule;
+
+use crate::cli::{ConfigArgs, ModelArgs};
+use crate::exit::Fault;
+use crate::setup::kv_budget;
+use crate::setup::prefixes::{self, Opening, Place};
+use crate::setup::settings;
+
+/// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
+/// and memory only for what they hold.
+const CACHE_ROWS: usize = 32;
+
+/// The file that remembers which edits of a graph hold.
+pub(crate) const VERDICTS: &str = "graph-verdicts.json";
+
+/// Which model, and how it is run.
+#[derive(Debug, Clone)]
+pub(crate) struct Choice {
+    pub(crate) model: PathBuf,
+    pub(crate) library: Option<PathBuf>,
+    pub(crate) decoder: DecoderConfig,
+    pub(crate) engine: EngineConfig,
+    /// Whether the model runs once before it serves.
+    pub(crate) prewarm: bool,
+    /// Beginnings of prompts to remember, and the folder of the store that keeps them.
+    pub(crate) pinned: Option<(Vec<Opening>, PathBuf)>,
+}
+
+impl Choice {
+    /// What the configuration says, for a node with these rules.
+    pub(crate) fn of(config: &Config, rules: &[Rule]) -> Self {
+        let runtime = &config.runtime;
+        let system_prompts = runtime.system_prompts.as_deref().unwrap_or_default();
+        let (asked_for, pinned) = (system_prompts.len(), prefixes::openings(system_prompts, rules));
+        Self {
+            model: config.model.path.clone(),
+            library: runtime.library.clone(),
+            decoder: DecoderConfig {
+                provider: settings::provider(runtime.provider),
+                threads: runtime.threads,
+                rows: runtime.slots + asked_for,
+                cache_rows: CACHE_ROWS + pinned.len() - asked_for,
+                kv_memory: runtime.kv_memory.map(ByteSize::bytes),
+                prepare: Prepare::ALL,
+                verdicts: Some(config.store.path.join(VERDICTS)),
+            },
+            engine: EngineConfig {
+                prefill_chunk: runtime.prefill_chunk,
+                slots: runtime.slots,
+                kv_budget: runtime.kv_memory.map(ByteSize::bytes),
+                prefix_cache: runtime.prefix_cache,
+                speculation: runtime.speculation,
+                ..EngineConfig::default()
+            },
+            prewarm: runtime.prewarm,
+            pinned: Some((pinned, config.store.path.clone())),
+        }
+    }
+
+    /// What flags say. Without `--model` the configuration names the model and whatever else flags don't.
+    pub(crate) fn of_flags(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
+        let mut choice = match &args.model {
+            Some(model) => Self {
+                model: model.clone(),
+                library: None,
+                decoder: DecoderConfig {
+                    provider: Provider::Auto,
+                    threads: None,
+                    rows: slots,
+                    cache_rows: 0,
+                    kv_memory: None,
+                    prepare: Prepare::ALL,
+                    verdicts: None,
+                },
+                engine: EngineConfig {
+                    slots,
+                    ..EngineConfig::default()
+                },
+                prewarm: false,
+                pinned: None,
+            },
+            None => Self::of(&settings::load(&ConfigArgs::default())?.config, &[]),
+        };
+        choice.decoder.rows = slots;
+        choice.decoder.cache_rows = 0;
+        // The store is the service's own; whoever runs a command may not be allowed to write there.
+        choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
+        choice.prewarm = false;
+        choice.pinned = None;
+        choice.engine.slots = slots;
+        choice.engine.stop_repetition = stop_repetition;
+        if let Some(provider) = args.provider {
+            choice.decoder.provider = provider;
+        }
+        if let Some(threads) = args.threads {
+            choice.decoder.threads = Some(threads.into());
+        }
+        if let Some(prepare) = args.prepare {
+            choice.decoder.prepare = prepare;
+        }
+        if args.library.is_some() {
+            choice.library.clone_from(&args.library);
+        }
+        if let Some(chunk) = args.prefill_chunk {
+            choice.engine.prefill_chunk = chunk as usize;
+        }
+        Ok(choice)
+    }
+
+    /// Loads the graph of `model` and puts the engine around it.
+    pub(crate) fn engine(&self, model: &ModelDir) -> Result<Engine<OnnxDecoder>, Fault> {
+        self.engine_over(model, |decoder| decoder)
+    }
+
+    /// The same with what `wrap` makes of the decoder.
+    fn engine_over<D: Decoder>(
+        &self,
+        model: &ModelDir,
+        wrap: impl FnOnce(OnnxDecoder) -> D,
+    ) -> Result<Engine<D>, Fault> {
+        let library = Library::find(self.library.as_deref())?;
+        if let Some(warning) = phi_edge_onnx::processor_warning() {
+            tracing::warn!("{warning}");
+        }
+        let mut config = self.engine.clone();
+        // On a device the slab is allocated whole: nothing to share out.
+        let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
+            if config.kv_budget.is_none() {
+                config.kv_budget = kv_budget::kv_budget();
+            }
+            config.kv_budget
+        })?;
+        if self.prewarm {
+            warm(&mut decoder);
+        }
+        let computed_by = decoder.computed_by(&library);
+        let mut engine = Engine::new(wrap(decoder), config);
+        if let Some((openings, store)) = self.pinned.as_ref().filter(|(openings, _)| !openings.is_empty()) {
+            let place = Place {
+                store,
+                computed_by: &computed_by,
+            };
+            prefixes::pin(&mut engine, model, &model.text()?, openings, place)?;
+        }
+        Ok(engine)
+    }
+}
+
+/// Runs a prompt and a token, as a first request would: memory is paid for, and the library has planned its buffers.
+fn warm(decoder: &mut OnnxDecoder) {
+    /// Any tokens do.
+    const PROMPT: [TokenId; 16] = [TokenId(1); 16];
+    let row = RowId(0);
+    let part = |past, input| Row {
+        row,
+        past,
+        input: Input::Tokens(input),
+        logits: Wanted::Last,
+        regime: Regime::Short,
+    };
+    let begun = Instant::now();
+    let tokens = PROMPT.len() + 1;
+    let warmed = decoder.ensure(row, tokens).and_then(|()| {
+        for part in [part(0, &PROMPT), part(PROMPT.len(), &PROMPT[..1])] {
+            decoder.run(&Step { rows: &[part] }, &Interrupt::new())?;
+        }
+        Ok(())
+    });
+    decoder.release(row);
+    match warmed {
+        Ok(()) => tracing::debug!(ms = begun.elapsed().as_secs_f64() * 1000.0, "the model is warm"),
+        // What is wrong will be told by what is asked of it.
+        Err(error) => {
+            tracing::warn!(%error, "the model can't be tried before it is needed (runtime.prewarm)")
+        }
+    }
+}
+
+/// Where commands keep what spares them time: the user's cache folder.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let named = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = if cfg!(windows) {
+        named("LOCALAPPDATA")
+    } else {
+        named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))
+    };
+    Some(folder?.join("phi-edge"))
+}
+
+/// Says that a model is only a demonstration, where it is one.
+pub(crate) fn warn_of_demonstration(model: &ModelDir) {
+    let manifest = model.manifest();
+    if manifest.demonstration {
+        let note = manifest
+            .note
+            .as_deref()
+            .unwrap_or("its answers are not to be relied on");
+        tracing::warn!("{} is a demonstration: {note}", model.name());
+    }
+}
+
+/// A loaded model, for the commands that need no broker.
+pub(crate) struct Local<D: Decoder = OnnxDecoder> {
+    pub(crate) model: ModelDir,
+    pub(crate) engine: Engine<D>,
+    pub(crate) load: Duration,
+    epoch: Instant,
+}
+
+impl Local {
+    /// Loads the model of `choice`.
+    pub(crate) fn load(choice: &Choice) -> Result<Self, Fault> {
+        Self::load_over(choice, |decoder| decoder)
+    }
+}
+
+impl<D: Decoder> Local<D> {
+    /// Loads the model of `choice`, with what `wrap` makes of its decoder.
+    pub(crate) fn load_over(choice: &Choice, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
+        let epoch = Instant::now();
+        // The directory first: a wrong path is the commonest fault, and needs no library to be told.
+        let model = ModelDir::open(&choice.model)?;
+        warn_of_demonstration(&model);
+        let engine = choice.engine_over(&model, wrap)?;
+        Ok(Self {
+            model,
+            engine,
+            load: epoch.elapsed(),
+            epoch,
+        })
+    }
+
+    /// Time since the load began.
+    pub(crate) fn now(&self) -> Duration {
+        self.epoch.elapsed()
+    }
+
+    /// The engine's clock, free of a borrow of the engine.
+    pub(crate) fn clock(&self) -> impl Fn() -> Duration + use<D> {
+        let epoch = self.epoch;
+        move || epoch.elapsed()
+    }
+}

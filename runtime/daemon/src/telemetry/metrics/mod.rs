@@ -1,0 +1,12 @@
+//! Prometheus metrics: what is recorded as it happens, and what is read when somebody asks.
+
+pub(crate) mod catalogue;
+pub(crate) mod http;
+mod recorder;
+mod snapshot;
+mod zones;
+
+pub(crate) use http::Server;
+pub(crate) use recorder::Recorder;
+pub(crate) use snapshot::{Bounds, Sources, pulse};
+pub(crate) use zones::Zones;

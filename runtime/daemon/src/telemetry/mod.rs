@@ -1,0 +1,152 @@
+//! Metrics, audit and traces as the configuration wants them: made first, so that they see all there is.
+
+mod audit;
+pub(crate) mod logging;
+mod metrics;
+pub(crate) mod stats;
+mod traces;
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use phi_edge_config::{Config, Limits};
+use phi_edge_models::ModelDir;
+use phi_edge_mqtt::Link;
+use phi_edge_mqtt::wire::Status;
+use phi_edge_service::{Prompts, Service, StoreHealth, Witness, Witnesses};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use crate::exit::{Exit, Fault};
+use crate::machine::sysfs::Sysfs;
+use crate::machine::thermal::PaceNow;
+use crate::setup::link;
+use audit::{Audit, AuditConfig};
+use metrics::{Bounds, Recorder, Server, Sources, Zones, pulse};
+use traces::Traces;
+
+/// What watches the service. Dropping it ends the audit in good order.
+pub(crate) struct Telemetry<'a> {
+    config: &'a Config,
+    started: SystemTime,
+    recorder: Option<Arc<Recorder>>,
+    audit: Option<Arc<Audit>>,
+    traces: Option<Arc<Traces>>,
+}
+
+impl<'a> Telemetry<'a> {
+    pub(crate) fn new(
+        config: &'a Config,
+        model: &ModelDir,
+        prompts: Arc<dyn Prompts>,
+    ) -> Result<Self, Fault> {
+        let recorder = match config.metrics.listen {
+            Some(_) => Some(Arc::new(Recorder::new(&model.name())?)),
+            None => None,
+        };
+        let audit = match &config.audit.path {
+            Some(path) => Some(Arc::new(audit(config, path, model, prompts)?)),
+            None => None,
+        };
+        let traces = match &config.traces.endpoint {
+            Some(endpoint) => {
+                let traces = Traces::start(endpoint, &config.node.name, &model.name());
+                Some(Arc::new(traces.map_err(|error| {
+                    Fault::failed(format!("the thread of traces can't be started: {error}"))
+                })?))
+            }
+            None => None,
+        };
+        Ok(Self {
+            config,
+            started: SystemTime::now(),
+            recorder,
+            audit,
+            traces,
+        })
+    }
+
+    /// Who is to be told of what happens.
+    pub(crate) fn witnesses(&self) -> Witnesses {
+        let recorder = self.recorder.clone().map(|recorder| recorder as Arc<dyn Witness>);
+        let audit = self.audit.clone().map(|audit| audit as Arc<dyn Witness>);
+        let traces = self.traces.clone().map(|traces| traces as Arc<dyn Witness>);
+        Witnesses::new(recorder.into_iter().chain(audit).chain(traces).collect())
+    }
+
+    /// Serves metrics and health, if the configuration wants it; the main loop is to answer what comes on the receiver.
+    pub(crate) async fn serve(
+        &self,
+        service: watch::Receiver<Option<Service>>,
+        status: watch::Receiver<Status>,
+        link: &Link,
+        store: watch::Receiver<StoreHealth>,
+        pace: watch::Receiver<PaceNow>,
+        limits: watch::Receiver<Limits>,
+    ) -> Result<(Option<Server>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
+        let (pulse, beats) = pulse();
+        let (Some(address), Some(recorder)) = (self.config.metrics.listen, &self.recorder) else {
+            return Ok((None, beats));
+        };
+        let config = self.config;
+        let sources = Sources {
+            recorder: Arc::clone(recorder),
+            service,
+            status,
+            link: link.state(),
+            link_counters: link.watch_counters(),
+            store,
+            pulse,
+            tls: if config.mqtt.embedded {
+                None
+            } else {
+                link::tls(config)
+            },
+            audit: self.audit.as_ref().map(|audit| audit.counts()),
+            limits,
+            bounds: Bounds {
+                store: config.store.max_size.bytes(),
+                store_folder: config.store.path.clone(),
+                rules: config.store.max_rules_size.bytes(),
+            },
+            pace,
+            sysfs: Sysfs::at(&config.runtime.pace.sysfs),
+            zones: Zones::default(),
+            started: self.started,
+            certificates: std::sync::Mutex::default(),
+        };
+        Ok((Some(Server::start(address, sources).await?), beats))
+    }
+}
+
+impl Drop for Telemetry<'_> {
+    fn drop(&mut self) {
+        if let Some(audit) = &self.audit {
+            audit.close();
+        }
+        if let Some(traces) = &self.traces {
+            traces.close();
+        }
+    }
+}
+
+fn audit(
+    config: &Config,
+    path: &std::path::Path,
+    model: &ModelDir,
+    prompts: Arc<dyn Prompts>,
+) -> Result<Audit, Fault> {
+    let wanted = AuditConfig {
+        path: path.to_path_buf(),
+        texts: config.audit.texts,
+        max_size: config.audit.max_size.bytes(),
+        keep: config.audit.keep,
+        node: config.node.name.clone(),
+        digests: config.store.path.join("model-digests.json"),
+    };
+    let fault = |error: &dyn std::fmt::Display| {
+        let message = format!("{}: can't be opened: {error} (audit.path)", path.display());
+        Fault::new(Exit::Config, message)
+    };
+    let model = ModelDir::open(model.path()).map_err(|error| fault(&error))?;
+    Audit::start(wanted, model, prompts).map_err(|error| fault(&error))
+}
