@@ -2,19 +2,29 @@
 
 use std::time::Duration;
 
+use clap::Args;
 use phi_edge_config::Config;
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::{Client, ClientOptions};
 use phi_edge_onnx::Library;
 use phi_edge_service::rules::Rule;
 
-use crate::cli::CheckArgs;
 use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
 use crate::setup::link;
 use crate::setup::model::Choice;
 use crate::setup::rule_conversion;
 use crate::setup::settings;
 use crate::terminal;
+
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Leave out the broker.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
 
 /// Checks one thing after the other, one line each, and fails with the first fault's code.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {

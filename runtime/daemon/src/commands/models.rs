@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use phi_edge_models::{Event, ModelLink, Shelf, ShelfEntry, Size, known_models};
 
-use crate::cli::ConfigArgs;
 use crate::commands::pull::Progress;
 use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
 
 #[derive(Args)]

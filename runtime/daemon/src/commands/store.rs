@@ -1,10 +1,31 @@
 //! `phi-edge store`: what the store of a stopped daemon holds, and throwing it away.
 
+use clap::{Args, Subcommand};
 use phi_edge_service::{Purge, ToolError, inspect, purge};
 
-use crate::cli::{StoreAction, StoreArgs};
 use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
+
+#[derive(Args)]
+pub(crate) struct StoreArgs {
+    #[command(subcommand)]
+    pub(crate) action: StoreAction,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
+#[derive(Subcommand)]
+pub(crate) enum StoreAction {
+    /// Say what it holds.
+    Show,
+    /// Forget the outcomes that are kept for clients that ask again.
+    PurgeOutcomes,
+    /// Remove damaged files that were set aside.
+    PurgeAside,
+    /// Forget everything, also requests that are not answered yet.
+    PurgeAll,
+}
 
 pub(crate) fn store(args: &StoreArgs) -> Result<(), Fault> {
     let loaded = settings::load(&args.config)?;

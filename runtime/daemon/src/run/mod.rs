@@ -22,11 +22,11 @@ use phi_edge_service::{
 };
 use tokio::sync::{mpsc, watch};
 
-use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{self, PaceNow};
+use crate::setup::args::ConfigArgs;
 use crate::setup::link as parts;
 use crate::setup::model::{self, Choice};
 use crate::setup::settings;
@@ -44,6 +44,13 @@ const REPLIES: usize = 64;
 const LEAVING: Duration = Duration::from_secs(2);
 /// How long the last replies may take to reach the broker.
 const LAST_REPLIES: Duration = Duration::from_secs(5);
+
+pub(crate) const EXAMPLES: &str = "Examples:
+  phi-edge run --config ./phi-edge.toml
+  phi-edge run --set mqtt.embedded=true --set model.path=DIR
+
+Then, from any machine that reaches the broker:
+  mosquitto_rr -t phi-edge/v1/NODE/request -e phi-edge/v1/NODE/response/1 -m 'Why is the sky blue?'";
 
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {

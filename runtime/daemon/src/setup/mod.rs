@@ -1,5 +1,6 @@
 //! From the configuration to what each crate wants.
 
+pub(crate) mod args;
 mod kv_budget;
 pub(crate) mod link;
 pub(crate) mod model;

@@ -11,8 +11,8 @@ use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
 use phi_edge_service::rules::Rule;
 
-use crate::cli::{ConfigArgs, ModelArgs};
 use crate::exit::Fault;
+use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
 use crate::setup::prefixes::{self, Opening, Place};
 use crate::setup::settings;

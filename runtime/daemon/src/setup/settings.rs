@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
 use phi_edge_onnx::Provider;
 
-use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
+use crate::setup::args::ConfigArgs;
 
 /// Loads the configuration of `args`, this process's environment and the system's folder.
 pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {

@@ -1,5 +1,6 @@
 //! `phi-edge ask`: one prompt, here.
 
+mod args;
 pub(crate) mod remote;
 
 use std::io::{IsTerminal, Read, Write};
@@ -12,10 +13,11 @@ use phi_edge_engine::{
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::json;
 
-use crate::cli::AskArgs;
 use crate::exit::{Exit, Fault};
 use crate::setup::model::{Choice, Local};
 use crate::terminal;
+
+pub(crate) use args::{AskArgs, EXAMPLES};
 
 /// There is but one.
 const REQUEST: RequestId = RequestId(0);

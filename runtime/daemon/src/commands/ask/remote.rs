@@ -8,7 +8,7 @@ use std::time::Duration;
 use phi_edge_mqtt::{BrokerUrl, Client, ClientError, ClientOptions, Received, TlsFiles, Topics};
 use serde_json::{Map, Value, json};
 
-use crate::cli::AskArgs;
+use super::AskArgs;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::terminal;

@@ -1,5 +1,6 @@
 //! `phi-edge bench`: how fast this machine runs this model.
 
+mod args;
 mod replay;
 mod scenarios;
 mod summary;
@@ -11,10 +12,12 @@ use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, TokenId
 use phi_edge_onnx::bare;
 use serde_json::{Value, json};
 
-use crate::cli::{BenchArgs, Scenario};
 use crate::exit::Fault;
 use crate::setup::model::{Choice, Local};
+use args::Scenario;
 use replay::Replay;
+
+pub(crate) use args::BenchArgs;
 
 /// A loaded model whose words can be prescribed.
 type Bench = Local<Replay>;

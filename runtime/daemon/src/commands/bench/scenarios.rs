@@ -6,8 +6,8 @@ use std::time::Duration;
 use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId};
 use serde_json::{Value, json};
 
+use super::args::BenchArgs;
 use super::{Bench, Marks, median, prompt_of, salt};
-use crate::cli::BenchArgs;
 use crate::exit::Fault;
 
 /// Requests that arrive together and share the beginning of their prompts.

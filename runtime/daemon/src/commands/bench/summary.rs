@@ -8,9 +8,9 @@ use phi_edge_engine::{Event, Interrupt, RequestId, Summary, TokenId};
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::{Value, json};
 
+use super::args::BenchArgs;
 use super::scenarios::{finish_all, request_of, summaries_of};
 use super::{Bench, median};
-use crate::cli::BenchArgs;
 use crate::exit::{Exit, Fault};
 
 /// Each text is written this often in either phase.

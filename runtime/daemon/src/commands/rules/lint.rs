@@ -2,14 +2,14 @@
 
 use phi_edge_config::Rule;
 
-use crate::cli::ConfigArgs;
 use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
 
 use crate::setup::rule_conversion::{self, Defaults};
 
 /// Says of each rule whether it can be used, and why not.
-pub(crate) fn lint(args: &ConfigArgs) -> Result<(), Fault> {
+pub(super) fn lint(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
     for warning in &loaded.warnings {
         println!("warn   {warning}");

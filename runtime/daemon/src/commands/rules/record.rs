@@ -1,19 +1,48 @@
 //! `phi-edge rules record`: what a broker sends, one JSON object a line, for `phi-edge rules test`.
 
 use std::io::Write;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use phi_edge_mqtt::Client;
+use clap::Args;
+use phi_edge_mqtt::{BrokerUrl, Client};
 use serde::{Deserialize, Serialize};
 
-use crate::cli::RecordArgs;
 use crate::commands::ask::remote;
 use crate::exit::{Exit, Fault};
 use crate::terminal;
 
+pub(super) const EXAMPLE: &str = "Example:
+  phi-edge rules record 'plant/+/alarm' > alarms.jsonl";
+
+#[derive(Args)]
+pub(super) struct RecordArgs {
+    /// Topic filters.
+    #[arg(required = true, value_name = "TOPIC")]
+    pub(crate) topics: Vec<String>,
+    /// The broker: mqtt://[user:password@]host[:port], or mqtts://
+    #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
+    pub(crate) broker: BrokerUrl,
+    /// For mqtts://: the authority that signed the broker's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// For mqtts://: the client's own certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// For mqtts://: the key of the client's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// End after so many messages.
+    #[arg(long, value_name = "N")]
+    pub(crate) messages: Option<u64>,
+    /// End after so many seconds.
+    #[arg(long, value_name = "N")]
+    pub(crate) seconds: Option<u64>,
+}
+
 /// A recorded message.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Recorded {
+pub(super) struct Recorded {
     /// When it arrived, RFC 3339.
     pub(crate) time: jiff::Timestamp,
     pub(crate) topic: String,
@@ -53,7 +82,7 @@ impl Recorded {
 }
 
 /// Prints what comes until Ctrl-C, the wanted number or time.
-pub(crate) fn record(args: &RecordArgs) -> Result<(), Fault> {
+pub(super) fn record(args: &RecordArgs) -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -1,10 +1,11 @@
 //! `phi-edge rules test`: recorded messages through one rule, here, without a broker.
 
 use std::io::{BufRead, BufReader, Write};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use clap::Args;
 use phi_edge_config::Config;
 use phi_edge_models::{Message, ModelDir, Role, TextModel};
 use phi_edge_mqtt::filter_matches;
@@ -14,8 +15,8 @@ use phi_edge_service::{Service, ServiceConfig, spawn_engine};
 use serde_json::Value;
 use tokio::sync::mpsc;
 
-use crate::cli::RuleTestArgs;
 use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
 use crate::setup::model::{self, Choice};
 use crate::setup::settings;
 use crate::terminal;
@@ -26,8 +27,31 @@ use crate::setup::rule_conversion::{self, Defaults};
 /// Where no model says how much a prompt may hold.
 const WITHOUT_MODEL: usize = 4096;
 
+#[derive(Args)]
+pub(super) struct RuleTestArgs {
+    /// The rule's name.
+    pub(crate) rule: String,
+    /// The recording, as phi-edge rules record writes it.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) input: PathBuf,
+    /// Let time pass N times as fast as recorded [default: as fast as possible].
+    #[arg(long, value_name = "N", value_parser = speed)]
+    pub(crate) speed: Option<f64>,
+    /// Show windows, facts and prompts without asking the model.
+    #[arg(long)]
+    pub(crate) no_model: bool,
+    /// The model directory [default: model.path of the configuration].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) model: Option<PathBuf>,
+    /// Print each window's event as one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
+
 /// Replays the recording and prints each window, its prompt and what the model makes of it.
-pub(crate) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
+pub(super) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
     let config = settings::load(&args.config)?.config;
     let rule = config
         .rules
@@ -319,6 +343,13 @@ fn skipped_note(skipped: usize, recording: &[Recorded], filters: &[String]) -> S
         "{skipped} more messages are skipped: the rule's topics ({}) do not match theirs, such as {example}",
         filters.join(", ")
     )
+}
+
+fn speed(text: &str) -> Result<f64, String> {
+    match text.parse::<f64>() {
+        Ok(value) if value.is_finite() && value > 0.0 => Ok(value),
+        _ => Err("must be a number above 0".to_owned()),
+    }
 }
 
 fn line(text: &str) -> Result<(), Fault> {

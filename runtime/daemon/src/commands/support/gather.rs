@@ -14,7 +14,7 @@ use phi_edge_onnx::Library;
 use phi_edge_service::inspect;
 use serde_json::{Value, json};
 
-use crate::cli::ConfigArgs;
+use crate::setup::args::ConfigArgs;
 use crate::setup::link;
 use crate::setup::model::Choice;
 

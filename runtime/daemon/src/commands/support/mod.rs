@@ -8,14 +8,24 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use clap::Args;
 use flate2::Compression;
 use flate2::write::GzEncoder;
 use phi_edge_config::Loaded;
 
-use crate::cli::SupportArgs;
 use crate::exit::Fault;
+use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
 use redact::Redactor;
+
+#[derive(Args)]
+pub(crate) struct SupportArgs {
+    /// The file; it must not exist yet [default: phi-edge-support-NODE-TIME.tar.gz].
+    #[arg(long, value_name = "FILE")]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+}
 
 /// A file of the bundle.
 struct Part {

@@ -4,12 +4,13 @@ mod nodes;
 mod screen;
 
 use std::io::IsTerminal as _;
+use std::path::PathBuf;
 use std::time::Duration;
 
-use phi_edge_mqtt::Client;
+use clap::Args;
+use phi_edge_mqtt::{BrokerUrl, Client};
 use tokio::time::Instant;
 
-use crate::cli::TopArgs;
 use crate::commands::ask::remote;
 use crate::exit::Fault;
 use nodes::Nodes;
@@ -20,6 +21,25 @@ const FRAME: Duration = Duration::from_millis(500);
 const LOOK: Duration = Duration::from_secs(2);
 /// The nodes that are looked at where the URL names none.
 const ALL: &str = "phi-edge/v1/+";
+
+#[derive(Args)]
+pub(crate) struct TopArgs {
+    /// The broker: mqtt://[user:password@]host[:port][/base/topic], or mqtts://; all nodes unless a base topic is given.
+    #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
+    pub(crate) broker: BrokerUrl,
+    /// For mqtts://: the authority that signed the broker's certificate, PEM.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) ca: Option<PathBuf>,
+    /// For mqtts://: the client's own certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "key")]
+    pub(crate) cert: Option<PathBuf>,
+    /// For mqtts://: the key of the client's certificate, PEM.
+    #[arg(long, value_name = "FILE", requires = "cert")]
+    pub(crate) key: Option<PathBuf>,
+    /// Print what there is as text, once; so too where the output is no terminal.
+    #[arg(long)]
+    pub(crate) once: bool,
+}
 
 /// Shows the nodes until `q`; once, as text, where the output is no terminal or `--once` is given.
 pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
