@@ -2,7 +2,8 @@
 
 use std::process::ExitCode;
 
-use phi_edge_models::ModelError;
+use phi_edge_models::{ModelError, PullError};
+use phi_edge_mqtt::ClientError;
 use phi_edge_onnx::OnnxError;
 
 /// How the process ends.
@@ -67,6 +68,29 @@ impl From<OnnxError> for Fault {
             OnnxError::Runtime(_) => Exit::Failed,
         };
         Self::new(exit, chain(&error))
+    }
+}
+
+impl From<PullError> for Fault {
+    fn from(error: PullError) -> Self {
+        let exit = match &error {
+            PullError::Usage { .. } => Exit::Usage,
+            PullError::GivenUp { .. } => Exit::Unavailable,
+            PullError::Model(_) | PullError::Damaged { .. } | PullError::NoSuchModel { .. } => Exit::Config,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
+    }
+}
+
+impl From<ClientError> for Fault {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Tls(_) => Exit::Config,
+            ClientError::Broker { .. } => Exit::Unavailable,
+            ClientError::Send(_) => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

@@ -6,27 +6,16 @@ use std::path::{Path, PathBuf};
 use clap::{Args, Subcommand};
 use phi_edge_models::{Event, ModelLink, Shelf, ShelfEntry, Size, known_models};
 
-use crate::commands::pull::Progress;
+use crate::commands::model_store::ModelStoreArgs;
+use crate::commands::progress::Progress;
 use crate::exit::{Exit, Fault};
-use crate::setup::args::ConfigArgs;
-use crate::setup::settings;
 
 #[derive(Args)]
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
     action: Action,
     #[command(flatten)]
-    shelf: ShelfArgs,
-}
-
-/// Where the models are.
-#[derive(Args)]
-pub(crate) struct ShelfArgs {
-    /// The folder of the models [default: `models` beside model.path].
-    #[arg(long, value_name = "DIR", global = true)]
-    dir: Option<PathBuf>,
-    #[command(flatten)]
-    config: ConfigArgs,
+    shelf: ModelStoreArgs,
 }
 
 #[derive(Subcommand)]
@@ -76,26 +65,6 @@ enum Action {
         #[arg(long = "use")]
         use_it: bool,
     },
-}
-
-impl ShelfArgs {
-    /// The folder of the models, and the link that says which one is used.
-    pub(crate) fn open(&self) -> Result<(Shelf, ModelLink), Fault> {
-        let loaded = settings::load(&self.config)?;
-        let link = &loaded.config.model.path;
-        let folder = self.dir.clone().unwrap_or_else(|| beside(link));
-        Ok((Shelf::new(folder), ModelLink::new(link)))
-    }
-}
-
-/// `models` beside the link; the link's own folder, where it is named so.
-fn beside(link: &Path) -> PathBuf {
-    let parent = link.parent().unwrap_or(Path::new(""));
-    if parent.file_name().is_some_and(|name| name == "models") {
-        parent.to_path_buf()
-    } else {
-        parent.join("models")
-    }
 }
 
 pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
@@ -215,17 +184,4 @@ fn verify(directory: &Path) -> Result<(), Fault> {
         faults.len()
     );
     Err(Fault::new(Exit::Config, message))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn models_stand_beside_the_link() {
-        let check = |link: &str, folder: &str| assert_eq!(beside(Path::new(link)), Path::new(folder));
-        check("/var/lib/phi-edge/model", "/var/lib/phi-edge/models");
-        check("/srv/models/phi-3.5-mini", "/srv/models");
-        check("model", "models");
-    }
 }

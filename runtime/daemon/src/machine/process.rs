@@ -37,6 +37,22 @@ pub(crate) fn free_bytes(_folder: &Path) -> Option<u64> {
     None
 }
 
+/// Memory that this process has in RAM; Linux only.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// The most resident memory this process has had, in bytes; 0 where the system does not tell.
+pub(crate) fn peak_memory() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
+    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
+        .map_or(0, |kib| kib * 1024)
+}
+
 /// Since 1970.
 pub(crate) fn since_1970(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH)

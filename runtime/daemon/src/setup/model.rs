@@ -1,7 +1,7 @@
 //! A model on this machine.
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use phi_edge_config::{ByteSize, Config};
 use phi_edge_engine::{
@@ -124,7 +124,7 @@ impl Choice {
     }
 
     /// The same with what `wrap` makes of the decoder.
-    fn engine_over<D: Decoder>(
+    pub(crate) fn engine_over<D: Decoder>(
         &self,
         model: &ModelDir,
         wrap: impl FnOnce(OnnxDecoder) -> D,
@@ -211,48 +211,5 @@ pub(crate) fn warn_of_demonstration(model: &ModelDir) {
             .as_deref()
             .unwrap_or("its answers are not to be relied on");
         tracing::warn!("{} is a demonstration: {note}", model.name());
-    }
-}
-
-/// A loaded model, for the commands that need no broker.
-pub(crate) struct Local<D: Decoder = OnnxDecoder> {
-    pub(crate) model: ModelDir,
-    pub(crate) engine: Engine<D>,
-    pub(crate) load: Duration,
-    epoch: Instant,
-}
-
-impl Local {
-    /// Loads the model of `choice`.
-    pub(crate) fn load(choice: &Choice) -> Result<Self, Fault> {
-        Self::load_over(choice, |decoder| decoder)
-    }
-}
-
-impl<D: Decoder> Local<D> {
-    /// Loads the model of `choice`, with what `wrap` makes of its decoder.
-    pub(crate) fn load_over(choice: &Choice, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
-        let epoch = Instant::now();
-        // The directory first: a wrong path is the commonest fault, and needs no library to be told.
-        let model = ModelDir::open(&choice.model)?;
-        warn_of_demonstration(&model);
-        let engine = choice.engine_over(&model, wrap)?;
-        Ok(Self {
-            model,
-            engine,
-            load: epoch.elapsed(),
-            epoch,
-        })
-    }
-
-    /// Time since the load began.
-    pub(crate) fn now(&self) -> Duration {
-        self.epoch.elapsed()
-    }
-
-    /// The engine's clock, free of a borrow of the engine.
-    pub(crate) fn clock(&self) -> impl Fn() -> Duration + use<D> {
-        let epoch = self.epoch;
-        move || epoch.elapsed()
     }
 }

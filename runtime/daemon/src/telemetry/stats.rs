@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
 
+use crate::machine::process::resident_bytes;
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{PaceNow, Reason};
 
@@ -137,14 +138,6 @@ fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures,
     })
-}
-
-/// Memory that this process has in RAM; Linux only.
-pub(crate) fn resident_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
 //! `phi-edge ask`: one prompt, here.
 
 mod args;
-pub(crate) mod remote;
+mod remote;
 
 use std::io::{IsTerminal, Read, Write};
 use std::sync::Arc;
@@ -13,8 +13,9 @@ use phi_edge_engine::{
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::json;
 
+use crate::commands::local_model::LocalModel;
 use crate::exit::{Exit, Fault};
-use crate::setup::model::{Choice, Local};
+use crate::setup::model::Choice;
 use crate::terminal;
 
 pub(crate) use args::{AskArgs, EXAMPLES};
@@ -32,7 +33,7 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     // Whoever feeds ids wants exactly what the model does with them.
     let choice = Choice::of_flags(&args.model, 1, args.ids.is_none())?;
     let spinner = spinner(&choice.model.display().to_string());
-    let mut local = Local::load(&choice)?;
+    let mut local = LocalModel::load(&choice)?;
     let text = match (&args.ids, local.model.text()) {
         (_, Ok(text)) => Some(text),
         (Some(_), Err(_)) => None,
@@ -109,7 +110,7 @@ fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
         .collect()
 }
 
-fn generate(local: &mut Local, printer: &mut Printer) -> Result<Summary, Fault> {
+fn generate(local: &mut LocalModel, printer: &mut Printer) -> Result<Summary, Fault> {
     let clock = local.clock();
     let interrupt = Interrupt::new();
     let stop = stop_on_ctrl_c(&interrupt)?;
@@ -192,7 +193,7 @@ impl Printer {
             .map_err(broken_output)
     }
 
-    fn finish(mut self, summary: &Summary, local: &Local) -> Result<(), Fault> {
+    fn finish(mut self, summary: &Summary, local: &LocalModel) -> Result<(), Fault> {
         if let Some(spinner) = self.spinner.take() {
             spinner.finish_and_clear();
         }

@@ -2,13 +2,13 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
-use phi_edge_mqtt::{BrokerUrl, Client, ClientError, ClientOptions, Received, TlsFiles, Topics};
+use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
 use serde_json::{Map, Value, json};
 
 use super::AskArgs;
+use crate::commands::broker_client;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::terminal;
@@ -126,43 +126,12 @@ fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
 }
 
 fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
-    client_options(
+    broker_client::client_options(
         url,
         "ask",
         args.ca.as_ref(),
         args.cert.as_ref().zip(args.key.as_ref()),
     )
-}
-
-/// How a command of this program connects to a broker.
-pub(crate) fn client_options(
-    url: &BrokerUrl,
-    command: &str,
-    ca: Option<&PathBuf>,
-    identity: Option<(&PathBuf, &PathBuf)>,
-) -> Result<ClientOptions, Fault> {
-    let tls = match (url.tls, ca) {
-        (true, Some(ca)) => Some(TlsFiles {
-            ca: ca.clone(),
-            identity: identity.map(|(cert, key)| (cert.clone(), key.clone())),
-        }),
-        (true, None) => {
-            return Err(Fault::new(
-                Exit::Usage,
-                "mqtts:// needs --ca FILE, the broker's authority",
-            ));
-        }
-        (false, _) => None,
-    };
-    let password = url.password.clone().unwrap_or_default();
-    Ok(ClientOptions {
-        host: url.host.clone(),
-        port: url.port,
-        client_id: format!("phi-edge-{command}-{}", identity::boot_id()),
-        credentials: url.username.clone().map(|user| (user, password)),
-        tls,
-        session: None,
-    })
 }
 
 /// Finds the daemon by its retained status: the one of that base, or the only one at the broker. A daemon says
@@ -213,15 +182,4 @@ fn print(text: &str) -> Result<(), Fault> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Fault::failed(format!("the answer can't be written to standard output: {error}")))
-}
-
-impl From<ClientError> for Fault {
-    fn from(error: ClientError) -> Self {
-        let exit = match &error {
-            ClientError::Tls(_) => Exit::Config,
-            ClientError::Broker { .. } => Exit::Unavailable,
-            ClientError::Send(_) => Exit::Failed,
-        };
-        Self::new(exit, error.to_string())
-    }
 }

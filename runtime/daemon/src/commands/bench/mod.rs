@@ -12,15 +12,17 @@ use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, TokenId
 use phi_edge_onnx::bare;
 use serde_json::{Value, json};
 
+use crate::commands::local_model::LocalModel;
 use crate::exit::Fault;
-use crate::setup::model::{Choice, Local};
+use crate::machine::process;
+use crate::setup::model::Choice;
 use args::Scenario;
 use replay::Replay;
 
 pub(crate) use args::BenchArgs;
 
 /// A loaded model whose words can be prescribed.
-type Bench = Local<Replay>;
+type Bench = LocalModel<Replay>;
 
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
@@ -62,7 +64,7 @@ fn once(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
         Scenario::Summary => summary::summary(local, args)?,
     };
     report["streams"] = json!(args.concurrency());
-    report["rss_bytes"] = json!(peak_memory());
+    report["rss_bytes"] = json!(process::peak_memory());
     Ok(report)
 }
 
@@ -107,7 +109,7 @@ fn beside_bare(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     let ratio =
         |pick: fn(&Speed) -> f64| median(ours.iter().zip(&plain).map(|(a, b)| pick(a) / pick(b)).collect());
     Ok(json!({
-        "rss_bytes": peak_memory(),
+        "rss_bytes": process::peak_memory(),
         "prefill_tokens_per_s": median_of(|s| s.prefill, &ours),
         "decode_tokens_per_s": median_of(|s| s.decode, &ours),
         "first_token_ms": median_of(|s| s.first_token * 1000.0, &ours),
@@ -232,14 +234,6 @@ fn median(mut values: Vec<f64>) -> f64 {
         n if n % 2 == 1 => values[n / 2],
         n => f64::midpoint(values[n / 2 - 1], values[n / 2]),
     }
-}
-
-/// The most resident memory this process has had, in bytes; 0 where the system does not tell.
-fn peak_memory() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
-    line.and_then(|line| line.split_whitespace().next()?.parse::<u64>().ok())
-        .map_or(0, |kib| kib * 1024)
 }
 
 /// Gives every token the same text, so that each can be counted as it comes.

@@ -8,7 +8,7 @@ use clap::Args;
 use phi_edge_mqtt::{BrokerUrl, Client};
 use serde::{Deserialize, Serialize};
 
-use crate::commands::ask::remote;
+use crate::commands::broker_client;
 use crate::exit::{Exit, Fault};
 use crate::terminal;
 
@@ -98,7 +98,7 @@ pub(super) fn record(args: &RecordArgs) -> Result<(), Fault> {
 
 async fn listen(args: &RecordArgs) -> Result<(), Fault> {
     let identity = args.cert.as_ref().zip(args.key.as_ref());
-    let options = remote::client_options(&args.broker, "record", args.ca.as_ref(), identity)?;
+    let options = broker_client::client_options(&args.broker, "record", args.ca.as_ref(), identity)?;
     let mut client = Client::connect(options).await?;
     for topic in &args.topics {
         client.subscribe(topic).await?;

@@ -11,7 +11,7 @@ use clap::Args;
 use phi_edge_mqtt::{BrokerUrl, Client};
 use tokio::time::Instant;
 
-use crate::commands::ask::remote;
+use crate::commands::broker_client;
 use crate::exit::Fault;
 use nodes::Nodes;
 
@@ -79,7 +79,7 @@ pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
 async fn connect(args: &TopArgs) -> Result<Client, Fault> {
     let url = &args.broker;
     let identity = args.cert.as_ref().zip(args.key.as_ref());
-    let options = remote::client_options(url, "top", args.ca.as_ref(), identity)?;
+    let options = broker_client::client_options(url, "top", args.ca.as_ref(), identity)?;
     let mut client = Client::connect(options).await?;
     let base = url.base.as_deref().unwrap_or(ALL);
     client.subscribe(&format!("{base}/status")).await?;

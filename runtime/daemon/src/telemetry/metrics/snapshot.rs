@@ -18,7 +18,6 @@ use crate::machine::process;
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{PaceNow, Reason};
 use crate::telemetry::audit::AuditCounts;
-use crate::telemetry::stats::resident_bytes;
 
 /// How long the daemon's main loop may take to answer.
 const ANSWER: Duration = Duration::from_secs(2);
@@ -267,7 +266,7 @@ impl Sources {
 
     fn machine(&self) {
         self.set(&c::START_TIME, process::since_1970(self.started));
-        if let Some(bytes) = resident_bytes() {
+        if let Some(bytes) = process::resident_bytes() {
             self.set(&c::RESIDENT, float64(bytes));
         }
         if let Some(files) = process::open_files() {

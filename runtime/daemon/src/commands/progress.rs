@@ -1,0 +1,89 @@
+//! The progress of a download or copy, file by file.
+
+use std::collections::HashMap;
+use std::io::IsTerminal;
+use std::sync::{Mutex, PoisonError};
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+use phi_edge_models::{Event, Size};
+
+/// Bars on a terminal; elsewhere one line for each file that is there.
+pub(crate) struct Progress {
+    bars: Option<MultiProgress>,
+    files: Mutex<HashMap<String, ProgressBar>>,
+}
+
+impl Progress {
+    pub(crate) fn new() -> Self {
+        Self {
+            bars: std::io::stderr().is_terminal().then(MultiProgress::new),
+            files: Mutex::new(HashMap::new()),
+        }
+    }
+
+    pub(crate) fn show(&self, event: &Event<'_>) {
+        match *event {
+            Event::Kept { file, size } => self.line(&format!("{file}: there already, {}", Size(size))),
+            Event::Begun { file, size, have } => self.begin(file, size, have),
+            Event::At { file, bytes } => self.with(file, |bar| bar.set_position(bytes)),
+            Event::Retry { file, why, wait } => {
+                self.line(&format!("{file}: {why}; again in {:.1} s", wait.as_secs_f32()));
+            }
+            Event::Done { file } if self.bars.is_none() => self.line(&format!("{file}: done")),
+            Event::Done { file } => self.with(file, ProgressBar::finish),
+            Event::Dropped { name } => self.line(&format!(
+                "{name}: the version before this one is removed for room"
+            )),
+        }
+    }
+
+    /// Takes the bars off the terminal, before anything else is printed.
+    pub(crate) fn end(&self) {
+        if let Some(bars) = &self.bars {
+            let _ = bars.clear();
+        }
+    }
+
+    fn begin(&self, file: &str, size: u64, have: u64) {
+        let Some(bars) = &self.bars else {
+            if have > 0 {
+                self.line(&format!("{file}: goes on at {} of {}", Size(have), Size(size)));
+            }
+            return;
+        };
+        let style = ProgressStyle::with_template(
+            "{msg:40!} {bar:30} {bytes:>10}/{total_bytes:10} {binary_bytes_per_sec} {eta}",
+        );
+        let bar = bars
+            .add(ProgressBar::new(size))
+            .with_message(file.to_owned())
+            .with_position(have);
+        if let Ok(style) = style {
+            bar.set_style(style);
+        }
+        // What an earlier pull brought must not count for the speed.
+        bar.reset_eta();
+        self.files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(file.to_owned(), bar);
+    }
+
+    fn with(&self, file: &str, act: impl FnOnce(&ProgressBar)) {
+        if let Some(bar) = self
+            .files
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(file)
+        {
+            act(bar);
+        }
+    }
+
+    fn line(&self, text: &str) {
+        match &self.bars {
+            Some(bars) => drop(bars.println(text)),
+            None => eprintln!("{text}"),
+        }
+    }
+}
