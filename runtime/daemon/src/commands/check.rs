@@ -84,7 +84,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             }),
         );
     }
-    match link::given_tls(config) {
+    match link::checked_tls(config) {
         Ok(None) => {}
         Ok(Some(tls)) => {
             let checked = tls
@@ -99,7 +99,9 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
     }
     if !args.offline {
         report.add("broker", broker(config));
-    } else if let Err(fault) = link::is_given("mqtt.password_file", config.mqtt.password_file.as_deref()) {
+    } else if let Err(fault) =
+        link::require_credential("mqtt.password_file", config.mqtt.password_file.as_deref())
+    {
         note("broker", &fault);
     }
     report.end()

@@ -13,13 +13,11 @@ mod signals;
 
 use std::time::Duration;
 
-use phi_edge_config::{Config, Limits, Loaded, TimeSpan, WhenFailing};
+use phi_edge_config::{Config, Limits, Loaded, TimeSpan};
 use phi_edge_mqtt::wire::{State, Status};
-use phi_edge_mqtt::{Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
+use phi_edge_mqtt::{EmbeddedBroker, Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_service::rules::Rule;
-use phi_edge_service::{
-    LastEnd, Service, ServiceConfig, StartError, Store, StoreConfig, Witnesses, spawn_engine,
-};
+use phi_edge_service::{LastEnd, Service, ServiceConfig, StartError, Store, Witnesses, spawn_engine};
 use tokio::sync::{mpsc, watch};
 
 use crate::exit::{Exit, Fault};
@@ -27,9 +25,9 @@ use crate::machine::identity;
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{self, PaceNow};
 use crate::setup::args::ConfigArgs;
-use crate::setup::link as parts;
 use crate::setup::model::{self, Choice};
 use crate::setup::settings;
+use crate::setup::{link, service};
 use crate::telemetry::logging::{self, SetLevel};
 use crate::telemetry::{Telemetry, stats};
 
@@ -130,8 +128,8 @@ impl Reloadable<'_> {
                 .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         }
         self.rules.reload(config, self.service)?;
-        self.service.set_limits(&parts::service(config, self.model));
-        self.request_limits.send_replace(parts::request_limits(config));
+        self.service.set_limits(&service::service(config, self.model));
+        self.request_limits.send_replace(link::request_limits(config));
         self.limits.send_replace(config.limits.clone());
         set_level(&config.log).map_err(Fault::failed)?;
         if let Err(error) = self.link.renew_certificates() {
@@ -159,7 +157,7 @@ impl<'a> App<'a> {
             reason: Some("the model is loading".into()),
             version: env!("CARGO_PKG_VERSION").into(),
             features: vec!["chat".into(), "stream".into(), "cancel".into(), "session".into()],
-            limits: parts::limits(config),
+            limits: service::status_limits(config),
             ..Status::new(State::Starting, identity::boot_id())
         };
         Self {
@@ -186,19 +184,15 @@ impl<'a> App<'a> {
         let (life, last_end) = Life::begin(&config.store.path);
         let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
-        let broker = parts::embedded_broker(config).await?;
-        let link_config = parts::link(config, broker.as_ref())?;
+        let broker = start_broker(config).await?;
+        let link_config = link::link(config, broker.as_ref())?;
         let (service_tx, service_rx) = watch::channel(None);
         let service_seen = service_rx.clone();
         let (replies_tx, replies) = mpsc::channel(REPLIES);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
-        let request_limits = watch::Sender::new(parts::request_limits(config));
-        let tls = if config.mqtt.embedded {
-            None
-        } else {
-            parts::tls(config)
-        };
+        let request_limits = watch::Sender::new(link::request_limits(config));
+        let tls = link::tls_in_use(config);
         let inputs = LinkInputs {
             service: service_rx,
             replies,
@@ -246,7 +240,7 @@ impl<'a> App<'a> {
             }
             () = taken_over(&mut link_state) => {
                 life.end();
-                return Err(parts::taken_over());
+                return Err(session_taken_over());
             }
         };
 
@@ -258,7 +252,7 @@ impl<'a> App<'a> {
             ServiceConfig {
                 rules: at_start,
                 witnesses: telemetry.witnesses(),
-                ..parts::service(config, &name)
+                ..service::service(config, &name)
             },
             engine,
             text,
@@ -400,7 +394,7 @@ impl<'a> App<'a> {
                     );
                 }
                 self.status
-                    .send_modify(|status| status.limits = parts::limits(&config));
+                    .send_modify(|status| status.limits = service::status_limits(&config));
                 tracing::info!(rules = config.rules.len(), "the configuration is read again");
             }
             Err(fault) => {
@@ -426,7 +420,7 @@ impl<'a> App<'a> {
         let by_signal = matches!(end, End::Signal);
         let (reason, outcome) = match end {
             End::Signal => ("stopped".to_owned(), Ok(())),
-            End::TakenOver => ("taken over".to_owned(), Err(parts::taken_over())),
+            End::TakenOver => ("taken over".to_owned(), Err(session_taken_over())),
             End::EngineLost => {
                 life.crashed();
                 let fault = Fault::failed("the engine has failed; the log above says how");
@@ -464,13 +458,7 @@ impl<'a> App<'a> {
 
     /// The durable store, or the beginnings of it where the disk fails.
     fn store(&self, last_end: LastEnd, witnesses: Witnesses) -> Result<Store, Fault> {
-        let config = &self.config.store;
-        let store = StoreConfig {
-            folder: config.path.clone(),
-            max_bytes: config.max_size.bytes(),
-            memory_fallback: config.when_failing == WhenFailing::Memory,
-        };
-        Store::open_watched(store, last_end, witnesses)
+        Store::open_watched(service::store(self.config), last_end, witnesses)
             .map_err(|error| Fault::new(Exit::Config, error.to_string()))
     }
 
@@ -481,6 +469,27 @@ impl<'a> App<'a> {
             status.reason = reason;
         });
     }
+}
+
+/// The broker in this process, if the configuration wants one.
+async fn start_broker(config: &Config) -> Result<Option<EmbeddedBroker>, Fault> {
+    let Some(config) = link::embedded_broker(config)? else {
+        return Ok(None);
+    };
+    let broker = EmbeddedBroker::start(config)
+        .await
+        .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
+    tracing::info!(address = %broker.address(), "the embedded broker listens");
+    Ok(Some(broker))
+}
+
+/// The fault of a session that another client took.
+fn session_taken_over() -> Fault {
+    Fault::new(
+        Exit::TakenOver,
+        "another client with the same id took over the MQTT session: give each node its own node.name or \
+         mqtt.client_id",
+    )
 }
 
 /// Waits until another client has our session.

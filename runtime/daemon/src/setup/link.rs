@@ -1,42 +1,32 @@
-//! From sections of the configuration to what each crate wants.
+//! From the configuration to the link, and to the broker in this process.
 
 use std::path::Path;
 
 use phi_edge_config::{Config, missing_credential};
 use phi_edge_mqtt::{EmbeddedBroker, EmbeddedBrokerConfig, LinkConfig, RequestLimits, TlsFiles, Topics};
-use phi_edge_service::{Quota, ServiceConfig};
-use serde_json::{Value, json};
 
+use super::usize_of;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 
-/// What events may hold that wait for the broker, and their share of `store.max_size` where that is less: most of the store
-/// stays for requests.
-const EVENT_BYTES: u64 = 64 << 20;
-const EVENT_SHARE: u64 = 4;
-
-/// The broker in this process, if the configuration wants one.
-pub(crate) async fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBroker>, Fault> {
+/// The configuration of the broker in this process; none if there is to be none.
+pub(crate) fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBrokerConfig>, Fault> {
     let mqtt = &config.mqtt;
     if !mqtt.embedded {
         return Ok(None);
     }
-    is_given(
+    require_credential(
         "mqtt.embedded_password_file",
         mqtt.embedded_password_file.as_deref(),
     )?;
-    is_given("mqtt.embedded_acl_file", mqtt.embedded_acl_file.as_deref())?;
-    let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+    require_credential("mqtt.embedded_acl_file", mqtt.embedded_acl_file.as_deref())?;
+    Ok(Some(EmbeddedBrokerConfig {
         listen: mqtt.embedded_listen,
         password_file: mqtt.embedded_password_file.clone(),
         acl_file: mqtt.embedded_acl_file.clone(),
         storage: Some(config.store.path.join("broker")),
         max_packet: usize_of(mqtt.max_packet.bytes()),
-    })
-    .await
-    .map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
-    tracing::info!(address = %broker.address(), "the embedded broker listens");
-    Ok(Some(broker))
+    }))
 }
 
 /// The link's configuration.
@@ -62,7 +52,7 @@ pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result
         tls: if embedded.is_some() {
             None
         } else {
-            given_tls(config)?
+            checked_tls(config)?
         },
         keep_alive: mqtt.keep_alive.get(),
         session_expiry: mqtt.session_expiry.get(),
@@ -77,30 +67,6 @@ pub(crate) fn request_limits(config: &Config) -> RequestLimits {
     RequestLimits {
         max_payload: usize_of(config.limits.max_payload.bytes()),
         max_tokens: config.limits.max_tokens,
-    }
-}
-
-/// The service's bounds.
-pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
-    let (limits, store) = (&config.limits, &config.store);
-    ServiceConfig {
-        queue: limits.queue,
-        max_deadline: limits.max_deadline.get(),
-        max_prompt_tokens: limits.max_prompt_tokens,
-        session_ttl: limits.session_ttl.get(),
-        session_memory: usize_of(limits.session_memory.bytes()),
-        keep_for: store.keep_for.get(),
-        keep_outcomes: store.keep_outcomes,
-        keep_bytes: usize_of(store.keep_memory.bytes()),
-        quota: Quota {
-            requests: limits.client_requests_per_minute,
-            tokens: limits.client_tokens_per_minute,
-        },
-        model: model.to_owned(),
-        rule_jobs: limits.rule_jobs,
-        rules_bytes: store.max_rules_size.bytes(),
-        event_bytes: EVENT_BYTES.min(store.max_size.bytes() / EVENT_SHARE),
-        ..ServiceConfig::default()
     }
 }
 
@@ -123,7 +89,7 @@ pub(crate) fn credentials(config: &Config) -> Result<Option<(String, String)>, F
     let password = match (&mqtt.password, &mqtt.password_file) {
         (Some(password), _) => password.expose().to_owned(),
         (None, Some(file)) => {
-            is_given("mqtt.password_file", Some(file))?;
+            require_credential("mqtt.password_file", Some(file))?;
             first_line(file)?
         }
         (None, None) => String::new(),
@@ -131,8 +97,16 @@ pub(crate) fn credentials(config: &Config) -> Result<Option<(String, String)>, F
     Ok(Some((username, password)))
 }
 
-/// The TLS files of the link, if it uses TLS.
-pub(crate) fn tls(config: &Config) -> Option<TlsFiles> {
+/// The TLS files of the link; none if it uses no TLS or the broker is in this process.
+pub(crate) fn tls_in_use(config: &Config) -> Option<TlsFiles> {
+    if config.mqtt.embedded {
+        None
+    } else {
+        tls_files(config)
+    }
+}
+
+fn tls_files(config: &Config) -> Option<TlsFiles> {
     let tls = &config.mqtt.tls;
     Some(TlsFiles {
         ca: tls.ca.clone()?,
@@ -141,16 +115,16 @@ pub(crate) fn tls(config: &Config) -> Option<TlsFiles> {
 }
 
 /// The TLS files of the link, unless one of them was to come from systemd and did not.
-pub(crate) fn given_tls(config: &Config) -> Result<Option<TlsFiles>, Fault> {
+pub(crate) fn checked_tls(config: &Config) -> Result<Option<TlsFiles>, Fault> {
     let files = &config.mqtt.tls;
-    is_given("mqtt.tls.ca", files.ca.as_deref())?;
-    is_given("mqtt.tls.cert", files.cert.as_deref())?;
-    is_given("mqtt.tls.key", files.key.as_deref())?;
-    Ok(tls(config))
+    require_credential("mqtt.tls.ca", files.ca.as_deref())?;
+    require_credential("mqtt.tls.cert", files.cert.as_deref())?;
+    require_credential("mqtt.tls.key", files.key.as_deref())?;
+    Ok(tls_files(config))
 }
 
 /// Fails where the file of `key` is a credential that systemd has not given to this process.
-pub(crate) fn is_given(key: &str, file: Option<&Path>) -> Result<(), Fault> {
+pub(crate) fn require_credential(key: &str, file: Option<&Path>) -> Result<(), Fault> {
     let Some(name) = file.and_then(missing_credential) else {
         return Ok(());
     };
@@ -174,33 +148,6 @@ fn first_line(file: &Path) -> Result<String, Fault> {
     Ok(text.lines().next().unwrap_or_default().to_owned())
 }
 
-/// What clients are told of the bounds, in the status.
-pub(crate) fn limits(config: &Config) -> Value {
-    let limits = &config.limits;
-    json!({
-        "max_payload": limits.max_payload.bytes(),
-        "max_tokens": limits.max_tokens,
-        "max_prompt_tokens": limits.max_prompt_tokens,
-        "max_deadline_ms": limits.max_deadline.as_millis(),
-        "queue": limits.queue,
-        "slots": config.runtime.slots,
-    })
-}
-
-/// The fault of a session that another client took.
-pub(crate) fn taken_over() -> Fault {
-    Fault::new(
-        Exit::TakenOver,
-        "another client with the same id took over the MQTT session: give each node its own node.name or \
-         mqtt.client_id",
-    )
-}
-
-/// Bytes as this machine counts them.
-pub(crate) fn usize_of(bytes: u64) -> usize {
-    usize::try_from(bytes).unwrap_or(usize::MAX)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -208,14 +155,14 @@ mod tests {
     #[test]
     fn a_credential_that_is_not_there_is_named_with_its_key() {
         let file = Path::new("credential:broker");
-        let fault = is_given("mqtt.tls.key", Some(file)).expect_err("it is not there");
+        let fault = require_credential("mqtt.tls.key", Some(file)).expect_err("it is not there");
         assert_eq!(fault.exit, Exit::Config);
         assert!(
             fault.message.contains("\"broker\" (mqtt.tls.key)"),
             "{}",
             fault.message
         );
-        assert!(is_given("mqtt.tls.key", Some(Path::new("/etc/key.pem"))).is_ok());
-        assert!(is_given("mqtt.tls.key", None).is_ok());
+        assert!(require_credential("mqtt.tls.key", Some(Path::new("/etc/key.pem"))).is_ok());
+        assert!(require_credential("mqtt.tls.key", None).is_ok());
     }
 }

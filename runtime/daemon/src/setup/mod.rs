@@ -1,4 +1,4 @@
-//! From the configuration to what each crate wants.
+//! From the configuration to the configurations of the other crates.
 
 pub(crate) mod args;
 mod kv_budget;
@@ -6,4 +6,10 @@ pub(crate) mod link;
 pub(crate) mod model;
 mod prefixes;
 pub(crate) mod rule_conversion;
+pub(crate) mod service;
 pub(crate) mod settings;
+
+/// Bytes as this machine counts them.
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

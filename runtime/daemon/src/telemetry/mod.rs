@@ -96,11 +96,7 @@ impl<'a> Telemetry<'a> {
             link_counters: link.watch_counters(),
             store,
             pulse,
-            tls: if config.mqtt.embedded {
-                None
-            } else {
-                link::tls(config)
-            },
+            tls: link::tls_in_use(config),
             audit: self.audit.as_ref().map(|audit| audit.counts()),
             limits,
             bounds: Bounds {
