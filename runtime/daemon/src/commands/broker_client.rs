@@ -31,7 +31,7 @@ pub(crate) fn client_options(
     Ok(ClientOptions {
         host: url.host.clone(),
         port: url.port,
-        client_id: format!("phi-edge-{command}-{}", identity::boot_id()),
+        client_id: format!("phi-edge-{command}-{}", identity::start_id()),
         credentials: url.username.clone().map(|user| (user, password)),
         tls,
         session: None,

@@ -23,7 +23,7 @@ pub(crate) fn hostname() -> String {
 }
 
 /// Tells one start from another.
-pub(crate) fn boot_id() -> String {
+pub(crate) fn start_id() -> String {
     format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
@@ -41,7 +41,7 @@ pub(crate) fn machine_id(state: &Path) -> Result<String, Fault> {
     {
         return Ok(digest(id.trim()));
     }
-    let id = boot_id();
+    let id = start_id();
     std::fs::create_dir_all(state)
         .and_then(|()| std::fs::write(&file, &id))
         .map_err(|error| {
@@ -79,6 +79,6 @@ mod tests {
 
     #[test]
     fn starts_differ() {
-        assert_ne!(boot_id(), boot_id());
+        assert_ne!(start_id(), start_id());
     }
 }

@@ -7,21 +7,21 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use super::sysfs::Sysfs;
 
-/// Cooler than the limit by so much is cool enough to go faster.
-const COOL: f64 = 3.0;
-/// What is left of the share at each look that finds it too hot, and its inverse for one that finds it cool.
-const STEP: f64 = 0.8;
+/// Degrees Celsius below the limit at which the share rises again.
+const COOL_MARGIN: f64 = 3.0;
+/// The factor by which a reading above the limit lowers the share; a cool reading raises it by the inverse.
+const SHARE_FACTOR: f64 = 0.8;
 
 /// How things stand.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct PaceNow {
+pub(crate) struct ThrottleState {
     /// The share of the time in which the engine computes, in percent.
     pub(crate) share: u32,
     /// Why it is not all of it.
-    pub(crate) reason: Option<Reason>,
+    pub(crate) reason: Option<ThrottleReason>,
 }
 
-impl Default for PaceNow {
+impl Default for ThrottleState {
     fn default() -> Self {
         Self {
             share: 100,
@@ -32,12 +32,12 @@ impl Default for PaceNow {
 
 /// Why the engine does not compute all of the time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Reason {
+pub(crate) enum ThrottleReason {
     Heat,
     Battery,
 }
 
-impl Reason {
+impl ThrottleReason {
     /// Every reason, for gauges.
     pub(crate) const ALL: [Self; 2] = [Self::Heat, Self::Battery];
 
@@ -51,7 +51,7 @@ impl Reason {
 
 /// Looks at heat and battery for as long as it lives, and slows `throttle` down. Ends at once where the configuration asks
 /// for nothing.
-pub(crate) async fn keep(config: Config, throttle: Throttle, now: watch::Sender<PaceNow>) {
+pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sender<ThrottleState>) {
     if config.max_temperature.is_none() && config.battery_share >= 100 {
         return;
     }
@@ -68,7 +68,7 @@ pub(crate) async fn keep(config: Config, throttle: Throttle, now: watch::Sender<
     loop {
         looks.tick().await;
         let hottest = hottest(&governor.config, &sysfs.temperatures());
-        let next = governor.look(hottest, sysfs.is_on_battery());
+        let next = governor.update(hottest, sysfs.is_on_battery());
         throttle.set(f64::from(next.share) / 100.0);
         let before = now.send_replace(next);
         if before.reason != next.reason {
@@ -92,7 +92,7 @@ fn hottest(config: &Config, readings: &[(String, f64)]) -> Option<f64> {
     those.map(|(_, celsius)| *celsius).max_by(f64::total_cmp)
 }
 
-/// Decides, from one look to the next.
+/// The controller of the share, from one reading to the next.
 struct Governor {
     config: Config,
     /// The share that heat leaves, between the least and 1.
@@ -107,29 +107,29 @@ impl Governor {
         }
     }
 
-    fn look(&mut self, hottest: Option<f64>, on_battery: bool) -> PaceNow {
+    fn update(&mut self, hottest: Option<f64>, on_battery: bool) -> ThrottleState {
         if let (Some(limit), Some(celsius)) = (self.config.max_temperature, hottest) {
             let limit = f64::from(limit);
             if celsius > limit {
                 let least = f64::from(self.config.least_share) / 100.0;
-                self.cool_share = (self.cool_share * STEP).max(least);
-            } else if celsius < limit - COOL {
-                self.cool_share = (self.cool_share / STEP).min(1.0);
+                self.cool_share = (self.cool_share * SHARE_FACTOR).max(least);
+            } else if celsius < limit - COOL_MARGIN {
+                self.cool_share = (self.cool_share / SHARE_FACTOR).min(1.0);
             }
         } else {
-            // A zone that tells nothing any more must not keep it slow for ever.
+            // A zone that tells nothing any more must not keep the engine slow for ever.
             self.cool_share = 1.0;
         }
         let (heat, battery) = (percent(self.cool_share), self.config.battery_share);
         if on_battery && battery <= heat && battery < 100 {
-            PaceNow {
+            ThrottleState {
                 share: battery,
-                reason: Some(Reason::Battery),
+                reason: Some(ThrottleReason::Battery),
             }
         } else {
-            PaceNow {
+            ThrottleState {
                 share: heat,
-                reason: (heat < 100).then_some(Reason::Heat),
+                reason: (heat < 100).then_some(ThrottleReason::Heat),
             }
         }
     }
@@ -161,36 +161,43 @@ mod tests {
     #[test]
     fn heat_slows_down_to_the_least_share_and_coolness_gives_it_back() {
         let mut governor = governor(&[("max_temperature", "80"), ("least_share", "40")]);
-        assert_eq!(governor.look(Some(80.0), false), PaceNow::default(), "not above");
-        let shares: Vec<u32> = (0..6).map(|_| governor.look(Some(81.0), false).share).collect();
+        assert_eq!(
+            governor.update(Some(80.0), false),
+            ThrottleState::default(),
+            "not above"
+        );
+        let shares: Vec<u32> = (0..6).map(|_| governor.update(Some(81.0), false).share).collect();
         assert_eq!(shares, [80, 64, 51, 41, 40, 40]);
-        let steady = governor.look(Some(78.0), false);
+        let steady = governor.update(Some(78.0), false);
         assert_eq!(
             (steady.share, steady.reason),
-            (40, Some(Reason::Heat)),
+            (40, Some(ThrottleReason::Heat)),
             "neither hot nor cool"
         );
-        let shares: Vec<u32> = (0..6).map(|_| governor.look(Some(70.0), false).share).collect();
+        let shares: Vec<u32> = (0..6).map(|_| governor.update(Some(70.0), false).share).collect();
         assert_eq!(shares, [50, 63, 78, 98, 100, 100]);
-        assert_eq!(governor.look(Some(70.0), false), PaceNow::default());
+        assert_eq!(governor.update(Some(70.0), false), ThrottleState::default());
     }
 
     #[test]
     fn a_zone_that_falls_silent_keeps_nothing_slow() {
         let mut governor = governor(&[("max_temperature", "80")]);
-        assert_eq!(governor.look(Some(99.0), false).share, 80);
-        assert_eq!(governor.look(None, false), PaceNow::default());
+        assert_eq!(governor.update(Some(99.0), false).share, 80);
+        assert_eq!(governor.update(None, false), ThrottleState::default());
     }
 
     #[test]
     fn the_smaller_share_of_heat_and_battery_counts() {
         let mut governor = governor(&[("max_temperature", "80"), ("battery_share", "70")]);
-        let on_battery = governor.look(Some(60.0), true);
-        assert_eq!((on_battery.share, on_battery.reason), (70, Some(Reason::Battery)));
-        governor.look(Some(90.0), true);
-        let both = governor.look(Some(90.0), true);
-        assert_eq!((both.share, both.reason), (64, Some(Reason::Heat)));
-        assert_eq!(governor.look(Some(78.0), false).share, 64, "plugged in");
+        let on_battery = governor.update(Some(60.0), true);
+        assert_eq!(
+            (on_battery.share, on_battery.reason),
+            (70, Some(ThrottleReason::Battery))
+        );
+        governor.update(Some(90.0), true);
+        let both = governor.update(Some(90.0), true);
+        assert_eq!((both.share, both.reason), (64, Some(ThrottleReason::Heat)));
+        assert_eq!(governor.update(Some(78.0), false).share, 64, "plugged in");
     }
 
     #[test]

@@ -12,8 +12,8 @@ use phi_edge_service::{LastEnd, LockError, StoreLock, private_folder};
 
 use crate::exit::Fault;
 
-const NAME: &str = "running";
-const CRASHED: &str = "crashed";
+const MARKER_FILE: &str = "running";
+const CRASH_LINE: &str = "crashed";
 
 /// Keeps another daemon from this store, before anything in its folder is touched and the broker is asked. A disk that does
 /// not let the folder be locked may do so later, as it may take writes later: then there is no lock.
@@ -30,23 +30,24 @@ pub(crate) fn lock(folder: &Path) -> Result<Option<StoreLock>, Fault> {
 }
 
 /// This process's mark.
-pub(crate) struct Life {
+pub(crate) struct CrashMarker {
     file: PathBuf,
 }
 
-impl Life {
+impl CrashMarker {
     /// Reads the mark of the process before, if it left one, and makes this one's. A folder that can't be written is the
     /// store's trouble, which tells of it.
-    pub(crate) fn begin(folder: &Path) -> (Self, LastEnd) {
-        let file = folder.join(NAME);
-        let last =
-            std::fs::read_to_string(&file).map_or(LastEnd::Innocent, |mark| last_end(&mark, &boot_id()));
+    pub(crate) fn place(folder: &Path) -> (Self, LastEnd) {
+        let file = folder.join(MARKER_FILE);
+        let last = std::fs::read_to_string(&file)
+            .map_or(LastEnd::Innocent, |mark| last_end(&mark, &kernel_boot_id()));
         if last == LastEnd::Crashed {
             tracing::warn!(
                 "the process before this one crashed; what it worked on is tried again, one at a time"
             );
         }
-        let made = private_folder(folder).and_then(|()| std::fs::write(&file, format!("{}\n", boot_id())));
+        let made =
+            private_folder(folder).and_then(|()| std::fs::write(&file, format!("{}\n", kernel_boot_id())));
         if let Err(error) = made {
             tracing::warn!(file = %file.display(), %error, "a crash of this process will not be noticed");
         }
@@ -58,29 +59,29 @@ impl Life {
     }
 
     /// Ends with a crash of its own.
-    pub(crate) fn crashed(&self) {
-        crashed(&self.file);
+    pub(crate) fn note_crash(&self) {
+        note_crash(&self.file);
     }
 
     /// Ends in good order.
-    pub(crate) fn end(self) {
+    pub(crate) fn remove(self) {
         let _ = std::fs::remove_file(&self.file);
     }
 }
 
 /// Notes what systemd says of the daemon's end (`SERVICE_RESULT` of systemd.exec(5)).
-pub(crate) fn record(folder: &Path, service_result: &str) {
-    let file = folder.join(NAME);
+pub(crate) fn record_service_result(folder: &Path, service_result: &str) {
+    let file = folder.join(MARKER_FILE);
     if file.exists() && matches!(service_result, "core-dump" | "oom-kill" | "watchdog") {
-        crashed(&file);
+        note_crash(&file);
     }
 }
 
-fn crashed(file: &Path) {
+fn note_crash(file: &Path) {
     let noted = std::fs::OpenOptions::new()
         .append(true)
         .open(file)
-        .and_then(|mut file| writeln!(file, "{CRASHED}"));
+        .and_then(|mut file| writeln!(file, "{CRASH_LINE}"));
     if let Err(error) = noted {
         tracing::warn!(file = %file.display(), %error, "the crash can't be noted");
     }
@@ -89,14 +90,14 @@ fn crashed(file: &Path) {
 fn last_end(mark: &str, boot: &str) -> LastEnd {
     let mut lines = mark.lines();
     let same_boot = lines.next() == Some(boot);
-    if same_boot && lines.any(|line| line == CRASHED) {
+    if same_boot && lines.any(|line| line == CRASH_LINE) {
         LastEnd::Crashed
     } else {
         LastEnd::Innocent
     }
 }
 
-fn boot_id() -> String {
+fn kernel_boot_id() -> String {
     std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
         .map(|id| id.trim().to_owned())
         .unwrap_or_default()
@@ -124,7 +125,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let above = tempfile::tempdir().expect("a folder");
         let folder = above.path().join("state/store");
-        let _life = Life::begin(&folder);
+        let _marker = CrashMarker::place(&folder);
         let mode = std::fs::metadata(&folder)
             .expect("it is made")
             .permissions()
@@ -135,16 +136,16 @@ mod tests {
     #[test]
     fn an_orderly_end_leaves_nothing() {
         let folder = tempfile::tempdir().expect("a folder");
-        let (life, last) = Life::begin(folder.path());
+        let (marker, last) = CrashMarker::place(folder.path());
         assert_eq!(last, LastEnd::Innocent);
-        record(folder.path(), "success");
-        record(folder.path(), "signal");
-        assert_eq!(Life::begin(folder.path()).1, LastEnd::Innocent, "killed");
-        record(folder.path(), "watchdog");
-        assert_eq!(Life::begin(folder.path()).1, LastEnd::Crashed);
-        life.crashed();
-        assert_eq!(Life::begin(folder.path()).1, LastEnd::Crashed);
-        life.end();
-        assert_eq!(Life::begin(folder.path()).1, LastEnd::Innocent);
+        record_service_result(folder.path(), "success");
+        record_service_result(folder.path(), "signal");
+        assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Innocent, "killed");
+        record_service_result(folder.path(), "watchdog");
+        assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Crashed);
+        marker.note_crash();
+        assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Crashed);
+        marker.remove();
+        assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Innocent);
     }
 }

@@ -7,7 +7,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 /// The signals of a fault of our own; `SIGABRT` also of systemd's watchdog.
-const SIGNALS: [libc::c_int; 5] = [
+const FATAL_SIGNALS: [libc::c_int; 5] = [
     libc::SIGABRT,
     libc::SIGSEGV,
     libc::SIGBUS,
@@ -15,20 +15,20 @@ const SIGNALS: [libc::c_int; 5] = [
     libc::SIGFPE,
 ];
 
-static MARK: AtomicI32 = AtomicI32::new(-1);
-/// What the signals did before, in the order of [`SIGNALS`].
-static BEFORE: OnceLock<[libc::sigaction; SIGNALS.len()]> = OnceLock::new();
+static MARKER_FD: AtomicI32 = AtomicI32::new(-1);
+/// What the signals did before, in the order of [`FATAL_SIGNALS`].
+static PREVIOUS_ACTIONS: OnceLock<[libc::sigaction; FATAL_SIGNALS.len()]> = OnceLock::new();
 
 /// Appends a line to `file` when a fatal signal comes; the signal does then what it did before. Only the file of the
 /// first call counts.
 pub(crate) fn write_on_fatal_signal(file: File) {
     // Kept open for the rest of the process's life.
-    MARK.store(file.into_raw_fd(), Ordering::SeqCst);
-    BEFORE.get_or_init(|| SIGNALS.map(install));
+    MARKER_FD.store(file.into_raw_fd(), Ordering::SeqCst);
+    PREVIOUS_ACTIONS.get_or_init(|| FATAL_SIGNALS.map(install));
 }
 
 fn install(signal: libc::c_int) -> libc::sigaction {
-    let handler: extern "C" fn(libc::c_int) = note;
+    let handler: extern "C" fn(libc::c_int) = handle;
     // SAFETY: all-zero bytes are a valid sigaction: no handler, no flags, an empty mask.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     action.sa_sigaction = handler as *const () as usize;
@@ -45,17 +45,17 @@ fn install(signal: libc::c_int) -> libc::sigaction {
     before
 }
 
-extern "C" fn note(signal: libc::c_int) {
-    const LINE: &[u8] = b"crashed\n";
-    let mark = MARK.load(Ordering::SeqCst);
+extern "C" fn handle(signal: libc::c_int) {
+    const CRASH_LINE: &[u8] = b"crashed\n";
+    let mark = MARKER_FD.load(Ordering::SeqCst);
     if mark >= 0 {
         // SAFETY: the buffer is valid for its length; a bad descriptor is an error that is ignored.
-        unsafe { libc::write(mark, LINE.as_ptr().cast(), LINE.len()) };
+        unsafe { libc::write(mark, CRASH_LINE.as_ptr().cast(), CRASH_LINE.len()) };
     }
-    let before = SIGNALS
+    let before = FATAL_SIGNALS
         .iter()
         .position(|known| *known == signal)
-        .and_then(|n| Some(BEFORE.get()?[n]));
+        .and_then(|n| Some(PREVIOUS_ACTIONS.get()?[n]));
     // SAFETY: the structure came from sigaction itself, or is a valid default; sigaction and raise are
     // async-signal-safe.
     unsafe {

@@ -9,12 +9,12 @@ use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
 /// Between two looks at the certificates.
-const LOOK: Duration = Duration::from_hours(6);
+const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_hours(6);
 /// A certificate that ends within this time is warned of.
-const NEAR: Duration = Duration::from_hours(30 * 24);
+const CERTIFICATE_WARNING_PERIOD: Duration = Duration::from_hours(30 * 24);
 /// Short connections in a row from which on the link is unsteady.
-const UNSTEADY: u32 = 5;
-const DAY: u64 = 24 * 3600;
+const SHORT_CONNECTION_LIMIT: u32 = 5;
+const SECONDS_PER_DAY: u64 = 24 * 3600;
 
 /// Holds the status to how the store, the link and the certificates are, while the node is in service. `reloaded` changes
 /// when the certificates may have.
@@ -26,7 +26,7 @@ pub(crate) async fn watch(
     tls: Option<TlsFiles>,
     mut reloaded: watch::Receiver<()>,
 ) {
-    let mut looks = interval(LOOK);
+    let mut looks = interval(CERTIFICATE_CHECK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
     loop {
@@ -48,7 +48,9 @@ pub(crate) async fn watch(
             _ = looks.tick() => true,
         };
         if look {
-            warning = tls.as_ref().and_then(|tls| near_end(tls, SystemTime::now()));
+            warning = tls
+                .as_ref()
+                .and_then(|tls| certificate_warning(tls, SystemTime::now()));
         }
     }
 }
@@ -61,7 +63,7 @@ fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Optio
     // A broker that is away comes back by itself; one that refuses us wants somebody to do something.
     match link {
         LinkState::Refused { reason } => Some(refusal(reason)),
-        _ if short_connections >= UNSTEADY => Some(format!(
+        _ if short_connections >= SHORT_CONNECTION_LIMIT => Some(format!(
             "connections to the broker end again and again after a short time ({short_connections} in a row); something on \
              the way closes them, or another client uses this node's client id"
         )),
@@ -92,19 +94,19 @@ fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> b
 }
 
 /// What to say of a certificate that ends soon, or has.
-fn near_end(tls: &TlsFiles, now: SystemTime) -> Option<String> {
+fn certificate_warning(tls: &TlsFiles, now: SystemTime) -> Option<String> {
     // What can't be read is the link's fault, which says so.
     let (file, end) = tls.first_to_end().ok()??;
     let file = file.display();
     match end.duration_since(now) {
-        Ok(left) if left > NEAR => None,
+        Ok(left) if left > CERTIFICATE_WARNING_PERIOD => None,
         Ok(left) => Some(format!(
             "{file}: the certificate ends in {} days",
-            left.as_secs() / DAY
+            left.as_secs() / SECONDS_PER_DAY
         )),
         Err(past) => Some(format!(
             "{file}: the certificate has ended {} days ago (or this machine's clock is wrong)",
-            past.duration().as_secs() / DAY
+            past.duration().as_secs() / SECONDS_PER_DAY
         )),
     }
 }
@@ -145,10 +147,10 @@ mod tests {
         let (status, mut seen) = watch::channel(Status::new(State::Ready, ""));
         let (_store, store) = watch::channel(StoreHealth::default());
         let (_link, link) = watch::channel(LinkState::Up);
-        let (short_tx, short) = watch::channel(UNSTEADY - 1);
+        let (short_tx, short) = watch::channel(SHORT_CONNECTION_LIMIT - 1);
         let (_reloaded, reloaded) = watch::channel(());
         let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
-        short_tx.send_replace(UNSTEADY);
+        short_tx.send_replace(SHORT_CONNECTION_LIMIT);
         let told = seen.wait_for(|status| status.state == State::Degraded).await;
         let reason = told.expect("a status").reason.clone().unwrap_or_default();
         assert!(reason.contains("after a short time (5 in a row)"), "{reason}");
@@ -171,9 +173,13 @@ mod tests {
             identity: None,
         };
         let (_, end) = tls.first_to_end().expect("readable").expect("an end");
-        let days = |days: u64| Duration::from_secs(days * DAY);
-        assert_eq!(near_end(&tls, end - days(31)), None);
-        assert!(near_end(&tls, end - days(12)).is_some_and(|text| text.ends_with("ends in 12 days")));
-        assert!(near_end(&tls, end + days(3)).is_some_and(|text| text.contains("ended 3 days ago")));
+        let days = |days: u64| Duration::from_secs(days * SECONDS_PER_DAY);
+        assert_eq!(certificate_warning(&tls, end - days(31)), None);
+        assert!(
+            certificate_warning(&tls, end - days(12)).is_some_and(|text| text.ends_with("ends in 12 days"))
+        );
+        assert!(
+            certificate_warning(&tls, end + days(3)).is_some_and(|text| text.contains("ended 3 days ago"))
+        );
     }
 }

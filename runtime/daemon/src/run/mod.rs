@@ -23,7 +23,7 @@ use tokio::sync::{mpsc, watch};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::machine::sysfs::Sysfs;
-use crate::machine::thermal::{self, PaceNow};
+use crate::machine::thermal::{self, ThrottleState};
 use crate::setup::args::ConfigArgs;
 use crate::setup::model::{self, Choice};
 use crate::setup::settings;
@@ -31,17 +31,17 @@ use crate::setup::{link, service};
 use crate::telemetry::logging::{self, SetLevel};
 use crate::telemetry::{Telemetry, stats};
 
-use crash_marker::Life;
-use rule_subscriptions::Rules;
-use served_model::Served;
-use signals::{Reloads, Signals};
+use crash_marker::CrashMarker;
+use rule_subscriptions::RuleSubscriptions;
+use served_model::ServedModel;
+use signals::{ReloadSignals, StopSignals};
 
 /// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
-const REPLIES: usize = 64;
+const REPLY_QUEUE_CAPACITY: usize = 64;
 /// How long the broker may take to give the pool's requests to others.
-const LEAVING: Duration = Duration::from_secs(2);
+const POOL_LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long the last replies may take to reach the broker.
-const LAST_REPLIES: Duration = Duration::from_secs(5);
+const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) const EXAMPLES: &str = "Examples:
   phi-edge run --config ./phi-edge.toml
@@ -74,7 +74,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
 pub(crate) fn record_exit(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
-    crash_marker::record(&loaded.config.store.path, &result);
+    crash_marker::record_service_result(&loaded.config.store.path, &result);
     Ok(())
 }
 
@@ -108,7 +108,7 @@ struct App<'a> {
 
 /// What takes over a configuration that was read again.
 struct Reloadable<'a> {
-    rules: &'a Rules,
+    rules: &'a RuleSubscriptions,
     service: &'a Service,
     link: &'a Link,
     /// The link's files, whose content may have changed.
@@ -142,7 +142,7 @@ impl Reloadable<'_> {
 }
 
 /// Why the daemon ends.
-enum End {
+enum StopReason {
     Signal,
     TakenOver,
     EngineLost,
@@ -158,7 +158,7 @@ impl<'a> App<'a> {
             version: env!("CARGO_PKG_VERSION").into(),
             features: vec!["chat".into(), "stream".into(), "cancel".into(), "session".into()],
             limits: service::status_limits(config),
-            ..Status::new(State::Starting, identity::boot_id())
+            ..Status::new(State::Starting, identity::start_id())
         };
         Self {
             config,
@@ -172,23 +172,23 @@ impl<'a> App<'a> {
 
     async fn and_run(self) -> Result<(), Fault> {
         let config = self.config;
-        let mut signals = Signals::new()?;
-        let mut reloads = Reloads::new()?;
+        let mut signals = StopSignals::new()?;
+        let mut reloads = ReloadSignals::new()?;
         let _lock = crash_marker::lock(&config.store.path)?;
-        let (rules, at_start) = Rules::start(config)?;
+        let (rules, at_start) = RuleSubscriptions::start(config)?;
         // Before anything is connected: a wrong folder is the commonest fault.
-        let served = Served::open(&config.model.path)?;
+        let served = ServedModel::open(&config.model.path)?;
         let model = served.model();
         let text = std::sync::Arc::new(model.text()?);
         let telemetry = Telemetry::new(config, model, std::sync::Arc::clone(&text) as _)?;
-        let (life, last_end) = Life::begin(&config.store.path);
+        let (marker, last_end) = CrashMarker::place(&config.store.path);
         let store = self.store(last_end, telemetry.witnesses())?;
         let store_health = store.health();
         let broker = start_broker(config).await?;
         let link_config = link::link(config, broker.as_ref())?;
         let (service_tx, service_rx) = watch::channel(None);
         let service_seen = service_rx.clone();
-        let (replies_tx, replies) = mpsc::channel(REPLIES);
+        let (replies_tx, replies) = mpsc::channel(REPLY_QUEUE_CAPACITY);
         let (stats_tx, stats) = watch::channel(serde_json::Value::Null);
         let (open_tx, open) = watch::channel(false);
         let request_limits = watch::Sender::new(link::request_limits(config));
@@ -205,7 +205,7 @@ impl<'a> App<'a> {
         let link =
             Link::start(link_config, inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
         let mut link_state = link.state();
-        let pace = watch::Sender::new(PaceNow::default());
+        let pace = watch::Sender::new(ThrottleState::default());
         let (_metrics, mut beats) = telemetry
             .serve(
                 service_seen,
@@ -220,26 +220,26 @@ impl<'a> App<'a> {
         let name = model.name();
         model::warn_of_demonstration(model);
         #[cfg(unix)]
-        notify::say("the model is loading");
+        notify::send_status("the model is loading");
         let loading = self.load(served.clone(), &at_start);
         let (engine, provider) = tokio::select! {
             loaded = loading => match loaded {
                 Ok(loaded) => loaded,
                 Err(fault) => {
                     self.state(State::Degraded, Some(fault.message.clone()));
-                    link.shutdown(LAST_REPLIES).await;
-                    life.end();
+                    link.shutdown(LAST_REPLIES_TIMEOUT).await;
+                    marker.remove();
                     return Err(fault);
                 }
             },
             () = signals.next() => {
                 self.state(State::Draining, Some("stopped while the model was loading".into()));
-                link.shutdown(LAST_REPLIES).await;
-                life.end();
+                link.shutdown(LAST_REPLIES_TIMEOUT).await;
+                marker.remove();
                 return Ok(());
             }
             () = taken_over(&mut link_state) => {
-                life.end();
+                marker.remove();
                 return Err(session_taken_over());
             }
         };
@@ -293,10 +293,10 @@ impl<'a> App<'a> {
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
         };
         let publisher = tokio::spawn(stats::publish(sources, stats_tx));
-        let pace = tokio::spawn(thermal::keep(config.runtime.pace.clone(), throttle, pace));
+        let pace = tokio::spawn(thermal::govern(config.runtime.pace.clone(), throttle, pace));
 
         #[cfg(unix)]
-        let notifier = tokio::spawn(notify::attend(notify::Watched {
+        let notifier = tokio::spawn(notify::run(notify::NotifierInputs {
             status: self.status.subscribe(),
             link: link.state(),
             vitals: link.vitals(),
@@ -306,12 +306,12 @@ impl<'a> App<'a> {
 
         let end = loop {
             tokio::select! {
-                () = signals.next() => break End::Signal,
-                () = taken_over(&mut link_state) => break End::TakenOver,
+                () = signals.next() => break StopReason::Signal,
+                () = taken_over(&mut link_state) => break StopReason::TakenOver,
                 () = service.engine_lost() => break if served.is_replaced() {
-                    End::ModelReplaced
+                    StopReason::ModelReplaced
                 } else {
-                    End::EngineLost
+                    StopReason::EngineLost
                 },
                 () = reloads.next() => self.reload(&Reloadable {
                     rules: &rules,
@@ -337,9 +337,9 @@ impl<'a> App<'a> {
         ];
         // What was asked of the broker on a connection that lives is with it when the connection ends in good order.
         let up = *link_state.borrow() == LinkState::Up;
-        let ended = self.end(end, signals, service, link, helpers, life).await;
+        let ended = self.end(end, signals, service, link, helpers, marker).await;
         if up && ended.is_ok() {
-            rules.settled();
+            rules.confirm();
         }
         ended
     }
@@ -347,7 +347,7 @@ impl<'a> App<'a> {
     /// Loads the model on the engine's thread, for a node with these rules.
     async fn load(
         &self,
-        served: Served,
+        served: ServedModel,
         rules: &[Rule],
     ) -> Result<(phi_edge_service::EngineHandle, &'static str), Fault> {
         let choice = Choice::of(self.config, rules);
@@ -357,10 +357,10 @@ impl<'a> App<'a> {
         let path = served.model().path().display().to_string();
         tracing::info!(model = path, "loading the model");
         let handle = spawn_engine("engine", unload_after, move || {
-            served.still_there()?;
+            served.verify_unchanged()?;
             let engine = choice.engine(served.model());
             // What was read of another folder meanwhile is as wrong as all of it.
-            served.still_there()?;
+            served.verify_unchanged()?;
             let engine = engine?;
             if let Some(tell) = provider_tx.take() {
                 let _ = tell.send(engine.decoder().provider().as_str());
@@ -408,25 +408,25 @@ impl<'a> App<'a> {
 
     async fn end(
         self,
-        end: End,
-        mut signals: Signals,
+        end: StopReason,
+        mut signals: StopSignals,
         service: Service,
         link: Link,
         helpers: Vec<tokio::task::JoinHandle<()>>,
-        life: Life,
+        marker: CrashMarker,
     ) -> Result<(), Fault> {
         let grace = self.limits.borrow().drain_grace.get();
-        let crashed = matches!(end, End::EngineLost);
-        let by_signal = matches!(end, End::Signal);
+        let crashed = matches!(end, StopReason::EngineLost);
+        let by_signal = matches!(end, StopReason::Signal);
         let (reason, outcome) = match end {
-            End::Signal => ("stopped".to_owned(), Ok(())),
-            End::TakenOver => ("taken over".to_owned(), Err(session_taken_over())),
-            End::EngineLost => {
-                life.crashed();
+            StopReason::Signal => ("stopped".to_owned(), Ok(())),
+            StopReason::TakenOver => ("taken over".to_owned(), Err(session_taken_over())),
+            StopReason::EngineLost => {
+                marker.note_crash();
                 let fault = Fault::failed("the engine has failed; the log above says how");
                 (fault.message.clone(), Err(fault))
             }
-            End::ModelReplaced => {
+            StopReason::ModelReplaced => {
                 let fault = served_model::replaced();
                 (fault.message.clone(), Err(fault))
             }
@@ -435,12 +435,12 @@ impl<'a> App<'a> {
         let orderly = async {
             // What the pool has given us by then is ours to answer: no other member gets it while we are away.
             if by_signal {
-                link.left_pool(LEAVING).await;
+                link.left_pool(POOL_LEAVE_TIMEOUT).await;
             }
             link.stop_taking();
             service.drain(grace).await;
             helpers.iter().for_each(tokio::task::JoinHandle::abort);
-            link.shutdown(LAST_REPLIES).await;
+            link.shutdown(LAST_REPLIES_TIMEOUT).await;
             service.close_store().await;
         };
         tokio::select! {
@@ -451,7 +451,7 @@ impl<'a> App<'a> {
             }
         }
         if !crashed {
-            life.end();
+            marker.remove();
         }
         outcome
     }

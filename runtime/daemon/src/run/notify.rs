@@ -15,13 +15,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 use super::health::refusal;
 
 /// How long the broker may take to answer a subscription before the service counts as ready without it.
-const SUBSCRIPTION: Duration = Duration::from_secs(15);
+const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(15);
 /// What an orderly end may take beyond the time that running answers are given: to hand over what is left, and to leave
 /// the broker.
-const BEYOND_GRACE: Duration = Duration::from_secs(30);
+const SHUTDOWN_ALLOWANCE: Duration = Duration::from_secs(30);
 
 /// Whom the notifier watches.
-pub(crate) struct Watched {
+pub(crate) struct NotifierInputs {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) link: watch::Receiver<LinkState>,
     pub(crate) vitals: LinkVitals,
@@ -32,18 +32,18 @@ pub(crate) struct Watched {
 
 /// Keeps systemd informed, from the moment that the model is loaded to the end. A broker that is away does not keep the
 /// service from being ready: the daemon waits for it for ever, and a restart would not bring it back.
-pub(crate) async fn attend(watched: Watched) {
+pub(crate) async fn run(watched: NotifierInputs) {
     let watchdog = async {
         match sd_notify::watchdog_enabled() {
-            Some(limit) => feed(limit, watched.vitals.clone(), watched.engine.clone()).await,
+            Some(limit) => feed_watchdog(limit, watched.vitals.clone(), watched.engine.clone()).await,
             None => std::future::pending().await,
         }
     };
-    tokio::join!(tell(&watched), watchdog);
+    tokio::join!(report_status(&watched), watchdog);
 }
 
-/// Says in the service's status what goes on before [`attend`].
-pub(crate) fn say(text: &str) {
+/// Says in the service's status what goes on before [`run`].
+pub(crate) fn send_status(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
@@ -67,11 +67,11 @@ impl Drop for Reloading {
     }
 }
 
-async fn tell(watched: &Watched) {
+async fn report_status(watched: &NotifierInputs) {
     let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
     let mut said = describe(&status.borrow(), &link.borrow());
-    say(&said);
-    reached(watched.vitals.subscribed(), link.clone()).await;
+    send_status(&said);
+    first_attempt(watched.vitals.subscribed(), link.clone()).await;
     let mut begins = true;
     loop {
         let now = describe(&status.borrow_and_update(), &link.borrow_and_update());
@@ -87,7 +87,7 @@ async fn tell(watched: &Watched) {
         if status.borrow().state == State::Draining {
             // Running answers may take all of their time, whatever TimeoutStopSec= says.
             let grace = watched.limits.borrow().drain_grace.get();
-            let time = (grace + BEYOND_GRACE).as_micros();
+            let time = (grace + SHUTDOWN_ALLOWANCE).as_micros();
             let extend = NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX));
             send(&[NotifyState::Stopping, extend]);
             return;
@@ -102,14 +102,14 @@ async fn tell(watched: &Watched) {
 }
 
 /// Waits until the first attempt at the broker has had its result.
-async fn reached(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
+async fn first_attempt(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
     let result = async {
         tokio::select! {
             _ = subscribed.wait_for(|subscribed| *subscribed) => {}
             _ = link.wait_for(|state| !matches!(state, LinkState::Connecting | LinkState::Up)) => {}
         }
     };
-    if timeout(SUBSCRIPTION, result).await.is_err() {
+    if timeout(SUBSCRIPTION_TIMEOUT, result).await.is_err() {
         tracing::warn!("the broker has not answered the subscription yet");
     }
 }
@@ -144,8 +144,8 @@ fn describe(status: &Status, link: &LinkState) -> String {
 }
 
 /// Feeds the watchdog as long as engine and link get on. The task itself proves that the runtime does.
-async fn feed(limit: Duration, link: LinkVitals, engine: EnginePulse) {
-    let mut watch = Progress::new(limit, Instant::now(), engine.read(), link.ticks());
+async fn feed_watchdog(limit: Duration, link: LinkVitals, engine: EnginePulse) {
+    let mut watch = StallDetector::new(limit, Instant::now(), engine.read(), link.ticks());
     let mut ticks = interval(limit / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -162,7 +162,7 @@ async fn feed(limit: Duration, link: LinkVitals, engine: EnginePulse) {
 }
 
 /// When engine and link got on last.
-struct Progress {
+struct StallDetector {
     /// Without progress for so long, a part is stuck: generous, since one step may be 512 tokens of a large model on a
     /// small machine. systemd waits as long again.
     limit: Duration,
@@ -170,7 +170,7 @@ struct Progress {
     link: (u64, Instant),
 }
 
-impl Progress {
+impl StallDetector {
     fn new(limit: Duration, now: Instant, engine: Beat, link: u64) -> Self {
         Self {
             limit,
@@ -213,7 +213,7 @@ mod tests {
     #[test]
     fn a_step_may_take_as_long_as_the_limit() {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = Progress::new(LIMIT, start, pulse.read(), 0);
+        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 0);
         let mut link = 0;
         let mut look = |seconds: u64| {
             link += 1;
@@ -237,7 +237,7 @@ mod tests {
     #[test]
     fn a_link_that_does_not_respond_is_named() {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = Progress::new(LIMIT, start, pulse.read(), 7);
+        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 7);
         let mut look = |seconds, ticks| watch.look(start + Duration::from_secs(seconds), pulse.read(), ticks);
         assert_eq!(look(119, 7), None);
         assert_eq!(look(120, 7), Some("link"));

@@ -13,19 +13,19 @@ use crate::setup::rule_conversion;
 
 /// In the store's folder: what is subscribed to for rules, a filter a line. The broker remembers subscriptions over a
 /// restart of the daemon, so that those of rules that were removed meanwhile must be known.
-const SUBSCRIBED: &str = "rule-topics";
+const SUBSCRIPTIONS_FILE: &str = "rule-topics";
 
 /// The rules that are in effect.
-pub(crate) struct Rules {
+pub(crate) struct RuleSubscriptions {
     topics: watch::Sender<RuleTopics>,
     subscribed: PathBuf,
 }
 
-impl Rules {
+impl RuleSubscriptions {
     /// The rules that `config` starts with, for the service.
     pub(crate) fn start(config: &Config) -> Result<(Self, Vec<Rule>), Fault> {
         let rules = rule_conversion::all(config)?;
-        let subscribed = config.store.path.join(SUBSCRIBED);
+        let subscribed = config.store.path.join(SUBSCRIPTIONS_FILE);
         let topics = topics(&rules, config).in_place_of(remembered(&subscribed));
         let this = Self {
             topics: watch::Sender::new(topics),
@@ -63,7 +63,7 @@ impl Rules {
     }
 
     /// The broker was told of all changes: what was left needs to be left no more.
-    pub(crate) fn settled(&self) {
+    pub(crate) fn confirm(&self) {
         let filters: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
         self.write(&filters);
     }

@@ -13,27 +13,27 @@ use phi_edge_models::ModelDir;
 use crate::exit::Fault;
 
 /// What the process ends with, for systemd to start it anew.
-const REPLACED: &str = "the model directory was replaced; restarting to load the new one";
+const REPLACED_MESSAGE: &str = "the model directory was replaced; restarting to load the new one";
 
 /// A model directory, and how to notice that another one has taken its place.
 #[derive(Debug, Clone)]
-pub(crate) struct Served {
+pub(crate) struct ServedModel {
     model: ModelDir,
-    marks: Marks,
+    identity: FolderIdentity,
     replaced: Arc<AtomicBool>,
 }
 
-impl Served {
+impl ServedModel {
     /// Opens what `path` leads to now, by its own name: links may lead elsewhere later.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         // A path that leads nowhere is named as it was given.
         let folder = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
         let model = ModelDir::open(&folder)?;
-        let marks = Marks::of(&folder)
+        let identity = FolderIdentity::of(&folder)
             .map_err(|error| Fault::failed(format!("{}: can't be read: {error}", folder.display())))?;
         Ok(Self {
             model,
-            marks,
+            identity,
             replaced: Arc::default(),
         })
     }
@@ -42,9 +42,9 @@ impl Served {
         &self.model
     }
 
-    /// Fails where the folder is gone or another one, which [`Served::is_replaced`] tells from then on.
-    pub(crate) fn still_there(&self) -> Result<(), Fault> {
-        if Marks::of(self.model.path()).is_ok_and(|marks| marks == self.marks) {
+    /// Fails where the folder is gone or another one, which [`ServedModel::is_replaced`] tells from then on.
+    pub(crate) fn verify_unchanged(&self) -> Result<(), Fault> {
+        if FolderIdentity::of(self.model.path()).is_ok_and(|identity| identity == self.identity) {
             return Ok(());
         }
         self.replaced.store(true, Ordering::Relaxed);
@@ -59,18 +59,18 @@ impl Served {
 
 /// The fault of a daemon whose model was replaced.
 pub(crate) fn replaced() -> Fault {
-    Fault::failed(REPLACED)
+    Fault::failed(REPLACED_MESSAGE)
 }
 
 /// What tells a folder from another one of its name. The time is needed too: inodes are used again.
 #[derive(Debug, Clone, PartialEq, Eq)]
-struct Marks {
+struct FolderIdentity {
     #[cfg(unix)]
     inode: (u64, u64),
     modified: Option<SystemTime>,
 }
 
-impl Marks {
+impl FolderIdentity {
     fn of(folder: &Path) -> std::io::Result<Self> {
         let metadata = folder.metadata()?;
         Ok(Self {
@@ -106,26 +106,26 @@ mod tests {
         let (one, two) = (model(folder.path(), "one"), model(folder.path(), "two"));
         let link = folder.path().join("model");
         std::os::unix::fs::symlink(&one, &link).expect("a link");
-        let served = Served::open(&link).expect("a model");
+        let served = ServedModel::open(&link).expect("a model");
         std::fs::remove_file(&link).expect("a link");
         std::os::unix::fs::symlink(&two, &link).expect("a link");
         assert_eq!(served.model().path(), one.canonicalize().expect("a folder"));
-        assert!(served.still_there().is_ok() && !served.is_replaced());
+        assert!(served.verify_unchanged().is_ok() && !served.is_replaced());
     }
 
     #[test]
     fn another_folder_in_its_place_is_noticed() {
         let folder = tempfile::tempdir().expect("a folder");
         let one = model(folder.path(), "one");
-        let served = Served::open(&one).expect("a model");
+        let served = ServedModel::open(&one).expect("a model");
         std::fs::rename(&one, folder.path().join("one.previous")).expect("a folder");
         assert_eq!(
-            served.still_there().expect_err("it is gone").message,
+            served.verify_unchanged().expect_err("it is gone").message,
             "the model directory was replaced; restarting to load the new one"
         );
-        let served = Served::open(&folder.path().join("one.previous")).expect("a model");
+        let served = ServedModel::open(&folder.path().join("one.previous")).expect("a model");
         std::fs::rename(served.model().path(), &one).expect("a folder");
         std::fs::rename(model(folder.path(), "new"), served.model().path()).expect("a folder");
-        assert!(served.still_there().is_err() && served.is_replaced());
+        assert!(served.verify_unchanged().is_err() && served.is_replaced());
     }
 }

@@ -3,7 +3,7 @@
 use crate::exit::Fault;
 
 /// The signals that end the daemon.
-pub(crate) struct Signals {
+pub(crate) struct StopSignals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
@@ -11,13 +11,13 @@ pub(crate) struct Signals {
 }
 
 /// The signal that has the configuration read again.
-pub(crate) struct Reloads {
+pub(crate) struct ReloadSignals {
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
-impl Reloads {
+impl ReloadSignals {
     /// From now on the signal ends nothing.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -35,7 +35,7 @@ impl Reloads {
 }
 
 #[cfg(not(unix))]
-impl Reloads {
+impl ReloadSignals {
     pub(crate) fn new() -> Result<Self, Fault> {
         Ok(Self {})
     }
@@ -46,7 +46,7 @@ impl Reloads {
 }
 
 #[cfg(unix)]
-impl Signals {
+impl StopSignals {
     /// From now on the signals end nothing by themselves.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
@@ -68,7 +68,7 @@ impl Signals {
 }
 
 #[cfg(not(unix))]
-impl Signals {
+impl StopSignals {
     pub(crate) fn new() -> Result<Self, Fault> {
         Ok(Self {})
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 /// The share of what is free once the model is loaded.
-const SHARE: f64 = 0.6;
+const FREE_MEMORY_SHARE: f64 = 0.6;
 
 /// The budget for keys and values, in bytes: a share of what this process may still take. `None` where the system
 /// does not tell (not Linux).
@@ -22,7 +22,7 @@ fn budget(root: &Path) -> Option<u64> {
         .into_iter()
         .flatten()
         .min()?;
-    Some((free as f64 * SHARE) as u64)
+    Some((free as f64 * FREE_MEMORY_SHARE) as u64)
 }
 
 /// What the kernel could give without swapping.

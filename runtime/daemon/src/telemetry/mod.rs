@@ -18,7 +18,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use crate::exit::{Exit, Fault};
 use crate::machine::sysfs::Sysfs;
-use crate::machine::thermal::PaceNow;
+use crate::machine::thermal::ThrottleState;
 use crate::setup::link;
 use audit::{Audit, AuditConfig};
 use metrics::{Bounds, Recorder, Server, Sources, Zones, pulse};
@@ -80,7 +80,7 @@ impl<'a> Telemetry<'a> {
         status: watch::Receiver<Status>,
         link: &Link,
         store: watch::Receiver<StoreHealth>,
-        pace: watch::Receiver<PaceNow>,
+        pace: watch::Receiver<ThrottleState>,
         limits: watch::Receiver<Limits>,
     ) -> Result<(Option<Server>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
         let (pulse, beats) = pulse();

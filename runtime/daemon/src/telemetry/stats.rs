@@ -11,7 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval};
 
 use crate::machine::process::resident_bytes;
 use crate::machine::sysfs::Sysfs;
-use crate::machine::thermal::{PaceNow, Reason};
+use crate::machine::thermal::{ThrottleReason, ThrottleState};
 
 /// The least time between two publications.
 const PACE: Duration = Duration::from_secs(2);
@@ -23,7 +23,7 @@ pub(crate) struct Sources {
     pub(crate) service: Service,
     pub(crate) link: CounterReader,
     pub(crate) store: watch::Receiver<StoreHealth>,
-    pub(crate) pace: watch::Receiver<PaceNow>,
+    pub(crate) pace: watch::Receiver<ThrottleState>,
     pub(crate) sysfs: Sysfs,
 }
 
@@ -34,7 +34,7 @@ struct Numbers {
     link: LinkCounters,
     rules: RuleCounters,
     model: Model,
-    pace: PaceNow,
+    pace: ThrottleState,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -134,7 +134,7 @@ fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]
             "loads": model.loads,
             "load_ms": model.load_time.as_millis(),
         },
-        "pace": {"share": pace.share, "reason": pace.reason.map(Reason::as_str)},
+        "pace": {"share": pace.share, "reason": pace.reason.map(ThrottleReason::as_str)},
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures,
     })

@@ -36,7 +36,7 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
     let mut client = Client::connect(options(args, url)?).await?;
     let base = find(&mut client, url.base.as_deref()).await?;
     let topics = Topics::new(base, Vec::new());
-    let id = format!("ask-{}", identity::boot_id());
+    let id = format!("ask-{}", identity::start_id());
     let response = topics.response(None, &id);
     client.subscribe(&response).await?;
     let request = request(args, &id, prompt).to_string();

@@ -16,7 +16,7 @@ use super::recorder::{Recorder, float, float64};
 use super::zones::Zones;
 use crate::machine::process;
 use crate::machine::sysfs::Sysfs;
-use crate::machine::thermal::{PaceNow, Reason};
+use crate::machine::thermal::{ThrottleReason, ThrottleState};
 use crate::telemetry::audit::AuditCounts;
 
 /// How long the daemon's main loop may take to answer.
@@ -47,7 +47,7 @@ pub(crate) struct Sources {
     /// As they were read last.
     pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) bounds: Bounds,
-    pub(crate) pace: watch::Receiver<PaceNow>,
+    pub(crate) pace: watch::Receiver<ThrottleState>,
     pub(crate) sysfs: Sysfs,
     pub(crate) zones: Zones,
     pub(crate) started: SystemTime,
@@ -258,7 +258,7 @@ impl Sources {
     fn pace(&self) {
         let pace = *self.pace.borrow();
         self.set(&c::PACE_SHARE, f64::from(pace.share) / 100.0);
-        for reason in Reason::ALL {
+        for reason in ThrottleReason::ALL {
             let is = truth(pace.reason == Some(reason));
             self.set_one(&c::PACE_SLOWED, "reason", reason.as_str(), is);
         }
