@@ -8,26 +8,10 @@
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
-use phi_edge_service::{LastEnd, LockError, StoreLock, private_folder};
-
-use crate::exit::Fault;
+use phi_edge_service::{LastEnd, private_folder};
 
 const MARKER_FILE: &str = "running";
 const CRASH_LINE: &str = "crashed";
-
-/// Keeps another daemon from this store, before anything in its folder is touched and the broker is asked. A disk that does
-/// not let the folder be locked may do so later, as it may take writes later: then there is no lock.
-pub(crate) fn lock(folder: &Path) -> Result<Option<StoreLock>, Fault> {
-    match StoreLock::take(folder) {
-        Ok(lock) => Ok(Some(lock)),
-        // Not a fault of the configuration: systemd tries again, and succeeds once the other has ended.
-        Err(held @ LockError::Held { .. }) => Err(Fault::failed(held)),
-        Err(error) => {
-            tracing::warn!(%error, "the store's folder can't be locked against another phi-edge");
-            Ok(None)
-        }
-    }
-}
 
 /// This process's mark.
 pub(crate) struct CrashMarker {

@@ -16,16 +16,25 @@ const CERTIFICATE_WARNING_PERIOD: Duration = Duration::from_hours(30 * 24);
 const SHORT_CONNECTION_LIMIT: u32 = 5;
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
-/// Holds the status to how the store, the link and the certificates are, while the node is in service. `reloaded` changes
-/// when the certificates may have.
-pub(crate) async fn watch(
-    status: watch::Sender<Status>,
-    mut store: watch::Receiver<StoreHealth>,
-    mut link: watch::Receiver<LinkState>,
-    mut short_connections: watch::Receiver<u32>,
-    tls: Option<TlsFiles>,
-    mut reloaded: watch::Receiver<()>,
-) {
+/// The parts whose health the status tells.
+pub(crate) struct HealthInputs {
+    pub(crate) store: watch::Receiver<StoreHealth>,
+    pub(crate) link: watch::Receiver<LinkState>,
+    pub(crate) short_connections: watch::Receiver<u32>,
+    pub(crate) tls: Option<TlsFiles>,
+    /// Changes when the certificates may have.
+    pub(crate) reloaded: watch::Receiver<()>,
+}
+
+/// Holds the status to how the store, the link and the certificates are, while the node is in service.
+pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
+    let HealthInputs {
+        mut store,
+        mut link,
+        mut short_connections,
+        tls,
+        mut reloaded,
+    } = inputs;
     let mut looks = interval(CERTIFICATE_CHECK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
@@ -124,7 +133,16 @@ mod tests {
         let (link_tx, link) = watch::channel(LinkState::Connecting);
         let (_short, short) = watch::channel(0);
         let (_reloaded, reloaded) = watch::channel(());
-        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
+        let watching = tokio::spawn(watch(
+            status,
+            HealthInputs {
+                store,
+                link,
+                short_connections: short,
+                tls: None,
+                reloaded,
+            },
+        ));
         link_tx.send_replace(LinkState::Refused {
             reason: "no such user".into(),
         });
@@ -149,7 +167,16 @@ mod tests {
         let (_link, link) = watch::channel(LinkState::Up);
         let (short_tx, short) = watch::channel(SHORT_CONNECTION_LIMIT - 1);
         let (_reloaded, reloaded) = watch::channel(());
-        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
+        let watching = tokio::spawn(watch(
+            status,
+            HealthInputs {
+                store,
+                link,
+                short_connections: short,
+                tls: None,
+                reloaded,
+            },
+        ));
         short_tx.send_replace(SHORT_CONNECTION_LIMIT);
         let told = seen.wait_for(|status| status.state == State::Degraded).await;
         let reason = told.expect("a status").reason.clone().unwrap_or_default();

@@ -21,8 +21,10 @@ use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::ThrottleState;
 use crate::setup::link;
 use audit::{Audit, AuditConfig};
-use metrics::{Bounds, Recorder, Server, Sources, Zones, pulse};
+use metrics::{Bounds, Recorder, Sources, Zones, pulse};
 use traces::Traces;
+
+pub(crate) use metrics::Server as MetricsServer;
 
 /// What watches the service. Dropping it ends the audit in good order.
 pub(crate) struct Telemetry<'a> {
@@ -31,6 +33,17 @@ pub(crate) struct Telemetry<'a> {
     recorder: Option<Arc<Recorder>>,
     audit: Option<Arc<Audit>>,
     traces: Option<Arc<Traces>>,
+}
+
+/// The parts of the daemon that metrics are read from.
+pub(crate) struct MetricsInputs<'a> {
+    /// None while the model loads.
+    pub(crate) service: watch::Receiver<Option<Service>>,
+    pub(crate) status: watch::Receiver<Status>,
+    pub(crate) link: &'a Link,
+    pub(crate) store: watch::Receiver<StoreHealth>,
+    pub(crate) throttle: watch::Receiver<ThrottleState>,
+    pub(crate) limits: watch::Receiver<Limits>,
 }
 
 impl<'a> Telemetry<'a> {
@@ -76,13 +89,8 @@ impl<'a> Telemetry<'a> {
     /// Serves metrics and health, if the configuration wants it; the main loop is to answer what comes on the receiver.
     pub(crate) async fn serve(
         &self,
-        service: watch::Receiver<Option<Service>>,
-        status: watch::Receiver<Status>,
-        link: &Link,
-        store: watch::Receiver<StoreHealth>,
-        pace: watch::Receiver<ThrottleState>,
-        limits: watch::Receiver<Limits>,
-    ) -> Result<(Option<Server>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
+        inputs: MetricsInputs<'_>,
+    ) -> Result<(Option<MetricsServer>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
         let (pulse, beats) = pulse();
         let (Some(address), Some(recorder)) = (self.config.metrics.listen, &self.recorder) else {
             return Ok((None, beats));
@@ -90,27 +98,27 @@ impl<'a> Telemetry<'a> {
         let config = self.config;
         let sources = Sources {
             recorder: Arc::clone(recorder),
-            service,
-            status,
-            link: link.state(),
-            link_counters: link.watch_counters(),
-            store,
+            service: inputs.service,
+            status: inputs.status,
+            link: inputs.link.state(),
+            link_counters: inputs.link.watch_counters(),
+            store: inputs.store,
             pulse,
             tls: link::tls_in_use(config),
             audit: self.audit.as_ref().map(|audit| audit.counts()),
-            limits,
+            limits: inputs.limits,
             bounds: Bounds {
                 store: config.store.max_size.bytes(),
                 store_folder: config.store.path.clone(),
                 rules: config.store.max_rules_size.bytes(),
             },
-            pace,
+            pace: inputs.throttle,
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
             zones: Zones::default(),
             started: self.started,
             certificates: std::sync::Mutex::default(),
         };
-        Ok((Some(Server::start(address, sources).await?), beats))
+        Ok((Some(MetricsServer::start(address, sources).await?), beats))
     }
 }
 
