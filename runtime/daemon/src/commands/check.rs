@@ -12,7 +12,7 @@ use phi_edge_service::rules::Rule;
 use crate::exit::{Exit, Fault};
 use crate::setup::args::ConfigArgs;
 use crate::setup::link;
-use crate::setup::model::Choice;
+use crate::setup::model::ModelSetup;
 use crate::setup::rule_conversion;
 use crate::setup::settings;
 use crate::terminal;
@@ -56,13 +56,13 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             let names: Vec<_> = rules.into_iter().map(|rule| rule.name).collect();
             ((), names.join(", "))
         };
-        report.add("rules", rule_conversion::all(config).map(names));
+        report.add("rules", rule_conversion::convert_all(config).map(names));
     }
-    let choice = Choice::of(config, &[]);
-    let model = report.add("model", open(&choice));
+    let setup = ModelSetup::from_config(config, &[]);
+    let model = report.add("model", open(&setup));
     let library = report.add(
         "library",
-        Library::find(choice.library.as_deref())
+        Library::find(setup.library.as_deref())
             .map(|library| {
                 (
                     (),
@@ -74,7 +74,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
     if let (Some(model), Some(())) = (model, library) {
         report.add(
             "provider",
-            choice.engine(&model).map(|engine| {
+            setup.engine(&model).map(|engine| {
                 let decoder = engine.decoder();
                 let context = engine.context();
                 (
@@ -112,8 +112,8 @@ fn note(what: &str, said: &Fault) {
     println!("note   {what:9} {}", terminal::text(&said.to_string()));
 }
 
-fn open(choice: &Choice) -> Result<(ModelDir, String), Fault> {
-    let model = ModelDir::open(&choice.model)?;
+fn open(setup: &ModelSetup) -> Result<(ModelDir, String), Fault> {
+    let model = ModelDir::open(&setup.model)?;
     model.text()?;
     let said = format!("{} ({})", model.name(), model.path().display());
     Ok((model, said))

@@ -7,7 +7,7 @@ use phi_edge_models::ModelDir;
 use phi_edge_onnx::OnnxDecoder;
 
 use crate::exit::Fault;
-use crate::setup::model::{Choice, warn_of_demonstration};
+use crate::setup::model::{ModelSetup, warn_of_demonstration};
 
 /// A loaded model, for the commands that need no broker.
 pub(crate) struct LocalModel<D: Decoder = OnnxDecoder> {
@@ -18,20 +18,20 @@ pub(crate) struct LocalModel<D: Decoder = OnnxDecoder> {
 }
 
 impl LocalModel {
-    /// Loads the model of `choice`.
-    pub(crate) fn load(choice: &Choice) -> Result<Self, Fault> {
-        Self::load_over(choice, |decoder| decoder)
+    /// Loads the model of `setup`.
+    pub(crate) fn load(setup: &ModelSetup) -> Result<Self, Fault> {
+        Self::load_over(setup, |decoder| decoder)
     }
 }
 
 impl<D: Decoder> LocalModel<D> {
-    /// Loads the model of `choice`, with what `wrap` makes of its decoder.
-    pub(crate) fn load_over(choice: &Choice, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
+    /// Loads the model of `setup`, with what `wrap` makes of its decoder.
+    pub(crate) fn load_over(setup: &ModelSetup, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
         let epoch = Instant::now();
         // The directory first: a wrong path is the commonest fault, and needs no library to be told.
-        let model = ModelDir::open(&choice.model)?;
+        let model = ModelDir::open(&setup.model)?;
         warn_of_demonstration(&model);
-        let engine = choice.engine_over(&model, wrap)?;
+        let engine = setup.engine_over(&model, wrap)?;
         Ok(Self {
             model,
             engine,

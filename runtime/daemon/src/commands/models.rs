@@ -7,19 +7,19 @@ use clap::{Args, Subcommand};
 use phi_edge_models::{Event, ModelLink, Shelf, ShelfEntry, Size, known_models};
 
 use crate::commands::model_store::ModelStoreArgs;
-use crate::commands::progress::Progress;
+use crate::commands::progress::ProgressBars;
 use crate::exit::{Exit, Fault};
 
 #[derive(Args)]
 pub(crate) struct ModelsArgs {
     #[command(subcommand)]
-    action: Action,
+    action: ModelsAction,
     #[command(flatten)]
     shelf: ModelStoreArgs,
 }
 
 #[derive(Subcommand)]
-enum Action {
+enum ModelsAction {
     /// Name the models that are there, their size, licence and origin.
     List,
     /// Read every file again and hold it against the hashes noted when the model came.
@@ -69,35 +69,35 @@ enum Action {
 
 pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
     let (shelf, link) = args.shelf.open()?;
-    let progress = Progress::new();
+    let progress = ProgressBars::new();
     let watch = |event: &Event<'_>| progress.show(event);
     match &args.action {
-        Action::List => list(&shelf, &link)?,
-        Action::Verify { name } => {
+        ModelsAction::List => list(&shelf, &link)?,
+        ModelsAction::Verify { name } => {
             let directory = match name {
                 Some(name) => shelf.find(name)?,
                 None => link.path().to_path_buf(),
             };
             verify(&directory)?;
         }
-        Action::Remove { name } => {
+        ModelsAction::Remove { name } => {
             shelf.remove(name, &link)?;
             println!("{name} is removed");
         }
-        Action::Use { name } => {
+        ModelsAction::Use { name } => {
             link.point_to(&shelf, name)?;
             used(&link);
         }
-        Action::Rollback { name: None } => {
+        ModelsAction::Rollback { name: None } => {
             let directory = link.back(&shelf)?;
             println!("back to {}", directory.display());
             used(&link);
         }
-        Action::Rollback { name: Some(name) } => {
+        ModelsAction::Rollback { name: Some(name) } => {
             shelf.roll_back(name)?;
             println!("{name} is the version before again; once more takes that back");
         }
-        Action::Export { name, file, from } => {
+        ModelsAction::Export { name, file, from } => {
             let directory = match (name, from) {
                 (_, Some(folder)) => folder.clone(),
                 (Some(name), None) => shelf.find(name)?,
@@ -108,7 +108,7 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
             let bytes = file.metadata().map_or(0, |metadata| metadata.len());
             println!("{}: {}", file.display(), Size(bytes));
         }
-        Action::Import { file, name, use_it } => {
+        ModelsAction::Import { file, name, use_it } => {
             let place = shelf.import(file, name.as_deref(), &watch)?;
             progress.end();
             println!("every file verified: {}", place.display());

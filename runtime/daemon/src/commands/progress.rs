@@ -8,12 +8,12 @@ use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use phi_edge_models::{Event, Size};
 
 /// Bars on a terminal; elsewhere one line for each file that is there.
-pub(crate) struct Progress {
+pub(crate) struct ProgressBars {
     bars: Option<MultiProgress>,
     files: Mutex<HashMap<String, ProgressBar>>,
 }
 
-impl Progress {
+impl ProgressBars {
     pub(crate) fn new() -> Self {
         Self {
             bars: std::io::stderr().is_terminal().then(MultiProgress::new),

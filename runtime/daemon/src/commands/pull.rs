@@ -9,7 +9,7 @@ use phi_edge_models::{
 };
 
 use crate::commands::model_store::ModelStoreArgs;
-use crate::commands::progress::Progress;
+use crate::commands::progress::ProgressBars;
 use crate::exit::{Exit, Fault};
 use crate::terminal;
 
@@ -35,7 +35,7 @@ pub(crate) struct PullArgs {
     revision: Option<String>,
     /// What it is to run on: repositories have a folder for each.
     #[arg(long, value_name = "NAME", value_enum, default_value = "cpu")]
-    provider: For,
+    provider: TargetProvider,
     /// Stands in for the hub.
     #[arg(long, value_name = "URL", env = "PHI_EDGE_HUB")]
     mirror: Option<String>,
@@ -60,7 +60,7 @@ pub(crate) struct PullArgs {
 
 /// What a pulled model is to run on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-enum For {
+enum TargetProvider {
     Cpu,
     Cuda,
     Directml,
@@ -70,16 +70,16 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Fault> {
     let (shelf, link) = args.shelf.open()?;
     let source = Source::parse(&args.source)?;
     let name = args.name.clone().unwrap_or_else(|| source.name());
-    let progress = Progress::new();
+    let progress = ProgressBars::new();
     let watch = |event: &Event<'_>| progress.show(event);
     let outcome = if let Source::Folder(folder) = &source {
         Outcome::Installed(shelf.take_in(folder, &name, &watch)?)
     } else {
         let hub = Hub::new(&source, options(args, &source)?)?;
         let accelerator = match args.provider {
-            For::Cpu => Accelerator::Cpu,
-            For::Cuda => Accelerator::Cuda,
-            For::Directml => Accelerator::DirectMl,
+            TargetProvider::Cpu => Accelerator::Cpu,
+            TargetProvider::Cuda => Accelerator::Cuda,
+            TargetProvider::Directml => Accelerator::DirectMl,
         };
         let mut plan = hub.plan(&source, args.revision.as_deref(), accelerator, &watch)?;
         plan.name.clone_from(&name);

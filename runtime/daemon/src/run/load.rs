@@ -12,7 +12,7 @@ use super::served_model::ServedModel;
 use super::signals::StopSignals;
 use super::takeover;
 use crate::exit::Fault;
-use crate::setup::model::{self, Choice};
+use crate::setup::model::{self, ModelSetup};
 
 /// The result of the load.
 pub(super) enum LoadEnd {
@@ -56,7 +56,7 @@ pub(super) async fn load(
 
 /// Loads the model on the engine's thread.
 async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<LoadedEngine, Fault> {
-    let choice = Choice::of(config, rules);
+    let setup = ModelSetup::from_config(config, rules);
     let (provider_tx, provider) = oneshot::channel();
     let mut provider_tx = Some(provider_tx);
     let unload_after = config.runtime.unload_after.map(TimeSpan::get);
@@ -64,7 +64,7 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
     tracing::info!(model = path, "loading the model");
     let handle = spawn_engine("engine", unload_after, move || {
         served.verify_unchanged()?;
-        let engine = choice.engine(served.model());
+        let engine = setup.engine(served.model());
         // What was read of another folder meanwhile is as wrong as all of it.
         served.verify_unchanged()?;
         let engine = engine?;

@@ -49,7 +49,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .build()
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
     let outcome = runtime.block_on(async {
-        let _reports = log_limits.reported();
+        let _reports = log_limits.spawn_reports();
         App::new(&loaded, args, set_level).run().await
     });
     // A model that is still being loaded is not worth waiting for.

@@ -24,7 +24,7 @@ pub(crate) struct RuleSubscriptions {
 impl RuleSubscriptions {
     /// The rules that `config` starts with, for the service.
     pub(crate) fn start(config: &Config) -> Result<(Self, Vec<Rule>), Fault> {
-        let rules = rule_conversion::all(config)?;
+        let rules = rule_conversion::convert_all(config)?;
         let subscribed = config.store.path.join(SUBSCRIPTIONS_FILE);
         let topics = topics(&rules, config).in_place_of(remembered(&subscribed));
         let this = Self {
@@ -42,7 +42,7 @@ impl RuleSubscriptions {
 
     /// Takes the rules of a configuration that was read again. If they can't be used, the old ones stay.
     pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<(), Fault> {
-        let rules = rule_conversion::all(config)?;
+        let rules = rule_conversion::convert_all(config)?;
         let former: Vec<String> = {
             let topics = self.topics.borrow();
             topics

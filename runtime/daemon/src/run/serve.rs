@@ -91,7 +91,7 @@ pub(super) fn start<'a>(
         reloaded: reloads,
     };
     let health = tokio::spawn(health::watch(app.status.clone(), health_inputs));
-    let sources = stats::Sources {
+    let sources = stats::StatsSources {
         service: service.clone(),
         link: built.link.watch_counters(),
         store: store_health,

@@ -14,7 +14,7 @@ use phi_edge_service::rules::Rule;
 use crate::exit::Fault;
 use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
-use crate::setup::prefixes::{self, Opening, Place};
+use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
 use crate::setup::settings;
 
 /// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
@@ -22,11 +22,11 @@ use crate::setup::settings;
 const CACHE_ROWS: usize = 32;
 
 /// The file that remembers which edits of a graph hold.
-pub(crate) const VERDICTS: &str = "graph-verdicts.json";
+pub(crate) const EDIT_CACHE_FILE: &str = "graph-verdicts.json";
 
 /// Which model, and how it is run.
 #[derive(Debug, Clone)]
-pub(crate) struct Choice {
+pub(crate) struct ModelSetup {
     pub(crate) model: PathBuf,
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
@@ -34,15 +34,18 @@ pub(crate) struct Choice {
     /// Whether the model runs once before it serves.
     pub(crate) prewarm: bool,
     /// Beginnings of prompts to remember, and the folder of the store that keeps them.
-    pub(crate) pinned: Option<(Vec<Opening>, PathBuf)>,
+    pub(crate) pinned: Option<(Vec<PromptPrefix>, PathBuf)>,
 }
 
-impl Choice {
+impl ModelSetup {
     /// What the configuration says, for a node with these rules.
-    pub(crate) fn of(config: &Config, rules: &[Rule]) -> Self {
+    pub(crate) fn from_config(config: &Config, rules: &[Rule]) -> Self {
         let runtime = &config.runtime;
         let system_prompts = runtime.system_prompts.as_deref().unwrap_or_default();
-        let (asked_for, pinned) = (system_prompts.len(), prefixes::openings(system_prompts, rules));
+        let (asked_for, pinned) = (
+            system_prompts.len(),
+            pinned_prefixes::prompt_prefixes(system_prompts, rules),
+        );
         Self {
             model: config.model.path.clone(),
             library: runtime.library.clone(),
@@ -53,7 +56,7 @@ impl Choice {
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
-                verdicts: Some(config.store.path.join(VERDICTS)),
+                verdicts: Some(config.store.path.join(EDIT_CACHE_FILE)),
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -69,8 +72,8 @@ impl Choice {
     }
 
     /// What flags say. Without `--model` the configuration names the model and whatever else flags don't.
-    pub(crate) fn of_flags(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
-        let mut choice = match &args.model {
+    pub(crate) fn from_args(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
+        let mut setup = match &args.model {
             Some(model) => Self {
                 model: model.clone(),
                 library: None,
@@ -90,32 +93,32 @@ impl Choice {
                 prewarm: false,
                 pinned: None,
             },
-            None => Self::of(&settings::load(&ConfigArgs::default())?.config, &[]),
+            None => Self::from_config(&settings::load(&ConfigArgs::default())?.config, &[]),
         };
-        choice.decoder.rows = slots;
-        choice.decoder.cache_rows = 0;
+        setup.decoder.rows = slots;
+        setup.decoder.cache_rows = 0;
         // The store is the service's own; whoever runs a command may not be allowed to write there.
-        choice.decoder.verdicts = cache_folder().map(|folder| folder.join(VERDICTS));
-        choice.prewarm = false;
-        choice.pinned = None;
-        choice.engine.slots = slots;
-        choice.engine.stop_repetition = stop_repetition;
+        setup.decoder.verdicts = cache_folder().map(|folder| folder.join(EDIT_CACHE_FILE));
+        setup.prewarm = false;
+        setup.pinned = None;
+        setup.engine.slots = slots;
+        setup.engine.stop_repetition = stop_repetition;
         if let Some(provider) = args.provider {
-            choice.decoder.provider = provider;
+            setup.decoder.provider = provider;
         }
         if let Some(threads) = args.threads {
-            choice.decoder.threads = Some(threads.into());
+            setup.decoder.threads = Some(threads.into());
         }
         if let Some(prepare) = args.prepare {
-            choice.decoder.prepare = prepare;
+            setup.decoder.prepare = prepare;
         }
         if args.library.is_some() {
-            choice.library.clone_from(&args.library);
+            setup.library.clone_from(&args.library);
         }
         if let Some(chunk) = args.prefill_chunk {
-            choice.engine.prefill_chunk = chunk as usize;
+            setup.engine.prefill_chunk = chunk as usize;
         }
-        Ok(choice)
+        Ok(setup)
     }
 
     /// Loads the graph of `model` and puts the engine around it.
@@ -142,23 +145,23 @@ impl Choice {
             config.kv_budget
         })?;
         if self.prewarm {
-            warm(&mut decoder);
+            prewarm(&mut decoder);
         }
         let computed_by = decoder.computed_by(&library);
         let mut engine = Engine::new(wrap(decoder), config);
-        if let Some((openings, store)) = self.pinned.as_ref().filter(|(openings, _)| !openings.is_empty()) {
-            let place = Place {
+        if let Some((prefixes, store)) = self.pinned.as_ref().filter(|(prefixes, _)| !prefixes.is_empty()) {
+            let place = PrefixContext {
                 store,
                 computed_by: &computed_by,
             };
-            prefixes::pin(&mut engine, model, &model.text()?, openings, place)?;
+            pinned_prefixes::pin(&mut engine, model, &model.text()?, prefixes, place)?;
         }
         Ok(engine)
     }
 }
 
 /// Runs a prompt and a token, as a first request would: memory is paid for, and the library has planned its buffers.
-fn warm(decoder: &mut OnnxDecoder) {
+fn prewarm(decoder: &mut OnnxDecoder) {
     /// Any tokens do.
     const PROMPT: [TokenId; 16] = [TokenId(1); 16];
     let row = RowId(0);

@@ -12,7 +12,7 @@ use crate::exit::{Exit, Fault};
 
 /// What rules that do not say otherwise have, and what bounds those that do.
 #[derive(Debug, Clone)]
-pub(crate) struct Defaults {
+pub(crate) struct RuleDefaults {
     /// The zone of local times.
     pub(crate) zone: TimeZone,
     /// The longest time that a model is waited for.
@@ -27,9 +27,9 @@ pub(crate) struct Defaults {
     pub(crate) node: String,
 }
 
-impl Defaults {
+impl RuleDefaults {
     /// The limits of the configuration, and the zone of the system (UTC where it has none).
-    pub(crate) fn of(config: &config::Config) -> Self {
+    pub(crate) fn from_config(config: &config::Config) -> Self {
         let limits = &config.limits;
         Self {
             zone: TimeZone::system(),
@@ -52,21 +52,28 @@ impl Defaults {
 }
 
 /// The rules of a configuration, each checked as far as it can be without running it.
-pub(crate) fn all(config: &config::Config) -> Result<Vec<service::Rule>, Fault> {
-    let defaults = Defaults::of(config);
-    config.rules.iter().map(|one| checked(one, &defaults)).collect()
+pub(crate) fn convert_all(config: &config::Config) -> Result<Vec<service::Rule>, Fault> {
+    let defaults = RuleDefaults::from_config(config);
+    config
+        .rules
+        .iter()
+        .map(|one| convert_checked(one, &defaults))
+        .collect()
 }
 
 /// A rule that can be used.
-pub(crate) fn checked(written: &config::Rule, defaults: &Defaults) -> Result<service::Rule, Fault> {
-    let rule = rule(written, defaults)?;
+pub(crate) fn convert_checked(
+    written: &config::Rule,
+    defaults: &RuleDefaults,
+) -> Result<service::Rule, Fault> {
+    let rule = convert(written, defaults)?;
     service::check(&rule)
         .map_err(|error| Fault::new(Exit::Config, format!("{}: {error}", written.origin)))?;
     Ok(rule)
 }
 
 /// A rule as the service has it. Every field is named, so that a new one can't be forgotten here.
-pub(crate) fn rule(rule: &config::Rule, defaults: &Defaults) -> Result<service::Rule, Fault> {
+pub(crate) fn convert(rule: &config::Rule, defaults: &RuleDefaults) -> Result<service::Rule, Fault> {
     let config::Rule {
         name,
         topics,
@@ -122,7 +129,7 @@ fn selector(selector: &config::Selector) -> service::Selector {
 }
 
 /// A window, or what is wrong with it and what to do.
-fn window(window: &config::Window, defaults: &Defaults) -> Result<service::WindowSpec, String> {
+fn window(window: &config::Window, defaults: &RuleDefaults) -> Result<service::WindowSpec, String> {
     let config::Window {
         kind,
         time,
@@ -200,7 +207,7 @@ fn zone(name: &str) -> Result<TimeZone, String> {
     })
 }
 
-fn words(words: &config::Words, defaults: &Defaults) -> service::Words {
+fn words(words: &config::Words, defaults: &RuleDefaults) -> service::Words {
     let config::Words {
         prompt,
         system,
@@ -249,8 +256,8 @@ mod tests {
 
     use super::*;
 
-    fn defaults() -> Defaults {
-        Defaults {
+    fn defaults() -> RuleDefaults {
+        RuleDefaults {
             base: "b".to_owned(),
             node: "n".to_owned(),
             zone: TimeZone::UTC,
@@ -273,7 +280,7 @@ mod tests {
             config: Some(path),
             ..LoadOptions::default()
         });
-        rule(&loaded.unwrap().config.rules[0], &defaults())
+        convert(&loaded.unwrap().config.rules[0], &defaults())
     }
 
     #[test]

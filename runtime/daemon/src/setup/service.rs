@@ -8,8 +8,8 @@ use super::usize_of;
 
 /// What events may hold that wait for the broker, and their share of `store.max_size` where that is less: most of the store
 /// stays for requests.
-const EVENT_BYTES: u64 = 64 << 20;
-const EVENT_SHARE: u64 = 4;
+const MAX_EVENT_BYTES: u64 = 64 << 20;
+const EVENT_STORE_DIVISOR: u64 = 4;
 
 /// The service's bounds.
 pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
@@ -30,7 +30,7 @@ pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
         model: model.to_owned(),
         rule_jobs: limits.rule_jobs,
         rules_bytes: store.max_rules_size.bytes(),
-        event_bytes: EVENT_BYTES.min(store.max_size.bytes() / EVENT_SHARE),
+        event_bytes: MAX_EVENT_BYTES.min(store.max_size.bytes() / EVENT_STORE_DIVISOR),
         ..ServiceConfig::default()
     }
 }

@@ -21,7 +21,7 @@ use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::ThrottleState;
 use crate::setup::link;
 use audit::{Audit, AuditConfig};
-use metrics::{Bounds, Recorder, Sources, Zones, pulse};
+use metrics::{Bounds, MetricsSources, Recorder, Zones, liveness_probe};
 use traces::Traces;
 
 pub(crate) use metrics::Server as MetricsServer;
@@ -91,19 +91,19 @@ impl<'a> Telemetry<'a> {
         &self,
         inputs: MetricsInputs<'_>,
     ) -> Result<(Option<MetricsServer>, mpsc::Receiver<oneshot::Sender<()>>), Fault> {
-        let (pulse, beats) = pulse();
+        let (liveness, probes) = liveness_probe();
         let (Some(address), Some(recorder)) = (self.config.metrics.listen, &self.recorder) else {
-            return Ok((None, beats));
+            return Ok((None, probes));
         };
         let config = self.config;
-        let sources = Sources {
+        let sources = MetricsSources {
             recorder: Arc::clone(recorder),
             service: inputs.service,
             status: inputs.status,
             link: inputs.link.state(),
             link_counters: inputs.link.watch_counters(),
             store: inputs.store,
-            pulse,
+            liveness,
             tls: link::tls_in_use(config),
             audit: self.audit.as_ref().map(|audit| audit.counts()),
             limits: inputs.limits,
@@ -118,7 +118,7 @@ impl<'a> Telemetry<'a> {
             started: self.started,
             certificates: std::sync::Mutex::default(),
         };
-        Ok((Some(MetricsServer::start(address, sources).await?), beats))
+        Ok((Some(MetricsServer::start(address, sources).await?), probes))
     }
 }
 

@@ -14,12 +14,12 @@ use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{ThrottleReason, ThrottleState};
 
 /// The least time between two publications.
-const PACE: Duration = Duration::from_secs(2);
+const MIN_PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
 /// Published at least this often, for the numbers that always change.
-const REST: Duration = Duration::from_mins(1);
+const MAX_PUBLISH_INTERVAL: Duration = Duration::from_mins(1);
 
 /// Where the numbers come from.
-pub(crate) struct Sources {
+pub(crate) struct StatsSources {
     pub(crate) service: Service,
     pub(crate) link: CounterReader,
     pub(crate) store: watch::Receiver<StoreHealth>,
@@ -29,29 +29,29 @@ pub(crate) struct Sources {
 
 /// What calls for a publication when it changes.
 #[derive(Debug, Default, PartialEq)]
-struct Numbers {
+struct StatsSample {
     stats: Stats,
     link: LinkCounters,
     rules: RuleCounters,
-    model: Model,
+    model: ModelLoad,
     pace: ThrottleState,
 }
 
 #[derive(Debug, Default, PartialEq)]
-struct Model {
+struct ModelLoad {
     loaded: bool,
     loads: u64,
     load_time: Duration,
 }
 
-impl Sources {
-    fn read(&self) -> Numbers {
+impl StatsSources {
+    fn read(&self) -> StatsSample {
         let engine = self.service.engine_load();
-        Numbers {
+        StatsSample {
             stats: self.service.stats(),
             link: self.link.read(),
             rules: self.service.rule_counters(),
-            model: Model {
+            model: ModelLoad {
                 loaded: engine.loaded,
                 loads: engine.loads,
                 load_time: engine.load_time,
@@ -62,9 +62,9 @@ impl Sources {
 }
 
 /// Publishes while the service lives.
-pub(crate) async fn publish(sources: Sources, out: watch::Sender<Value>) {
-    let mut last: Option<(Numbers, Instant)> = None;
-    let mut ticks = interval(PACE);
+pub(crate) async fn publish(sources: StatsSources, out: watch::Sender<Value>) {
+    let mut last: Option<(StatsSample, Instant)> = None;
+    let mut ticks = interval(MIN_PUBLISH_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
@@ -72,7 +72,7 @@ pub(crate) async fn publish(sources: Sources, out: watch::Sender<Value>) {
         // A publication of this kind changes no counter: it does not call for the next one.
         let due = last
             .as_ref()
-            .is_none_or(|(numbers, at)| *numbers != now || at.elapsed() >= REST);
+            .is_none_or(|(numbers, at)| *numbers != now || at.elapsed() >= MAX_PUBLISH_INTERVAL);
         if due {
             out.send_replace(encode(
                 &now,
@@ -84,8 +84,8 @@ pub(crate) async fn publish(sources: Sources, out: watch::Sender<Value>) {
     }
 }
 
-fn encode(numbers: &Numbers, store: &StoreHealth, temperatures: &[(String, f64)]) -> Value {
-    let Numbers {
+fn encode(numbers: &StatsSample, store: &StoreHealth, temperatures: &[(String, f64)]) -> Value {
+    let StatsSample {
         stats,
         link,
         rules,
@@ -160,7 +160,7 @@ mod tests {
 
     #[test]
     fn the_numbers_are_as_documented() {
-        let stats = encode(&Numbers::default(), &StoreHealth::default(), &[]);
+        let stats = encode(&StatsSample::default(), &StoreHealth::default(), &[]);
         let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/asyncapi.json");
         let document: Value = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         let (mut told, mut documented) = (BTreeSet::new(), BTreeSet::new());

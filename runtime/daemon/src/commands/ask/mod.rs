@@ -15,13 +15,13 @@ use serde_json::json;
 
 use crate::commands::local_model::LocalModel;
 use crate::exit::{Exit, Fault};
-use crate::setup::model::Choice;
+use crate::setup::model::ModelSetup;
 use crate::terminal;
 
 pub(crate) use args::{AskArgs, EXAMPLES};
 
 /// There is but one.
-const REQUEST: RequestId = RequestId(0);
+const REQUEST_ID: RequestId = RequestId(0);
 
 /// Runs the prompt and prints the answer.
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
@@ -31,9 +31,9 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
         return remote::ask(args, url, prompt.unwrap_or_default());
     }
     // Whoever feeds ids wants exactly what the model does with them.
-    let choice = Choice::of_flags(&args.model, 1, args.ids.is_none())?;
-    let spinner = spinner(&choice.model.display().to_string());
-    let mut local = LocalModel::load(&choice)?;
+    let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;
+    let spinner = spinner(&setup.model.display().to_string());
+    let mut local = LocalModel::load(&setup)?;
     let text = match (&args.ids, local.model.text()) {
         (_, Ok(text)) => Some(text),
         (Some(_), Err(_)) => None,
@@ -47,7 +47,7 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     if let Some(spinner) = &spinner {
         spinner.set_message("reading the prompt");
     }
-    let mut printer = Printer {
+    let mut printer = AnswerPrinter {
         spinner,
         json: args.json,
         text: String::new(),
@@ -75,7 +75,7 @@ fn request(
     };
     let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
     Ok(GenerateRequest {
-        id: REQUEST,
+        id: REQUEST_ID,
         prompt: ids,
         max_tokens: args.max_tokens as usize,
         sampling: Sampling {
@@ -110,7 +110,7 @@ fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
         .collect()
 }
 
-fn generate(local: &mut LocalModel, printer: &mut Printer) -> Result<Summary, Fault> {
+fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summary, Fault> {
     let clock = local.clock();
     let interrupt = Interrupt::new();
     let stop = stop_on_ctrl_c(&interrupt)?;
@@ -118,7 +118,7 @@ fn generate(local: &mut LocalModel, printer: &mut Printer) -> Result<Summary, Fa
     loop {
         if stop.load(Ordering::SeqCst) {
             interrupt.clear();
-            local.engine.cancel(REQUEST);
+            local.engine.cancel(REQUEST_ID);
         }
         local.engine.step(&clock, &interrupt, &mut events);
         for event in events.drain(..) {
@@ -172,13 +172,13 @@ fn spinner(model: &str) -> Option<indicatif::ProgressBar> {
 }
 
 /// Where the answer goes.
-struct Printer {
+struct AnswerPrinter {
     spinner: Option<indicatif::ProgressBar>,
     json: bool,
     text: String,
 }
 
-impl Printer {
+impl AnswerPrinter {
     fn print(&mut self, delta: &str) -> Result<(), Fault> {
         if self.json {
             self.text.push_str(delta);

@@ -14,9 +14,9 @@ use crate::machine::identity;
 use crate::terminal;
 
 /// How long to look for the daemon's status.
-const DISCOVERY: Duration = Duration::from_secs(3);
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long to wait between two signs of life; answers on a loaded box may queue.
-const PATIENCE: Duration = Duration::from_mins(10);
+const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends the prompt and prints the answer as it comes.
 pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
@@ -45,7 +45,7 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
         .await?;
     let mut printed = String::new();
     loop {
-        let Some(message) = client.receive(PATIENCE).await? else {
+        let Some(message) = client.receive(REPLY_TIMEOUT).await? else {
             return Err(Fault::new(
                 Exit::Unavailable,
                 "no answer came; is the daemon running?",
@@ -56,18 +56,18 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
         }
         let body: Value = serde_json::from_slice(&message.payload)
             .map_err(|error| Fault::failed(format!("the answer can't be read: {error}")))?;
-        match kind(&message, &body) {
-            Kind::Chunk if args.json => {}
-            Kind::Chunk => {
+        match reply_kind(&message, &body) {
+            ReplyKind::Chunk if args.json => {}
+            ReplyKind::Chunk => {
                 let delta = body["delta"].as_str().unwrap_or_default();
                 printed.push_str(delta);
                 print(&terminal::text(delta))?;
             }
-            Kind::Final => {
+            ReplyKind::Final => {
                 client.close().await;
                 return finish(args, &body, &printed);
             }
-            Kind::Error => {
+            ReplyKind::Error => {
                 let error = &body["error"];
                 let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
                 return Err(Fault::failed(format!("{}: {}", text("code"), text("message"))));
@@ -76,21 +76,21 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
     }
 }
 
-enum Kind {
+enum ReplyKind {
     Chunk,
     Final,
     Error,
 }
 
-fn kind(message: &Received, body: &Value) -> Kind {
+fn reply_kind(message: &Received, body: &Value) -> ReplyKind {
     match message.property("kind") {
-        Some("chunk") => Kind::Chunk,
-        Some("error") => Kind::Error,
-        Some(_) => Kind::Final,
+        Some("chunk") => ReplyKind::Chunk,
+        Some("error") => ReplyKind::Error,
+        Some(_) => ReplyKind::Final,
         // A bridge may have dropped the property.
-        None if body.get("delta").is_some() => Kind::Chunk,
-        None if body.get("error").is_some() => Kind::Error,
-        None => Kind::Final,
+        None if body.get("delta").is_some() => ReplyKind::Chunk,
+        None if body.get("error").is_some() => ReplyKind::Error,
+        None => ReplyKind::Final,
     }
 }
 
@@ -141,7 +141,7 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> 
     client.subscribe(&filter).await?;
     // The last word of each: one that has just started says so more than once.
     let mut states: BTreeMap<String, bool> = BTreeMap::new();
-    let mut wait = DISCOVERY;
+    let mut wait = DISCOVERY_TIMEOUT;
     while let Some(message) = client.receive(wait).await? {
         // More would come right behind the first.
         wait = Duration::from_millis(if base.is_some() { 0 } else { 300 });

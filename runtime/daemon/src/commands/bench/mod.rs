@@ -1,8 +1,8 @@
 //! `phi-edge bench`: how fast this machine runs this model.
 
 mod args;
-mod replay;
 mod scenarios;
+mod scripted_decoder;
 mod summary;
 
 use std::collections::HashSet;
@@ -15,22 +15,22 @@ use serde_json::{Value, json};
 use crate::commands::local_model::LocalModel;
 use crate::exit::Fault;
 use crate::machine::process;
-use crate::setup::model::Choice;
+use crate::setup::model::ModelSetup;
 use args::Scenario;
-use replay::Replay;
+use scripted_decoder::ScriptedDecoder;
 
 pub(crate) use args::BenchArgs;
 
 /// A loaded model whose words can be prescribed.
-type Bench = LocalModel<Replay>;
+type Bench = LocalModel<ScriptedDecoder>;
 
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
-    let mut choice = Choice::of_flags(&args.model, args.concurrency(), false)?;
+    let mut setup = ModelSetup::from_args(&args.model, args.concurrency(), false)?;
     // Guesses would depend on the text, and random weights give none.
-    choice.engine.speculation = false;
-    choice.engine.kv_budget = Some(u64::MAX);
-    let mut local = Bench::load_over(&choice, Replay::new)?;
+    setup.engine.speculation = false;
+    setup.engine.kv_budget = Some(u64::MAX);
+    let mut local = Bench::load_over(&setup, ScriptedDecoder::new)?;
     // The first run pays for memory and kernels that all later ones have.
     measure(&mut local, 1, 8, 2)?;
     let loaded = json!({
@@ -237,9 +237,9 @@ fn median(mut values: Vec<f64>) -> f64 {
 }
 
 /// Gives every token the same text, so that each can be counted as it comes.
-struct Marks;
+struct MarkPerToken;
 
-impl Detokenizer for Marks {
+impl Detokenizer for MarkPerToken {
     fn push(&mut self, _: TokenId) -> String {
         ".".to_owned()
     }

@@ -7,7 +7,7 @@ use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, St
 use serde_json::{Value, json};
 
 use super::args::BenchArgs;
-use super::{Bench, Marks, median, prompt_of, salt};
+use super::{Bench, MarkPerToken, median, prompt_of, salt};
 use crate::exit::Fault;
 
 /// Requests that arrive together and share the beginning of their prompts.
@@ -60,7 +60,7 @@ pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault
 
 /// The gaps between a stream's tokens while a long prompt enters.
 pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
-    const LONG: u64 = 1 << 32;
+    const LONG_PROMPT_ID: u64 = 1 << 32;
     let streams = args.concurrency() as u64;
     let salt = salt(local);
     let clock = local.clock();
@@ -103,7 +103,7 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
         }
         if entered.is_none() && before.len() > 8 * args.concurrency() {
             let prompt = prompt_of(local, salt + 77, args.prompt_tokens());
-            submit(local, LONG, prompt, 2)?;
+            submit(local, LONG_PROMPT_ID, prompt, 2)?;
             entered = Some((clock(), Duration::ZERO));
         }
     }
@@ -121,11 +121,11 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
 
 /// Requests that come one after the other over some seconds, whatever those before them are doing.
 pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
-    const OVER: Duration = Duration::from_secs(5);
+    const ARRIVAL_PERIOD: Duration = Duration::from_secs(5);
     let salt = salt(local);
     let clock = local.clock();
     let requests = args.requests();
-    let gap = OVER / u32::try_from(requests).unwrap_or(u32::MAX);
+    let gap = ARRIVAL_PERIOD / u32::try_from(requests).unwrap_or(u32::MAX);
     let started = clock();
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
     let mut arrived = 0;
@@ -170,7 +170,7 @@ pub(crate) fn request_of(id: RequestId, prompt: Vec<TokenId>, new: usize) -> Gen
         sampling: Sampling::default(),
         stop: Stop::default(),
         // Text marks each token as it comes.
-        detokenizer: Box::new(Marks),
+        detokenizer: Box::new(MarkPerToken),
         deadline: None,
     }
 }

@@ -14,14 +14,14 @@ use super::{Bench, median};
 use crate::exit::{Exit, Fault};
 
 /// Each text is written this often in either phase.
-const ROUNDS: usize = 3;
+const ROUNDS_PER_TEXT: usize = 3;
 /// Guessing goes on and off every so many tokens, so that a machine whose pace drifts treats both alike; in the other
 /// phase, off and on.
-const STRETCH: usize = 16;
+const STRETCH_TOKENS: usize = 16;
 /// What a model would write that quotes.
-const QUOTING: &str = include_str!("quoting.txt");
+const QUOTING_TEXT: &str = include_str!("quoting.txt");
 /// What a model would write that neither quotes nor repeats itself.
-const PROSE: &str = include_str!("prose.txt");
+const PROSE_TEXT: &str = include_str!("prose.txt");
 
 /// Measures the texts that `args` name, or those that come along.
 pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
@@ -34,8 +34,8 @@ pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Faul
         return forced(local, &text, &prompt, &read(file)?);
     }
     Ok(json!({
-        "quoting": forced(local, &text, &prompt, QUOTING)?,
-        "prose": forced(local, &text, &prompt, PROSE)?,
+        "quoting": forced(local, &text, &prompt, QUOTING_TEXT)?,
+        "prose": forced(local, &text, &prompt, PROSE_TEXT)?,
     }))
 }
 
@@ -48,10 +48,10 @@ fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -
     // Once for the prompt, which is remembered from then on.
     write(local, prompt, 1)?;
     let mut ratios = Vec::new();
-    let (mut with, mut without) = (Side::default(), Side::default());
+    let (mut with, mut without) = (Throughput::default(), Throughput::default());
     let (mut guessed, mut right) = (0, 0);
-    for _ in 0..ROUNDS {
-        let mut round = [Side::default(), Side::default()];
+    for _ in 0..ROUNDS_PER_TEXT {
+        let mut round = [Throughput::default(), Throughput::default()];
         for phase in [0, 1] {
             let summary = in_stretches(local, prompt, said.len(), phase, &mut round)?;
             if summary.tokens != said {
@@ -79,12 +79,12 @@ fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -
 
 /// What was written in one way of the two.
 #[derive(Default)]
-struct Side {
+struct Throughput {
     tokens: usize,
     time: Duration,
 }
 
-impl Side {
+impl Throughput {
     #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
     fn tokens_per_s(&self) -> f64 {
         self.tokens as f64 / self.time.as_secs_f64().max(1e-9)
@@ -102,7 +102,7 @@ fn in_stretches(
     prompt: &[TokenId],
     new: usize,
     phase: usize,
-    sides: &mut [Side; 2],
+    sides: &mut [Throughput; 2],
 ) -> Result<Summary, Fault> {
     let now = local.now();
     let request = request_of(RequestId(0), prompt.to_vec(), new);
@@ -111,14 +111,14 @@ fn in_stretches(
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
     let mut written = 0;
     while !local.engine.is_idle() {
-        let side = (written / STRETCH + phase) % 2;
+        let side = (written / STRETCH_TOKENS + phase) % 2;
         local.engine.set_speculation(side == 0);
         let (began, seen) = (clock(), events.len());
         local.engine.step(&clock, &interrupt, &mut events);
         let tokens: usize = events[seen..].iter().map(marks).sum();
         // The first token comes with what the prompt costs.
         if written > 0 {
-            sides[side].add(&Side {
+            sides[side].add(&Throughput {
                 tokens,
                 time: clock().saturating_sub(began),
             });

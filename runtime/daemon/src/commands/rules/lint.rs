@@ -6,7 +6,7 @@ use crate::exit::{Exit, Fault};
 use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
 
-use crate::setup::rule_conversion::{self, Defaults};
+use crate::setup::rule_conversion::{self, RuleDefaults};
 
 /// Says of each rule whether it can be used, and why not.
 pub(super) fn lint(args: &ConfigArgs) -> Result<(), Fault> {
@@ -18,10 +18,10 @@ pub(super) fn lint(args: &ConfigArgs) -> Result<(), Fault> {
         println!("There are no rules: see [[rules]] in the configuration, and node.rules_dir.");
         return Ok(());
     }
-    let defaults = Defaults::of(&loaded.config);
+    let defaults = RuleDefaults::from_config(&loaded.config);
     let mut faults = 0;
     for rule in &loaded.config.rules {
-        match rule_conversion::checked(rule, &defaults) {
+        match rule_conversion::convert_checked(rule, &defaults) {
             Ok(_) => println!("ok     {}", describe(rule)),
             Err(fault) => {
                 faults += 1;

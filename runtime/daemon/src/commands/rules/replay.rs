@@ -17,15 +17,15 @@ use tokio::sync::mpsc;
 
 use crate::exit::{Exit, Fault};
 use crate::setup::args::ConfigArgs;
-use crate::setup::model::{self, Choice};
+use crate::setup::model::{self, ModelSetup};
 use crate::setup::settings;
 use crate::terminal;
 
 use super::record::Recorded;
-use crate::setup::rule_conversion::{self, Defaults};
+use crate::setup::rule_conversion::{self, RuleDefaults};
 
 /// Where no model says how much a prompt may hold.
-const WITHOUT_MODEL: usize = 4096;
+const CONTEXT_WITHOUT_MODEL: usize = 4096;
 
 #[derive(Args)]
 pub(super) struct RuleTestArgs {
@@ -58,9 +58,9 @@ pub(super) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
         .iter()
         .find(|rule| rule.name == args.rule)
         .ok_or_else(|| unknown(args, &config))?;
-    let rule = rule_conversion::checked(rule, &Defaults::of(&config))?;
+    let rule = rule_conversion::convert_checked(rule, &RuleDefaults::from_config(&config))?;
     let recording = read(&args.input)?;
-    let model = Model::of(args, &config)?;
+    let model = TokenCounter::new(args, &config)?;
     let max_tokens = rule.words.max_tokens;
     let max_parts = rule.words.max_parts;
     let most = rule.words.max_prompt_tokens;
@@ -78,7 +78,7 @@ pub(super) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
             Some(serve(&config, args).await?)
         };
         let room = model.context.saturating_sub(max_tokens + 1);
-        let printer = Printer {
+        let printer = WindowPrinter {
             args,
             topics: &topics,
             model: &model,
@@ -130,14 +130,14 @@ fn read(path: &Path) -> Result<Vec<Recorded>, Fault> {
 }
 
 /// What counts tokens.
-struct Model {
+struct TokenCounter {
     text: Option<TextModel>,
     context: usize,
 }
 
-impl Model {
+impl TokenCounter {
     /// Without `--no-model` there must be one; with it, its tokenizer counts where there is one.
-    fn of(args: &RuleTestArgs, config: &Config) -> Result<Self, Fault> {
+    fn new(args: &RuleTestArgs, config: &Config) -> Result<Self, Fault> {
         let path = args.model.as_ref().unwrap_or(&config.model.path);
         let opened =
             ModelDir::open(path).and_then(|model| Ok((model.text()?, model.config().context_length)));
@@ -148,7 +148,7 @@ impl Model {
             }),
             Err(_) if args.no_model => Ok(Self {
                 text: None,
-                context: WITHOUT_MODEL,
+                context: CONTEXT_WITHOUT_MODEL,
             }),
             Err(error) => Err(error.into()),
         }
@@ -176,18 +176,18 @@ impl Model {
 
 /// The service over the real engine, in memory.
 async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
-    let mut choice = Choice::of(config, &[]);
+    let mut setup = ModelSetup::from_config(config, &[]);
     if let Some(model) = &args.model {
-        choice.model.clone_from(model);
+        setup.model.clone_from(model);
     }
-    choice.pinned = None;
-    choice.decoder.verdicts = model::cache_folder().map(|folder| folder.join(model::VERDICTS));
-    let model = ModelDir::open(&choice.model)?;
+    setup.pinned = None;
+    setup.decoder.verdicts = model::cache_folder().map(|folder| folder.join(model::EDIT_CACHE_FILE));
+    let model = ModelDir::open(&setup.model)?;
     model::warn_of_demonstration(&model);
     let text = model.text()?;
     let name = model.name();
-    eprintln!("loading {}", choice.model.display());
-    let engine = spawn_engine("engine", None, move || choice.engine(&model))
+    eprintln!("loading {}", setup.model.display());
+    let engine = spawn_engine("engine", None, move || setup.engine(&model))
         .await
         .map_err(|error| match error {
             phi_edge_service::StartError::Build(fault) => fault,
@@ -203,17 +203,17 @@ async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
     Ok(Service::start(service_config, engine, Arc::new(text), replies))
 }
 
-struct Printer<'a> {
+struct WindowPrinter<'a> {
     args: &'a RuleTestArgs,
     /// The rule's filters.
     topics: &'a [String],
-    model: &'a Model,
+    model: &'a TokenCounter,
     tokens: usize,
     max_parts: usize,
     service: Option<&'a Service>,
 }
 
-impl Printer<'_> {
+impl WindowPrinter<'_> {
     async fn run(&self, mut replay: Replay, recording: &[Recorded]) -> Result<(), Fault> {
         let (mut windows, mut skipped) = (0, 0_usize);
         let mut last: Option<Time> = None;

@@ -16,16 +16,16 @@ use serde_json::{Value, json};
 
 use crate::setup::args::ConfigArgs;
 use crate::setup::link;
-use crate::setup::model::Choice;
+use crate::setup::model::ModelSetup;
 
 /// Lines of the journal.
-const LINES: &str = "2000";
+const JOURNAL_LINES: &str = "2000";
 /// How long a program that is asked may take: `check` loads the model.
-const PROGRAM: Duration = Duration::from_mins(3);
+const PROGRAM_TIMEOUT: Duration = Duration::from_mins(3);
 /// How long broker and metrics may take to answer.
-const ANSWER: Duration = Duration::from_secs(3);
+const NETWORK_TIMEOUT: Duration = Duration::from_secs(3);
 /// The most that is taken from the metrics.
-const MOST: u64 = 4 << 20;
+const MAX_RESPONSE_BYTES: u64 = 4 << 20;
 
 /// Program, library, system, processor, memory.
 pub(super) fn versions(config: Option<&Config>) -> String {
@@ -35,7 +35,7 @@ pub(super) fn versions(config: Option<&Config>) -> String {
         std::env::consts::OS,
         std::env::consts::ARCH
     );
-    let library = config.map(|config| Choice::of(config, &[]).library);
+    let library = config.map(|config| ModelSetup::from_config(config, &[]).library);
     let library = match Library::find(library.flatten().as_deref()) {
         Ok(library) => format!("{} ({})", library.description(), library.path().display()),
         Err(error) => error.to_string(),
@@ -93,7 +93,7 @@ pub(super) fn log() -> String {
         "--priority",
         "info",
         "--lines",
-        LINES,
+        JOURNAL_LINES,
         "--no-pager",
         "--output",
         "short-iso-precise",
@@ -166,7 +166,7 @@ async fn retained(config: &Config) -> Result<Value, String> {
         tls: link.tls,
         session: None,
     };
-    let mut client = tokio::time::timeout(ANSWER, Client::connect(options))
+    let mut client = tokio::time::timeout(NETWORK_TIMEOUT, Client::connect(options))
         .await
         .map_err(|_| "the broker does not answer".to_owned())?
         .map_err(|error| error.to_string())?;
@@ -177,7 +177,7 @@ async fn retained(config: &Config) -> Result<Value, String> {
             .subscribe(&topic)
             .await
             .map_err(|error| error.to_string())?;
-        while let Ok(Some(message)) = client.receive(ANSWER).await {
+        while let Ok(Some(message)) = client.receive(NETWORK_TIMEOUT).await {
             if message.topic == topic {
                 found[what] = serde_json::from_slice(&message.payload).unwrap_or_default();
                 break;
@@ -191,12 +191,12 @@ async fn retained(config: &Config) -> Result<Value, String> {
 /// What the daemon's own server says.
 pub(super) fn http(address: SocketAddr, path: &str) -> String {
     let ask = || -> std::io::Result<String> {
-        let mut stream = TcpStream::connect_timeout(&address, ANSWER)?;
-        stream.set_read_timeout(Some(ANSWER))?;
-        stream.set_write_timeout(Some(ANSWER))?;
+        let mut stream = TcpStream::connect_timeout(&address, NETWORK_TIMEOUT)?;
+        stream.set_read_timeout(Some(NETWORK_TIMEOUT))?;
+        stream.set_write_timeout(Some(NETWORK_TIMEOUT))?;
         write!(stream, "GET {path} HTTP/1.1\r\nHost: {address}\r\n\r\n")?;
         let mut answer = String::new();
-        stream.take(MOST).read_to_string(&mut answer)?;
+        stream.take(MAX_RESPONSE_BYTES).read_to_string(&mut answer)?;
         Ok(answer)
     };
     ask().unwrap_or_else(|error| format!("{address}: {error}\n"))
@@ -222,7 +222,7 @@ fn sizes(folder: &Path) -> String {
     out
 }
 
-/// What a program prints, within [`PROGRAM`].
+/// What a program prints, within [`PROGRAM_TIMEOUT`].
 fn output(mut command: Command) -> String {
     let child = command
         .stdin(Stdio::null())
@@ -236,7 +236,7 @@ fn output(mut command: Command) -> String {
     let (done, outcome) = mpsc::sync_channel(1);
     // Left behind if the program hangs: this process ends soon.
     std::thread::spawn(move || drop(done.send(child.wait_with_output())));
-    match outcome.recv_timeout(PROGRAM) {
+    match outcome.recv_timeout(PROGRAM_TIMEOUT) {
         Ok(Ok(output)) => {
             let printed = String::from_utf8_lossy(&output.stdout);
             let complained = String::from_utf8_lossy(&output.stderr);

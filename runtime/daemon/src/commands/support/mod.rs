@@ -28,7 +28,7 @@ pub(crate) struct SupportArgs {
 }
 
 /// A file of the bundle.
-struct Part {
+struct BundleFile {
     name: &'static str,
     text: String,
 }
@@ -41,24 +41,24 @@ pub(crate) fn support(args: &SupportArgs) -> Result<(), Fault> {
         loaded.as_ref().ok().map(|loaded| &loaded.config),
         &args.config.set,
     );
-    let parts = parts(args, loaded.as_ref());
+    let files = files(args, loaded.as_ref());
     let output = match &args.output {
         Some(file) => file.clone(),
         None => default_name(loaded.as_ref().ok()),
     };
-    write(&output, &parts, &redactor)
+    write(&output, &files, &redactor)
         .map_err(|error| Fault::failed(format!("{}: can't be written: {error}", output.display())))?;
     println!("{} holds:", output.display());
-    for part in &parts {
-        println!("  {}", part.name);
+    for file in &files {
+        println!("  {}", file.name);
     }
     println!("Passwords, prompts and answers are left out. Look through it before you pass it on.");
     Ok(())
 }
 
-fn parts(args: &SupportArgs, loaded: Result<&Loaded, &Fault>) -> Vec<Part> {
-    let mut parts = Vec::new();
-    let mut add = |name, text| parts.push(Part { name, text });
+fn files(args: &SupportArgs, loaded: Result<&Loaded, &Fault>) -> Vec<BundleFile> {
+    let mut files = Vec::new();
+    let mut add = |name, text| files.push(BundleFile { name, text });
     add(
         "versions.txt",
         gather::versions(loaded.ok().map(|loaded| &loaded.config)),
@@ -79,7 +79,7 @@ fn parts(args: &SupportArgs, loaded: Result<&Loaded, &Fault>) -> Vec<Part> {
             }
         }
     }
-    parts
+    files
 }
 
 fn default_name(loaded: Option<&Loaded>) -> PathBuf {
@@ -89,19 +89,19 @@ fn default_name(loaded: Option<&Loaded>) -> PathBuf {
 }
 
 /// A gzipped tar, for its owner alone; a file that is there already is not overwritten.
-fn write(output: &Path, parts: &[Part], redactor: &Redactor) -> io::Result<()> {
+fn write(output: &Path, files: &[BundleFile], redactor: &Redactor) -> io::Result<()> {
     let mut archive = tar::Builder::new(GzEncoder::new(create(output)?, Compression::default()));
     let now = SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs());
-    for part in parts {
-        let text = redactor.redact(&part.text);
+    for file in files {
+        let text = redactor.redact(&file.text);
         let mut header = tar::Header::new_gnu();
         header.set_size(text.len() as u64);
         header.set_mode(0o600);
         header.set_mtime(now);
         header.set_cksum();
-        let name = Path::new("phi-edge-support").join(part.name);
+        let name = Path::new("phi-edge-support").join(file.name);
         archive.append_data(&mut header, name, text.as_bytes())?;
     }
     archive.into_inner()?.finish()?.sync_all()

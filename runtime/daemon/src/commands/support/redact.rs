@@ -7,9 +7,9 @@ use phi_edge_config::Config;
 use crate::setup::link;
 
 /// What stands in a secret's place.
-const HIDDEN: &str = "***";
+const REPLACEMENT: &str = "***";
 /// Secrets that are shorter would be found in half of all words.
-const SHORTEST: usize = 4;
+const MIN_SECRET_LEN: usize = 4;
 
 /// Takes secrets and what anybody said out of texts.
 pub(super) struct Redactor {
@@ -42,7 +42,7 @@ impl Redactor {
                 secrets.extend(rule.words.system.clone());
             }
         }
-        secrets.retain(|secret| secret.len() >= SHORTEST);
+        secrets.retain(|secret| secret.len() >= MIN_SECRET_LEN);
         // A secret that holds another goes first.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.dedup();
@@ -52,7 +52,7 @@ impl Redactor {
     pub(super) fn redact(&self, text: &str) -> String {
         let mut text = text.to_owned();
         for secret in &self.secrets {
-            text = text.replace(secret.as_str(), HIDDEN);
+            text = text.replace(secret.as_str(), REPLACEMENT);
         }
         text.lines().fold(String::new(), |mut out, line| {
             out.push_str(&user_info(line));
@@ -75,7 +75,7 @@ fn user_info(line: &str) -> String {
         let (authority, further) = after.split_at(end);
         match authority.rsplit_once('@') {
             Some((user, host)) if user.contains(':') => {
-                out.push_str(HIDDEN);
+                out.push_str(REPLACEMENT);
                 out.push('@');
                 out.push_str(host);
             }

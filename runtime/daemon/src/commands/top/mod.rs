@@ -16,11 +16,11 @@ use crate::exit::Fault;
 use nodes::Nodes;
 
 /// How often the screen is drawn at least.
-const FRAME: Duration = Duration::from_millis(500);
+const FRAME_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a single look waits for what the broker keeps.
-const LOOK: Duration = Duration::from_secs(2);
+const SNAPSHOT_TIME: Duration = Duration::from_secs(2);
 /// The nodes that are looked at where the URL names none.
-const ALL: &str = "phi-edge/v1/+";
+const ALL_NODES: &str = "phi-edge/v1/+";
 
 #[derive(Args)]
 pub(crate) struct TopArgs {
@@ -51,7 +51,7 @@ pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
         let mut nodes = Nodes::default();
         let mut client = connect(args).await?;
         if args.once || !std::io::stdout().is_terminal() {
-            listen(&mut client, &mut nodes, LOOK).await?;
+            listen(&mut client, &mut nodes, SNAPSHOT_TIME).await?;
             print!("{}", nodes.text());
             return Ok(());
         }
@@ -62,11 +62,11 @@ pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
             if screen::Screen::is_left().map_err(Fault::failed)? {
                 return Ok(());
             }
-            match listen(&mut client, &mut nodes, FRAME).await {
+            match listen(&mut client, &mut nodes, FRAME_INTERVAL).await {
                 Ok(()) => lost = None,
                 Err(fault) => {
                     lost = Some(fault.message);
-                    tokio::time::sleep(FRAME).await;
+                    tokio::time::sleep(FRAME_INTERVAL).await;
                     if let Ok(again) = connect(args).await {
                         client = again;
                     }
@@ -81,7 +81,7 @@ async fn connect(args: &TopArgs) -> Result<Client, Fault> {
     let identity = args.cert.as_ref().zip(args.key.as_ref());
     let options = broker_client::client_options(url, "top", args.ca.as_ref(), identity)?;
     let mut client = Client::connect(options).await?;
-    let base = url.base.as_deref().unwrap_or(ALL);
+    let base = url.base.as_deref().unwrap_or(ALL_NODES);
     client.subscribe(&format!("{base}/status")).await?;
     client.subscribe(&format!("{base}/stats")).await?;
     Ok(client)

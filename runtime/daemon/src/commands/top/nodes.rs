@@ -8,9 +8,9 @@ use serde_json::Value;
 use crate::terminal;
 
 /// The most nodes that are shown: any publisher can make up names.
-const NODES: usize = 4096;
+const MAX_NODES: usize = 4096;
 /// The largest message that is read; a node's are far below.
-const MESSAGE: usize = 64 << 10;
+const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// All nodes, by their base topic.
 #[derive(Debug, Default)]
@@ -43,13 +43,13 @@ impl Nodes {
         let Some((base, what)) = topic.rsplit_once('/') else {
             return;
         };
-        if payload.len() > MESSAGE {
+        if payload.len() > MAX_MESSAGE_BYTES {
             return;
         }
         let Ok(value) = serde_json::from_slice::<Value>(payload) else {
             return;
         };
-        if self.0.len() >= NODES && !self.0.contains_key(base) {
+        if self.0.len() >= MAX_NODES && !self.0.contains_key(base) {
             return;
         }
         let node = self.0.entry(base.to_owned()).or_default();
@@ -209,14 +209,17 @@ mod tests {
     #[test]
     fn made_up_nodes_do_not_fill_the_memory() {
         let mut nodes = Nodes::default();
-        for n in 0..2 * NODES {
+        for n in 0..2 * MAX_NODES {
             nodes.take(&format!("phi-edge/v1/{n}/status"), br#"{"state":"ready"}"#);
         }
         nodes.take("phi-edge/v1/0/status", br#"{"state":"degraded"}"#);
-        let long = format!(r#"{{"state":"ready","reason":"{}"}}"#, "x".repeat(MESSAGE));
+        let long = format!(
+            r#"{{"state":"ready","reason":"{}"}}"#,
+            "x".repeat(MAX_MESSAGE_BYTES)
+        );
         nodes.take("phi-edge/v1/1/status", long.as_bytes());
-        assert_eq!(nodes.rows().len(), NODES);
+        assert_eq!(nodes.rows().len(), MAX_NODES);
         assert!(nodes.text().contains("degraded"));
-        assert!(nodes.text().len() < NODES * 300);
+        assert!(nodes.text().len() < MAX_NODES * 300);
     }
 }

@@ -30,7 +30,7 @@ impl Line {
 #[cfg_attr(test, derive(Default))]
 pub(super) struct JobLine {
     #[serde(flatten)]
-    who: Who,
+    request: RequestIdentity,
     priority: &'static str,
     /// `client` or `rule`.
     source: &'static str,
@@ -49,15 +49,15 @@ pub(super) struct JobLine {
     prefill_ms: Option<u64>,
     decode_ms: Option<u64>,
     #[serde(flatten)]
-    outcome: Became,
+    outcome: OutcomeFields,
     #[serde(skip)]
     message: Option<String>,
 }
 
-/// Who it is about.
+/// The request that a line is about.
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
-struct Who {
+struct RequestIdentity {
     time: String,
     #[serde(skip_serializing_if = "Option::is_none")]
     client: Option<String>,
@@ -68,7 +68,7 @@ struct Who {
 
 #[derive(Serialize)]
 #[cfg_attr(test, derive(Default))]
-struct Became {
+struct OutcomeFields {
     #[serde(skip_serializing_if = "Option::is_none")]
     finish_reason: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -81,9 +81,9 @@ struct Became {
 #[derive(Serialize)]
 pub(super) struct RefusedLine {
     #[serde(flatten)]
-    who: Who,
+    request: RequestIdentity,
     #[serde(flatten)]
-    outcome: Became,
+    outcome: OutcomeFields,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
 }
@@ -102,7 +102,7 @@ pub(super) struct EventLine {
     completion_tokens: usize,
     cached_tokens: usize,
     #[serde(flatten)]
-    outcome: Became,
+    outcome: OutcomeFields,
     #[serde(skip_serializing_if = "Option::is_none")]
     message: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -117,7 +117,7 @@ impl JobLine {
             Outcome::Failed(refusal) => (None, Some(refusal)),
         };
         Self {
-            who: Who {
+            request: RequestIdentity {
                 time: now(),
                 client: job.key.client.clone().filter(|_| !end.internal),
                 id: job.key.id.clone(),
@@ -141,7 +141,7 @@ impl JobLine {
             queued_ms: answer.map(|answer| millis(answer.queued)),
             prefill_ms: answer.map(|answer| millis(answer.prefill)),
             decode_ms: answer.map(|answer| millis(answer.decode)),
-            outcome: Became {
+            outcome: OutcomeFields {
                 finish_reason: answer.map(|answer| answer.finish_reason.as_str()),
                 error: refusal.map(|refusal| refusal.code.as_str()),
                 reply_id: answer
@@ -157,13 +157,13 @@ impl JobLine {
 impl RefusedLine {
     pub(super) fn of(key: &JobKey, address: &ReplyAddress, refusal: &Refusal, texts: bool) -> Self {
         Self {
-            who: Who {
+            request: RequestIdentity {
                 time: now(),
                 client: key.client.clone(),
                 id: key.id.clone(),
                 traceparent: traceparent(address),
             },
-            outcome: Became {
+            outcome: OutcomeFields {
                 finish_reason: None,
                 error: Some(refusal.code.as_str()),
                 reply_id: Some(refusal.reply_id.clone()),
@@ -187,7 +187,7 @@ impl EventLine {
             prompt_tokens: event.prompt_tokens,
             completion_tokens: event.completion_tokens,
             cached_tokens: event.cached_tokens,
-            outcome: Became {
+            outcome: OutcomeFields {
                 finish_reason: event.finish_reason.map(phi_edge_service::FinishReason::as_str),
                 error: event.error.as_ref().map(|error| error.code.as_str()),
                 reply_id: None,

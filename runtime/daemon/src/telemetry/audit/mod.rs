@@ -22,11 +22,11 @@ use file::RotatedFile;
 use line::{EventLine, JobLine, Line, RefusedLine};
 
 /// Lines under way to the thread: a burst of a full queue's ends, several times over.
-const LINES: usize = 1024;
+const QUEUE_CAPACITY: usize = 1024;
 /// What the prompts and answers of these lines may take, in bytes. A single line may be larger.
-const TEXT_BYTES: usize = 16 << 20;
+const MAX_QUEUED_TEXT_BYTES: usize = 16 << 20;
 /// How long the last lines may take at the end.
-const LAST_LINES: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How the audit is kept.
 pub(crate) struct AuditConfig {
@@ -97,7 +97,7 @@ impl Audit {
         let file = RotatedFile::open(config.path.clone(), config.max_size, config.keep)?;
         let counts = AuditCounts::default();
         let texts = config.texts;
-        let (lines, inbox) = sync_channel(LINES);
+        let (lines, inbox) = sync_channel(QUEUE_CAPACITY);
         let (done_tx, done) = sync_channel(0);
         let writer = Writer {
             file,
@@ -126,7 +126,7 @@ impl Audit {
     pub(crate) fn close(&self) {
         drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.recv_timeout(LAST_LINES) == Err(RecvTimeoutError::Timeout) {
+        if done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("the last lines of the audit were not written in time");
         }
     }
@@ -136,7 +136,7 @@ impl Audit {
         let Some(lines) = lines.as_ref() else { return };
         let bytes = line.text_bytes();
         let before = self.counts.0.texts.fetch_add(bytes, Ordering::Relaxed);
-        let sent = if before > 0 && before + bytes > TEXT_BYTES {
+        let sent = if before > 0 && before + bytes > MAX_QUEUED_TEXT_BYTES {
             Err(TrySendError::Full(line))
         } else {
             lines.try_send(line)
@@ -235,7 +235,7 @@ mod tests {
     #[test]
     fn texts_that_wait_for_a_slow_disk_are_bounded_in_bytes() {
         // No thread takes a line.
-        let (lines, inbox) = sync_channel(LINES);
+        let (lines, inbox) = sync_channel(QUEUE_CAPACITY);
         let (_done, done) = sync_channel(0);
         let audit = Audit {
             lines: Mutex::new(Some(lines)),
@@ -244,17 +244,20 @@ mod tests {
             done: Mutex::new(done),
         };
         let line = |bytes: usize| Line::Job(Box::default(), Some((Vec::new(), Some("x".repeat(bytes)))));
-        audit.send(line(2 * TEXT_BYTES));
+        audit.send(line(2 * MAX_QUEUED_TEXT_BYTES));
         assert_eq!(audit.counts.lost(), 0, "a single one may be larger");
         audit.send(line(1));
         assert_eq!(audit.counts.lost(), 1);
         let first = inbox.try_recv().map(|line| line.text_bytes());
-        assert_eq!(first, Ok(2 * TEXT_BYTES));
+        assert_eq!(first, Ok(2 * MAX_QUEUED_TEXT_BYTES));
         audit.counts.0.texts.store(0, Ordering::Relaxed);
         for _ in 0..20 {
             audit.send(line(1 << 20));
         }
         assert_eq!(audit.counts.lost(), 5);
-        assert_eq!(audit.counts.0.texts.load(Ordering::Relaxed), TEXT_BYTES);
+        assert_eq!(
+            audit.counts.0.texts.load(Ordering::Relaxed),
+            MAX_QUEUED_TEXT_BYTES
+        );
     }
 }

@@ -1,13 +1,13 @@
 //! Logging: to standard error, where systemd's journal takes it from.
 
-mod limit;
+mod rate_limit;
 
 use phi_edge_config::{Log, LogFormat};
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
-pub(crate) use limit::LogLimits;
+pub(crate) use rate_limit::LogRateLimit;
 
 /// For commands whose output is the answer: warnings only, unless `RUST_LOG` says otherwise.
 pub(crate) fn quiet() {
@@ -19,7 +19,7 @@ pub(crate) fn quiet() {
 }
 
 /// Libraries that say too much at a level that is right for us. Later directives for them win.
-const LIBRARIES: &str = "ort=warn,mqtt5=warn,rumqttc=error";
+const LIBRARY_DIRECTIVES: &str = "ort=warn,mqtt5=warn,rumqttc=error";
 
 /// Sets what the running daemon logs.
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;
@@ -29,7 +29,7 @@ type Output = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// For the daemon: as the configuration says, unless `RUST_LOG` says otherwise. What is given back changes the level, and
 /// has what was left out for its kind's sake.
-pub(crate) fn daemon(log: &Log) -> (SetLevel, LogLimits) {
+pub(crate) fn daemon(log: &Log) -> (SetLevel, LogRateLimit) {
     match log.format {
         LogFormat::Text => install(log, text()),
         LogFormat::Json => {
@@ -45,7 +45,7 @@ pub(crate) fn daemon(log: &Log) -> (SetLevel, LogLimits) {
 
 /// As entries of systemd's journal: a field a field of theirs. Where there is no journal, as text.
 #[cfg(target_os = "linux")]
-fn journald(log: &Log) -> (SetLevel, LogLimits) {
+fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
     match tracing_journald::layer() {
         Ok(journal) => {
             // Without a prefix: `job.id` becomes JOB_ID.
@@ -63,7 +63,7 @@ fn journald(log: &Log) -> (SetLevel, LogLimits) {
 }
 
 #[cfg(not(target_os = "linux"))]
-fn journald(log: &Log) -> (SetLevel, LogLimits) {
+fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
     let installed = install(log, text());
     tracing::warn!("there is no systemd journal on this system (log.format); this is text");
     installed
@@ -76,8 +76,8 @@ fn text() -> Output {
     Box::new(lines)
 }
 
-fn install(log: &Log, output: Output) -> (SetLevel, LogLimits) {
-    let limits = LogLimits::default();
+fn install(log: &Log, output: Output) -> (SetLevel, LogRateLimit) {
+    let limits = LogRateLimit::default();
     let (level, handle) = reload::Layer::new(filter(log));
     // The limits are asked last: only what the level lets through counts.
     tracing_subscriber::registry()
@@ -90,5 +90,6 @@ fn install(log: &Log, output: Output) -> (SetLevel, LogLimits) {
 }
 
 fn filter(log: &Log) -> EnvFilter {
-    EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(format!("{LIBRARIES},{}", log.level)))
+    EnvFilter::try_from_default_env()
+        .unwrap_or_else(|_| EnvFilter::new(format!("{LIBRARY_DIRECTIVES},{}", log.level)))
 }

@@ -12,20 +12,20 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 
-use super::snapshot::Sources;
+use super::sources::MetricsSources;
 use crate::exit::{Exit, Fault};
 
 /// Connections at the same time. One more ends the one that has said nothing for longest, so that clients that connect and
 /// are silent keep none out that asks.
-const CONNECTIONS: usize = 64;
+const MAX_CONNECTIONS: usize = 64;
 /// The largest request, head and all.
-const REQUEST: usize = 8 << 10;
-/// How long a client may take to send its request, and to take the answer.
+const MAX_REQUEST_BYTES: usize = 8 << 10;
+/// How long a client may take to send its request, and to take the response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two times of [`Sources::tidy`].
-const TIDY: Duration = Duration::from_secs(5);
+/// Between two times of [`MetricsSources::upkeep`].
+const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
 /// Before the next attempt, after the system had no connection for us (too many open files).
-const AGAIN: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 /// Serves until it is dropped.
 pub(crate) struct Server {
@@ -40,7 +40,7 @@ impl Drop for Server {
 
 impl Server {
     /// Listens on `address`; port 0 means any free one, which the log tells.
-    pub(crate) async fn start(address: SocketAddr, sources: Sources) -> Result<Self, Fault> {
+    pub(crate) async fn start(address: SocketAddr, sources: MetricsSources) -> Result<Self, Fault> {
         let fault = |error| {
             let message = format!("metrics.listen: {address} can't be listened on: {error}");
             Fault::new(Exit::Config, message)
@@ -59,12 +59,12 @@ impl Server {
 struct Connections {
     tasks: JoinSet<()>,
     /// The oldest first.
-    open: VecDeque<Open>,
+    open: VecDeque<OpenConnection>,
 }
 
-struct Open {
+struct OpenConnection {
     task: AbortHandle,
-    /// It has asked: its answer is under way.
+    /// It has asked: its response is under way.
     asked: Arc<AtomicBool>,
 }
 
@@ -74,12 +74,12 @@ impl Connections {
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        while self.open.len() >= CONNECTIONS {
+        while self.open.len() >= MAX_CONNECTIONS {
             self.end_idle();
         }
         let asked = Arc::new(AtomicBool::new(false));
         let task = self.tasks.spawn(run(Arc::clone(&asked)));
-        self.open.push_back(Open { task, asked });
+        self.open.push_back(OpenConnection { task, asked });
     }
 
     /// Ends the oldest that has not asked, or else the oldest.
@@ -101,9 +101,9 @@ impl Connections {
     }
 }
 
-async fn serve(listener: TcpListener, sources: Arc<Sources>) {
+async fn serve(listener: TcpListener, sources: Arc<MetricsSources>) {
     let mut connections = Connections::default();
-    let mut ticks = interval(TIDY);
+    let mut ticks = interval(UPKEEP_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         tokio::select! {
@@ -120,10 +120,10 @@ async fn serve(listener: TcpListener, sources: Arc<Sources>) {
                 Err(error) => {
                     tracing::warn!(%error, "no connection for metrics");
                     connections.end_idle();
-                    sleep(AGAIN).await;
+                    sleep(ACCEPT_RETRY_DELAY).await;
                 }
             },
-            _ = ticks.tick() => sources.tidy(),
+            _ = ticks.tick() => sources.upkeep(),
             Some(()) = connections.ended() => {}
         }
     }
@@ -131,55 +131,55 @@ async fn serve(listener: TcpListener, sources: Arc<Sources>) {
 
 async fn connection(
     mut stream: TcpStream,
-    sources: &Arc<Sources>,
+    sources: &Arc<MetricsSources>,
     asked: &AtomicBool,
 ) -> std::io::Result<()> {
     let head = timeout(CLIENT_TIMEOUT, head(&mut stream)).await;
     asked.store(true, Ordering::Relaxed);
-    let (answer, with_body) = match head {
+    let (response, with_body) = match head {
         Ok(Ok(head)) => match request(&head) {
-            Ok((path, with_body)) => (answer(path, sources).await, with_body),
-            Err(answer) => (answer, true),
+            Ok((path, with_body)) => (response(path, sources).await, with_body),
+            Err(response) => (response, true),
         },
-        Ok(Err(Broken::TooLarge)) => (
-            Answer::plain("431 Request Header Fields Too Large", "too large"),
+        Ok(Err(RequestError::TooLarge)) => (
+            Response::plain("431 Request Header Fields Too Large", "too large"),
             true,
         ),
-        Ok(Err(Broken::Io(error))) => return Err(error),
-        Err(_) => (Answer::plain("408 Request Timeout", "too slow"), true),
+        Ok(Err(RequestError::Io(error))) => return Err(error),
+        Err(_) => (Response::plain("408 Request Timeout", "too slow"), true),
     };
-    stream.write_all(answer.bytes(with_body).as_bytes()).await?;
+    stream.write_all(response.bytes(with_body).as_bytes()).await?;
     stream.shutdown().await
 }
 
-enum Broken {
+enum RequestError {
     TooLarge,
     Io(std::io::Error),
 }
 
 /// Reads up to the empty line. What follows it is nobody's: none of our answers depends on a body.
-async fn head(stream: &mut TcpStream) -> Result<Vec<u8>, Broken> {
+async fn head(stream: &mut TcpStream) -> Result<Vec<u8>, RequestError> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
     loop {
-        let read = stream.read(&mut buffer).await.map_err(Broken::Io)?;
+        let read = stream.read(&mut buffer).await.map_err(RequestError::Io)?;
         if read == 0 {
-            return Err(Broken::Io(std::io::ErrorKind::UnexpectedEof.into()));
+            return Err(RequestError::Io(std::io::ErrorKind::UnexpectedEof.into()));
         }
         head.extend_from_slice(&buffer[..read]);
         if let Some(end) = head.windows(4).position(|bytes| bytes == b"\r\n\r\n") {
             head.truncate(end);
             return Ok(head);
         }
-        if head.len() > REQUEST {
-            return Err(Broken::TooLarge);
+        if head.len() > MAX_REQUEST_BYTES {
+            return Err(RequestError::TooLarge);
         }
     }
 }
 
 /// The path, and whether a body is wanted.
-fn request(head: &[u8]) -> Result<(&str, bool), Answer> {
-    let bad = || Answer::plain("400 Bad Request", "this is no HTTP/1 request");
+fn request(head: &[u8]) -> Result<(&str, bool), Response> {
+    let bad = || Response::plain("400 Bad Request", "this is no HTTP/1 request");
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
     let line = std::str::from_utf8(line).map_err(|_| bad())?;
     let mut words = line.split(' ');
@@ -195,46 +195,46 @@ fn request(head: &[u8]) -> Result<(&str, bool), Answer> {
     match method {
         "GET" => Ok((path, true)),
         "HEAD" => Ok((path, false)),
-        _ => Err(Answer {
-            more: "Allow: GET, HEAD\r\n",
-            ..Answer::plain("405 Method Not Allowed", "only GET and HEAD")
+        _ => Err(Response {
+            headers: "Allow: GET, HEAD\r\n",
+            ..Response::plain("405 Method Not Allowed", "only GET and HEAD")
         }),
     }
 }
 
-async fn answer(path: &str, sources: &Arc<Sources>) -> Answer {
+async fn response(path: &str, sources: &Arc<MetricsSources>) -> Response {
     let health = |health: Result<(), String>| match health {
-        Ok(()) => Answer::plain("200 OK", "ok"),
-        Err(reason) => Answer::plain("503 Service Unavailable", reason),
+        Ok(()) => Response::plain("200 OK", "ok"),
+        Err(reason) => Response::plain("503 Service Unavailable", reason),
     };
     match path {
         "/metrics" => {
             let sources = Arc::clone(sources);
             // Disks are asked for what is free, and one that fails takes its time.
             match tokio::task::spawn_blocking(move || sources.metrics()).await {
-                Ok(metrics) => Answer {
-                    kind: "text/plain; version=0.0.4; charset=utf-8",
-                    ..Answer::whole("200 OK", metrics)
+                Ok(metrics) => Response {
+                    content_type: "text/plain; version=0.0.4; charset=utf-8",
+                    ..Response::whole("200 OK", metrics)
                 },
-                Err(error) => Answer::plain("500 Internal Server Error", error.to_string()),
+                Err(error) => Response::plain("500 Internal Server Error", error.to_string()),
             }
         }
         "/healthz" => health(sources.alive().await),
         "/readyz" => health(sources.ready()),
-        _ => Answer::plain("404 Not Found", "there are /metrics, /healthz and /readyz"),
+        _ => Response::plain("404 Not Found", "there are /metrics, /healthz and /readyz"),
     }
 }
 
 #[derive(Debug, PartialEq)]
-struct Answer {
+struct Response {
     status: &'static str,
-    kind: &'static str,
+    content_type: &'static str,
     /// Further lines of the head.
-    more: &'static str,
+    headers: &'static str,
     body: String,
 }
 
-impl Answer {
+impl Response {
     /// A line of text.
     fn plain(status: &'static str, line: impl Into<String>) -> Self {
         Self::whole(status, line.into() + "\n")
@@ -243,8 +243,8 @@ impl Answer {
     fn whole(status: &'static str, body: String) -> Self {
         Self {
             status,
-            kind: "text/plain; charset=utf-8",
-            more: "",
+            content_type: "text/plain; charset=utf-8",
+            headers: "",
             body,
         }
     }
@@ -252,15 +252,15 @@ impl Answer {
     fn bytes(&self, with_body: bool) -> String {
         let Self {
             status,
-            kind,
-            more,
+            content_type,
+            headers,
             body,
         } = self;
         let length = body.len();
         let body = if with_body { body.as_str() } else { "" };
         format!(
-            "HTTP/1.1 {status}\r\nContent-Type: {kind}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
-             {more}Connection: close\r\n\r\n{body}"
+            "HTTP/1.1 {status}\r\nContent-Type: {content_type}\r\nContent-Length: {length}\r\nCache-Control: no-store\r\n\
+             {headers}Connection: close\r\n\r\n{body}"
         )
     }
 }
@@ -290,8 +290,8 @@ mod tests {
 
     #[test]
     fn a_head_has_the_length_of_the_body_that_it_leaves_out() {
-        let answer = Answer::plain("200 OK", "ok");
-        let (whole, head) = (answer.bytes(true), answer.bytes(false));
+        let response = Response::plain("200 OK", "ok");
+        let (whole, head) = (response.bytes(true), response.bytes(false));
         assert!(whole.contains("Content-Length: 3\r\n") && whole.ends_with("\r\n\r\nok\n"));
         assert_eq!(whole.strip_suffix("ok\n"), Some(head.as_str()));
     }

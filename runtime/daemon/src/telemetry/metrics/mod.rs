@@ -3,10 +3,10 @@
 pub(crate) mod catalogue;
 pub(crate) mod http;
 mod recorder;
-mod snapshot;
+mod sources;
 mod zones;
 
 pub(crate) use http::Server;
 pub(crate) use recorder::Recorder;
-pub(crate) use snapshot::{Bounds, Sources, pulse};
+pub(crate) use sources::{Bounds, MetricsSources, liveness_probe};
 pub(crate) use zones::Zones;

@@ -9,7 +9,7 @@ use phi_edge_service::{
     Answer, ErrorCode, FinishReason, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, Witness,
 };
 
-use super::catalogue::{self as c, Kind, Metric};
+use super::catalogue::{self as c, Metric, MetricKind};
 use crate::exit::Fault;
 
 const METADATA: Metadata<'_> = Metadata::new("phi_edge", Level::INFO, None);
@@ -26,7 +26,7 @@ impl Recorder {
     pub(crate) fn new(model: &str) -> Result<Self, Fault> {
         let mut builder = PrometheusBuilder::new();
         for metric in c::ALL {
-            if let Kind::Histogram(bounds) = metric.kind {
+            if let MetricKind::Histogram(bounds) = metric.kind {
                 builder = builder
                     .set_buckets_for_metric(Matcher::Full(metric.name.to_owned()), bounds)
                     .map_err(Fault::failed)?;
@@ -36,9 +36,9 @@ impl Recorder {
         for metric in c::ALL {
             let (name, unit, help) = (metric.name.into(), Some(metric.unit), metric.help.into());
             match metric.kind {
-                Kind::Counter => inner.describe_counter(name, unit, help),
-                Kind::Gauge => inner.describe_gauge(name, unit, help),
-                Kind::Histogram(_) => inner.describe_histogram(name, unit, help),
+                MetricKind::Counter => inner.describe_counter(name, unit, help),
+                MetricKind::Gauge => inner.describe_gauge(name, unit, help),
+                MetricKind::Histogram(_) => inner.describe_histogram(name, unit, help),
             }
         }
         let handle = inner.handle();
@@ -47,12 +47,12 @@ impl Recorder {
             handle,
             model: model.to_owned(),
         };
-        this.begin();
+        this.register_counters();
         Ok(this)
     }
 
     /// The counters that count from the first event on: a rate needs the 0 before it.
-    fn begin(&self) {
+    fn register_counters(&self) {
         for source in ["client", "rule"] {
             for reason in FinishReason::ALL {
                 self.jobs(reason.as_str(), source).absolute(0);
@@ -83,7 +83,7 @@ impl Recorder {
     }
 
     /// Sorts what was recorded into the histograms' buckets. Between two scrapes each value takes memory until then.
-    pub(crate) fn tidy(&self) {
+    pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 

@@ -13,14 +13,14 @@ use phi_edge_service::{JobEnd, Witness};
 use serde_json::Value;
 
 /// Jobs under way to the thread.
-const JOBS: usize = 1024;
+const QUEUE_CAPACITY: usize = 1024;
 /// Spans of one export, at most, and how long the first of them waits.
-const SPANS: usize = 512;
-const WAIT: Duration = Duration::from_secs(2);
+const MAX_EXPORT_SPANS: usize = 512;
+const EXPORT_DELAY: Duration = Duration::from_secs(2);
 /// How long an export may take.
-const EXPORT: Duration = Duration::from_secs(10);
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long the last one may take, at the end.
-const LAST: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends the spans of what happens.
 pub(crate) struct Traces {
@@ -36,13 +36,13 @@ impl Traces {
     /// # Errors
     /// The thread can't be started.
     pub(crate) fn start(endpoint: &str, node: &str, model: &str) -> std::io::Result<Self> {
-        let (jobs, inbox) = sync_channel(JOBS);
+        let (jobs, inbox) = sync_channel(QUEUE_CAPACITY);
         let (done_tx, done) = sync_channel(0);
         let exporter = Exporter {
             address: format!("{}/v1/traces", endpoint.trim_end_matches('/')),
             node: node.to_owned(),
             agent: ureq::Agent::config_builder()
-                .timeout_global(Some(EXPORT))
+                .timeout_global(Some(EXPORT_TIMEOUT))
                 .build()
                 .into(),
             failing: false,
@@ -62,7 +62,7 @@ impl Traces {
     pub(crate) fn close(&self) {
         drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
         let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.recv_timeout(LAST) == Err(RecvTimeoutError::Timeout) {
+        if done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
             tracing::warn!("the last traces were not sent in time");
         }
     }
@@ -93,8 +93,8 @@ impl Exporter {
     fn run(mut self, inbox: &Receiver<Vec<Value>>) {
         while let Ok(first) = inbox.recv() {
             let mut spans = first;
-            let until = Instant::now() + WAIT;
-            while spans.len() < SPANS {
+            let until = Instant::now() + EXPORT_DELAY;
+            while spans.len() < MAX_EXPORT_SPANS {
                 let left = until.saturating_duration_since(Instant::now());
                 match inbox.recv_timeout(left) {
                     Ok(more) => spans.extend(more),

@@ -10,10 +10,10 @@ use phi_edge_service::{JobEnd, Outcome, TraceParent};
 use serde_json::{Value, json};
 
 /// Kinds of spans.
-const INTERNAL: u32 = 1;
-const SERVER: u32 = 2;
+const SPAN_KIND_INTERNAL: u32 = 1;
+const SPAN_KIND_SERVER: u32 = 2;
 /// A status: something failed.
-const ERROR: u32 = 2;
+const STATUS_CODE_ERROR: u32 = 2;
 
 /// Whether whoever began the trace wants it kept. A request without one begins its own, which is.
 pub(super) fn is_sampled(trace: Option<&TraceParent>) -> bool {
@@ -76,7 +76,7 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
                     "spanId": format!("{:016x}", random()),
                     "parentSpanId": id,
                     "name": name,
-                    "kind": INTERNAL,
+                    "kind": SPAN_KIND_INTERNAL,
                     "startTimeUnixNano": nanos(from),
                     "endTimeUnixNano": nanos(to),
                 }));
@@ -86,14 +86,14 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
         Outcome::Failed(refusal) => {
             attributes.push(text("error.type", refusal.code.as_str()));
             // The reason may quote what was asked: it stays in the log.
-            status = json!({"code": ERROR, "message": refusal.code.as_str()});
+            status = json!({"code": STATUS_CODE_ERROR, "message": refusal.code.as_str()});
         }
     }
     let mut whole = json!({
         "traceId": trace_id,
         "spanId": id,
         "name": format!("chat {model}"),
-        "kind": SERVER,
+        "kind": SPAN_KIND_SERVER,
         "startTimeUnixNano": nanos(begun),
         "endTimeUnixNano": nanos(ended),
         "attributes": attributes,

@@ -20,20 +20,20 @@ use crate::machine::thermal::{ThrottleReason, ThrottleState};
 use crate::telemetry::audit::AuditCounts;
 
 /// How long the daemon's main loop may take to answer.
-const ANSWER: Duration = Duration::from_secs(2);
+const LIVENESS_TIMEOUT: Duration = Duration::from_secs(2);
 /// For how long the end of the certificates is remembered: their files are not read at each scrape.
-const CERTIFICATES: Duration = Duration::from_mins(1);
+const CERTIFICATE_CACHE_TIME: Duration = Duration::from_mins(1);
 
 /// Asks the daemon's main loop for a sign of life.
-pub(crate) type Pulse = mpsc::Sender<oneshot::Sender<()>>;
+pub(crate) type LivenessProbe = mpsc::Sender<oneshot::Sender<()>>;
 
 /// Both ends of a pulse. One question waits at most: further ones wait to be asked.
-pub(crate) fn pulse() -> (Pulse, mpsc::Receiver<oneshot::Sender<()>>) {
+pub(crate) fn liveness_probe() -> (LivenessProbe, mpsc::Receiver<oneshot::Sender<()>>) {
     mpsc::channel(1)
 }
 
 /// Where the numbers come from.
-pub(crate) struct Sources {
+pub(crate) struct MetricsSources {
     pub(crate) recorder: Arc<Recorder>,
     /// None while the model loads.
     pub(crate) service: watch::Receiver<Option<Service>>,
@@ -41,7 +41,7 @@ pub(crate) struct Sources {
     pub(crate) link: watch::Receiver<LinkState>,
     pub(crate) link_counters: CounterReader,
     pub(crate) store: watch::Receiver<StoreHealth>,
-    pub(crate) pulse: Pulse,
+    pub(crate) liveness: LivenessProbe,
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) audit: Option<AuditCounts>,
     /// As they were read last.
@@ -61,7 +61,7 @@ pub(crate) struct Bounds {
     pub(crate) rules: u64,
 }
 
-impl Sources {
+impl MetricsSources {
     /// All metrics in Prometheus' text format.
     pub(crate) fn metrics(&self) -> String {
         self.state();
@@ -111,18 +111,18 @@ impl Sources {
         }
         let answered = async {
             let (answer, answered) = oneshot::channel();
-            self.pulse.send(answer).await.ok()?;
+            self.liveness.send(answer).await.ok()?;
             answered.await.ok()
         };
-        match timeout(ANSWER, answered).await {
+        match timeout(LIVENESS_TIMEOUT, answered).await {
             Ok(Some(())) => Ok(()),
             _ => Err("the main loop does not answer".to_owned()),
         }
     }
 
-    /// See [`Recorder::tidy`].
-    pub(crate) fn tidy(&self) {
-        self.recorder.tidy();
+    /// See [`Recorder::upkeep`].
+    pub(crate) fn upkeep(&self) {
+        self.recorder.upkeep();
     }
 
     fn set(&self, metric: &c::Metric, value: f64) {
@@ -236,7 +236,7 @@ impl Sources {
         let tls = self.tls.as_ref()?;
         let mut known = self.certificates.lock().unwrap_or_else(PoisonError::into_inner);
         match *known {
-            Some((looked, end)) if looked.elapsed() < CERTIFICATES => end,
+            Some((looked, end)) if looked.elapsed() < CERTIFICATE_CACHE_TIME => end,
             _ => {
                 let end = tls.first_to_end().ok().flatten().map(|(_, end)| end);
                 *known = Some((Instant::now(), end));

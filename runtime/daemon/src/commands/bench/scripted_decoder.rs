@@ -7,7 +7,7 @@ use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Row, RowId,
 use phi_edge_onnx::OnnxDecoder;
 
 /// ONNX Runtime's decoder, with its words put into its mouth where there is a script.
-pub(crate) struct Replay {
+pub(crate) struct ScriptedDecoder {
     decoder: OnnxDecoder,
     /// The prompt and what is to follow it. Empty: the model speaks for itself.
     script: Vec<TokenId>,
@@ -16,7 +16,7 @@ pub(crate) struct Replay {
     chosen: Vec<usize>,
 }
 
-impl Replay {
+impl ScriptedDecoder {
     pub(crate) fn new(decoder: OnnxDecoder) -> Self {
         Self {
             decoder,
@@ -60,7 +60,7 @@ impl Replay {
     }
 }
 
-impl Decoder for Replay {
+impl Decoder for ScriptedDecoder {
     fn caps(&self) -> &Caps {
         self.decoder.caps()
     }

@@ -18,23 +18,23 @@ use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
 /// Lines of one kind in a period.
-const LINES: u32 = 20;
-const PERIOD: Duration = Duration::from_secs(10);
-/// Between two looks at what was left out.
+const RATE_LIMIT_BURST: u32 = 20;
+const RATE_LIMIT_INTERVAL: Duration = Duration::from_secs(10);
+/// The time between two reports of what was left out.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The limits of all kinds; a copy has the same.
+/// The limits of all callsites; a copy has the same.
 #[derive(Debug, Clone, Default)]
-pub(crate) struct LogLimits(Arc<Mutex<HashMap<Identifier, Kind>>>);
+pub(crate) struct LogRateLimit(Arc<Mutex<HashMap<Identifier, CallsiteLimit>>>);
 
 /// The task that tells what was left out; it ends, with the last of it told, when this is dropped.
-pub(crate) struct Reports {
-    limits: LogLimits,
+pub(crate) struct SuppressionReports {
+    limits: LogRateLimit,
     task: JoinHandle<()>,
 }
 
 #[derive(Debug)]
-struct Kind {
+struct CallsiteLimit {
     level: Level,
     /// The line's sentence.
     message: String,
@@ -63,11 +63,11 @@ impl Budget {
 
     /// Whether one more line is written.
     fn take(&mut self, now: Instant) -> bool {
-        if now.saturating_duration_since(self.begun) >= PERIOD {
+        if now.saturating_duration_since(self.begun) >= RATE_LIMIT_INTERVAL {
             self.begun = now;
             self.written = 0;
         }
-        if self.written < LINES {
+        if self.written < RATE_LIMIT_BURST {
             self.written += 1;
             return true;
         }
@@ -79,35 +79,37 @@ impl Budget {
     /// The number of lines that were left out, once a period after the first of them.
     fn report(&mut self, now: Instant) -> Option<u64> {
         let since = self.since?;
-        (now.saturating_duration_since(since) >= PERIOD).then(|| {
+        (now.saturating_duration_since(since) >= RATE_LIMIT_INTERVAL).then(|| {
             self.since = None;
             std::mem::take(&mut self.left_out)
         })
     }
 }
 
-impl LogLimits {
+impl LogRateLimit {
     /// Tells from now on what was left out.
-    pub(crate) fn reported(self) -> Reports {
+    pub(crate) fn spawn_reports(self) -> SuppressionReports {
         let limits = self.clone();
         let task = tokio::spawn(async move {
-            let mut looks = interval(REPORT_INTERVAL);
-            looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            let mut ticks = interval(REPORT_INTERVAL);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
             loop {
-                looks.tick().await;
+                ticks.tick().await;
                 limits.report(Instant::now());
             }
         });
-        Reports { limits: self, task }
+        SuppressionReports { limits: self, task }
     }
 
     fn take(&self, event: &Event<'_>, now: Instant) -> bool {
         let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let kind = kinds.entry(event.metadata().callsite()).or_insert_with(|| Kind {
-            level: *event.metadata().level(),
-            message: message(event),
-            budget: Budget::new(now),
-        });
+        let kind = kinds
+            .entry(event.metadata().callsite())
+            .or_insert_with(|| CallsiteLimit {
+                level: *event.metadata().level(),
+                message: message(event),
+                budget: Budget::new(now),
+            });
         kind.budget.take(now)
     }
 
@@ -115,7 +117,8 @@ impl LogLimits {
         // Not under the lock: the lines of the report come by here, too.
         let due: Vec<(Level, String, u64)> = {
             let mut kinds = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            let report = |kind: &mut Kind| Some((kind.level, kind.message.clone(), kind.budget.report(now)?));
+            let report =
+                |kind: &mut CallsiteLimit| Some((kind.level, kind.message.clone(), kind.budget.report(now)?));
             kinds.values_mut().filter_map(report).collect()
         };
         for (level, like, lines) in due {
@@ -136,14 +139,14 @@ impl LogLimits {
     }
 }
 
-impl Drop for Reports {
+impl Drop for SuppressionReports {
     fn drop(&mut self) {
         self.task.abort();
-        self.limits.report(Instant::now() + PERIOD);
+        self.limits.report(Instant::now() + RATE_LIMIT_INTERVAL);
     }
 }
 
-impl<S: Subscriber> Layer<S> for LogLimits {
+impl<S: Subscriber> Layer<S> for LogRateLimit {
     fn event_enabled(&self, event: &Event<'_>, _: Context<'_, S>) -> bool {
         let metadata = event.metadata();
         LevelFilter::current() >= LevelFilter::DEBUG
@@ -186,7 +189,7 @@ mod tests {
             written += u64::from(budget.take(now));
             told += budget.report(now).unwrap_or(0);
         }
-        assert_eq!(written, 6 * u64::from(LINES));
+        assert_eq!(written, 6 * u64::from(RATE_LIMIT_BURST));
         told += budget.report(begun + Duration::from_mins(2)).unwrap_or(0);
         assert_eq!(written + told, 60_000);
         assert_eq!(budget.report(begun + Duration::from_mins(3)), None);
@@ -197,7 +200,7 @@ mod tests {
         let begun = Instant::now();
         let mut budget = Budget::new(begun);
         for line in 0..1000 {
-            let now = begun + line * (PERIOD / LINES);
+            let now = begun + line * (RATE_LIMIT_INTERVAL / RATE_LIMIT_BURST);
             assert!(budget.take(now));
             assert_eq!(budget.report(now), None);
         }
@@ -220,7 +223,7 @@ mod tests {
     fn logged(level: LevelFilter) -> (usize, usize, String) {
         let output = Output::default();
         let writer = output.clone();
-        let limits = LogLimits::default();
+        let limits = LogRateLimit::default();
         let lines = tracing_subscriber::fmt::layer()
             .with_ansi(false)
             .with_writer(move || writer.clone());
@@ -233,7 +236,7 @@ mod tests {
                 tracing::info!(n, "refused");
             }
             tracing::warn!("another");
-            limits.report(Instant::now() + PERIOD);
+            limits.report(Instant::now() + RATE_LIMIT_INTERVAL);
         });
         let text = String::from_utf8(output.0.lock().expect("an output").clone()).expect("text");
         (

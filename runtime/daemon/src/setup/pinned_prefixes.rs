@@ -18,37 +18,37 @@ use sha2::{Digest, Sha256};
 use crate::exit::{Exit, Fault};
 
 /// What a prefix file begins with; another number is another form.
-const FORM: &str = "phi-edge prefix 1";
-const EXTENSION: &str = "prefix";
+const FORMAT: &str = "phi-edge prefix 1";
+const FILE_EXTENSION: &str = "prefix";
 
 /// A shorter beginning of rules' prompts is as soon computed as looked up.
-const WORTH_PINNING: usize = 32;
+const MIN_RULE_PREFIX_TOKENS: usize = 32;
 
 /// What prompts begin with.
 #[derive(Debug, Clone)]
-pub(crate) struct Opening {
+pub(crate) struct PromptPrefix {
     /// Where it comes from, for messages.
     of: String,
     system: Option<String>,
     user: String,
     /// Whether somebody asked for it by name: then that it is no prefix at all is a fault of the configuration.
-    asked_for: bool,
+    required: bool,
 }
 
 /// The prefixes of a configuration: its system prompts, and the prompts of its rules.
-pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening> {
-    let asked = system_prompts.iter().enumerate().map(|(n, system)| Opening {
+pub(crate) fn prompt_prefixes(system_prompts: &[String], rules: &[Rule]) -> Vec<PromptPrefix> {
+    let asked = system_prompts.iter().enumerate().map(|(n, system)| PromptPrefix {
         of: format!("runtime.system_prompts: number {}", n + 1),
         system: Some(system.clone()),
         user: String::new(),
-        asked_for: true,
+        required: true,
     });
     let of_rules = rules.iter().filter_map(|rule| {
-        Some(Opening {
+        Some(PromptPrefix {
             of: format!("rule \"{}\"", rule.name),
             user: words::opening(&rule.words.prompt)?.to_owned(),
             system: rule.words.system.clone(),
-            asked_for: false,
+            required: false,
         })
     });
     asked.chain(of_rules).collect()
@@ -56,7 +56,7 @@ pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening
 
 /// Where prefixes are kept, and what computes them.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Place<'a> {
+pub(crate) struct PrefixContext<'a> {
     /// The store's folder.
     pub(crate) store: &'a Path,
     /// What keys and values depend on beside model and tokens.
@@ -68,41 +68,41 @@ pub(crate) fn pin<D: Decoder>(
     engine: &mut Engine<D>,
     model: &ModelDir,
     text: &TextModel,
-    openings: &[Opening],
-    place: Place<'_>,
+    prefixes: &[PromptPrefix],
+    place: PrefixContext<'_>,
 ) -> Result<(), Fault> {
-    if openings.is_empty() {
+    if prefixes.is_empty() {
         return Ok(());
     }
     let files = PrefixFiles::open(engine.caps(), model, place);
     let mut used = Vec::new();
     let mut pinned: Vec<Vec<TokenId>> = Vec::new();
-    for opening in openings {
+    for prefix in prefixes {
         let wrong =
-            |reason: String| Fault::new(Exit::Config, format!("{} can't be kept: {reason}", opening.of));
+            |reason: String| Fault::new(Exit::Config, format!("{} can't be kept: {reason}", prefix.of));
         let ids = text
-            .prefix(opening.system.as_deref(), &opening.user)
+            .prefix(prefix.system.as_deref(), &prefix.user)
             .map_err(|error| wrong(error.to_string()))?;
         let known = pinned.iter().any(|other| other.starts_with(&ids));
-        if known || (!opening.asked_for && ids.len() < WORTH_PINNING) {
+        if known || (!prefix.required && ids.len() < MIN_RULE_PREFIX_TOKENS) {
             continue;
         }
         let file = files.as_ref().map(|files| files.path(&ids));
         let saved = files.as_ref().and_then(|files| files.read(&ids));
         let loaded = match engine.pin(&ids, saved.as_deref()) {
             Ok(loaded) => loaded,
-            Err(failure @ Failure::ContextOverflow { .. }) if opening.asked_for => {
+            Err(failure @ Failure::ContextOverflow { .. }) if prefix.required => {
                 return Err(wrong(failure.to_string()));
             }
             // It may fit at the next start; until then prompts are computed whole.
             Err(failure) => {
-                tracing::warn!(of = opening.of, tokens = ids.len(), error = %failure, "a prefix is not kept");
+                tracing::warn!(of = prefix.of, tokens = ids.len(), error = %failure, "a prefix is not kept");
                 used.extend(file);
                 continue;
             }
         };
         drop(saved);
-        tracing::info!(of = opening.of, tokens = ids.len(), loaded, "prefix kept");
+        tracing::info!(of = prefix.of, tokens = ids.len(), loaded, "prefix kept");
         if let Some(files) = files.as_ref().filter(|_| !loaded) {
             files.write(engine, &ids);
         }
@@ -124,7 +124,7 @@ struct PrefixFiles {
 
 impl PrefixFiles {
     /// `None`, with a warning, where nothing can be kept: prefixes are then computed at each start.
-    fn open(caps: &Caps, model: &ModelDir, place: Place<'_>) -> Option<Self> {
+    fn open(caps: &Caps, model: &ModelDir, place: PrefixContext<'_>) -> Option<Self> {
         let folder = place.store.join("prefixes");
         if let Err(error) = fs::create_dir_all(&folder) {
             tracing::warn!(
@@ -157,7 +157,7 @@ impl PrefixFiles {
             .iter()
             .take(8)
             .fold(0, |name, byte| name << 8 | u64::from(*byte));
-        self.folder.join(format!("{name:016x}.{EXTENSION}"))
+        self.folder.join(format!("{name:016x}.{FILE_EXTENSION}"))
     }
 
     /// The keys and values of `ids`, if they were kept.
@@ -199,7 +199,9 @@ impl PrefixFiles {
     fn remove_all_but(&self, used: &[PathBuf]) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();
-            let ours = path.extension().is_some_and(|extension| extension == EXTENSION);
+            let ours = path
+                .extension()
+                .is_some_and(|extension| extension == FILE_EXTENSION);
             if ours && !used.contains(&path) {
                 let _ = fs::remove_file(&path);
             }
@@ -210,7 +212,7 @@ impl PrefixFiles {
 /// What the content of a file depends on beside the tokens.
 fn made_of(model: &Value, caps: &Caps, computed_by: &[String]) -> Value {
     json!({
-        "form": FORM, "model": model, "kv": format!("{:?}", caps.kv_type),
+        "form": FORMAT, "model": model, "kv": format!("{:?}", caps.kv_type),
         "bytes_per_token": caps.kv_bytes_per_token, "rope_boundary": caps.rope_boundary,
         "version": env!("CARGO_PKG_VERSION"), "computed_by": computed_by,
     })
@@ -232,12 +234,12 @@ fn write_whole(path: &Path, header: &str, saved: &[u8]) -> std::io::Result<()> {
 
 /// Where keys and values stand in a file of this header.
 fn payload(bytes: &[u8], header: &str) -> Result<std::ops::Range<usize>, &'static str> {
-    const DIGEST: usize = 32;
+    const DIGEST_BYTES: usize = 32;
     let start = header.len() + 1;
     if bytes.get(..header.len()) != Some(header.as_bytes()) || bytes.get(header.len()) != Some(&b'\n') {
         return Err("it is of another model or another form");
     }
-    let end = bytes.len().checked_sub(DIGEST).filter(|end| *end >= start);
+    let end = bytes.len().checked_sub(DIGEST_BYTES).filter(|end| *end >= start);
     let end = end.ok_or("it is cut short")?;
     if Sha256::digest(&bytes[..end]).as_slice() != &bytes[end..] {
         return Err("it is damaged");
