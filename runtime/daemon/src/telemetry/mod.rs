@@ -5,6 +5,7 @@ pub(crate) mod logging;
 mod metrics;
 pub(crate) mod stats;
 mod traces;
+mod worker;
 
 use std::sync::Arc;
 use std::time::SystemTime;

@@ -7,9 +7,8 @@ mod file;
 mod line;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TrySendError, sync_channel};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use phi_edge_models::ModelDir;
@@ -18,6 +17,7 @@ use phi_edge_service::{
     Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, ReplyAddress, TokenId, Witness,
 };
 
+use super::worker::{Handed, LostCounter, Worker, WorkerThread};
 use file::RotatedFile;
 use line::{EventLine, JobLine, Line, RefusedLine};
 
@@ -44,44 +44,35 @@ pub(crate) struct AuditConfig {
     pub(crate) digests: PathBuf,
 }
 
-/// What has become of the lines so far.
-#[derive(Debug, Clone, Default)]
-pub(crate) struct AuditCounts(Arc<Counts>);
+/// The numbers of lines that were written and lost so far. Copies have the same numbers.
+#[derive(Debug, Clone)]
+pub(crate) struct AuditCounts {
+    shared: Arc<Counts>,
+    lost: LostCounter,
+}
 
 #[derive(Debug, Default)]
 struct Counts {
     written: AtomicU64,
-    lost: AtomicU64,
     /// Bytes of texts that are under way.
     texts: AtomicUsize,
 }
 
 impl AuditCounts {
     pub(crate) fn written(&self) -> u64 {
-        self.0.written.load(Ordering::Relaxed)
+        self.shared.written.load(Ordering::Relaxed)
     }
 
     pub(crate) fn lost(&self) -> u64 {
-        self.0.lost.load(Ordering::Relaxed)
-    }
-
-    fn wrote(&self) {
-        self.0.written.fetch_add(1, Ordering::Relaxed);
-    }
-
-    /// Counts one more; true of the first.
-    fn lose(&self) -> bool {
-        self.0.lost.fetch_add(1, Ordering::Relaxed) == 0
+        self.lost.get()
     }
 }
 
-/// Takes down what happens.
+/// The audit's door: an observer of the service that hands lines to the thread that writes them.
 pub(crate) struct Audit {
-    lines: Mutex<Option<SyncSender<Line>>>,
-    counts: AuditCounts,
+    worker: Worker<Line>,
+    counts: Arc<Counts>,
     texts: bool,
-    /// Disconnected when the thread is done.
-    done: Mutex<Receiver<()>>,
 }
 
 impl Audit {
@@ -95,58 +86,51 @@ impl Audit {
         prompts: Arc<dyn Prompts>,
     ) -> std::io::Result<Self> {
         let file = RotatedFile::open(config.path.clone(), config.max_size, config.keep)?;
-        let counts = AuditCounts::default();
+        let counts = Arc::<Counts>::default();
         let texts = config.texts;
-        let (lines, inbox) = sync_channel(QUEUE_CAPACITY);
-        let (done_tx, done) = sync_channel(0);
         let writer = Writer {
             file,
-            counts: counts.clone(),
+            counts: Arc::clone(&counts),
             failing: false,
             prompts,
             config,
         };
-        std::thread::Builder::new().name("audit".into()).spawn(move || {
-            writer.run(&model, &inbox);
-            drop(done_tx);
+        let worker = Worker::start("audit", QUEUE_CAPACITY, move |thread| {
+            writer.run(&model, thread);
         })?;
         Ok(Self {
-            lines: Mutex::new(Some(lines)),
+            worker,
             counts,
             texts,
-            done: Mutex::new(done),
         })
     }
 
     pub(crate) fn counts(&self) -> AuditCounts {
-        self.counts.clone()
+        AuditCounts {
+            shared: Arc::clone(&self.counts),
+            lost: self.worker.lost(),
+        }
     }
 
     /// Writes what is under way, if the disk lets it in time; takes no more.
     pub(crate) fn close(&self) {
-        drop(self.lines.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+        if !self.worker.close(CLOSE_TIMEOUT) {
             tracing::warn!("the last lines of the audit were not written in time");
         }
     }
 
     fn send(&self, line: Line) {
-        let lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(lines) = lines.as_ref() else { return };
         let bytes = line.text_bytes();
-        let before = self.counts.0.texts.fetch_add(bytes, Ordering::Relaxed);
-        let sent = if before > 0 && before + bytes > MAX_QUEUED_TEXT_BYTES {
-            Err(TrySendError::Full(line))
+        let before = self.counts.texts.fetch_add(bytes, Ordering::Relaxed);
+        let handed = if before > 0 && before + bytes > MAX_QUEUED_TEXT_BYTES {
+            self.worker.lose()
         } else {
-            lines.try_send(line)
+            self.worker.send(line)
         };
-        if sent.is_err() {
-            self.counts.0.texts.fetch_sub(bytes, Ordering::Relaxed);
+        if handed != Handed::Queued {
+            self.counts.texts.fetch_sub(bytes, Ordering::Relaxed);
         }
-        if let Err(TrySendError::Full(_) | TrySendError::Disconnected(_)) = sent
-            && self.counts.lose()
-        {
+        if handed == (Handed::Lost { first: true }) {
             tracing::error!(
                 "the audit can't keep up; lines are lost (and counted, where metrics are served)"
             );
@@ -176,43 +160,40 @@ impl Witness for Audit {
 
 struct Writer {
     file: RotatedFile,
-    counts: AuditCounts,
+    counts: Arc<Counts>,
     failing: bool,
     prompts: Arc<dyn Prompts>,
     config: AuditConfig,
 }
 
 impl Writer {
-    /// Works until the other end is dropped.
-    fn run(mut self, model: &ModelDir, inbox: &Receiver<Line>) {
+    /// Writes lines until their queue is disconnected.
+    fn run(mut self, model: &ModelDir, thread: &WorkerThread<Line>) {
         // Here and not before: at a model's first start it reads gigabytes.
         let digest = model
             .fingerprint(Some(&self.config.digests))
             .inspect_err(|error| tracing::warn!(%error, "the audit goes without the model's digest"))
             .ok();
         let (name, node) = (model.name(), self.config.node.clone());
-        while let Ok(line) = inbox.recv() {
-            self.counts
-                .0
-                .texts
-                .fetch_sub(line.text_bytes(), Ordering::Relaxed);
+        while let Ok(line) = thread.items.recv() {
+            self.counts.texts.fetch_sub(line.text_bytes(), Ordering::Relaxed);
             let texts = |prompt: &[TokenId]| text_of(prompt, self.prompts.detokenizer());
             let line = line.render(&node, &name, digest.as_deref(), &texts);
             let written = self.file.append(&line);
-            self.note(written);
+            self.note(written, &thread.lost);
         }
     }
 
-    fn note(&mut self, written: std::io::Result<()>) {
+    fn note(&mut self, written: std::io::Result<()>, lost: &LostCounter) {
         match written {
             Ok(()) => {
-                self.counts.wrote();
+                self.counts.written.fetch_add(1, Ordering::Relaxed);
                 if std::mem::take(&mut self.failing) {
                     tracing::info!("the audit takes lines again");
                 }
             }
             Err(error) => {
-                self.counts.lose();
+                lost.add();
                 if !std::mem::replace(&mut self.failing, true) {
                     let file = self.config.path.display();
                     tracing::error!(%error, %file, "the audit can't be written; its lines are lost until it can");
@@ -235,29 +216,24 @@ mod tests {
     #[test]
     fn texts_that_wait_for_a_slow_disk_are_bounded_in_bytes() {
         // No thread takes a line.
-        let (lines, inbox) = sync_channel(QUEUE_CAPACITY);
-        let (_done, done) = sync_channel(0);
+        let (worker, thread) = Worker::pair(QUEUE_CAPACITY);
         let audit = Audit {
-            lines: Mutex::new(Some(lines)),
-            counts: AuditCounts::default(),
+            worker,
+            counts: Arc::default(),
             texts: true,
-            done: Mutex::new(done),
         };
         let line = |bytes: usize| Line::Job(Box::default(), Some((Vec::new(), Some("x".repeat(bytes)))));
         audit.send(line(2 * MAX_QUEUED_TEXT_BYTES));
-        assert_eq!(audit.counts.lost(), 0, "a single one may be larger");
+        assert_eq!(audit.counts().lost(), 0, "a single one may be larger");
         audit.send(line(1));
-        assert_eq!(audit.counts.lost(), 1);
-        let first = inbox.try_recv().map(|line| line.text_bytes());
+        assert_eq!(audit.counts().lost(), 1);
+        let first = thread.items.try_recv().map(|line| line.text_bytes());
         assert_eq!(first, Ok(2 * MAX_QUEUED_TEXT_BYTES));
-        audit.counts.0.texts.store(0, Ordering::Relaxed);
+        audit.counts.texts.store(0, Ordering::Relaxed);
         for _ in 0..20 {
             audit.send(line(1 << 20));
         }
-        assert_eq!(audit.counts.lost(), 5);
-        assert_eq!(
-            audit.counts.0.texts.load(Ordering::Relaxed),
-            MAX_QUEUED_TEXT_BYTES
-        );
+        assert_eq!(audit.counts().lost(), 5);
+        assert_eq!(audit.counts.texts.load(Ordering::Relaxed), MAX_QUEUED_TEXT_BYTES);
     }
 }

@@ -5,12 +5,13 @@
 
 mod span;
 
-use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Mutex, PoisonError};
+use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
 use phi_edge_service::{JobEnd, Witness};
 use serde_json::Value;
+
+use super::worker::Worker;
 
 /// Jobs under way to the thread.
 const QUEUE_CAPACITY: usize = 1024;
@@ -24,10 +25,9 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Sends the spans of what happens.
 pub(crate) struct Traces {
-    jobs: Mutex<Option<SyncSender<Vec<Value>>>>,
+    /// Takes the spans of one job at a time.
+    worker: Worker<Vec<Value>>,
     model: String,
-    /// Disconnected when the thread is done.
-    done: Mutex<Receiver<()>>,
 }
 
 impl Traces {
@@ -36,8 +36,6 @@ impl Traces {
     /// # Errors
     /// The thread can't be started.
     pub(crate) fn start(endpoint: &str, node: &str, model: &str) -> std::io::Result<Self> {
-        let (jobs, inbox) = sync_channel(QUEUE_CAPACITY);
-        let (done_tx, done) = sync_channel(0);
         let exporter = Exporter {
             address: format!("{}/v1/traces", endpoint.trim_end_matches('/')),
             node: node.to_owned(),
@@ -47,22 +45,18 @@ impl Traces {
                 .into(),
             failing: false,
         };
-        std::thread::Builder::new().name("traces".into()).spawn(move || {
-            exporter.run(&inbox);
-            drop(done_tx);
+        let worker = Worker::start("traces", QUEUE_CAPACITY, move |thread| {
+            exporter.run(&thread.items)
         })?;
         Ok(Self {
-            jobs: Mutex::new(Some(jobs)),
+            worker,
             model: model.to_owned(),
-            done: Mutex::new(done),
         })
     }
 
     /// Sends what is under way, if the collector lets it in time; takes no more.
     pub(crate) fn close(&self) {
-        drop(self.jobs.lock().unwrap_or_else(PoisonError::into_inner).take());
-        let done = self.done.lock().unwrap_or_else(PoisonError::into_inner);
-        if done.recv_timeout(CLOSE_TIMEOUT) == Err(RecvTimeoutError::Timeout) {
+        if !self.worker.close(CLOSE_TIMEOUT) {
             tracing::warn!("the last traces were not sent in time");
         }
     }
@@ -73,11 +67,8 @@ impl Witness for Traces {
         if !span::is_sampled(end.job.reply.traceparent.as_ref()) {
             return;
         }
-        let jobs = self.jobs.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(jobs) = jobs.as_ref() {
-            // Full: the exporter has said why.
-            let _ = jobs.try_send(span::spans(end, &self.model));
-        }
+        // A full queue is counted as lost; the exporter has logged why.
+        self.worker.send(span::spans(end, &self.model));
     }
 }
 
