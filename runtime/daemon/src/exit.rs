@@ -6,7 +6,7 @@ use phi_edge_models::{ModelError, PullError};
 use phi_edge_mqtt::ClientError;
 use phi_edge_onnx::OnnxError;
 
-/// How the process ends.
+/// The exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Failed at run time.
@@ -27,7 +27,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A fault that ends the process: one line for people, and the code for programs.
+/// A fault that ends the process: a message of one line, and the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Fault {

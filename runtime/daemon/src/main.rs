@@ -1,4 +1,4 @@
-//! The phi-edge command: puts the crates together, and is all that users see of them.
+//! The phi-edge program: its command line, and the composition of the crates.
 
 mod cli;
 mod commands;

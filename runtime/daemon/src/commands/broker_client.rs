@@ -7,7 +7,7 @@ use phi_edge_mqtt::{BrokerUrl, ClientOptions, TlsFiles};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 
-/// How a command of this program connects to a broker.
+/// The options with which a command connects to a broker. Its client id differs with each start.
 pub(crate) fn client_options(
     url: &BrokerUrl,
     command: &str,

@@ -1,4 +1,4 @@
-//! `phi-edge check`: would the daemon run, and if not, why.
+//! `phi-edge check`: a check of everything that the daemon needs.
 
 use std::time::Duration;
 
@@ -26,7 +26,7 @@ pub(crate) struct CheckArgs {
     pub(crate) offline: bool,
 }
 
-/// Checks one thing after the other, one line each, and fails with the first fault's code.
+/// Prints one line for each check, and fails with the exit code of the first fault.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
     let mut report = Report::default();
     let Some(loaded) = report.add(
@@ -107,7 +107,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
     report.end()
 }
 
-/// Says what can't be checked from here, which is no fault.
+/// Prints what can't be checked in this process, which is no fault.
 fn note(what: &str, said: &Fault) {
     println!("note   {what:9} {}", terminal::text(&said.to_string()));
 }
@@ -155,7 +155,7 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
     runtime.block_on(connect)
 }
 
-/// What was found.
+/// The result of the checks.
 #[derive(Default)]
 struct Report {
     first: Option<Fault>,

@@ -1,4 +1,4 @@
-//! `phi-edge completions`: what a shell completes.
+//! `phi-edge completions`: the completion script of a shell.
 
 use clap::Args;
 

@@ -9,7 +9,7 @@ use phi_edge_onnx::OnnxDecoder;
 use crate::exit::Fault;
 use crate::setup::model::{ModelSetup, warn_of_demonstration};
 
-/// A loaded model, for the commands that need no broker.
+/// A loaded model with its engine.
 pub(crate) struct LocalModel<D: Decoder = OnnxDecoder> {
     pub(crate) model: ModelDir,
     pub(crate) engine: Engine<D>,
@@ -25,7 +25,7 @@ impl LocalModel {
 }
 
 impl<D: Decoder> LocalModel<D> {
-    /// Loads the model of `setup`, with what `wrap` makes of its decoder.
+    /// Loads the model of `setup`, with its decoder wrapped by `wrap`.
     pub(crate) fn load_over(setup: &ModelSetup, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
         let epoch = Instant::now();
         // The directory first: a wrong path is the commonest fault, and needs no library to be told.
@@ -45,7 +45,7 @@ impl<D: Decoder> LocalModel<D> {
         self.epoch.elapsed()
     }
 
-    /// The engine's clock, free of a borrow of the engine.
+    /// The engine's clock, which does not borrow the engine.
     pub(crate) fn clock(&self) -> impl Fn() -> Duration + use<D> {
         let epoch = self.epoch;
         move || epoch.elapsed()

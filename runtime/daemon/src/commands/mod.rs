@@ -1,4 +1,4 @@
-//! The commands, each with its arguments.
+//! The commands of the command line, each with its arguments.
 
 pub(crate) mod ask;
 pub(crate) mod bench;

@@ -1,4 +1,4 @@
-//! The folder of the models, as the commands find it.
+//! The folder of the installed models, as commands find it.
 
 use std::path::{Path, PathBuf};
 
@@ -9,7 +9,6 @@ use crate::exit::Fault;
 use crate::setup::args::ConfigArgs;
 use crate::setup::settings;
 
-/// Where the models are.
 #[derive(Args)]
 pub(crate) struct ModelStoreArgs {
     /// The folder of the models [default: `models` beside model.path].
@@ -20,7 +19,7 @@ pub(crate) struct ModelStoreArgs {
 }
 
 impl ModelStoreArgs {
-    /// The folder of the models, and the link that says which one is used.
+    /// Opens the folder of the models, and the link to the one in use.
     pub(crate) fn open(&self) -> Result<(Shelf, ModelLink), Fault> {
         let loaded = settings::load(&self.config)?;
         let link = &loaded.config.model.path;
@@ -29,7 +28,7 @@ impl ModelStoreArgs {
     }
 }
 
-/// `models` beside the link; the link's own folder, where it is named so.
+/// The folder `models` beside the link; the link's own folder if it has that name.
 fn beside(link: &Path) -> PathBuf {
     let parent = link.parent().unwrap_or(Path::new(""));
     if parent.file_name().is_some_and(|name| name == "models") {

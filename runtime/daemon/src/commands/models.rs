@@ -1,4 +1,4 @@
-//! `phi-edge models`: what is there, whether it is whole, and which one is used.
+//! `phi-edge models`: lists, verifies and selects the installed models.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};

@@ -7,7 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
 use phi_edge_models::{Event, Size};
 
-/// Bars on a terminal; elsewhere one line for each file that is there.
+/// Progress bars on a terminal; elsewhere one line for each finished file.
 pub(crate) struct ProgressBars {
     bars: Option<MultiProgress>,
     files: Mutex<HashMap<String, ProgressBar>>,
@@ -37,7 +37,7 @@ impl ProgressBars {
         }
     }
 
-    /// Takes the bars off the terminal, before anything else is printed.
+    /// Removes the bars from the terminal, before anything else is printed.
     pub(crate) fn end(&self) {
         if let Some(bars) = &self.bars {
             let _ = bars.clear();

@@ -1,4 +1,4 @@
-//! `phi-edge pull`: fetches a model, or takes one in from a folder.
+//! `phi-edge pull`: fetches a model from a hub, or copies one from a folder.
 
 use std::path::{Path, PathBuf};
 
@@ -58,7 +58,7 @@ pub(crate) struct PullArgs {
     shelf: ModelStoreArgs,
 }
 
-/// What a pulled model is to run on.
+/// The execution provider that a pulled model is meant for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 enum TargetProvider {
     Cpu,
@@ -105,7 +105,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Fault> {
     Ok(())
 }
 
-/// Says what will be fetched, and under which licence, before the first byte.
+/// Prints what will be fetched, and under which licence, before the first byte.
 fn introduce(plan: &Plan) {
     let origin = &plan.origin;
     let line = |text: &str| println!("{}", terminal::line(text));
@@ -122,7 +122,7 @@ fn introduce(plan: &Plan) {
     println!("size:    {} in {} files", Size(plan.bytes), plan.files());
 }
 
-/// Says at once what the daemon would say at its start.
+/// Prints the fault that the daemon would report at its start, if the model has one.
 fn remark(directory: &Path) {
     if let Err(error) = ModelDir::open(directory) {
         eprintln!(
@@ -147,8 +147,8 @@ fn options(args: &PullArgs, source: &Source) -> Result<HubOptions, Fault> {
     })
 }
 
-/// The token of the file, else of the environment. The environment's is meant for the well-known hub: an address of
-/// another host, pasted from somewhere, must not get it; a mirror that the operator names stands in for that hub.
+/// The access token, from the file or else from the environment. The one of the environment is meant for the
+/// well-known hub: another host must not get it, unless the operator named it as the mirror.
 fn token(args: &PullArgs, source: &Source, mirrored: bool) -> Result<Option<String>, Fault> {
     if let Some(file) = &args.token_file {
         let text = std::fs::read_to_string(file).map_err(|error| {

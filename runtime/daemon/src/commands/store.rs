@@ -1,4 +1,4 @@
-//! `phi-edge store`: what the store of a stopped daemon holds, and throwing it away.
+//! `phi-edge store`: shows and purges the store of a stopped daemon.
 
 use clap::{Args, Subcommand};
 use phi_edge_service::{Purge, ToolError, inspect, purge};

@@ -19,7 +19,7 @@ use crate::machine::thermal::ThrottleState;
 use crate::setup::{link, service};
 use crate::telemetry::{MetricsInputs, MetricsServer, Telemetry};
 
-/// Replies between service and link. Beyond them outcomes wait in the service and chunks are joined.
+/// The number of replies between service and link. Beyond it outcomes wait in the service and chunks are joined.
 const REPLY_QUEUE_CAPACITY: usize = 64;
 
 /// The parts that live until the daemon has been shut down. They are dropped in this order: the audit and the traces, which
@@ -128,8 +128,9 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
     Ok((built, inputs))
 }
 
-/// Keeps another daemon from this store, before anything in its folder is touched and the broker is asked. A disk that does
-/// not let the folder be locked may do so later, as it may take writes later: then there is no lock.
+/// Locks the store against another daemon, before anything in its folder is touched and the broker is connected. On a
+/// disk on which the folder can't be locked the daemon runs without a lock, as it runs where the disk can't be
+/// written.
 fn lock_store(config: &Config) -> Result<Option<StoreLock>, Fault> {
     match StoreLock::take(&config.store.path) {
         Ok(lock) => Ok(Some(lock)),
@@ -142,13 +143,13 @@ fn lock_store(config: &Config) -> Result<Option<StoreLock>, Fault> {
     }
 }
 
-/// The durable store, or the beginnings of it where the disk fails.
+/// Opens the durable store; where the disk fails, the store opens it later.
 fn open_store(config: &Config, last_end: LastEnd, witnesses: Witnesses) -> Result<Store, Fault> {
     Store::open_watched(service::store(config), last_end, witnesses)
         .map_err(|error| Fault::new(Exit::Config, error.to_string()))
 }
 
-/// The broker in this process, if the configuration wants one.
+/// Starts the broker in this process, if the configuration wants one.
 async fn start_broker(config: &Config) -> Result<Option<EmbeddedBroker>, Fault> {
     let Some(config) = link::embedded_broker(config)? else {
         return Ok(None);

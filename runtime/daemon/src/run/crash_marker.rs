@@ -1,9 +1,9 @@
-//! A mark on the disk that tells the next start how this one ended.
+//! The crash marker: a file that tells the next start how this process ended.
 //!
-//! A process that ends in good order takes its mark away. One that crashes says so in it, as far as it can: a fatal
-//! signal by its handler, the loss of the engine by name, and what only the outside sees (out of memory, the watchdog) by
-//! systemd, which runs `phi-edge record-exit` after the daemon. A mark that says nothing is a kill from outside; one of an
-//! earlier start of the machine is a power cut. Only after a crash are the jobs that ran under suspicion.
+//! An orderly shutdown removes the marker. A crash is noted in it: a fatal signal by its handler, the loss of the
+//! engine by the daemon, and what only the outside sees (out of memory, the watchdog) by systemd, which runs
+//! `phi-edge record-exit` after the daemon. A marker without a note is a kill from outside; one of an earlier boot is
+//! a power cut. Only after a crash are the running jobs suspects.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -13,14 +13,14 @@ use phi_edge_service::{LastEnd, private_folder};
 const MARKER_FILE: &str = "running";
 const CRASH_LINE: &str = "crashed";
 
-/// This process's mark.
+/// The marker of this process.
 pub(crate) struct CrashMarker {
     file: PathBuf,
 }
 
 impl CrashMarker {
-    /// Reads the mark of the process before, if it left one, and makes this one's. A folder that can't be written is the
-    /// store's trouble, which tells of it.
+    /// Reads the marker that the previous process left, if any, and writes that of this one. A folder that can't be
+    /// written is reported by the store.
     pub(crate) fn place(folder: &Path) -> (Self, LastEnd) {
         let file = folder.join(MARKER_FILE);
         let last = std::fs::read_to_string(&file)
@@ -42,18 +42,18 @@ impl CrashMarker {
         (Self { file }, last)
     }
 
-    /// Ends with a crash of its own.
+    /// Notes the loss of the engine as a crash.
     pub(crate) fn note_crash(&self) {
         note_crash(&self.file);
     }
 
-    /// Ends in good order.
+    /// Removes the marker after an orderly shutdown.
     pub(crate) fn remove(self) {
         let _ = std::fs::remove_file(&self.file);
     }
 }
 
-/// Notes what systemd says of the daemon's end (`SERVICE_RESULT` of systemd.exec(5)).
+/// Notes a crash if systemd reports one (`SERVICE_RESULT` of systemd.exec(5)).
 pub(crate) fn record_service_result(folder: &Path, service_result: &str) {
     let file = folder.join(MARKER_FILE);
     if file.exists() && matches!(service_result, "core-dump" | "oom-kill" | "watchdog") {

@@ -1,4 +1,4 @@
-//! Notes a fatal signal before the process dies of it.
+//! The handler that records a fatal signal in the crash marker.
 #![allow(unsafe_code, reason = "signal handlers are set by a C function")]
 
 use std::fs::File;
@@ -6,7 +6,7 @@ use std::os::fd::IntoRawFd as _;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicI32, Ordering};
 
-/// The signals of a fault of our own; `SIGABRT` also of systemd's watchdog.
+/// The signals of a crash; `SIGABRT` is also that of systemd's watchdog.
 const FATAL_SIGNALS: [libc::c_int; 5] = [
     libc::SIGABRT,
     libc::SIGSEGV,
@@ -16,11 +16,11 @@ const FATAL_SIGNALS: [libc::c_int; 5] = [
 ];
 
 static MARKER_FD: AtomicI32 = AtomicI32::new(-1);
-/// What the signals did before, in the order of [`FATAL_SIGNALS`].
+/// The previous actions of the signals, in the order of [`FATAL_SIGNALS`].
 static PREVIOUS_ACTIONS: OnceLock<[libc::sigaction; FATAL_SIGNALS.len()]> = OnceLock::new();
 
-/// Appends a line to `file` when a fatal signal comes; the signal does then what it did before. Only the file of the
-/// first call counts.
+/// Appends a line to `file` when a fatal signal arrives, and restores the signal's previous action. Handlers are
+/// installed once.
 pub(crate) fn write_on_fatal_signal(file: File) {
     // Kept open for the rest of the process's life.
     MARKER_FD.store(file.into_raw_fd(), Ordering::SeqCst);

@@ -1,4 +1,4 @@
-//! What is wrong with the node's parts, told in its status.
+//! The health of the store, the link and the certificates, reported in the node's status.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,15 +8,15 @@ use phi_edge_service::StoreHealth;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Between two looks at the certificates.
+/// The time between two checks of the certificates.
 const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_hours(6);
-/// A certificate that ends within this time is warned of.
+/// The time before the end of a certificate in which the status warns of it.
 const CERTIFICATE_WARNING_PERIOD: Duration = Duration::from_hours(30 * 24);
-/// Short connections in a row from which on the link is unsteady.
+/// The number of short connections in a row that makes the node degraded.
 const SHORT_CONNECTION_LIMIT: u32 = 5;
 const SECONDS_PER_DAY: u64 = 24 * 3600;
 
-/// The parts whose health the status tells.
+/// The parts whose health the status reports.
 pub(crate) struct HealthInputs {
     pub(crate) store: watch::Receiver<StoreHealth>,
     pub(crate) link: watch::Receiver<LinkState>,
@@ -26,7 +26,7 @@ pub(crate) struct HealthInputs {
     pub(crate) reloaded: watch::Receiver<()>,
 }
 
-/// Holds the status to how the store, the link and the certificates are, while the node is in service.
+/// Keeps the status up to date with the health of its inputs, while the node is in service.
 pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
     let HealthInputs {
         mut store,
@@ -64,7 +64,7 @@ pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
     }
 }
 
-/// What keeps the node from its service, if anything does.
+/// The reason why the node is degraded, if it is.
 fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Option<String> {
     if let Some(fault) = &store.failing {
         return Some(format!("the store fails: {fault}"));
@@ -80,12 +80,12 @@ fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Optio
     }
 }
 
-/// What is said of a broker that does not let the node in.
+/// The message about a broker that refuses the node.
 pub(crate) fn refusal(reason: &str) -> String {
     format!("the broker refuses the connection: {reason}")
 }
 
-/// True if that changes anything.
+/// Sets the state and the reason, and returns whether that changed anything.
 fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> bool {
     let (state, reason) = match fault {
         Some(fault) => (State::Degraded, Some(fault)),
@@ -102,7 +102,7 @@ fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> b
     true
 }
 
-/// What to say of a certificate that ends soon, or has.
+/// The warning about a certificate that ends soon or has ended.
 fn certificate_warning(tls: &TlsFiles, now: SystemTime) -> Option<String> {
     // What can't be read is the link's fault, which says so.
     let (file, end) = tls.first_to_end().ok()??;

@@ -1,4 +1,4 @@
-//! The load of the model, while the link is up already.
+//! The load of the model, during which the link is up already.
 
 use phi_edge_config::{Config, TimeSpan};
 use phi_edge_service::rules::Rule;

@@ -57,7 +57,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     outcome
 }
 
-/// `phi-edge record-exit`: notes what systemd says of the daemon's end.
+/// `phi-edge record-exit`: records the result that systemd reports for the daemon.
 pub(crate) fn record_exit(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();

@@ -1,6 +1,6 @@
-//! What systemd is told: that the service is ready, what it does, that it stops, and that it lives (sd_notify(3)).
+//! Notifications to systemd (sd_notify(3)): readiness, status, stopping and the watchdog.
 //!
-//! Where no service manager asks for it, nothing happens.
+//! Without a service manager nothing is sent.
 
 use std::time::Duration;
 
@@ -14,13 +14,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::health::refusal;
 
-/// How long the broker may take to answer a subscription before the service counts as ready without it.
+/// The time in which the broker is to answer the subscription; afterwards the service counts as ready without it.
 const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(15);
-/// What an orderly end may take beyond the time that running answers are given: to hand over what is left, and to leave
-/// the broker.
+/// The time of a shutdown beyond the grace for running answers: for the last replies and the disconnect.
 const SHUTDOWN_ALLOWANCE: Duration = Duration::from_secs(30);
 
-/// Whom the notifier watches.
+/// The state that the notifications are made from.
 pub(crate) struct NotifierInputs {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) link: watch::Receiver<LinkState>,
@@ -30,8 +29,8 @@ pub(crate) struct NotifierInputs {
     pub(crate) limits: watch::Receiver<Limits>,
 }
 
-/// Keeps systemd informed, from the moment that the model is loaded to the end. A broker that is away does not keep the
-/// service from being ready: the daemon waits for it for ever, and a restart would not bring it back.
+/// Sends notifications from the moment that the model is loaded to the end. A broker that is away does not delay
+/// readiness for long: the daemon reconnects by itself, and a restart would not help.
 pub(crate) async fn run(watched: NotifierInputs) {
     let watchdog = async {
         match sd_notify::watchdog_enabled() {
@@ -42,16 +41,16 @@ pub(crate) async fn run(watched: NotifierInputs) {
     tokio::join!(report_status(&watched), watchdog);
 }
 
-/// Says in the service's status what goes on before [`run`].
+/// Sends a status text, for the time before [`run`].
 pub(crate) fn send_status(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
-/// Tells systemd that the configuration is being read again, until this is dropped.
+/// The state of reloading, from [`Reloading::begin`] to the drop.
 pub(crate) struct Reloading(());
 
 impl Reloading {
-    /// From here to the drop.
+    /// Sends that the configuration is being reloaded.
     pub(crate) fn begin() -> Self {
         let mut news = vec![NotifyState::Reloading];
         // Asked for by Type=notify-reload, ignored by others.
@@ -95,13 +94,13 @@ async fn report_status(watched: &NotifierInputs) {
         tokio::select! {
             Ok(()) = status.changed() => {}
             Ok(()) = link.changed() => {}
-            // Both are gone, and with them the daemon.
+            // Both senders are gone: the daemon has ended.
             else => return,
         }
     }
 }
 
-/// Waits until the first attempt at the broker has had its result.
+/// Waits until the first connection attempt has succeeded or failed.
 async fn first_attempt(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
     let result = async {
         tokio::select! {
@@ -143,7 +142,7 @@ fn describe(status: &Status, link: &LinkState) -> String {
     text
 }
 
-/// Feeds the watchdog as long as engine and link get on. The task itself proves that the runtime does.
+/// Feeds the watchdog as long as engine and link make progress. That this task runs proves that the runtime does.
 async fn feed_watchdog(limit: Duration, link: LinkVitals, engine: EnginePulse) {
     let mut watch = StallDetector::new(limit, Instant::now(), engine.read(), link.ticks());
     let mut ticks = interval(limit / 4);
@@ -161,10 +160,10 @@ async fn feed_watchdog(limit: Duration, link: LinkVitals, engine: EnginePulse) {
     }
 }
 
-/// When engine and link got on last.
+/// The times of the last progress of engine and link.
 struct StallDetector {
-    /// Without progress for so long, a part is stuck: generous, since one step may be 512 tokens of a large model on a
-    /// small machine. systemd waits as long again.
+    /// The time without progress after which a part counts as stuck. It is generous, since one step may be 512 tokens
+    /// of a large model on a small machine; systemd waits as long again.
     limit: Duration,
     engine: (Beat, Instant),
     link: (u64, Instant),
@@ -179,7 +178,7 @@ impl StallDetector {
         }
     }
 
-    /// Which part is stuck, if one is.
+    /// The part that is stuck, if one is.
     fn look(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
         if !engine.is_stuck_since(self.engine.0) {
             self.engine = (engine, now);
@@ -199,7 +198,7 @@ impl StallDetector {
 
 fn send(news: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(news) {
-        // Without it the service looks stuck to systemd, which is worth a line.
+        // Without notifications the service looks stuck to systemd, so the fault is logged.
         tracing::warn!(%error, "systemd can't be told how the service is");
     }
 }

@@ -57,7 +57,8 @@ pub(super) fn reload(app: &App<'_>, parts: &Reloadable<'_>) {
     }
 }
 
-/// Certificates and rules first: they are what can be wrong, and then nothing else has changed.
+/// Applies the configuration, certificates and rules first: only they can be wrong, and then nothing else has
+/// changed.
 fn take(app: &App<'_>, parts: &Reloadable<'_>, config: &Config) -> Result<(), Fault> {
     if let Some(tls) = parts.tls {
         tls.check()

@@ -1,4 +1,4 @@
-//! The rules of the configuration: to the service, and to the link that subscribes for them.
+//! The rules in effect and their subscriptions at the broker.
 
 use std::path::{Path, PathBuf};
 
@@ -11,18 +11,18 @@ use tokio::sync::watch;
 use crate::exit::{Exit, Fault};
 use crate::setup::rule_conversion;
 
-/// In the store's folder: what is subscribed to for rules, a filter a line. The broker remembers subscriptions over a
-/// restart of the daemon, so that those of rules that were removed meanwhile must be known.
+/// The file in the store's folder that lists the subscriptions of rules, one filter a line. The broker keeps
+/// subscriptions over a restart of the daemon, so those of rules that were removed meanwhile must be known.
 const SUBSCRIPTIONS_FILE: &str = "rule-topics";
 
-/// The rules that are in effect.
+/// The subscriptions of the rules in effect, with the file that lists them.
 pub(crate) struct RuleSubscriptions {
     topics: watch::Sender<RuleTopics>,
     subscribed: PathBuf,
 }
 
 impl RuleSubscriptions {
-    /// The rules that `config` starts with, for the service.
+    /// Reads the rules that `config` starts with, and returns them for the service.
     pub(crate) fn start(config: &Config) -> Result<(Self, Vec<Rule>), Fault> {
         let rules = rule_conversion::convert_all(config)?;
         let subscribed = config.store.path.join(SUBSCRIPTIONS_FILE);
@@ -35,12 +35,12 @@ impl RuleSubscriptions {
         Ok((this, rules))
     }
 
-    /// What the link subscribes to.
+    /// The filters for the link to subscribe to.
     pub(crate) fn topics(&self) -> watch::Receiver<RuleTopics> {
         self.topics.subscribe()
     }
 
-    /// Takes the rules of a configuration that was read again. If they can't be used, the old ones stay.
+    /// Replaces the rules by those of a configuration that was read again. If they can't be used, the old ones stay.
     pub(crate) fn reload(&self, config: &Config, service: &Service) -> Result<(), Fault> {
         let rules = rule_conversion::convert_all(config)?;
         let former: Vec<String> = {
@@ -55,20 +55,21 @@ impl RuleSubscriptions {
         service
             .set_rules(rules)
             .map_err(|error| Fault::new(Exit::Config, error))?;
-        // Before the broker is told of any: a crash must not leave a subscription that nobody knows of.
+        // Before the broker is told: a crash must not leave a subscription that is not in the file.
         self.remember(&topics);
-        // The service first: what the new subscriptions bring is wanted from the first message on.
+        // After the service: it must know the rules before their first message arrives.
         self.topics.send_replace(topics);
         Ok(())
     }
 
-    /// The broker was told of all changes: what was left needs to be left no more.
+    /// Removes the former filters from the file, once the broker has taken all changes.
     pub(crate) fn confirm(&self) {
         let filters: Vec<String> = self.topics.borrow().filters().map(str::to_owned).collect();
         self.write(&filters);
     }
 
-    /// What is left stays noted until it is clear that the broker knows.
+    /// Writes the current and the former filters: former ones stay listed until the broker has certainly removed
+    /// them.
     fn remember(&self, topics: &RuleTopics) {
         let lines: Vec<String> = topics
             .filters()
@@ -79,16 +80,17 @@ impl RuleSubscriptions {
     }
 
     fn write(&self, lines: &[String]) {
-        // A first start has neither rules nor, before its store is opened, a folder.
+        // A first start without rules has no folder yet: the store creates it later.
         if lines.is_empty() && !self.subscribed.exists() {
             return;
         }
-        // In one piece: half a list would forget the other half.
+        // Atomically: a partial list would lose the rest.
         let new = self.subscribed.with_extension("new");
         let written =
             std::fs::write(&new, lines.join("\n")).and_then(|()| std::fs::rename(&new, &self.subscribed));
         if let Err(error) = written {
-            // Then a rule that is removed before the next start goes on being sent its messages, which nobody takes.
+            // The broker will go on sending the messages of a rule that is removed before the next start; they are
+            // dropped.
             tracing::warn!(%error, file = %self.subscribed.display(), "the rules' subscriptions can't be noted");
         }
     }

@@ -1,7 +1,7 @@
-//! The model that the daemon serves: the folder that `model.path` led to at the start, and no other.
+//! The model that the daemon serves: the folder that `model.path` resolved to at the start.
 //!
-//! Tokenizer, chat template, name and digest are those of that folder. A graph that is loaded anew
-//! (`runtime.unload_after`) from another one would not go with them.
+//! Tokenizer, chat template, name and digest are those of that folder. A graph that is loaded again
+//! (`runtime.unload_after`) from another folder would not match them.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -12,10 +12,10 @@ use phi_edge_models::ModelDir;
 
 use crate::exit::Fault;
 
-/// What the process ends with, for systemd to start it anew.
+/// The message with which the process ends, so that systemd restarts it.
 const REPLACED_MESSAGE: &str = "the model directory was replaced; restarting to load the new one";
 
-/// A model directory, and how to notice that another one has taken its place.
+/// A model directory, and the identity of its folder.
 #[derive(Debug, Clone)]
 pub(crate) struct ServedModel {
     model: ModelDir,
@@ -24,7 +24,7 @@ pub(crate) struct ServedModel {
 }
 
 impl ServedModel {
-    /// Opens what `path` leads to now, by its own name: links may lead elsewhere later.
+    /// Opens the folder that `path` resolves to now: links may point elsewhere later.
     pub(crate) fn open(path: &Path) -> Result<Self, Fault> {
         // A path that leads nowhere is named as it was given.
         let folder = path.canonicalize().unwrap_or_else(|_| path.to_path_buf());
@@ -42,7 +42,7 @@ impl ServedModel {
         &self.model
     }
 
-    /// Fails where the folder is gone or another one, which [`ServedModel::is_replaced`] tells from then on.
+    /// Fails if the folder was removed or replaced, which [`ServedModel::is_replaced`] reports from then on.
     pub(crate) fn verify_unchanged(&self) -> Result<(), Fault> {
         if FolderIdentity::of(self.model.path()).is_ok_and(|identity| identity == self.identity) {
             return Ok(());
@@ -51,7 +51,7 @@ impl ServedModel {
         Err(replaced())
     }
 
-    /// Whether the model could not be loaded because another one has taken its place.
+    /// Whether the model could not be loaded because its folder was replaced.
     pub(crate) fn is_replaced(&self) -> bool {
         self.replaced.load(Ordering::Relaxed)
     }
@@ -62,7 +62,8 @@ pub(crate) fn replaced() -> Fault {
     Fault::failed(REPLACED_MESSAGE)
 }
 
-/// What tells a folder from another one of its name. The time is needed too: inodes are used again.
+/// The identity of a folder, which differs from that of a later one of the same name. The time is part of it since
+/// inodes are reused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct FolderIdentity {
     #[cfg(unix)]

@@ -15,9 +15,9 @@ use super::signals::StopSignals;
 use super::{App, served_model, takeover};
 use crate::exit::Fault;
 
-/// How long the broker may take to give the pool's requests to others.
+/// The time in which the broker is to have stopped giving this node the pool's requests.
 const POOL_LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the last replies may take to reach the broker.
+/// The time limit for the last replies to reach the broker.
 const LAST_REPLIES_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Ends a daemon that has not loaded its model.
@@ -97,7 +97,8 @@ fn outcome(app: &App<'_>, reason: StopReason, marker: &CrashMarker) -> Result<()
     outcome
 }
 
-/// Hands over what is left, and closes the link before the store: a reply that the broker takes is forgotten there.
+/// Drains the service, and closes the link before the store, which forgets each reply that the broker has
+/// acknowledged.
 async fn drain(
     app: &App<'_>,
     reason: StopReason,

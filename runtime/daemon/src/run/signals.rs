@@ -1,8 +1,8 @@
-//! SIGTERM, SIGINT and Ctrl-C; SIGHUP.
+//! The signals of the daemon: SIGTERM, SIGINT and Ctrl-C stop it, SIGHUP reloads its configuration.
 
 use crate::exit::Fault;
 
-/// The signals that end the daemon.
+/// The signals that stop the daemon.
 pub(crate) struct StopSignals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
@@ -10,7 +10,7 @@ pub(crate) struct StopSignals {
     interrupt: tokio::signal::unix::Signal,
 }
 
-/// The signal that has the configuration read again.
+/// The signal that reloads the configuration.
 pub(crate) struct ReloadSignals {
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
@@ -18,7 +18,7 @@ pub(crate) struct ReloadSignals {
 
 #[cfg(unix)]
 impl ReloadSignals {
-    /// From now on the signal ends nothing.
+    /// Takes over the signal, which no longer ends the process by itself.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
         let hangup = signal(SignalKind::hangup())
@@ -47,7 +47,7 @@ impl ReloadSignals {
 
 #[cfg(unix)]
 impl StopSignals {
-    /// From now on the signals end nothing by themselves.
+    /// Takes over the signals, which no longer end the process by themselves.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen =

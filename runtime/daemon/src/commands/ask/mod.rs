@@ -1,4 +1,4 @@
-//! `phi-edge ask`: one prompt, here.
+//! `phi-edge ask`: one prompt, answered in this process or by a daemon.
 
 mod args;
 mod remote;
@@ -20,7 +20,7 @@ use crate::terminal;
 
 pub(crate) use args::{AskArgs, EXAMPLES};
 
-/// There is but one.
+/// The id of the only request.
 const REQUEST_ID: RequestId = RequestId(0);
 
 /// Runs the prompt and prints the answer.
@@ -132,7 +132,7 @@ fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summa
     }
 }
 
-/// True once Ctrl-C came; the run under way is cut short.
+/// Returns a flag that Ctrl-C sets; the run that is in progress is interrupted.
 fn stop_on_ctrl_c(interrupt: &Interrupt) -> Result<Arc<AtomicBool>, Fault> {
     let stop = Arc::new(AtomicBool::new(false));
     let (seen, interrupt) = (Arc::clone(&stop), interrupt.clone());
@@ -161,7 +161,7 @@ fn read_prompt(argument: &str) -> Result<String, Fault> {
     Ok(prompt)
 }
 
-/// Something that moves while the model loads, on a terminal only.
+/// A spinner for the time in which the model loads; none where there is no terminal.
 fn spinner(model: &str) -> Option<indicatif::ProgressBar> {
     if !std::io::stderr().is_terminal() {
         return None;
@@ -171,7 +171,7 @@ fn spinner(model: &str) -> Option<indicatif::ProgressBar> {
     Some(spinner)
 }
 
-/// Where the answer goes.
+/// The printer of the answer, on standard output.
 struct AnswerPrinter {
     spinner: Option<indicatif::ProgressBar>,
     json: bool,
@@ -246,7 +246,7 @@ fn broken_output(error: std::io::Error) -> Fault {
     Fault::failed(format!("the answer can't be written to standard output: {error}"))
 }
 
-/// For ids run without a tokenizer.
+/// A detokenizer without text, for ids that run without a tokenizer.
 struct NoText;
 
 impl Detokenizer for NoText {

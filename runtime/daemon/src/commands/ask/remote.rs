@@ -1,4 +1,4 @@
-//! `phi-edge ask --broker`: one prompt, answered by a daemon elsewhere.
+//! `phi-edge ask --broker`: one prompt, answered by a daemon at a broker.
 
 use std::collections::BTreeMap;
 use std::io::Write;
@@ -13,9 +13,9 @@ use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::terminal;
 
-/// How long to look for the daemon's status.
+/// The time in which the status of a daemon must arrive.
 const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
-/// How long to wait between two signs of life; answers on a loaded box may queue.
+/// The maximum time between two replies; requests on a loaded machine may queue for long.
 const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends the prompt and prints the answer as it comes.
@@ -134,8 +134,8 @@ fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
     )
 }
 
-/// Finds the daemon by its retained status: the one of that base, or the only one at the broker. A daemon says
-/// how it is once it takes requests, so what is sent from now on reaches it.
+/// Returns the base topic of the daemon, found by its retained status: the one with that base, or the only one at the
+/// broker. A daemon publishes its status once it is subscribed, so a request that is sent from now on reaches it.
 async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> {
     let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
     client.subscribe(&filter).await?;

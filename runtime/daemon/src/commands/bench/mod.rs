@@ -1,4 +1,4 @@
-//! `phi-edge bench`: how fast this machine runs this model.
+//! `phi-edge bench`: measures the speed of this model on this machine.
 
 mod args;
 mod scenarios;
@@ -21,7 +21,7 @@ use scripted_decoder::ScriptedDecoder;
 
 pub(crate) use args::BenchArgs;
 
-/// A loaded model whose words can be prescribed.
+/// A loaded model whose tokens can be prescribed.
 type Bench = LocalModel<ScriptedDecoder>;
 
 /// Measures and prints.
@@ -68,7 +68,7 @@ fn once(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     Ok(report)
 }
 
-/// One measurement for every line that comes, after one object that says that the model is loaded.
+/// Measures once for every line of standard input, after printing an object that describes the loaded model.
 fn turns(local: &mut Bench, args: &BenchArgs, loaded: &Value) -> Result<(), Fault> {
     print(loaded, true);
     for line in std::io::stdin().lines() {
@@ -91,7 +91,7 @@ fn streams(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     }))
 }
 
-/// `streams` and a bare loop over the same session, in turns.
+/// Measures `streams` and a bare loop over the same session, in alternation.
 fn beside_bare(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     let (prompt, new) = (args.prompt_tokens(), args.new_tokens as usize);
     let (mut ours, mut plain) = (Vec::new(), Vec::new());
@@ -181,7 +181,7 @@ fn measure(local: &mut Bench, streams: usize, prompt: usize, new: usize) -> Resu
     })
 }
 
-/// How many streams have said something.
+/// The number of streams that have produced text.
 fn speaking(events: &[Event]) -> usize {
     let ids: HashSet<RequestId> = events
         .iter()
@@ -204,12 +204,12 @@ fn measure_bare(local: &mut Bench, prompt: usize, new: usize) -> Result<Speed, F
     })
 }
 
-/// Another number each time: every measurement pays for all of its prompts.
+/// A number that differs each time, so that no prompt of a measurement is in the cache.
 fn salt(local: &Bench) -> usize {
     usize::try_from(local.now().as_micros()).unwrap_or(0)
 }
 
-/// Ids spread over the vocabulary, another sequence for each stream.
+/// Token ids spread over the vocabulary, a different sequence for each stream.
 fn prompt_of(local: &Bench, stream: usize, tokens: usize) -> Vec<TokenId> {
     let vocabulary = local.engine.caps().vocab_size;
     (0..tokens)
@@ -236,7 +236,7 @@ fn median(mut values: Vec<f64>) -> f64 {
     }
 }
 
-/// Gives every token the same text, so that each can be counted as it comes.
+/// A detokenizer that gives every token the same text, so that each is counted as it arrives.
 struct MarkPerToken;
 
 impl Detokenizer for MarkPerToken {

@@ -1,4 +1,4 @@
-//! What happens when many ask at once.
+//! The scenarios of concurrent requests.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,7 +34,7 @@ pub(crate) fn burst(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault>
     }))
 }
 
-/// Time to the first token of a prompt whose beginning is remembered, and of one whose beginning is not.
+/// Time to the first token of a prompt whose prefix is cached, and of one whose prefix is not.
 pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     let salt = salt(local);
     let mut first_token = |shared: usize, own: usize| -> Result<(f64, usize), Fault> {
@@ -58,7 +58,7 @@ pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault
     }))
 }
 
-/// The gaps between a stream's tokens while a long prompt enters.
+/// The gaps between a stream's tokens during the prefill of a long prompt.
 pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     const LONG_PROMPT_ID: u64 = 1 << 32;
     let streams = args.concurrency() as u64;
@@ -119,7 +119,7 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
     }))
 }
 
-/// Requests that come one after the other over some seconds, whatever those before them are doing.
+/// Requests that arrive at regular times over some seconds, independently of each other's progress.
 pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     const ARRIVAL_PERIOD: Duration = Duration::from_secs(5);
     let salt = salt(local);
@@ -161,7 +161,7 @@ fn submit(local: &mut Bench, id: u64, prompt: Vec<TokenId>, new: usize) -> Resul
         .map_err(Fault::failed)
 }
 
-/// Nothing ends it early: all do the same work.
+/// A request that nothing ends early, so that all do the same work.
 pub(crate) fn request_of(id: RequestId, prompt: Vec<TokenId>, new: usize) -> GenerateRequest {
     GenerateRequest {
         id,

@@ -1,4 +1,4 @@
-//! A decoder that computes as always, and says what a script says.
+//! A decoder that computes as usual and returns the tokens of a script.
 //!
 //! Random weights never quote, so a text that quotes is prescribed: every run costs what it costs, and the logits it
 //! returns make greedy decoding choose the script's next token.
@@ -6,13 +6,13 @@
 use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Row, RowId, Step, TokenId, Wanted};
 use phi_edge_onnx::OnnxDecoder;
 
-/// ONNX Runtime's decoder, with its words put into its mouth where there is a script.
+/// ONNX Runtime's decoder, whose logits are replaced where there is a script.
 pub(crate) struct ScriptedDecoder {
     decoder: OnnxDecoder,
-    /// The prompt and what is to follow it. Empty: the model speaks for itself.
+    /// The prompt and its continuation. If it is empty, the model's own logits are returned.
     script: Vec<TokenId>,
     logits: Vec<f32>,
-    /// Where `logits` is not 0.
+    /// The indices at which `logits` is not 0.
     chosen: Vec<usize>,
 }
 

@@ -1,4 +1,4 @@
-//! What guessing gains: the same texts with and without it, in turns.
+//! The gain of speculation: the same texts with and without it, in alternation.
 
 use std::fmt::Write as _;
 use std::path::Path;
@@ -13,17 +13,17 @@ use super::scenarios::{finish_all, request_of, summaries_of};
 use super::{Bench, median};
 use crate::exit::{Exit, Fault};
 
-/// Each text is written this often in either phase.
+/// The number of times that each text is written in either phase.
 const ROUNDS_PER_TEXT: usize = 3;
-/// Guessing goes on and off every so many tokens, so that a machine whose pace drifts treats both alike; in the other
-/// phase, off and on.
+/// The number of tokens after which speculation is switched, so that a machine whose speed drifts treats both alike.
+/// The second phase begins without it.
 const STRETCH_TOKENS: usize = 16;
-/// What a model would write that quotes.
+/// A text that quotes its prompt.
 const QUOTING_TEXT: &str = include_str!("quoting.txt");
-/// What a model would write that neither quotes nor repeats itself.
+/// A text that neither quotes its prompt nor repeats itself.
 const PROSE_TEXT: &str = include_str!("prose.txt");
 
-/// Measures the texts that `args` name, or those that come along.
+/// Measures the texts that `args` name, or the built-in ones.
 pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     let text = local.model.text()?;
     if let Some(file) = &args.prompts {
@@ -39,7 +39,7 @@ pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Faul
     }))
 }
 
-/// `said` after `prompt`, whatever the model would say.
+/// Measures `said` as the continuation of `prompt`, whatever the model would choose.
 fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -> Result<Value, Fault> {
     let said = text.encode_raw(said)?;
     let mut script = prompt.to_vec();
@@ -77,7 +77,7 @@ fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -
     }))
 }
 
-/// What was written in one way of the two.
+/// The tokens of one of the two modes, and the time that they took.
 #[derive(Default)]
 struct Throughput {
     tokens: usize,
@@ -96,7 +96,7 @@ impl Throughput {
     }
 }
 
-/// Writes `new` tokens, with guessing (the first of `sides`) and without in turns.
+/// Writes `new` tokens, with speculation (the first of `sides`) and without it in alternation.
 fn in_stretches(
     local: &mut Bench,
     prompt: &[TokenId],
@@ -137,7 +137,7 @@ fn marks(event: &Event) -> usize {
     }
 }
 
-/// What the model says by itself to each of the prompts in `file`.
+/// Measures the model's own answers to the prompts in `file`.
 fn answers(local: &mut Bench, text: &TextModel, file: &Path, most: usize) -> Result<Value, Fault> {
     let (mut plain, mut guessed) = (Vec::new(), Vec::new());
     for (n, line) in read(file)?.lines().enumerate() {
@@ -211,7 +211,7 @@ fn write_until(
     summaries.pop().ok_or_else(|| Fault::failed("no answer came"))
 }
 
-/// Lines as machines log them, `tokens` of them.
+/// Synthetic log lines of machines, `tokens` tokens of them.
 fn log_lines(text: &TextModel, tokens: usize) -> Result<Vec<TokenId>, Fault> {
     let mut lines = String::from("Summarise these lines and quote what matters.\n");
     let mut ids = Vec::new();

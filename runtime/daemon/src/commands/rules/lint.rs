@@ -1,4 +1,4 @@
-//! `phi-edge rules lint`: are the rules sound?
+//! `phi-edge rules lint`: a check of every rule.
 
 use phi_edge_config::Rule;
 
@@ -8,7 +8,7 @@ use crate::setup::settings;
 
 use crate::setup::rule_conversion::{self, RuleDefaults};
 
-/// Says of each rule whether it can be used, and why not.
+/// Prints for each rule whether it can be used, and why not.
 pub(super) fn lint(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
     for warning in &loaded.warnings {
@@ -54,7 +54,7 @@ fn describe(rule: &Rule) -> String {
     )
 }
 
-/// What is allowed and rarely meant.
+/// Hints on settings that are allowed and rarely intended.
 fn hints(rule: &Rule) -> Vec<&'static str> {
     let mut hints = Vec::new();
     if rule.topics.iter().any(|topic| topic == "#") {

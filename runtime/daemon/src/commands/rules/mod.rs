@@ -1,4 +1,4 @@
-//! `phi-edge rules`: tries rules out.
+//! `phi-edge rules`: tests, records for and checks rules.
 
 mod lint;
 mod record;

@@ -1,4 +1,4 @@
-//! `phi-edge rules record`: what a broker sends, one JSON object a line, for `phi-edge rules test`.
+//! `phi-edge rules record`: the recording of a broker's messages, one JSON object a line, for `phi-edge rules test`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -43,10 +43,10 @@ pub(super) struct RecordArgs {
 /// A recorded message.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Recorded {
-    /// When it arrived, RFC 3339.
+    /// The time of arrival, RFC 3339.
     pub(crate) time: jiff::Timestamp,
     pub(crate) topic: String,
-    /// As text; a payload that is none is kept as `payload_base64`.
+    /// The payload as text; one that is no UTF-8 stands in `payload_base64`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub(crate) payload: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -81,7 +81,7 @@ impl Recorded {
     }
 }
 
-/// Prints what comes until Ctrl-C, the wanted number or time.
+/// Prints messages until Ctrl-C, or until the wanted number or time is reached.
 pub(super) fn record(args: &RecordArgs) -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

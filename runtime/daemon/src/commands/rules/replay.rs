@@ -1,4 +1,4 @@
-//! `phi-edge rules test`: recorded messages through one rule, here, without a broker.
+//! `phi-edge rules test`: the replay of recorded messages through one rule, without a broker.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -24,7 +24,7 @@ use crate::terminal;
 use super::record::Recorded;
 use crate::setup::rule_conversion::{self, RuleDefaults};
 
-/// Where no model says how much a prompt may hold.
+/// The context length that is assumed where there is no model, in tokens.
 const CONTEXT_WITHOUT_MODEL: usize = 4096;
 
 #[derive(Args)]
@@ -50,7 +50,7 @@ pub(super) struct RuleTestArgs {
     pub(crate) config: ConfigArgs,
 }
 
-/// Replays the recording and prints each window, its prompt and what the model makes of it.
+/// Replays the recording and prints each window, its prompts and the model's text.
 pub(super) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
     let config = settings::load(&args.config)?.config;
     let rule = config
@@ -129,14 +129,14 @@ fn read(path: &Path) -> Result<Vec<Recorded>, Fault> {
     Ok(recording)
 }
 
-/// What counts tokens.
+/// The counter of a prompt's tokens.
 struct TokenCounter {
     text: Option<TextModel>,
     context: usize,
 }
 
 impl TokenCounter {
-    /// Without `--no-model` there must be one; with it, its tokenizer counts where there is one.
+    /// Opens the model. With `--no-model` it may be missing: then tokens are estimated.
     fn new(args: &RuleTestArgs, config: &Config) -> Result<Self, Fault> {
         let path = args.model.as_ref().unwrap_or(&config.model.path);
         let opened =
@@ -174,7 +174,7 @@ impl TokenCounter {
     }
 }
 
-/// The service over the real engine, in memory.
+/// A service over the real engine, without a durable store.
 async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
     let mut setup = ModelSetup::from_config(config, &[]);
     if let Some(model) = &args.model {

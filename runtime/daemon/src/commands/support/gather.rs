@@ -1,4 +1,4 @@
-//! What the parts of the bundle say. What can't be had says why.
+//! The contents of the bundle's files. What can't be gathered is replaced by the reason.
 
 use std::fmt::Write as _;
 use std::io::{Read as _, Write as _};
@@ -18,16 +18,16 @@ use crate::setup::args::ConfigArgs;
 use crate::setup::link;
 use crate::setup::model::ModelSetup;
 
-/// Lines of the journal.
+/// The number of lines that are taken from the journal.
 const JOURNAL_LINES: &str = "2000";
-/// How long a program that is asked may take: `check` loads the model.
+/// The time limit of a program that is run: `check` loads the model.
 const PROGRAM_TIMEOUT: Duration = Duration::from_mins(3);
-/// How long broker and metrics may take to answer.
+/// The time limit of an answer of the broker or of the metrics server.
 const NETWORK_TIMEOUT: Duration = Duration::from_secs(3);
-/// The most that is taken from the metrics.
+/// The size limit of a response of the metrics server.
 const MAX_RESPONSE_BYTES: u64 = 4 << 20;
 
-/// Program, library, system, processor, memory.
+/// The versions of program, library and system, with processor and memory.
 pub(super) fn versions(config: Option<&Config>) -> String {
     let mut out = format!(
         "phi-edge {} ({}, {})\n",
@@ -68,7 +68,8 @@ pub(super) fn versions(config: Option<&Config>) -> String {
     out
 }
 
-/// `phi-edge check --offline` with the same configuration, in a process of its own: what it finds may end it.
+/// The output of `phi-edge check --offline` with the same configuration, in a separate process, since a faulty
+/// library may crash it.
 pub(super) fn check(args: &ConfigArgs) -> String {
     let Ok(program) = std::env::current_exe() else {
         return "this program's own path can't be told\n".to_owned();
@@ -84,7 +85,8 @@ pub(super) fn check(args: &ConfigArgs) -> String {
     output(command)
 }
 
-/// The daemon's last lines, where there is a journal. What may hold texts, the level trace, is left out.
+/// The last lines of the daemon's log, where there is a journal. Lines of the level trace may hold texts and are left
+/// out.
 pub(super) fn log() -> String {
     let mut command = Command::new("journalctl");
     command.args([
@@ -104,7 +106,7 @@ pub(super) fn log() -> String {
         .fold(String::new(), |out, line| out + line + "\n")
 }
 
-/// The model's files, and what describes it.
+/// The sizes of the model's files, its manifest and its configuration.
 pub(super) fn model(folder: &Path) -> String {
     let mut out = sizes(folder);
     for name in ["manifest.json", "genai_config.json"] {
@@ -114,7 +116,7 @@ pub(super) fn model(folder: &Path) -> String {
     out
 }
 
-/// What the store holds.
+/// The contents of the store, by number and size.
 pub(super) fn store(folder: &Path) -> String {
     let mut out = sizes(folder);
     match inspect(folder) {
@@ -139,7 +141,7 @@ pub(super) fn store(folder: &Path) -> String {
     out
 }
 
-/// The last status and stats that the broker has.
+/// The retained status and stats at the broker.
 pub(super) fn status(config: &Config) -> String {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let found = match runtime {
@@ -188,7 +190,7 @@ async fn retained(config: &Config) -> Result<Value, String> {
     Ok(found)
 }
 
-/// What the daemon's own server says.
+/// The response of the daemon's metrics server.
 pub(super) fn http(address: SocketAddr, path: &str) -> String {
     let ask = || -> std::io::Result<String> {
         let mut stream = TcpStream::connect_timeout(&address, NETWORK_TIMEOUT)?;
@@ -222,7 +224,7 @@ fn sizes(folder: &Path) -> String {
     out
 }
 
-/// What a program prints, within [`PROGRAM_TIMEOUT`].
+/// The output of a program, within [`PROGRAM_TIMEOUT`].
 fn output(mut command: Command) -> String {
     let child = command
         .stdin(Stdio::null())

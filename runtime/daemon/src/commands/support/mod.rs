@@ -1,4 +1,4 @@
-//! `phi-edge support`: what a report of a fault needs, in one file, without secrets and without what anybody said.
+//! `phi-edge support`: the bundle for a fault report, without secrets, prompts and answers.
 
 mod gather;
 mod redact;

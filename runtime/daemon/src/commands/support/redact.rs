@@ -1,4 +1,4 @@
-//! What must not leave the machine.
+//! The redaction of secrets and prompts.
 
 use std::path::Path;
 
@@ -6,18 +6,19 @@ use phi_edge_config::Config;
 
 use crate::setup::link;
 
-/// What stands in a secret's place.
+/// The text in place of a secret.
 const REPLACEMENT: &str = "***";
-/// Secrets that are shorter would be found in half of all words.
+/// The length of the shortest secret that is redacted, in bytes: shorter ones occur within ordinary words.
 const MIN_SECRET_LEN: usize = 4;
 
-/// Takes secrets and what anybody said out of texts.
+/// Replaces secrets and prompts in texts.
 pub(super) struct Redactor {
     secrets: Vec<String>,
 }
 
 impl Redactor {
-    /// Knows the secrets of the configuration and of the unit's credentials, where they can be read, and its prompts.
+    /// A redactor for the secrets and prompts of the configuration, and for the unit's credentials where they can be
+    /// read.
     pub(super) fn new(config: Option<&Config>, flags: &[(String, String)]) -> Self {
         let mut secrets = credentials();
         // Of a configuration that can't be used, too.
@@ -62,7 +63,7 @@ impl Redactor {
     }
 }
 
-/// Passwords of URLs: `scheme://user:password@host`.
+/// Redacts the user information of URLs: `scheme://user:password@host`.
 fn user_info(line: &str) -> String {
     let mut out = String::new();
     let mut rest = line;
@@ -87,7 +88,7 @@ fn user_info(line: &str) -> String {
     out
 }
 
-/// The credentials that systemd has given us: all of them are secrets, line by line.
+/// The credentials that systemd has given to this process: each line is a secret.
 fn credentials() -> Vec<String> {
     let Some(folder) = std::env::var_os("CREDENTIALS_DIRECTORY") else {
         return Vec::new();

@@ -1,4 +1,4 @@
-//! `phi-edge top`: how one node or a fleet does, from what they publish retained.
+//! `phi-edge top`: the state of one node or of a fleet, from their retained messages.
 
 mod nodes;
 mod screen;
@@ -15,11 +15,11 @@ use crate::commands::broker_client;
 use crate::exit::Fault;
 use nodes::Nodes;
 
-/// How often the screen is drawn at least.
+/// The maximum time between two frames.
 const FRAME_INTERVAL: Duration = Duration::from_millis(500);
-/// How long a single look waits for what the broker keeps.
+/// The time that a single snapshot waits for retained messages.
 const SNAPSHOT_TIME: Duration = Duration::from_secs(2);
-/// The nodes that are looked at where the URL names none.
+/// The filter for all nodes, where the URL names none.
 const ALL_NODES: &str = "phi-edge/v1/+";
 
 #[derive(Args)]
@@ -87,7 +87,7 @@ async fn connect(args: &TopArgs) -> Result<Client, Fault> {
     Ok(client)
 }
 
-/// Takes in what comes for so long.
+/// Stores the messages that arrive within `time`.
 async fn listen(client: &mut Client, nodes: &mut Nodes, time: Duration) -> Result<(), Fault> {
     let until = Instant::now() + time;
     while let Some(left) = until.checked_duration_since(Instant::now()) {

@@ -1,4 +1,4 @@
-//! What is known of each node.
+//! The last status and numbers of each node.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -7,9 +7,9 @@ use serde_json::Value;
 
 use crate::terminal;
 
-/// The most nodes that are shown: any publisher can make up names.
+/// The maximum number of nodes that are shown: any publisher can make up names.
 const MAX_NODES: usize = 4096;
-/// The largest message that is read; a node's are far below.
+/// The size of the largest message that is read; those of a node are far smaller.
 const MAX_MESSAGE_BYTES: usize = 64 << 10;
 
 /// All nodes, by their base topic.
@@ -22,7 +22,7 @@ struct Node {
     stats: Value,
 }
 
-/// The columns, and how wide each is at least.
+/// The columns, each with its minimum width.
 pub(super) const COLUMNS: [(&str, u16); 11] = [
     ("node", 16),
     ("state", 9),
@@ -38,7 +38,8 @@ pub(super) const COLUMNS: [(&str, u16); 11] = [
 ];
 
 impl Nodes {
-    /// Takes in a message on `{base}/status` or `{base}/stats`; others, and what can't be read, are passed over.
+    /// Stores a message on `{base}/status` or `{base}/stats`; other messages, and those that can't be parsed, are
+    /// ignored.
     pub(super) fn take(&mut self, topic: &str, payload: &[u8]) {
         let Some((base, what)) = topic.rsplit_once('/') else {
             return;
@@ -60,7 +61,7 @@ impl Nodes {
         }
     }
 
-    /// A row a node, in the order of their topics, and why it is not ready where it is not.
+    /// One row for each node, in the order of their topics, with the reason if the node is not ready.
     pub(super) fn rows(&self) -> Vec<([String; COLUMNS.len()], Option<String>)> {
         self.0
             .iter()
@@ -68,7 +69,7 @@ impl Nodes {
             .collect()
     }
 
-    /// The same as text.
+    /// The rows as a text table.
     pub(super) fn text(&self) -> String {
         let mut text = String::new();
         let mut line = |cells: &[&str]| {
@@ -129,7 +130,7 @@ impl Node {
         ]
     }
 
-    /// The share of the time that it works, and why that is not all.
+    /// The share of the time in which the node computes, and the reason if it is throttled.
     fn pace(&self) -> String {
         let pace = &self.stats["pace"];
         match (pace["share"].as_u64(), pace["reason"].as_str()) {
@@ -144,7 +145,7 @@ impl Node {
     }
 }
 
-/// A text that anybody may have published.
+/// An untrusted text, made safe for the terminal.
 fn shown(text: &str) -> String {
     terminal::line(text).into_owned()
 }

@@ -1,4 +1,4 @@
-//! The terminal.
+//! The full-screen view of the nodes.
 
 use std::io;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use ratatui::{DefaultTerminal, Frame};
 use super::nodes::{COLUMNS, Nodes};
 use crate::terminal;
 
-/// The terminal in its other mode, until this is dropped.
+/// The terminal in raw mode on its alternate screen, until this is dropped.
 pub(super) struct Screen(DefaultTerminal);
 
 impl Screen {
@@ -25,7 +25,7 @@ impl Screen {
         self.0.draw(|frame| draw(frame, nodes, lost)).map(drop)
     }
 
-    /// Whether the user wants to leave.
+    /// Whether the user has pressed a key that leaves.
     pub(super) fn is_left() -> io::Result<bool> {
         while event::poll(Duration::ZERO)? {
             if let Event::Key(key) = event::read()?
