@@ -1,4 +1,4 @@
-//! Who this machine and this start of the daemon are.
+//! The identities of this machine and of this start of the daemon.
 
 use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
@@ -7,7 +7,7 @@ use sha2::{Digest, Sha256};
 
 use crate::exit::{Exit, Fault};
 
-/// The machine's name, without its domain.
+/// The machine's host name, without its domain.
 pub(crate) fn hostname() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname")
         .or_else(|_| std::fs::read_to_string("/etc/hostname"))
@@ -22,13 +22,13 @@ pub(crate) fn hostname() -> String {
     }
 }
 
-/// Tells one start from another.
+/// A random id of this start, 16 hexadecimal digits.
 pub(crate) fn start_id() -> String {
     format!("{:016x}", RandomState::new().hash_one(std::process::id()))
 }
 
-/// The same for every start on this machine, another on any other: eight hexadecimal digits. The machine's own
-/// id is not to be published, so a digest of it is; where there is none, one is made and kept in `state`.
+/// An id of this machine that stays the same over restarts, eight hexadecimal digits. It is a digest of the machine
+/// id, which must not be published; where the machine has none, one is made and kept in `state`.
 pub(crate) fn machine_id(state: &Path) -> Result<String, Fault> {
     if let Ok(id) = std::fs::read_to_string("/etc/machine-id")
         && !id.trim().is_empty()

@@ -1,17 +1,17 @@
-//! What the machine says of the process and of itself.
+//! Numbers of this process and of its disk.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Open file descriptors; Linux only.
+/// The number of open file descriptors; Linux only.
 pub(crate) fn open_files() -> Option<usize> {
     // The folder's own descriptor is among them.
     Some(std::fs::read_dir("/proc/self/fd").ok()?.count().saturating_sub(1))
 }
 
-/// Processor time of the process, of threads that have ended too; Linux only.
+/// The processor time of the process, including threads that have ended; Linux only.
 pub(crate) fn cpu_time() -> Option<Duration> {
-    // Of USER_HZ, which is 100 wherever Linux runs us.
+    // Of USER_HZ, which is 100 on all supported processors.
     const TICK: Duration = Duration::from_millis(10);
     let stat = std::fs::read_to_string("/proc/self/stat").ok()?;
     // The name of the program, in parentheses, may hold anything; fields 14 and 15 of proc(5) come behind it.
@@ -25,7 +25,7 @@ pub(crate) fn cpu_time() -> Option<Duration> {
     Some(TICK * ticks)
 }
 
-/// What is free on the disk of `folder` for us.
+/// The free bytes on the disk of `folder` that this process may use.
 #[cfg(unix)]
 pub(crate) fn free_bytes(folder: &Path) -> Option<u64> {
     let disk = rustix::fs::statvfs(folder).ok()?;
@@ -37,7 +37,7 @@ pub(crate) fn free_bytes(_folder: &Path) -> Option<u64> {
     None
 }
 
-/// Memory that this process has in RAM; Linux only.
+/// The resident memory of this process, in bytes; Linux only.
 pub(crate) fn resident_bytes() -> Option<u64> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
@@ -45,7 +45,7 @@ pub(crate) fn resident_bytes() -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// The most resident memory this process has had, in bytes; 0 where the system does not tell.
+/// The peak of this process's resident memory, in bytes; 0 where the system does not report it.
 pub(crate) fn peak_memory() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
@@ -53,7 +53,7 @@ pub(crate) fn peak_memory() -> u64 {
         .map_or(0, |kib| kib * 1024)
 }
 
-/// Since 1970.
+/// Seconds since 1970.
 pub(crate) fn since_1970(time: SystemTime) -> f64 {
     time.duration_since(UNIX_EPOCH)
         .map_or(0.0, |since| since.as_secs_f64())

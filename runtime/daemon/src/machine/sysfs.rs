@@ -1,9 +1,9 @@
-//! What the kernel tells of heat and power, in files; Linux only, elsewhere nothing is told.
+//! The kernel's readings of temperature and power (sysfs); Linux only, elsewhere there are none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// A tree like `/sys`.
+/// A tree of files like `/sys`.
 #[derive(Debug, Clone)]
 pub(crate) struct Sysfs {
     root: PathBuf,
@@ -30,7 +30,7 @@ impl Sysfs {
         readings
     }
 
-    /// Whether the machine lives on a battery: one of them is discharged, and no supply is online.
+    /// Whether the machine runs on battery: a battery discharges, and no supply is online.
     ///
     /// Batteries of devices (a mouse, a sensor) have the scope "Device" and don't count.
     /// <https://docs.kernel.org/power/power_supply_class.html>

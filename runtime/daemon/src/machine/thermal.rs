@@ -1,4 +1,4 @@
-//! Heat and battery: how much of the time the engine computes.
+//! The thermal and battery governor: the share of the time in which the engine computes.
 
 use phi_edge_config::Pace as Config;
 use phi_edge_service::Throttle;
@@ -12,12 +12,12 @@ const COOL_MARGIN: f64 = 3.0;
 /// The factor by which a reading above the limit lowers the share; a cool reading raises it by the inverse.
 const SHARE_FACTOR: f64 = 0.8;
 
-/// How things stand.
+/// The state of the throttle.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct ThrottleState {
     /// The share of the time in which the engine computes, in percent.
     pub(crate) share: u32,
-    /// Why it is not all of it.
+    /// The reason for a share below 100.
     pub(crate) reason: Option<ThrottleReason>,
 }
 
@@ -30,7 +30,7 @@ impl Default for ThrottleState {
     }
 }
 
-/// Why the engine does not compute all of the time.
+/// The reason why the engine is throttled.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ThrottleReason {
     Heat,
@@ -49,8 +49,8 @@ impl ThrottleReason {
     }
 }
 
-/// Looks at heat and battery for as long as it lives, and slows `throttle` down. Ends at once where the configuration asks
-/// for nothing.
+/// Reads temperature and battery at an interval and sets `throttle`, until it is aborted. Returns at once if the
+/// configuration limits nothing.
 pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sender<ThrottleState>) {
     if config.max_temperature.is_none() && config.battery_share >= 100 {
         return;
@@ -77,10 +77,10 @@ pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sende
                     reason = reason.as_str(),
                     celsius = hottest,
                     share = next.share,
-                    "slower: answers take longer (runtime.pace)"
+                    "the engine is throttled; answers take longer (runtime.pace)"
                 );
             } else {
-                tracing::info!(celsius = hottest, "as fast as can be again");
+                tracing::info!(celsius = hottest, "the engine is no longer throttled");
             }
         }
     }
@@ -95,7 +95,7 @@ fn hottest(config: &Config, readings: &[(String, f64)]) -> Option<f64> {
 /// The controller of the share, from one reading to the next.
 struct Governor {
     config: Config,
-    /// The share that heat leaves, between the least and 1.
+    /// The share that the temperature allows, from `least_share` to 1.
     cool_share: f64,
 }
 
@@ -117,7 +117,7 @@ impl Governor {
                 self.cool_share = (self.cool_share / SHARE_FACTOR).min(1.0);
             }
         } else {
-            // A zone that tells nothing any more must not keep the engine slow for ever.
+            // A zone without readings must not keep the engine throttled.
             self.cool_share = 1.0;
         }
         let (heat, battery) = (percent(self.cool_share), self.config.battery_share);

@@ -69,7 +69,7 @@ fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Optio
     if let Some(fault) = &store.failing {
         return Some(format!("the store fails: {fault}"));
     }
-    // A broker that is away comes back by itself; one that refuses us wants somebody to do something.
+    // A broker that is away comes back by itself; one that refuses the node needs the operator.
     match link {
         LinkState::Refused { reason } => Some(refusal(reason)),
         _ if short_connections >= SHORT_CONNECTION_LIMIT => Some(format!(

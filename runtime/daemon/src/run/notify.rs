@@ -199,7 +199,7 @@ impl StallDetector {
 fn send(news: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(news) {
         // Without notifications the service looks stuck to systemd, so the fault is logged.
-        tracing::warn!(%error, "systemd can't be told how the service is");
+        tracing::warn!(%error, "systemd can't be notified of the service's state");
     }
 }
 

@@ -5,7 +5,6 @@ use std::path::PathBuf;
 use clap::Args;
 use phi_edge_onnx::{Prepare, Provider};
 
-/// Where the configuration comes from, beside /etc/phi-edge and the environment.
 #[derive(Args, Clone, Default)]
 pub(crate) struct ConfigArgs {
     /// A configuration file, read after those in /etc/phi-edge.
@@ -16,7 +15,6 @@ pub(crate) struct ConfigArgs {
     pub(crate) set: Vec<(String, String)>,
 }
 
-/// Which model, and how it is run.
 #[derive(Args, Clone)]
 pub(crate) struct ModelArgs {
     /// The model directory: the folder that holds genai_config.json [default: model.path of the configuration].

@@ -1,12 +1,12 @@
-//! How much memory keys and values may have where the configuration does not say.
+//! The memory budget of keys and values where the configuration sets none.
 
 use std::path::Path;
 
-/// The share of what is free once the model is loaded.
+/// The share of the free memory that is used, after the model is loaded.
 const FREE_MEMORY_SHARE: f64 = 0.6;
 
-/// The budget for keys and values, in bytes: a share of what this process may still take. `None` where the system
-/// does not tell (not Linux).
+/// The budget for keys and values, in bytes: a share of the memory that this process may still allocate. `None` where
+/// the system does not report it (not Linux).
 pub(crate) fn kv_budget() -> Option<u64> {
     budget(Path::new("/"))
 }
@@ -25,7 +25,7 @@ fn budget(root: &Path) -> Option<u64> {
     Some((free as f64 * FREE_MEMORY_SHARE) as u64)
 }
 
-/// What the kernel could give without swapping.
+/// The memory that the kernel can provide without swapping, in bytes.
 fn available(root: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
@@ -33,7 +33,8 @@ fn available(root: &Path) -> Option<u64> {
     Some(kib * 1024)
 }
 
-/// What the unit's limit (cgroup v2, `MemoryMax=`) leaves; the least on the way to the root.
+/// The memory that the unit's limits (cgroup v2, `MemoryMax=`) leave, in bytes: the minimum over all groups up to the
+/// root.
 fn left_in_cgroup(root: &Path) -> Option<u64> {
     let own = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
@@ -60,7 +61,7 @@ fn left_in_cgroup(root: &Path) -> Option<u64> {
     }
 }
 
-/// Bytes of files in memory that the kernel takes back when they are in the way.
+/// The page cache of a group, in bytes, which the kernel reclaims when memory is needed.
 fn cached(statistics: &Path) -> u64 {
     let text = std::fs::read_to_string(statistics).unwrap_or_default();
     let number = |line: &str| -> Option<u64> {

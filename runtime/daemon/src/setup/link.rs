@@ -1,4 +1,4 @@
-//! From the configuration to the link, and to the broker in this process.
+//! The configurations of the link and of the embedded broker.
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::usize_of;
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 
-/// The configuration of the broker in this process; none if there is to be none.
+/// The embedded broker's configuration; none if the broker is not embedded.
 pub(crate) fn embedded_broker(config: &Config) -> Result<Option<EmbeddedBrokerConfig>, Fault> {
     let mqtt = &config.mqtt;
     if !mqtt.embedded {
@@ -62,7 +62,7 @@ pub(crate) fn link(config: &Config, embedded: Option<&EmbeddedBroker>) -> Result
     })
 }
 
-/// What requests may ask for.
+/// The limits of a request.
 pub(crate) fn request_limits(config: &Config) -> RequestLimits {
     RequestLimits {
         max_payload: usize_of(config.limits.max_payload.bytes()),
@@ -97,7 +97,7 @@ pub(crate) fn credentials(config: &Config) -> Result<Option<(String, String)>, F
     Ok(Some((username, password)))
 }
 
-/// The TLS files of the link; none if it uses no TLS or the broker is in this process.
+/// The TLS files of the link; none if it uses no TLS or the broker is embedded.
 pub(crate) fn tls_in_use(config: &Config) -> Option<TlsFiles> {
     if config.mqtt.embedded {
         None
@@ -114,7 +114,7 @@ fn tls_files(config: &Config) -> Option<TlsFiles> {
     })
 }
 
-/// The TLS files of the link, unless one of them was to come from systemd and did not.
+/// The TLS files of the link. Fails if one of them is a systemd credential that this process has not.
 pub(crate) fn checked_tls(config: &Config) -> Result<Option<TlsFiles>, Fault> {
     let files = &config.mqtt.tls;
     require_credential("mqtt.tls.ca", files.ca.as_deref())?;
@@ -123,7 +123,7 @@ pub(crate) fn checked_tls(config: &Config) -> Result<Option<TlsFiles>, Fault> {
     Ok(tls_files(config))
 }
 
-/// Fails where the file of `key` is a credential that systemd has not given to this process.
+/// Fails if the file of `key` is a credential that systemd has not given to this process.
 pub(crate) fn require_credential(key: &str, file: Option<&Path>) -> Result<(), Fault> {
     let Some(name) = file.and_then(missing_credential) else {
         return Ok(());

@@ -1,4 +1,4 @@
-//! From the configuration to the configurations of the other crates.
+//! The conversion of the configuration to the configurations of the other crates.
 
 pub(crate) mod args;
 mod kv_budget;
@@ -9,7 +9,7 @@ pub(crate) mod rule_conversion;
 pub(crate) mod service;
 pub(crate) mod settings;
 
-/// Bytes as this machine counts them.
+/// A number of bytes as a length in memory, which saturates.
 fn usize_of(bytes: u64) -> usize {
     usize::try_from(bytes).unwrap_or(usize::MAX)
 }

@@ -1,4 +1,4 @@
-//! A model on this machine.
+//! The setup of a model: its decoder, its engine, and the prefixes that it keeps.
 
 use std::path::PathBuf;
 use std::time::Instant;
@@ -17,28 +17,28 @@ use crate::setup::kv_budget;
 use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
 use crate::setup::settings;
 
-/// Rows that only remember, beside those that run: sessions and templates of some thirty devices. They cost address space,
-/// and memory only for what they hold.
+/// The number of KV rows that only cache prefixes, beside those that run: enough for the sessions and templates of
+/// some thirty devices. They cost address space, and memory only for the tokens that they hold.
 const CACHE_ROWS: usize = 32;
 
-/// The file that remembers which edits of a graph hold.
+/// The name of the file that caches which edits of a graph were verified.
 pub(crate) const EDIT_CACHE_FILE: &str = "graph-verdicts.json";
 
-/// Which model, and how it is run.
+/// A model directory, and how the model in it is run.
 #[derive(Debug, Clone)]
 pub(crate) struct ModelSetup {
     pub(crate) model: PathBuf,
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
     pub(crate) engine: EngineConfig,
-    /// Whether the model runs once before it serves.
+    /// Whether the model runs once before it serves requests.
     pub(crate) prewarm: bool,
-    /// Beginnings of prompts to remember, and the folder of the store that keeps them.
+    /// The prefixes to compute at the start, and the store's folder that keeps them.
     pub(crate) pinned: Option<(Vec<PromptPrefix>, PathBuf)>,
 }
 
 impl ModelSetup {
-    /// What the configuration says, for a node with these rules.
+    /// The setup of the configuration, for a node with these rules.
     pub(crate) fn from_config(config: &Config, rules: &[Rule]) -> Self {
         let runtime = &config.runtime;
         let system_prompts = runtime.system_prompts.as_deref().unwrap_or_default();
@@ -71,7 +71,7 @@ impl ModelSetup {
         }
     }
 
-    /// What flags say. Without `--model` the configuration names the model and whatever else flags don't.
+    /// The setup of a command's flags. Without `--model`, what the flags leave open is taken from the configuration.
     pub(crate) fn from_args(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
         let mut setup = match &args.model {
             Some(model) => Self {
@@ -97,7 +97,7 @@ impl ModelSetup {
         };
         setup.decoder.rows = slots;
         setup.decoder.cache_rows = 0;
-        // The store is the service's own; whoever runs a command may not be allowed to write there.
+        // The user who runs a command may not be allowed to write to the store, which is the service's.
         setup.decoder.verdicts = cache_folder().map(|folder| folder.join(EDIT_CACHE_FILE));
         setup.prewarm = false;
         setup.pinned = None;
@@ -121,12 +121,12 @@ impl ModelSetup {
         Ok(setup)
     }
 
-    /// Loads the graph of `model` and puts the engine around it.
+    /// Loads the graph of `model` and builds the engine over it.
     pub(crate) fn engine(&self, model: &ModelDir) -> Result<Engine<OnnxDecoder>, Fault> {
         self.engine_over(model, |decoder| decoder)
     }
 
-    /// The same with what `wrap` makes of the decoder.
+    /// As [`Self::engine`], over the decoder that `wrap` returns.
     pub(crate) fn engine_over<D: Decoder>(
         &self,
         model: &ModelDir,
@@ -160,9 +160,10 @@ impl ModelSetup {
     }
 }
 
-/// Runs a prompt and a token, as a first request would: memory is paid for, and the library has planned its buffers.
+/// Runs a prompt and a token, as a first request would, so that memory is allocated and the library has planned its
+/// buffers.
 fn prewarm(decoder: &mut OnnxDecoder) {
-    /// Any tokens do.
+    /// A prompt of arbitrary tokens.
     const PROMPT: [TokenId; 16] = [TokenId(1); 16];
     let row = RowId(0);
     let part = |past, input| Row {
@@ -182,15 +183,18 @@ fn prewarm(decoder: &mut OnnxDecoder) {
     });
     decoder.release(row);
     match warmed {
-        Ok(()) => tracing::debug!(ms = begun.elapsed().as_secs_f64() * 1000.0, "the model is warm"),
-        // What is wrong will be told by what is asked of it.
+        Ok(()) => tracing::debug!(
+            ms = begun.elapsed().as_secs_f64() * 1000.0,
+            "the model is prewarmed"
+        ),
+        // The first request will report what is wrong.
         Err(error) => {
-            tracing::warn!(%error, "the model can't be tried before it is needed (runtime.prewarm)")
+            tracing::warn!(%error, "the model can't be prewarmed (runtime.prewarm)")
         }
     }
 }
 
-/// Where commands keep what spares them time: the user's cache folder.
+/// The folder in which commands keep caches, below the user's cache folder.
 pub(crate) fn cache_folder() -> Option<PathBuf> {
     let named = |variable: &str| {
         std::env::var_os(variable)
@@ -205,7 +209,7 @@ pub(crate) fn cache_folder() -> Option<PathBuf> {
     Some(folder?.join("phi-edge"))
 }
 
-/// Says that a model is only a demonstration, where it is one.
+/// Logs a warning if the model is only a demonstration.
 pub(crate) fn warn_of_demonstration(model: &ModelDir) {
     let manifest = model.manifest();
     if manifest.demonstration {

@@ -1,9 +1,9 @@
-//! Prefixes that are computed at start and kept on disk: system prompts that many requests begin with, and what the prompts
-//! of rules begin with.
+//! Pinned prefixes: beginnings of prompts that are computed at the start and kept on disk. They are the configured
+//! system prompts, and the constant beginnings of the rules' prompts.
 //!
-//! One file a prefix below the store: a line of JSON that says what it is of, then keys and values, then a digest of
-//! all of it. A file that is damaged or of something else is left unused with a warning and written again. Keys and values that
-//! another library, provider, processor or version of the program has computed may differ: they are of something else, too.
+//! Each prefix has one file below the store: a header of one JSON line, then keys and values, then a digest of both.
+//! A file that is damaged or whose header differs is not used, with a warning, and written again. The header names
+//! library, provider, processor and program version, since keys and values that others have computed may differ.
 
 use std::fs::{self, File};
 use std::io::Write;
@@ -17,21 +17,22 @@ use sha2::{Digest, Sha256};
 
 use crate::exit::{Exit, Fault};
 
-/// What a prefix file begins with; another number is another form.
+/// The format in the header of a prefix file; the number is its version.
 const FORMAT: &str = "phi-edge prefix 1";
 const FILE_EXTENSION: &str = "prefix";
 
-/// A shorter beginning of rules' prompts is as soon computed as looked up.
+/// The length of the shortest prefix of a rule that is pinned, in tokens: shorter ones are computed as fast as looked
+/// up.
 const MIN_RULE_PREFIX_TOKENS: usize = 32;
 
-/// What prompts begin with.
+/// The beginning of prompts, as text.
 #[derive(Debug, Clone)]
 pub(crate) struct PromptPrefix {
-    /// Where it comes from, for messages.
+    /// The origin of the prefix, for messages.
     of: String,
     system: Option<String>,
     user: String,
-    /// Whether somebody asked for it by name: then that it is no prefix at all is a fault of the configuration.
+    /// Whether the configuration asks for this prefix: then a failure to pin it is a fault of the configuration.
     required: bool,
 }
 
@@ -54,16 +55,16 @@ pub(crate) fn prompt_prefixes(system_prompts: &[String], rules: &[Rule]) -> Vec<
     asked.chain(of_rules).collect()
 }
 
-/// Where prefixes are kept, and what computes them.
+/// The place where prefixes are kept, and the identity of what computes them.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct PrefixContext<'a> {
     /// The store's folder.
     pub(crate) store: &'a Path,
-    /// What keys and values depend on beside model and tokens.
+    /// What keys and values depend on beside the model and the tokens.
     pub(crate) computed_by: &'a [String],
 }
 
-/// Has `engine` remember what prompts begin with.
+/// Pins the prefixes in `engine`.
 pub(crate) fn pin<D: Decoder>(
     engine: &mut Engine<D>,
     model: &ModelDir,
@@ -118,12 +119,12 @@ pub(crate) fn pin<D: Decoder>(
 /// The folder of prefix files, and what their content depends on beside the tokens.
 struct PrefixFiles {
     folder: PathBuf,
-    /// Model, tokenizer, form of the memory, and what has computed it.
+    /// The header without the tokens: the model, the format of the memory, and what has computed it.
     made_of: Value,
 }
 
 impl PrefixFiles {
-    /// `None`, with a warning, where nothing can be kept: prefixes are then computed at each start.
+    /// Opens the folder; none, with a warning, where nothing can be kept. Prefixes are then computed at each start.
     fn open(caps: &Caps, model: &ModelDir, place: PrefixContext<'_>) -> Option<Self> {
         let folder = place.store.join("prefixes");
         if let Err(error) = fs::create_dir_all(&folder) {
@@ -184,7 +185,7 @@ impl PrefixFiles {
         }
     }
 
-    /// Keeps what the engine has computed. That it can't costs the next start time, nothing else.
+    /// Writes the keys and values that the engine has computed. A failure only costs the next start time.
     fn write<D: Decoder>(&self, engine: &mut Engine<D>, ids: &[TokenId]) {
         let Some(saved) = engine.saved_prefix(ids) else {
             return;
@@ -195,7 +196,7 @@ impl PrefixFiles {
         }
     }
 
-    /// Other models' and other configurations' files would lie there for ever.
+    /// Removes the files of other models and other configurations, which would pile up.
     fn remove_all_but(&self, used: &[PathBuf]) {
         for entry in fs::read_dir(&self.folder).into_iter().flatten().flatten() {
             let path = entry.path();
@@ -218,7 +219,7 @@ fn made_of(model: &Value, caps: &Caps, computed_by: &[String]) -> Value {
     })
 }
 
-/// Under another name until all of it is on disk, so that a power cut leaves a whole file or none.
+/// Writes a file under another name until it is on disk, so that a power cut leaves a whole file or none.
 fn write_whole(path: &Path, header: &str, saved: &[u8]) -> std::io::Result<()> {
     let partial = path.with_extension("partial");
     let mut file = File::create(&partial)?;
@@ -232,7 +233,7 @@ fn write_whole(path: &Path, header: &str, saved: &[u8]) -> std::io::Result<()> {
     fs::rename(&partial, path)
 }
 
-/// Where keys and values stand in a file of this header.
+/// The range of keys and values in a file with this header. The error says why the file can't be used.
 fn payload(bytes: &[u8], header: &str) -> Result<std::ops::Range<usize>, &'static str> {
     const DIGEST_BYTES: usize = 32;
     let start = header.len() + 1;

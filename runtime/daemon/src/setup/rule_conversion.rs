@@ -1,5 +1,5 @@
-//! From the rules of the configuration to those of the service: zones are looked up, and what a rule leaves open or
-//! asks too much of comes from the limits.
+//! The conversion of the configuration's rules to those of the rule engine: time zones are looked up, and defaults
+//! and bounds are taken from the limits.
 
 use std::time::Duration;
 
@@ -10,18 +10,18 @@ use phi_edge_service::rules as service;
 
 use crate::exit::{Exit, Fault};
 
-/// What rules that do not say otherwise have, and what bounds those that do.
+/// The defaults of a rule's settings, and their bounds.
 #[derive(Debug, Clone)]
 pub(crate) struct RuleDefaults {
     /// The zone of local times.
     pub(crate) zone: TimeZone,
-    /// The longest time that a model is waited for.
+    /// The maximum time for a rule's model run.
     pub(crate) max_deadline: Duration,
-    /// The most new tokens.
+    /// The maximum number of new tokens.
     pub(crate) max_tokens: usize,
-    /// The most tokens of a prompt; none means what the context holds.
+    /// The maximum number of tokens of a prompt; none means the context's length.
     pub(crate) max_prompt_tokens: Option<usize>,
-    /// What stands before the node's topics.
+    /// The base of the node's topics.
     pub(crate) base: String,
     /// The node's name.
     pub(crate) node: String,
@@ -41,7 +41,7 @@ impl RuleDefaults {
         }
     }
 
-    /// The topic of a rule's events, with what does not change filled in.
+    /// The topic of a rule's events, with the placeholders filled in that do not depend on a message.
     fn topic(&self, topic: Option<&str>, rule: &str) -> String {
         topic
             .unwrap_or("{base}/event/{rule}")
@@ -61,7 +61,7 @@ pub(crate) fn convert_all(config: &config::Config) -> Result<Vec<service::Rule>,
         .collect()
 }
 
-/// A rule that can be used.
+/// Converts a rule and checks it.
 pub(crate) fn convert_checked(
     written: &config::Rule,
     defaults: &RuleDefaults,
@@ -72,7 +72,7 @@ pub(crate) fn convert_checked(
     Ok(rule)
 }
 
-/// A rule as the service has it. Every field is named, so that a new one can't be forgotten here.
+/// Converts a rule. Every field is named, so that a new one can't be forgotten here.
 pub(crate) fn convert(rule: &config::Rule, defaults: &RuleDefaults) -> Result<service::Rule, Fault> {
     let config::Rule {
         name,
@@ -128,7 +128,7 @@ fn selector(selector: &config::Selector) -> service::Selector {
     }
 }
 
-/// A window, or what is wrong with it and what to do.
+/// Converts a window. The error says what is wrong with it and what to do.
 fn window(window: &config::Window, defaults: &RuleDefaults) -> Result<service::WindowSpec, String> {
     let config::Window {
         kind,
@@ -194,8 +194,8 @@ fn civil_time(time: config::TimeOfDay) -> Result<civil::Time, String> {
         .map_err(|error| format!("`window.at`: {error}"))
 }
 
-/// The zone of this name. The system's database is asked first, since it is kept up to date; the one that comes along
-/// knows the old names that some systems leave out.
+/// Looks up the time zone of this name. The system's database is asked first, since it is kept up to date; the
+/// bundled one knows old names that some systems leave out.
 fn zone(name: &str) -> Result<TimeZone, String> {
     let found = tz::db()
         .get(name)

@@ -1,4 +1,4 @@
-//! From the configuration to the service, its store, and what clients are told of its bounds.
+//! The configurations of the service and its store, and the limits in the status.
 
 use phi_edge_config::{Config, WhenFailing};
 use phi_edge_service::{Quota, ServiceConfig, StoreConfig};
@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 
 use super::usize_of;
 
-/// What events may hold that wait for the broker, and their share of `store.max_size` where that is less: most of the store
-/// stays for requests.
+/// The maximum size of the events that wait for the broker, and the divisor of `store.max_size` that bounds it where
+/// that is less: most of the store stays for requests.
 const MAX_EVENT_BYTES: u64 = 64 << 20;
 const EVENT_STORE_DIVISOR: u64 = 4;
 
-/// The service's bounds.
+/// The service's configuration.
 pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
     let (limits, store) = (&config.limits, &config.store);
     ServiceConfig {
@@ -45,7 +45,7 @@ pub(crate) fn store(config: &Config) -> StoreConfig {
     }
 }
 
-/// What clients are told of the bounds, in the status.
+/// The limits that the status tells clients.
 pub(crate) fn status_limits(config: &Config) -> Value {
     let limits = &config.limits;
     json!({

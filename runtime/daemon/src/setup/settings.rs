@@ -1,4 +1,4 @@
-//! The configuration as this process sees it: files, environment, flags.
+//! The load of the configuration from files, environment and flags.
 
 use std::path::{Path, PathBuf};
 
@@ -14,7 +14,7 @@ pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {
     phi_edge_config::load(options(args)).map_err(|error| Fault::new(Exit::Config, error.to_string()))
 }
 
-/// Loads it again for a daemon that was started with `running`.
+/// Loads the configuration again, for a daemon that was started with `running`.
 pub(crate) fn reload(args: &ConfigArgs, running: &Loaded) -> Result<Reloaded, Fault> {
     phi_edge_config::reload(options(args), running)
         .map_err(|error| Fault::new(Exit::Config, error.to_string()))
@@ -23,7 +23,7 @@ pub(crate) fn reload(args: &ConfigArgs, running: &Loaded) -> Result<Reloaded, Fa
 fn options(args: &ConfigArgs) -> LoadOptions {
     LoadOptions {
         config: args.config.clone(),
-        // Values that are not UTF-8 are none of ours.
+        // Variables that are not UTF-8 are no configuration.
         env: std::env::vars_os()
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
@@ -41,7 +41,7 @@ fn system_dir() -> PathBuf {
     }
 }
 
-/// The configuration's word for a provider, as the runtime knows it.
+/// Converts a provider of the configuration.
 pub(crate) fn provider(provider: ConfigProvider) -> Provider {
     match provider {
         ConfigProvider::Auto => Provider::Auto,

@@ -1,4 +1,5 @@
-//! Metrics, audit and traces as the configuration wants them: made first, so that they see all there is.
+//! Telemetry: metrics, audit, traces, stats and logging. Metrics, audit and traces are built before what they
+//! observe.
 
 mod audit;
 pub(crate) mod logging;
@@ -27,7 +28,7 @@ use traces::Traces;
 
 pub(crate) use metrics::Server as MetricsServer;
 
-/// What watches the service. Dropping it ends the audit in good order.
+/// The observers of the service. Dropping it closes the audit and the traces.
 pub(crate) struct Telemetry<'a> {
     config: &'a Config,
     started: SystemTime,
@@ -79,7 +80,7 @@ impl<'a> Telemetry<'a> {
         })
     }
 
-    /// Who is to be told of what happens.
+    /// The observers for the service and the store.
     pub(crate) fn witnesses(&self) -> Witnesses {
         let recorder = self.recorder.clone().map(|recorder| recorder as Arc<dyn Witness>);
         let audit = self.audit.clone().map(|audit| audit as Arc<dyn Witness>);
@@ -87,7 +88,8 @@ impl<'a> Telemetry<'a> {
         Witnesses::new(recorder.into_iter().chain(audit).chain(traces).collect())
     }
 
-    /// Serves metrics and health, if the configuration wants it; the main loop is to answer what comes on the receiver.
+    /// Serves metrics and health, if the configuration wants it. The main loop must answer the probes that the
+    /// receiver yields.
     pub(crate) async fn serve(
         &self,
         inputs: MetricsInputs<'_>,

@@ -1,4 +1,4 @@
-//! The retained numbers on `{base}/stats`.
+//! The retained message on `{base}/stats`.
 
 use std::time::Duration;
 
@@ -13,12 +13,12 @@ use crate::machine::process::resident_bytes;
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{ThrottleReason, ThrottleState};
 
-/// The least time between two publications.
+/// The minimum time between two publications.
 const MIN_PUBLISH_INTERVAL: Duration = Duration::from_secs(2);
-/// Published at least this often, for the numbers that always change.
+/// The maximum time between two publications, for the numbers that always change.
 const MAX_PUBLISH_INTERVAL: Duration = Duration::from_mins(1);
 
-/// Where the numbers come from.
+/// The sources of the numbers.
 pub(crate) struct StatsSources {
     pub(crate) service: Service,
     pub(crate) link: CounterReader,
@@ -27,7 +27,7 @@ pub(crate) struct StatsSources {
     pub(crate) sysfs: Sysfs,
 }
 
-/// What calls for a publication when it changes.
+/// The numbers whose change calls for a publication.
 #[derive(Debug, Default, PartialEq)]
 struct StatsSample {
     stats: Stats,
@@ -61,7 +61,7 @@ impl StatsSources {
     }
 }
 
-/// Publishes while the service lives.
+/// Publishes the numbers until it is aborted.
 pub(crate) async fn publish(sources: StatsSources, out: watch::Sender<Value>) {
     let mut last: Option<(StatsSample, Instant)> = None;
     let mut ticks = interval(MIN_PUBLISH_INTERVAL);

@@ -1,4 +1,5 @@
-//! A background worker: a named thread, fed by a bounded queue that no sender waits at.
+//! A background worker: a named thread with a bounded queue. Senders never wait; items that do not fit are lost and
+//! counted.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};

@@ -25,12 +25,12 @@ const REQUEST_ID: RequestId = RequestId(0);
 
 /// Runs the prompt and prints the answer.
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
-    // Read before the load: whoever types it should not wait.
+    // Read before the load, so that a user who types it does not wait.
     let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
     if let Some(url) = &args.broker {
         return remote::ask(args, url, prompt.unwrap_or_default());
     }
-    // Whoever feeds ids wants exactly what the model does with them.
+    // With ids, exactly what the model does with them is wanted.
     let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;
     let spinner = spinner(&setup.model.display().to_string());
     let mut local = LocalModel::load(&setup)?;
@@ -41,7 +41,7 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     };
     let request = request(args, prompt, text.as_ref())?;
     let prompt_tokens = request.prompt.len();
-    tracing::debug!(prompt_tokens, "The prompt is encoded.");
+    tracing::debug!(prompt_tokens, "the prompt is encoded");
     let now = local.now();
     local.engine.submit(request, now).map_err(Fault::failed)?;
     if let Some(spinner) = &spinner {
@@ -198,7 +198,7 @@ impl AnswerPrinter {
             spinner.finish_and_clear();
         }
         if summary.finish == Finish::Repetition {
-            tracing::warn!("The answer went round in circles and was ended.");
+            tracing::warn!("the answer was ended because it repeats itself");
         }
         let line = if self.json {
             json!({

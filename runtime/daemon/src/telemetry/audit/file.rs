@@ -1,4 +1,4 @@
-//! A file that is set aside when it is full.
+//! A file that is rotated by its size.
 
 use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, Write as _};
@@ -9,7 +9,7 @@ pub(super) struct RotatedFile {
     path: PathBuf,
     max_size: u64,
     keep: usize,
-    /// None after a failure: what was written last may be half a line.
+    /// None after a failure: the last line may be incomplete.
     file: Option<File>,
     size: u64,
 }
@@ -27,7 +27,7 @@ impl RotatedFile {
         Ok(this)
     }
 
-    /// Writes a line, which ends with a line feed, whole or not at all.
+    /// Appends a line, which ends with a line feed, whole or not at all.
     pub(super) fn append(&mut self, line: &str) -> io::Result<()> {
         let mut file = self.current()?;
         if self.size > 0 && self.size.saturating_add(line.len() as u64) > self.max_size {
@@ -45,7 +45,7 @@ impl RotatedFile {
         Ok(())
     }
 
-    /// The file that stands at the path: somebody may have moved or removed the one that was open.
+    /// The file at the path, reopened if the open one was moved or removed.
     fn current(&mut self) -> io::Result<File> {
         if let Some(file) = self.file.take()
             && let Ok(there) = std::fs::metadata(&self.path)
@@ -74,7 +74,8 @@ impl RotatedFile {
         Ok(file)
     }
 
-    /// May be tried again after a failure: what is set aside moves up to the first gap only.
+    /// Renames the full files, each to the next number. It may be retried after a failure: files move up to the first
+    /// gap only.
     fn rotate(&mut self) -> io::Result<()> {
         if self.keep == 0 {
             return if_there(std::fs::remove_file(&self.path));
@@ -96,7 +97,7 @@ impl RotatedFile {
     }
 }
 
-/// That a file is not there is as good as having moved it.
+/// Treats a file that does not exist as moved.
 fn if_there(done: io::Result<()>) -> io::Result<()> {
     match done {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -110,13 +111,13 @@ fn is_same(open: &Metadata, there: &Metadata) -> bool {
     (open.dev(), open.ino()) == (there.dev(), there.ino())
 }
 
-/// Here a file that is open can't be moved away under its name.
+/// On these systems an open file can't be renamed.
 #[cfg(not(unix))]
 fn is_same(_: &Metadata, _: &Metadata) -> bool {
     true
 }
 
-/// A process that was killed may have left half a line.
+/// Whether the file ends with a whole line: a process that was killed may have left a part of one.
 fn ends_with_line_feed(file: &mut File) -> io::Result<bool> {
     use std::io::{Read as _, Seek as _, SeekFrom};
     file.seek(SeekFrom::End(-1))?;

@@ -1,20 +1,20 @@
-//! What a line says.
+//! The lines of the audit.
 
 use phi_edge_service::rules::{Event, Time};
 use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, ReplyAddress, TokenId};
 use serde::Serialize;
 use serde_json::Value;
 
-/// Something to be written down.
+/// A line that is to be written.
 pub(super) enum Line {
-    /// With its prompt's ids and its answer where texts are wanted: the ids become text on the audit's own thread.
+    /// With its prompt's ids and its answer where texts are wanted: the ids become text on the audit's thread.
     Job(Box<JobLine>, Option<(Vec<TokenId>, Option<String>)>),
     Refused(RefusedLine),
     Event(Box<EventLine>),
 }
 
 impl Line {
-    /// Bytes of prompt and answer.
+    /// The size of prompt and answer, in bytes.
     pub(super) fn text_bytes(&self) -> usize {
         match self {
             Self::Job(_, Some((prompt, answer))) => {
@@ -203,7 +203,7 @@ impl EventLine {
 }
 
 impl Line {
-    /// The line, with its line feed. `texts` turns ids into text.
+    /// Renders the line with its line feed. `texts` decodes token ids.
     pub(super) fn render(
         self,
         node: &str,

@@ -1,7 +1,7 @@
-//! The audit: one JSON line a job, in a file that is rotated by its size.
+//! The audit: one JSON line for each job, in a file that is rotated by its size.
 //!
-//! A thread of its own writes. It is fed by a bounded channel that nobody waits at: a disk that is full, failing or slow
-//! costs lines, which are counted, and no job.
+//! A background worker writes them. A disk that is full, failing or slow costs lines, which are counted, and delays
+//! no job.
 
 mod file;
 mod line;
@@ -21,26 +21,26 @@ use super::worker::{Handed, LostCounter, Worker, WorkerThread};
 use file::RotatedFile;
 use line::{EventLine, JobLine, Line, RefusedLine};
 
-/// Lines under way to the thread: a burst of a full queue's ends, several times over.
+/// The number of lines in the queue to the thread: the ends of a full job queue, several times over.
 const QUEUE_CAPACITY: usize = 1024;
-/// What the prompts and answers of these lines may take, in bytes. A single line may be larger.
+/// The maximum size of the prompts and answers in the queue. A single line may be larger.
 const MAX_QUEUED_TEXT_BYTES: usize = 16 << 20;
-/// How long the last lines may take at the end.
+/// The time limit for the last lines, at the shutdown.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How the audit is kept.
+/// The audit's configuration.
 pub(crate) struct AuditConfig {
     /// The file.
     pub(crate) path: PathBuf,
-    /// Prompts, answers and reasons are in it.
+    /// Whether the lines have prompts, answers and reasons.
     pub(crate) texts: bool,
-    /// The size at which it is set aside.
+    /// The size at which the file is rotated, in bytes.
     pub(crate) max_size: u64,
-    /// How many that were set aside are kept.
+    /// The number of rotated files that are kept.
     pub(crate) keep: usize,
     /// The node's name.
     pub(crate) node: String,
-    /// Where digests of the model's files are remembered.
+    /// The file that caches the digests of the model's files.
     pub(crate) digests: PathBuf,
 }
 
@@ -54,7 +54,7 @@ pub(crate) struct AuditCounts {
 #[derive(Debug, Default)]
 struct Counts {
     written: AtomicU64,
-    /// Bytes of texts that are under way.
+    /// The size of the texts in the queue, in bytes.
     texts: AtomicUsize,
 }
 
@@ -68,7 +68,7 @@ impl AuditCounts {
     }
 }
 
-/// The audit's door: an observer of the service that hands lines to the thread that writes them.
+/// The observer of the service that hands lines to the writer.
 pub(crate) struct Audit {
     worker: Worker<Line>,
     counts: Arc<Counts>,
@@ -112,7 +112,7 @@ impl Audit {
         }
     }
 
-    /// Writes what is under way, if the disk lets it in time; takes no more.
+    /// Takes no more lines, and writes those in the queue within the time limit.
     pub(crate) fn close(&self) {
         if !self.worker.close(CLOSE_TIMEOUT) {
             tracing::warn!("the last lines of the audit were not written in time");
@@ -172,7 +172,7 @@ impl Writer {
         // Here and not before: at a model's first start it reads gigabytes.
         let digest = model
             .fingerprint(Some(&self.config.digests))
-            .inspect_err(|error| tracing::warn!(%error, "the audit goes without the model's digest"))
+            .inspect_err(|error| tracing::warn!(%error, "the audit is written without the model's digest"))
             .ok();
         let (name, node) = (model.name(), self.config.node.clone());
         while let Ok(line) = thread.items.recv() {

@@ -1,4 +1,4 @@
-//! Logging: to standard error, where systemd's journal takes it from.
+//! Logging to standard error or to systemd's journal.
 
 mod rate_limit;
 
@@ -9,7 +9,7 @@ use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
 pub(crate) use rate_limit::LogRateLimit;
 
-/// For commands whose output is the answer: warnings only, unless `RUST_LOG` says otherwise.
+/// Sets up logging for a command whose output is its result: warnings only, unless `RUST_LOG` says otherwise.
 pub(crate) fn quiet() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
@@ -18,17 +18,17 @@ pub(crate) fn quiet() {
         .init();
 }
 
-/// Libraries that say too much at a level that is right for us. Later directives for them win.
+/// The levels of libraries that log too much. Later directives for them win.
 const LIBRARY_DIRECTIVES: &str = "ort=warn,mqtt5=warn,rumqttc=error";
 
-/// Sets what the running daemon logs.
+/// A function that changes the level of the running daemon.
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;
 
-/// A way to write lines.
+/// A layer that writes log lines.
 type Output = Box<dyn Layer<Registry> + Send + Sync>;
 
-/// For the daemon: as the configuration says, unless `RUST_LOG` says otherwise. What is given back changes the level, and
-/// has what was left out for its kind's sake.
+/// Sets up logging for the daemon, as the configuration says unless `RUST_LOG` says otherwise. Returns the function
+/// that changes the level, and the rate limit.
 pub(crate) fn daemon(log: &Log) -> (SetLevel, LogRateLimit) {
     match log.format {
         LogFormat::Text => install(log, text()),
@@ -43,7 +43,7 @@ pub(crate) fn daemon(log: &Log) -> (SetLevel, LogRateLimit) {
     }
 }
 
-/// As entries of systemd's journal: a field a field of theirs. Where there is no journal, as text.
+/// Logs to systemd's journal, each field as a journal field. Where there is no journal, logs text.
 #[cfg(target_os = "linux")]
 fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
     match tracing_journald::layer() {
@@ -56,7 +56,7 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
         }
         Err(error) => {
             let installed = install(log, text());
-            tracing::warn!(%error, "systemd's journal can't be reached (log.format); this is text");
+            tracing::warn!(%error, "systemd's journal can't be reached (log.format); logging text instead");
             installed
         }
     }
@@ -65,7 +65,7 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
 #[cfg(not(target_os = "linux"))]
 fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
     let installed = install(log, text());
-    tracing::warn!("there is no systemd journal on this system (log.format); this is text");
+    tracing::warn!("there is no systemd journal on this system (log.format); logging text instead");
     installed
 }
 

@@ -1,7 +1,7 @@
-//! A bound on the lines of one kind, so that what comes from outside can't fill the log.
+//! A rate limit for log lines of one kind, so that outside input can't fill the log.
 //!
-//! A kind is a place in the program. Lines beyond its budget are left out and counted, and one line tells the number. With
-//! `log.level = "debug"` nothing is left out.
+//! A kind is a callsite. Lines beyond its burst are suppressed and counted, and one line reports the number. With
+//! `log.level = "debug"` nothing is suppressed.
 
 use std::collections::HashMap;
 use std::fmt::Debug;
@@ -17,17 +17,17 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::Context;
 
-/// Lines of one kind in a period.
+/// The number of lines of one kind in an interval.
 const RATE_LIMIT_BURST: u32 = 20;
 const RATE_LIMIT_INTERVAL: Duration = Duration::from_secs(10);
-/// The time between two reports of what was left out.
+/// The time between two checks for suppressed lines.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The limits of all callsites; a copy has the same.
+/// The rate limits of all callsites. Copies share them.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LogRateLimit(Arc<Mutex<HashMap<Identifier, CallsiteLimit>>>);
 
-/// The task that tells what was left out; it ends, with the last of it told, when this is dropped.
+/// The task that reports suppressed lines. It ends with a last report when this is dropped.
 pub(crate) struct SuppressionReports {
     limits: LogRateLimit,
     task: JoinHandle<()>,
@@ -36,18 +36,18 @@ pub(crate) struct SuppressionReports {
 #[derive(Debug)]
 struct CallsiteLimit {
     level: Level,
-    /// The line's sentence.
+    /// The message of the callsite.
     message: String,
     budget: Budget,
 }
 
-/// What may be written of one kind. Time is an argument.
+/// The budget of one callsite. Time is an argument.
 #[derive(Debug)]
 struct Budget {
     begun: Instant,
     written: u32,
     left_out: u64,
-    /// When the first of them was left out.
+    /// The time at which the first of them was suppressed.
     since: Option<Instant>,
 }
 
@@ -76,7 +76,7 @@ impl Budget {
         false
     }
 
-    /// The number of lines that were left out, once a period after the first of them.
+    /// The number of suppressed lines, once an interval has passed since the first of them.
     fn report(&mut self, now: Instant) -> Option<u64> {
         let since = self.since?;
         (now.saturating_duration_since(since) >= RATE_LIMIT_INTERVAL).then(|| {
@@ -87,7 +87,7 @@ impl Budget {
 }
 
 impl LogRateLimit {
-    /// Tells from now on what was left out.
+    /// Starts the reports of suppressed lines.
     pub(crate) fn spawn_reports(self) -> SuppressionReports {
         let limits = self.clone();
         let task = tokio::spawn(async move {

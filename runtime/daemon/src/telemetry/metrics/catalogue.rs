@@ -1,18 +1,18 @@
-//! Every metric there is: its name, kind, labels and meaning.
+//! The catalogue of all metrics: name, kind, labels and meaning.
 //!
-//! The names of what concerns answers are OpenTelemetry's (semantic conventions for generative AI, in the form that
-//! Prometheus' compatibility rules give them); others begin with `phi_edge_`, and `process_` is what every exporter has.
+//! Metrics of answers have OpenTelemetry's names (semantic conventions for generative AI, in the form of Prometheus'
+//! compatibility rules); others begin with `phi_edge_`, and those that every exporter has with `process_`.
 
 use metrics::Unit;
 
-/// What a metric is.
+/// The kind of a metric.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum MetricKind {
-    /// Only grows, from 0 at the start of the process.
+    /// A number that only grows, from 0 at the start of the process.
     Counter,
-    /// Goes up and down.
+    /// A number that rises and falls.
     Gauge,
-    /// Counts by these upper bounds.
+    /// Counts of values by these upper bounds.
     Histogram(&'static [f64]),
 }
 
@@ -22,31 +22,32 @@ pub(crate) struct Metric {
     pub(crate) name: &'static str,
     pub(crate) kind: MetricKind,
     pub(crate) unit: Unit,
-    /// Its labels, with the values that they can have: for the documentation.
+    /// The labels with their possible values, for the documentation.
     #[cfg_attr(not(test), expect(dead_code, reason = "the documentation's test reads it"))]
     pub(crate) labels: &'static str,
-    /// What it means.
+    /// The meaning of the metric.
     pub(crate) help: &'static str,
 }
 
-/// Of OpenTelemetry's `gen_ai.server.time_to_first_token`, and further: small machines take long for long prompts.
+/// The buckets of OpenTelemetry's `gen_ai.server.time_to_first_token`, extended, since small machines take long for
+/// long prompts.
 const FIRST_TOKEN_BUCKETS: &[f64] = &[
     0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1.0, 2.5, 5.0, 7.5, 10.0, 30.0, 60.0, 120.0, 300.0,
 ];
-/// Of OpenTelemetry's `gen_ai.server.time_per_output_token`, and finer at the fast end.
+/// The buckets of OpenTelemetry's `gen_ai.server.time_per_output_token`, finer for short times.
 const PER_TOKEN_BUCKETS: &[f64] = &[
     0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1.0, 2.5,
 ];
-/// Of OpenTelemetry's `gen_ai.server.request.duration`, and further.
+/// The buckets of OpenTelemetry's `gen_ai.server.request.duration`, extended.
 const REQUEST_BUCKETS: &[f64] = &[
     0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96, 81.92, 163.84, 327.68,
     655.36,
 ];
-/// Of OpenTelemetry's `gen_ai.client.token.usage`, as far as a context goes.
+/// The buckets of OpenTelemetry's `gen_ai.client.token.usage`, up to the length of a context.
 const TOKEN_COUNT_BUCKETS: &[f64] = &[
     1.0, 4.0, 16.0, 64.0, 256.0, 1_024.0, 4_096.0, 16_384.0, 65_536.0, 262_144.0,
 ];
-/// From a good SSD to a card that is dying.
+/// Buckets from a good SSD to a failing card.
 const FLUSH_BUCKETS: &[f64] = &[
     0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
 ];
@@ -62,7 +63,7 @@ macro_rules! metrics {
             labels: $labels,
             help: $help,
         };)*
-        /// All of them, in the order of the documentation.
+        /// All metrics, in the order of the documentation.
         pub(crate) const ALL: &[Metric] = &[$($constant),*];
     };
 }

@@ -1,5 +1,5 @@
-//! The smallest HTTP server that Prometheus and health checks need: three paths, GET and HEAD, one request a connection
-//! (RFC 9112; `Connection: close`).
+//! A minimal HTTP server for Prometheus and health checks: three paths, GET and HEAD, one request a connection (RFC
+//! 9112; `Connection: close`).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -15,19 +15,19 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use super::sources::MetricsSources;
 use crate::exit::{Exit, Fault};
 
-/// Connections at the same time. One more ends the one that has said nothing for longest, so that clients that connect and
-/// are silent keep none out that asks.
+/// The maximum number of connections. A further one ends the oldest that has sent no request, so that silent clients
+/// do not lock others out.
 const MAX_CONNECTIONS: usize = 64;
-/// The largest request, head and all.
+/// The size of the largest request head.
 const MAX_REQUEST_BYTES: usize = 8 << 10;
-/// How long a client may take to send its request, and to take the response.
+/// The time limit for a client to send its request, and again to take the response.
 const CLIENT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between two times of [`MetricsSources::upkeep`].
+/// The time between two runs of [`MetricsSources::upkeep`].
 const UPKEEP_INTERVAL: Duration = Duration::from_secs(5);
-/// Before the next attempt, after the system had no connection for us (too many open files).
+/// The delay before the next attempt to accept a connection, after a failure such as too many open files.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
-/// Serves until it is dropped.
+/// The server, which runs until it is dropped.
 pub(crate) struct Server {
     task: JoinHandle<()>,
 }
@@ -39,7 +39,7 @@ impl Drop for Server {
 }
 
 impl Server {
-    /// Listens on `address`; port 0 means any free one, which the log tells.
+    /// Listens on `address`; port 0 means any free one, which is logged.
     pub(crate) async fn start(address: SocketAddr, sources: MetricsSources) -> Result<Self, Fault> {
         let fault = |error| {
             let message = format!("metrics.listen: {address} can't be listened on: {error}");
@@ -54,7 +54,7 @@ impl Server {
     }
 }
 
-/// The connections there are. Dropping it ends them.
+/// The open connections. Dropping it ends them.
 #[derive(Default)]
 struct Connections {
     tasks: JoinSet<()>,
@@ -64,12 +64,12 @@ struct Connections {
 
 struct OpenConnection {
     task: AbortHandle,
-    /// It has asked: its response is under way.
+    /// True once the client has sent its request.
     asked: Arc<AtomicBool>,
 }
 
 impl Connections {
-    /// Runs a connection; `run` is given what it sets when the client has asked.
+    /// Runs a connection; `run` is given a flag to set once the client has sent its request.
     fn add<F>(&mut self, run: impl FnOnce(Arc<AtomicBool>) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -82,7 +82,7 @@ impl Connections {
         self.open.push_back(OpenConnection { task, asked });
     }
 
-    /// Ends the oldest that has not asked, or else the oldest.
+    /// Ends the oldest connection without a request, or else the oldest.
     fn end_idle(&mut self) {
         let idle = self
             .open
@@ -93,7 +93,7 @@ impl Connections {
         }
     }
 
-    /// Waits for the end of one, and forgets those that have ended.
+    /// Waits for a connection to end, and removes those that have ended.
     async fn ended(&mut self) -> Option<()> {
         let ended = self.tasks.join_next().await;
         self.open.retain(|open| !open.task.is_finished());
@@ -157,7 +157,7 @@ enum RequestError {
     Io(std::io::Error),
 }
 
-/// Reads up to the empty line. What follows it is nobody's: none of our answers depends on a body.
+/// Reads the head up to the empty line. A body is not read: no response depends on one.
 async fn head(stream: &mut TcpStream) -> Result<Vec<u8>, RequestError> {
     let mut head = Vec::new();
     let mut buffer = [0; 1024];
@@ -177,7 +177,7 @@ async fn head(stream: &mut TcpStream) -> Result<Vec<u8>, RequestError> {
     }
 }
 
-/// The path, and whether a body is wanted.
+/// Parses the head: the path, and whether the response has a body.
 fn request(head: &[u8]) -> Result<(&str, bool), Response> {
     let bad = || Response::plain("400 Bad Request", "this is no HTTP/1 request");
     let line = head.split(|byte| *byte == b'\r').next().unwrap_or_default();
@@ -229,13 +229,13 @@ async fn response(path: &str, sources: &Arc<MetricsSources>) -> Response {
 struct Response {
     status: &'static str,
     content_type: &'static str,
-    /// Further lines of the head.
+    /// Further header lines.
     headers: &'static str,
     body: String,
 }
 
 impl Response {
-    /// A line of text.
+    /// A response with a line of text.
     fn plain(status: &'static str, line: impl Into<String>) -> Self {
         Self::whole(status, line.into() + "\n")
     }

@@ -1,4 +1,5 @@
-//! Prometheus metrics: what is recorded as it happens, and what is read when somebody asks.
+//! Prometheus metrics: those that are recorded as things happen, those that are read at each scrape, and their
+//! server.
 
 pub(crate) mod catalogue;
 pub(crate) mod http;

@@ -1,4 +1,4 @@
-//! What is recorded as it happens.
+//! The recorder of the metrics that are updated as things happen.
 
 use std::time::Duration;
 
@@ -14,7 +14,7 @@ use crate::exit::Fault;
 
 const METADATA: Metadata<'_> = Metadata::new("phi_edge", Level::INFO, None);
 
-/// Holds the metrics of this process; handed to who records and who serves them.
+/// The metrics of this process.
 pub(crate) struct Recorder {
     inner: PrometheusRecorder,
     handle: PrometheusHandle,
@@ -22,7 +22,7 @@ pub(crate) struct Recorder {
 }
 
 impl Recorder {
-    /// For answers of `model`.
+    /// A recorder for answers of `model`.
     pub(crate) fn new(model: &str) -> Result<Self, Fault> {
         let mut builder = PrometheusBuilder::new();
         for metric in c::ALL {
@@ -51,7 +51,7 @@ impl Recorder {
         Ok(this)
     }
 
-    /// The counters that count from the first event on: a rate needs the 0 before it.
+    /// Registers the event counters with the value 0: a rate needs the value before the first event.
     fn register_counters(&self) {
         for source in ["client", "rule"] {
             for reason in FinishReason::ALL {
@@ -82,12 +82,12 @@ impl Recorder {
         self.inner.register_histogram(&key(metric, labels), &METADATA)
     }
 
-    /// Sorts what was recorded into the histograms' buckets. Between two scrapes each value takes memory until then.
+    /// Sorts recorded values into the histograms' buckets; until then each of them takes memory.
     pub(crate) fn upkeep(&self) {
         self.handle.run_upkeep();
     }
 
-    /// In Prometheus' text format.
+    /// All metrics in Prometheus' text format.
     pub(crate) fn render(&self) -> String {
         self.handle.render()
     }
@@ -188,7 +188,7 @@ fn key(metric: &Metric, labels: &[(&'static str, &str)]) -> Key {
     Key::from_parts(metric.name, labels)
 }
 
-/// As a measurement: what is beyond 2^53 loses its last digits.
+/// A count as a measurement; above 2^53 it is rounded.
 #[allow(clippy::cast_precision_loss)]
 pub(crate) fn float(number: usize) -> f64 {
     number as f64

@@ -1,4 +1,4 @@
-//! What is read when somebody asks.
+//! The sources of the metrics that are read at each scrape, and of the health checks.
 
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -19,20 +19,20 @@ use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal::{ThrottleReason, ThrottleState};
 use crate::telemetry::audit::AuditCounts;
 
-/// How long the daemon's main loop may take to answer.
+/// The time limit for the main loop to answer the liveness probe.
 const LIVENESS_TIMEOUT: Duration = Duration::from_secs(2);
-/// For how long the end of the certificates is remembered: their files are not read at each scrape.
+/// The time for which the end of the certificates is cached, so that their files are not read at each scrape.
 const CERTIFICATE_CACHE_TIME: Duration = Duration::from_mins(1);
 
-/// Asks the daemon's main loop for a sign of life.
+/// The sending end of the liveness probe, which the daemon's main loop answers.
 pub(crate) type LivenessProbe = mpsc::Sender<oneshot::Sender<()>>;
 
-/// Both ends of a pulse. One question waits at most: further ones wait to be asked.
+/// Both ends of a liveness probe. At most one probe is queued; further senders wait.
 pub(crate) fn liveness_probe() -> (LivenessProbe, mpsc::Receiver<oneshot::Sender<()>>) {
     mpsc::channel(1)
 }
 
-/// Where the numbers come from.
+/// The parts of the daemon that metrics are read from.
 pub(crate) struct MetricsSources {
     pub(crate) recorder: Arc<Recorder>,
     /// None while the model loads.
@@ -44,7 +44,7 @@ pub(crate) struct MetricsSources {
     pub(crate) liveness: LivenessProbe,
     pub(crate) tls: Option<TlsFiles>,
     pub(crate) audit: Option<AuditCounts>,
-    /// As they were read last.
+    /// The limits of the configuration that was read last.
     pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) bounds: Bounds,
     pub(crate) pace: watch::Receiver<ThrottleState>,
@@ -54,7 +54,7 @@ pub(crate) struct MetricsSources {
     pub(crate) certificates: Mutex<Option<(Instant, Option<SystemTime>)>>,
 }
 
-/// Further bounds of the configuration that are shown beside what they bound.
+/// Further bounds of the configuration, each shown beside what it bounds.
 pub(crate) struct Bounds {
     pub(crate) store: u64,
     pub(crate) store_folder: PathBuf,
@@ -82,7 +82,7 @@ impl MetricsSources {
         self.recorder.render()
     }
 
-    /// `Err`, with the reason, while the daemon does not take requests.
+    /// Fails, with the reason, while the daemon does not take requests.
     pub(crate) fn ready(&self) -> Result<(), String> {
         let status = self.status.borrow();
         if status.state == State::Ready {
@@ -95,7 +95,7 @@ impl MetricsSources {
         })
     }
 
-    /// `Err`, with the reason, if the process had better be started anew.
+    /// Fails, with the reason, if the process should be restarted.
     pub(crate) async fn alive(&self) -> Result<(), String> {
         let lost = self
             .service
@@ -146,7 +146,7 @@ impl MetricsSources {
         for state in State::ALL {
             self.set_one(&c::STATE, "state", state.as_str(), truth(state == status.state));
         }
-        // Before the model is loaded nothing is known of it: a series of its own would stay for ever.
+        // Only once the model is loaded: a series without its provider could not be removed later.
         if let Some(provider) = &status.provider {
             let labels = [
                 ("version", status.version.as_str()),

@@ -1,15 +1,15 @@
-//! Thermal zones as series.
+//! The thermal zones as metric series.
 
 use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
-/// The types of zones that have had a reading.
+/// The last reading of each type of zone.
 #[derive(Debug, Default)]
 pub(crate) struct Zones(Mutex<BTreeMap<String, f64>>);
 
 impl Zones {
-    /// The hottest of these readings for each type: zones of one type would overwrite each other. NaN for a type that has
-    /// fallen silent, since a series that was published can't be taken back, and its last value would stay for ever.
+    /// The hottest of these readings for each type: zones of one type would overwrite each other. NaN for a type
+    /// without a reading, since a published series can't be removed, and its last value would stay.
     pub(super) fn hottest(&self, readings: Vec<(String, f64)>) -> BTreeMap<String, f64> {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         known.values_mut().for_each(|celsius| *celsius = f64::NAN);

@@ -1,7 +1,6 @@
-//! Traces: the spans of each job, to a collector by OTLP over HTTP.
+//! Traces: the export of each job's spans to a collector, by OTLP over HTTP.
 //!
-//! A thread of its own sends. It is fed by a bounded channel that nobody waits at: a collector that is away, or slow, costs
-//! spans, and no job.
+//! A background worker sends them. A collector that is away or slow costs spans, and delays no job.
 
 mod span;
 
@@ -13,17 +12,17 @@ use serde_json::Value;
 
 use super::worker::Worker;
 
-/// Jobs under way to the thread.
+/// The number of jobs in the queue to the thread.
 const QUEUE_CAPACITY: usize = 1024;
-/// Spans of one export, at most, and how long the first of them waits.
+/// The maximum number of spans of one export, and the time that the first of them waits for others.
 const MAX_EXPORT_SPANS: usize = 512;
 const EXPORT_DELAY: Duration = Duration::from_secs(2);
-/// How long an export may take.
+/// The time limit of an export.
 const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long the last one may take, at the end.
+/// The time limit of the last export, at the shutdown.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Sends the spans of what happens.
+/// The observer of the service that hands spans to the exporter.
 pub(crate) struct Traces {
     /// Takes the spans of one job at a time.
     worker: Worker<Vec<Value>>,
@@ -54,7 +53,7 @@ impl Traces {
         })
     }
 
-    /// Sends what is under way, if the collector lets it in time; takes no more.
+    /// Takes no more spans, and sends those in the queue within the time limit.
     pub(crate) fn close(&self) {
         if !self.worker.close(CLOSE_TIMEOUT) {
             tracing::warn!("the last traces were not sent in time");
@@ -80,7 +79,7 @@ struct Exporter {
 }
 
 impl Exporter {
-    /// Works until the other end is dropped.
+    /// Exports spans until their queue is disconnected.
     fn run(mut self, inbox: &Receiver<Vec<Value>>) {
         while let Ok(first) = inbox.recv() {
             let mut spans = first;
@@ -106,7 +105,7 @@ impl Exporter {
         request.send(body).map(drop).map_err(|error| error.to_string())
     }
 
-    /// The first failure of a row is told, and its end.
+    /// Logs the first failure in a row, and its end.
     fn note(&mut self, sent: Result<(), String>, spans: usize) {
         let collector = &self.address;
         match sent {

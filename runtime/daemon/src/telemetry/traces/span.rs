@@ -1,4 +1,5 @@
-//! What a job was, as spans of OpenTelemetry: one for the whole, and below it one each for waiting, the prompt, the answer.
+//! A job as OpenTelemetry spans: one for the whole job, with a child each for the queue, the prefill and the
+//! decoding.
 //!
 //! Names are those of the semantic conventions for generative AI; the form is OTLP's JSON
 //! (<https://opentelemetry.io/docs/specs/otlp/>), in which numbers of 64 bits are texts.
@@ -9,20 +10,20 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use phi_edge_service::{JobEnd, Outcome, TraceParent};
 use serde_json::{Value, json};
 
-/// Kinds of spans.
+/// The kinds of a span in OTLP.
 const SPAN_KIND_INTERNAL: u32 = 1;
 const SPAN_KIND_SERVER: u32 = 2;
-/// A status: something failed.
+/// The status code of a span that failed.
 const STATUS_CODE_ERROR: u32 = 2;
 
-/// Whether whoever began the trace wants it kept. A request without one begins its own, which is.
+/// Whether the trace is sampled, as its flags say. A request without a trace begins one, which is sampled.
 pub(super) fn is_sampled(trace: Option<&TraceParent>) -> bool {
     // The lowest bit of the flags, the last of the four parts.
     let flags = |trace: &TraceParent| u8::from_str_radix(trace.as_str().get(53..55)?, 16).ok();
     trace.is_none_or(|trace| flags(trace).is_some_and(|flags| flags & 1 == 1))
 }
 
-/// The spans of a job that has ended just now.
+/// The spans of a job that has just ended.
 pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
     let job = end.job;
     let trace = job.reply.traceparent.as_ref();
