@@ -7,15 +7,15 @@ use toml::Value;
 
 use crate::layer::{Entry, Layer};
 use crate::schema::KEYS;
-use crate::shape::CREDENTIAL;
-use crate::topic::{MAX_NAME, is_name_char};
+use crate::shape::CREDENTIAL_PREFIX;
+use crate::topic::{MAX_NAME_LEN, is_name_char};
 use crate::{ConfigError, Origin, Shape, topic};
 
 const PLAIN_PORT: i64 = 1883;
 const TLS_PORT: i64 = 8883;
 
 /// The key of the folder of rule files.
-pub(crate) const RULES_DIR: &str = "node.rules_dir";
+pub(crate) const RULES_DIR_KEY: &str = "node.rules_dir";
 
 /// The values of all layers, the later ones over the earlier.
 pub(crate) type Effective = BTreeMap<&'static str, Entry>;
@@ -56,16 +56,16 @@ pub(crate) fn derive(
             Origin::Derived(from),
         );
     }
-    if let Some(entry) = effective.get(RULES_DIR)
+    if let Some(entry) = effective.get(RULES_DIR_KEY)
         && entry.origin == Origin::Default
         && !system_dir.as_os_str().is_empty()
         && let Some(folder) = system_dir.join("rules.d").to_str()
-        && text(effective, RULES_DIR) != Some(folder)
+        && text(effective, RULES_DIR_KEY) != Some(folder)
     {
         let folder = Value::String(folder.to_owned());
         add(
             &mut derived,
-            RULES_DIR,
+            RULES_DIR_KEY,
             folder,
             Origin::Derived("the system's folder"),
         );
@@ -90,7 +90,7 @@ pub(crate) fn derive(
 /// The host name as a node name: what a name can't hold becomes `-`.
 fn name_from_host(hostname: &str) -> String {
     let kept = |c: char| if is_name_char(c) { c } else { '-' };
-    let name: String = hostname.trim().chars().map(kept).take(MAX_NAME).collect();
+    let name: String = hostname.trim().chars().map(kept).take(MAX_NAME_LEN).collect();
     if name.is_empty() {
         "phi-edge".to_owned()
     } else {
@@ -151,7 +151,7 @@ fn find_credentials(
         else {
             continue;
         };
-        let Some(name) = text.strip_prefix(CREDENTIAL) else {
+        let Some(name) = text.strip_prefix(CREDENTIAL_PREFIX) else {
             continue;
         };
         if folder.is_none() && key.path.starts_with("mqtt.") {

@@ -12,7 +12,7 @@ use crate::layer::{Layer, find};
 use crate::nearest::nearest;
 use crate::rules::{self, Lines};
 use crate::schema::{RULES, SECTIONS};
-use crate::shape::CREDENTIAL;
+use crate::shape::CREDENTIAL_PREFIX;
 use crate::{ConfigError, Origin, Shape};
 
 /// Reads a file that must exist.
@@ -130,7 +130,7 @@ impl Reader<'_> {
     /// and a model can be moved and used from anywhere.
     fn beside_file(&self, value: Value) -> Value {
         let Value::String(text) = &value else { return value };
-        if text.is_empty() || text.starts_with(CREDENTIAL) || Path::new(text).is_absolute() {
+        if text.is_empty() || text.starts_with(CREDENTIAL_PREFIX) || Path::new(text).is_absolute() {
             return value;
         }
         let joined = self.path.parent().map(|parent| parent.join(text));

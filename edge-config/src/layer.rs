@@ -8,13 +8,13 @@ use toml::Value;
 
 use crate::nearest::nearest;
 use crate::schema::{KEYS, Key, Preset, RULES};
-use crate::secret::HIDDEN;
+use crate::secret::REDACTED;
 use crate::{ConfigError, Origin, Rule};
 
 /// The prefix of environment variables that are configuration.
 pub(crate) const ENV_PREFIX: &str = "PHI_EDGE__";
 /// How much of a wrong value a message shows, in characters.
-const SHOWN: usize = 60;
+const MAX_SHOWN_CHARS: usize = 60;
 
 /// A value and where it came from; no value means that the layer takes an optional key back.
 #[derive(Debug, Clone)]
@@ -121,7 +121,7 @@ fn takes_back(key: &Key, value: &Value) -> bool {
 
 fn wrong_value(key: &Key, value: &Value, origin: Origin) -> ConfigError {
     let mut found = if key.secret {
-        format!("{HIDDEN} ({})", value.type_str())
+        format!("{REDACTED} ({})", value.type_str())
     } else {
         shown(value)
     };
@@ -142,7 +142,7 @@ pub(crate) fn shown(value: &Value) -> String {
         Value::Table(_) => return "a table".to_owned(),
         Value::String(text) => {
             let text = without_user(text);
-            let mut start: String = text.chars().take(SHOWN).collect();
+            let mut start: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             if start.len() < text.len() {
                 start.push('…');
             }
@@ -151,7 +151,7 @@ pub(crate) fn shown(value: &Value) -> String {
         _ => {}
     }
     let whole = value.to_string().replace(char::is_control, " ");
-    let mut start: String = whole.chars().take(SHOWN).collect();
+    let mut start: String = whole.chars().take(MAX_SHOWN_CHARS).collect();
     if start.len() < whole.len() {
         start.push('…');
     }
@@ -162,7 +162,7 @@ pub(crate) fn shown(value: &Value) -> String {
 fn without_user(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => {
-            format!("{}{HIDDEN}{}", &text[..scheme + 3], &text[at..])
+            format!("{}{REDACTED}{}", &text[..scheme + 3], &text[at..])
         }
         _ => text.to_owned(),
     }

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use crate::derive::{Effective, RULES_DIR, derive};
+use crate::derive::{Effective, RULES_DIR_KEY, derive};
 use crate::layer::{Layer, find};
-use crate::secret::HIDDEN;
+use crate::secret::REDACTED;
 use crate::validate::{validate, warnings};
 use crate::{Config, ConfigError, Origin, Rule, file, rules};
 
@@ -87,7 +87,7 @@ pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Load
     let effective = overlay(&layers);
     // Where there is no folder of the system, its folder of rules is none either: only a named one is read.
     let rules_dir = effective
-        .get(RULES_DIR)
+        .get(RULES_DIR_KEY)
         .filter(|entry| entry.origin != Origin::Default || !options.system_dir.as_os_str().is_empty());
     let rules_dir = rules_dir.and_then(|entry| entry.value.as_ref()?.as_str());
     let folder_rules = match rules_dir {
@@ -145,7 +145,7 @@ fn assemble(
 
 fn hide_secret(key: &str, value: Value) -> Value {
     if find(key).is_some_and(|key| key.secret) {
-        Value::String(HIDDEN.to_owned())
+        Value::String(REDACTED.to_owned())
     } else {
         value
     }

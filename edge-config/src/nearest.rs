@@ -6,7 +6,7 @@ use crate::schema::{KEYS, SECTIONS};
 
 /// How alike two keys count whose last part is the same: the right key in the wrong section is the likelier slip
 /// than a key that merely looks similar, unless that one differs by a letter or two.
-const SAME_LAST_PART: f64 = 0.85;
+const SAME_LAST_PART_SIMILARITY: f64 = 0.85;
 
 /// The known key or section that is most like `unknown`.
 pub(crate) fn nearest(unknown: &str) -> &'static str {
@@ -30,7 +30,7 @@ fn score(unknown: &str, candidate: &str) -> f64 {
     let (candidate_section, candidate_last) = parts(candidate);
     if last == candidate_last {
         // The small addend decides between several keys of one name by the likeness of their sections.
-        return whole.max(SAME_LAST_PART + whole / 100.0);
+        return whole.max(SAME_LAST_PART_SIMILARITY + whole / 100.0);
     }
     // Edit distance alone takes "hostname" for "username"; a common beginning says more.
     let names = f64::midpoint(likeness(last, candidate_last), jaro_winkler(last, candidate_last));

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use crate::DEFAULT_FILE;
 
-const HEAD: &str = "\
+const PREFACE: &str = "\
 <!-- Made from edge-config/default.toml by `cargo xtask docs`; change it there. -->
 
 # Configuration
@@ -14,7 +14,7 @@ const HEAD: &str = "\
 /// The reference of all keys as Markdown: docs/config.md.
 pub fn reference() -> String {
     let mut page = Page {
-        out: HEAD.to_owned(),
+        out: PREFACE.to_owned(),
         ..Page::default()
     };
     for line in DEFAULT_FILE.lines() {

@@ -6,7 +6,7 @@ use crate::schema::KEYS;
 use crate::{ConfigError, LoadOptions, Loaded, Origin, load};
 
 /// Keys outside of `[limits]` that take effect when the configuration is read again.
-const RELOADABLE: [&str; 5] = [
+const RELOADABLE_KEYS: [&str; 5] = [
     "node.rules_dir",
     "log.level",
     "store.keep_for",
@@ -14,7 +14,7 @@ const RELOADABLE: [&str; 5] = [
     "store.keep_memory",
 ];
 /// Keys of `[limits]` that do not.
-const FIXED_LIMITS: [&str; 1] = ["limits.rule_jobs"];
+const FIXED_LIMIT_KEYS: [&str; 1] = ["limits.rule_jobs"];
 
 /// A configuration that was read again.
 #[derive(Debug, Clone)]
@@ -49,7 +49,7 @@ pub fn reload(options: LoadOptions, running: &Loaded) -> Result<Reloaded, Config
 }
 
 fn is_reloadable(key: &str) -> bool {
-    RELOADABLE.contains(&key) || (key.starts_with("limits.") && !FIXED_LIMITS.contains(&key))
+    RELOADABLE_KEYS.contains(&key) || (key.starts_with("limits.") && !FIXED_LIMIT_KEYS.contains(&key))
 }
 
 /// The values that stay, as a layer over all others.

@@ -329,17 +329,19 @@ fn is_text(text: &str) -> bool {
 }
 
 fn is_path(text: &str) -> bool {
-    let named = text.strip_prefix(CREDENTIAL).is_none_or(is_credential_name);
+    let named = text
+        .strip_prefix(CREDENTIAL_PREFIX)
+        .is_none_or(is_credential_name);
     named && (1..=4096).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 /// What stands before the name of a systemd credential.
-pub(crate) const CREDENTIAL: &str = "credential:";
+pub(crate) const CREDENTIAL_PREFIX: &str = "credential:";
 
 /// The name of the systemd credential that a path of the configuration stands for, where systemd has not given it to this
 /// process; such a path is no file.
 pub fn missing_credential(path: &Path) -> Option<&str> {
-    path.to_str()?.strip_prefix(CREDENTIAL)
+    path.to_str()?.strip_prefix(CREDENTIAL_PREFIX)
 }
 
 fn is_credential_name(name: &str) -> bool {

@@ -25,29 +25,29 @@ const TIB: u64 = 1 << 40;
 
 const SECOND: u64 = 1_000;
 /// The longest time of a rule: a year and some days.
-const LONGEST: u64 = 370 * 86_400 * SECOND;
+const MAX_TIME_MS: u64 = 370 * 86_400 * SECOND;
 /// The shortest window; shorter ones would end faster than their events can be published.
-const SHORTEST_WINDOW: u64 = 100;
+const MIN_WINDOW_MS: u64 = 100;
 /// The most messages that anything of a rule counts to.
-const MESSAGES: u64 = 1_000_000_000;
+const MAX_MESSAGES: u64 = 1_000_000_000;
 /// The longest stop string, as of requests.
-const STOP_BYTES: usize = 256;
+const MAX_STOP_BYTES: usize = 256;
 
 const fn time() -> Shape {
-    duration(1, LONGEST)
+    duration(1, MAX_TIME_MS)
 }
 
 /// A time that may be none at all.
 const fn pause() -> Shape {
-    duration(0, LONGEST)
+    duration(0, MAX_TIME_MS)
 }
 
 const fn window_length() -> Shape {
-    duration(SHORTEST_WINDOW, LONGEST)
+    duration(MIN_WINDOW_MS, MAX_TIME_MS)
 }
 
 const fn messages() -> Shape {
-    number(1, MESSAGES)
+    number(1, MAX_MESSAGES)
 }
 
 /// A text of any number of lines.
@@ -102,7 +102,7 @@ pub(super) static RULE_KEYS: [Key; 46] = [
     key(
         "stop",
         checked_list("a list of texts of 1 to 256 bytes each", |text| {
-            (1..=STOP_BYTES).contains(&text.len())
+            (1..=MAX_STOP_BYTES).contains(&text.len())
         }),
         Preset::Unset,
     ),
@@ -120,7 +120,7 @@ pub(super) static RULE_KEYS: [Key; 46] = [
         Preset::Unset,
     ),
     key("output.qos", number(0, 1), Preset::Number(1)),
-    key("output.expiry", duration(SECOND, LONGEST), Preset::Unset),
+    key("output.expiry", duration(SECOND, MAX_TIME_MS), Preset::Unset),
     key("output.retain", Shape::Switch, Preset::Switch(false)),
     key(
         "limits.keep_messages",
@@ -189,5 +189,5 @@ pub(super) static RULE_KEYS: [Key; 46] = [
 ];
 
 fn is_rate(messages: u64, millis: u64) -> bool {
-    (1..=MESSAGES).contains(&messages) && (1..=LONGEST).contains(&millis)
+    (1..=MAX_MESSAGES).contains(&messages) && (1..=MAX_TIME_MS).contains(&millis)
 }

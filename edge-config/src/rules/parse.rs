@@ -44,9 +44,9 @@ pub(crate) fn is_pointer(text: &str) -> bool {
 }
 
 /// The longest name of a field.
-const FIELD_NAME: usize = 64;
+const MAX_FIELD_NAME_LEN: usize = 64;
 /// Words of the template language; a field of such a name could not be used in an expression.
-const TEMPLATE_WORDS: [&str; 13] = [
+const TEMPLATE_KEYWORDS: [&str; 13] = [
     "and", "or", "not", "in", "is", "if", "else", "true", "false", "none", "True", "False", "None",
 ];
 
@@ -54,7 +54,7 @@ const TEMPLATE_WORDS: [&str; 13] = [
 pub(crate) fn is_field_name(text: &str) -> bool {
     let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let goes_on = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    begins && goes_on && text.len() <= FIELD_NAME && !TEMPLATE_WORDS.contains(&text)
+    begins && goes_on && text.len() <= MAX_FIELD_NAME_LEN && !TEMPLATE_KEYWORDS.contains(&text)
 }
 
 /// `HH:MM` or `HH:MM:SS`.

@@ -7,18 +7,18 @@ use crate::shape::only_placeholders;
 use crate::{Config, ConfigError, topic};
 
 /// The placeholders of the topics that a rule takes.
-const BASE: &str = "{base}";
-const NODE: &str = "{node}";
+const BASE_PLACEHOLDER: &str = "{base}";
+const NODE_PLACEHOLDER: &str = "{node}";
 
 /// The node's own topics below its base, where an event would be taken for something else.
-const OWN: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
+const NODE_TOPICS: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
 
 /// Stands for what is known only with a message; no topic can hold it.
-const OPEN: &str = "\0";
+const MESSAGE_DEPENDENT: &str = "\0";
 
 /// Whether a rule can take the messages of this filter.
 pub(super) fn is_taken(text: &str) -> bool {
-    topic::is_filter(text) && only_placeholders(text, &[BASE, NODE])
+    topic::is_filter(text) && only_placeholders(text, &[BASE_PLACEHOLDER, NODE_PLACEHOLDER])
 }
 
 /// Why a filter that is none for a rule is none, where more can be said than what is expected.
@@ -31,7 +31,8 @@ pub(super) fn about_filter(text: &str) -> Option<String> {
     if text.starts_with('$') {
         return Some("topics with a leading $ are the broker's own".to_owned());
     }
-    (!only_placeholders(text, &[BASE, NODE])).then(|| "only {base} and {node} are filled in".to_owned())
+    (!only_placeholders(text, &[BASE_PLACEHOLDER, NODE_PLACEHOLDER]))
+        .then(|| "only {base} and {node} are filled in".to_owned())
 }
 
 /// Whether events can go to this topic.
@@ -110,7 +111,9 @@ pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
         };
         let mut filled: Vec<String> = Vec::with_capacity(rule.topics.len());
         for written in &rule.topics {
-            let filter = written.replace(BASE, base).replace(NODE, node);
+            let filter = written
+                .replace(BASE_PLACEHOLDER, base)
+                .replace(NODE_PLACEHOLDER, node);
             if !topic::is_filter(&filter) {
                 return Err(fault(format!(
                     "`topics`: {written:?} becomes {filter:?}, which is no topic filter; shorten it or write it out"
@@ -154,12 +157,12 @@ fn own_topic(text: &str, rule: &Rule, bases: &[&str], node: &str) -> Option<Stri
             Piece::Base => base,
             Piece::Node => node,
             Piece::Rule => &rule.name,
-            Piece::Group | Piece::Level => OPEN,
+            Piece::Group | Piece::Level => MESSAGE_DEPENDENT,
         })
         .collect();
     bases
         .iter()
-        .flat_map(|base| OWN.iter().map(move |own| format!("{base}/{own}")))
+        .flat_map(|base| NODE_TOPICS.iter().map(move |own| format!("{base}/{own}")))
         .find(|own| filled == *own || is_below(&filled, own))
 }
 
