@@ -1,4 +1,4 @@
-//! Values that follow from others: the name from the host, the port from TLS, placeholders, credentials.
+//! Derived values: the name from the host, the port from TLS, placeholders, credentials.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -20,7 +20,7 @@ pub(crate) const RULES_DIR_KEY: &str = "node.rules_dir";
 /// The values of all layers, the later ones over the earlier.
 pub(crate) type Effective = BTreeMap<&'static str, Entry>;
 
-/// Works out what was left open and fills in placeholders; the result is the topmost layer.
+/// Derives unset values and fills in placeholders; the result is the topmost layer.
 pub(crate) fn derive(
     effective: &Effective,
     hostname: &str,
@@ -87,7 +87,7 @@ pub(crate) fn derive(
     Ok(derived)
 }
 
-/// The host name as a node name: what a name can't hold becomes `-`.
+/// The host name as a node name: characters that a name can't have become `-`.
 fn name_from_host(hostname: &str) -> String {
     let kept = |c: char| if is_name_char(c) { c } else { '-' };
     let name: String = hostname.trim().chars().map(kept).take(MAX_NAME_LEN).collect();
@@ -136,8 +136,8 @@ fn fill(
     Ok(())
 }
 
-/// Turns `credential:NAME` into the file that systemd put there. In a process that systemd gave none, what only the link
-/// reads stays as it is: most commands never look at it.
+/// Replaces `credential:NAME` by the path of the systemd credential. In a process without credentials the link's
+/// paths stay as they are, since most commands never read them.
 fn find_credentials(
     derived: &mut Layer,
     effective: &Effective,

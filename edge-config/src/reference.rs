@@ -1,4 +1,4 @@
-//! The reference of all keys, made from the default file.
+//! The reference of all keys, generated from the default file.
 
 use std::fmt::Write as _;
 
@@ -27,9 +27,9 @@ pub fn reference() -> String {
 #[derive(Default)]
 struct Page {
     out: String,
-    /// The comment so far that belongs to the next key, or to none.
+    /// The comment read so far, of the next key or of none.
     comment: Vec<String>,
-    /// The section, `mqtt.` or empty.
+    /// The prefix of the section, such as `mqtt.`; empty at the top level.
     section: String,
     in_table: bool,
 }

@@ -1,4 +1,4 @@
-//! A configuration that is read again while the daemon runs: what can change then, and what keeps its value.
+//! The reload of a configuration while the daemon runs: which keys can change, and which keep their values.
 
 use crate::layer::{Entry, Layer};
 use crate::load::load_over;
@@ -13,20 +13,20 @@ const RELOADABLE_KEYS: [&str; 5] = [
     "store.keep_outcomes",
     "store.keep_memory",
 ];
-/// Keys of `[limits]` that do not.
+/// Keys of `[limits]` that need a restart.
 const FIXED_LIMIT_KEYS: [&str; 1] = ["limits.rule_jobs"];
 
 /// A configuration that was read again.
 #[derive(Debug, Clone)]
 pub struct Reloaded {
-    /// The configuration as the running daemon can take it over: keys that need a restart have their running values, also
-    /// for all that follows from them, such as the topics of rules.
+    /// The configuration that the running daemon can apply: keys that need a restart have their running values, also
+    /// in all that is derived from them, such as the topics of rules.
     pub loaded: Loaded,
     /// The keys whose new values need a restart.
     pub held: Vec<&'static str>,
 }
 
-/// Reads the configuration again; `running` is what the daemon was started with.
+/// Reads the configuration again; `running` is the one that the daemon was started with.
 ///
 /// # Errors
 /// The configuration is wrong, by itself or together with the values that stay.

@@ -1,4 +1,4 @@
-//! Every key there is: its path, the shape of its value, and its default.
+//! All keys: path, shape of the value, and default.
 
 use crate::Shape;
 use crate::shape::{
@@ -11,18 +11,18 @@ use crate::shape::{
 pub struct Key {
     /// The key with its sections, such as `mqtt.tls.ca`.
     pub path: &'static str,
-    /// What a value must look like.
+    /// The shape of the value.
     pub shape: Shape,
     /// The built-in default.
     pub default: Preset,
-    /// Whether the value is never shown.
+    /// Whether the value is a secret, which is never shown.
     pub secret: bool,
 }
 
 /// A built-in default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// No value: the feature is off, or the value is worked out (which, the default file says).
+    /// No value: the feature is off, or the value is derived (the default file says which).
     Unset,
     /// A text, also for durations, sizes, paths, addresses and choices.
     Text(&'static str),
@@ -56,7 +56,7 @@ pub(crate) const SECTIONS: [&str; 13] = [
     RULES,
 ];
 
-/// The one name at the top level that is no section.
+/// The only name at the top level that is no section.
 pub(crate) const RULES: &str = "rules";
 
 const KIB: u64 = 1 << 10;

@@ -1,10 +1,10 @@
-//! Text that must not show up in logs or in a printed configuration.
+//! Secrets, which must not appear in logs or in a printed configuration.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What is shown in a secret's place.
+/// The text in place of a secret.
 pub(crate) const REDACTED: &str = "***";
 
 /// A secret: printing, logging and serialising it give `***`.
@@ -18,7 +18,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself, for the one place that hands it on.
+    /// Returns the secret itself.
     pub fn expose(&self) -> &str {
         &self.0
     }

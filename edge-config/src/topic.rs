@@ -1,8 +1,8 @@
-//! What MQTT allows in names, topics and filters (MQTT 5.0, section 4.7), as far as configuration holds them.
+//! The checks of names, topics and filters in the configuration (MQTT 5.0, section 4.7).
 
-/// Longest topic or filter that is accepted. MQTT allows 65,535 bytes; clients' own ids and levels are added.
+/// The maximum length of a topic or filter, in bytes. MQTT allows 65,535; ids and levels of clients are appended.
 const MAX_TOPIC_LEN: usize = 1024;
-/// Longest name that becomes one level of a topic.
+/// The maximum length of a name that becomes one level of a topic, in bytes.
 pub(crate) const MAX_NAME_LEN: usize = 64;
 
 /// Whether the text can be one topic level and part of a client id: 1 to 64 of `A-Z a-z 0-9 . _ -`.

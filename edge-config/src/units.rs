@@ -1,7 +1,7 @@
 //! Lengths of time and amounts of memory as operators write them: `"10m"`, `"512MiB"`.
 //!
-//! Own parsers, because the usual crates take more than should be written in a configuration (years, fractions,
-//! a bare `M` of unclear base) and print rounded values, while a value here must come back exactly as it was read.
+//! The usual crates accept more than should be written in a configuration (years, fractions, a bare `M` of unclear
+//! base) and print rounded values, while a value here must be printed exactly as it was read.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Why a text is not a length of time or a size.
+/// The reason why a text is not a length of time or a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The text is empty, or does not begin with a whole number.
@@ -32,7 +32,7 @@ pub enum UnitError {
     /// Units that repeat or grow from left to right.
     #[error("units must fall from left to right, as in \"1h30m\"")]
     Order,
-    /// Too large to be counted.
+    /// A value that is too large for 64 bits.
     #[error("too large")]
     TooLarge,
 }

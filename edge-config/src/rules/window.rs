@@ -1,21 +1,21 @@
-//! When a rule's windows begin and end.
+//! The windows of a rule.
 
 use super::parse::{day, early_rate, time_of_day, time_source};
 use super::values::Values;
 use super::{TimeOfDay, TimeSource, Weekdays, Window, WindowKind};
 use crate::{ConfigError, TimeSpan};
 
-/// The window of a rule that has none.
+/// The window kind of a rule that names none.
 const DEFAULT_KIND: WindowKind = WindowKind::Tumbling {
     every: TimeSpan::from_secs(60),
 };
 
-/// How many windows of a hopping rule may overlap: each message is counted in every one of them.
+/// The maximum number of overlapping windows of a hopping rule: each message is counted in every one of them.
 const MAX_OVERLAP: u64 = 1_000;
 
 const KINDS_EXCEPT_HOPPING: &[&str] = &["tumbling", "session", "count", "schedule"];
 
-/// Which kinds use a key; the keys that are not here are used by all.
+/// The window kinds that use a key; keys that are not listed are used by all kinds.
 const KINDS_BY_KEY: [(&str, &[&str]); 13] = [
     ("window.every", &["tumbling", "hopping"]),
     ("window.length", &["hopping"]),
@@ -35,7 +35,7 @@ const KINDS_BY_KEY: [(&str, &[&str]); 13] = [
     ("window.max_age", &["session", "count"]),
 ];
 
-/// Reads what a rule says of its windows.
+/// Reads the window of a rule.
 pub(super) fn read(values: &Values<'_>) -> Result<Window, ConfigError> {
     let kind = kind(values)?;
     if let Some((key, users)) = KINDS_BY_KEY

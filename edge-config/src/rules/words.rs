@@ -1,13 +1,13 @@
-//! How a rule's facts become words.
+//! The settings by which the model summarises a rule's windows.
 
 use super::values::Values;
 use super::{Prompt, TextFormat, Words};
 use crate::ConfigError;
 
-/// The most stop strings, as of requests: each is compared with every piece of text.
+/// The maximum number of stop strings, as of requests: each is compared with every piece of text.
 const MAX_STOPS: usize = 16;
 
-/// What only the model uses.
+/// The keys that only the model uses.
 const MODEL_KEYS: [&str; 11] = [
     "system",
     "max_tokens",
@@ -22,7 +22,7 @@ const MODEL_KEYS: [&str; 11] = [
     "max_prompt_tokens",
 ];
 
-/// Reads what a rule says of its words.
+/// Reads the summary settings of a rule.
 pub(super) fn read(values: &Values<'_>) -> Result<Words, ConfigError> {
     let prompt = prompt(values)?;
     if prompt == Prompt::None
