@@ -1,4 +1,4 @@
-//! Values that follow from others: the name from the host, the port from TLS, placeholders, credentials.
+//! Derived values: the name from the host, the port from TLS, placeholders, credentials.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -7,20 +7,20 @@ use toml::Value;
 
 use crate::layer::{Entry, Layer};
 use crate::schema::KEYS;
-use crate::shape::CREDENTIAL;
-use crate::topic::{MAX_NAME, is_name_char};
+use crate::shape::CREDENTIAL_PREFIX;
+use crate::topic::{MAX_NAME_LEN, is_name_char};
 use crate::{ConfigError, Origin, Shape, topic};
 
 const PLAIN_PORT: i64 = 1883;
 const TLS_PORT: i64 = 8883;
 
 /// The key of the folder of rule files.
-pub(crate) const RULES_DIR: &str = "node.rules_dir";
+pub(crate) const RULES_DIR_KEY: &str = "node.rules_dir";
 
 /// The values of all layers, the later ones over the earlier.
 pub(crate) type Effective = BTreeMap<&'static str, Entry>;
 
-/// Works out what was left open and fills in placeholders; the result is the topmost layer.
+/// Derives unset values and fills in placeholders; the result is the topmost layer.
 pub(crate) fn derive(
     effective: &Effective,
     hostname: &str,
@@ -56,16 +56,16 @@ pub(crate) fn derive(
             Origin::Derived(from),
         );
     }
-    if let Some(entry) = effective.get(RULES_DIR)
+    if let Some(entry) = effective.get(RULES_DIR_KEY)
         && entry.origin == Origin::Default
         && !system_dir.as_os_str().is_empty()
         && let Some(folder) = system_dir.join("rules.d").to_str()
-        && text(effective, RULES_DIR) != Some(folder)
+        && text(effective, RULES_DIR_KEY) != Some(folder)
     {
         let folder = Value::String(folder.to_owned());
         add(
             &mut derived,
-            RULES_DIR,
+            RULES_DIR_KEY,
             folder,
             Origin::Derived("the system's folder"),
         );
@@ -87,10 +87,10 @@ pub(crate) fn derive(
     Ok(derived)
 }
 
-/// The host name as a node name: what a name can't hold becomes `-`.
+/// The host name as a node name: characters that a name can't have become `-`.
 fn name_from_host(hostname: &str) -> String {
     let kept = |c: char| if is_name_char(c) { c } else { '-' };
-    let name: String = hostname.trim().chars().map(kept).take(MAX_NAME).collect();
+    let name: String = hostname.trim().chars().map(kept).take(MAX_NAME_LEN).collect();
     if name.is_empty() {
         "phi-edge".to_owned()
     } else {
@@ -136,8 +136,8 @@ fn fill(
     Ok(())
 }
 
-/// Turns `credential:NAME` into the file that systemd put there. In a process that systemd gave none, what only the link
-/// reads stays as it is: most commands never look at it.
+/// Replaces `credential:NAME` by the path of the systemd credential. In a process without credentials the link's
+/// paths stay as they are, since most commands never read them.
 fn find_credentials(
     derived: &mut Layer,
     effective: &Effective,
@@ -151,7 +151,7 @@ fn find_credentials(
         else {
             continue;
         };
-        let Some(name) = text.strip_prefix(CREDENTIAL) else {
+        let Some(name) = text.strip_prefix(CREDENTIAL_PREFIX) else {
             continue;
         };
         if folder.is_none() && key.path.starts_with("mqtt.") {

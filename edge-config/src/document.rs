@@ -1,4 +1,4 @@
-//! A file of TOML with the lines of its keys and rules.
+//! The parser of a TOML file, which keeps the lines of its keys and rules.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -12,7 +12,7 @@ use crate::{ConfigError, Origin};
 
 /// A parsed file.
 pub(crate) struct Document {
-    /// What it holds.
+    /// The content.
     pub(crate) table: Table,
     /// The lines of its keys, by their paths with sections.
     pub(crate) keys: BTreeMap<String, usize>,
@@ -83,7 +83,7 @@ fn collect(
     }
 }
 
-/// Where the lines of a text begin, so that each of many places is found without counting from the start again.
+/// The offsets of a text's lines, by which a position is found without counting from the start.
 struct Positions<'a> {
     text: &'a str,
     starts: Vec<usize>,
@@ -98,12 +98,12 @@ impl<'a> Positions<'a> {
         }
     }
 
-    /// The line of a place, counted from 1.
+    /// The line of an offset, counted from 1.
     fn line(&self, offset: usize) -> usize {
         self.starts.partition_point(|start| *start <= offset)
     }
 
-    /// The column of a place in characters, counted from 1.
+    /// The column of an offset in characters, counted from 1.
     fn column(&self, offset: usize) -> usize {
         let start = self.starts.get(self.line(offset) - 1).copied().unwrap_or(0);
         self.text.get(start..offset).unwrap_or_default().chars().count() + 1
@@ -124,8 +124,8 @@ fn syntax(path: &Path, positions: &Positions<'_>, fault: &toml::de::Error) -> Co
     }
 }
 
-/// A key below its section. A name that is not bare is quoted, so that a dot in it parts nothing and a control
-/// character does not reach a message.
+/// The path of a key below its section. A name that is not bare is quoted, so that a dot in it separates nothing and
+/// a control character does not reach a message.
 pub(crate) fn join(prefix: &str, name: &str) -> String {
     let bare = !name.is_empty()
         && name

@@ -12,7 +12,7 @@ pub enum ConfigError {
     /// A file or folder could not be read.
     #[error("{path}: can't read the configuration ({kind}); check that it exists and that the service user may read it", path = .path.display(), kind = .source.kind())]
     Read {
-        /// What was to be read.
+        /// The file or folder.
         path: PathBuf,
         /// The fault of the operating system.
         source: io::Error,
@@ -24,7 +24,7 @@ pub enum ConfigError {
         origin: Origin,
         /// The column, counted from 1.
         column: usize,
-        /// What the parser found.
+        /// The parser's message.
         problem: String,
     },
     /// A key that does not exist.
@@ -32,7 +32,7 @@ pub enum ConfigError {
     UnknownKey {
         /// The key as written, with its sections.
         key: String,
-        /// Where it stands.
+        /// The origin of the key.
         origin: Origin,
         /// The known key, or for an environment variable the known variable, that is most like it.
         nearest: String,
@@ -44,19 +44,19 @@ pub enum ConfigError {
         key: String,
         /// Where it stands.
         origin: Origin,
-        /// What was found, shortened; hidden for secrets.
+        /// The value, shortened; redacted for secrets.
         found: String,
-        /// The shape and range that are expected.
+        /// The expected shape and range.
         expected: String,
     },
     /// Values that are right by themselves but do not go together.
     #[error("{origin}: `{key}`: {problem}")]
     Conflict {
-        /// The key at which to begin.
+        /// The key to change first.
         key: &'static str,
-        /// Where its value came from.
+        /// The origin of its value.
         origin: Origin,
-        /// What does not fit and what to do.
+        /// The contradiction, and what to do.
         problem: String,
     },
     /// A rule that breaks the fixed part of a rule's form.

@@ -1,4 +1,4 @@
-//! Configuration files: which there are, and one as a layer.
+//! Configuration files: how they are found, and how one becomes a layer.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -12,7 +12,7 @@ use crate::layer::{Layer, find};
 use crate::nearest::nearest;
 use crate::rules;
 use crate::schema::{RULES, SECTIONS};
-use crate::shape::CREDENTIAL;
+use crate::shape::CREDENTIAL_PREFIX;
 use crate::{ConfigError, Origin, Shape};
 
 /// Reads a file that must exist.
@@ -126,11 +126,11 @@ impl Reader<'_> {
         }
     }
 
-    /// A relative path counts from the folder of the file that holds it, so that a folder with a configuration
-    /// and a model can be moved and used from anywhere.
+    /// Resolves relative paths against the folder of their file, so that a folder with a configuration and a model
+    /// can be moved and used from anywhere.
     fn beside_file(&self, value: Value) -> Value {
         let Value::String(text) = &value else { return value };
-        if text.is_empty() || text.starts_with(CREDENTIAL) || Path::new(text).is_absolute() {
+        if text.is_empty() || text.starts_with(CREDENTIAL_PREFIX) || Path::new(text).is_absolute() {
             return value;
         }
         let joined = self.path.parent().map(|parent| parent.join(text));

@@ -1,5 +1,5 @@
-//! One source of values: the built-in defaults, a file, the environment or the flags, checked by itself so that
-//! a fault is reported where it stands even if a later layer would cover it.
+//! A layer: the values of one source (the built-in defaults, a file, the environment or the flags), checked by itself
+//! so that a fault is reported even if a later layer overrides it.
 
 use std::collections::BTreeMap;
 
@@ -8,15 +8,15 @@ use toml::Value;
 
 use crate::nearest::nearest;
 use crate::schema::{KEYS, Key, Preset, RULES};
-use crate::secret::HIDDEN;
+use crate::secret::REDACTED;
 use crate::{ConfigError, Origin, Rule};
 
 /// The prefix of environment variables that are configuration.
 pub(crate) const ENV_PREFIX: &str = "PHI_EDGE__";
-/// How much of a wrong value a message shows, in characters.
-const SHOWN: usize = 60;
+/// The length to which a message shortens a wrong value, in characters.
+const MAX_SHOWN_CHARS: usize = 60;
 
-/// A value and where it came from; no value means that the layer takes an optional key back.
+/// A value and its origin; no value means that the layer unsets an optional key.
 #[derive(Debug, Clone)]
 pub(crate) struct Entry {
     pub(crate) value: Option<Value>,
@@ -78,7 +78,7 @@ impl Layer {
         Ok(layer)
     }
 
-    /// Checks a value and takes it.
+    /// Checks a value and stores it.
     pub(crate) fn set(&mut self, key: &Key, value: &Value, origin: Origin) -> Result<(), ConfigError> {
         let accepted = if takes_back(key, value) {
             None
@@ -110,7 +110,8 @@ pub(crate) fn variable(path: &str) -> String {
     format!("{ENV_PREFIX}{}", path.to_uppercase().replace('.', "__"))
 }
 
-/// An empty text takes an optional key back, so that a later layer can undo an earlier one.
+/// Whether a text unsets the key: an empty one does for an optional key, so that a later layer can undo an earlier
+/// one.
 fn takes_back(key: &Key, value: &Value) -> bool {
     let empty = match value {
         Value::String(text) => text.is_empty(),
@@ -121,7 +122,7 @@ fn takes_back(key: &Key, value: &Value) -> bool {
 
 fn wrong_value(key: &Key, value: &Value, origin: Origin) -> ConfigError {
     let mut found = if key.secret {
-        format!("{HIDDEN} ({})", value.type_str())
+        format!("{REDACTED} ({})", value.type_str())
     } else {
         shown(value)
     };
@@ -136,13 +137,13 @@ fn wrong_value(key: &Key, value: &Value, origin: Origin) -> ConfigError {
     }
 }
 
-/// A value on one line and not too long.
+/// A value for a message, on one line and shortened.
 pub(crate) fn shown(value: &Value) -> String {
     match value {
         Value::Table(_) => return "a table".to_owned(),
         Value::String(text) => {
             let text = without_user(text);
-            let mut start: String = text.chars().take(SHOWN).collect();
+            let mut start: String = text.chars().take(MAX_SHOWN_CHARS).collect();
             if start.len() < text.len() {
                 start.push('…');
             }
@@ -151,7 +152,7 @@ pub(crate) fn shown(value: &Value) -> String {
         _ => {}
     }
     let whole = value.to_string().replace(char::is_control, " ");
-    let mut start: String = whole.chars().take(SHOWN).collect();
+    let mut start: String = whole.chars().take(MAX_SHOWN_CHARS).collect();
     if start.len() < whole.len() {
         start.push('…');
     }
@@ -162,13 +163,13 @@ pub(crate) fn shown(value: &Value) -> String {
 fn without_user(text: &str) -> String {
     match (text.find("://"), text.rfind('@')) {
         (Some(scheme), Some(at)) if scheme < at => {
-            format!("{}{HIDDEN}{}", &text[..scheme + 3], &text[at..])
+            format!("{}{REDACTED}{}", &text[..scheme + 3], &text[at..])
         }
         _ => text.to_owned(),
     }
 }
 
-/// An unknown key of the environment or a flag. Rules are known, but can't be written in one line.
+/// The fault of an unknown key in the environment or a flag. Rules are known, but can't be written in one line.
 fn unknown_in_text(path: String, origin: Origin) -> ConfigError {
     if path == RULES || path.starts_with("rules.") {
         return ConfigError::Value {
@@ -233,7 +234,7 @@ impl Source for Layer {
     }
 }
 
-/// A checked value as the layering crate's own; only the kinds that shapes accept occur.
+/// A checked value as a TOML value; only the types that shapes accept occur.
 fn kind_of(value: &Value, origin: &String) -> ValueKind {
     match value {
         Value::String(text) => ValueKind::String(text.clone()),

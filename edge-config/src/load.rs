@@ -1,13 +1,13 @@
-//! From files, environment and flags to a checked configuration.
+//! The load of a checked configuration from files, environment and flags.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use toml::Value;
 
-use crate::derive::{Effective, RULES_DIR, derive};
+use crate::derive::{Effective, RULES_DIR_KEY, derive};
 use crate::layer::{Layer, find};
-use crate::secret::HIDDEN;
+use crate::secret::REDACTED;
 use crate::validate::{validate, warnings};
 use crate::{Config, ConfigError, Origin, Rule, file, rules};
 
@@ -18,7 +18,7 @@ pub struct LoadOptions {
     pub config: Option<PathBuf>,
     /// The environment; only `PHI_EDGE__…` and `CREDENTIALS_DIRECTORY` are looked at.
     pub env: Vec<(String, String)>,
-    /// What flags set, as keys (`model.path`) and texts.
+    /// The values of flags, as keys (`model.path`) and texts.
     pub flags: Vec<(String, String)>,
     /// The folder of `config.toml`, `conf.d` and `rules.d` (`/etc/phi-edge` on an installed system), which may be
     /// missing; empty means none.
@@ -27,14 +27,14 @@ pub struct LoadOptions {
     pub hostname: String,
 }
 
-/// A configuration, and where its values came from.
+/// A configuration, and the origins of its values.
 #[derive(Debug, Clone)]
 pub struct Loaded {
     /// The configuration, every value checked.
     pub config: Config,
-    /// Where each value came from, by key; optional keys that nothing set are left out.
+    /// The origin of each value by key; unset optional keys are left out.
     pub origins: BTreeMap<String, Origin>,
-    /// What is allowed but should be said to the operator, one line each.
+    /// Warnings for the operator, one line each.
     pub warnings: Vec<String>,
     /// The files that were read, in their order; those of `node.rules_dir` are the last.
     pub files: Vec<PathBuf>,
@@ -45,12 +45,12 @@ pub struct Loaded {
 /// Loads the configuration: built-in defaults, `config.toml` and `conf.d/*.toml` of the system's folder, the named
 /// file, the environment, flags; a later one wins. Rules of `node.rules_dir` come after those of all files.
 ///
-/// Nothing is kept from one call to the next; a daemon that runs takes a changed configuration over by [`reload`](crate::reload).
+/// No state is kept between calls; a running daemon applies a changed configuration by [`reload`](crate::reload).
 pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
     load_over(options, None)
 }
 
-/// As [`load`], with a layer over all others.
+/// Loads as [`load`] does, with a layer over all others.
 pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Loaded, ConfigError> {
     let mut files = Vec::new();
     let mut layers = vec![Layer::defaults()];
@@ -87,7 +87,7 @@ pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Load
     let effective = overlay(&layers);
     // Where there is no folder of the system, its folder of rules is none either: only a named one is read.
     let rules_dir = effective
-        .get(RULES_DIR)
+        .get(RULES_DIR_KEY)
         .filter(|entry| entry.origin != Origin::Default || !options.system_dir.as_os_str().is_empty());
     let rules_dir = rules_dir.and_then(|entry| entry.value.as_ref()?.as_str());
     let folder_rules = match rules_dir {
@@ -145,7 +145,7 @@ fn assemble(
 
 fn hide_secret(key: &str, value: Value) -> Value {
     if find(key).is_some_and(|key| key.secret) {
-        Value::String(HIDDEN.to_owned())
+        Value::String(REDACTED.to_owned())
     } else {
         value
     }

@@ -1,21 +1,21 @@
-//! The known key that is most like an unknown one.
+//! The search for the known key that is most similar to an unknown one.
 
 use strsim::{jaro_winkler, normalized_damerau_levenshtein as likeness};
 
 use crate::schema::{KEYS, SECTIONS};
 
-/// How alike two keys count whose last part is the same: the right key in the wrong section is the likelier slip
-/// than a key that merely looks similar, unless that one differs by a letter or two.
-const SAME_LAST_PART: f64 = 0.85;
+/// The similarity of two keys with the same last part: the right key in the wrong section is a likelier slip than a
+/// key that merely looks similar, unless that one differs by a letter or two.
+const SAME_LAST_PART_SIMILARITY: f64 = 0.85;
 
-/// The known key or section that is most like `unknown`.
+/// The known key or section that is most similar to `unknown`.
 pub(crate) fn nearest(unknown: &str) -> &'static str {
     let candidates = KEYS.iter().map(|key| key.path).chain(SECTIONS.iter().copied());
     nearest_of(unknown, candidates).unwrap_or("node.name")
 }
 
-/// The known name that is most like `unknown`, whatever the case, for a message that helps. Names may have parts behind
-/// dots or slashes (`mqtt.host`, `Europe/Berlin`); there is none only if there are no known ones.
+/// The known name that is most similar to `unknown`, ignoring case, for a suggestion in a message. Names may have
+/// parts separated by dots or slashes (`mqtt.host`, `Europe/Berlin`); `None` only if `known` is empty.
 pub fn nearest_of<'a>(unknown: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     let unknown = unknown.to_lowercase();
     let scored = known.map(|candidate| (score(&unknown, &candidate.to_lowercase()), candidate));
@@ -30,7 +30,7 @@ fn score(unknown: &str, candidate: &str) -> f64 {
     let (candidate_section, candidate_last) = parts(candidate);
     if last == candidate_last {
         // The small addend decides between several keys of one name by the likeness of their sections.
-        return whole.max(SAME_LAST_PART + whole / 100.0);
+        return whole.max(SAME_LAST_PART_SIMILARITY + whole / 100.0);
     }
     // Edit distance alone takes "hostname" for "username"; a common beginning says more.
     let names = f64::midpoint(likeness(last, candidate_last), jaro_winkler(last, candidate_last));

@@ -1,14 +1,14 @@
-//! Where a value came from.
+//! The origin of a value.
 
 use std::fmt;
 use std::path::PathBuf;
 
-/// Where a value came from, as it is shown to the operator.
+/// The origin of a value, as it is shown to the operator.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Origin {
     /// The built-in default.
     Default,
-    /// Worked out from something else, which is named.
+    /// A value derived from something else, which is named.
     Derived(&'static str),
     /// A file, with the line counted from 1 where it is known.
     File {

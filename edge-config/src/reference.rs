@@ -1,10 +1,10 @@
-//! The reference of all keys, made from the default file.
+//! The reference of all keys, generated from the default file.
 
 use std::fmt::Write as _;
 
 use crate::DEFAULT_FILE;
 
-const HEAD: &str = "\
+const PREFACE: &str = "\
 <!-- Made from edge-config/default.toml by `cargo xtask docs`; change it there. -->
 
 # Configuration
@@ -14,7 +14,7 @@ const HEAD: &str = "\
 /// The reference of all keys as Markdown: docs/config.md.
 pub fn reference() -> String {
     let mut page = Page {
-        out: HEAD.to_owned(),
+        out: PREFACE.to_owned(),
         ..Page::default()
     };
     for line in DEFAULT_FILE.lines() {
@@ -27,9 +27,9 @@ pub fn reference() -> String {
 #[derive(Default)]
 struct Page {
     out: String,
-    /// The comment so far that belongs to the next key, or to none.
+    /// The comment read so far, of the next key or of none.
     comment: Vec<String>,
-    /// The section, `mqtt.` or empty.
+    /// The prefix of the section, such as `mqtt.`; empty at the top level.
     section: String,
     in_table: bool,
 }

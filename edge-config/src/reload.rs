@@ -1,4 +1,4 @@
-//! A configuration that is read again while the daemon runs: what can change then, and what keeps its value.
+//! The reload of a configuration while the daemon runs: which keys can change, and which keep their values.
 
 use crate::layer::{Entry, Layer};
 use crate::load::load_over;
@@ -6,27 +6,27 @@ use crate::schema::KEYS;
 use crate::{ConfigError, LoadOptions, Loaded, Origin, load};
 
 /// Keys outside of `[limits]` that take effect when the configuration is read again.
-const RELOADABLE: [&str; 5] = [
+const RELOADABLE_KEYS: [&str; 5] = [
     "node.rules_dir",
     "log.level",
     "store.keep_for",
     "store.keep_outcomes",
     "store.keep_memory",
 ];
-/// Keys of `[limits]` that do not.
-const FIXED_LIMITS: [&str; 1] = ["limits.rule_jobs"];
+/// Keys of `[limits]` that need a restart.
+const FIXED_LIMIT_KEYS: [&str; 1] = ["limits.rule_jobs"];
 
 /// A configuration that was read again.
 #[derive(Debug, Clone)]
 pub struct Reloaded {
-    /// The configuration as the running daemon can take it over: keys that need a restart have their running values, also
-    /// for all that follows from them, such as the topics of rules.
+    /// The configuration that the running daemon can apply: keys that need a restart have their running values, also
+    /// in all that is derived from them, such as the topics of rules.
     pub loaded: Loaded,
     /// The keys whose new values need a restart.
     pub held: Vec<&'static str>,
 }
 
-/// Reads the configuration again; `running` is what the daemon was started with.
+/// Reads the configuration again; `running` is the one that the daemon was started with.
 ///
 /// # Errors
 /// The configuration is wrong, by itself or together with the values that stay.
@@ -49,7 +49,7 @@ pub fn reload(options: LoadOptions, running: &Loaded) -> Result<Reloaded, Config
 }
 
 fn is_reloadable(key: &str) -> bool {
-    RELOADABLE.contains(&key) || (key.starts_with("limits.") && !FIXED_LIMITS.contains(&key))
+    RELOADABLE_KEYS.contains(&key) || (key.starts_with("limits.") && !FIXED_LIMIT_KEYS.contains(&key))
 }
 
 /// The values that stay, as a layer over all others.

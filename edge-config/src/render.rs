@@ -1,4 +1,4 @@
-//! The effective configuration as text, each value with where it came from.
+//! The effective configuration as text, each value with its origin.
 
 use std::fmt::Write as _;
 
@@ -34,7 +34,7 @@ pub fn render(loaded: &Loaded) -> String {
     out
 }
 
-/// Says of a rule what it is, as a comment: its file has it whole, and a part of it would read as another rule.
+/// Writes a comment that describes a rule: its file has all of it, and a part would read as another rule.
 fn rule_block(out: &mut String, rule: &Rule) {
     let topics: Vec<Value> = rule.topics.iter().cloned().map(Value::String).collect();
     let origin = rule.origin.to_string().replace(char::is_control, " ");

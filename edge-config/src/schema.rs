@@ -1,4 +1,4 @@
-//! Every key there is: its path, the shape of its value, and its default.
+//! All keys: path, shape of the value, and default.
 
 use crate::Shape;
 use crate::shape::{
@@ -11,18 +11,18 @@ use crate::shape::{
 pub struct Key {
     /// The key with its sections, such as `mqtt.tls.ca`.
     pub path: &'static str,
-    /// What a value must look like.
+    /// The shape of the value.
     pub shape: Shape,
     /// The built-in default.
     pub default: Preset,
-    /// Whether the value is never shown.
+    /// Whether the value is a secret, which is never shown.
     pub secret: bool,
 }
 
 /// A built-in default.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Preset {
-    /// No value: the feature is off, or the value is worked out (which, the default file says).
+    /// No value: the feature is off, or the value is derived (the default file says which).
     Unset,
     /// A text, also for durations, sizes, paths, addresses and choices.
     Text(&'static str),
@@ -56,7 +56,7 @@ pub(crate) const SECTIONS: [&str; 13] = [
     RULES,
 ];
 
-/// The one name at the top level that is no section.
+/// The only name at the top level that is no section.
 pub(crate) const RULES: &str = "rules";
 
 const KIB: u64 = 1 << 10;
@@ -68,14 +68,14 @@ const HOUR: u64 = 3_600 * SECOND;
 const DAY: u64 = 24 * HOUR;
 
 /// The largest MQTT packet (MQTT 5.0, section 1.5.5), rounded down to whole MiB.
-const MAX_PACKET: u64 = 255 * MIB;
+const MAX_PACKET_BYTES: u64 = 255 * MIB;
 /// The longest MQTT keep-alive (16 bits of seconds).
-const MAX_KEEP_ALIVE: u64 = 65_535 * SECOND;
+const MAX_KEEP_ALIVE_MS: u64 = 65_535 * SECOND;
 /// The longest MQTT session expiry short of "never ends" (32 bits of seconds), in whole days.
-const MAX_SESSION: u64 = 49_710 * DAY;
+const MAX_SESSION_EXPIRY_MS: u64 = 49_710 * DAY;
 
 /// The largest budget of a client in a minute.
-const MAX_BUDGET: u64 = 1_000_000_000;
+const MAX_CLIENT_BUDGET: u64 = 1_000_000_000;
 
 pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Key {
     Key {
@@ -107,12 +107,12 @@ pub(crate) static KEYS: [Key; 67] = [
     key("mqtt.client_id", text(), Preset::Unset),
     key(
         "mqtt.keep_alive",
-        duration(5 * SECOND, MAX_KEEP_ALIVE),
+        duration(5 * SECOND, MAX_KEEP_ALIVE_MS),
         Preset::Text("30s"),
     ),
     key(
         "mqtt.session_expiry",
-        duration(0, MAX_SESSION),
+        duration(0, MAX_SESSION_EXPIRY_MS),
         Preset::Text("1d"),
     ),
     key("mqtt.pool", name(), Preset::Unset),
@@ -133,7 +133,7 @@ pub(crate) static KEYS: [Key; 67] = [
     key("mqtt.max_topic_levels", number(8, 65_535), Preset::Number(200)),
     key(
         "mqtt.max_packet",
-        size(16 * KIB, MAX_PACKET),
+        size(16 * KIB, MAX_PACKET_BYTES),
         Preset::Text("2MiB"),
     ),
     key("mqtt.tls.ca", Shape::Path, Preset::Unset),
@@ -170,7 +170,11 @@ pub(crate) static KEYS: [Key; 67] = [
         duration(SECOND, 30 * DAY),
         Preset::Text("10m"),
     ),
-    key("limits.max_payload", size(KIB, MAX_PACKET), Preset::Text("1MiB")),
+    key(
+        "limits.max_payload",
+        size(KIB, MAX_PACKET_BYTES),
+        Preset::Text("1MiB"),
+    ),
     key("limits.max_tokens", number(1, 1_048_576), Preset::Number(4_096)),
     key("limits.max_prompt_tokens", at_least(1), Preset::Unset),
     key("limits.queue", number(1, 1_000_000), Preset::Number(64)),
@@ -183,12 +187,12 @@ pub(crate) static KEYS: [Key; 67] = [
     key("limits.session_memory", size(0, TIB), Preset::Text("16MiB")),
     key(
         "limits.client_requests_per_minute",
-        number(1, MAX_BUDGET),
+        number(1, MAX_CLIENT_BUDGET),
         Preset::Unset,
     ),
     key(
         "limits.client_tokens_per_minute",
-        number(1, MAX_BUDGET),
+        number(1, MAX_CLIENT_BUDGET),
         Preset::Unset,
     ),
     key("limits.rule_jobs", number(1, 1_000), Preset::Number(2)),

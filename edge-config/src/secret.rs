@@ -1,11 +1,11 @@
-//! Text that must not show up in logs or in a printed configuration.
+//! Secrets, which must not appear in logs or in a printed configuration.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize, Serializer};
 
-/// What is shown in a secret's place.
-pub(crate) const HIDDEN: &str = "***";
+/// The text in place of a secret.
+pub(crate) const REDACTED: &str = "***";
 
 /// A secret: printing, logging and serialising it give `***`.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
@@ -18,7 +18,7 @@ impl Secret {
         Self(text.into())
     }
 
-    /// The secret itself, for the one place that hands it on.
+    /// Returns the secret itself.
     pub fn expose(&self) -> &str {
         &self.0
     }
@@ -26,18 +26,18 @@ impl Secret {
 
 impl fmt::Debug for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(HIDDEN)
+        f.write_str(REDACTED)
     }
 }
 
 impl fmt::Display for Secret {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(HIDDEN)
+        f.write_str(REDACTED)
     }
 }
 
 impl Serialize for Secret {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        serializer.serialize_str(HIDDEN)
+        serializer.serialize_str(REDACTED)
     }
 }

@@ -1,4 +1,4 @@
-//! The configuration as its users see it: one struct a section, every value checked.
+//! The types of the configuration: one struct for each section, every value checked.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,17 +11,17 @@ use crate::{ByteSize, Rule, Secret, TimeSpan};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
-    /// Who this node is.
+    /// The identity of the node.
     pub node: Node,
     /// The link to the broker.
     pub mqtt: Mqtt,
     /// The model.
     pub model: Model,
-    /// How the model is run.
+    /// The settings of the model's execution.
     pub runtime: Runtime,
-    /// What is refused.
+    /// The limits of requests.
     pub limits: Limits,
-    /// Where accepted requests are kept.
+    /// The store of accepted requests.
     pub store: Store,
     /// Prometheus metrics.
     #[serde(default)]
@@ -45,7 +45,7 @@ pub struct Config {
 pub struct Node {
     /// The node's name; one topic level.
     pub name: String,
-    /// What stands before `/request`; the placeholder is already filled in.
+    /// The prefix of `/request`; the placeholder is already filled in.
     pub base: String,
     /// The folder of rule files; it need not exist.
     pub rules_dir: PathBuf,
@@ -69,28 +69,28 @@ pub struct Mqtt {
     pub client_id: Option<String>,
     /// The keep-alive, in whole seconds.
     pub keep_alive: TimeSpan,
-    /// How long the broker keeps the session of an absent node, in whole seconds.
+    /// The time for which the broker keeps the session of an absent node, in whole seconds.
     pub session_expiry: TimeSpan,
     /// TLS; none of its files means a plain connection.
     #[serde(default)]
     pub tls: Tls,
     /// The pool whose requests this node shares.
     pub pool: Option<String>,
-    /// What stands before `/{pool}/request`.
+    /// The prefix of `/{pool}/request`.
     pub pool_base: String,
     /// Whether the broker runs in this process; `host` and `port` are then not used.
     pub embedded: bool,
-    /// Where the embedded broker listens; port 0 means any free one.
+    /// The address on which the embedded broker listens; port 0 means any free one.
     pub embedded_listen: SocketAddr,
     /// Users and password hashes of the embedded broker.
     pub embedded_password_file: Option<PathBuf>,
     /// Access rights of the embedded broker.
     pub embedded_acl_file: Option<PathBuf>,
-    /// The filters that a request's response topic must match one of; placeholders are already filled in.
+    /// The filters one of which a request's response topic must match; placeholders are already filled in.
     pub reply_topics: Vec<String>,
-    /// The most levels of a topic that the broker takes, counted by the `/` in it.
+    /// The maximum number of topic levels that the broker accepts, counted by the `/`.
     pub max_topic_levels: usize,
-    /// The largest packet that is taken from the broker, which is told so.
+    /// The maximum size of a packet from the broker, which is told of it.
     pub max_packet: ByteSize,
 }
 
@@ -98,7 +98,7 @@ pub struct Mqtt {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Tls {
-    /// The certificates that the broker's must descend from, PEM.
+    /// The certificate authorities of the broker, PEM.
     pub ca: Option<PathBuf>,
     /// The client's certificate chain, PEM; always together with `key`.
     pub cert: Option<PathBuf>,
@@ -125,29 +125,29 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Runtime {
-    /// What computes.
+    /// The execution provider.
     pub provider: Provider,
     /// Threads of one step; none means as many as ONNX Runtime chooses.
     pub threads: Option<usize>,
-    /// How many sequences run at once.
+    /// The number of sequences that run at once.
     pub slots: usize,
-    /// The most memory for keys and values; none means a share of what is free.
+    /// The memory budget of keys and values; none means a share of the free memory.
     pub kv_memory: Option<ByteSize>,
     /// The ONNX Runtime library; none means that it is searched for.
     pub library: Option<PathBuf>,
-    /// How many prompt tokens one step computes at most.
+    /// The maximum number of prompt tokens of one step.
     pub prefill_chunk: usize,
-    /// Whether what prompts have in common is computed once.
+    /// Whether common prefixes of prompts are computed once.
     pub prefix_cache: bool,
-    /// Whether tokens are guessed from the text so far and verified together.
+    /// Whether draft tokens are proposed from the text so far and verified together.
     pub speculation: bool,
     /// System prompts that are computed at start and kept.
     pub system_prompts: Option<Vec<String>>,
-    /// Whether the model is tried once, and loaded ahead, before it is needed.
+    /// Whether the model is run once, and loaded ahead, before it is needed.
     pub prewarm: bool,
-    /// After how long without work the model is unloaded; none means never.
+    /// The idle time after which the model is unloaded; none means never.
     pub unload_after: Option<TimeSpan>,
-    /// When to compute slower.
+    /// The settings of the thermal and battery governor.
     pub pace: Pace,
 }
 
@@ -155,25 +155,25 @@ pub struct Runtime {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Pace {
-    /// The degrees Celsius to be kept; none means that heat does not matter.
+    /// The temperature limit in degrees Celsius; none means no limit.
     pub max_temperature: Option<u32>,
     /// The thermal zones that count, by type; none means all.
     pub zones: Option<Vec<String>>,
-    /// The least share of the time that heat leaves, in percent.
+    /// The minimum share of the time that heat leaves, in percent.
     pub least_share: u32,
     /// The share of the time on battery, in percent.
     pub battery_share: u32,
-    /// The time between two looks.
+    /// The time between two readings.
     pub every: TimeSpan,
-    /// Where the kernel tells.
+    /// The root of sysfs.
     pub sysfs: PathBuf,
 }
 
-/// What computes: an ONNX Runtime execution provider.
+/// An ONNX Runtime execution provider.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {
-    /// The best that library and machine have.
+    /// The best provider that library and machine have.
     Auto,
     /// The processor.
     Cpu,
@@ -191,23 +191,23 @@ pub struct Limits {
     pub max_deadline: TimeSpan,
     /// The largest request payload; `mqtt.max_packet` is larger.
     pub max_payload: ByteSize,
-    /// The most new tokens that a request may ask for.
+    /// The maximum number of new tokens of a request.
     pub max_tokens: usize,
-    /// The most tokens a prompt may have; none means what the model's context holds.
+    /// The maximum number of tokens of a prompt; none means the context's length.
     pub max_prompt_tokens: Option<usize>,
-    /// How many requests may wait.
+    /// The maximum number of waiting requests.
     pub queue: usize,
-    /// How long running answers may go on at shutdown.
+    /// The grace period of running answers at shutdown.
     pub drain_grace: TimeSpan,
-    /// How long a session that nobody uses is kept.
+    /// The time for which an idle session is kept.
     pub session_ttl: TimeSpan,
-    /// The most memory of the sessions that nobody uses.
+    /// The maximum memory of idle sessions.
     pub session_memory: ByteSize,
-    /// Requests that one client may make in a minute.
+    /// The maximum number of requests of one client in a minute.
     pub client_requests_per_minute: Option<u32>,
-    /// Tokens of prompts and answers that one client may use in a minute.
+    /// The maximum number of prompt and answer tokens of one client in a minute.
     pub client_tokens_per_minute: Option<u32>,
-    /// Windows of rules that the model words at the same time.
+    /// The number of windows that the model summarises at the same time.
     pub rule_jobs: usize,
 }
 
@@ -217,21 +217,21 @@ pub struct Limits {
 pub struct Store {
     /// The folder of the durable store.
     pub path: PathBuf,
-    /// The most that is stored before new requests are refused.
+    /// The size of the store at which new requests are refused.
     pub max_size: ByteSize,
-    /// The most that the messages of all rules may take of it; further ones are dropped.
+    /// The maximum size of the messages of all rules in it; further ones are dropped.
     pub max_rules_size: ByteSize,
-    /// How long an outcome is kept for those that ask again; never shorter than the request's deadline.
+    /// The retention of an outcome for repeated requests; never shorter than the request's deadline.
     pub keep_for: TimeSpan,
-    /// The most outcomes that are kept.
+    /// The maximum number of outcomes that are kept.
     pub keep_outcomes: usize,
-    /// The most memory of the texts of outcomes that are kept.
+    /// The maximum memory of the texts of kept outcomes.
     pub keep_memory: ByteSize,
-    /// What becomes of requests while the store can't be written.
+    /// The treatment of requests while the store can't be written.
     pub when_failing: WhenFailing,
 }
 
-/// What becomes of requests while the store can't be written.
+/// The treatment of requests while the store can't be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum WhenFailing {
@@ -245,7 +245,7 @@ pub enum WhenFailing {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Metrics {
-    /// Where metrics are served; none means not at all.
+    /// The address on which metrics are served; none means not at all.
     pub listen: Option<SocketAddr>,
 }
 
@@ -261,13 +261,13 @@ pub struct Traces {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Audit {
-    /// The file that gets a line for each job; none means no audit.
+    /// The audit file, with a line for each job; none means no audit.
     pub path: Option<PathBuf>,
-    /// Whether prompts and answers are in it.
+    /// Whether the audit contains prompts and answers.
     pub texts: bool,
-    /// The size at which a new file is begun.
+    /// The size at which the file is rotated.
     pub max_size: ByteSize,
-    /// How many full files are kept beside it.
+    /// The number of rotated files that are kept.
     pub keep: usize,
 }
 
@@ -277,15 +277,15 @@ pub struct Audit {
 pub struct Log {
     /// A level, or directives by module as tracing-subscriber's `EnvFilter` reads them.
     pub level: String,
-    /// The form of a line.
+    /// The format of a line.
     pub format: LogFormat,
 }
 
-/// The form of a log line.
+/// The format of a log line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for people.
     Text,
     /// One JSON object a line.
     Json,

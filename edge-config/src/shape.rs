@@ -1,4 +1,5 @@
-//! The shapes of values: what is accepted for a key, how it is said, and how text from the environment becomes it.
+//! The shapes of values: which values a key accepts, how messages describe them, and how text of the environment is
+//! converted.
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -10,7 +11,7 @@ use crate::rules::{is_field_name, is_pointer};
 use crate::topic;
 use crate::{ByteSize, TimeSpan};
 
-/// What a value must look like.
+/// The shape of a value.
 #[derive(Clone, Copy)]
 pub enum Shape {
     /// A text that a check accepts.
@@ -52,14 +53,14 @@ pub enum Shape {
     Pointers,
 }
 
-/// A check of a text, and how its demand is worded.
+/// A check of a text, with the description of what it expects.
 #[derive(Clone, Copy)]
 pub struct Wording {
     expected: &'static str,
     accepts: fn(&str) -> bool,
 }
 
-/// A check of a number, and how its demand is worded.
+/// A check of a number, with the description of what it expects.
 #[derive(Clone, Copy)]
 pub struct Range {
     expected: &'static str,
@@ -176,7 +177,7 @@ pub(crate) const fn log_filter() -> Shape {
 }
 
 impl Shape {
-    /// Gives the value in the form in which it is kept, or nothing if it is not of this shape.
+    /// Returns the value in its normalised form, or none if it is not of this shape.
     pub(crate) fn accept(self, value: &Value) -> Option<Value> {
         match (self, value) {
             (Self::Text(check), Value::String(text)) => (check.accepts)(text).then(|| value.clone()),
@@ -222,7 +223,7 @@ impl Shape {
         }
     }
 
-    /// Turns text of the environment or the command line into a TOML value; what can't be one stays text, so that
+    /// Converts text of the environment or the command line to a TOML value; other text stays text, so that
     /// [`Self::accept`] refuses it.
     pub(crate) fn value_of_text(self, text: &str) -> Value {
         let typed = match self {
@@ -234,8 +235,7 @@ impl Shape {
         typed.unwrap_or_else(|| Value::String(text.to_owned()))
     }
 
-    /// What is wrong with a duration's or size's text beyond its bounds or with one of many pointers, to be said with
-    /// the error.
+    /// A hint for the error: what is wrong with the text of a duration or size, or with one of several pointers.
     pub(crate) fn hint(self, value: &Value) -> Option<String> {
         match self {
             Self::Duration { .. } => value
@@ -297,7 +297,7 @@ impl fmt::Debug for Shape {
     }
 }
 
-/// A list in the environment is a TOML array, or texts parted by commas (no topic filter needs a comma).
+/// Parses a list of the environment: a TOML array, or texts separated by commas (no topic filter needs a comma).
 fn list_from_text(text: &str) -> Value {
     if text.trim_start().starts_with('[')
         && let Ok(mut table) = format!("list = {text}").parse::<toml::Table>()
@@ -312,7 +312,7 @@ fn list_from_text(text: &str) -> Value {
     )
 }
 
-/// What is wrong with a field of a rule.
+/// The fault of a field of a rule, if it has one.
 fn wrong_pointer(name: &str, pointer: &Value) -> Option<String> {
     if !is_field_name(name) {
         return Some(format!(
@@ -329,17 +329,19 @@ fn is_text(text: &str) -> bool {
 }
 
 fn is_path(text: &str) -> bool {
-    let named = text.strip_prefix(CREDENTIAL).is_none_or(is_credential_name);
+    let named = text
+        .strip_prefix(CREDENTIAL_PREFIX)
+        .is_none_or(is_credential_name);
     named && (1..=4096).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
-/// What stands before the name of a systemd credential.
-pub(crate) const CREDENTIAL: &str = "credential:";
+/// The prefix of the name of a systemd credential.
+pub(crate) const CREDENTIAL_PREFIX: &str = "credential:";
 
-/// The name of the systemd credential that a path of the configuration stands for, where systemd has not given it to this
-/// process; such a path is no file.
+/// The name of the systemd credential that a path of the configuration stands for, if systemd has not given it to
+/// this process; such a path is no file.
 pub fn missing_credential(path: &Path) -> Option<&str> {
-    path.to_str()?.strip_prefix(CREDENTIAL)
+    path.to_str()?.strip_prefix(CREDENTIAL_PREFIX)
 }
 
 fn is_credential_name(name: &str) -> bool {
@@ -372,7 +374,7 @@ fn is_log_directive(text: &str) -> bool {
     }
 }
 
-/// Whether braces occur only as these placeholders, so that a slip in one is not taken for a topic.
+/// Whether braces occur only as these placeholders, so that a typo in one is not taken for a topic.
 pub(crate) fn only_placeholders(text: &str, known: &[&str]) -> bool {
     let mut rest = text.to_owned();
     for placeholder in known {

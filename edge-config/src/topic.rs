@@ -1,13 +1,13 @@
-//! What MQTT allows in names, topics and filters (MQTT 5.0, section 4.7), as far as configuration holds them.
+//! The checks of names, topics and filters in the configuration (MQTT 5.0, section 4.7).
 
-/// Longest topic or filter that is accepted. MQTT allows 65,535 bytes; clients' own ids and levels are added.
-const MAX_TOPIC: usize = 1024;
-/// Longest name that becomes one level of a topic.
-pub(crate) const MAX_NAME: usize = 64;
+/// The maximum length of a topic or filter, in bytes. MQTT allows 65,535; ids and levels of clients are appended.
+const MAX_TOPIC_LEN: usize = 1024;
+/// The maximum length of a name that becomes one level of a topic, in bytes.
+pub(crate) const MAX_NAME_LEN: usize = 64;
 
 /// Whether the text can be one topic level and part of a client id: 1 to 64 of `A-Z a-z 0-9 . _ -`.
 pub(crate) fn is_name(text: &str) -> bool {
-    (1..=MAX_NAME).contains(&text.len()) && text.chars().all(is_name_char)
+    (1..=MAX_NAME_LEN).contains(&text.len()) && text.chars().all(is_name_char)
 }
 
 pub(crate) fn is_name_char(c: char) -> bool {
@@ -38,7 +38,7 @@ pub(crate) fn is_filter(text: &str) -> bool {
 }
 
 fn is_plain(text: &str) -> bool {
-    (1..=MAX_TOPIC).contains(&text.len()) && !text.starts_with('$') && !text.chars().any(char::is_control)
+    (1..=MAX_TOPIC_LEN).contains(&text.len()) && !text.starts_with('$') && !text.chars().any(char::is_control)
 }
 
 #[cfg(test)]

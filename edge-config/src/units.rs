@@ -1,7 +1,7 @@
 //! Lengths of time and amounts of memory as operators write them: `"10m"`, `"512MiB"`.
 //!
-//! Own parsers, because the usual crates take more than should be written in a configuration (years, fractions,
-//! a bare `M` of unclear base) and print rounded values, while a value here must come back exactly as it was read.
+//! The usual crates accept more than should be written in a configuration (years, fractions, a bare `M` of unclear
+//! base) and print rounded values, while a value here must be printed exactly as it was read.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-/// Why a text is not a length of time or a size.
+/// The reason why a text is not a length of time or a size.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum UnitError {
     /// The text is empty, or does not begin with a whole number.
@@ -32,7 +32,7 @@ pub enum UnitError {
     /// Units that repeat or grow from left to right.
     #[error("units must fall from left to right, as in \"1h30m\"")]
     Order,
-    /// Too large to be counted.
+    /// A value that is too large for 64 bits.
     #[error("too large")]
     TooLarge,
 }
@@ -44,7 +44,7 @@ const TIME_UNITS: [(&str, u64); 5] = [
     ("s", 1_000),
     ("ms", 1),
 ];
-const TIME_NAMES: &str = "ms, s, m, h, d";
+const TIME_UNIT_NAMES: &str = "ms, s, m, h, d";
 
 const SIZE_UNITS: [(&str, u64); 8] = [
     ("TiB", 1 << 40),
@@ -56,7 +56,7 @@ const SIZE_UNITS: [(&str, u64); 8] = [
     ("kB", 1_000),
     ("B", 1),
 ];
-const SIZE_NAMES: &str = "B, KiB, MiB, GiB, TiB, kB, MB, GB";
+const SIZE_UNIT_NAMES: &str = "B, KiB, MiB, GiB, TiB, kB, MB, GB";
 
 /// A length of time in whole milliseconds, written as `"250ms"`, `"30s"`, `"10m"`, `"1h30m"` or `"7d"`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -106,7 +106,7 @@ impl FromStr for TimeSpan {
             let (number, tail) = leading_number(rest)?;
             let end = tail.find(|c: char| c.is_ascii_digit()).unwrap_or(tail.len());
             let (unit, tail) = tail.split_at(end);
-            let millis = unit_of(unit.trim(), &TIME_UNITS, TIME_NAMES)?;
+            let millis = unit_of(unit.trim(), &TIME_UNITS, TIME_UNIT_NAMES)?;
             if millis >= last {
                 return Err(UnitError::Order);
             }
@@ -169,7 +169,7 @@ impl FromStr for ByteSize {
         let factor = if unit.is_empty() {
             1
         } else {
-            unit_of(unit, &SIZE_UNITS, SIZE_NAMES)?
+            unit_of(unit, &SIZE_UNITS, SIZE_UNIT_NAMES)?
         };
         number.checked_mul(factor).map(Self).ok_or(UnitError::TooLarge)
     }
@@ -265,20 +265,30 @@ mod tests {
         check("", UnitError::NoNumber);
         check("m", UnitError::NoNumber);
         check("-5s", UnitError::NoNumber);
-        check("30", UnitError::NoUnit { units: TIME_NAMES });
-        check("1h30", UnitError::NoUnit { units: TIME_NAMES });
+        check(
+            "30",
+            UnitError::NoUnit {
+                units: TIME_UNIT_NAMES,
+            },
+        );
+        check(
+            "1h30",
+            UnitError::NoUnit {
+                units: TIME_UNIT_NAMES,
+            },
+        );
         check(
             "1.5h",
             UnitError::UnknownUnit {
                 unit: ".".to_owned(),
-                units: TIME_NAMES,
+                units: TIME_UNIT_NAMES,
             },
         );
         check(
             "10min",
             UnitError::UnknownUnit {
                 unit: "min".to_owned(),
-                units: TIME_NAMES,
+                units: TIME_UNIT_NAMES,
             },
         );
         check("5s1m", UnitError::Order);
@@ -307,14 +317,14 @@ mod tests {
             "512M",
             UnitError::UnknownUnit {
                 unit: "M".to_owned(),
-                units: SIZE_NAMES,
+                units: SIZE_UNIT_NAMES,
             },
         );
         check(
             "1.5GiB",
             UnitError::UnknownUnit {
                 unit: ".5GiB".to_owned(),
-                units: SIZE_NAMES,
+                units: SIZE_UNIT_NAMES,
             },
         );
         check("99999999TiB", UnitError::TooLarge);

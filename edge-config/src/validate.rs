@@ -1,12 +1,12 @@
-//! Values that are right by themselves but must also go together.
+//! The checks of values that are valid by themselves but may contradict each other.
 
 use std::collections::BTreeMap;
 
 use crate::{ByteSize, Config, ConfigError, Origin};
 
-/// What a packet holds beyond its payload: topic, properties, headers. Room that `mqtt.max_packet` must leave, so
-/// that a payload just above the limit still arrives and is answered `too_large`.
-const PACKET_ROOM: u64 = 4 << 10;
+/// The bytes of a packet beyond its payload: topic, properties, headers. `mqtt.max_packet` must leave room for them,
+/// so that a payload just above the limit still arrives and is answered `too_large`.
+const PACKET_OVERHEAD: u64 = 4 << 10;
 
 type Origins = BTreeMap<String, Origin>;
 
@@ -66,11 +66,11 @@ pub(crate) fn validate(config: &Config, origins: &Origins) -> Result<(), ConfigE
             "must be whole seconds, as MQTT counts them".to_owned(),
         );
     }
-    if config.limits.max_payload.bytes().saturating_add(PACKET_ROOM) > mqtt.max_packet.bytes() {
+    if config.limits.max_payload.bytes().saturating_add(PACKET_OVERHEAD) > mqtt.max_packet.bytes() {
         let problem = format!(
             "({}) must be at least {} more than `limits.max_payload` ({}), for topic and properties",
             mqtt.max_packet,
-            ByteSize::from_bytes(PACKET_ROOM),
+            ByteSize::from_bytes(PACKET_OVERHEAD),
             config.limits.max_payload
         );
         return conflict("mqtt.max_packet", problem);
@@ -78,7 +78,7 @@ pub(crate) fn validate(config: &Config, origins: &Origins) -> Result<(), ConfigE
     Ok(())
 }
 
-/// What is allowed but should be known: one line each.
+/// Warnings about settings that are allowed, one line each.
 pub(crate) fn warnings(config: &Config, origins: &Origins) -> Vec<String> {
     let mqtt = &config.mqtt;
     let mut warnings = Vec::new();

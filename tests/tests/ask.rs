@@ -265,7 +265,7 @@ fn ctrl_c_ends_it_with_what_there_is() {
     let mut stderr = process.stderr.take().unwrap();
     let mut log = Vec::new();
     let mut byte = [0];
-    while !String::from_utf8_lossy(&log).contains("The prompt is encoded.") {
+    while !String::from_utf8_lossy(&log).contains("the prompt is encoded") {
         assert_eq!(
             stderr.read(&mut byte).unwrap(),
             1,

@@ -220,7 +220,7 @@ async fn heat_slows_a_node_down_and_coolness_lets_it_go() {
         .until("a node at full speed", |stats| stats["pace"]["share"] == 100)
         .await;
     assert!(
-        daemon.log().contains("as fast as can be again"),
+        daemon.log().contains("the engine is no longer throttled"),
         "{}",
         daemon.log()
     );

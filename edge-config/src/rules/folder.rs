@@ -64,7 +64,7 @@ fn parse(path: &Path, text: &str) -> Result<Vec<Rule>, ConfigError> {
     read(rules, path, &lines)
 }
 
-/// The name of the one rule of a file: as it says, or as the file is called.
+/// The name of a file's only rule: its `name`, or that of the file.
 fn name(path: &Path, place: Place<'_>, given: Option<&toml::Value>) -> Result<String, ConfigError> {
     let expected = "1 to 64 of A-Z a-z 0-9 . _ -";
     let stem = path

@@ -1,4 +1,4 @@
-//! Every key of a rule: its path within the rule, the shape of its value, and its default.
+//! All keys of a rule: path within the rule, shape of the value, and default.
 
 use super::parse::{day, early_rate, is_zone, selector, time_of_day, time_source};
 use super::topics::{is_output, is_taken};
@@ -24,34 +24,34 @@ const GIB: u64 = 1 << 30;
 const TIB: u64 = 1 << 40;
 
 const SECOND: u64 = 1_000;
-/// The longest time of a rule: a year and some days.
-const MAX_DURATION: u64 = 370 * 86_400 * SECOND;
-/// The shortest window; shorter ones would end faster than their events can be published.
-const SHORTEST_WINDOW: u64 = 100;
-/// The most messages that anything of a rule counts to.
-const MESSAGES: u64 = 1_000_000_000;
-/// The longest stop string, as of requests.
-const STOP_BYTES: usize = 256;
+/// The maximum time of a rule, in milliseconds: a year and some days.
+const MAX_TIME_MS: u64 = 370 * 86_400 * SECOND;
+/// The minimum length of a window, in milliseconds; shorter ones would end faster than their events can be published.
+const MIN_WINDOW_MS: u64 = 100;
+/// The maximum of a rule's numbers of messages.
+const MAX_MESSAGES: u64 = 1_000_000_000;
+/// The maximum length of a stop string, in bytes, as of requests.
+const MAX_STOP_BYTES: usize = 256;
 
 const fn time() -> Shape {
-    duration(1, MAX_DURATION)
+    duration(1, MAX_TIME_MS)
 }
 
-/// A time that may be none at all.
-const fn pause() -> Shape {
-    duration(0, MAX_DURATION)
+/// A time that may be zero.
+const fn time_or_zero() -> Shape {
+    duration(0, MAX_TIME_MS)
 }
 
 const fn window_length() -> Shape {
-    duration(SHORTEST_WINDOW, MAX_DURATION)
+    duration(MIN_WINDOW_MS, MAX_TIME_MS)
 }
 
 const fn messages() -> Shape {
-    number(1, MESSAGES)
+    number(1, MAX_MESSAGES)
 }
 
 /// A text of any number of lines.
-const fn prose() -> Shape {
+const fn non_blank_text() -> Shape {
     checked("a text that is not blank", |text| !text.trim().is_empty())
 }
 
@@ -80,10 +80,10 @@ pub(super) static RULE_KEYS: [Key; 46] = [
     key("fields", Shape::Pointers, Preset::Unset),
     key("group_by", part_of_message(), Preset::Unset),
     key("dedupe", part_of_message(), Preset::Unset),
-    key("prompt", prose(), Preset::Unset),
+    key("prompt", non_blank_text(), Preset::Unset),
     key("template", name(), Preset::Unset),
     key("facts_only", Shape::Switch, Preset::Switch(false)),
-    key("system", prose(), Preset::Unset),
+    key("system", non_blank_text(), Preset::Unset),
     key("max_tokens", number(1, 1_048_576), Preset::Number(256)),
     key(
         "temperature",
@@ -102,7 +102,7 @@ pub(super) static RULE_KEYS: [Key; 46] = [
     key(
         "stop",
         checked_list("a list of texts of 1 to 256 bytes each", |text| {
-            (1..=STOP_BYTES).contains(&text.len())
+            (1..=MAX_STOP_BYTES).contains(&text.len())
         }),
         Preset::Unset,
     ),
@@ -120,7 +120,7 @@ pub(super) static RULE_KEYS: [Key; 46] = [
         Preset::Unset,
     ),
     key("output.qos", number(0, 1), Preset::Number(1)),
-    key("output.expiry", duration(SECOND, MAX_DURATION), Preset::Unset),
+    key("output.expiry", duration(SECOND, MAX_TIME_MS), Preset::Unset),
     key("output.retain", Shape::Switch, Preset::Switch(false)),
     key(
         "limits.keep_messages",
@@ -169,11 +169,11 @@ pub(super) static RULE_KEYS: [Key; 46] = [
         }),
         Preset::Text("arrival"),
     ),
-    key("window.lateness", pause(), Preset::Text("0s")),
+    key("window.lateness", time_or_zero(), Preset::Text("0s")),
     key("window.empty", Shape::Switch, Preset::Switch(false)),
     key("window.max_messages", messages(), Preset::Unset),
     key("window.max_bytes", size(1, TIB), Preset::Unset),
-    key("window.early", prose(), Preset::Unset),
+    key("window.early", non_blank_text(), Preset::Unset),
     key(
         "window.early_rate",
         checked(
@@ -182,12 +182,12 @@ pub(super) static RULE_KEYS: [Key; 46] = [
         ),
         Preset::Unset,
     ),
-    key("window.cool_down", pause(), Preset::Text("0s")),
+    key("window.cool_down", time_or_zero(), Preset::Text("0s")),
     key("window.max_age", time(), Preset::Unset),
     key("window.absence", time(), Preset::Unset),
     key("window.max_groups", number(1, 100_000), Preset::Number(1_000)),
 ];
 
 fn is_rate(messages: u64, millis: u64) -> bool {
-    (1..=MESSAGES).contains(&messages) && (1..=MAX_DURATION).contains(&millis)
+    (1..=MAX_MESSAGES).contains(&messages) && (1..=MAX_TIME_MS).contains(&millis)
 }

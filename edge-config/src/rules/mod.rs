@@ -1,4 +1,4 @@
-//! Rules: which messages become which summaries.
+//! Rules: how messages are grouped into windows, and what is published about them.
 
 mod folder;
 mod keys;

@@ -1,9 +1,9 @@
-//! The texts within a rule that have a form of their own.
+//! The parsers of texts within a rule.
 
 use super::{Rate, Selector, TimeOfDay, TimeSource};
 use crate::TimeSpan;
 
-/// `arrival` or `field:/json/pointer`; the lateness is said elsewhere.
+/// Parses `arrival` or `field:/json/pointer`; the lateness is another key.
 pub(super) fn time_source(text: &str) -> Option<TimeSource> {
     if text == "arrival" {
         return Some(TimeSource::Arrival);
@@ -14,7 +14,7 @@ pub(super) fn time_source(text: &str) -> Option<TimeSource> {
     })
 }
 
-/// `topic:N` or `field:/json/pointer`.
+/// Parses `topic:N` or `field:/json/pointer`.
 pub(super) fn selector(text: &str) -> Option<Selector> {
     if let Some(level) = text.strip_prefix("topic:") {
         return topic_level(level).map(Selector::Topic);
@@ -22,7 +22,7 @@ pub(super) fn selector(text: &str) -> Option<Selector> {
     field(text).map(Selector::Field)
 }
 
-/// A level of a topic, counted from 0: digits, and no more of them than a topic can have levels.
+/// Parses the level of a topic, counted from 0, up to the number of levels that a topic can have.
 pub(super) fn topic_level(text: &str) -> Option<usize> {
     let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
     let level: u16 = text.parse().ok().filter(|_| digits)?;
@@ -43,18 +43,18 @@ pub(crate) fn is_pointer(text: &str) -> bool {
     (text.is_empty() || text.starts_with('/')) && escapes
 }
 
-/// The longest name of a field.
-const FIELD_NAME: usize = 64;
-/// Words of the template language; a field of such a name could not be used in an expression.
-const TEMPLATE_WORDS: [&str; 13] = [
+/// The maximum length of a field's name, in bytes.
+const MAX_FIELD_NAME_LEN: usize = 64;
+/// The keywords of the template language; a field with such a name could not be used in an expression.
+const TEMPLATE_KEYWORDS: [&str; 13] = [
     "and", "or", "not", "in", "is", "if", "else", "true", "false", "none", "True", "False", "None",
 ];
 
-/// Whether the text can stand for a field in templates and expressions.
+/// Whether the text can be the name of a field in templates and expressions.
 pub(crate) fn is_field_name(text: &str) -> bool {
     let begins = text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
     let goes_on = text.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
-    begins && goes_on && text.len() <= FIELD_NAME && !TEMPLATE_WORDS.contains(&text)
+    begins && goes_on && text.len() <= MAX_FIELD_NAME_LEN && !TEMPLATE_KEYWORDS.contains(&text)
 }
 
 /// `HH:MM` or `HH:MM:SS`.
@@ -86,7 +86,7 @@ pub(super) fn day(text: &str) -> Option<u8> {
         .map(|(number, _)| number)
 }
 
-/// `MESSAGES/TIME`, such as `50/10s`.
+/// A rate `MESSAGES/TIME`, such as `50/10s`.
 pub(super) fn early_rate(text: &str) -> Option<Rate> {
     let (messages, within) = text.split_once('/')?;
     let digits = messages.bytes().all(|byte| byte.is_ascii_digit());

@@ -1,4 +1,4 @@
-//! From a table of TOML to a rule.
+//! The conversion of a TOML table to a rule.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -63,7 +63,7 @@ pub(crate) fn read(value: Value, path: &Path, lines: &[Lines]) -> Result<Vec<Rul
     Ok(rules)
 }
 
-/// Two rules of one name where neither can take the other's place.
+/// The fault of two rules with the same name in one layer.
 pub(super) fn taken(rule: &Rule, earlier: &Rule) -> ConfigError {
     ConfigError::Rule {
         rule: format!("\"{}\"", rule.name),
@@ -72,8 +72,8 @@ pub(super) fn taken(rule: &Rule, earlier: &Rule) -> ConfigError {
     }
 }
 
-/// Adds a later layer's rules: one of a known name takes that one's place, so that a site can change a rule
-/// that a package brought.
+/// Adds a later layer's rules: one with a known name replaces the earlier one, so that a site can change a rule of a
+/// package.
 pub(crate) fn merge(rules: &mut Vec<Rule>, later: Vec<Rule>) {
     for rule in later {
         match rules.iter_mut().find(|known| known.name == rule.name) {
@@ -83,7 +83,7 @@ pub(crate) fn merge(rules: &mut Vec<Rule>, later: Vec<Rule>) {
     }
 }
 
-/// Reads one rule, whose name is already known to be one.
+/// Reads one rule, whose name has been checked.
 pub(super) fn one(name: String, place: Place<'_>, table: Table) -> Result<Rule, ConfigError> {
     let values = Values::check(format!("\"{name}\""), place, table)?;
     if !values.has("topics") {
@@ -147,7 +147,7 @@ fn output(values: &Values<'_>) -> Result<Output, ConfigError> {
     })
 }
 
-/// Holds the pointers of a rule against its payloads: of text there is nothing to point at, of a number only itself.
+/// Checks the pointers of a rule against its payload format: text has no fields, a number only itself.
 fn pointers_fit(rule: &Rule, values: &Values<'_>) -> Result<(), ConfigError> {
     let word = match rule.payload {
         PayloadFormat::Auto | PayloadFormat::Json => return Ok(()),

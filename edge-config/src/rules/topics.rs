@@ -1,27 +1,27 @@
-//! The topics of a rule: which it takes and where its events go. What depends on the node's own topics is checked
-//! once the layers are settled.
+//! The topics of a rule: its filters, and the topic of its events. They are checked against the node's topics once
+//! all layers are merged.
 
 use super::Rule;
 use super::parse::topic_level;
 use crate::shape::only_placeholders;
 use crate::{Config, ConfigError, topic};
 
-/// The placeholders of the topics that a rule takes.
-const BASE: &str = "{base}";
-const NODE: &str = "{node}";
+/// The placeholders in a rule's filters.
+const BASE_PLACEHOLDER: &str = "{base}";
+const NODE_PLACEHOLDER: &str = "{node}";
 
-/// The node's own topics below its base, where an event would be taken for something else.
+/// The node's topics below its base, to which no event may be published.
 const NODE_TOPICS: [&str; 6] = ["request", "cancel", "status", "stats", "dead-letter", "response"];
 
-/// Stands for what is known only with a message; no topic can hold it.
-const OPEN: &str = "\0";
+/// The stand-in for a piece that depends on a message; it occurs in no topic.
+const MESSAGE_DEPENDENT: &str = "\0";
 
-/// Whether a rule can take the messages of this filter.
+/// Whether the filter is valid for a rule.
 pub(super) fn is_taken(text: &str) -> bool {
-    topic::is_filter(text) && only_placeholders(text, &[BASE, NODE])
+    topic::is_filter(text) && only_placeholders(text, &[BASE_PLACEHOLDER, NODE_PLACEHOLDER])
 }
 
-/// Why a filter that is none for a rule is none, where more can be said than what is expected.
+/// The reason why a filter is not valid for a rule, if there is more to say than what is expected.
 pub(super) fn about_filter(text: &str) -> Option<String> {
     if text.starts_with("$share/") {
         let reason =
@@ -31,15 +31,16 @@ pub(super) fn about_filter(text: &str) -> Option<String> {
     if text.starts_with('$') {
         return Some("topics with a leading $ are the broker's own".to_owned());
     }
-    (!only_placeholders(text, &[BASE, NODE])).then(|| "only {base} and {node} are filled in".to_owned())
+    (!only_placeholders(text, &[BASE_PLACEHOLDER, NODE_PLACEHOLDER]))
+        .then(|| "only {base} and {node} are filled in".to_owned())
 }
 
-/// Whether events can go to this topic.
+/// Whether events can be published to this topic.
 pub(super) fn is_output(text: &str) -> bool {
     topic::is_topic(text) && pieces(text).is_ok()
 }
 
-/// What of an output topic is no placeholder that is known.
+/// The unknown placeholder in an output topic, as a message.
 pub(super) fn about_output(text: &str) -> Option<String> {
     let wrong = pieces(text).err()?;
     Some(format!(
@@ -58,7 +59,7 @@ enum Piece<'a> {
     Level,
 }
 
-/// The pieces of an output topic, or the first brace and what follows that is no placeholder.
+/// Parses an output topic into its pieces; the error is the text from the first unknown placeholder on.
 fn pieces(text: &str) -> Result<Vec<Piece<'_>>, &str> {
     let mut found = Vec::new();
     let mut rest = text;
@@ -96,7 +97,7 @@ pub(super) fn names_group(text: &str) -> bool {
     pieces(text).is_ok_and(|pieces| pieces.contains(&Piece::Group))
 }
 
-/// Fills in the placeholders of the topics that rules take and holds all their topics against the node's own.
+/// Fills in the placeholders of the rules' filters, and checks all topics of rules against those of the node.
 pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
     let (base, node) = (config.node.base.as_str(), config.node.name.as_str());
     let pool = config.mqtt.pool.as_ref();
@@ -110,7 +111,9 @@ pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
         };
         let mut filled: Vec<String> = Vec::with_capacity(rule.topics.len());
         for written in &rule.topics {
-            let filter = written.replace(BASE, base).replace(NODE, node);
+            let filter = written
+                .replace(BASE_PLACEHOLDER, base)
+                .replace(NODE_PLACEHOLDER, node);
             if !topic::is_filter(&filter) {
                 return Err(fault(format!(
                     "`topics`: {written:?} becomes {filter:?}, which is no topic filter; shorten it or write it out"
@@ -143,7 +146,7 @@ pub(crate) fn settle(config: &mut Config) -> Result<(), ConfigError> {
     Ok(())
 }
 
-/// The topic of the node that an output topic is or lies below, if its first levels are so whatever the message.
+/// The topic of the node that an output topic equals or lies below, independently of the message.
 fn own_topic(text: &str, rule: &Rule, bases: &[&str], node: &str) -> Option<String> {
     let base = bases.first()?;
     let filled: String = pieces(text)
@@ -154,7 +157,7 @@ fn own_topic(text: &str, rule: &Rule, bases: &[&str], node: &str) -> Option<Stri
             Piece::Base => base,
             Piece::Node => node,
             Piece::Rule => &rule.name,
-            Piece::Group | Piece::Level => OPEN,
+            Piece::Group | Piece::Level => MESSAGE_DEPENDENT,
         })
         .collect();
     bases

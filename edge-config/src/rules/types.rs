@@ -1,8 +1,8 @@
-//! A rule as its users see it: every value checked, every default filled in.
+//! The types of a rule, with every value checked and every default filled in.
 
 use crate::{ByteSize, Origin, TimeSpan};
 
-/// What to make of which messages. `default.toml` says what each key means; the comments here add what callers need.
+/// A rule. `default.toml` says what each key means; the comments here add what callers need.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// The rule's name; one topic level.
@@ -11,28 +11,28 @@ pub struct Rule {
     pub topics: Vec<String>,
     /// How payloads are read.
     pub payload: PayloadFormat,
-    /// What is picked from each message, in the order of the names.
+    /// The fields that are extracted from each message, in the order of their names.
     pub fields: Vec<Field>,
-    /// What parts the messages into groups.
+    /// The key by which messages are grouped.
     pub group_by: Option<Selector>,
-    /// Where a publisher's repeats have the same value.
+    /// The part of a message that is equal in a publisher's repetitions.
     pub dedupe: Option<Selector>,
-    /// When windows begin and end.
+    /// The windows.
     pub window: Window,
-    /// How the facts become words.
+    /// The settings of the model's summary.
     pub words: Words,
-    /// Where events go.
+    /// The output of events.
     pub output: Output,
-    /// What it may cost.
+    /// The resource limits.
     pub limits: RuleLimits,
-    /// Where it stands.
+    /// The origin of the rule.
     pub origin: Origin,
 }
 
-/// How a payload is read.
+/// The format of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PayloadFormat {
-    /// JSON where it is JSON, else text.
+    /// JSON if the payload is JSON, else text.
     Auto,
     /// JSON.
     Json,
@@ -60,65 +60,65 @@ pub enum Selector {
     Field(String),
 }
 
-/// When windows begin and end. Keys that a kind does not use were refused, so they hold their defaults.
+/// The windows of a rule. Keys that a kind does not use were refused, so they hold their defaults.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Window {
-    /// The kind, with what it needs.
+    /// The kind, with its parameters.
     pub kind: WindowKind,
-    /// What places a message in time.
+    /// The source of a message's time.
     pub time: TimeSource,
     /// The time zone's name, checked for its form only; none means the system's.
     pub tz: Option<String>,
     /// Whether windows without messages are reported.
     pub empty: bool,
-    /// So many messages end a window.
+    /// The number of messages that ends a window.
     pub max_messages: Option<u64>,
-    /// So many bytes of payload end a window.
+    /// The number of payload bytes that ends a window.
     pub max_bytes: Option<ByteSize>,
     /// A condition over fields; not parsed here.
     pub early: Option<String>,
-    /// More messages than that end a window.
+    /// The rate of messages above which a window ends.
     pub early_rate: Option<Rate>,
-    /// For so long after an event of a group, `early` and `early_rate` end none of its windows.
+    /// The time after an event of a group in which `early` and `early_rate` end none of its windows.
     pub cool_down: TimeSpan,
-    /// A window of this age ends; only of session and count windows.
+    /// The age at which a window ends; only for session and count windows.
     pub max_age: Option<TimeSpan>,
-    /// The silence that is reported.
+    /// The silence that is reported as an absence.
     pub absence: Option<TimeSpan>,
-    /// The most groups.
+    /// The maximum number of groups.
     pub max_groups: usize,
 }
 
 /// The kinds of window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum WindowKind {
-    /// One after the other.
+    /// Windows of one length, one after the other.
     Tumbling {
-        /// Their length.
+        /// The length.
         every: TimeSpan,
     },
-    /// Overlapping.
+    /// Windows that overlap.
     Hopping {
-        /// From start to start.
+        /// The time from start to start.
         every: TimeSpan,
-        /// From start to end; at least `every`, at most 1000 times it.
+        /// The time from start to end; at least `every`, at most 1000 times it.
         length: TimeSpan,
     },
-    /// Ended by silence.
+    /// Windows that silence ends.
     Session {
         /// The silence.
         gap: TimeSpan,
     },
-    /// Ended by their number of messages.
+    /// Windows that a number of messages ends.
     Count {
         /// The number.
         messages: u64,
     },
-    /// From one local time to the next.
+    /// Windows from one local time to the next.
     Schedule {
-        /// The times of a day, rising; at least one.
+        /// The times of a day, in ascending order; at least one.
         at: Vec<TimeOfDay>,
-        /// The days on which they hold.
+        /// The days on which the times apply.
         days: Weekdays,
     },
 }
@@ -165,28 +165,28 @@ pub struct Rate {
     pub within: TimeSpan,
 }
 
-/// What places a message in time.
+/// The source of a message's time.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TimeSource {
-    /// Its arrival.
+    /// The time of arrival.
     Arrival,
-    /// A field of it.
+    /// A field of the message (event time).
     Field {
         /// A JSON pointer.
         pointer: String,
-        /// How long after a window's end messages of it are waited for.
+        /// The allowed lateness: the time after a window's end in which its messages still count.
         lateness: TimeSpan,
     },
 }
 
-/// How facts become words.
+/// The settings by which the model summarises a window.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Words {
     /// The prompt.
     pub prompt: Prompt,
-    /// What the model is told before it.
+    /// The system prompt.
     pub system: Option<String>,
-    /// The most new tokens; not held against `limits.max_tokens` yet.
+    /// The maximum number of new tokens; not yet bounded by `limits.max_tokens`.
     pub max_tokens: usize,
     /// 0 to 10; 0 always takes the likeliest token.
     pub temperature: f32,
@@ -196,58 +196,58 @@ pub struct Words {
     pub seed: u64,
     /// Stop strings, none of them empty.
     pub stop: Vec<String>,
-    /// The text's form.
+    /// The format of the text.
     pub format: TextFormat,
-    /// Whether the text's numbers are looked for in facts and messages.
+    /// Whether the numbers of the text are checked against facts and messages.
     pub check_numbers: bool,
-    /// How long the model is waited for; none means `limits.max_deadline`, which also bounds it.
+    /// The deadline of the summary; none means `limits.max_deadline`, which also bounds it.
     pub deadline: Option<TimeSpan>,
-    /// Parts into which a window that does not fit the prompt is taken, at most; 1 to 64.
+    /// The maximum number of parts of a window that does not fit one prompt; 1 to 64.
     pub max_parts: usize,
-    /// The most tokens of one prompt; none means what the context holds.
+    /// The maximum number of tokens of one prompt; none means the context's length.
     pub max_prompt_tokens: Option<usize>,
 }
 
-/// Where a rule's prompt comes from.
+/// The source of a rule's prompt.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Prompt {
     /// The text of a template, not parsed here.
     Text(String),
-    /// The name of a built-in template; whether there is one of that name is not known here.
+    /// The name of a built-in template; it is not checked here.
     Template(String),
     /// No model: facts alone.
     None,
 }
 
-/// The form of a text.
+/// The format of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TextFormat {
-    /// Any.
+    /// Plain text.
     Text,
     /// A JSON document.
     Json,
 }
 
-/// Where events go.
+/// The output of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
     /// The topic, with `{base}`, `{node}`, `{rule}`, `{group}` and `{topic:N}` in it; none means `{base}/event/{rule}`.
     pub topic: Option<String>,
-    /// 0 or 1.
+    /// The quality of service, 0 or 1.
     pub qos: u8,
-    /// How long a broker keeps it for who is away, in whole seconds.
+    /// The message expiry at the broker, in whole seconds.
     pub expiry: Option<TimeSpan>,
-    /// Whether the broker keeps the newest for new subscribers.
+    /// Whether the broker retains the newest event for new subscribers.
     pub retain: bool,
 }
 
-/// What a rule may cost.
+/// The resource limits of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleLimits {
-    /// The most messages whose text a window keeps for the model.
+    /// The maximum number of messages whose text a window keeps for the model.
     pub keep_messages: usize,
-    /// The most bytes of their payloads.
+    /// The maximum size of these payloads.
     pub keep_bytes: ByteSize,
-    /// The most bytes of its messages in the store.
+    /// The maximum size of the rule's messages in the store.
     pub store: ByteSize,
 }

@@ -1,4 +1,4 @@
-//! The values of one rule by key, each checked by itself, with the lines on which they stand.
+//! The values of one rule by key, each checked by itself, with their lines.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -13,7 +13,7 @@ use crate::layer::{preset_value, shown};
 use crate::nearest::nearest_of;
 use crate::{ConfigError, Key, Origin};
 
-/// A rule's place in a file.
+/// The position of a rule in a file.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) path: &'a Path,
@@ -21,12 +21,12 @@ pub(super) struct Place<'a> {
 }
 
 impl Place<'_> {
-    /// Where the rule stands.
+    /// The origin of the rule.
     pub(super) fn rule(self) -> Origin {
         self.line(self.lines.start)
     }
 
-    /// Where a key of it stands, or the rule if it has no such key.
+    /// The origin of a key, or of the rule if it has no such key.
     pub(super) fn key(self, path: &str) -> Origin {
         self.line(self.lines.keys.get(path).copied().or(self.lines.start))
     }
@@ -41,7 +41,7 @@ impl Place<'_> {
 
 /// The values of a rule.
 pub(super) struct Values<'a> {
-    /// The rule as messages name it.
+    /// The name of the rule in messages.
     label: String,
     place: Place<'a>,
     given: BTreeMap<&'static str, Value>,
@@ -117,7 +117,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Where the rule stands.
+    /// The origin of the rule.
     pub(super) fn origin(&self) -> Origin {
         self.place.rule()
     }

@@ -1,22 +1,22 @@
-//! When a rule's windows begin and end.
+//! The windows of a rule.
 
 use super::parse::{day, early_rate, time_of_day, time_source};
 use super::values::Values;
 use super::{TimeOfDay, TimeSource, Weekdays, Window, WindowKind};
 use crate::{ConfigError, TimeSpan};
 
-/// The window of a rule that has none.
-const PLAIN: WindowKind = WindowKind::Tumbling {
+/// The window kind of a rule that names none.
+const DEFAULT_KIND: WindowKind = WindowKind::Tumbling {
     every: TimeSpan::from_secs(60),
 };
 
-/// How many windows of a hopping rule may overlap: each message is counted in every one of them.
-const OVERLAP: u64 = 1_000;
+/// The maximum number of overlapping windows of a hopping rule: each message is counted in every one of them.
+const MAX_OVERLAP: u64 = 1_000;
 
-const NOT_HOPPING: &[&str] = &["tumbling", "session", "count", "schedule"];
+const KINDS_EXCEPT_HOPPING: &[&str] = &["tumbling", "session", "count", "schedule"];
 
-/// Which kinds use a key; the keys that are not here are used by all.
-const USED_BY: [(&str, &[&str]); 13] = [
+/// The window kinds that use a key; keys that are not listed are used by all kinds.
+const KINDS_BY_KEY: [(&str, &[&str]); 13] = [
     ("window.every", &["tumbling", "hopping"]),
     ("window.length", &["hopping"]),
     ("window.gap", &["session"]),
@@ -26,19 +26,19 @@ const USED_BY: [(&str, &[&str]); 13] = [
     // Session and count windows begin with a message, so none of them is without.
     ("window.empty", &["tumbling", "hopping", "schedule"]),
     // A message is in several hopping windows, which would all end with it.
-    ("window.max_messages", NOT_HOPPING),
-    ("window.max_bytes", NOT_HOPPING),
-    ("window.early", NOT_HOPPING),
-    ("window.early_rate", NOT_HOPPING),
-    ("window.cool_down", NOT_HOPPING),
+    ("window.max_messages", KINDS_EXCEPT_HOPPING),
+    ("window.max_bytes", KINDS_EXCEPT_HOPPING),
+    ("window.early", KINDS_EXCEPT_HOPPING),
+    ("window.early_rate", KINDS_EXCEPT_HOPPING),
+    ("window.cool_down", KINDS_EXCEPT_HOPPING),
     // The others end by the clock as it is.
     ("window.max_age", &["session", "count"]),
 ];
 
-/// Reads what a rule says of its windows.
+/// Reads the window of a rule.
 pub(super) fn read(values: &Values<'_>) -> Result<Window, ConfigError> {
     let kind = kind(values)?;
-    if let Some((key, users)) = USED_BY
+    if let Some((key, users)) = KINDS_BY_KEY
         .into_iter()
         .find(|(key, users)| values.has(key) && !users.contains(&kind.name()))
     {
@@ -74,7 +74,7 @@ pub(super) fn read(values: &Values<'_>) -> Result<Window, ConfigError> {
 fn kind(values: &Values<'_>) -> Result<WindowKind, ConfigError> {
     let Some(kind) = values.optional::<String>("window.kind")? else {
         if !values.has_table("window") {
-            return Ok(PLAIN);
+            return Ok(DEFAULT_KIND);
         }
         let problem =
             "`window` has no `kind`; give \"tumbling\", \"hopping\", \"session\", \"count\" or \"schedule\"";
@@ -119,9 +119,9 @@ fn overlap(values: &Values<'_>, every: TimeSpan, length: TimeSpan) -> Result<(),
         );
         return Err(values.fault("window.length", problem));
     }
-    if length.as_millis() > every.as_millis().saturating_mul(OVERLAP) {
+    if length.as_millis() > every.as_millis().saturating_mul(MAX_OVERLAP) {
         let problem = format!(
-            "`window.length` ({length}) must be at most {OVERLAP} times `window.every` ({every}), since a message counts \
+            "`window.length` ({length}) must be at most {MAX_OVERLAP} times `window.every` ({every}), since a message counts \
              in each window that overlaps"
         );
         return Err(values.fault("window.length", problem));

@@ -1,14 +1,14 @@
-//! How a rule's facts become words.
+//! The settings by which the model summarises a rule's windows.
 
 use super::values::Values;
 use super::{Prompt, TextFormat, Words};
 use crate::ConfigError;
 
-/// The most stop strings, as of requests: each is compared with every piece of text.
-const STOPS: usize = 16;
+/// The maximum number of stop strings, as of requests: each is compared with every piece of text.
+const MAX_STOPS: usize = 16;
 
-/// What only the model uses.
-const OF_THE_MODEL: [&str; 11] = [
+/// The keys that only the model uses.
+const MODEL_KEYS: [&str; 11] = [
     "system",
     "max_tokens",
     "temperature",
@@ -22,19 +22,19 @@ const OF_THE_MODEL: [&str; 11] = [
     "max_prompt_tokens",
 ];
 
-/// Reads what a rule says of its words.
+/// Reads the summary settings of a rule.
 pub(super) fn read(values: &Values<'_>) -> Result<Words, ConfigError> {
     let prompt = prompt(values)?;
     if prompt == Prompt::None
-        && let Some(key) = OF_THE_MODEL.into_iter().find(|key| values.has(key))
+        && let Some(key) = MODEL_KEYS.into_iter().find(|key| values.has(key))
     {
         let problem = format!("`{key}` has no effect with `facts_only`, which asks no model; remove one");
         return Err(values.fault(key, problem));
     }
     let stop: Vec<String> = values.optional("stop")?.unwrap_or_default();
-    if stop.len() > STOPS {
+    if stop.len() > MAX_STOPS {
         let problem = format!(
-            "`stop` has {} texts, {STOPS} are the most; remove some",
+            "`stop` has {} texts, {MAX_STOPS} are the most; remove some",
             stop.len()
         );
         return Err(values.fault("stop", problem));

@@ -2,10 +2,11 @@
 
 use std::process::ExitCode;
 
-use phi_edge_models::ModelError;
+use phi_edge_models::{ModelError, PullError};
+use phi_edge_mqtt::ClientError;
 use phi_edge_onnx::OnnxError;
 
-/// How the process ends.
+/// The exit code of the process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Exit {
     /// Failed at run time.
@@ -26,7 +27,7 @@ impl From<Exit> for ExitCode {
     }
 }
 
-/// A fault that ends the process: one line for people, and the code for programs.
+/// A fault that ends the process: a message of one line, and the exit code.
 #[derive(Debug, thiserror::Error)]
 #[error("{message}")]
 pub(crate) struct Fault {
@@ -67,6 +68,29 @@ impl From<OnnxError> for Fault {
             OnnxError::Runtime(_) => Exit::Failed,
         };
         Self::new(exit, chain(&error))
+    }
+}
+
+impl From<PullError> for Fault {
+    fn from(error: PullError) -> Self {
+        let exit = match &error {
+            PullError::Usage { .. } => Exit::Usage,
+            PullError::GivenUp { .. } => Exit::Unavailable,
+            PullError::Model(_) | PullError::Damaged { .. } | PullError::NoSuchModel { .. } => Exit::Config,
+            _ => Exit::Failed,
+        };
+        Self::new(exit, chain(&error))
+    }
+}
+
+impl From<ClientError> for Fault {
+    fn from(error: ClientError) -> Self {
+        let exit = match &error {
+            ClientError::Tls(_) => Exit::Config,
+            ClientError::Broker { .. } => Exit::Unavailable,
+            ClientError::Send(_) => Exit::Failed,
+        };
+        Self::new(exit, error.to_string())
     }
 }
 

@@ -1,35 +1,23 @@
-//! The phi-edge command: puts the crates together, and is all that users see of them.
+//! The phi-edge program: its command line, and the composition of the crates.
 
-mod ask;
-mod audit;
-mod bench;
-mod check;
 mod cli;
+mod commands;
 mod exit;
-mod identity;
-mod local;
-mod logging;
-mod memory;
-mod metrics;
-mod models;
-mod prefixes;
-mod pull;
-mod remote;
-mod rules;
+mod machine;
 mod run;
-mod settings;
-mod store;
-mod support;
+mod setup;
+mod telemetry;
 mod terminal;
-mod top;
-mod traces;
 
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser};
 
-use crate::cli::{Cli, Command, RulesAction};
-use crate::exit::Fault;
+use crate::cli::{Cli, Command};
+use crate::commands::{
+    ask, bench, check, completions, config, manual, models, pull, rules, store, support, top,
+};
+use crate::telemetry::logging;
 
 /// The allocator of all that is Rust; ONNX Runtime has the C library's.
 #[global_allocator]
@@ -45,26 +33,19 @@ fn main() -> ExitCode {
     let outcome = match &cli.command {
         Command::Run(args) => run::run(args),
         Command::Check(args) => check::check(args),
-        Command::Config(args) => {
-            settings::load(args).map(|loaded| print!("{}", phi_edge_config::render(&loaded)))
-        }
+        Command::Config(args) => config::config(args),
         Command::RecordExit(args) => run::record_exit(args),
         Command::Ask(args) => ask::ask(args),
         Command::Pull(args) => pull::pull(args),
         Command::Models(args) => models::models(args),
-        Command::Rules(args) => match &args.action {
-            RulesAction::Test(args) => rules::test(args),
-            RulesAction::Record(args) => rules::record(args),
-            RulesAction::Lint(args) => rules::lint(args),
-        },
+        Command::Rules(args) => rules::rules(args),
         Command::Support(args) => support::support(args),
         Command::Store(args) => store::store(args),
         Command::Top(args) => top::top(args),
         Command::Bench(args) => bench::bench(args),
-        Command::Manual { dir } => clap_mangen::generate_to(Cli::command(), dir)
-            .map_err(|error| Fault::failed(format!("{}: {error}", dir.display()))),
-        Command::Completions { shell } => {
-            clap_complete::generate(*shell, &mut Cli::command(), "phi-edge", &mut std::io::stdout());
+        Command::Manual(args) => manual::manual(args, Cli::command()),
+        Command::Completions(args) => {
+            completions::completions(args, &mut Cli::command());
             Ok(())
         }
     };

@@ -1,4 +1,4 @@
-//! Text of others on a terminal: what would command the terminal is shown as an escape instead.
+//! Untrusted text on a terminal: control sequences are shown as escapes.
 //!
 //! Models, brokers and every publisher choose such texts: titles, colours, moves of the cursor and worse are control
 //! sequences, and marks of the writing direction show a text in another order than it has.

@@ -1,4 +1,4 @@
-//! What is wrong with the node's parts, told in its status.
+//! The health of the store, the link and the certificates, reported in the node's status.
 
 use std::time::{Duration, SystemTime};
 
@@ -8,25 +8,34 @@ use phi_edge_wire::{State, Status};
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
 
-/// Between two looks at the certificates.
-const LOOK: Duration = Duration::from_hours(6);
-/// A certificate that ends within this time is warned of.
-const NEAR: Duration = Duration::from_hours(30 * 24);
-/// Short connections in a row from which on the link is unsteady.
-const UNSTEADY: u32 = 5;
-const DAY: u64 = 24 * 3600;
+/// The time between two checks of the certificates.
+const CERTIFICATE_CHECK_INTERVAL: Duration = Duration::from_hours(6);
+/// The time before the end of a certificate in which the status warns of it.
+const CERTIFICATE_WARNING_PERIOD: Duration = Duration::from_hours(30 * 24);
+/// The number of short connections in a row that makes the node degraded.
+const SHORT_CONNECTION_LIMIT: u32 = 5;
+const SECONDS_PER_DAY: u64 = 24 * 3600;
 
-/// Holds the status to how the store, the link and the certificates are, while the node is in service. `reloaded` changes
-/// when the certificates may have.
-pub(crate) async fn watch(
-    status: watch::Sender<Status>,
-    mut store: watch::Receiver<StoreHealth>,
-    mut link: watch::Receiver<LinkState>,
-    mut short_connections: watch::Receiver<u32>,
-    tls: Option<TlsFiles>,
-    mut reloaded: watch::Receiver<()>,
-) {
-    let mut looks = interval(LOOK);
+/// The parts whose health the status reports.
+pub(crate) struct HealthInputs {
+    pub(crate) store: watch::Receiver<StoreHealth>,
+    pub(crate) link: watch::Receiver<LinkState>,
+    pub(crate) short_connections: watch::Receiver<u32>,
+    pub(crate) tls: Option<TlsFiles>,
+    /// Changes when the certificates may have.
+    pub(crate) reloaded: watch::Receiver<()>,
+}
+
+/// Keeps the status up to date with the health of its inputs, while the node is in service.
+pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
+    let HealthInputs {
+        mut store,
+        mut link,
+        mut short_connections,
+        tls,
+        mut reloaded,
+    } = inputs;
+    let mut looks = interval(CERTIFICATE_CHECK_INTERVAL);
     looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
     loop {
@@ -48,20 +57,22 @@ pub(crate) async fn watch(
             _ = looks.tick() => true,
         };
         if look {
-            warning = tls.as_ref().and_then(|tls| near_end(tls, SystemTime::now()));
+            warning = tls
+                .as_ref()
+                .and_then(|tls| certificate_warning(tls, SystemTime::now()));
         }
     }
 }
 
-/// What keeps the node from its service, if anything does.
+/// The reason why the node is degraded, if it is.
 fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Option<String> {
     if let Some(fault) = &store.failing {
         return Some(format!("the store fails: {fault}"));
     }
-    // A broker that is away comes back by itself; one that refuses us wants somebody to do something.
+    // A broker that is away comes back by itself; one that refuses the node needs the operator.
     match link {
         LinkState::Refused { reason } => Some(refusal(reason)),
-        _ if short_connections >= UNSTEADY => Some(format!(
+        _ if short_connections >= SHORT_CONNECTION_LIMIT => Some(format!(
             "connections to the broker end again and again after a short time ({short_connections} in a row); something on \
              the way closes them, or another client uses this node's client id"
         )),
@@ -69,12 +80,12 @@ fn fault(store: &StoreHealth, link: &LinkState, short_connections: u32) -> Optio
     }
 }
 
-/// What is said of a broker that does not let the node in.
+/// The message about a broker that refuses the node.
 pub(crate) fn refusal(reason: &str) -> String {
     format!("the broker refuses the connection: {reason}")
 }
 
-/// True if that changes anything.
+/// Sets the state and the reason, and returns whether that changed anything.
 fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> bool {
     let (state, reason) = match fault {
         Some(fault) => (State::Degraded, Some(fault)),
@@ -91,20 +102,20 @@ fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> b
     true
 }
 
-/// What to say of a certificate that ends soon, or has.
-fn near_end(tls: &TlsFiles, now: SystemTime) -> Option<String> {
+/// The warning about a certificate that ends soon or has ended.
+fn certificate_warning(tls: &TlsFiles, now: SystemTime) -> Option<String> {
     // What can't be read is the link's fault, which says so.
     let (file, end) = tls.first_to_end().ok()??;
     let file = file.display();
     match end.duration_since(now) {
-        Ok(left) if left > NEAR => None,
+        Ok(left) if left > CERTIFICATE_WARNING_PERIOD => None,
         Ok(left) => Some(format!(
             "{file}: the certificate ends in {} days",
-            left.as_secs() / DAY
+            left.as_secs() / SECONDS_PER_DAY
         )),
         Err(past) => Some(format!(
             "{file}: the certificate has ended {} days ago (or this machine's clock is wrong)",
-            past.duration().as_secs() / DAY
+            past.duration().as_secs() / SECONDS_PER_DAY
         )),
     }
 }
@@ -122,7 +133,16 @@ mod tests {
         let (link_tx, link) = watch::channel(LinkState::Connecting);
         let (_short, short) = watch::channel(0);
         let (_reloaded, reloaded) = watch::channel(());
-        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
+        let watching = tokio::spawn(watch(
+            status,
+            HealthInputs {
+                store,
+                link,
+                short_connections: short,
+                tls: None,
+                reloaded,
+            },
+        ));
         link_tx.send_replace(LinkState::Refused {
             reason: "no such user".into(),
         });
@@ -145,10 +165,19 @@ mod tests {
         let (status, mut seen) = watch::channel(Status::new(State::Ready, ""));
         let (_store, store) = watch::channel(StoreHealth::default());
         let (_link, link) = watch::channel(LinkState::Up);
-        let (short_tx, short) = watch::channel(UNSTEADY - 1);
+        let (short_tx, short) = watch::channel(SHORT_CONNECTION_LIMIT - 1);
         let (_reloaded, reloaded) = watch::channel(());
-        let watching = tokio::spawn(watch(status, store, link, short, None, reloaded));
-        short_tx.send_replace(UNSTEADY);
+        let watching = tokio::spawn(watch(
+            status,
+            HealthInputs {
+                store,
+                link,
+                short_connections: short,
+                tls: None,
+                reloaded,
+            },
+        ));
+        short_tx.send_replace(SHORT_CONNECTION_LIMIT);
         let told = seen.wait_for(|status| status.state == State::Degraded).await;
         let reason = told.expect("a status").reason.clone().unwrap_or_default();
         assert!(reason.contains("after a short time (5 in a row)"), "{reason}");
@@ -171,9 +200,13 @@ mod tests {
             identity: None,
         };
         let (_, end) = tls.first_to_end().expect("readable").expect("an end");
-        let days = |days: u64| Duration::from_secs(days * DAY);
-        assert_eq!(near_end(&tls, end - days(31)), None);
-        assert!(near_end(&tls, end - days(12)).is_some_and(|text| text.ends_with("ends in 12 days")));
-        assert!(near_end(&tls, end + days(3)).is_some_and(|text| text.contains("ended 3 days ago")));
+        let days = |days: u64| Duration::from_secs(days * SECONDS_PER_DAY);
+        assert_eq!(certificate_warning(&tls, end - days(31)), None);
+        assert!(
+            certificate_warning(&tls, end - days(12)).is_some_and(|text| text.ends_with("ends in 12 days"))
+        );
+        assert!(
+            certificate_warning(&tls, end + days(3)).is_some_and(|text| text.contains("ended 3 days ago"))
+        );
     }
 }

@@ -1,6 +1,6 @@
-//! What systemd is told: that the service is ready, what it does, that it stops, and that it lives (sd_notify(3)).
+//! Notifications to systemd (sd_notify(3)): readiness, status, stopping and the watchdog.
 //!
-//! Where no service manager asks for it, nothing happens.
+//! Without a service manager nothing is sent.
 
 use std::time::Duration;
 
@@ -14,14 +14,13 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::health::refusal;
 
-/// How long the broker may take to answer a subscription before the service counts as ready without it.
-const SUBSCRIPTION: Duration = Duration::from_secs(15);
-/// What an orderly end may take beyond the time that running answers are given: to hand over what is left, and to leave
-/// the broker.
-const BEYOND_GRACE: Duration = Duration::from_secs(30);
+/// The time in which the broker is to answer the subscription; afterwards the service counts as ready without it.
+const SUBSCRIPTION_TIMEOUT: Duration = Duration::from_secs(15);
+/// The time of a shutdown beyond the grace for running answers: for the last replies and the disconnect.
+const SHUTDOWN_ALLOWANCE: Duration = Duration::from_secs(30);
 
-/// Whom the notifier watches.
-pub(crate) struct Watched {
+/// The state that the notifications are made from.
+pub(crate) struct NotifierInputs {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) link: watch::Receiver<LinkState>,
     pub(crate) liveness: LinkLiveness,
@@ -30,28 +29,28 @@ pub(crate) struct Watched {
     pub(crate) limits: watch::Receiver<Limits>,
 }
 
-/// Keeps systemd informed, from the moment that the model is loaded to the end. A broker that is away does not keep the
-/// service from being ready: the daemon waits for it for ever, and a restart would not bring it back.
-pub(crate) async fn attend(watched: Watched) {
+/// Sends notifications from the moment that the model is loaded to the end. A broker that is away does not delay
+/// readiness for long: the daemon reconnects by itself, and a restart would not help.
+pub(crate) async fn run(watched: NotifierInputs) {
     let watchdog = async {
         match sd_notify::watchdog_enabled() {
-            Some(limit) => feed(limit, watched.liveness.clone(), watched.engine.clone()).await,
+            Some(limit) => feed_watchdog(limit, watched.liveness.clone(), watched.engine.clone()).await,
             None => std::future::pending().await,
         }
     };
-    tokio::join!(tell(&watched), watchdog);
+    tokio::join!(report_status(&watched), watchdog);
 }
 
-/// Says in the service's status what goes on before [`attend`].
-pub(crate) fn say(text: &str) {
+/// Sends a status text, for the time before [`run`].
+pub(crate) fn send_status(text: &str) {
     send(&[NotifyState::Status(text)]);
 }
 
-/// Tells systemd that the configuration is being read again, until this is dropped.
+/// The state of reloading, from [`Reloading::begin`] to the drop.
 pub(crate) struct Reloading(());
 
 impl Reloading {
-    /// From here to the drop.
+    /// Sends that the configuration is being reloaded.
     pub(crate) fn begin() -> Self {
         let mut news = vec![NotifyState::Reloading];
         // Asked for by Type=notify-reload, ignored by others.
@@ -67,11 +66,11 @@ impl Drop for Reloading {
     }
 }
 
-async fn tell(watched: &Watched) {
+async fn report_status(watched: &NotifierInputs) {
     let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
     let mut said = describe(&status.borrow(), &link.borrow());
-    say(&said);
-    reached(watched.liveness.subscribed(), link.clone()).await;
+    send_status(&said);
+    first_attempt(watched.liveness.subscribed(), link.clone()).await;
     let mut begins = true;
     loop {
         let now = describe(&status.borrow_and_update(), &link.borrow_and_update());
@@ -87,7 +86,7 @@ async fn tell(watched: &Watched) {
         if status.borrow().state == State::Draining {
             // Running answers may take all of their time, whatever TimeoutStopSec= says.
             let grace = watched.limits.borrow().drain_grace.get();
-            let time = (grace + BEYOND_GRACE).as_micros();
+            let time = (grace + SHUTDOWN_ALLOWANCE).as_micros();
             let extend = NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX));
             send(&[NotifyState::Stopping, extend]);
             return;
@@ -95,21 +94,21 @@ async fn tell(watched: &Watched) {
         tokio::select! {
             Ok(()) = status.changed() => {}
             Ok(()) = link.changed() => {}
-            // Both are gone, and with them the daemon.
+            // Both senders are gone: the daemon has ended.
             else => return,
         }
     }
 }
 
-/// Waits until the first attempt at the broker has had its result.
-async fn reached(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
+/// Waits until the first connection attempt has succeeded or failed.
+async fn first_attempt(mut subscribed: watch::Receiver<bool>, mut link: watch::Receiver<LinkState>) {
     let result = async {
         tokio::select! {
             _ = subscribed.wait_for(|subscribed| *subscribed) => {}
             _ = link.wait_for(|state| !matches!(state, LinkState::Connecting | LinkState::Up)) => {}
         }
     };
-    if timeout(SUBSCRIPTION, result).await.is_err() {
+    if timeout(SUBSCRIPTION_TIMEOUT, result).await.is_err() {
         tracing::warn!("the broker has not answered the subscription yet");
     }
 }
@@ -143,9 +142,9 @@ fn describe(status: &Status, link: &LinkState) -> String {
     text
 }
 
-/// Feeds the watchdog as long as engine and link get on. The task itself proves that the runtime does.
-async fn feed(limit: Duration, link: LinkLiveness, engine: EnginePulse) {
-    let mut watch = Progress::new(limit, Instant::now(), engine.read(), link.beats());
+/// Feeds the watchdog as long as engine and link make progress. That this task runs proves that the runtime does.
+async fn feed_watchdog(limit: Duration, link: LinkLiveness, engine: EnginePulse) {
+    let mut watch = StallDetector::new(limit, Instant::now(), engine.read(), link.beats());
     let mut ticks = interval(limit / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
@@ -161,16 +160,16 @@ async fn feed(limit: Duration, link: LinkLiveness, engine: EnginePulse) {
     }
 }
 
-/// When engine and link got on last.
-struct Progress {
-    /// Without progress for so long, a part is stuck: generous, since one step may be 512 tokens of a large model on a
-    /// small machine. systemd waits as long again.
+/// The times of the last progress of engine and link.
+struct StallDetector {
+    /// The time without progress after which a part counts as stuck. It is generous, since one step may be 512 tokens
+    /// of a large model on a small machine; systemd waits as long again.
     limit: Duration,
     engine: (Beat, Instant),
     link: (u64, Instant),
 }
 
-impl Progress {
+impl StallDetector {
     fn new(limit: Duration, now: Instant, engine: Beat, link: u64) -> Self {
         Self {
             limit,
@@ -179,7 +178,7 @@ impl Progress {
         }
     }
 
-    /// Which part is stuck, if one is.
+    /// The part that is stuck, if one is.
     fn look(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
         if !engine.is_stuck_since(self.engine.0) {
             self.engine = (engine, now);
@@ -199,8 +198,8 @@ impl Progress {
 
 fn send(news: &[NotifyState<'_>]) {
     if let Err(error) = sd_notify::notify(news) {
-        // Without it the service looks stuck to systemd, which is worth a line.
-        tracing::warn!(%error, "systemd can't be told how the service is");
+        // Without notifications the service looks stuck to systemd, so the fault is logged.
+        tracing::warn!(%error, "systemd can't be notified of the service's state");
     }
 }
 
@@ -213,7 +212,7 @@ mod tests {
     #[test]
     fn a_step_may_take_as_long_as_the_limit() {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = Progress::new(LIMIT, start, pulse.read(), 0);
+        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 0);
         let mut link = 0;
         let mut look = |seconds: u64| {
             link += 1;
@@ -237,7 +236,7 @@ mod tests {
     #[test]
     fn a_link_that_does_not_respond_is_named() {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = Progress::new(LIMIT, start, pulse.read(), 7);
+        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 7);
         let mut look = |seconds, ticks| watch.look(start + Duration::from_secs(seconds), pulse.read(), ticks);
         assert_eq!(look(119, 7), None);
         assert_eq!(look(120, 7), Some("link"));

@@ -1,12 +1,12 @@
-//! Whether the node takes part in its pool's work.
+//! The participation of the node in its pool's work.
 
 use phi_edge_config::Limits;
 use phi_edge_service::Service;
 use phi_edge_wire::{State, Status};
 use tokio::sync::watch;
 
-/// Holds `open` to the node's state and its queue: closed while it is not ready or its queue is full, open again when half
-/// of the queue is worked off, so that it does not come and go with each request.
+/// Keeps `open` up to date with the node's state and its queue: false while the node is not ready or its queue is
+/// full, true again when half of the queue is worked off, so that the node does not leave and join with each request.
 pub(crate) async fn watch(
     service: Service,
     mut status: watch::Receiver<Status>,

@@ -1,24 +1,24 @@
-//! SIGTERM, SIGINT and Ctrl-C; SIGHUP.
+//! The signals of the daemon: SIGTERM, SIGINT and Ctrl-C stop it, SIGHUP reloads its configuration.
 
 use crate::exit::Fault;
 
-/// The signals that end the daemon.
-pub(crate) struct Signals {
+/// The signals that stop the daemon.
+pub(crate) struct StopSignals {
     #[cfg(unix)]
     terminate: tokio::signal::unix::Signal,
     #[cfg(unix)]
     interrupt: tokio::signal::unix::Signal,
 }
 
-/// The signal that has the configuration read again.
-pub(crate) struct Reloads {
+/// The signal that reloads the configuration.
+pub(crate) struct ReloadSignals {
     #[cfg(unix)]
     hangup: tokio::signal::unix::Signal,
 }
 
 #[cfg(unix)]
-impl Reloads {
-    /// From now on the signal ends nothing.
+impl ReloadSignals {
+    /// Takes over the signal, which no longer ends the process by itself.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
         let hangup = signal(SignalKind::hangup())
@@ -35,7 +35,7 @@ impl Reloads {
 }
 
 #[cfg(not(unix))]
-impl Reloads {
+impl ReloadSignals {
     pub(crate) fn new() -> Result<Self, Fault> {
         Ok(Self {})
     }
@@ -46,8 +46,8 @@ impl Reloads {
 }
 
 #[cfg(unix)]
-impl Signals {
-    /// From now on the signals end nothing by themselves.
+impl StopSignals {
+    /// Takes over the signals, which no longer end the process by themselves.
     pub(crate) fn new() -> Result<Self, Fault> {
         use tokio::signal::unix::{SignalKind, signal};
         let listen =
@@ -68,7 +68,7 @@ impl Signals {
 }
 
 #[cfg(not(unix))]
-impl Signals {
+impl StopSignals {
     pub(crate) fn new() -> Result<Self, Fault> {
         Ok(Self {})
     }

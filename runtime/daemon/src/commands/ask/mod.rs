@@ -1,0 +1,260 @@
+//! `phi-edge ask`: one prompt, answered in this process or by a daemon.
+
+mod args;
+mod remote;
+
+use std::io::{IsTerminal, Read, Write};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use phi_edge_engine::{
+    Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
+};
+use phi_edge_models::{Message, Role, TextModel};
+use serde_json::json;
+
+use crate::commands::local_model::LocalModel;
+use crate::exit::{Exit, Fault};
+use crate::setup::model::ModelSetup;
+use crate::terminal;
+
+pub(crate) use args::{AskArgs, EXAMPLES};
+
+/// The id of the only request.
+const REQUEST_ID: RequestId = RequestId(0);
+
+/// Runs the prompt and prints the answer.
+pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
+    // Read before the load, so that a user who types it does not wait.
+    let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
+    if let Some(url) = &args.broker {
+        return remote::ask(args, url, prompt.unwrap_or_default());
+    }
+    // With ids, exactly what the model does with them is wanted.
+    let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;
+    let spinner = spinner(&setup.model.display().to_string());
+    let mut local = LocalModel::load(&setup)?;
+    let text = match (&args.ids, local.model.text()) {
+        (_, Ok(text)) => Some(text),
+        (Some(_), Err(_)) => None,
+        (None, Err(error)) => return Err(error.into()),
+    };
+    let request = request(args, prompt, text.as_ref())?;
+    let prompt_tokens = request.prompt.len();
+    tracing::debug!(prompt_tokens, "the prompt is encoded");
+    let now = local.now();
+    local.engine.submit(request, now).map_err(Fault::failed)?;
+    if let Some(spinner) = &spinner {
+        spinner.set_message("reading the prompt");
+    }
+    let mut printer = AnswerPrinter {
+        spinner,
+        json: args.json,
+        text: String::new(),
+    };
+    let summary = generate(&mut local, &mut printer)?;
+    printer.finish(&summary, &local)
+}
+
+fn request(
+    args: &AskArgs,
+    prompt: Option<String>,
+    text: Option<&TextModel>,
+) -> Result<GenerateRequest, Fault> {
+    let ids = match (&args.ids, text) {
+        (Some(ids), _) => ids.iter().copied().map(TokenId).collect(),
+        (None, Some(text)) => {
+            let prompt = prompt.unwrap_or_default();
+            if args.raw {
+                text.encode_raw(&prompt)?
+            } else {
+                text.encode_chat(&conversation(args, prompt))?
+            }
+        }
+        (None, None) => return Err(Fault::new(Exit::Usage, "a prompt needs a model with a tokenizer")),
+    };
+    let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
+    Ok(GenerateRequest {
+        id: REQUEST_ID,
+        prompt: ids,
+        max_tokens: args.max_tokens as usize,
+        sampling: Sampling {
+            temperature: args.temperature,
+            top_k: args.top_k as usize,
+            top_p: args.top_p,
+            seed: args.seed,
+            ..Sampling::default()
+        },
+        stop: Stop {
+            ids: stop_ids,
+            strings: args.stop.clone(),
+        },
+        detokenizer: text.map_or_else(
+            || Box::new(NoText) as Box<dyn Detokenizer>,
+            TextModel::detokenizer,
+        ),
+        deadline: None,
+    })
+}
+
+fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
+    let system = args.system.iter().map(|text| Message {
+        role: Role::System,
+        content: text.clone(),
+    });
+    system
+        .chain([Message {
+            role: Role::User,
+            content: prompt,
+        }])
+        .collect()
+}
+
+fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summary, Fault> {
+    let clock = local.clock();
+    let interrupt = Interrupt::new();
+    let stop = stop_on_ctrl_c(&interrupt)?;
+    let mut events = Vec::new();
+    loop {
+        if stop.load(Ordering::SeqCst) {
+            interrupt.clear();
+            local.engine.cancel(REQUEST_ID);
+        }
+        local.engine.step(&clock, &interrupt, &mut events);
+        for event in events.drain(..) {
+            match event {
+                Event::Started { .. } => {}
+                Event::Text { delta, .. } => printer.print(&delta)?,
+                Event::Finished { summary, .. } => return Ok(summary),
+                Event::Failed { reason, .. } => return Err(Fault::failed(reason)),
+            }
+        }
+    }
+}
+
+/// Returns a flag that Ctrl-C sets; the run that is in progress is interrupted.
+fn stop_on_ctrl_c(interrupt: &Interrupt) -> Result<Arc<AtomicBool>, Fault> {
+    let stop = Arc::new(AtomicBool::new(false));
+    let (seen, interrupt) = (Arc::clone(&stop), interrupt.clone());
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    // It waits for as long as the process lives.
+    std::thread::spawn(move || {
+        if runtime.block_on(tokio::signal::ctrl_c()).is_ok() {
+            seen.store(true, Ordering::SeqCst);
+            interrupt.raise();
+        }
+    });
+    Ok(stop)
+}
+
+fn read_prompt(argument: &str) -> Result<String, Fault> {
+    if argument != "-" {
+        return Ok(argument.to_owned());
+    }
+    let mut prompt = String::new();
+    std::io::stdin()
+        .read_to_string(&mut prompt)
+        .map_err(|error| Fault::failed(format!("the prompt can't be read from standard input: {error}")))?;
+    Ok(prompt)
+}
+
+/// A spinner for the time in which the model loads; none where there is no terminal.
+fn spinner(model: &str) -> Option<indicatif::ProgressBar> {
+    if !std::io::stderr().is_terminal() {
+        return None;
+    }
+    let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("loading {model}"));
+    spinner.enable_steady_tick(std::time::Duration::from_millis(120));
+    Some(spinner)
+}
+
+/// The printer of the answer, on standard output.
+struct AnswerPrinter {
+    spinner: Option<indicatif::ProgressBar>,
+    json: bool,
+    text: String,
+}
+
+impl AnswerPrinter {
+    fn print(&mut self, delta: &str) -> Result<(), Fault> {
+        if self.json {
+            self.text.push_str(delta);
+            return Ok(());
+        }
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+        let mut out = std::io::stdout().lock();
+        out.write_all(terminal::text(delta).as_bytes())
+            .and_then(|()| out.flush())
+            .map_err(broken_output)
+    }
+
+    fn finish(mut self, summary: &Summary, local: &LocalModel) -> Result<(), Fault> {
+        if let Some(spinner) = self.spinner.take() {
+            spinner.finish_and_clear();
+        }
+        if summary.finish == Finish::Repetition {
+            tracing::warn!("the answer was ended because it repeats itself");
+        }
+        let line = if self.json {
+            json!({
+                "text": self.text,
+                "tokens": summary.tokens.iter().map(|id| id.0).collect::<Vec<_>>(),
+                "finish_reason": finish_reason(summary.finish),
+                "usage": {
+                    "prompt_tokens": summary.prompt_tokens,
+                    "completion_tokens": summary.tokens.len(),
+                    "cached_tokens": summary.cached_tokens,
+                },
+                "timing": {
+                    "load_ms": millis(local.load),
+                    "prefill_ms": millis(summary.prefill),
+                    "decode_ms": millis(summary.decode),
+                },
+            })
+            .to_string()
+        } else {
+            String::new()
+        };
+        writeln!(std::io::stdout().lock(), "{}", terminal::json(&line)).map_err(broken_output)?;
+        if summary.finish == Finish::Cancelled {
+            return Err(Fault::failed("interrupted"));
+        }
+        Ok(())
+    }
+}
+
+fn finish_reason(finish: Finish) -> &'static str {
+    match finish {
+        Finish::Stop => "stop",
+        Finish::Length | Finish::Repetition => "length",
+        Finish::Cancelled => "cancelled",
+        Finish::Deadline => "deadline",
+    }
+}
+
+fn millis(duration: std::time::Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
+fn broken_output(error: std::io::Error) -> Fault {
+    Fault::failed(format!("the answer can't be written to standard output: {error}"))
+}
+
+/// A detokenizer without text, for ids that run without a tokenizer.
+struct NoText;
+
+impl Detokenizer for NoText {
+    fn push(&mut self, _: TokenId) -> String {
+        String::new()
+    }
+
+    fn finish(&mut self) -> String {
+        String::new()
+    }
+}

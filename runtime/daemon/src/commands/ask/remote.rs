@@ -1,0 +1,185 @@
+//! `phi-edge ask --broker`: one prompt, answered by a daemon at a broker.
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::time::Duration;
+
+use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
+use serde_json::{Map, Value, json};
+
+use super::AskArgs;
+use crate::commands::broker_client;
+use crate::exit::{Exit, Fault};
+use crate::machine::identity;
+use crate::terminal;
+
+/// The time in which the status of a daemon must arrive.
+const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
+/// The maximum time between two replies; requests on a loaded machine may queue for long.
+const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
+
+/// Sends the prompt and prints the answer as it comes.
+pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    runtime.block_on(async {
+        tokio::select! {
+            done = converse(args, url, prompt) => done,
+            _ = tokio::signal::ctrl_c() => Err(Fault::failed("interrupted")),
+        }
+    })
+}
+
+async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
+    let mut client = Client::connect(options(args, url)?).await?;
+    let base = find(&mut client, url.base.as_deref()).await?;
+    let topics = Topics::new(base, Vec::new());
+    let id = format!("ask-{}", identity::start_id());
+    let response = topics.response(None, &id);
+    client.subscribe(&response).await?;
+    let request = request(args, &id, prompt).to_string();
+    client
+        .publish(&topics.request(None), request, Some((&response, id.as_bytes())))
+        .await?;
+    let mut printed = String::new();
+    loop {
+        let Some(message) = client.receive(REPLY_TIMEOUT).await? else {
+            return Err(Fault::new(
+                Exit::Unavailable,
+                "no answer came; is the daemon running?",
+            ));
+        };
+        if message.topic != response {
+            continue;
+        }
+        let body: Value = serde_json::from_slice(&message.payload)
+            .map_err(|error| Fault::failed(format!("the answer can't be read: {error}")))?;
+        match reply_kind(&message, &body) {
+            ReplyKind::Chunk if args.json => {}
+            ReplyKind::Chunk => {
+                let delta = body["delta"].as_str().unwrap_or_default();
+                printed.push_str(delta);
+                print(&terminal::text(delta))?;
+            }
+            ReplyKind::Final => {
+                client.close().await;
+                return finish(args, &body, &printed);
+            }
+            ReplyKind::Error => {
+                let error = &body["error"];
+                let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
+                return Err(Fault::failed(format!("{}: {}", text("code"), text("message"))));
+            }
+        }
+    }
+}
+
+enum ReplyKind {
+    Chunk,
+    Final,
+    Error,
+}
+
+fn reply_kind(message: &Received, body: &Value) -> ReplyKind {
+    match message.property("kind") {
+        Some("chunk") => ReplyKind::Chunk,
+        Some("error") => ReplyKind::Error,
+        Some(_) => ReplyKind::Final,
+        // A bridge may have dropped the property.
+        None if body.get("delta").is_some() => ReplyKind::Chunk,
+        None if body.get("error").is_some() => ReplyKind::Error,
+        None => ReplyKind::Final,
+    }
+}
+
+fn finish(args: &AskArgs, body: &Value, printed: &str) -> Result<(), Fault> {
+    if args.json {
+        return print(&format!("{}\n", terminal::json(&body.to_string())));
+    }
+    let text = body["text"].as_str().unwrap_or_default();
+    // Chunks may get lost; the final text never lies.
+    match text.strip_prefix(printed) {
+        Some(rest) => print(&terminal::text(&format!("{rest}\n"))),
+        None => print(&terminal::text(&format!("\n{text}\n"))),
+    }
+}
+
+fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
+    let mut request = Map::new();
+    request.insert("id".into(), id.into());
+    request.insert("prompt".into(), prompt.into());
+    request.insert("max_tokens".into(), args.max_tokens.into());
+    request.insert("temperature".into(), json!(args.temperature));
+    request.insert("top_p".into(), json!(args.top_p));
+    request.insert("top_k".into(), args.top_k.into());
+    request.insert("seed".into(), args.seed.into());
+    request.insert("stream".into(), (!args.json).into());
+    if let Some(system) = &args.system {
+        request.insert("system".into(), system.as_str().into());
+    }
+    if !args.stop.is_empty() {
+        request.insert("stop".into(), json!(args.stop));
+    }
+    Value::Object(request)
+}
+
+fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
+    broker_client::client_options(
+        url,
+        "ask",
+        args.ca.as_ref(),
+        args.cert.as_ref().zip(args.key.as_ref()),
+    )
+}
+
+/// Returns the base topic of the daemon, found by its retained status: the one with that base, or the only one at the
+/// broker. A daemon publishes its status once it is subscribed, so a request that is sent from now on reaches it.
+async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> {
+    let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
+    client.subscribe(&filter).await?;
+    // The last word of each: one that has just started says so more than once.
+    let mut states: BTreeMap<String, bool> = BTreeMap::new();
+    let mut wait = DISCOVERY_TIMEOUT;
+    while let Some(message) = client.receive(wait).await? {
+        // More would come right behind the first.
+        wait = Duration::from_millis(if base.is_some() { 0 } else { 300 });
+        let status: Value = serde_json::from_slice(&message.payload).unwrap_or_default();
+        let Some(base) = message.topic.strip_suffix("/status") else {
+            continue;
+        };
+        states.insert(base.to_owned(), status["state"] != "offline");
+    }
+    let there = states.iter().filter(|(_, there)| **there);
+    let found: Vec<&str> = there.map(|(base, _)| base.as_str()).collect();
+    let offline = states.keys().next();
+    match (found.as_slice(), offline) {
+        ([base], _) => Ok((*base).to_owned()),
+        ([], Some(base)) => Err(Fault::new(
+            Exit::Unavailable,
+            format!("the daemon at {base} is offline"),
+        )),
+        ([], None) => Err(Fault::new(
+            Exit::Unavailable,
+            format!(
+                "no phi-edge is at this broker (looked for {filter}); name its base in the URL: mqtt://host/base/topic"
+            ),
+        )),
+        (many, _) => Err(Fault::new(
+            Exit::Usage,
+            format!(
+                "several are at this broker, name one in the URL, as in mqtt://host/{}: {}",
+                many[0],
+                many.join(", ")
+            ),
+        )),
+    }
+}
+
+fn print(text: &str) -> Result<(), Fault> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .map_err(|error| Fault::failed(format!("the answer can't be written to standard output: {error}")))
+}

@@ -1,0 +1,94 @@
+//! The arguments of `phi-edge bench`.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use crate::setup::args::ModelArgs;
+
+#[derive(Args)]
+pub(crate) struct BenchArgs {
+    #[command(flatten)]
+    pub(crate) model: ModelArgs,
+    /// What to measure.
+    #[arg(long, value_name = "NAME", value_enum, default_value = "streams")]
+    pub(crate) scenario: Scenario,
+    /// Tokens of each prompt; of `burst` and `cached`, those of its own [default: 128; burst and cached 60, gaps 2000,
+    /// summary 1500].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    prompt_tokens: Option<u32>,
+    /// New tokens of each stream.
+    #[arg(long, value_name = "N", default_value = "64", value_parser = clap::value_parser!(u32).range(1..))]
+    pub(crate) new_tokens: u32,
+    /// Requests of `burst` and `arrivals` [default: 32 and 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    requests: Option<u32>,
+    /// Tokens that the prompts of `burst` and `cached` have in common.
+    #[arg(long, value_name = "N", default_value = "600")]
+    pub(crate) shared_tokens: u32,
+    /// Streams at once [default: 1; burst and gaps 4, arrivals 8].
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=64))]
+    concurrency: Option<u32>,
+    /// Of `summary`: the text that the model is made to write, in place of one that comes along.
+    #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
+    pub(crate) replay: Option<PathBuf>,
+    /// Of `summary`: prompts that the model answers by itself, one JSON string a line.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) prompts: Option<PathBuf>,
+    /// Measure a bare loop over the same session too, in turns, this many pairs.
+    #[arg(long, value_name = "PAIRS", default_value = "0")]
+    pub(crate) bare: u32,
+    /// Load, then measure once for every line on standard input: for comparisons in turns with another process.
+    #[arg(long, requires = "json", conflicts_with = "bare")]
+    pub(crate) turns: bool,
+    /// Print one JSON object on one line.
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What `bench` measures.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Scenario {
+    /// Streams side by side.
+    Streams,
+    /// A burst of requests that begin alike.
+    Burst,
+    /// Requests that come one by one over five seconds.
+    Arrivals,
+    /// The first token with and without a remembered beginning.
+    Cached,
+    /// The gaps of running streams while a long prompt enters.
+    Gaps,
+    /// A text that quotes its prompt, and one that does not, with and without guessing.
+    Summary,
+}
+
+impl BenchArgs {
+    pub(crate) fn prompt_tokens(&self) -> usize {
+        self.prompt_tokens.map_or(
+            match self.scenario {
+                Scenario::Streams | Scenario::Arrivals => 128,
+                Scenario::Burst | Scenario::Cached => 60,
+                Scenario::Gaps => 2000,
+                Scenario::Summary => 1500,
+            },
+            |tokens| tokens as usize,
+        )
+    }
+
+    pub(crate) fn requests(&self) -> usize {
+        let otherwise = if self.scenario == Scenario::Burst { 32 } else { 8 };
+        self.requests.map_or(otherwise, |requests| requests as usize)
+    }
+
+    pub(crate) fn concurrency(&self) -> usize {
+        self.concurrency.map_or(
+            match self.scenario {
+                Scenario::Streams | Scenario::Cached | Scenario::Summary => 1,
+                Scenario::Burst | Scenario::Gaps => 4,
+                Scenario::Arrivals => 8,
+            },
+            |streams| streams as usize,
+        )
+    }
+}

@@ -1,0 +1,101 @@
+//! A decoder that computes as usual and returns the tokens of a script.
+//!
+//! Random weights never quote, so a text that quotes is prescribed: every run costs what it costs, and the logits it
+//! returns make greedy decoding choose the script's next token.
+
+use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_onnx::OnnxDecoder;
+
+/// ONNX Runtime's decoder, whose logits are replaced where there is a script.
+pub(crate) struct ScriptedDecoder {
+    decoder: OnnxDecoder,
+    /// The prompt and its continuation. If it is empty, the model's own logits are returned.
+    script: Vec<TokenId>,
+    logits: Vec<f32>,
+    /// The indices at which `logits` is not 0.
+    chosen: Vec<usize>,
+}
+
+impl ScriptedDecoder {
+    pub(crate) fn new(decoder: OnnxDecoder) -> Self {
+        Self {
+            decoder,
+            script: Vec::new(),
+            logits: Vec::new(),
+            chosen: Vec::new(),
+        }
+    }
+
+    /// Prescribes a prompt and its continuation, for one sequence at a time.
+    pub(crate) fn prescribe(&mut self, script: Vec<TokenId>) {
+        self.script = script;
+    }
+
+    pub(crate) fn inner(&self) -> &OnnxDecoder {
+        &self.decoder
+    }
+
+    pub(crate) fn inner_mut(&mut self) -> &mut OnnxDecoder {
+        &mut self.decoder
+    }
+
+    fn choose(&mut self, rows: &[Row<'_>], vocab: usize) {
+        for index in self.chosen.drain(..) {
+            self.logits[index] = 0.0;
+        }
+        let count: usize = rows.iter().map(Row::logits_count).sum();
+        self.logits.resize(count * vocab, 0.0);
+        for row in rows {
+            let first = match row.logits {
+                Wanted::Last => (row.past + row.input.len()).saturating_sub(1),
+                Wanted::All | Wanted::None => row.past,
+            };
+            for position in first..first + row.logits_count() {
+                let next = self.script.get(position + 1).map_or(0, |token| token.0 as usize);
+                let index = self.chosen.len() * vocab + next.min(vocab - 1);
+                self.logits[index] = 1.0;
+                self.chosen.push(index);
+            }
+        }
+    }
+}
+
+impl Decoder for ScriptedDecoder {
+    fn caps(&self) -> &Caps {
+        self.decoder.caps()
+    }
+
+    fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
+        if self.script.is_empty() {
+            return self.decoder.run(step, interrupt);
+        }
+        self.decoder.run(step, interrupt)?;
+        let vocab = self.decoder.caps().vocab_size;
+        self.choose(step.rows, vocab);
+        Ok(Logits::new(&self.logits, vocab))
+    }
+
+    fn ensure(&mut self, row: RowId, len: usize) -> Result<(), DecodeError> {
+        self.decoder.ensure(row, len)
+    }
+
+    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
+        self.decoder.copy(from, to, len)
+    }
+
+    fn truncate(&mut self, row: RowId, len: usize) {
+        self.decoder.truncate(row, len);
+    }
+
+    fn release(&mut self, row: RowId) {
+        self.decoder.release(row);
+    }
+
+    fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError> {
+        self.decoder.save(row, len)
+    }
+
+    fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError> {
+        self.decoder.load(row, saved)
+    }
+}

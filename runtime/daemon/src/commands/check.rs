@@ -1,0 +1,185 @@
+//! `phi-edge check`: a check of everything that the daemon needs.
+
+use std::time::Duration;
+
+use clap::Args;
+use phi_edge_config::Config;
+use phi_edge_models::ModelDir;
+use phi_edge_mqtt::{Client, ClientOptions};
+use phi_edge_onnx::Library;
+use phi_edge_rules::Rule;
+
+use crate::exit::{Exit, Fault};
+use crate::setup::args::ConfigArgs;
+use crate::setup::link;
+use crate::setup::model::ModelSetup;
+use crate::setup::rule_conversion;
+use crate::setup::settings;
+use crate::terminal;
+
+#[derive(Args)]
+pub(crate) struct CheckArgs {
+    #[command(flatten)]
+    pub(crate) config: ConfigArgs,
+    /// Leave out the broker.
+    #[arg(long)]
+    pub(crate) offline: bool,
+}
+
+/// Prints one line for each check, and fails with the exit code of the first fault.
+pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
+    let mut report = Report::default();
+    let Some(loaded) = report.add(
+        "config",
+        settings::load(&args.config).map(|loaded| {
+            let files: Vec<_> = loaded
+                .files
+                .iter()
+                .map(|file| file.display().to_string())
+                .collect();
+            let said = if files.is_empty() {
+                "built-in defaults".to_owned()
+            } else {
+                files.join(", ")
+            };
+            (loaded, said)
+        }),
+    ) else {
+        return report.end();
+    };
+    for warning in &loaded.warnings {
+        println!("warn   config    {warning}");
+    }
+    let config = &loaded.config;
+    if !config.rules.is_empty() {
+        let names = |rules: Vec<Rule>| {
+            let names: Vec<_> = rules.into_iter().map(|rule| rule.name).collect();
+            ((), names.join(", "))
+        };
+        report.add("rules", rule_conversion::convert_all(config).map(names));
+    }
+    let setup = ModelSetup::from_config(config, &[]);
+    let model = report.add("model", open(&setup));
+    let library = report.add(
+        "library",
+        Library::find(setup.library.as_deref())
+            .map(|library| {
+                (
+                    (),
+                    format!("{} ({})", library.description(), library.path().display()),
+                )
+            })
+            .map_err(Fault::from),
+    );
+    if let (Some(model), Some(())) = (model, library) {
+        report.add(
+            "provider",
+            setup.engine(&model).map(|engine| {
+                let decoder = engine.decoder();
+                let context = engine.context();
+                (
+                    (),
+                    format!("{}, context of {context} tokens", decoder.provider().as_str()),
+                )
+            }),
+        );
+    }
+    match link::checked_tls(config) {
+        Ok(None) => {}
+        Ok(Some(tls)) => {
+            let checked = tls
+                .check()
+                .map(|()| ((), "certificates and key can be read".to_owned()));
+            report.add(
+                "tls",
+                checked.map_err(|error| Fault::new(Exit::Config, error.to_string())),
+            );
+        }
+        Err(fault) => note("tls", &fault),
+    }
+    if !args.offline {
+        report.add("broker", broker(config));
+    } else if let Err(fault) =
+        link::require_credential("mqtt.password_file", config.mqtt.password_file.as_deref())
+    {
+        note("broker", &fault);
+    }
+    report.end()
+}
+
+/// Prints what can't be checked in this process, which is no fault.
+fn note(what: &str, said: &Fault) {
+    println!("note   {what:9} {}", terminal::text(&said.to_string()));
+}
+
+fn open(setup: &ModelSetup) -> Result<(ModelDir, String), Fault> {
+    let model = ModelDir::open(&setup.model)?;
+    model.text()?;
+    let said = format!("{} ({})", model.name(), model.path().display());
+    Ok((model, said))
+}
+
+fn broker(config: &Config) -> Result<((), String), Fault> {
+    if config.mqtt.embedded {
+        return Ok((
+            (),
+            format!("runs in the daemon, on {}", config.mqtt.embedded_listen),
+        ));
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(Fault::failed)?;
+    let link = link::link(config, None)?;
+    let said = format!("{}:{} lets us in", link.host, link.port);
+    // Another id: a daemon that runs keeps its session.
+    let options = ClientOptions {
+        client_id: format!("{}-check-{}", link.client_id, std::process::id()),
+        host: link.host,
+        port: link.port,
+        credentials: link.credentials,
+        tls: link.tls,
+        session: None,
+    };
+    let connect = async {
+        let client = tokio::time::timeout(Duration::from_secs(10), Client::connect(options)).await;
+        match client {
+            Ok(Ok(client)) => {
+                client.close().await;
+                Ok(((), said))
+            }
+            Ok(Err(error)) => Err(Fault::new(Exit::Unavailable, error.to_string())),
+            Err(_) => Err(Fault::new(Exit::Unavailable, "the broker does not answer")),
+        }
+    };
+    runtime.block_on(connect)
+}
+
+/// The result of the checks.
+#[derive(Default)]
+struct Report {
+    first: Option<Fault>,
+}
+
+impl Report {
+    fn add<T>(&mut self, what: &str, outcome: Result<(T, String), Fault>) -> Option<T> {
+        match outcome {
+            Ok((value, said)) => {
+                println!("ok     {what:9} {}", terminal::text(&said));
+                Some(value)
+            }
+            Err(fault) => {
+                println!("fault  {what:9} {}", terminal::text(&fault.to_string()));
+                self.first.get_or_insert(fault);
+                None
+            }
+        }
+    }
+
+    fn end(self) -> Result<(), Fault> {
+        match self.first {
+            None => Ok(()),
+            Some(fault) => Err(Fault::new(fault.exit, "the check found faults, listed above")),
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! The kernel's readings of temperature and power (sysfs); Linux only, elsewhere there are none.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// A tree of files like `/sys`.
+#[derive(Debug, Clone)]
+pub(crate) struct Sysfs {
+    root: PathBuf,
+}
+
+impl Sysfs {
+    pub(crate) fn at(root: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+        }
+    }
+
+    /// Degrees Celsius of the thermal zones that have a reading, by type.
+    ///
+    /// <https://docs.kernel.org/driver-api/thermal/sysfs-api.html>
+    pub(crate) fn temperatures(&self) -> Vec<(String, f64)> {
+        let mut readings: Vec<(String, f64)> = folders(&self.root.join("class/thermal"))
+            .filter_map(|zone| {
+                let milli: f64 = line(&zone.join("temp"))?.parse().ok()?;
+                Some((line(&zone.join("type"))?, milli / 1000.0))
+            })
+            .collect();
+        readings.sort_by(|a, b| a.0.cmp(&b.0));
+        readings
+    }
+
+    /// Whether the machine runs on battery: a battery discharges, and no supply is online.
+    ///
+    /// Batteries of devices (a mouse, a sensor) have the scope "Device" and don't count.
+    /// <https://docs.kernel.org/power/power_supply_class.html>
+    pub(crate) fn is_on_battery(&self) -> bool {
+        let mut discharged = false;
+        for supply in folders(&self.root.join("class/power_supply")) {
+            let says = |file: &str, word: &str| line(&supply.join(file)).as_deref() == Some(word);
+            if says("scope", "Device") {
+                continue;
+            }
+            if says("type", "Battery") || says("type", "UPS") {
+                discharged |= says("status", "Discharging");
+            } else if says("online", "1") {
+                return false;
+            }
+        }
+        discharged
+    }
+}
+
+fn folders(of: &Path) -> impl Iterator<Item = PathBuf> {
+    fs::read_dir(of)
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+}
+
+fn line(file: &Path) -> Option<String> {
+    Some(fs::read_to_string(file).ok()?.trim().to_owned())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test may end at a fault")]
+
+    use super::*;
+
+    /// Writes files of a tree, as paths and contents.
+    pub(crate) fn write(root: &Path, files: &[(&str, &str)]) {
+        for (path, content) in files {
+            let path = root.join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, format!("{content}\n")).unwrap();
+        }
+    }
+
+    #[test]
+    fn zones_without_a_reading_are_left_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::at(folder.path());
+        assert!(sysfs.temperatures().is_empty());
+        write(
+            folder.path(),
+            &[
+                ("class/thermal/thermal_zone0/type", "x86_pkg_temp"),
+                ("class/thermal/thermal_zone0/temp", "61500"),
+                ("class/thermal/thermal_zone1/type", "iwlwifi"),
+                ("class/thermal/thermal_zone1/temp", "not now"),
+                ("class/thermal/thermal_zone2/type", "acpitz"),
+                ("class/thermal/thermal_zone2/temp", "-3000"),
+                ("class/thermal/cooling_device0/type", "Processor"),
+            ],
+        );
+        let expected = [("acpitz".to_owned(), -3.0), ("x86_pkg_temp".to_owned(), 61.5)];
+        assert_eq!(sysfs.temperatures(), expected);
+    }
+
+    #[test]
+    fn a_battery_counts_that_is_discharged_while_nothing_is_plugged_in() {
+        let folder = tempfile::tempdir().unwrap();
+        let sysfs = Sysfs::at(folder.path());
+        assert!(!sysfs.is_on_battery(), "a machine without any");
+        let mouse = [
+            ("class/power_supply/hid/type", "Battery"),
+            ("class/power_supply/hid/scope", "Device"),
+            ("class/power_supply/hid/status", "Discharging"),
+        ];
+        write(folder.path(), &mouse);
+        assert!(!sysfs.is_on_battery(), "a mouse's");
+        let battery = [
+            ("class/power_supply/BAT0/type", "Battery"),
+            ("class/power_supply/BAT0/status", "Discharging"),
+            ("class/power_supply/AC/type", "Mains"),
+            ("class/power_supply/AC/online", "0"),
+        ];
+        write(folder.path(), &battery);
+        assert!(sysfs.is_on_battery());
+        write(folder.path(), &[("class/power_supply/AC/online", "1")]);
+        assert!(!sysfs.is_on_battery(), "plugged in");
+    }
+}

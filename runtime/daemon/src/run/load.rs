@@ -1,0 +1,83 @@
+//! The load of the model, during which the link is up already.
+
+use phi_edge_config::{Config, TimeSpan};
+use phi_edge_rules::Rule;
+use phi_edge_service::{EngineHandle, StartError, spawn_engine};
+use tokio::sync::oneshot;
+
+use super::build::Built;
+#[cfg(unix)]
+use super::notify;
+use super::served_model::ServedModel;
+use super::signals::StopSignals;
+use super::takeover;
+use crate::exit::Fault;
+use crate::setup::model::{self, ModelSetup};
+
+/// The result of the load.
+pub(super) enum LoadEnd {
+    Loaded(LoadedEngine),
+    Ended(EndWithoutModel),
+}
+
+/// The engine on its thread.
+pub(super) struct LoadedEngine {
+    pub(super) handle: EngineHandle,
+    /// The provider that runs the model.
+    pub(super) provider: &'static str,
+}
+
+/// The reason why the daemon ends before its model is loaded.
+pub(super) enum EndWithoutModel {
+    Failed(Fault),
+    Stopped,
+    TakenOver,
+}
+
+/// Loads the model, for a node with these rules, unless a signal or a takeover of the session comes first.
+pub(super) async fn load(
+    config: &Config,
+    built: &mut Built<'_>,
+    rules: &[Rule],
+    signals: &mut StopSignals,
+) -> LoadEnd {
+    model::warn_of_demonstration(built.served.model());
+    #[cfg(unix)]
+    notify::send_status("the model is loading");
+    tokio::select! {
+        loaded = spawn(config, built.served.clone(), rules) => match loaded {
+            Ok(engine) => LoadEnd::Loaded(engine),
+            Err(fault) => LoadEnd::Ended(EndWithoutModel::Failed(fault)),
+        },
+        () = signals.next() => LoadEnd::Ended(EndWithoutModel::Stopped),
+        () = takeover::taken_over(&mut built.link_state) => LoadEnd::Ended(EndWithoutModel::TakenOver),
+    }
+}
+
+/// Loads the model on the engine's thread.
+async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<LoadedEngine, Fault> {
+    let setup = ModelSetup::from_config(config, rules);
+    let (provider_tx, provider) = oneshot::channel();
+    let mut provider_tx = Some(provider_tx);
+    let unload_after = config.runtime.unload_after.map(TimeSpan::get);
+    let path = served.model().path().display().to_string();
+    tracing::info!(model = path, "loading the model");
+    let handle = spawn_engine("engine", unload_after, move || {
+        served.verify_unchanged()?;
+        let engine = setup.engine(served.model());
+        // What was read of another folder meanwhile is as wrong as all of it.
+        served.verify_unchanged()?;
+        let engine = engine?;
+        if let Some(provider_tx) = provider_tx.take() {
+            let _ = provider_tx.send(engine.decoder().provider().as_str());
+        }
+        Ok::<_, Fault>(engine)
+    })
+    .await
+    .map_err(|error| match error {
+        StartError::Build(fault) => fault,
+        other => Fault::failed(other),
+    })?;
+    let provider = provider.await.unwrap_or("unknown");
+    Ok(LoadedEngine { handle, provider })
+}

@@ -1,0 +1,15 @@
+//! The conversion of the configuration to the configurations of the other crates.
+
+pub(crate) mod args;
+mod kv_budget;
+pub(crate) mod link;
+pub(crate) mod model;
+mod pinned_prefixes;
+pub(crate) mod rule_conversion;
+pub(crate) mod service;
+pub(crate) mod settings;
+
+/// A number of bytes as a length in memory, which saturates.
+fn usize_of(bytes: u64) -> usize {
+    usize::try_from(bytes).unwrap_or(usize::MAX)
+}

@@ -1,0 +1,222 @@
+//! The setup of a model: its decoder, its engine, and the prefixes that it keeps.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use phi_edge_config::{ByteSize, Config};
+use phi_edge_engine::{
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
+};
+use phi_edge_models::ModelDir;
+use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_rules::Rule;
+
+use crate::exit::Fault;
+use crate::setup::args::{ConfigArgs, ModelArgs};
+use crate::setup::kv_budget;
+use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
+use crate::setup::settings;
+
+/// The number of KV rows that only cache prefixes, beside those that run: enough for the sessions and templates of
+/// some thirty devices. They cost address space, and memory only for the tokens that they hold.
+const CACHE_ROWS: usize = 32;
+
+/// The name of the file that caches which edits of a graph were verified.
+pub(crate) const EDIT_CACHE_FILE: &str = "graph-edit_cache.json";
+
+/// A model directory, and how the model in it is run.
+#[derive(Debug, Clone)]
+pub(crate) struct ModelSetup {
+    pub(crate) model: PathBuf,
+    pub(crate) library: Option<PathBuf>,
+    pub(crate) decoder: DecoderConfig,
+    pub(crate) engine: EngineConfig,
+    /// Whether the model runs once before it serves requests.
+    pub(crate) prewarm: bool,
+    /// The prefixes to compute at the start, and the store's folder that keeps them.
+    pub(crate) pinned: Option<(Vec<PromptPrefix>, PathBuf)>,
+}
+
+impl ModelSetup {
+    /// The setup of the configuration, for a node with these rules.
+    pub(crate) fn from_config(config: &Config, rules: &[Rule]) -> Self {
+        let runtime = &config.runtime;
+        let system_prompts = runtime.system_prompts.as_deref().unwrap_or_default();
+        let (asked_for, pinned) = (
+            system_prompts.len(),
+            pinned_prefixes::prompt_prefixes(system_prompts, rules),
+        );
+        Self {
+            model: config.model.path.clone(),
+            library: runtime.library.clone(),
+            decoder: DecoderConfig {
+                provider: settings::provider(runtime.provider),
+                threads: runtime.threads,
+                rows: runtime.slots + asked_for,
+                cache_rows: CACHE_ROWS + pinned.len() - asked_for,
+                kv_memory: runtime.kv_memory.map(ByteSize::bytes),
+                prepare: Prepare::ALL,
+                edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
+            },
+            engine: EngineConfig {
+                prefill_chunk: runtime.prefill_chunk,
+                slots: runtime.slots,
+                kv_budget: runtime.kv_memory.map(ByteSize::bytes),
+                prefix_cache: runtime.prefix_cache,
+                speculation: runtime.speculation,
+                ..EngineConfig::default()
+            },
+            prewarm: runtime.prewarm,
+            pinned: Some((pinned, config.store.path.clone())),
+        }
+    }
+
+    /// The setup of a command's flags. Without `--model`, what the flags leave open is taken from the configuration.
+    pub(crate) fn from_args(args: &ModelArgs, slots: usize, stop_repetition: bool) -> Result<Self, Fault> {
+        let mut setup = match &args.model {
+            Some(model) => Self {
+                model: model.clone(),
+                library: None,
+                decoder: DecoderConfig {
+                    provider: Provider::Auto,
+                    threads: None,
+                    rows: slots,
+                    cache_rows: 0,
+                    kv_memory: None,
+                    prepare: Prepare::ALL,
+                    edit_cache: None,
+                },
+                engine: EngineConfig {
+                    slots,
+                    ..EngineConfig::default()
+                },
+                prewarm: false,
+                pinned: None,
+            },
+            None => Self::from_config(&settings::load(&ConfigArgs::default())?.config, &[]),
+        };
+        setup.decoder.rows = slots;
+        setup.decoder.cache_rows = 0;
+        // The user who runs a command may not be allowed to write to the store, which is the service's.
+        setup.decoder.edit_cache = cache_folder().map(|folder| folder.join(EDIT_CACHE_FILE));
+        setup.prewarm = false;
+        setup.pinned = None;
+        setup.engine.slots = slots;
+        setup.engine.stop_repetition = stop_repetition;
+        if let Some(provider) = args.provider {
+            setup.decoder.provider = provider;
+        }
+        if let Some(threads) = args.threads {
+            setup.decoder.threads = Some(threads.into());
+        }
+        if let Some(prepare) = args.prepare {
+            setup.decoder.prepare = prepare;
+        }
+        if args.library.is_some() {
+            setup.library.clone_from(&args.library);
+        }
+        if let Some(chunk) = args.prefill_chunk {
+            setup.engine.prefill_chunk = chunk as usize;
+        }
+        Ok(setup)
+    }
+
+    /// Loads the graph of `model` and builds the engine over it.
+    pub(crate) fn engine(&self, model: &ModelDir) -> Result<Engine<OnnxDecoder>, Fault> {
+        self.engine_over(model, |decoder| decoder)
+    }
+
+    /// As [`Self::engine`], over the decoder that `wrap` returns.
+    pub(crate) fn engine_over<D: Decoder>(
+        &self,
+        model: &ModelDir,
+        wrap: impl FnOnce(OnnxDecoder) -> D,
+    ) -> Result<Engine<D>, Fault> {
+        let library = Library::find(self.library.as_deref())?;
+        if let Some(warning) = phi_edge_onnx::processor_warning() {
+            tracing::warn!("{warning}");
+        }
+        let mut config = self.engine.clone();
+        // On a device the slab is allocated whole: nothing to share out.
+        let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
+            if config.kv_budget.is_none() {
+                config.kv_budget = kv_budget::kv_budget();
+            }
+            config.kv_budget
+        })?;
+        if self.prewarm {
+            prewarm(&mut decoder);
+        }
+        let computed_by = decoder.computed_by(&library);
+        let mut engine = Engine::new(wrap(decoder), config);
+        if let Some((prefixes, store)) = self.pinned.as_ref().filter(|(prefixes, _)| !prefixes.is_empty()) {
+            let place = PrefixContext {
+                store,
+                computed_by: &computed_by,
+            };
+            pinned_prefixes::pin(&mut engine, model, &model.text()?, prefixes, place)?;
+        }
+        Ok(engine)
+    }
+}
+
+/// Runs a prompt and a token, as a first request would, so that memory is allocated and the library has planned its
+/// buffers.
+fn prewarm(decoder: &mut OnnxDecoder) {
+    /// A prompt of arbitrary tokens.
+    const PROMPT: [TokenId; 16] = [TokenId(1); 16];
+    let row = RowId(0);
+    let part = |past, input| Row {
+        row,
+        past,
+        input: Input::Tokens(input),
+        logits: Wanted::Last,
+        regime: Regime::Short,
+    };
+    let begun = Instant::now();
+    let tokens = PROMPT.len() + 1;
+    let warmed = decoder.ensure(row, tokens).and_then(|()| {
+        for part in [part(0, &PROMPT), part(PROMPT.len(), &PROMPT[..1])] {
+            decoder.run(&Step { rows: &[part] }, &Interrupt::new())?;
+        }
+        Ok(())
+    });
+    decoder.release(row);
+    match warmed {
+        Ok(()) => tracing::debug!(
+            ms = begun.elapsed().as_secs_f64() * 1000.0,
+            "the model is prewarmed"
+        ),
+        // The first request will report what is wrong.
+        Err(error) => {
+            tracing::warn!(%error, "the model can't be prewarmed (runtime.prewarm)")
+        }
+    }
+}
+
+/// The folder in which commands keep caches, below the user's cache folder.
+pub(crate) fn cache_folder() -> Option<PathBuf> {
+    let named = |variable: &str| {
+        std::env::var_os(variable)
+            .map(PathBuf::from)
+            .filter(|path| path.is_absolute())
+    };
+    let folder = if cfg!(windows) {
+        named("LOCALAPPDATA")
+    } else {
+        named("XDG_CACHE_HOME").or_else(|| Some(named("HOME")?.join(".cache")))
+    };
+    Some(folder?.join("phi-edge"))
+}
+
+/// Logs a warning if the model is only a demonstration.
+pub(crate) fn warn_of_demonstration(model: &ModelDir) {
+    let manifest = model.manifest();
+    if manifest.demonstration {
+        let note = manifest
+            .note
+            .as_deref()
+            .unwrap_or("its answers are not to be relied on");
+        tracing::warn!("{} is a demonstration: {note}", model.name());
+    }
+}

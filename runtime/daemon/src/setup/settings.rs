@@ -1,0 +1,52 @@
+//! The load of the configuration from files, environment and flags.
+
+use std::path::{Path, PathBuf};
+
+use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
+use phi_edge_onnx::Provider;
+
+use crate::exit::{Exit, Fault};
+use crate::machine::identity;
+use crate::setup::args::ConfigArgs;
+
+/// Loads the configuration of `args`, this process's environment and the system's folder.
+pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {
+    phi_edge_config::load(options(args)).map_err(|error| Fault::new(Exit::Config, error.to_string()))
+}
+
+/// Loads the configuration again, for a daemon that was started with `running`.
+pub(crate) fn reload(args: &ConfigArgs, running: &Loaded) -> Result<Reloaded, Fault> {
+    phi_edge_config::reload(options(args), running)
+        .map_err(|error| Fault::new(Exit::Config, error.to_string()))
+}
+
+fn options(args: &ConfigArgs) -> LoadOptions {
+    LoadOptions {
+        config: args.config.clone(),
+        // Variables that are not UTF-8 are no configuration.
+        env: std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect(),
+        flags: args.set.clone(),
+        system_dir: system_dir(),
+        hostname: identity::hostname(),
+    }
+}
+
+fn system_dir() -> PathBuf {
+    if cfg!(windows) {
+        std::env::var_os("ProgramData").map_or_else(PathBuf::new, |data| Path::new(&data).join("phi-edge"))
+    } else {
+        PathBuf::from("/etc/phi-edge")
+    }
+}
+
+/// Converts a provider of the configuration.
+pub(crate) fn provider(provider: ConfigProvider) -> Provider {
+    match provider {
+        ConfigProvider::Auto => Provider::Auto,
+        ConfigProvider::Cpu => Provider::Cpu,
+        ConfigProvider::Cuda => Provider::Cuda,
+        ConfigProvider::DirectMl => Provider::DirectMl,
+    }
+}
