@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Caps, Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
-use phi_edge_rules::{Rule, words};
+use phi_edge_rules::{Rule, summary};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -46,7 +46,7 @@ pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening
     let of_rules = rules.iter().filter_map(|rule| {
         Some(Opening {
             of: format!("rule \"{}\"", rule.name),
-            user: words::opening(&rule.words.prompt)?.to_owned(),
+            user: summary::opening(&rule.words.prompt)?.to_owned(),
             system: rule.words.system.clone(),
             asked_for: false,
         })

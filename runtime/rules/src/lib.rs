@@ -6,21 +6,21 @@
 //! Windows are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
 //! arrive, and a restart counts them anew.
 
-pub mod book;
+pub mod changes;
 mod condition;
 mod counters;
+pub mod engine;
 mod event;
+mod extraction;
 mod facts;
-mod intake;
-pub mod record;
 mod replay;
 mod rule;
+pub mod summary;
 mod time;
 mod window;
-pub mod words;
 
-pub use book::RuleMessage;
 pub use counters::RuleCounters;
+pub use engine::RuleMessage;
 pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
 pub use replay::{Replay, ReplayedWindow};
@@ -36,5 +36,5 @@ pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Win
 /// # Errors
 /// Its condition or its template can't be; one line.
 pub fn check(rule: &Rule) -> Result<(), String> {
-    book::check(rule).map(drop)
+    engine::check(rule).map(drop)
 }

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use super::book::{Book, Room, RuleMessage, Unworded};
-use super::record::{PendingEvent, ShownMessage};
-use super::words::{self, Budget, Plan, Record, Template, WordsError};
+use super::changes::{PendingEvent, ShownMessage};
+use super::engine::{Book, Room, RuleMessage, Unworded};
+use super::summary::{self, Budget, Plan, Record, Template, WordsError};
 use super::{Closing, Event, Rule, Time};
 
 /// One rule, and time as it is told.
@@ -120,6 +120,6 @@ impl ReplayedWindow {
         };
         let records: Vec<Record> = self.pending.messages.iter().map(ShownMessage::record).collect();
         let scene = self.rule.scene(&self.pending.event);
-        words::plan(&template, &scene, &records, budget).map(Some)
+        summary::plan(&template, &scene, &records, budget).map(Some)
     }
 }

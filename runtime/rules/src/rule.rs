@@ -6,7 +6,7 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 
 use super::Event;
-use super::words::Scene;
+use super::summary::Scene;
 
 /// What to make of which messages.
 #[derive(Debug, Clone, PartialEq)]

@@ -14,9 +14,9 @@ use crate::prompts::{PromptError, Prompts};
 use crate::reply::{Answer, Refusal};
 use crate::service::Shared;
 use phi_edge_job::ErrorCode;
-use phi_edge_rules::book::Unworded;
-use phi_edge_rules::record::{PendingEvent, ShownMessage};
-use phi_edge_rules::words::{self, Budget, Record, Template, WordsError};
+use phi_edge_rules::changes::{PendingEvent, ShownMessage};
+use phi_edge_rules::engine::Unworded;
+use phi_edge_rules::summary::{self, Budget, Record, Template, WordsError};
 use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
 
 /// The clock is looked at this often: it may have been set.
@@ -114,21 +114,21 @@ impl Wording<'_> {
             let mut texts = Vec::with_capacity(plan.prompts.len());
             for (part, prompt) in plan.prompts.iter().enumerate() {
                 let answer = self.ask(part, prompt.clone(), event).await?;
-                texts.push(words::clean(&answer.text));
+                texts.push(summary::clean(&answer.text));
             }
             let prompt = self.reduce(event, &texts).await?;
             self.ask(texts.len(), prompt, event).await?
         };
         event.finish_reason = Some(answer.finish_reason);
         event.model = Arc::clone(&answer.model);
-        let text = words::clean(&answer.text);
+        let text = summary::clean(&answer.text);
         if self.rule.words.check_numbers {
             let words = &self.rule.words;
             let written = [
                 plan.template.as_str(),
                 words.system.as_deref().unwrap_or_default(),
             ];
-            event.unsupported_numbers = Some(words::unsupported_numbers(
+            event.unsupported_numbers = Some(summary::unsupported_numbers(
                 &text,
                 &self.rule.scene(event),
                 &plan.records,
@@ -137,7 +137,7 @@ impl Wording<'_> {
         }
         let data = match self.rule.words.format {
             TextFormat::Text => Ok(None),
-            TextFormat::Json => words::document(&text).map(Some),
+            TextFormat::Json => summary::document(&text).map(Some),
         };
         event.text = Some(text);
         event.data =
@@ -156,7 +156,7 @@ impl Wording<'_> {
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            let plan = words::plan(&template, &rule.scene(&event), &records, &budget)?;
+            let plan = summary::plan(&template, &rule.scene(&event), &records, &budget)?;
             Ok(Some(Planned {
                 prompts: plan.prompts,
                 left_out: plan.left_out,
@@ -176,7 +176,7 @@ impl Wording<'_> {
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            words::reduce(&template, &rule.scene(&event), &texts, &budget)
+            summary::reduce(&template, &rule.scene(&event), &texts, &budget)
         })
         .await
     }

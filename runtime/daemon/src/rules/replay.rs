@@ -8,7 +8,7 @@ use std::time::Duration;
 use phi_edge_config::Config;
 use phi_edge_models::{Message, ModelDir, Role, TextModel};
 use phi_edge_mqtt::filter_matches;
-use phi_edge_rules::words::{Budget, Plan};
+use phi_edge_rules::summary::{Budget, Plan};
 use phi_edge_rules::{Replay, ReplayedWindow, Time};
 use phi_edge_service::{Service, ServiceConfig, spawn_engine};
 use serde_json::Value;

@@ -5,9 +5,9 @@
 //! `not`; `and` and `or` go by their other side where that settles it, and a condition that stays open is not met. A
 //! template engine's order over all kinds of values would have `"n/a" > 80` hold, and `missing < 2`.
 
+mod lexer;
 mod parse;
 mod value;
-mod word;
 
 use parse::{Node, parse};
 pub(super) use value::Operand;

@@ -1,6 +1,6 @@
 //! From the words of a condition to what it means.
 
-use super::word::{Word, words};
+use super::lexer::{Word, words};
 use crate::Field;
 
 /// What two numbers make.

@@ -87,23 +87,20 @@
 //! [`Windows::observe`] of the stored messages, by their numbers and with their arrivals as recorded, bring back the
 //! same windows. Only a rule without groups that has not reported anything yet begins to watch anew.
 
-mod align;
-mod closed;
-mod frame;
+mod calendar;
+mod closed_window;
+mod context;
 mod group;
-mod hopping;
-mod open;
-mod place;
-mod vacant;
+mod open_window;
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Time, WindowSpec};
-use frame::Frame;
+use context::Frame;
 use group::Group;
 
-pub use closed::{Closed, Closing, Mark, Observation, Observed, Split};
+pub use closed_window::{Closed, Closing, Mark, Observation, Observed, Split};
 
 /// The group of what is beyond [`WindowSpec::max_groups`].
 pub const OTHER: &str = "other";

@@ -35,7 +35,7 @@ use crate::witness::Witnesses;
 use events::{EventMark, Events};
 use phi_edge_job::Receipt;
 use phi_edge_rules::Time;
-use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::changes::RuleChange;
 use shares::Shares;
 
 /// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one

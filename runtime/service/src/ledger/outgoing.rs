@@ -9,7 +9,7 @@ use crate::journal::Stored;
 use crate::reply::{DeadLetter, Reply, ReplyBody};
 use crate::store::Change;
 use phi_edge_job::Receipt;
-use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::changes::RuleChange;
 use phi_edge_rules::{Published, Time};
 
 /// What refusals and dead letters may take that wait to leave, in bytes. A client that sends more than the broker takes from

@@ -14,7 +14,7 @@ use crate::reply::{DeadLetter, Reply, ReplyBody};
 use crate::store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
-use phi_edge_rules::record::RestoredRules;
+use phi_edge_rules::changes::RestoredRules;
 
 impl Ledger {
     /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.

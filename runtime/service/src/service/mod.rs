@@ -28,7 +28,7 @@ use crate::witness::Witnesses;
 use crate::worded;
 use phi_edge_job::ErrorCode;
 use phi_edge_job::Receipt;
-use phi_edge_rules::book::{Book, Room, RuleMessage};
+use phi_edge_rules::engine::{Book, Room, RuleMessage};
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 
 pub use config::ServiceConfig;

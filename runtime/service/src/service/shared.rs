@@ -19,8 +19,8 @@ use crate::prompts::Prompts;
 use crate::reply::{Answer, DeadLetter, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
-use phi_edge_rules::book::{Book, RuleMessage};
-use phi_edge_rules::record::{PendingEvent, RuleChange};
+use phi_edge_rules::changes::{PendingEvent, RuleChange};
+use phi_edge_rules::engine::{Book, RuleMessage};
 use phi_edge_rules::{Published, Rule, Time};
 
 impl Shared {

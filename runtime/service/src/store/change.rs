@@ -7,7 +7,7 @@ use super::record::JobRecord;
 use crate::job::{JobKey, ReplyAddress};
 use crate::receipts::ReceiptRow;
 use crate::reply::{Reply, ReplyBody};
-use phi_edge_rules::record::{PendingEvent, RuleChange};
+use phi_edge_rules::changes::{PendingEvent, RuleChange};
 
 /// One change of what is kept.
 #[derive(Debug, Clone)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use phi_edge_job::{ErrorCode, FinishReason};
-use phi_edge_rules::record::{PendingEvent, ShownMessage};
+use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::{Closing, Event, EventError, EventWindow, FieldFacts, Mark, Output, Split, Time, Value};
 
 #[derive(Serialize, Deserialize)]

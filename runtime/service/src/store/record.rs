@@ -14,7 +14,7 @@ use crate::receipts::{Mark, ReceiptRow};
 use crate::reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
 use phi_edge_job::TraceParent;
 use phi_edge_job::{ErrorCode, FinishReason};
-use phi_edge_rules::record::RestoredRules;
+use phi_edge_rules::changes::RestoredRules;
 use phi_edge_rules::{Published, Time};
 
 /// What was tried with a job.

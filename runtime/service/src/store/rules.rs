@@ -5,8 +5,8 @@ use rusqlite::{Connection, params};
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
 use phi_edge_rules::Time;
-use phi_edge_rules::book::SEEN_AT_MOST;
-use phi_edge_rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
+use phi_edge_rules::changes::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
+use phi_edge_rules::engine::SEEN_AT_MOST;
 
 /// Values of `dedupe` are kept for so long, in milliseconds.
 pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;

@@ -1,7 +1,7 @@
 use serde_json::json;
 
 use super::*;
-use crate::record::RestoredRules;
+use crate::changes::RestoredRules;
 use crate::{Field, Mark, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec};
 use phi_edge_job::ErrorCode;
 

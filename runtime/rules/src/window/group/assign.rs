@@ -1,10 +1,10 @@
 //! Which window of its group a message counts in.
 
-use super::Observation;
-use super::align::Span;
-use super::frame::Frame;
-use super::group::Group;
-use super::open::Window;
+use super::Group;
+use crate::window::Observation;
+use crate::window::calendar::Span;
+use crate::window::context::Frame;
+use crate::window::open_window::Window;
 use crate::{Time, WindowKind};
 
 /// Where a message went.

@@ -6,12 +6,12 @@
 
 use std::time::Duration;
 
-use super::align::Span;
-use super::frame::Frame;
-use super::group::{Ending, Group};
-use super::open::Window;
-use super::place::{Arrival, Place};
-use super::{Closed, Closing};
+use super::assign::{Arrival, Place};
+use super::{Ending, Group};
+use crate::window::calendar::Span;
+use crate::window::context::Frame;
+use crate::window::open_window::Window;
+use crate::window::{Closed, Closing};
 use crate::{Time, WindowKind};
 
 /// What all windows that hold a stretch of time share of it.

@@ -4,9 +4,9 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Desk;
-use super::seen::{Digest, Seen};
-use crate::intake::Reader;
-use crate::record::{KeptMessage, RuleChange};
+use super::dedupe::{Digest, Seen};
+use crate::changes::{KeptMessage, RuleChange};
+use crate::extraction::Reader;
 use crate::window::{Closed, Windows};
 use crate::{PromptSource, Rule, Time};
 

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::words::Record;
+use super::summary::Record;
 use super::{Event, Mark, Output, Time, Value};
 
 /// A message of a window that is still open. A message that several rules take is kept once for each.

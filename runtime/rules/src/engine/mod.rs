@@ -3,33 +3,33 @@
 //! The book decides and does nothing: no clock, no tasks, no disk. What it decides comes back as changes for the store,
 //! in order.
 
-mod desk;
-mod ended;
-mod restore;
 #[cfg(test)]
-mod room_tests;
-mod seen;
-mod take;
+mod capacity_tests;
+mod clock;
+mod dedupe;
+mod emit;
+mod ingest;
+mod pending;
+mod restore;
+mod rule_state;
 #[cfg(test)]
 mod tests;
-mod time;
-mod waiting;
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::intake::Reader;
-use super::record::{KeptMessage, PendingEvent, RuleChange};
+use super::changes::{KeptMessage, PendingEvent, RuleChange};
+use super::extraction::Reader;
 use super::window::Windows;
-use super::{Closing, Event, Rule, RuleCounters, Time, words};
-use desk::wordless;
+use super::{Closing, Event, Rule, RuleCounters, Time, summary};
+use dedupe::Seen;
+use pending::Waiting;
 use phi_edge_job::Receipt;
-use seen::Seen;
-use waiting::Waiting;
+use rule_state::wordless;
 
-pub use seen::SEEN_AT_MOST;
-pub use waiting::Room;
+pub use dedupe::SEEN_AT_MOST;
+pub use pending::Room;
 
 /// A message for rules.
 #[derive(Debug, Clone)]
@@ -267,6 +267,6 @@ impl Book {
 /// Its condition or its template can't be; one line.
 pub(crate) fn check(rule: &Rule) -> Result<Reader, String> {
     let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
-    words::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
+    summary::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
     Reader::new(rule).map_err(wrong)
 }

@@ -1,14 +1,14 @@
 //! Windows without messages.
 
-use super::align::Span;
-use super::frame::Frame;
-use super::group::Group;
-use super::{Closed, Closing};
+use super::Group;
+use crate::window::calendar::Span;
+use crate::window::context::Frame;
+use crate::window::{Closed, Closing};
 use crate::{Time, WindowKind};
 
 impl Group {
     /// Reports windows without messages from then on.
-    pub(super) fn expect_from(&mut self, from: Time) {
+    pub(in crate::window) fn expect_from(&mut self, from: Time) {
         self.mark.empty_from = Some(from);
         self.stale = true;
     }

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
 
-use crate::record::PendingEvent;
+use crate::changes::PendingEvent;
 use crate::{EventError, Time};
 use phi_edge_job::ErrorCode;
 

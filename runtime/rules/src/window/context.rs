@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use super::align::{Calendar, Span, bounded};
-use super::open::Hold;
+use super::calendar::{Calendar, Span, bounded};
+use super::open_window::Hold;
 use crate::facts::TextPool;
 use crate::{Time, TimeSource, WindowKind, WindowSpec};
 

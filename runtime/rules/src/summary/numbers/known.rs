@@ -6,8 +6,8 @@ use jiff::ZonedDateTime;
 use jiff::tz::TimeZone;
 
 use super::scan::{Found, Reading, scan};
-use crate::words::local::local;
-use crate::words::{Record, Scene};
+use crate::summary::local_time::local;
+use crate::summary::{Record, Scene};
 use crate::{FieldFacts, Time, Value};
 
 /// Substances and units that are no names.

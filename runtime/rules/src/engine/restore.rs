@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::desk::wordless;
-use super::seen::Digest;
-use super::take::observation;
+use super::dedupe::Digest;
+use super::ingest::observation;
+use super::rule_state::wordless;
 use super::{Book, Hold};
 use crate::Time;
-use crate::intake::{Message, Read, Reading};
-use crate::record::{KeptMessage, RestoredRules, RuleChange};
+use crate::changes::{KeptMessage, RestoredRules, RuleChange};
+use crate::extraction::{Message, Read, Reading};
 
 impl Book {
     /// Takes over what an earlier process left. Windows that ended meanwhile end now; those that messages may still be for

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 use std::ops::RangeInclusive;
 
 use super::Observation;
-use super::align::Span;
+use super::calendar::Span;
 use crate::facts::{Accumulator, TextPool};
 use crate::{FieldFacts, Time};
 

@@ -6,9 +6,9 @@ use minijinja::value::Value;
 
 use super::budget::{Budget, PROBES, largest};
 use super::error::WordsError;
-use super::record::Record;
-use super::scene::Scene;
+use super::prompt_message::Record;
 use super::template::{Page, Template};
+use super::window_facts::Scene;
 
 /// How often a plan is made anew with less room because its prompts, with their final numbers, were too long.
 const ROUNDS: usize = 5;
@@ -178,7 +178,7 @@ impl Planner<'_> {
             return Ok(known);
         }
         let line = self.messages[index]
-            .downcast_object_ref::<super::scene::Message>()
+            .downcast_object_ref::<super::window_facts::Message>()
             .map_or("", |message| message.line.as_str());
         // What stands around every prompt is counted with it, and taken off again.
         let around = self.budget.tokens_of("")?;

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use minijinja::{Environment, context};
 
 use super::error::WordsError;
-use super::scene::{FACTS, PART, WINDOW};
 use super::template::report;
+use super::window_facts::{FACTS, PART, WINDOW};
 use crate::Field;
 
 const VARIABLES: [&str; 7] = ["rule", "group", "window", "stats", "messages", "part", "parts"];

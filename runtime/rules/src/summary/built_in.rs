@@ -64,7 +64,7 @@ mod tests {
 
     use super::super::{Record, Template, fixture, reduce};
     use super::*;
-    use crate::words::Budget;
+    use crate::summary::Budget;
     use crate::{PromptSource, Value};
 
     fn template(name: &str) -> Template {

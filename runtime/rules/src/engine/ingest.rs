@@ -1,10 +1,10 @@
 //! What a message does: it counts, is a repeat, or is dropped; and which windows end with it.
 
 use super::Book;
-use super::seen::Digest;
-use super::time::QUIET;
-use crate::intake::{Message, Read, Reading};
-use crate::record::{KeptMessage, RuleChange};
+use super::clock::QUIET;
+use super::dedupe::Digest;
+use crate::changes::{KeptMessage, RuleChange};
+use crate::extraction::{Message, Read, Reading};
 use crate::window::{Closed, OTHER, Observation};
 use crate::{RuleMessage, Time};
 

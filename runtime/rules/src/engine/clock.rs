@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::{Book, Hold};
 use crate::Time;
-use crate::record::RuleChange;
+use crate::changes::RuleChange;
 
 /// The wall clock may stand still or step back by so much without having been set.
 const UNSTEADY: Duration = Duration::from_secs(1);

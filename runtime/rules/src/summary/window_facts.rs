@@ -8,8 +8,8 @@ use jiff::tz::TimeZone;
 use minijinja::value::{Enumerator, Object, Value};
 
 use super::filters::{field_value, json_line};
-use super::local::{local, rfc3339};
-use super::record::{MESSAGE_CAP, Record};
+use super::local_time::{local, rfc3339};
+use super::prompt_message::{MESSAGE_CAP, Record};
 use crate::{EventWindow, FieldFacts};
 
 /// The attributes of `window` in templates.
@@ -160,7 +160,7 @@ impl Object for Message {
 
 /// A text that comes from messages, as [`Record`] has such texts.
 fn held(text: &str) -> Value {
-    super::record::text(text.as_bytes(), MESSAGE_CAP).into()
+    super::prompt_message::text(text.as_bytes(), MESSAGE_CAP).into()
 }
 
 /// A span as people write it, in units that English and German share: `8 h`, `1 h 30 min`, `10 s`.

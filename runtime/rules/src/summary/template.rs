@@ -6,8 +6,8 @@ use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, UndefinedBehavior, context};
 
 use super::error::WordsError;
-use super::record::Record;
-use super::scene::Scene;
+use super::prompt_message::Record;
+use super::window_facts::Scene;
 use super::{built_in, filters, lint};
 use crate::{Field, PromptSource};
 

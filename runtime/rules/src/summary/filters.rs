@@ -5,8 +5,8 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind};
 
-use super::record::Record;
-use super::scene::Message;
+use super::prompt_message::Record;
+use super::window_facts::Message;
 
 /// Whole numbers up to here are written without a decimal point; beyond it not every whole number has an f64.
 const WHOLE: f64 = 9_007_199_254_740_992.0;

@@ -2,9 +2,9 @@
 
 use super::budget::{Budget, largest};
 use super::error::WordsError;
-use super::record::text;
-use super::scene::Scene;
+use super::prompt_message::text;
 use super::template::{Page, Template};
+use super::window_facts::Scene;
 
 /// The prompt that makes one text of the parts' texts: the rule's own template where it uses `parts`, else a built-in
 /// one. Texts that do not fit are cut, each to the same size.

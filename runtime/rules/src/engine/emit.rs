@@ -3,12 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::desk::wordless;
-use super::{Book, Desk, waiting};
-use crate::intake::{Message, Reading};
-use crate::record::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
+use super::rule_state::wordless;
+use super::{Book, Desk, pending};
+use crate::changes::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
+use crate::extraction::{Message, Reading};
 use crate::window::Closed;
-use crate::{Closing, Event, EventWindow, Output, Rule, Selector, Time, words};
+use crate::{Closing, Event, EventWindow, Output, Rule, Selector, Time, summary};
 
 /// A window that is closed so long after it was to end is published late.
 const LATE: Duration = Duration::from_secs(5);
@@ -62,7 +62,7 @@ impl Book {
             desk.dropped = 0;
             let wordy = !wordless(&desk.rule) && !crowded;
             if crowded && !wordless(&desk.rule) {
-                event.error = Some(waiting::too_many());
+                event.error = Some(pending::too_many());
             }
             let pending = PendingEvent {
                 output: Output {
@@ -116,7 +116,7 @@ fn shown(closed: &Closed, desk: &Desk, crowded: bool, last_topic: &mut Option<St
             continue;
         };
         last_topic.get_or_insert_with(|| message.topic.clone());
-        let payload = words::text(&message.payload, words::MESSAGE_CAP);
+        let payload = summary::text(&message.payload, summary::MESSAGE_CAP);
         bytes += payload.len();
         // The newest is shown in any case: it is cut already.
         if bytes > desk.rule.limits.keep_bytes && !shown.is_empty() {

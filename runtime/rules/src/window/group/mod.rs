@@ -1,15 +1,19 @@
 //! The windows of one group, and how they end.
 
+mod assign;
+mod empty;
+mod hopping;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::align::Span;
-use super::frame::Frame;
-use super::hopping::Slice;
-use super::open::Window;
-use super::place::{Arrival, Place};
+use self::assign::{Arrival, Place};
+use self::hopping::Slice;
 use super::{Closed, Closing, Mark, OTHER, Observation, Split};
 use crate::facts::Accumulator;
+use crate::window::calendar::Span;
+use crate::window::context::Frame;
+use crate::window::open_window::Window;
 use crate::{Time, WindowKind};
 
 /// A window that ends with a message ends just after it.
@@ -26,7 +30,7 @@ pub(super) struct Group {
     /// Ascending by start; by end, too, but for sessions that ended early.
     pub(super) windows: Vec<Window>,
     /// What hopping windows are put together of, which are not among `windows`; ascending by start.
-    pub(super) slices: Vec<Slice>,
+    slices: Vec<Slice>,
     /// Where the first hopping window begins that is open.
     pub(super) hops_from: Option<Time>,
     /// How many windows and slices [`super::Windows`] has counted of it.

@@ -1,13 +1,13 @@
 //! What is computed of a window's fields.
 
-mod pool;
-mod sum;
+mod exact_sum;
+mod text_pool;
 
 use std::sync::Arc;
 
 use super::Time;
-pub(super) use pool::TextPool;
-use sum::Sum;
+use exact_sum::Sum;
+pub(super) use text_pool::TextPool;
 
 /// What a field of a message holds.
 #[derive(Debug, Clone, PartialEq)]

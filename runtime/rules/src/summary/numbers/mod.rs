@@ -4,7 +4,7 @@
 //! (`1.234` is a decimal in English and thousands in German), and rounded as a writer would. So a wrong number may pass
 //! that happens to be another's; a right one is hardly ever reported.
 
-mod calendar;
+mod dates;
 mod known;
 mod scan;
 

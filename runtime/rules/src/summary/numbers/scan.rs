@@ -1,6 +1,6 @@
 //! Finding numbers in text, with every way to read them.
 
-use super::calendar::{clock_of, dates, day_of_month, dotted_date, hour, starts_with_word};
+use super::dates::{clock_of, dates, day_of_month, dotted_date, hour, starts_with_word};
 
 /// A number in a text.
 #[derive(Debug, Clone, PartialEq)]
