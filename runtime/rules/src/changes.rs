@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::summary::Record;
-use super::{Event, Mark, Output, Time, Value};
+use super::{Checkpoint, Event, Output, Time, Value};
 
 /// A message of a window that is still open. A message that several rules take is kept once for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -102,7 +102,7 @@ pub struct Ended {
     /// The group.
     pub group: String,
     /// What is known of the group beside its messages, from now on.
-    pub mark: Mark,
+    pub checkpoint: Checkpoint,
     /// Messages that no open window needs any more.
     pub forget: Vec<u64>,
     /// What is to be published; none where nothing is.
@@ -133,16 +133,16 @@ pub enum RuleChange {
     /// A window has ended.
     Close(Box<Ended>),
     /// What is known of a group beside its messages.
-    Mark {
+    Checkpoint {
         /// The rule.
         rule: String,
         /// The group.
         group: String,
         /// What is known of it.
-        mark: Mark,
+        checkpoint: Checkpoint,
     },
     /// The group is forgotten.
-    Unmark {
+    DropCheckpoint {
         /// The rule.
         rule: String,
         /// The group.
@@ -170,7 +170,7 @@ pub struct RestoredRules {
     /// In the order of their numbers.
     pub messages: Vec<KeptMessage>,
     /// Rule, group, what is known of it.
-    pub marks: Vec<(String, String, Mark)>,
+    pub checkpoints: Vec<(String, String, Checkpoint)>,
     /// Events that were not published.
     pub pending: Vec<PendingEvent>,
     /// Rule, value, when.
@@ -191,11 +191,14 @@ impl RestoredRules {
             .messages
             .iter()
             .map(|message| RuleChange::Message(Box::new(message.clone())));
-        let marks = self.marks.iter().map(|(rule, group, mark)| RuleChange::Mark {
-            rule: rule.clone(),
-            group: group.clone(),
-            mark: mark.clone(),
-        });
+        let checkpoints = self
+            .checkpoints
+            .iter()
+            .map(|(rule, group, checkpoint)| RuleChange::Checkpoint {
+                rule: rule.clone(),
+                group: group.clone(),
+                checkpoint: checkpoint.clone(),
+            });
         let pending = self
             .pending
             .iter()
@@ -205,6 +208,6 @@ impl RestoredRules {
             value: value.clone(),
             at: *at,
         });
-        messages.chain(marks).chain(pending).chain(seen).collect()
+        messages.chain(checkpoints).chain(pending).chain(seen).collect()
     }
 }

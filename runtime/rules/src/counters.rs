@@ -21,7 +21,7 @@ pub struct RuleCounters {
     pub held_bytes: u64,
     /// What open windows hold in memory beside them, in bytes.
     pub window_bytes: u64,
-    /// Windows that have ended.
+    /// WindowOperator that have ended.
     pub windows: u64,
     /// Events that wait for their words.
     pub waiting: usize,

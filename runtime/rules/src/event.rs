@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Closing, FieldFacts, Output, Time};
+use super::{CloseReason, FieldFacts, Output, Time};
 use phi_edge_job::{ErrorCode, FinishReason};
 
 /// What is published when a window ends.
@@ -73,7 +73,7 @@ pub struct EventWindow {
     /// Its end.
     pub end: Time,
     /// Why it ended.
-    pub reason: Closing,
+    pub reason: CloseReason,
     /// Messages that count.
     pub messages: u64,
     /// Messages that came after their window had ended, since the last event of the group; they count in no window.

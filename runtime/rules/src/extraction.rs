@@ -10,46 +10,46 @@ use super::condition::{Condition, Operand};
 use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
 
 /// The longest text of a field, in bytes; longer ones are cut. Longer values of `dedupe` are remembered by their digest.
-const TEXT: usize = 256;
+const MAX_TEXT_BYTES: usize = 256;
 /// The longest name of a group.
-const GROUP: usize = 128;
+const MAX_GROUP_BYTES: usize = 128;
 
 /// A message as it came.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Message<'a> {
+pub(crate) struct RawMessage<'a> {
     pub(crate) topic: &'a str,
     pub(crate) payload: &'a [u8],
 }
 
 /// A message, read once for all rules that take it.
-pub(crate) struct Reading<'a> {
-    message: Message<'a>,
+pub(crate) struct ParsedPayload<'a> {
+    message: RawMessage<'a>,
     json: std::cell::OnceCell<Option<Json>>,
 }
 
 /// What a rule makes of a message.
 #[derive(Debug, Clone, PartialEq)]
-pub(crate) struct Read {
+pub(crate) struct Extracted {
     pub(crate) group: String,
-    pub(crate) stamp: Option<Time>,
+    pub(crate) event_time: Option<Time>,
     pub(crate) early: bool,
     pub(crate) values: Vec<(usize, Value)>,
     /// The value of the rule's `dedupe`.
-    pub(crate) repeat_of: Option<String>,
+    pub(crate) dedupe_value: Option<String>,
 }
 
 /// A rule that can read.
-pub(crate) struct Reader {
+pub(crate) struct Extractor {
     payload: PayloadFormat,
     fields: Vec<super::Field>,
     group_by: Option<Selector>,
     dedupe: Option<Selector>,
-    stamp: Option<String>,
+    event_time: Option<String>,
     early: Option<Condition>,
 }
 
-impl<'a> Reading<'a> {
-    pub(crate) fn of(message: Message<'a>) -> Self {
+impl<'a> ParsedPayload<'a> {
+    pub(crate) fn new(message: RawMessage<'a>) -> Self {
         Self {
             message,
             json: std::cell::OnceCell::new(),
@@ -75,7 +75,7 @@ impl<'a> Reading<'a> {
     }
 }
 
-impl Reader {
+impl Extractor {
     /// # Errors
     /// The rule's `early` is no condition; one line.
     pub(crate) fn new(rule: &Rule) -> Result<Self, String> {
@@ -91,7 +91,7 @@ impl Reader {
             fields: rule.fields.clone(),
             group_by: rule.group_by.clone(),
             dedupe: rule.dedupe.clone(),
-            stamp: match &rule.window.time {
+            event_time: match &rule.window.time {
                 TimeSource::Arrival => None,
                 TimeSource::Field { pointer, .. } => Some(pointer.clone()),
             },
@@ -99,8 +99,8 @@ impl Reader {
         })
     }
 
-    pub(crate) fn read(&self, reading: &Reading<'_>) -> Read {
-        let document = reading.document(self.payload);
+    pub(crate) fn extract(&self, parsed: &ParsedPayload<'_>) -> Extracted {
+        let document = parsed.document(self.payload);
         let document = document.as_deref();
         let values: Vec<(usize, Value)> = self
             .fields
@@ -108,24 +108,24 @@ impl Reader {
             .enumerate()
             .filter_map(|(index, field)| Some((index, value(document?.pointer(&field.pointer)?)?)))
             .collect();
-        let topic = reading.message.topic;
-        Read {
+        let topic = parsed.message.topic;
+        Extracted {
             group: self
                 .group_by
                 .as_ref()
                 .map(|selector| select(selector, topic, document).unwrap_or_default())
-                .map(|group| cut(&group, GROUP).to_owned())
+                .map(|group| truncate(&group, MAX_GROUP_BYTES).to_owned())
                 .unwrap_or_default(),
-            stamp: self
-                .stamp
+            event_time: self
+                .event_time
                 .as_ref()
-                .and_then(|pointer| stamp(document?.pointer(pointer)?)),
+                .and_then(|pointer| parse_event_time(document?.pointer(pointer)?)),
             early: self.is_early(document),
-            repeat_of: self
+            dedupe_value: self
                 .dedupe
                 .as_ref()
                 .and_then(|selector| select(selector, topic, document))
-                .map(|value| brief(&value)),
+                .map(|value| bounded_dedupe_value(&value)),
             values,
         }
     }
@@ -165,8 +165,8 @@ fn number(text: &str) -> Option<Number> {
 }
 
 /// What tells a value from others without being longer than a field's text.
-fn brief(value: &str) -> String {
-    if value.len() <= TEXT {
+fn bounded_dedupe_value(value: &str) -> String {
+    if value.len() <= MAX_TEXT_BYTES {
         return value.to_owned();
     }
     let digest = Sha256::digest(value.as_bytes());
@@ -180,21 +180,21 @@ fn value(json: &Json) -> Option<Value> {
     Some(match json {
         Json::Null => return None,
         Json::Number(number) => Value::Number(number.as_f64().filter(|number| number.is_finite())?),
-        Json::String(text) => Value::Text(cut(text, TEXT).to_owned()),
+        Json::String(text) => Value::Text(truncate(text, MAX_TEXT_BYTES).to_owned()),
         Json::Bool(value) => Value::Text(value.to_string()),
-        other => Value::Text(cut(&other.to_string(), TEXT).to_owned()),
+        other => Value::Text(truncate(&other.to_string(), MAX_TEXT_BYTES).to_owned()),
     })
 }
 
 /// RFC 3339, or seconds or milliseconds since 1970.
-fn stamp(json: &Json) -> Option<Time> {
+fn parse_event_time(json: &Json) -> Option<Time> {
     /// Seconds are below this until the year 5138, milliseconds above it from 1973 on.
     const SECONDS_BELOW: f64 = 1e11;
     match json {
         Json::String(text) => {
             let text = text.trim();
             let parsed: Option<Timestamp> = text.parse().ok();
-            parsed.map(|stamp| Time(stamp.as_millisecond()))
+            parsed.map(|timestamp| Time(timestamp.as_millisecond()))
         }
         Json::Number(number) => {
             let number = number.as_f64()?;
@@ -206,14 +206,14 @@ fn stamp(json: &Json) -> Option<Time> {
             // Beyond the calendar of RFC 3339 a moment means nothing.
             Timestamp::from_duration(jiff::SignedDuration::try_from_secs_f64(millis / 1000.0).ok()?)
                 .ok()
-                .map(|stamp| Time(stamp.as_millisecond()))
+                .map(|timestamp| Time(timestamp.as_millisecond()))
         }
         _ => None,
     }
 }
 
 /// At most so many bytes, whole characters.
-pub(crate) fn cut(text: &str, most: usize) -> &str {
+pub(crate) fn truncate(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;
     }

@@ -3,7 +3,7 @@
 //! A message that a rule's topics match is picked apart, kept, and counted in a window of its group. When the window
 //! ends, its facts are computed by code, worded by the model, and published as one event.
 //!
-//! Windows are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
+//! WindowOperator are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
 //! arrive, and a restart counts them anew.
 
 pub mod changes;
@@ -29,7 +29,10 @@ pub use rule::{
     WindowKind, WindowSpec, Words,
 };
 pub use time::Time;
-pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Windows};
+pub use window::{
+    Checkpoint, CloseReason, ClosedWindow, IngestOutcome, OVERFLOW_GROUP, PeriodRemainder, WindowMessage,
+    WindowOperator,
+};
 
 /// Whether a rule can be used: what only those know who run it.
 ///

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use super::changes::{PendingEvent, ShownMessage};
 use super::engine::{Book, Room, RuleMessage, Unworded};
 use super::summary::{self, Budget, Plan, Record, Template, WordsError};
-use super::{Closing, Event, Rule, Time};
+use super::{CloseReason, Event, Rule, Time};
 
 /// One rule, and time as it is told.
 pub struct Replay {
@@ -38,7 +38,7 @@ impl Replay {
     }
 
     /// Counts a message that arrived at `at`, after what was due until then.
-    pub fn observe(&mut self, topic: &str, payload: &[u8], at: Time) -> Vec<ReplayedWindow> {
+    pub fn ingest(&mut self, topic: &str, payload: &[u8], at: Time) -> Vec<ReplayedWindow> {
         let message = RuleMessage {
             topic: topic.to_owned(),
             payload: payload.to_vec(),
@@ -46,7 +46,7 @@ impl Replay {
             receipt: None,
             redelivered: false,
         };
-        self.book.observe(&message, at);
+        self.book.ingest(&message, at);
         self.ended()
     }
 
@@ -63,7 +63,7 @@ impl Replay {
 
     /// Ends all windows.
     pub fn end(&mut self, at: Time) -> Vec<ReplayedWindow> {
-        self.book.end_rules(at, Closing::Reload);
+        self.book.end_rules(at, CloseReason::Reload);
         self.ended()
     }
 

@@ -165,7 +165,7 @@ pub struct WindowSpec {
 }
 
 impl WindowSpec {
-    /// Windows of this kind by arrival and in UTC, which nothing ends but themselves, of a hundred groups at the most.
+    /// WindowOperator of this kind by arrival and in UTC, which nothing ends but themselves, of a hundred groups at the most.
     pub fn new(kind: WindowKind) -> Self {
         Self {
             kind,

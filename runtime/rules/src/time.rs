@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Milliseconds since 1970-01-01T00:00:00Z, by the wall clock.
 ///
-/// Windows belong to a wall: shifts begin at six o'clock, whatever the machine's uptime. The clock may be set; whoever
+/// WindowOperator belong to a wall: shifts begin at six o'clock, whatever the machine's uptime. The clock may be set; whoever
 /// drives windows tells them ([`crate::rules`]).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(pub i64);

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_rules::{
-    Closing, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
+    CloseReason, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
 };
 use phi_edge_service::{
     EngineCommand, ErrorCode, LastEnd, Purge, Receipt, ReplyBody, ServiceConfig, Store, StoreConfig, inspect,
@@ -115,7 +115,10 @@ async fn a_window_becomes_an_event() {
     let (event, output) = event(&mut bench).await;
     assert_eq!(output.topic, "events/r");
     assert_eq!((event.rule.as_str(), event.group.as_str()), ("r", ""));
-    assert_eq!((event.window.messages, event.window.reason), (3, Closing::Due));
+    assert_eq!(
+        (event.window.messages, event.window.reason),
+        (3, CloseReason::Due)
+    );
     assert_eq!(
         event.text.as_deref(),
         Some("Up to 4, not 7."),
@@ -174,7 +177,7 @@ async fn silence_has_words_too() {
     let (event, _) = event(&mut bench).await;
     assert_eq!(
         (event.window.reason, event.window.messages),
-        (Closing::Absence, 0)
+        (CloseReason::Absence, 0)
     );
     assert_eq!(event.text.as_deref(), Some("Nothing came."));
 }
@@ -304,7 +307,7 @@ async fn what_is_beyond_the_cap_is_dropped_counted_and_told() {
     let (event, _) = event(&mut bench).await;
     assert_eq!(
         (event.window.reason, event.window.messages, event.window.dropped),
-        (Closing::Reload, 2, 2)
+        (CloseReason::Reload, 2, 2)
     );
     assert_eq!(bench.service.rule_counters().held, 0);
 }

@@ -215,7 +215,7 @@ impl Printer<'_> {
                 skipped += 1;
                 continue;
             }
-            for window in replay.observe(&recorded.topic, &payload, at) {
+            for window in replay.ingest(&recorded.topic, &payload, at) {
                 windows += 1;
                 self.print(windows, &window).await?;
             }

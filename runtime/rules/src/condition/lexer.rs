@@ -1,7 +1,7 @@
 //! The words of a condition.
 
 /// The most words of a condition: what is read from it is as deep as it is long.
-const MOST: usize = 500;
+const MAX_TOKENS: usize = 500;
 /// Longer signs first: `<=` is not `<` and `=`.
 const SIGNS: [&str; 18] = [
     "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "(", ")", "[", "]", ",", "and", "or",
@@ -9,7 +9,7 @@ const SIGNS: [&str; 18] = [
 
 /// A word.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) enum Word {
+pub(super) enum Token {
     Number(f64),
     Text(String),
     /// A name or `not`, `in`, `is`, `true`, `false`.
@@ -19,7 +19,7 @@ pub(super) enum Word {
 }
 
 /// A word for people.
-impl std::fmt::Display for Word {
+impl std::fmt::Display for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Number(number) => write!(f, "`{number}`"),
@@ -34,40 +34,40 @@ impl std::fmt::Display for Word {
 ///
 /// # Errors
 /// Something in it is no word; one line.
-pub(super) fn words(text: &str) -> Result<Vec<Word>, String> {
-    let mut words = Vec::new();
+pub(super) fn tokenize(text: &str) -> Result<Vec<Token>, String> {
+    let mut tokens = Vec::new();
     let mut rest = text.trim_start();
     while let Some(first) = rest.chars().next() {
-        if words.len() == MOST {
-            return Err(format!("it is too long: more than {MOST} words"));
+        if tokens.len() == MAX_TOKENS {
+            return Err(format!("it is too long: more than {MAX_TOKENS} words"));
         }
-        let (word, length) = match first {
+        let (token, length) = match first {
             '"' | '\'' => quoted(rest, first)?,
             c if c.is_ascii_digit() => number(rest)?,
             c if c.is_ascii_alphabetic() || c == '_' => name(rest),
             _ => sign(rest, first)?,
         };
-        words.push(word);
+        tokens.push(token);
         rest = rest.get(length..).unwrap_or_default().trim_start();
     }
-    Ok(words)
+    Ok(tokens)
 }
 
 /// A text in quotes; a backslash takes the next character as it is.
-fn quoted(rest: &str, quote: char) -> Result<(Word, usize), String> {
+fn quoted(rest: &str, quote: char) -> Result<(Token, usize), String> {
     let mut text = String::new();
     let mut characters = rest.char_indices().skip(1);
     while let Some((at, c)) = characters.next() {
         match c {
             '\\' => text.extend(characters.next().map(|(_, escaped)| escaped)),
-            c if c == quote => return Ok((Word::Text(text), at + quote.len_utf8())),
+            c if c == quote => return Ok((Token::Text(text), at + quote.len_utf8())),
             c => text.push(c),
         }
     }
     Err(format!("the quotes of {rest} are not closed"))
 }
 
-fn number(rest: &str) -> Result<(Word, usize), String> {
+fn number(rest: &str) -> Result<(Token, usize), String> {
     let mut before = '0';
     let length = rest
         .find(|c: char| {
@@ -79,26 +79,26 @@ fn number(rest: &str) -> Result<(Word, usize), String> {
     let digits = rest.get(..length).unwrap_or(rest);
     let number: Option<f64> = digits.parse().ok().filter(|number: &f64| number.is_finite());
     number
-        .map(|number| (Word::Number(number), length))
+        .map(|number| (Token::Number(number), length))
         .ok_or_else(|| format!("{digits} is no number"))
 }
 
-fn name(rest: &str) -> (Word, usize) {
+fn name(rest: &str) -> (Token, usize) {
     let length = rest
         .find(|c: char| !(c.is_ascii_alphanumeric() || c == '_'))
         .unwrap_or(rest.len());
     let name = rest.get(..length).unwrap_or(rest);
-    let word = SIGNS
+    let token = SIGNS
         .into_iter()
         .find(|sign| *sign == name)
-        .map_or_else(|| Word::Name(name.to_owned()), Word::Sign);
-    (word, length)
+        .map_or_else(|| Token::Name(name.to_owned()), Token::Sign);
+    (token, length)
 }
 
-fn sign(rest: &str, first: char) -> Result<(Word, usize), String> {
+fn sign(rest: &str, first: char) -> Result<(Token, usize), String> {
     let found = SIGNS.into_iter().find(|sign| rest.starts_with(sign));
     match found {
-        Some(sign) => Ok((Word::Sign(sign), sign.len())),
+        Some(sign) => Ok((Token::Sign(sign), sign.len())),
         None if first == '=' => Err("`=` compares nothing; write `==`".to_owned()),
         None => Err(format!("`{first}` means nothing in a condition")),
     }

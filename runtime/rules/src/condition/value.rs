@@ -4,7 +4,7 @@ use std::cmp::Ordering;
 
 use serde_json::Value as Json;
 
-use super::parse::{Kind, Node, Relation, Sum};
+use super::parse::{Arithmetic, Node, Relation, ValueKind};
 
 /// What a field holds, or a part of a condition comes to.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -61,12 +61,12 @@ impl<'a> Operand<'a> {
         }
     }
 
-    fn is(self, kind: Kind) -> bool {
+    fn is(self, kind: ValueKind) -> bool {
         match kind {
-            Kind::Defined => true,
-            Kind::Number => matches!(self, Self::Number(_)),
-            Kind::Text => matches!(self, Self::Text(_)),
-            Kind::Truth => matches!(self, Self::Truth(_)),
+            ValueKind::Defined => true,
+            ValueKind::Number => matches!(self, Self::Number(_)),
+            ValueKind::Text => matches!(self, Self::Text(_)),
+            ValueKind::Truth => matches!(self, Self::Truth(_)),
         }
     }
 }
@@ -79,14 +79,14 @@ pub(super) fn eval<'a>(node: &'a Node, field: &dyn Fn(usize) -> Option<Operand<'
         Node::Text(text) => return Some(Operand::Text(text)),
         Node::Truth(truth) => return Some(Operand::Truth(*truth)),
         Node::Field(index) => return field(*index),
-        Node::Sum(sum, a, b) => {
+        Node::Arithmetic(operator, a, b) => {
             let (a, b) = (eval(a, field)?.number()?, eval(b, field)?.number()?);
-            let number = match sum {
-                Sum::Plus => a + b,
-                Sum::Minus => a - b,
-                Sum::Times => a * b,
-                Sum::Over => a / b,
-                Sum::Rest => a % b,
+            let number = match operator {
+                Arithmetic::Plus => a + b,
+                Arithmetic::Minus => a - b,
+                Arithmetic::Times => a * b,
+                Arithmetic::Over => a / b,
+                Arithmetic::Rest => a % b,
             };
             return number.is_finite().then_some(Operand::Number(number));
         }

@@ -47,7 +47,7 @@ fn what_windows_hold_in_memory_is_held_to_the_rules_limit() {
     again.restore(book.all(), after(0));
     assert_eq!(again.counters().window_bytes, counters.window_bytes);
     assert_eq!(again.counters().held, counters.held);
-    // Windows that have ended, and their texts, make room.
+    // WindowOperator that have ended, and their texts, make room.
     book.tick(after(200));
     say(&mut book, "a", &json!({"t": "text"}), after(201));
     assert_eq!(book.counters().dropped, counters.dropped);
@@ -74,7 +74,7 @@ fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
             receipt: None,
             redelivered: false,
         };
-        book.observe(&message, START);
+        book.ingest(&message, START);
         assert!(book.counters().window_bytes <= LIMIT + 4096);
     }
     assert!(book.counters().dropped > 0);

@@ -38,10 +38,12 @@ impl Book {
             let closed = desk.windows.set_back(wall);
             self.close(&name, closed, wall, changes);
             if let Some(desk) = self.desks.get(&name) {
-                changes.extend(desk.windows.marks().map(|(group, mark)| RuleChange::Mark {
-                    rule: name.clone(),
-                    group: group.to_owned(),
-                    mark,
+                changes.extend(desk.windows.checkpoints().map(|(group, checkpoint)| {
+                    RuleChange::Checkpoint {
+                        rule: name.clone(),
+                        group: group.to_owned(),
+                        checkpoint,
+                    }
                 }));
             }
         }
@@ -51,7 +53,7 @@ impl Book {
     pub(super) fn set_hold(&mut self, hold: Option<Hold>) {
         self.hold = hold;
         for desk in self.desks.values_mut() {
-            desk.windows.hold(hold.is_some());
+            desk.windows.hold_event_time(hold.is_some());
         }
     }
 }

@@ -6,24 +6,30 @@ use std::time::Duration;
 use super::rule_state::wordless;
 use super::{Book, Desk, pending};
 use crate::changes::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
-use crate::extraction::{Message, Reading};
-use crate::window::Closed;
-use crate::{Closing, Event, EventWindow, Output, Rule, Selector, Time, summary};
+use crate::extraction::{ParsedPayload, RawMessage};
+use crate::window::ClosedWindow;
+use crate::{CloseReason, Event, EventWindow, Output, Rule, Selector, Time, summary};
 
 /// A window that is closed so long after it was to end is published late.
 const LATE: Duration = Duration::from_secs(5);
 
 impl Book {
-    pub(super) fn end_all(&mut self, name: &str, now: Time, why: Closing, changes: &mut Vec<RuleChange>) {
+    pub(super) fn end_all(
+        &mut self,
+        name: &str,
+        now: Time,
+        reason: CloseReason,
+        changes: &mut Vec<RuleChange>,
+    ) {
         if let Some(desk) = self.desks.get_mut(name) {
-            let closed = desk.windows.close_all(now, why);
+            let closed = desk.windows.close_all(now, reason);
             self.close(name, closed, now, changes);
         }
     }
 
     /// Ends a rule's windows and forgets it: another of its name begins anew.
     pub(super) fn leave(&mut self, name: String, now: Time, changes: &mut Vec<RuleChange>) {
-        self.end_all(&name, now, Closing::Reload, changes);
+        self.end_all(&name, now, CloseReason::Reload, changes);
         self.desks.remove(&name);
         changes.push(RuleChange::Leave { rule: name });
     }
@@ -31,7 +37,7 @@ impl Book {
     pub(super) fn close(
         &mut self,
         name: &str,
-        closed: Vec<Closed>,
+        closed: Vec<ClosedWindow>,
         now: Time,
         changes: &mut Vec<RuleChange>,
     ) {
@@ -81,7 +87,7 @@ impl Book {
             tracing::info!(
                 rule = name,
                 group = closed.group,
-                reason = closed.why.as_str(),
+                reason = closed.reason.as_str(),
                 messages = closed.messages,
                 late = closed.late,
                 event.id = pending.event.event_id,
@@ -91,7 +97,7 @@ impl Book {
             changes.push(RuleChange::Close(Box::new(Ended {
                 rule: name.to_owned(),
                 group: closed.group,
-                mark: closed.mark,
+                checkpoint: closed.checkpoint,
                 forget: forgotten.iter().map(|message| message.seq).collect(),
                 pending: Some(pending),
             })));
@@ -100,7 +106,12 @@ impl Book {
 }
 
 /// What the model is shown: the newest messages within the rule's bounds, oldest first.
-fn shown(closed: &Closed, desk: &Desk, crowded: bool, last_topic: &mut Option<String>) -> Vec<ShownMessage> {
+fn shown(
+    closed: &ClosedWindow,
+    desk: &Desk,
+    crowded: bool,
+    last_topic: &mut Option<String>,
+) -> Vec<ShownMessage> {
     let Some(messages) = desk.messages.get(&closed.group) else {
         return Vec::new();
     };
@@ -122,22 +133,22 @@ fn shown(closed: &Closed, desk: &Desk, crowded: bool, last_topic: &mut Option<St
         if bytes > desk.rule.limits.keep_bytes && !shown.is_empty() {
             break;
         }
-        let read = desk.reader.read(&Reading::of(Message {
+        let extracted = desk.extractor.extract(&ParsedPayload::new(RawMessage {
             topic: &message.topic,
             payload: &message.payload,
         }));
         shown.push(ShownMessage {
-            time: desk.windows.time_of(read.stamp, message.arrived),
+            time: desk.windows.timestamp_of(extracted.event_time, message.arrived),
             topic: message.topic.clone(),
             payload,
-            fields: desk.reader.named(read.values),
+            fields: desk.extractor.named(extracted.values),
         });
     }
     shown.reverse();
     shown
 }
 
-fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
+fn event(closed: &ClosedWindow, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
     let rule = &desk.rule;
     Event {
         event_id,
@@ -146,7 +157,7 @@ fn event(closed: &Closed, desk: &Desk, shown: u64, event_id: String, now: Time) 
         window: EventWindow {
             start: closed.start,
             end: closed.end,
-            reason: closed.why,
+            reason: closed.reason,
             messages: closed.messages,
             late: closed.late,
             left_out: closed.messages.saturating_sub(shown),

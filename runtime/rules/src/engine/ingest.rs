@@ -4,11 +4,11 @@ use super::Book;
 use super::clock::QUIET;
 use super::dedupe::Digest;
 use crate::changes::{KeptMessage, RuleChange};
-use crate::extraction::{Message, Read, Reading};
-use crate::window::{Closed, OTHER, Observation};
+use crate::extraction::{Extracted, ParsedPayload, RawMessage};
+use crate::window::{ClosedWindow, OVERFLOW_GROUP, WindowMessage};
 use crate::{RuleMessage, Time};
 
-/// Windows may hold so much in memory however little their messages may: a few windows of many fields must do.
+/// WindowOperator may hold so much in memory however little their messages may: a few windows of many fields must do.
 const WINDOWS_AT_LEAST: u64 = 64 << 10;
 
 impl Book {
@@ -18,7 +18,7 @@ impl Book {
         if let Some(hold) = &mut self.hold {
             hold.until = now.after(QUIET).min(hold.at_most);
         }
-        let reading = Reading::of(Message {
+        let parsed = ParsedPayload::new(RawMessage {
             topic: &message.topic,
             payload: &message.payload,
         });
@@ -26,24 +26,24 @@ impl Book {
             let Some(desk) = self.desks.get(name.as_ref()) else {
                 continue;
             };
-            let read = desk.reader.read(&reading);
+            let extracted = desk.extractor.extract(&parsed);
             let kept = KeptMessage {
                 seq: self.seq + 1,
                 rule: name.to_string(),
-                group: read.group.clone(),
+                group: extracted.group.clone(),
                 arrived: now,
                 topic: message.topic.clone(),
                 payload: message.payload.clone(),
             };
-            self.observe_for(kept, read, storable, &mut changes);
+            self.ingest_for_rule(kept, extracted, storable, &mut changes);
         }
         changes
     }
 
-    pub(super) fn observe_for(
+    pub(super) fn ingest_for_rule(
         &mut self,
         mut kept: KeptMessage,
-        read: Read,
+        extracted: Extracted,
         storable: bool,
         changes: &mut Vec<RuleChange>,
     ) {
@@ -51,8 +51,8 @@ impl Book {
         let Some(desk) = self.desks.get(&name) else {
             return;
         };
-        let value = read.repeat_of.as_ref();
-        let value = value.map(|value| Digest::of(&read.group, value));
+        let value = extracted.dedupe_value.as_ref();
+        let value = value.map(|value| Digest::of(&extracted.group, value));
         if value.is_some_and(|value| desk.seen.holds(value, now)) {
             self.counters.repeated += 1;
             return;
@@ -61,16 +61,16 @@ impl Book {
         let Some(desk) = self.desks.get_mut(&name) else {
             return;
         };
-        let observation = observation(&kept, read);
-        let observed = if room {
-            desk.windows.observe(&observation)
+        let window_message = window_message(&kept, extracted);
+        let outcome = if room {
+            desk.windows.ingest(&window_message)
         } else {
-            desk.windows.observe_without_room(&observation)
+            desk.windows.ingest_unstorable(&window_message)
         };
-        if observed.overflow {
-            OTHER.clone_into(&mut kept.group);
+        if outcome.overflow {
+            OVERFLOW_GROUP.clone_into(&mut kept.group);
         }
-        if observed.missed {
+        if outcome.dropped {
             desk.drop_one();
             self.counters.dropped += 1;
         } else {
@@ -82,26 +82,26 @@ impl Book {
         }
         let group = kept.group.clone();
         // Without `absence` it says nothing that a message was dropped.
-        let marked = if observed.missed {
+        let checkpointed = if outcome.dropped {
             desk.rule.window.absence.is_some()
         } else {
-            !observed.placed
+            !outcome.assigned
         };
-        if observed.placed {
+        if outcome.assigned {
             self.counters.messages += 1;
             changes.push(RuleChange::Message(Box::new(kept.clone())));
             self.keep(kept);
-        } else if !observed.missed {
+        } else if !outcome.dropped {
             self.counters.late += 1;
         }
-        self.after(&name, observed.closed, observed.dropped, now, changes);
-        if marked {
+        self.after(&name, outcome.closed, outcome.evicted, now, changes);
+        if checkpointed {
             let desk = self.desks.get(&name);
-            let mark = desk.and_then(|desk| desk.windows.mark(&group));
-            changes.extend(mark.map(|mark| RuleChange::Mark {
+            let checkpoint = desk.and_then(|desk| desk.windows.checkpoint(&group));
+            changes.extend(checkpoint.map(|checkpoint| RuleChange::Checkpoint {
                 rule: name,
                 group,
-                mark,
+                checkpoint,
             }));
         }
     }
@@ -145,13 +145,13 @@ impl Book {
     pub(super) fn after(
         &mut self,
         name: &str,
-        closed: Vec<Closed>,
-        dropped: Vec<String>,
+        closed: Vec<ClosedWindow>,
+        evicted: Vec<String>,
         now: Time,
         changes: &mut Vec<RuleChange>,
     ) {
         self.close(name, closed, now, changes);
-        changes.extend(dropped.into_iter().map(|group| RuleChange::Unmark {
+        changes.extend(evicted.into_iter().map(|group| RuleChange::DropCheckpoint {
             rule: name.to_owned(),
             group,
         }));
@@ -169,14 +169,14 @@ impl Book {
     }
 }
 
-pub(super) fn observation(message: &KeptMessage, read: Read) -> Observation {
-    Observation {
+pub(super) fn window_message(message: &KeptMessage, extracted: Extracted) -> WindowMessage {
+    WindowMessage {
         seq: message.seq,
         arrived: message.arrived,
-        stamp: read.stamp,
-        group: read.group,
+        event_time: extracted.event_time,
+        group: extracted.group,
         bytes: message.payload.len() as u64,
-        early: read.early,
-        values: read.values,
+        early: extracted.early,
+        values: extracted.values,
     }
 }

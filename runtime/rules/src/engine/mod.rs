@@ -20,9 +20,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::changes::{KeptMessage, PendingEvent, RuleChange};
-use super::extraction::Reader;
-use super::window::Windows;
-use super::{Closing, Event, Rule, RuleCounters, Time, summary};
+use super::extraction::Extractor;
+use super::window::WindowOperator;
+use super::{CloseReason, Event, Rule, RuleCounters, Time, summary};
 use dedupe::Seen;
 use pending::Waiting;
 use phi_edge_job::Receipt;
@@ -59,8 +59,8 @@ pub struct Unworded {
 /// A rule at work.
 struct Desk {
     rule: Arc<Rule>,
-    reader: Reader,
-    windows: Windows,
+    extractor: Extractor,
+    windows: WindowOperator,
     /// Messages of open windows, by group.
     messages: HashMap<String, BTreeMap<u64, KeptMessage>>,
     /// What they cost in the store.
@@ -70,7 +70,7 @@ struct Desk {
     seen: Seen,
 }
 
-/// Windows are held for what waits at the broker.
+/// WindowOperator are held for what waits at the broker.
 #[derive(Debug, Clone, Copy)]
 struct Hold {
     until: Time,
@@ -120,9 +120,9 @@ impl Book {
     /// # Errors
     /// A rule can't be used; one line. Then nothing has changed.
     pub fn set_rules(&mut self, rules: Vec<Rule>, wall: Time) -> Result<Vec<RuleChange>, String> {
-        let mut readers = Vec::new();
+        let mut extractors = Vec::new();
         for rule in &rules {
-            readers.push(check(rule)?);
+            extractors.push(check(rule)?);
         }
         let mut changes = Vec::new();
         let now = self.now(wall, &mut changes);
@@ -136,7 +136,7 @@ impl Book {
         for name in gone {
             self.leave(name, now, &mut changes);
         }
-        for (rule, reader) in rules.into_iter().zip(readers) {
+        for (rule, extractor) in rules.into_iter().zip(extractors) {
             let name = rule.name.clone();
             if self
                 .desks
@@ -147,9 +147,9 @@ impl Book {
             }
             let rule = Arc::new(rule);
             match self.desks.get_mut(&name) {
-                Some(desk) => (desk.rule, desk.reader) = (rule, reader),
+                Some(desk) => (desk.rule, desk.extractor) = (rule, extractor),
                 None => {
-                    self.desks.insert(name, Desk::new(rule, reader));
+                    self.desks.insert(name, Desk::new(rule, extractor));
                 }
             }
         }
@@ -157,12 +157,12 @@ impl Book {
     }
 
     /// Counts a message in the windows of the rules that take it.
-    pub fn observe(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+    pub fn ingest(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
         self.take(message, wall, true)
     }
 
-    /// As [`Book::observe`] while nothing can be stored: unless it ends a window at once, the message is dropped.
-    pub fn observe_unstored(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
+    /// As [`Book::ingest`] while nothing can be stored: unless it ends a window at once, the message is dropped.
+    pub fn ingest_unstorable(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
         self.take(message, wall, false)
     }
 
@@ -193,12 +193,12 @@ impl Book {
     }
 
     /// Ends all windows of all rules.
-    pub fn end_rules(&mut self, wall: Time, why: Closing) -> Vec<RuleChange> {
+    pub fn end_rules(&mut self, wall: Time, reason: CloseReason) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let now = self.now(wall, &mut changes);
         let names: Vec<String> = self.desks.keys().cloned().collect();
         for name in names {
-            self.end_all(&name, now, why, &mut changes);
+            self.end_all(&name, now, reason, &mut changes);
         }
         changes
     }
@@ -265,8 +265,8 @@ impl Book {
 ///
 /// # Errors
 /// Its condition or its template can't be; one line.
-pub(crate) fn check(rule: &Rule) -> Result<Reader, String> {
+pub(crate) fn check(rule: &Rule) -> Result<Extractor, String> {
     let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
     summary::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
-    Reader::new(rule).map_err(wrong)
+    Extractor::new(rule).map_err(wrong)
 }

@@ -184,7 +184,7 @@ impl Waiting {
         Some(pending)
     }
 
-    fn give_up(&mut self, index: usize, why: &str) {
+    fn give_up(&mut self, index: usize, reason: &str) {
         let Some(waiter) = self.queue.get_mut(index) else {
             return;
         };
@@ -197,12 +197,12 @@ impl Waiting {
             rule = event.rule,
             event.id = event.event_id,
             code = ErrorCode::Busy.as_str(),
-            error = why,
+            error = reason,
             "an event has facts only"
         );
         event.error = Some(EventError {
             code: ErrorCode::Busy,
-            message: why.to_owned(),
+            message: reason.to_owned(),
         });
     }
 }

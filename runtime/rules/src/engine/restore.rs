@@ -3,21 +3,21 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::dedupe::Digest;
-use super::ingest::observation;
+use super::ingest::window_message;
 use super::rule_state::wordless;
 use super::{Book, Hold};
 use crate::Time;
 use crate::changes::{KeptMessage, RestoredRules, RuleChange};
-use crate::extraction::{Message, Read, Reading};
+use crate::extraction::{Extracted, ParsedPayload, RawMessage};
 
 impl Book {
-    /// Takes over what an earlier process left. Windows that ended meanwhile end now; those that messages may still be for
+    /// Takes over what an earlier process left. WindowOperator that ended meanwhile end now; those that messages may still be for
     /// which wait at the broker, and absences, when those are read.
     pub fn restore(&mut self, restored: RestoredRules, wall: Time) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let RestoredRules {
             messages,
-            marks,
+            checkpoints,
             pending,
             seen,
         } = restored;
@@ -60,18 +60,18 @@ impl Book {
             }
         }
         // What waits at the broker is about the time before, too.
-        if !messages.is_empty() || !marks.is_empty() {
+        if !messages.is_empty() || !checkpoints.is_empty() {
             self.set_hold(Some(Hold::from(wall)));
         }
         // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
         // is 0, and everything keeps its number.
         let base = self.seq;
-        for (rule, group, mut mark) in marks {
+        for (rule, group, mut checkpoint) in checkpoints {
             // New messages go on behind all that were ever counted.
-            mark.seq = mark.seq.map(|seq| seq + base);
-            self.seq = self.seq.max(mark.seq.unwrap_or(0));
+            checkpoint.seq = checkpoint.seq.map(|seq| seq + base);
+            self.seq = self.seq.max(checkpoint.seq.unwrap_or(0));
             match self.desks.get_mut(&rule) {
-                Some(desk) => desk.windows.restore(group, mark),
+                Some(desk) => desk.windows.restore(group, checkpoint),
                 None => {
                     gone.insert(rule);
                 }
@@ -88,24 +88,24 @@ impl Book {
             };
             self.seq = self.seq.max(seq);
             let message = KeptMessage { seq, ..message };
-            let reading = Reading::of(Message {
+            let parsed = ParsedPayload::new(RawMessage {
                 topic: &message.topic,
                 payload: &message.payload,
             });
-            let read = desk.reader.read(&reading);
+            let extracted = desk.extractor.extract(&parsed);
             // The group as it was stored: there may have been too many then.
-            let read = Read {
+            let extracted = Extracted {
                 group: message.group.clone(),
-                ..read
+                ..extracted
             };
-            let observed = desk.windows.observe(&observation(&message, read));
+            let outcome = desk.windows.ingest(&window_message(&message, extracted));
             let name = message.rule.clone();
-            if observed.placed {
+            if outcome.assigned {
                 self.keep(message);
             } else {
                 orphans.push(message.seq);
             }
-            self.after(&name, observed.closed, observed.dropped, wall, &mut changes);
+            self.after(&name, outcome.closed, outcome.evicted, wall, &mut changes);
         }
         if !orphans.is_empty() {
             tracing::warn!(
@@ -120,10 +120,10 @@ impl Book {
 
     /// Everything that is to be kept.
     pub fn all(&self) -> RestoredRules {
-        let marks = self.desks.iter().flat_map(|(name, desk)| {
+        let checkpoints = self.desks.iter().flat_map(|(name, desk)| {
             desk.windows
-                .marks()
-                .map(|(group, mark)| (name.clone(), group.to_owned(), mark))
+                .checkpoints()
+                .map(|(group, checkpoint)| (name.clone(), group.to_owned(), checkpoint))
         });
         let messages: BTreeMap<u64, KeptMessage> = self
             .desks
@@ -137,7 +137,7 @@ impl Book {
         });
         RestoredRules {
             messages: messages.into_values().collect(),
-            marks: marks.collect(),
+            checkpoints: checkpoints.collect(),
             pending: self.waiting.all().cloned().collect(),
             seen: seen.collect(),
         }

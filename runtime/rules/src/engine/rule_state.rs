@@ -6,21 +6,21 @@ use std::sync::Arc;
 use super::Desk;
 use super::dedupe::{Digest, Seen};
 use crate::changes::{KeptMessage, RuleChange};
-use crate::extraction::Reader;
-use crate::window::{Closed, Windows};
+use crate::extraction::Extractor;
+use crate::window::{ClosedWindow, WindowOperator};
 use crate::{PromptSource, Rule, Time};
 
 impl Desk {
-    pub(super) fn new(rule: Arc<Rule>, reader: Reader) -> Self {
+    pub(super) fn new(rule: Arc<Rule>, extractor: Extractor) -> Self {
         Self {
-            windows: Windows::new(
+            windows: WindowOperator::new(
                 rule.window.clone(),
                 rule.fields.len(),
                 rule.limits.keep_messages,
                 rule.group_by.is_some(),
             ),
             rule,
-            reader,
+            extractor,
             messages: HashMap::new(),
             bytes: 0,
             dropped: 0,
@@ -56,7 +56,7 @@ impl Desk {
     }
 
     /// Takes out the messages that no open window needs any more.
-    pub(super) fn forget(&mut self, closed: &Closed) -> Vec<KeptMessage> {
+    pub(super) fn forget(&mut self, closed: &ClosedWindow) -> Vec<KeptMessage> {
         let Some(group) = self.messages.get_mut(&closed.group) else {
             return Vec::new();
         };

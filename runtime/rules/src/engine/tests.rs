@@ -2,12 +2,14 @@ use serde_json::json;
 
 use super::*;
 use crate::changes::RestoredRules;
-use crate::{Field, Mark, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec};
+use crate::{
+    Checkpoint, Field, PayloadFormat, PromptSource, Selector, TimeSource, Value, WindowKind, WindowSpec,
+};
 use phi_edge_job::ErrorCode;
 
 pub(super) const START: Time = Time(1_700_000_000_000);
 
-/// Windows of one message, worded within a minute, by the first level of the topic below `plant`.
+/// WindowOperator of one message, worded within a minute, by the first level of the topic below `plant`.
 pub(super) fn rule() -> Rule {
     let prompt = PromptSource::Text("{% include \"facts\" %}".to_owned());
     let mut rule = Rule::new("r", "plant/#", WindowKind::Count { messages: 1 }, prompt);
@@ -39,7 +41,7 @@ pub(super) fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at:
         receipt: None,
         redelivered: false,
     };
-    book.observe(&message, at)
+    book.ingest(&message, at)
 }
 
 /// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
@@ -222,7 +224,7 @@ fn a_rule_that_is_gone_leaves_nothing_behind() {
     say(&mut book, "b", &json!({}), after(1));
     let changes = book.set_rules(vec![other], after(2)).unwrap();
     assert_eq!(leaves(&changes), ["r"]);
-    assert!(book.all().marks.is_empty());
+    assert!(book.all().checkpoints.is_empty());
     let changes = book.set_rules(Vec::new(), after(2)).unwrap();
     assert_eq!(leaves(&changes), ["r"]);
 }
@@ -231,9 +233,9 @@ fn a_rule_that_is_gone_leaves_nothing_behind() {
 fn what_is_left_of_unknown_rules_is_forgotten() {
     let mut book = book(rule(), Room::ENDLESS);
     let restored = RestoredRules {
-        marks: vec![
-            ("r".to_owned(), "a".to_owned(), Mark::default()),
-            ("gone".to_owned(), "a".to_owned(), Mark::default()),
+        checkpoints: vec![
+            ("r".to_owned(), "a".to_owned(), Checkpoint::default()),
+            ("gone".to_owned(), "a".to_owned(), Checkpoint::default()),
         ],
         seen: vec![("away".to_owned(), "x".to_owned(), START)],
         ..RestoredRules::default()
@@ -266,7 +268,7 @@ fn a_full_store_hides_no_alarm() {
     let window = &event.window;
     assert_eq!(
         (window.reason, window.messages, window.dropped),
-        (Closing::Early, 2, 1)
+        (CloseReason::Early, 2, 1)
     );
     assert_eq!(event.stats[0].1.max, Some(90.0));
     // There is room again for one; within `cool_down` an alarm is dropped as others are.
@@ -286,12 +288,12 @@ fn an_alarm_is_told_while_nothing_can_be_stored() {
             receipt: None,
             redelivered: false,
         };
-        book.observe_unstored(&message, after(at));
+        book.ingest_unstorable(&message, after(at));
     }
     let window = book.take_facts().unwrap().event.window;
     assert_eq!(
         (window.reason, window.messages, window.dropped),
-        (Closing::Early, 1, 1)
+        (CloseReason::Early, 1, 1)
     );
     assert_eq!(book.counters().held, 0);
 }
@@ -301,15 +303,22 @@ fn who_is_dropped_is_not_absent() {
     let mut book = book(full("false"), Room::ENDLESS);
     say(&mut book, "a", &json!({"t": 1}), after(0));
     let changes = say(&mut book, "a", &json!({"t": 2}), after(50));
-    let marks = changes.iter().filter_map(|change| match change {
-        RuleChange::Mark { mark, .. } => mark.last_seen,
+    let checkpoints = changes.iter().filter_map(|change| match change {
+        RuleChange::Checkpoint { checkpoint, .. } => checkpoint.last_seen,
         _ => None,
     });
-    assert_eq!(marks.collect::<Vec<_>>(), [after(50)], "over a restart, too");
+    assert_eq!(
+        checkpoints.collect::<Vec<_>>(),
+        [after(50)],
+        "over a restart, too"
+    );
     book.tick(after(100));
     assert!(book.take_facts().is_none());
     book.tick(after(110));
-    assert_eq!(book.take_facts().unwrap().event.window.reason, Closing::Absence);
+    assert_eq!(
+        book.take_facts().unwrap().event.window.reason,
+        CloseReason::Absence
+    );
 }
 
 #[test]
@@ -350,7 +359,7 @@ fn closed_late(
     window: impl FnOnce(&mut WindowSpec),
     messages: &[serde_json::Value],
     told: u64,
-) -> (Closing, bool) {
+) -> (CloseReason, bool) {
     let mut rule = rule();
     window(&mut rule.window);
     let mut book = book(rule, Room::ENDLESS);
@@ -375,8 +384,14 @@ fn what_ended_while_nobody_watched_is_told_late() {
         spec.absence = Some(Duration::from_mins(1));
     };
     for (told, late) in [(61, false), (90, true)] {
-        assert_eq!(closed_late(session, &[json!({})], told), (Closing::Full, late));
-        assert_eq!(closed_late(silent, &[json!({})], told), (Closing::Absence, late));
+        assert_eq!(
+            closed_late(session, &[json!({})], told),
+            (CloseReason::Full, late)
+        );
+        assert_eq!(
+            closed_late(silent, &[json!({})], told),
+            (CloseReason::Absence, late)
+        );
     }
     // However old a message says to be: its number ended the window, at its arrival.
     let stamped = |spec: &mut WindowSpec| {
@@ -386,7 +401,7 @@ fn what_ended_while_nobody_watched_is_told_late() {
         };
     };
     let message = json!({"at": "2020-01-01T00:00:00Z"});
-    assert_eq!(closed_late(stamped, &[message], 0), (Closing::Due, false));
+    assert_eq!(closed_late(stamped, &[message], 0), (CloseReason::Due, false));
 }
 
 #[test]
@@ -408,7 +423,7 @@ fn the_model_is_shown_the_time_that_counts() {
     assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
 }
 
-/// Windows of ten minutes by the messages' own time, whose silence is told.
+/// WindowOperator of ten minutes by the messages' own time, whose silence is told.
 fn stamped() -> Rule {
     let mut stamped = rule();
     stamped.window.kind = WindowKind::Tumbling {
@@ -431,7 +446,7 @@ fn restarted(book: &Book, rule: Rule, at: Time) -> Book {
     next
 }
 
-fn windows(book: &mut Book) -> Vec<(Closing, u64, u64)> {
+fn windows(book: &mut Book) -> Vec<(CloseReason, u64, u64)> {
     std::iter::from_fn(|| {
         let event = book.take_facts()?.event;
         book.posted(&event);
@@ -465,7 +480,7 @@ fn what_waits_at_the_broker_is_counted_where_it_belongs() {
     assert!(
         ended
             .iter()
-            .all(|(why, _, late)| (*why, *late) == (Closing::Due, 0)),
+            .all(|(reason, _, late)| (*reason, *late) == (CloseReason::Due, 0)),
         "{ended:?}"
     );
     assert_eq!(book.counters().held, 0);
@@ -475,7 +490,10 @@ fn what_waits_at_the_broker_is_counted_where_it_belongs() {
 fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
     let mut arrivals = stamped();
     arrivals.window.time = TimeSource::Arrival;
-    for (rule, at_once) in [(arrivals, vec![(Closing::Due, 1, 0)]), (stamped(), Vec::new())] {
+    for (rule, at_once) in [
+        (arrivals, vec![(CloseReason::Due, 1, 0)]),
+        (stamped(), Vec::new()),
+    ] {
         let mut first = book(rule.clone(), Room::ENDLESS);
         say(&mut first, "a", &json!({"at": after(1).0}), after(1));
         let mut book = restarted(&first, rule, after(3600));
@@ -488,7 +506,7 @@ fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
         assert_eq!(windows(&mut book), []);
         book.tick(after(3630));
         let later = windows(&mut book);
-        assert!(later.contains(&(Closing::Absence, 0, 0)), "{later:?}");
+        assert!(later.contains(&(CloseReason::Absence, 0, 0)), "{later:?}");
         assert_eq!(later.len() + at_once.len(), 2);
     }
 }

@@ -1,37 +1,50 @@
 //! A sum of doubles without rounding.
 
 /// Beyond it, parts are held scaled down, so that no sum of doubles overflows.
-const LARGE: f64 = f64::from_bits((1023 + 1000) << 52);
-/// The scale of large sums: 2^-128, by which even 2^64 of the greatest doubles stay below [`LARGE`].
-const DOWN: f64 = f64::from_bits((1023 - 128) << 52);
-const UP: f64 = f64::from_bits((1023 + 128) << 52);
+const SCALING_THRESHOLD: f64 = f64::from_bits((1023 + 1000) << 52);
+/// The scale of large sums: 2^-128, by which even 2^64 of the greatest doubles stay below [`SCALING_THRESHOLD`].
+const SCALE_DOWN: f64 = f64::from_bits((1023 - 128) << 52);
+const SCALE_UP: f64 = f64::from_bits((1023 + 128) << 52);
 
 /// An exact sum (Shewchuk 1997, "Adaptive Precision Floating-Point Arithmetic"): it does not depend on the order of its
 /// terms, so neither a restart nor the parts of which a window is put together change a mean.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Sum {
+pub(super) struct ExactSum {
     /// Doubles that do not overlap, ascending by magnitude; their sum is the sum. At most some forty, mostly one or two.
     parts: Vec<f64>,
-    /// The parts are scaled by [`DOWN`]. What lies 600 orders of magnitude below the greatest term is then lost.
+    /// The parts are scaled by [`SCALE_DOWN`]. What lies 600 orders of magnitude below the greatest term is then lost.
     scaled: bool,
 }
 
-impl Sum {
+impl ExactSum {
     /// Adds a finite number.
     pub(super) fn add(&mut self, x: f64) {
-        if x.abs() >= LARGE || self.parts.last().is_some_and(|part| part.abs() >= LARGE) {
+        if x.abs() >= SCALING_THRESHOLD
+            || self
+                .parts
+                .last()
+                .is_some_and(|part| part.abs() >= SCALING_THRESHOLD)
+        {
             self.scale();
         }
-        self.add_part(if self.scaled { x * DOWN } else { x });
+        self.add_part(if self.scaled { x * SCALE_DOWN } else { x });
     }
 
     /// Adds another sum.
     pub(super) fn merge(&mut self, other: &Self) {
-        let large = |sum: &Self| sum.parts.last().is_some_and(|part| part.abs() >= LARGE);
+        let large = |sum: &Self| {
+            sum.parts
+                .last()
+                .is_some_and(|part| part.abs() >= SCALING_THRESHOLD)
+        };
         if other.scaled || large(other) || large(self) {
             self.scale();
         }
-        let factor = if self.scaled && !other.scaled { DOWN } else { 1.0 };
+        let factor = if self.scaled && !other.scaled {
+            SCALE_DOWN
+        } else {
+            1.0
+        };
         for part in &other.parts {
             self.add_part(part * factor);
         }
@@ -42,14 +55,18 @@ impl Sum {
         // Messages of one window are counted far below 2^53, where doubles count exactly.
         #[allow(clippy::cast_precision_loss)]
         let quotient = self.rounded() / count as f64;
-        if self.scaled { quotient * UP } else { quotient }
+        if self.scaled {
+            quotient * SCALE_UP
+        } else {
+            quotient
+        }
     }
 
     fn scale(&mut self) {
         if !self.scaled {
             self.scaled = true;
             for part in std::mem::take(&mut self.parts) {
-                self.add_part(part * DOWN);
+                self.add_part(part * SCALE_DOWN);
             }
         }
     }
@@ -108,8 +125,8 @@ mod tests {
 
     use super::*;
 
-    fn of(numbers: &[f64]) -> Sum {
-        let mut sum = Sum::default();
+    fn of(numbers: &[f64]) -> ExactSum {
+        let mut sum = ExactSum::default();
         for number in numbers {
             sum.add(*number);
         }

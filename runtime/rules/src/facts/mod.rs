@@ -6,7 +6,7 @@ mod text_pool;
 use std::sync::Arc;
 
 use super::Time;
-use exact_sum::Sum;
+use exact_sum::ExactSum;
 pub(super) use text_pool::TextPool;
 
 /// What a field of a message holds.
@@ -46,10 +46,10 @@ pub struct FieldFacts {
 
 /// The most different texts of a field that are counted in a window: the first ones that come. A field whose texts are
 /// all different says nothing by their counts, and must not cost memory.
-const DISTINCT_TEXTS: usize = 64;
+const MAX_DISTINCT_TEXTS: usize = 64;
 
 /// The most texts that are named.
-const NAMED_TEXTS: usize = 10;
+const MAX_NAMED_TEXTS: usize = 10;
 
 /// The facts of one field of an open window, without its messages. Small where there is nothing: a window of many fields, of
 /// which each message has one, must not cost memory for the others.
@@ -62,25 +62,25 @@ pub(super) struct Accumulator {
 #[derive(Debug, Clone)]
 struct Numbers {
     count: u64,
-    sum: Sum,
+    sum: ExactSum,
     min: f64,
     max: f64,
-    first: At<f64>,
-    last: At<f64>,
+    first: Timed<f64>,
+    last: Timed<f64>,
 }
 
 #[derive(Debug, Clone)]
 struct Texts {
     count: u64,
-    first: At<Arc<str>>,
-    last: At<Arc<str>>,
+    first: Timed<Arc<str>>,
+    last: Timed<Arc<str>>,
     /// In the order of the alphabet.
-    counts: Vec<Counted>,
+    counts: Vec<TextCount>,
 }
 
 /// How often a text was there.
 #[derive(Debug, Clone)]
-struct Counted {
+struct TextCount {
     text: Arc<str>,
     times: u64,
     /// The number of the first message that had it.
@@ -89,19 +89,19 @@ struct Counted {
 
 /// Something a message held. Messages of the same moment are ordered by their numbers.
 #[derive(Debug, Clone)]
-struct At<T> {
+struct Timed<T> {
     time: Time,
     seq: u64,
     value: T,
 }
 
-impl<T> At<T> {
+impl<T> Timed<T> {
     fn place(&self) -> (Time, u64) {
         (self.time, self.seq)
     }
 
-    fn at<U>(&self, value: U) -> At<U> {
-        At {
+    fn at<U>(&self, value: U) -> Timed<U> {
+        Timed {
             time: self.time,
             seq: self.seq,
             value,
@@ -114,14 +114,14 @@ impl Accumulator {
     pub(super) fn add(&mut self, time: Time, seq: u64, value: &Value, pool: &mut TextPool) {
         match value {
             Value::Number(x) => {
-                let at = At { time, seq, value: *x };
+                let at = Timed { time, seq, value: *x };
                 match &mut self.numbers {
                     Some(numbers) => numbers.add(&at),
                     None => self.numbers = Some(Box::new(Numbers::of(at))),
                 }
             }
             Value::Text(text) => {
-                let at = At {
+                let at = Timed {
                     time,
                     seq,
                     value: pool.intern(text),
@@ -151,12 +151,12 @@ impl Accumulator {
     /// The facts.
     pub(super) fn finish(&self) -> FieldFacts {
         let (numbers, texts) = (self.numbers.as_deref(), self.texts.as_deref());
-        let number = |at: &At<f64>| at.at(Value::Number(at.value));
-        let text = |at: &At<Arc<str>>| at.at(Value::Text(at.value.to_string()));
+        let number = |at: &Timed<f64>| at.at(Value::Number(at.value));
+        let text = |at: &Timed<Arc<str>>| at.at(Value::Text(at.value.to_string()));
         let first = [numbers.map(|n| number(&n.first)), texts.map(|t| text(&t.first))];
         let last = [numbers.map(|n| number(&n.last)), texts.map(|t| text(&t.last))];
-        let first = first.into_iter().flatten().min_by_key(At::place);
-        let last = last.into_iter().flatten().max_by_key(At::place);
+        let first = first.into_iter().flatten().min_by_key(Timed::place);
+        let last = last.into_iter().flatten().max_by_key(Timed::place);
         FieldFacts {
             count: numbers.map_or(0, |n| n.count) + texts.map_or(0, |t| t.count),
             min: numbers.map(|n| n.min),
@@ -173,8 +173,8 @@ impl Accumulator {
 }
 
 impl Numbers {
-    fn of(at: At<f64>) -> Self {
-        let mut sum = Sum::default();
+    fn of(at: Timed<f64>) -> Self {
+        let mut sum = ExactSum::default();
         sum.add(at.value);
         Self {
             count: 1,
@@ -186,7 +186,7 @@ impl Numbers {
         }
     }
 
-    fn add(&mut self, at: &At<f64>) {
+    fn add(&mut self, at: &Timed<f64>) {
         self.count += 1;
         self.sum.add(at.value);
         self.span(at.value, at.value, at, at);
@@ -198,7 +198,7 @@ impl Numbers {
         self.span(other.min, other.max, &other.first, &other.last);
     }
 
-    fn span(&mut self, min: f64, max: f64, first: &At<f64>, last: &At<f64>) {
+    fn span(&mut self, min: f64, max: f64, first: &Timed<f64>, last: &Timed<f64>) {
         self.min = self.min.min(min);
         self.max = self.max.max(max);
         keep_earlier(&mut self.first, first);
@@ -207,24 +207,24 @@ impl Numbers {
 }
 
 impl Texts {
-    fn of(at: &At<Arc<str>>) -> Self {
+    fn of(at: &Timed<Arc<str>>) -> Self {
         let mut texts = Self {
             count: 1,
             first: at.clone(),
             last: at.clone(),
             counts: Vec::with_capacity(1),
         };
-        texts.count_text(&Counted::one(at));
+        texts.count_text(&TextCount::one(at));
         texts
     }
 
-    fn add(&mut self, at: &At<Arc<str>>) {
+    fn add(&mut self, at: &Timed<Arc<str>>) {
         self.count += 1;
         keep_earlier(&mut self.first, at);
         keep_later(&mut self.last, at);
-        let full = self.counts.len() >= DISTINCT_TEXTS;
+        let full = self.counts.len() >= MAX_DISTINCT_TEXTS;
         if !full || self.place_of(&at.value).is_ok() {
-            self.count_text(&Counted::one(at));
+            self.count_text(&TextCount::one(at));
         }
     }
 
@@ -232,8 +232,8 @@ impl Texts {
         self.count += other.count;
         keep_earlier(&mut self.first, &other.first);
         keep_later(&mut self.last, &other.last);
-        let since = |counts: &[Counted]| counts.iter().map(|counted| counted.since).max();
-        let last = since(&self.counts).filter(|_| self.counts.len() >= DISTINCT_TEXTS);
+        let since = |counts: &[TextCount]| counts.iter().map(|counted| counted.since).max();
+        let last = since(&self.counts).filter(|_| self.counts.len() >= MAX_DISTINCT_TEXTS);
         for counted in &other.counts {
             // Of the texts that come later than the first 64 most need not be looked at.
             let late = last.is_some_and(|last| counted.since > last);
@@ -241,10 +241,10 @@ impl Texts {
                 self.count_text(counted);
             }
         }
-        if self.counts.len() > DISTINCT_TEXTS {
+        if self.counts.len() > MAX_DISTINCT_TEXTS {
             let mut since: Vec<u64> = self.counts.iter().map(|counted| counted.since).collect();
             since.sort_unstable();
-            let last = since[DISTINCT_TEXTS - 1];
+            let last = since[MAX_DISTINCT_TEXTS - 1];
             self.counts.retain(|counted| counted.since <= last);
         }
     }
@@ -253,7 +253,7 @@ impl Texts {
         self.counts.binary_search_by(|counted| (*counted.text).cmp(text))
     }
 
-    fn count_text(&mut self, new: &Counted) {
+    fn count_text(&mut self, new: &TextCount) {
         match self.place_of(&new.text) {
             Ok(place) => {
                 let counted = &mut self.counts[place];
@@ -266,17 +266,17 @@ impl Texts {
 
     /// The most frequent texts. Those of the same count are in the order of the alphabet.
     fn named(&self) -> Vec<(String, u64)> {
-        let mut counts: Vec<&Counted> = self.counts.iter().collect();
+        let mut counts: Vec<&TextCount> = self.counts.iter().collect();
         counts.sort_by_key(|counted| std::cmp::Reverse(counted.times));
-        let named = counts.into_iter().take(NAMED_TEXTS);
+        let named = counts.into_iter().take(MAX_NAMED_TEXTS);
         named
             .map(|counted| (counted.text.to_string(), counted.times))
             .collect()
     }
 }
 
-impl Counted {
-    fn one(at: &At<Arc<str>>) -> Self {
+impl TextCount {
+    fn one(at: &Timed<Arc<str>>) -> Self {
         Self {
             text: Arc::clone(&at.value),
             times: 1,
@@ -285,19 +285,19 @@ impl Counted {
     }
 }
 
-fn keep_earlier<T: Clone>(kept: &mut At<T>, other: &At<T>) {
+fn keep_earlier<T: Clone>(kept: &mut Timed<T>, other: &Timed<T>) {
     if other.place() < kept.place() {
         *kept = other.clone();
     }
 }
 
-fn keep_later<T: Clone>(kept: &mut At<T>, other: &At<T>) {
+fn keep_later<T: Clone>(kept: &mut Timed<T>, other: &Timed<T>) {
     if other.place() > kept.place() {
         *kept = other.clone();
     }
 }
 
-fn rate(first: &At<f64>, last: &At<f64>) -> Option<f64> {
+fn rate(first: &Timed<f64>, last: &Timed<f64>) -> Option<f64> {
     let seconds = last.time.since(first.time).as_secs_f64();
     let change = last.value - first.value;
     let rate = if change.is_finite() {
@@ -346,6 +346,6 @@ mod tests {
             (texts.count, named.collect::<Vec<_>>())
         };
         assert_eq!(texts(&merged), texts(&whole));
-        assert_eq!(texts(&merged).1.len(), DISTINCT_TEXTS);
+        assert_eq!(texts(&merged).1.len(), MAX_DISTINCT_TEXTS);
     }
 }

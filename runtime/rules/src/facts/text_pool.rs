@@ -4,9 +4,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 /// What a text costs beside its bytes: its counts, its place in the pool, and what an allocation takes.
-const ENTRY: usize = 64;
+const ENTRY_BYTES: usize = 64;
 /// Fewer texts than these are not looked through for those that no window holds any more.
-const SWEEP_AT_LEAST: usize = 64;
+const MIN_TEXTS_TO_SWEEP: usize = 64;
 
 /// Interned texts. They are shared by all windows of a rule, and leave some time after the last window that held them.
 #[derive(Debug, Default)]
@@ -25,11 +25,11 @@ impl TextPool {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
         }
-        if self.texts.len() >= (2 * self.swept).max(SWEEP_AT_LEAST) {
+        if self.texts.len() >= (2 * self.swept).max(MIN_TEXTS_TO_SWEEP) {
             self.sweep();
         }
         let shared: Arc<str> = text.into();
-        self.bytes += ENTRY + text.len();
+        self.bytes += ENTRY_BYTES + text.len();
         self.texts.insert(Arc::clone(&shared));
         shared
     }
@@ -51,7 +51,7 @@ impl TextPool {
         self.texts.retain(|text| Arc::strong_count(text) > 1);
         self.texts.shrink_to(2 * self.texts.len());
         self.swept = self.texts.len();
-        self.bytes = self.texts.iter().map(|text| ENTRY + text.len()).sum();
+        self.bytes = self.texts.iter().map(|text| ENTRY_BYTES + text.len()).sum();
     }
 
     /// What they cost in memory, in bytes.
@@ -69,10 +69,10 @@ mod tests {
         let mut pool = TextPool::default();
         let first = pool.intern("a");
         assert!(Arc::ptr_eq(&first, &pool.intern("a")));
-        assert_eq!(pool.bytes(), ENTRY + 1);
+        assert_eq!(pool.bytes(), ENTRY_BYTES + 1);
         drop(first);
         pool.give_back();
-        assert_eq!(pool.bytes(), ENTRY + 1);
+        assert_eq!(pool.bytes(), ENTRY_BYTES + 1);
         pool.window_ended();
         pool.give_back();
         assert_eq!(pool.bytes(), 0);
@@ -84,6 +84,6 @@ mod tests {
         for n in 0..10_000 {
             pool.intern(&n.to_string());
         }
-        assert!(pool.bytes() <= SWEEP_AT_LEAST * (ENTRY + 4));
+        assert!(pool.bytes() <= MIN_TEXTS_TO_SWEEP * (ENTRY_BYTES + 4));
     }
 }

@@ -127,7 +127,7 @@ value: count 3, min 68.9, max 81.6, mean 74, first 68.9 at 06:15, last 71.5 at 0
     #[test]
     fn each_takes_a_window_without_messages() {
         let mut fixture = fixture::window();
-        fixture.window.reason = crate::Closing::Absence;
+        fixture.window.reason = crate::CloseReason::Absence;
         fixture.window.messages = 0;
         fixture
             .stats

@@ -79,7 +79,7 @@ pub(super) fn window() -> Fixture {
         window: EventWindow {
             start: at("06:00"),
             end: at("14:00"),
-            reason: crate::Closing::Due,
+            reason: crate::CloseReason::Due,
             messages: 3,
             late: 1,
             left_out: 0,

@@ -6,13 +6,13 @@ use crate::{FieldFacts, Time, Value};
 
 /// A message, as windows see it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Observation {
+pub struct WindowMessage {
     /// Its number in the store: greater than that of every message observed before.
     pub seq: u64,
     /// When it arrived.
     pub arrived: Time,
     /// Its own time, where the rule takes time from a field and found one.
-    pub stamp: Option<Time>,
+    pub event_time: Option<Time>,
     /// Its group; empty where the rule has none. For a stored message: the one under which it is stored.
     pub group: String,
     /// Bytes of its payload.
@@ -23,33 +23,33 @@ pub struct Observation {
     pub values: Vec<(usize, Value)>,
 }
 
-/// What became of a message. A caller that keeps messages and marks writes them in this order: the message if it is
-/// placed, what `closed` says, away with what is `dropped`, and the mark of the group if the message is not placed.
+/// What became of a message. A caller that keeps messages and checkpoints writes them in this order: the message if it is
+/// placed, what `closed` says, away with what is `dropped`, and the checkpoint of the group if the message is not placed.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Observed {
-    /// Windows that ended, in the order in which they did: those that were due before the message, then the one that it
+pub struct IngestOutcome {
+    /// WindowOperator that ended, in the order in which they did: those that were due before the message, then the one that it
     /// ended, which holds it.
-    pub closed: Vec<Closed>,
-    /// Whether the message counts in a window. If not, it need not be stored: [`super::Windows::mark`] of its group, stored
+    pub closed: Vec<ClosedWindow>,
+    /// Whether the message counts in a window. If not, it need not be stored: [`super::WindowOperator::checkpoint`] of its group, stored
     /// in its place, makes a restart exact.
-    pub placed: bool,
+    pub assigned: bool,
     /// Whether there was no room for the message, and it counts nowhere.
-    pub missed: bool,
-    /// Whether the message counts in group [`super::OTHER`], under which it must be stored.
+    pub dropped: bool,
+    /// Whether the message counts in group [`super::OVERFLOW_GROUP`], under which it must be stored.
     pub overflow: bool,
-    /// Groups that were forgotten to make room: marks stored of them are of no more use.
-    pub dropped: Vec<String>,
+    /// Groups that were forgotten to make room: checkpoints stored of them are of no more use.
+    pub evicted: Vec<String>,
 }
 
 /// What must be known of a group besides its stored messages.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Mark {
-    /// The newest message seen when the mark was made. Stored messages up to it are in windows already, and end none.
+pub struct Checkpoint {
+    /// The newest message seen when the checkpoint was made. Stored messages up to it are in windows already, and end none.
     pub seq: Option<u64>,
     /// What lies before it is closed (for sessions: unless an open one holds it).
     pub closed_until: Option<Time>,
     /// Periods of which a first part has closed, and that go on. Not more than can be open at once.
-    pub splits: Vec<Split>,
+    pub remainders: Vec<PeriodRemainder>,
     /// Neither `early` nor `early_rate` ends a window before.
     pub cool_until: Option<Time>,
     /// When the group's newest message arrived.
@@ -64,7 +64,7 @@ pub struct Mark {
 
 /// A period whose first part has closed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Split {
+pub struct PeriodRemainder {
     /// When the further part begins.
     pub from: Time,
     /// When the period ends.
@@ -73,7 +73,7 @@ pub struct Split {
 
 /// A window that ended.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Closed {
+pub struct ClosedWindow {
     /// Its group; empty where the rule has none.
     pub group: String,
     /// Its start.
@@ -81,7 +81,7 @@ pub struct Closed {
     /// Its end.
     pub end: Time,
     /// Why it ended.
-    pub why: Closing,
+    pub reason: CloseReason,
     /// Its messages.
     pub messages: u64,
     /// Bytes of their payloads.
@@ -98,12 +98,12 @@ pub struct Closed {
     /// one of these ranges, ascending. Other groups' messages may lie between them.
     pub forget: Vec<RangeInclusive<u64>>,
     /// The group after this, to be stored as these messages are forgotten.
-    pub mark: Mark,
+    pub checkpoint: Checkpoint,
 }
 
 /// Why a window ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Closing {
+pub enum CloseReason {
     /// It was its time, or its number of messages was there.
     Due,
     /// A message met the condition, or the rate was exceeded.
@@ -118,7 +118,7 @@ pub enum Closing {
     Reload,
 }
 
-impl Closing {
+impl CloseReason {
     /// Its name in events.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -3,19 +3,19 @@
 use std::time::Duration;
 
 use super::calendar::{Calendar, Span, bounded};
-use super::open_window::Hold;
+use super::open_window::RetentionLimits;
 use crate::facts::TextPool;
 use crate::{Time, TimeSource, WindowKind, WindowSpec};
 
 /// How far ahead of its arrival a message's own time is believed. Clocks differ by seconds; what differs by more is
 /// wrong, and would keep a window open until that time comes.
-const MOST_AHEAD: Duration = Duration::from_mins(1);
+const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// The rule's terms, and its calendar.
 #[derive(Debug)]
-pub(super) struct Frame {
+pub(super) struct WindowContext {
     pub(super) spec: WindowSpec,
-    pub(super) hold: Hold,
+    pub(super) limits: RetentionLimits,
     /// What texts its windows hold.
     pub(super) texts: TextPool,
     /// None of kinds that know no periods.
@@ -25,7 +25,7 @@ pub(super) struct Frame {
     pub(super) held: bool,
 }
 
-impl Frame {
+impl WindowContext {
     pub(super) fn new(spec: WindowSpec, fields: usize, keep_messages: usize) -> Self {
         // The message that exceeds the rate, and as many as are allowed before it.
         let recent = spec.early_rate.map_or(0, |(most, _)| {
@@ -38,7 +38,7 @@ impl Frame {
         let calendar = Calendar::of(&spec.kind, spec.zone.clone());
         Self {
             spec,
-            hold: Hold {
+            limits: RetentionLimits {
                 fields,
                 kept: keep_messages,
                 recent,
@@ -51,13 +51,13 @@ impl Frame {
     }
 
     /// What places a message in time that arrived then and says to be of `stamp`.
-    pub(super) fn time_of(&self, stamp: Option<Time>, arrived: Time) -> Time {
-        let believed = arrived.after(self.lateness.max(MOST_AHEAD));
-        let stamp = match self.spec.time {
+    pub(super) fn timestamp_of(&self, event_time: Option<Time>, arrived: Time) -> Time {
+        let believed = arrived.after(self.lateness.max(MAX_CLOCK_SKEW));
+        let event_time = match self.spec.time {
             TimeSource::Arrival => None,
-            TimeSource::Field { .. } => stamp.filter(|stamp| *stamp <= believed),
+            TimeSource::Field { .. } => event_time.filter(|event_time| *event_time <= believed),
         };
-        bounded(stamp.unwrap_or(arrived))
+        bounded(event_time.unwrap_or(arrived))
     }
 
     /// When a window that ends then is due.
@@ -66,17 +66,17 @@ impl Frame {
     }
 
     /// Whether a window that ends then is over at `at`.
-    pub(super) fn is_over(&self, end: Time, at: Time) -> bool {
-        !self.holds_windows() && self.due(end) <= at
+    pub(super) fn watermark_passed(&self, end: Time, at: Time) -> bool {
+        !self.holds_event_time() && self.due(end) <= at
     }
 
-    /// Windows that end by then are over at `at`; none while windows wait.
-    pub(super) fn over_until(&self, at: Time) -> Option<Time> {
-        (!self.holds_windows()).then(|| at.before(self.lateness))
+    /// WindowOperator that end by then are over at `at`; none while windows wait.
+    pub(super) fn watermark(&self, at: Time) -> Option<Time> {
+        (!self.holds_event_time()).then(|| at.before(self.lateness))
     }
 
     /// Whether windows wait. Those of arrivals need not: what arrives later is none of theirs.
-    pub(super) fn holds_windows(&self) -> bool {
+    pub(super) fn holds_event_time(&self) -> bool {
         self.held && matches!(self.spec.time, TimeSource::Field { .. })
     }
 

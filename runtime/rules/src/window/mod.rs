@@ -1,4 +1,4 @@
-//! Windows: when they begin and end, and what is counted in them. Pure: time is an argument.
+//! WindowOperator: when they begin and end, and what is counted in them. Pure: time is an argument.
 //!
 //! # What is counted where
 //!
@@ -6,7 +6,7 @@
 //! stamp, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival, counts as the
 //! arrival. A window is *due* when the clock shows its end and the lateness (zero for arrival) has passed. Whatever is due
 //! when a message arrives ends before the message is looked at, so it makes no difference who looks at the clock first.
-//! Windows are half open: a message at the end of one is in the next.
+//! WindowOperator are half open: a message at the end of one is in the next.
 //!
 //! *Tumbling.* Each local day is divided from its midnight into `every`; the day's last window ends at the next
 //! midnight, however long the day is. An `every` of whole days is aligned to local midnights counted from 1970-01-01,
@@ -24,7 +24,7 @@
 //! clock a boundary is the end of the gap, in a fold the first of the two. A midnight is found likewise.
 //!
 //! *Late* is a message whose window has closed: one whose (for hopping: every) window is due when it arrives, or was
-//! closed earlier. It counts in no window, only in [`Closed::late`] of what the group reports next. Of a session it is
+//! closed earlier. It counts in no window, only in [`ClosedWindow::late`] of what the group reports next. Of a session it is
 //! one that joins none and whose own would be due, or that is earlier than where the group's sessions have ended: at the end
 //! of one that was due, at the message that ended one early, at the newest message of one that grew too old.
 //!
@@ -54,7 +54,7 @@
 //!
 //! # Groups
 //!
-//! Messages of more than `max_groups` groups go to [`OTHER`], which does not count as one. To make room, the group that was
+//! Messages of more than `max_groups` groups go to [`OVERFLOW_GROUP`], which does not count as one. To make room, the group that was
 //! silent longest is forgotten, if there is one without an open window of which neither absence nor empty windows are to
 //! be reported. Should it come back, it begins anew.
 //!
@@ -64,27 +64,27 @@
 //! and the numbers of its messages as runs: one run where a group's messages come in the order of their windows, at
 //! worst 16 bytes a message. Hopping windows are not held at all: what they share is held in slices, in each of which a
 //! message counts once, and a window is put together when it ends. Each text is held once for all windows of the rule.
-//! So all of it grows with the stored messages, however many windows they count in, and [`Windows::held_bytes`] tells it.
+//! So all of it grows with the stored messages, however many windows they count in, and [`WindowOperator::held_bytes`] tells it.
 //!
 //! # The clock
 //!
-//! Moments given to [`Windows::observe`] and [`Windows::tick`] do not go back. If the clock does, the caller either waits
-//! for it with the latest moment, or says so by [`Windows::set_back`]: then windows that begin after the new moment end,
+//! Moments given to [`WindowOperator::ingest`] and [`WindowOperator::tick`] do not go back. If the clock does, the caller either waits
+//! for it with the latest moment, or says so by [`WindowOperator::set_back`]: then windows that begin after the new moment end,
 //! and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed and
 //! ends after the new moment, ends all of its windows, since they share messages.
 //!
 //! # After a downtime
 //!
 //! Messages that waited at the broker arrive after the clock has passed what they are about. While windows are held
-//! ([`Windows::hold`]) nothing is absent, and windows of a field's time are not due and nothing is late for them but what
+//! ([`WindowOperator::hold_event_time`]) nothing is absent, and windows of a field's time are not due and nothing is late for them but what
 //! had closed before.
 //!
 //! # Restarts
 //!
-//! A group is its mark and its stored messages. The caller stores each message that is placed, deletes
-//! [`Closed::forget`] and stores [`Closed::mark`] in one step, and stores the mark of a group also for a message that is
-//! not placed, and all marks after the clock was set back. Then [`Windows::restore`] of the marks and
-//! [`Windows::observe`] of the stored messages, by their numbers and with their arrivals as recorded, bring back the
+//! A group is its checkpoint and its stored messages. The caller stores each message that is placed, deletes
+//! [`ClosedWindow::forget`] and stores [`ClosedWindow::checkpoint`] in one step, and stores the checkpoint of a group also for a message that is
+//! not placed, and all checkpoints after the clock was set back. Then [`WindowOperator::restore`] of the checkpoints and
+//! [`WindowOperator::ingest`] of the stored messages, by their numbers and with their arrivals as recorded, bring back the
 //! same windows. Only a rule without groups that has not reported anything yet begins to watch anew.
 
 mod calendar;
@@ -97,16 +97,18 @@ use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 
 use super::{Time, WindowSpec};
-use context::Frame;
-use group::Group;
+use context::WindowContext;
+use group::GroupState;
 
-pub use closed_window::{Closed, Closing, Mark, Observation, Observed, Split};
+pub use closed_window::{
+    Checkpoint, CloseReason, ClosedWindow, IngestOutcome, PeriodRemainder, WindowMessage,
+};
 
 /// The group of what is beyond [`WindowSpec::max_groups`].
-pub const OTHER: &str = "other";
+pub const OVERFLOW_GROUP: &str = "other";
 
 /// The group of rules without groups.
-const ONLY: &str = "";
+const SOLE_GROUP: &str = "";
 
 /// What a window takes without its fields, with what is allocated for its first messages.
 const WINDOW_BYTES: usize = 288;
@@ -116,12 +118,12 @@ const FIELD_BYTES: usize = 160;
 
 /// The windows of one rule.
 #[derive(Debug)]
-pub struct Windows {
-    frame: Frame,
-    groups: HashMap<Arc<str>, Group>,
+pub struct WindowOperator {
+    context: WindowContext,
+    groups: HashMap<Arc<str>, GroupState>,
     queues: Queues,
     /// Whether the only group of a rule without groups is yet to be watched.
-    unwatched: bool,
+    sole_group_missing: bool,
     /// The latest moment of the clock; what was due by then is closed, even if the clock is set back.
     latest: Time,
 }
@@ -129,83 +131,87 @@ pub struct Windows {
 /// Groups by what is to be done with them.
 #[derive(Debug, Default)]
 struct Queues {
-    /// Windows and slices that are open in all of them.
+    /// WindowOperator and slices that are open in all of them.
     open: usize,
     /// By when they are due. Names come second, so that the order does not depend on a map's.
     due: BTreeSet<(Time, Arc<str>)>,
     /// By when they were last seen: those that may be forgotten.
-    idle: BTreeSet<(Time, Arc<str>)>,
+    evictable: BTreeSet<(Time, Arc<str>)>,
 }
 
-impl Windows {
+impl WindowOperator {
     /// Without messages yet. `fields` is how many fields the rule has, `keep_messages` how many messages of a window
-    /// are named in [`Closed::seqs`], and `grouped` whether the rule has groups: one without is watched from the
+    /// are named in [`ClosedWindow::seqs`], and `grouped` whether the rule has groups: one without is watched from the
     /// first tick on, before anything came.
     pub fn new(spec: WindowSpec, fields: usize, keep_messages: usize, grouped: bool) -> Self {
         Self {
-            frame: Frame::new(spec, fields, keep_messages),
+            context: WindowContext::new(spec, fields, keep_messages),
             groups: HashMap::new(),
             queues: Queues::default(),
-            unwatched: !grouped,
+            sole_group_missing: !grouped,
             latest: Time(i64::MIN),
         }
     }
 
     /// Counts a message, after ending what is due at its arrival.
-    pub fn observe(&mut self, o: &Observation) -> Observed {
-        self.take(o, |group, frame, observed| {
-            let (placed, closed) = group.observe(frame, o);
-            observed.placed = placed;
-            observed.closed.extend(closed);
+    pub fn ingest(&mut self, o: &WindowMessage) -> IngestOutcome {
+        self.ingest_with(o, |group, context, outcome| {
+            let (assigned, closed) = group.ingest(context, o);
+            outcome.assigned = assigned;
+            outcome.closed.extend(closed);
         })
     }
 
-    /// As [`Self::observe`] for a message that there is no room to keep. It counts all the same if its window ends with it
+    /// As [`Self::ingest`] for a message that there is no room to keep. It counts all the same if its window ends with it
     /// by `early`, since then it need not be kept; else only its group was there.
-    pub fn observe_without_room(&mut self, o: &Observation) -> Observed {
-        self.take(o, |group, frame, observed| {
-            observed.missed = !group.would_end_early(frame, o);
-            if observed.missed {
-                group.miss(frame, o);
+    pub fn ingest_unstorable(&mut self, o: &WindowMessage) -> IngestOutcome {
+        self.ingest_with(o, |group, context, outcome| {
+            outcome.dropped = !group.would_end_early(context, o);
+            if outcome.dropped {
+                group.record_dropped(context, o);
             } else {
-                let (placed, closed) = group.observe(frame, o);
-                observed.placed = placed;
-                observed.closed.extend(closed);
+                let (assigned, closed) = group.ingest(context, o);
+                outcome.assigned = assigned;
+                outcome.closed.extend(closed);
             }
         })
     }
 
-    fn take(&mut self, o: &Observation, act: impl FnOnce(&mut Group, &mut Frame, &mut Observed)) -> Observed {
-        let mut observed = Observed::default();
+    fn ingest_with(
+        &mut self,
+        o: &WindowMessage,
+        act: impl FnOnce(&mut GroupState, &mut WindowContext, &mut IngestOutcome),
+    ) -> IngestOutcome {
+        let mut outcome = IngestOutcome::default();
         // A message that was placed before a restart ends nothing: what it could have ended has ended.
-        let placed_before = self
+        let assigned_before = self
             .groups
             .get(o.group.as_str())
-            .is_some_and(|group| group.has_placed(o.seq));
-        if !placed_before {
-            observed.closed = self.tick(o.arrived);
+            .is_some_and(|group| group.has_assigned(o.seq));
+        if !assigned_before {
+            outcome.closed = self.tick(o.arrived);
         }
         let mut name = o.group.as_str();
         if !self.groups.contains_key(name) {
-            if name != OTHER && !self.make_room(&mut observed.dropped) {
-                observed.overflow = true;
-                name = OTHER;
+            if name != OVERFLOW_GROUP && !self.evict_for_new_group(&mut outcome.evicted) {
+                outcome.overflow = true;
+                name = OVERFLOW_GROUP;
             }
             if !self.groups.contains_key(name) {
-                self.know(name, Mark::default());
+                self.insert_group(name, Checkpoint::default());
             }
         }
         if let Some(group) = self.groups.get_mut(name) {
-            act(group, &mut self.frame, &mut observed);
-            self.queues.settle(group, &mut self.frame);
+            act(group, &mut self.context, &mut outcome);
+            self.queues.reschedule(group, &mut self.context);
         }
-        observed
+        outcome
     }
 
     /// Ends what is due.
-    pub fn tick(&mut self, now: Time) -> Vec<Closed> {
-        if self.unwatched {
-            self.watch(now);
+    pub fn tick(&mut self, now: Time) -> Vec<ClosedWindow> {
+        if self.sole_group_missing {
+            self.register_sole_group(now);
         }
         self.latest = self.latest.max(now);
         let mut closed = Vec::new();
@@ -214,8 +220,8 @@ impl Windows {
                 self.queues.due.remove(&(due, name));
                 continue;
             };
-            closed.extend(group.end_next(&mut self.frame, due, now));
-            self.queues.settle(group, &mut self.frame);
+            closed.extend(group.end_next(&mut self.context, due, now));
+            self.queues.reschedule(group, &mut self.context);
         }
         closed
     }
@@ -227,117 +233,120 @@ impl Windows {
 
     /// While `held`, nothing is absent, and where messages say their own time, no window is due: messages from before may
     /// still come. What ends windows otherwise goes on. [`Self::tick`] ends later what was due meanwhile.
-    pub fn hold(&mut self, held: bool) {
-        self.frame.held = held;
+    pub fn hold_event_time(&mut self, held: bool) {
+        self.context.held = held;
         for group in self.groups.values_mut() {
-            self.queues.settle(group, &mut self.frame);
+            self.queues.reschedule(group, &mut self.context);
         }
     }
 
-    /// The wall clock was set back to `now`. All marks may have changed: store [`Self::marks`] after it.
-    pub fn set_back(&mut self, now: Time) -> Vec<Closed> {
+    /// The wall clock was set back to `now`. All checkpoints may have changed: store [`Self::checkpoints`] after it.
+    pub fn set_back(&mut self, now: Time) -> Vec<ClosedWindow> {
         let latest = std::mem::replace(&mut self.latest, now);
-        self.each_group(|group, frame| group.set_back(frame, latest, now))
+        self.for_each_group(|group, context| group.set_back(context, latest, now))
     }
 
     /// Ends every window that holds messages.
-    pub fn close_all(&mut self, now: Time, why: Closing) -> Vec<Closed> {
-        self.each_group(|group, frame| group.end_all(frame, now, why))
+    pub fn close_all(&mut self, now: Time, reason: CloseReason) -> Vec<ClosedWindow> {
+        self.for_each_group(|group, context| group.end_all(context, now, reason))
     }
 
     /// The time by which a message counts that arrived then and says to be of `stamp`.
-    pub(crate) fn time_of(&self, stamp: Option<Time>, arrived: Time) -> Time {
-        self.frame.time_of(stamp, arrived)
+    pub(crate) fn timestamp_of(&self, event_time: Option<Time>, arrived: Time) -> Time {
+        self.context.timestamp_of(event_time, arrived)
     }
 
-    /// The marks of all groups.
-    pub fn marks(&self) -> impl Iterator<Item = (&str, Mark)> {
+    /// The checkpoints of all groups.
+    pub fn checkpoints(&self) -> impl Iterator<Item = (&str, Checkpoint)> {
         self.groups
             .values()
-            .map(|group| (&*group.name, group.mark.clone()))
+            .map(|group| (&*group.name, group.checkpoint.clone()))
     }
 
-    /// The mark of a group.
-    pub fn mark(&self, group: &str) -> Option<Mark> {
-        self.groups.get(group).map(|group| group.mark.clone())
+    /// The checkpoint of a group.
+    pub fn checkpoint(&self, group: &str) -> Option<Checkpoint> {
+        self.groups.get(group).map(|group| group.checkpoint.clone())
     }
 
     /// What open windows hold in memory, in bytes, by their number, the number of their fields and the texts in them.
     pub fn held_bytes(&self) -> u64 {
-        let window = WINDOW_BYTES + self.frame.hold.fields * FIELD_BYTES;
-        (self.queues.open * window + self.frame.texts.bytes()) as u64
+        let window = WINDOW_BYTES + self.context.limits.fields * FIELD_BYTES;
+        (self.queues.open * window + self.context.texts.bytes()) as u64
     }
 
     /// Gives back what is held for windows that have ended.
     pub(crate) fn give_back(&mut self) {
-        self.frame.texts.give_back();
+        self.context.texts.give_back();
     }
 
     /// Makes a group known, before its stored messages are observed again.
-    pub fn restore(&mut self, group: impl AsRef<str>, mark: Mark) {
-        self.know(group.as_ref(), mark);
+    pub fn restore(&mut self, group: impl AsRef<str>, checkpoint: Checkpoint) {
+        self.insert_group(group.as_ref(), checkpoint);
     }
 
-    fn know(&mut self, name: &str, mark: Mark) {
+    fn insert_group(&mut self, name: &str, checkpoint: Checkpoint) {
         let name: Arc<str> = name.into();
         if let Some(known) = self.groups.remove(&name) {
-            self.queues.leave(&known);
+            self.queues.remove(&known);
         }
         let group = self
             .groups
             .entry(Arc::clone(&name))
-            .or_insert(Group::new(name, mark));
-        self.queues.settle(group, &mut self.frame);
+            .or_insert(GroupState::new(name, checkpoint));
+        self.queues.reschedule(group, &mut self.context);
     }
 
-    fn watch(&mut self, now: Time) {
-        self.unwatched = false;
-        if !self.groups.contains_key(ONLY) {
-            self.know(
-                ONLY,
-                Mark {
+    fn register_sole_group(&mut self, now: Time) {
+        self.sole_group_missing = false;
+        if !self.groups.contains_key(SOLE_GROUP) {
+            self.insert_group(
+                SOLE_GROUP,
+                Checkpoint {
                     last_seen: Some(now),
-                    ..Mark::default()
+                    ..Checkpoint::default()
                 },
             );
         }
         if let Some(group) = self
             .groups
-            .get_mut(ONLY)
-            .filter(|group| group.mark.empty_from.is_none())
+            .get_mut(SOLE_GROUP)
+            .filter(|group| group.checkpoint.empty_from.is_none())
         {
-            if self.frame.reports_empty() {
-                group.expect_from(self.frame.period(now).start);
+            if self.context.reports_empty() {
+                group.report_empty_from(self.context.period(now).start);
             }
-            self.queues.settle(group, &mut self.frame);
+            self.queues.reschedule(group, &mut self.context);
         }
     }
 
     /// Forgets idle groups until there is room for one more. False if there is none.
-    fn make_room(&mut self, dropped: &mut Vec<String>) -> bool {
+    fn evict_for_new_group(&mut self, evicted: &mut Vec<String>) -> bool {
         loop {
-            let counted = self.groups.len() - usize::from(self.groups.contains_key(OTHER));
-            if counted < self.frame.spec.max_groups {
+            let counted = self.groups.len() - usize::from(self.groups.contains_key(OVERFLOW_GROUP));
+            if counted < self.context.spec.max_groups {
                 return true;
             }
-            let Some((_, name)) = self.queues.idle.pop_first() else {
+            let Some((_, name)) = self.queues.evictable.pop_first() else {
                 return false;
             };
             if let Some(group) = self.groups.remove(&name) {
-                self.queues.leave(&group);
-                dropped.push(name.to_string());
+                self.queues.remove(&group);
+                evicted.push(name.to_string());
             }
         }
     }
 
-    fn each_group(&mut self, mut act: impl FnMut(&mut Group, &mut Frame) -> Vec<Closed>) -> Vec<Closed> {
+    fn for_each_group(
+        &mut self,
+        mut act: impl FnMut(&mut GroupState, &mut WindowContext) -> Vec<ClosedWindow>,
+    ) -> Vec<ClosedWindow> {
         let mut names: Vec<Arc<str>> = self.groups.keys().cloned().collect();
         names.sort_unstable();
         let mut closed = Vec::new();
         for name in names {
             if let Some(group) = self.groups.get_mut(&name) {
-                closed.extend(act(group, &mut self.frame));
-                self.queues.settle(group, &mut self.frame);
+                closed.extend(act(group, &mut self.context));
+                self.queues.reschedule(group, &mut self.context);
             }
         }
         closed
@@ -346,20 +355,23 @@ impl Windows {
 
 impl Queues {
     /// Moves the group to where it belongs now.
-    fn settle(&mut self, group: &mut Group, frame: &mut Frame) {
+    fn reschedule(&mut self, group: &mut GroupState, context: &mut WindowContext) {
         self.open = self.open + group.open() - group.counted;
         group.counted = group.open();
-        let due = group.due(frame);
-        let idle = group
-            .is_idle(frame)
-            .then(|| group.mark.last_seen.unwrap_or(Time(i64::MIN)));
+        let due = group.due(context);
+        let evictable = group
+            .is_evictable(context)
+            .then(|| group.checkpoint.last_seen.unwrap_or(Time(i64::MIN)));
         requeue(&mut self.due, &group.name, &mut group.queued, due);
-        requeue(&mut self.idle, &group.name, &mut group.idle, idle);
+        requeue(&mut self.evictable, &group.name, &mut group.evictable, evictable);
     }
 
-    fn leave(&mut self, group: &Group) {
+    fn remove(&mut self, group: &GroupState) {
         self.open -= group.counted;
-        for (queue, place) in [(&mut self.due, group.queued), (&mut self.idle, group.idle)] {
+        for (queue, place) in [
+            (&mut self.due, group.queued),
+            (&mut self.evictable, group.evictable),
+        ] {
             if let Some(place) = place {
                 queue.remove(&(place, Arc::clone(&group.name)));
             }

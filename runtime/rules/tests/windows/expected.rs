@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use phi_edge_rules::{Closing, FieldFacts, Observation, Time, Value};
+use phi_edge_rules::{CloseReason, FieldFacts, Time, Value, WindowMessage};
 
 /// Start and end.
 pub(crate) type Span = (Time, Time);
@@ -12,7 +12,7 @@ pub(crate) type Span = (Time, Time);
 pub(crate) struct Expected {
     pub(crate) group: String,
     pub(crate) span: Span,
-    pub(crate) why: Closing,
+    pub(crate) reason: CloseReason,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     pub(crate) late: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Expected {
 /// A message, kept for ever.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
-    pub(crate) o: Observation,
+    pub(crate) o: WindowMessage,
     pub(crate) group: String,
     pub(crate) time: Time,
     /// The open windows it counts in, of kinds with periods.

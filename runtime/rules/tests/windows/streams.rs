@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::civil::time;
 use jiff::tz::TimeZone;
-use phi_edge_rules::{Observation, Time, TimeSource, Value, Weekdays, WindowKind, WindowSpec};
+use phi_edge_rules::{Time, TimeSource, Value, Weekdays, WindowKind, WindowMessage, WindowSpec};
 use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    Message(Observation),
+    Message(WindowMessage),
     Tick(Time),
     SetBack(Time),
 }
@@ -264,10 +264,10 @@ fn step(draft: &Draft, now: i64, seq: u64, groups: usize) -> Step {
             bytes,
             early,
             values,
-        } => Step::Message(Observation {
+        } => Step::Message(WindowMessage {
             seq,
             arrived: Time(now),
-            stamp: behind.map(|behind| Time(now - behind)),
+            event_time: behind.map(|behind| Time(now - behind)),
             group: if groups == 0 {
                 String::new()
             } else {

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::*;
-use phi_edge_rules::{Closing, Event, EventWindow, Output, Published};
+use phi_edge_rules::{CloseReason, Event, EventWindow, Output, Published};
 
 const START: Time = Time(1_700_000_000_000);
 
@@ -39,7 +39,7 @@ fn publish(ledger: &mut Ledger, id: u64, output: Output, at: Time) {
         window: EventWindow {
             start: START,
             end: START,
-            reason: Closing::Due,
+            reason: CloseReason::Due,
             messages: 1,
             late: 0,
             left_out: 0,

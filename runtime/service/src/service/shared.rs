@@ -95,9 +95,9 @@ impl Shared {
             ledger.store_failing().is_none() && (receipt.is_some() || !ledger.store_behind())
         };
         let changes = if storable {
-            book.observe(message, wall())
+            book.ingest(message, wall())
         } else {
-            book.observe_unstored(message, wall())
+            book.ingest_unstorable(message, wall())
         };
         let waiting = changes.iter().any(RuleChange::calls_for_words);
         let stored = self.ledger().note_observed(message.receipt, changes);

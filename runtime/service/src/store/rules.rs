@@ -33,13 +33,17 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             Ok(())
         }
         RuleChange::Close(closing) => close(connection, closing),
-        RuleChange::Mark { rule, group, mark } => {
+        RuleChange::Checkpoint {
+            rule,
+            group,
+            checkpoint,
+        } => {
             connection
                 .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
-                .execute(params![rule, group, json(&MarkRow::of(mark))])?;
+                .execute(params![rule, group, json(&MarkRow::of(checkpoint))])?;
             Ok(())
         }
-        RuleChange::Unmark { rule, group } => {
+        RuleChange::DropCheckpoint { rule, group } => {
             connection
                 .prepare_cached("DELETE FROM rule_marks WHERE rule = ?1 AND grp = ?2")?
                 .execute([rule, group])?;
@@ -85,14 +89,14 @@ fn close(connection: &Connection, closing: &Ended) -> rusqlite::Result<()> {
         .execute(params![
             closing.rule,
             closing.group,
-            json(&MarkRow::of(&closing.mark))
+            json(&MarkRow::of(&closing.checkpoint))
         ])?;
     if let Some(event) = &closing.pending {
         pending(connection, event)?;
     }
     connection
         .prepare_cached("DELETE FROM rule_seen WHERE seen < ?1")?
-        .execute([closing.mark.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
+        .execute([closing.checkpoint.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
     Ok(())
 }
 
@@ -126,7 +130,7 @@ pub(super) fn read(
 ) -> Vec<rusqlite::Result<()>> {
     let RestoredRules {
         messages,
-        marks,
+        checkpoints,
         pending,
         seen,
     } = rules;
@@ -154,7 +158,7 @@ pub(super) fn read(
             |row| {
                 let mark = parse::<MarkRow>(&row.get::<_, String>(2)?);
                 if let Some(mark) = mark {
-                    marks.push((row.get(0)?, row.get(1)?, mark.mark()));
+                    checkpoints.push((row.get(0)?, row.get(1)?, mark.checkpoint()));
                 }
                 Ok(())
             },
@@ -204,13 +208,13 @@ pub(super) fn add_missing(rules: &mut RestoredRules, rest: RestoredRules) {
         .messages
         .extend(missing.filter(|message| !known.contains(&message.seq)));
     let known: HashSet<(String, String)> = rules
-        .marks
+        .checkpoints
         .iter()
         .map(|(r, g, _)| (r.clone(), g.clone()))
         .collect();
-    let missing = rest.marks.into_iter().rev();
+    let missing = rest.checkpoints.into_iter().rev();
     rules
-        .marks
+        .checkpoints
         .extend(missing.filter(|(r, g, _)| !known.contains(&(r.clone(), g.clone()))));
     let known: HashSet<String> = rules.pending.iter().map(|p| p.event.event_id.clone()).collect();
     let missing = rest.pending.into_iter().rev();
@@ -271,18 +275,18 @@ mod tests {
         let connection = file();
         for rule in ["r", "s"] {
             see(&connection, rule, "a", 1);
-            let mark = RuleChange::Mark {
+            let mark = RuleChange::Checkpoint {
                 rule: rule.to_owned(),
                 group: "g".to_owned(),
-                mark: phi_edge_rules::Mark::default(),
+                checkpoint: phi_edge_rules::Checkpoint::default(),
             };
             apply(&connection, &mark).unwrap();
         }
         let rule = "r".to_owned();
         apply(&connection, &RuleChange::Leave { rule }).unwrap();
         let rules = restored(&connection);
-        assert_eq!((rules.seen.len(), rules.marks.len()), (1, 1));
-        assert_eq!(rules.marks[0].0, "s");
+        assert_eq!((rules.seen.len(), rules.checkpoints.len()), (1, 1));
+        assert_eq!(rules.checkpoints[0].0, "s");
     }
 
     #[test]

@@ -1,49 +1,55 @@
 //! Which window of its group a message counts in.
 
-use super::Group;
-use crate::window::Observation;
+use super::GroupState;
+use crate::window::WindowMessage;
 use crate::window::calendar::Span;
-use crate::window::context::Frame;
-use crate::window::open_window::Window;
+use crate::window::context::WindowContext;
+use crate::window::open_window::OpenWindow;
 use crate::{Time, WindowKind};
 
 /// Where a message went.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Place {
+pub(super) enum Assignment {
     /// Into the window of this index.
-    One(usize),
+    Window(usize),
     /// Into windows that overlap.
-    Several,
+    Slice,
     /// Its window has closed.
     Late,
     /// No window covers its time: hopping ones may leave gaps.
-    Nowhere,
+    Uncovered,
 }
 
 /// A message and its time. `again` says that it was placed before a restart, so that its window is known to be open.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival<'a> {
-    pub(super) message: &'a Observation,
+    pub(super) message: &'a WindowMessage,
     pub(super) time: Time,
-    pub(super) again: bool,
+    pub(super) replayed: bool,
 }
 
-impl Group {
+impl GroupState {
     /// Counts the message where it belongs.
-    pub(super) fn place(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
-        match frame.spec.kind {
-            WindowKind::Tumbling { .. } | WindowKind::Schedule { .. } => self.place_in_period(frame, arrival),
-            WindowKind::Hopping { .. } => self.place_hopping(frame, arrival),
-            WindowKind::Session { .. } => self.place_in_session(frame, arrival),
-            WindowKind::Count { .. } => self.place_in_count(frame, arrival),
+    pub(super) fn assign(&mut self, context: &mut WindowContext, arrival: Arrival) -> Assignment {
+        match context.spec.kind {
+            WindowKind::Tumbling { .. } | WindowKind::Schedule { .. } => {
+                self.assign_to_period(context, arrival)
+            }
+            WindowKind::Hopping { .. } => self.assign_to_slice(context, arrival),
+            WindowKind::Session { .. } => self.assign_to_session(context, arrival),
+            WindowKind::Count { .. } => self.assign_to_count(context, arrival),
         }
     }
 
-    fn place_in_period(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
-        let Arrival { message, time, again } = arrival;
-        let period = frame.period(time);
-        if frame.is_over(period.end, message.arrived) {
-            return Place::Late;
+    fn assign_to_period(&mut self, context: &mut WindowContext, arrival: Arrival) -> Assignment {
+        let Arrival {
+            message,
+            time,
+            replayed,
+        } = arrival;
+        let period = context.period(time);
+        if context.watermark_passed(period.end, message.arrived) {
+            return Assignment::Late;
         }
         let index = self
             .windows
@@ -53,9 +59,9 @@ impl Group {
             .get(index)
             .map(|window| window.span)
             .filter(|span| span.end == period.end);
-        let from = open.map_or_else(|| self.floor(period), |span| span.start);
-        if time < from && !again {
-            return Place::Late;
+        let from = open.map_or_else(|| self.remaining_start(period), |span| span.start);
+        if time < from && !replayed {
+            return Assignment::Late;
         }
         if open.is_none() {
             self.open_at(
@@ -65,19 +71,23 @@ impl Group {
                     end: period.end,
                 },
                 arrival,
-                frame,
+                context,
             );
         }
-        self.count_in(index, arrival, frame);
-        self.windows[index].claim(message.seq, self.placed);
-        Place::One(index)
+        self.count_in(index, arrival, context);
+        self.windows[index].add_stored(message.seq, self.last_assigned);
+        Assignment::Window(index)
     }
 
-    fn place_in_session(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
-        let WindowKind::Session { gap } = frame.spec.kind else {
-            return Place::Nowhere;
+    fn assign_to_session(&mut self, context: &mut WindowContext, arrival: Arrival) -> Assignment {
+        let WindowKind::Session { gap } = context.spec.kind else {
+            return Assignment::Uncovered;
         };
-        let Arrival { message, time, again } = arrival;
+        let Arrival {
+            message,
+            time,
+            replayed,
+        } = arrival;
         let end = time.after(gap);
         // A session's end is a gap after its newest message, so this is the same distance on both sides. Messages of the
         // same moment are together even where the gap is nothing.
@@ -87,16 +97,16 @@ impl Group {
             .iter()
             .position(|window| near(window.span, window.newest));
         let Some(index) = first else {
-            let passed = frame.is_over(end, message.arrived);
-            let closed = self.mark.closed_until.is_some_and(|until| time < until);
-            if !again && (passed || closed) {
-                return Place::Late;
+            let passed = context.watermark_passed(end, message.arrived);
+            let closed = self.checkpoint.closed_until.is_some_and(|until| time < until);
+            if !replayed && (passed || closed) {
+                return Assignment::Late;
             }
             let index = self.windows.partition_point(|window| window.span.start < time);
-            self.open_at(index, Span { start: time, end }, arrival, frame);
-            self.count_in(index, arrival, frame);
-            self.windows[index].claim(message.seq, self.placed);
-            return Place::One(index);
+            self.open_at(index, Span { start: time, end }, arrival, context);
+            self.count_in(index, arrival, context);
+            self.windows[index].add_stored(message.seq, self.last_assigned);
+            return Assignment::Window(index);
         };
         if self
             .windows
@@ -104,17 +114,17 @@ impl Group {
             .is_some_and(|window| near(window.span, window.newest))
         {
             let next = self.windows.remove(index + 1);
-            self.windows[index].merge(next, frame.hold);
+            self.windows[index].merge(next, context.limits);
         }
         let span = &mut self.windows[index].span;
         span.start = span.start.min(time);
         span.end = span.end.max(end);
-        self.count_in(index, arrival, frame);
-        self.windows[index].claim(message.seq, self.placed);
-        Place::One(index)
+        self.count_in(index, arrival, context);
+        self.windows[index].add_stored(message.seq, self.last_assigned);
+        Assignment::Window(index)
     }
 
-    fn place_in_count(&mut self, frame: &mut Frame, arrival: Arrival) -> Place {
+    fn assign_to_count(&mut self, context: &mut WindowContext, arrival: Arrival) -> Assignment {
         let time = arrival.time;
         if self.windows.is_empty() {
             self.open_at(
@@ -124,24 +134,26 @@ impl Group {
                     end: time,
                 },
                 arrival,
-                frame,
+                context,
             );
         }
         let span = &mut self.windows[0].span;
         span.start = span.start.min(time);
         span.end = span.end.max(time);
-        self.count_in(0, arrival, frame);
-        self.windows[0].claim(arrival.message.seq, self.placed);
-        Place::One(0)
+        self.count_in(0, arrival, context);
+        self.windows[0].add_stored(arrival.message.seq, self.last_assigned);
+        Assignment::Window(0)
     }
 
-    fn open_at(&mut self, index: usize, span: Span, arrival: Arrival, frame: &mut Frame) {
-        self.windows
-            .insert(index, Window::new(span, arrival.message.arrived, frame.hold));
+    fn open_at(&mut self, index: usize, span: Span, arrival: Arrival, context: &mut WindowContext) {
+        self.windows.insert(
+            index,
+            OpenWindow::new(span, arrival.message.arrived, context.limits),
+        );
         self.stale = true;
     }
 
-    fn count_in(&mut self, index: usize, arrival: Arrival, frame: &mut Frame) {
-        self.windows[index].count(arrival.message, arrival.time, frame.hold, &mut frame.texts);
+    fn count_in(&mut self, index: usize, arrival: Arrival, context: &mut WindowContext) {
+        self.windows[index].count(arrival.message, arrival.time, context.limits, &mut context.texts);
     }
 }

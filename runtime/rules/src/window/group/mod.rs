@@ -7,156 +7,167 @@ mod hopping;
 use std::sync::Arc;
 use std::time::Duration;
 
-use self::assign::{Arrival, Place};
+use self::assign::{Arrival, Assignment};
 use self::hopping::Slice;
-use super::{Closed, Closing, Mark, OTHER, Observation, Split};
+use super::{Checkpoint, CloseReason, ClosedWindow, OVERFLOW_GROUP, PeriodRemainder, WindowMessage};
 use crate::facts::Accumulator;
 use crate::window::calendar::Span;
-use crate::window::context::Frame;
-use crate::window::open_window::Window;
+use crate::window::context::WindowContext;
+use crate::window::open_window::OpenWindow;
 use crate::{Time, WindowKind};
 
 /// A window that ends with a message ends just after it.
-const JUST: Duration = Duration::from_millis(1);
+const CLOSE_OFFSET: Duration = Duration::from_millis(1);
 
 /// The most periods of a group that go on after a first part of them has closed. Messages of a field's time may be of any
 /// period for as long as the rule waits for late ones.
-const SPLITS: usize = 1000;
+const MAX_REMAINDERS: usize = 1000;
 
 /// A group.
 #[derive(Debug)]
-pub(super) struct Group {
+pub(super) struct GroupState {
     pub(super) name: Arc<str>,
     /// Ascending by start; by end, too, but for sessions that ended early.
-    pub(super) windows: Vec<Window>,
+    pub(super) windows: Vec<OpenWindow>,
     /// What hopping windows are put together of, which are not among `windows`; ascending by start.
     slices: Vec<Slice>,
     /// Where the first hopping window begins that is open.
-    pub(super) hops_from: Option<Time>,
-    /// How many windows and slices [`super::Windows`] has counted of it.
+    pub(super) first_hop: Option<Time>,
+    /// How many windows and slices [`super::WindowOperator`] has counted of it.
     pub(super) counted: usize,
     /// What is true of it now.
-    pub(super) mark: Mark,
+    pub(super) checkpoint: Checkpoint,
     /// Stored messages up to this one were placed before a restart.
-    placed_until: Option<u64>,
+    assigned_until: Option<u64>,
     /// The newest message that was placed.
-    pub(super) placed: Option<u64>,
+    pub(super) last_assigned: Option<u64>,
     /// The next window without messages that is to be reported.
-    vacant: Option<Span>,
+    empty_window: Option<Span>,
     /// Whether `vacant` must be looked for anew.
     pub(super) stale: bool,
     /// Where it stands in the queue of what is due.
     pub(super) queued: Option<Time>,
     /// Where it stands in the queue of what may be forgotten.
-    pub(super) idle: Option<Time>,
+    pub(super) evictable: Option<Time>,
 }
 
 /// How a window ends.
 #[derive(Debug, Clone, Copy)]
-pub(super) struct Ending {
-    why: Closing,
+pub(super) struct WindowEnd {
+    reason: CloseReason,
     end: Time,
     /// The moment by the clock.
     at: Time,
     /// Where the rest of its period begins; none if what came before is to be forgotten.
-    rest: Option<Time>,
+    remainder_from: Option<Time>,
 }
 
-impl Ending {
+impl WindowEnd {
     /// For a reason that is not the window's own.
-    pub(super) fn now(window: &Window, now: Time, why: Closing) -> Self {
+    pub(super) fn now(window: &OpenWindow, now: Time, reason: CloseReason) -> Self {
         Self {
-            why,
+            reason,
             end: now.max(window.newest).min(window.span.end),
             at: now,
-            rest: (why != Closing::Clock).then(|| window.newest.min(now).max(window.span.start)),
+            remainder_from: (reason != CloseReason::Clock)
+                .then(|| window.newest.min(now).max(window.span.start)),
         }
     }
 }
 
-impl Group {
-    pub(super) fn new(name: Arc<str>, mark: Mark) -> Self {
+impl GroupState {
+    pub(super) fn new(name: Arc<str>, checkpoint: Checkpoint) -> Self {
         Self {
             name,
             windows: Vec::new(),
             slices: Vec::new(),
-            hops_from: None,
+            first_hop: None,
             counted: 0,
-            placed_until: mark.seq,
-            mark,
-            placed: None,
-            vacant: None,
+            assigned_until: checkpoint.seq,
+            checkpoint,
+            last_assigned: None,
+            empty_window: None,
             stale: true,
             queued: None,
-            idle: None,
+            evictable: None,
         }
     }
 
     /// Whether the message was placed before a restart.
-    pub(super) fn has_placed(&self, seq: u64) -> bool {
-        self.placed_until.is_some_and(|until| seq <= until)
+    pub(super) fn has_assigned(&self, seq: u64) -> bool {
+        self.assigned_until.is_some_and(|until| seq <= until)
     }
 
     /// Counts a message, and ends the window that it ends. Says whether it counts in one.
-    pub(super) fn observe(&mut self, frame: &mut Frame, o: &Observation) -> (bool, Option<Closed>) {
-        let again = self.has_placed(o.seq);
-        let time = frame.time_of(o.stamp, o.arrived);
-        if !again {
-            self.mark.seq = self.mark.seq.max(Some(o.seq));
-            self.see(o.arrived);
+    pub(super) fn ingest(
+        &mut self,
+        context: &mut WindowContext,
+        o: &WindowMessage,
+    ) -> (bool, Option<ClosedWindow>) {
+        let replayed = self.has_assigned(o.seq);
+        let time = context.timestamp_of(o.event_time, o.arrived);
+        if !replayed {
+            self.checkpoint.seq = self.checkpoint.seq.max(Some(o.seq));
+            self.record_arrival(o.arrived);
         }
-        let place = self.place(
-            frame,
+        let assignment = self.assign(
+            context,
             Arrival {
                 message: o,
                 time,
-                again,
+                replayed,
             },
         );
-        let placed = !matches!(place, Place::Late | Place::Nowhere);
-        if placed {
-            self.placed = Some(o.seq);
+        let assigned = !matches!(assignment, Assignment::Late | Assignment::Uncovered);
+        if assigned {
+            self.last_assigned = Some(o.seq);
         }
-        if place == Place::Late {
-            self.mark.late += 1;
+        if assignment == Assignment::Late {
+            self.checkpoint.late += 1;
         }
-        if frame.reports_empty() && self.mark.empty_from.is_none() {
-            let known_from = if placed { time } else { o.arrived };
-            self.expect_from(frame.period(known_from).start);
+        if context.reports_empty() && self.checkpoint.empty_from.is_none() {
+            let known_from = if assigned { time } else { o.arrived };
+            self.report_empty_from(context.period(known_from).start);
         }
-        let ended = match place {
-            Place::One(index) if !again => self.end_with(frame, index, o, time),
+        let ended = match assignment {
+            Assignment::Window(index) if !replayed => self.end_with(context, index, o, time),
             _ => None,
         };
-        (placed, ended)
+        (assigned, ended)
     }
 
     /// Whether the message would end the window that it counts in, by `early`.
-    pub(super) fn would_end_early(&self, frame: &Frame, o: &Observation) -> bool {
-        o.early && !frame.is_hopping() && self.is_calm(o.arrived)
+    pub(super) fn would_end_early(&self, context: &WindowContext, o: &WindowMessage) -> bool {
+        o.early && !context.is_hopping() && self.has_cooled_down(o.arrived)
     }
 
     /// A message came that counts nowhere.
-    pub(super) fn miss(&mut self, frame: &mut Frame, o: &Observation) {
-        self.see(o.arrived);
-        if frame.reports_empty() && self.mark.empty_from.is_none() {
-            self.expect_from(frame.period(o.arrived).start);
+    pub(super) fn record_dropped(&mut self, context: &mut WindowContext, o: &WindowMessage) {
+        self.record_arrival(o.arrived);
+        if context.reports_empty() && self.checkpoint.empty_from.is_none() {
+            self.report_empty_from(context.period(o.arrived).start);
         }
     }
 
-    fn see(&mut self, arrived: Time) {
-        self.mark.last_seen = Some(arrived);
-        self.mark.absent = false;
+    fn record_arrival(&mut self, arrived: Time) {
+        self.checkpoint.last_seen = Some(arrived);
+        self.checkpoint.absent = false;
     }
 
-    fn is_calm(&self, at: Time) -> bool {
-        self.mark.cool_until.is_none_or(|until| until <= at)
+    fn has_cooled_down(&self, at: Time) -> bool {
+        self.checkpoint.cool_until.is_none_or(|until| until <= at)
     }
 
-    fn end_with(&mut self, frame: &mut Frame, index: usize, o: &Observation, time: Time) -> Option<Closed> {
+    fn end_with(
+        &mut self,
+        context: &mut WindowContext,
+        index: usize,
+        o: &WindowMessage,
+        time: Time,
+    ) -> Option<ClosedWindow> {
         let window = &self.windows[index];
-        let spec = &frame.spec;
-        let calm = self.is_calm(o.arrived);
+        let spec = &context.spec;
+        let cooled_down = self.has_cooled_down(o.arrived);
         let too_many = spec.early_rate.is_some_and(|(most, within)| {
             let back = usize::try_from(most).unwrap_or(usize::MAX);
             window
@@ -165,49 +176,49 @@ impl Group {
         });
         let full = spec.max_messages.is_some_and(|most| window.messages >= most)
             || spec.max_bytes.is_some_and(|most| window.bytes >= most);
-        let why = if calm && (o.early || too_many) {
-            Closing::Early
+        let reason = if cooled_down && (o.early || too_many) {
+            CloseReason::Early
         } else if full {
-            Closing::Full
+            CloseReason::Full
         } else if matches!(spec.kind, WindowKind::Count { messages } if window.messages >= messages) {
-            Closing::Due
+            CloseReason::Due
         } else {
             return None;
         };
-        let end = time.after(JUST).min(window.span.end);
+        let end = time.after(CLOSE_OFFSET).min(window.span.end);
         Some(self.end(
-            frame,
+            context,
             index,
-            Ending {
-                why,
+            WindowEnd {
+                reason,
                 end,
                 at: o.arrived,
-                rest: Some(time),
+                remainder_from: Some(time),
             },
         ))
     }
 
     /// When [`Self::end_next`] has something to do.
-    pub(super) fn due(&mut self, frame: &mut Frame) -> Option<Time> {
+    pub(super) fn due(&mut self, context: &mut WindowContext) -> Option<Time> {
         if self.stale {
             self.stale = false;
-            self.vacant = self.find_vacant(frame);
+            self.empty_window = self.find_empty_window(context);
         }
-        let window = match frame.spec.kind {
+        let window = match context.spec.kind {
             WindowKind::Session { .. } | WindowKind::Count { .. } => self
                 .windows
                 .iter()
-                .filter_map(|window| window_due(frame, window))
+                .filter_map(|window| window_due(context, window))
                 .map(|(due, _)| due)
                 .min(),
-            WindowKind::Hopping { .. } => self.first_hopping(frame).map(|span| frame.due(span.end)),
-            _ => self.windows.first().map(|window| frame.due(window.span.end)),
+            WindowKind::Hopping { .. } => self.first_hopping(context).map(|span| context.due(span.end)),
+            _ => self.windows.first().map(|window| context.due(window.span.end)),
         };
-        let vacant = self.vacant.map(|span| frame.due(span.end));
-        let of_windows = window.into_iter().chain(vacant).min();
+        let empty_window = self.empty_window.map(|span| context.due(span.end));
+        let of_windows = window.into_iter().chain(empty_window).min();
         [
-            of_windows.filter(|_| !frame.holds_windows()),
-            self.absent_at(frame),
+            of_windows.filter(|_| !context.holds_event_time()),
+            self.absent_at(context),
         ]
         .into_iter()
         .flatten()
@@ -215,154 +226,188 @@ impl Group {
     }
 
     /// Ends what is due at `due`, which is not after `now`.
-    pub(super) fn end_next(&mut self, frame: &mut Frame, due: Time, now: Time) -> Option<Closed> {
+    pub(super) fn end_next(
+        &mut self,
+        context: &mut WindowContext,
+        due: Time,
+        now: Time,
+    ) -> Option<ClosedWindow> {
         if let Some(span) = self
-            .first_hopping(frame)
-            .filter(|span| frame.due(span.end) == due)
+            .first_hopping(context)
+            .filter(|span| context.due(span.end) == due)
         {
-            return Some(self.end_hopping(frame, span, |window| Ending {
-                why: Closing::Due,
+            return Some(self.end_hopping(context, span, |window| WindowEnd {
+                reason: CloseReason::Due,
                 end: window.span.end,
                 at: due,
-                rest: Some(window.span.end),
+                remainder_from: Some(window.span.end),
             }));
         }
         let found = self.windows.iter().enumerate().find_map(|(index, window)| {
-            window_due(frame, window)
+            window_due(context, window)
                 .filter(|(at, _)| *at == due)
-                .map(|(_, why)| (index, why))
+                .map(|(_, reason)| (index, reason))
         });
-        if let Some((index, why)) = found {
+        if let Some((index, reason)) = found {
             let window = &self.windows[index];
-            let (end, rest) = match why {
-                Closing::Full => (due.clamp(window.newest, window.span.end), window.newest),
+            let (end, remainder_from) = match reason {
+                CloseReason::Full => (due.clamp(window.newest, window.span.end), window.newest),
                 _ => (window.span.end, window.span.end),
             };
             return Some(self.end(
-                frame,
+                context,
                 index,
-                Ending {
-                    why,
+                WindowEnd {
+                    reason,
                     end,
                     at: due,
-                    rest: Some(rest),
+                    remainder_from: Some(remainder_from),
                 },
             ));
         }
-        if let Some(vacant) = self.vacant.filter(|vacant| frame.due(vacant.end) == due) {
-            return self.report_vacant(frame, vacant, now);
+        if let Some(empty_window) = self
+            .empty_window
+            .filter(|empty_window| context.due(empty_window.end) == due)
+        {
+            return self.report_empty_window(context, empty_window, now);
         }
         let seen = self
-            .mark
+            .checkpoint
             .last_seen
-            .filter(|_| self.absent_at(frame) == Some(due))?;
-        self.mark.absent = true;
+            .filter(|_| self.absent_at(context) == Some(due))?;
+        self.checkpoint.absent = true;
         let span = Span {
             start: seen,
             end: due,
         };
-        Some(self.report_nothing(frame, span, Closing::Absence, due))
+        Some(self.report_without_messages(context, span, CloseReason::Absence, due))
     }
 
     /// Ends every window for a reason that is not its own.
-    pub(super) fn end_all(&mut self, frame: &mut Frame, now: Time, why: Closing) -> Vec<Closed> {
-        let mut closed = self.end_all_hopping(frame, now, why);
+    pub(super) fn end_all(
+        &mut self,
+        context: &mut WindowContext,
+        now: Time,
+        reason: CloseReason,
+    ) -> Vec<ClosedWindow> {
+        let mut closed = self.end_all_hopping(context, now, reason);
         while !self.windows.is_empty() {
-            closed.push(self.end_at(frame, 0, now, why));
+            closed.push(self.end_at(context, 0, now, reason));
         }
         closed
     }
 
-    fn end_at(&mut self, frame: &mut Frame, index: usize, now: Time, why: Closing) -> Closed {
-        let ending = Ending::now(&self.windows[index], now, why);
-        self.end(frame, index, ending)
+    fn end_at(
+        &mut self,
+        context: &mut WindowContext,
+        index: usize,
+        now: Time,
+        reason: CloseReason,
+    ) -> ClosedWindow {
+        let ending = WindowEnd::now(&self.windows[index], now, reason);
+        self.end(context, index, ending)
     }
 
     /// Forgets what is after `now`, and ends windows that begin after it. The clock had been at `latest`.
-    pub(super) fn set_back(&mut self, frame: &mut Frame, latest: Time, now: Time) -> Vec<Closed> {
-        self.prune(frame, latest);
-        let mark = &mut self.mark;
-        let reopens = mark.closed_until.is_some_and(|until| until > now);
+    pub(super) fn set_back(
+        &mut self,
+        context: &mut WindowContext,
+        latest: Time,
+        now: Time,
+    ) -> Vec<ClosedWindow> {
+        self.prune_remainders(context, latest);
+        let checkpoint = &mut self.checkpoint;
+        let reopens = checkpoint.closed_until.is_some_and(|until| until > now);
         for cut in [
-            &mut mark.closed_until,
-            &mut mark.cool_until,
-            &mut mark.last_seen,
-            &mut mark.empty_from,
+            &mut checkpoint.closed_until,
+            &mut checkpoint.cool_until,
+            &mut checkpoint.last_seen,
+            &mut checkpoint.empty_from,
         ] {
             *cut = cut.map(|time| time.min(now));
         }
-        mark.splits.retain(|split| frame.period(split.from).start <= now);
-        for split in &mut mark.splits {
-            split.from = split.from.min(now);
+        checkpoint
+            .remainders
+            .retain(|remainder| context.period(remainder.from).start <= now);
+        for remainder in &mut checkpoint.remainders {
+            remainder.from = remainder.from.min(now);
         }
         self.stale = true;
         let after = self.windows.partition_point(|window| window.span.start <= now);
-        // Windows share messages: an open one may hold some that must not count again in one that comes again.
-        if frame.is_hopping() && (reopens || self.hops_after(now)) {
-            return self.end_all(frame, now, Closing::Clock);
+        // WindowOperator share messages: an open one may hold some that must not count again in one that comes again.
+        if context.is_hopping() && (reopens || self.has_hop_after(now)) {
+            return self.end_all(context, now, CloseReason::Clock);
         }
         (after..self.windows.len())
-            .map(|_| self.end_at(frame, after, now, Closing::Clock))
+            .map(|_| self.end_at(context, after, now, CloseReason::Clock))
             .collect()
     }
 
-    /// Whether nothing is lost but its mark if it is forgotten.
-    pub(super) fn is_idle(&self, frame: &Frame) -> bool {
-        let waits = frame.spec.absence.is_some() && !self.mark.absent;
-        self.open() == 0 && !waits && !frame.reports_empty() && &*self.name != OTHER
+    /// Whether nothing is lost but its checkpoint if it is forgotten.
+    pub(super) fn is_evictable(&self, context: &WindowContext) -> bool {
+        let waits = context.spec.absence.is_some() && !self.checkpoint.absent;
+        self.open() == 0 && !waits && !context.reports_empty() && &*self.name != OVERFLOW_GROUP
     }
 
-    /// Windows and slices that are open.
+    /// WindowOperator and slices that are open.
     pub(super) fn open(&self) -> usize {
         self.windows.len() + self.slices.len()
     }
 
     /// Where what is still open of a period begins.
-    pub(super) fn floor(&self, period: Span) -> Time {
-        let split = self
-            .mark
-            .splits
+    pub(super) fn remaining_start(&self, period: Span) -> Time {
+        let remainder = self
+            .checkpoint
+            .remainders
             .iter()
-            .find(|split| split.end == period.end)
-            .map(|split| split.from);
-        [split, self.mark.closed_until]
+            .find(|remainder| remainder.end == period.end)
+            .map(|remainder| remainder.from);
+        [remainder, self.checkpoint.closed_until]
             .into_iter()
             .flatten()
             .fold(period.start, Time::max)
     }
 
-    fn absent_at(&self, frame: &Frame) -> Option<Time> {
-        let absence = frame.spec.absence.filter(|_| !self.mark.absent && !frame.held)?;
-        Some(self.mark.last_seen?.after(absence))
+    fn absent_at(&self, context: &WindowContext) -> Option<Time> {
+        let absence = context
+            .spec
+            .absence
+            .filter(|_| !self.checkpoint.absent && !context.held)?;
+        Some(self.checkpoint.last_seen?.after(absence))
     }
 
-    fn end(&mut self, frame: &mut Frame, index: usize, ending: Ending) -> Closed {
+    fn end(&mut self, context: &mut WindowContext, index: usize, ending: WindowEnd) -> ClosedWindow {
         let window = self.windows.remove(index);
-        self.finish(frame, window, ending)
+        self.finish(context, window, ending)
     }
 
-    pub(super) fn finish(&mut self, frame: &mut Frame, window: Window, ending: Ending) -> Closed {
-        self.leave(frame, window.span, ending);
-        frame.texts.window_ended();
-        if !frame.spec.cool_down.is_zero() {
-            self.mark.cool_until = self
-                .mark
+    pub(super) fn finish(
+        &mut self,
+        context: &mut WindowContext,
+        window: OpenWindow,
+        ending: WindowEnd,
+    ) -> ClosedWindow {
+        self.record_close(context, window.span, ending);
+        context.texts.window_ended();
+        if !context.spec.cool_down.is_zero() {
+            self.checkpoint.cool_until = self
+                .checkpoint
                 .cool_until
-                .max(Some(ending.at.after(frame.spec.cool_down)));
+                .max(Some(ending.at.after(context.spec.cool_down)));
         }
-        let end = if matches!(frame.spec.kind, WindowKind::Count { .. }) {
+        let end = if matches!(context.spec.kind, WindowKind::Count { .. }) {
             window.newest
         } else {
             ending.end
         };
         let (start, messages, bytes) = (window.span.start, window.messages, window.bytes);
-        let late = std::mem::take(&mut self.mark.late);
+        let late = std::mem::take(&mut self.checkpoint.late);
         let (seqs, forget, facts) = window.finish();
-        Closed {
+        ClosedWindow {
             group: self.name.to_string(),
             start,
             end,
-            why: ending.why,
+            reason: ending.reason,
             messages,
             bytes,
             late,
@@ -370,89 +415,102 @@ impl Group {
             at: ending.at,
             facts,
             forget,
-            mark: self.mark.clone(),
+            checkpoint: self.checkpoint.clone(),
         }
     }
 
     /// Remembers what is closed now.
-    fn leave(&mut self, frame: &mut Frame, span: Span, ending: Ending) {
+    fn record_close(&mut self, context: &mut WindowContext, span: Span, ending: WindowEnd) {
         self.stale = true;
-        let closed_until = &mut self.mark.closed_until;
-        match frame.spec.kind {
+        let closed_until = &mut self.checkpoint.closed_until;
+        match context.spec.kind {
             WindowKind::Tumbling { .. } | WindowKind::Schedule { .. } => {
-                let Some(rest) = ending.rest else { return };
-                self.mark.splits.retain(|split| split.end != span.end);
-                if rest < span.end {
-                    self.mark.splits.push(Split {
-                        from: rest,
+                let Some(remainder_from) = ending.remainder_from else {
+                    return;
+                };
+                self.checkpoint
+                    .remainders
+                    .retain(|remainder| remainder.end != span.end);
+                if remainder_from < span.end {
+                    self.checkpoint.remainders.push(PeriodRemainder {
+                        from: remainder_from,
                         end: span.end,
                     });
-                    self.bound_splits();
+                    self.bound_remainders();
                 } else {
                     *closed_until = (*closed_until).max(Some(span.end));
-                    self.pass(frame, span);
+                    self.skip_empty_until(context, span);
                 }
-                self.prune(frame, ending.at);
+                self.prune_remainders(context, ending.at);
             }
-            WindowKind::Hopping { .. } if ending.why == Closing::Due => {
+            WindowKind::Hopping { .. } if ending.reason == CloseReason::Due => {
                 *closed_until = (*closed_until).max(Some(span.end));
-                self.pass(frame, span);
+                self.skip_empty_until(context, span);
             }
-            WindowKind::Session { .. } => *closed_until = (*closed_until).max(ending.rest),
+            WindowKind::Session { .. } => *closed_until = (*closed_until).max(ending.remainder_from),
             WindowKind::Hopping { .. } | WindowKind::Count { .. } => {}
         }
     }
 
-    /// Closes the oldest periods that go on where there are too many: marks are written at each end of a window.
-    fn bound_splits(&mut self) {
-        let splits = &mut self.mark.splits;
-        while splits.len() > SPLITS {
-            let oldest = splits.iter().enumerate().min_by_key(|(_, split)| split.end);
-            let Some((index, end)) = oldest.map(|(index, split)| (index, split.end)) else {
+    /// Closes the oldest periods that go on where there are too many: checkpoints are written at each end of a window.
+    fn bound_remainders(&mut self) {
+        let remainders = &mut self.checkpoint.remainders;
+        while remainders.len() > MAX_REMAINDERS {
+            let oldest = remainders
+                .iter()
+                .enumerate()
+                .min_by_key(|(_, remainder)| remainder.end);
+            let Some((index, end)) = oldest.map(|(index, remainder)| (index, remainder.end)) else {
                 return;
             };
-            splits.remove(index);
-            self.mark.closed_until = self.mark.closed_until.max(Some(end));
+            remainders.remove(index);
+            self.checkpoint.closed_until = self.checkpoint.closed_until.max(Some(end));
         }
     }
 
-    /// Forgets splits of periods whose time has passed.
-    pub(super) fn prune(&mut self, frame: &Frame, at: Time) {
-        let closed_until = &mut self.mark.closed_until;
-        self.mark.splits.retain(|split| {
-            let passed = frame.is_over(split.end, at);
+    /// Forgets remainders of periods whose time has passed.
+    pub(super) fn prune_remainders(&mut self, context: &WindowContext, at: Time) {
+        let closed_until = &mut self.checkpoint.closed_until;
+        self.checkpoint.remainders.retain(|remainder| {
+            let passed = context.watermark_passed(remainder.end, at);
             if passed {
-                *closed_until = (*closed_until).max(Some(split.end));
+                *closed_until = (*closed_until).max(Some(remainder.end));
             }
             !passed
         });
     }
 
-    pub(super) fn report_nothing(&mut self, frame: &Frame, span: Span, why: Closing, at: Time) -> Closed {
-        Closed {
+    pub(super) fn report_without_messages(
+        &mut self,
+        context: &WindowContext,
+        span: Span,
+        reason: CloseReason,
+        at: Time,
+    ) -> ClosedWindow {
+        ClosedWindow {
             group: self.name.to_string(),
             start: span.start,
             end: span.end,
-            why,
+            reason,
             messages: 0,
             bytes: 0,
-            late: std::mem::take(&mut self.mark.late),
+            late: std::mem::take(&mut self.checkpoint.late),
             seqs: Vec::new(),
             at,
-            facts: vec![Accumulator::default().finish(); frame.hold.fields],
+            facts: vec![Accumulator::default().finish(); context.limits.fields],
             forget: Vec::new(),
-            mark: self.mark.clone(),
+            checkpoint: self.checkpoint.clone(),
         }
     }
 }
 
 /// When a window ends by itself, and why.
-fn window_due(frame: &Frame, window: &Window) -> Option<(Time, Closing)> {
-    let aged = frame
+fn window_due(context: &WindowContext, window: &OpenWindow) -> Option<(Time, CloseReason)> {
+    let aged = context
         .max_age()
-        .map(|age| (window.opened.after(age), Closing::Full));
-    let due = (!matches!(frame.spec.kind, WindowKind::Count { .. }))
-        .then(|| (frame.due(window.span.end), Closing::Due));
+        .map(|age| (window.opened.after(age), CloseReason::Full));
+    let due = (!matches!(context.spec.kind, WindowKind::Count { .. }))
+        .then(|| (context.due(window.span.end), CloseReason::Due));
     match (due, aged) {
         (Some(due), Some(aged)) => Some(if aged.0 < due.0 { aged } else { due }),
         (due, aged) => due.or(aged),
