@@ -46,8 +46,8 @@ pub(crate) fn openings(system_prompts: &[String], rules: &[Rule]) -> Vec<Opening
     let of_rules = rules.iter().filter_map(|rule| {
         Some(Opening {
             of: format!("rule \"{}\"", rule.name),
-            user: summary::opening(&rule.words.prompt)?.to_owned(),
-            system: rule.words.system.clone(),
+            user: summary::prompt_prefix(&rule.summary.prompt)?.to_owned(),
+            system: rule.summary.system.clone(),
             asked_for: false,
         })
     });

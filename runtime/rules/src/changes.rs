@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::summary::Record;
+use super::summary::PromptMessage;
 use super::{Checkpoint, Event, Output, Time, Value};
 
 /// A message of a window that is still open. A message that several rules take is kept once for each.
@@ -58,8 +58,8 @@ impl ShownMessage {
     }
 
     /// As prompts see it.
-    pub fn record(&self) -> Record {
-        Record::new(
+    pub fn prompt_message(&self) -> PromptMessage {
+        PromptMessage::new(
             self.time,
             &self.topic,
             self.payload.as_bytes(),
@@ -96,7 +96,7 @@ impl PendingEvent {
 
 /// A window's end, as it is stored: in one piece.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Ended {
+pub struct WindowClose {
     /// The rule.
     pub rule: String,
     /// The group.
@@ -115,7 +115,7 @@ pub enum RuleChange {
     /// A message has its place in a window.
     Message(Box<KeptMessage>),
     /// A value of a rule's `dedupe`.
-    Seen {
+    AddDedupeValue {
         /// The rule.
         rule: String,
         /// The value.
@@ -124,14 +124,14 @@ pub enum RuleChange {
         at: Time,
     },
     /// Values of a rule's `dedupe` that are remembered no longer.
-    Unseen {
+    ForgetDedupeValues {
         /// The rule.
         rule: String,
         /// The values.
         values: Vec<String>,
     },
     /// A window has ended.
-    Close(Box<Ended>),
+    CloseWindow(Box<WindowClose>),
     /// What is known of a group beside its messages.
     Checkpoint {
         /// The rule.
@@ -149,19 +149,19 @@ pub enum RuleChange {
         group: String,
     },
     /// The rule is gone, and with it all that is known of its groups and of its `dedupe`.
-    Leave {
+    RemoveRule {
         /// The rule.
         rule: String,
     },
     /// The event of a window that has ended.
-    Pending(Box<PendingEvent>),
+    PendingEvent(Box<PendingEvent>),
     /// The event is among the messages to be published.
     Posted {
         /// The event.
         event_id: String,
     },
     /// Messages are kept no longer.
-    Forget(Vec<u64>),
+    ForgetMessages(Vec<u64>),
 }
 
 /// All that an earlier process left.
@@ -174,13 +174,13 @@ pub struct RestoredRules {
     /// Events that were not published.
     pub pending: Vec<PendingEvent>,
     /// Rule, value, when.
-    pub seen: Vec<(String, String, Time)>,
+    pub dedupe_values: Vec<(String, String, Time)>,
 }
 
 impl RuleChange {
     /// Whether an event waits for its words since.
-    pub fn calls_for_words(&self) -> bool {
-        matches!(self, Self::Close(ended) if ended.pending.is_some())
+    pub fn needs_summary(&self) -> bool {
+        matches!(self, Self::CloseWindow(close) if close.pending.is_some())
     }
 }
 
@@ -202,12 +202,19 @@ impl RestoredRules {
         let pending = self
             .pending
             .iter()
-            .map(|pending| RuleChange::Pending(Box::new(pending.clone())));
-        let seen = self.seen.iter().map(|(rule, value, at)| RuleChange::Seen {
-            rule: rule.clone(),
-            value: value.clone(),
-            at: *at,
-        });
-        messages.chain(checkpoints).chain(pending).chain(seen).collect()
+            .map(|pending| RuleChange::PendingEvent(Box::new(pending.clone())));
+        let dedupe_values = self
+            .dedupe_values
+            .iter()
+            .map(|(rule, value, at)| RuleChange::AddDedupeValue {
+                rule: rule.clone(),
+                value: value.clone(),
+                at: *at,
+            });
+        messages
+            .chain(checkpoints)
+            .chain(pending)
+            .chain(dedupe_values)
+            .collect()
     }
 }

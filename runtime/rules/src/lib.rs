@@ -25,8 +25,8 @@ pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
 pub use replay::{Replay, ReplayedWindow};
 pub use rule::{
-    Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, TextFormat, TimeSource, Weekdays,
-    WindowKind, WindowSpec, Words,
+    Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, SummarySpec, TextFormat,
+    TimeSource, Weekdays, WindowKind, WindowSpec,
 };
 pub use time::Time;
 pub use window::{

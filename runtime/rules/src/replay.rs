@@ -3,13 +3,13 @@
 use std::sync::Arc;
 
 use super::changes::{PendingEvent, ShownMessage};
-use super::engine::{Book, Room, RuleMessage, Unworded};
-use super::summary::{self, Budget, Plan, Record, Template, WordsError};
+use super::engine::{PendingSummary, QueueCapacity, RuleEngine, RuleMessage};
+use super::summary::{self, PromptBudget, PromptMessage, PromptPlan, SummaryError, Template};
 use super::{CloseReason, Event, Rule, Time};
 
 /// One rule, and time as it is told.
 pub struct Replay {
-    book: Book,
+    engine: RuleEngine,
     name: Arc<str>,
     rule: Arc<Rule>,
 }
@@ -28,10 +28,10 @@ impl Replay {
     /// The rule can't be used; one line.
     pub fn new(rule: Rule) -> Result<Self, String> {
         let name = rule.name.as_str().into();
-        let mut book = Book::new(0, u64::MAX, Room::ENDLESS);
-        book.set_rules(vec![rule.clone()], Time(i64::MIN / 2))?;
+        let mut engine = RuleEngine::new(0, u64::MAX, QueueCapacity::UNBOUNDED);
+        engine.set_rules(vec![rule.clone()], Time(i64::MIN / 2))?;
         Ok(Self {
-            book,
+            engine,
             name,
             rule: Arc::new(rule),
         })
@@ -46,31 +46,31 @@ impl Replay {
             receipt: None,
             redelivered: false,
         };
-        self.book.ingest(&message, at);
+        self.engine.ingest(&message, at);
         self.ended()
     }
 
     /// Ends what is due at `at`.
     pub fn tick(&mut self, at: Time) -> Vec<ReplayedWindow> {
-        self.book.tick(at);
+        self.engine.tick(at);
         self.ended()
     }
 
     /// When [`Replay::tick`] has something to do next.
     pub fn due(&self) -> Option<Time> {
-        self.book.due()
+        self.engine.due()
     }
 
     /// Ends all windows.
     pub fn end(&mut self, at: Time) -> Vec<ReplayedWindow> {
-        self.book.end_rules(at, CloseReason::Reload);
+        self.engine.close_windows(at, CloseReason::Reload);
         self.ended()
     }
 
     fn ended(&mut self) -> Vec<ReplayedWindow> {
         let mut ended = Vec::new();
         while let Some(pending) = self.next_ended() {
-            self.book.posted(&pending.event);
+            self.engine.posted(&pending.event);
             ended.push(ReplayedWindow {
                 pending,
                 rule: Arc::clone(&self.rule),
@@ -80,8 +80,12 @@ impl Replay {
     }
 
     fn next_ended(&mut self) -> Option<PendingEvent> {
-        let facts = self.book.take_facts();
-        facts.or_else(|| self.book.take_waiting().map(|unworded| unworded.pending))
+        let facts = self.engine.take_facts_only();
+        facts.or_else(|| {
+            self.engine
+                .take_pending_summary()
+                .map(|pending_summary| pending_summary.pending)
+        })
     }
 }
 
@@ -92,11 +96,11 @@ impl ReplayedWindow {
     }
 
     /// The same, to be given its words: as if it had ended just now.
-    pub fn unworded(&self) -> Unworded {
-        Unworded {
+    pub fn pending_summary(&self) -> PendingSummary {
+        PendingSummary {
             pending: self.pending.clone(),
             rule: Some(Arc::clone(&self.rule)),
-            left: self.rule.words.deadline,
+            left: self.rule.summary.deadline,
         }
     }
 
@@ -107,19 +111,24 @@ impl ReplayedWindow {
 
     /// What the model is told before the prompt.
     pub fn system(&self) -> Option<&str> {
-        self.rule.words.system.as_deref()
+        self.rule.summary.system.as_deref()
     }
 
     /// The prompts, none for a rule without words.
     ///
     /// # Errors
     /// The template can't be rendered, or a prompt does not fit.
-    pub fn prompts(&self, budget: &Budget<'_>) -> Result<Option<Plan>, WordsError> {
-        let Some(template) = Template::compile(&self.rule.words.prompt, &self.rule.fields)? else {
+    pub fn prompts(&self, budget: &PromptBudget<'_>) -> Result<Option<PromptPlan>, SummaryError> {
+        let Some(template) = Template::compile(&self.rule.summary.prompt, &self.rule.fields)? else {
             return Ok(None);
         };
-        let records: Vec<Record> = self.pending.messages.iter().map(ShownMessage::record).collect();
+        let records: Vec<PromptMessage> = self
+            .pending
+            .messages
+            .iter()
+            .map(ShownMessage::prompt_message)
+            .collect();
         let scene = self.rule.scene(&self.pending.event);
-        summary::plan(&template, &scene, &records, budget).map(Some)
+        summary::plan_prompts(&template, &scene, &records, budget).map(Some)
     }
 }

@@ -6,7 +6,7 @@ use jiff::civil;
 use jiff::tz::TimeZone;
 
 use super::Event;
-use super::summary::Scene;
+use super::summary::WindowFacts;
 
 /// What to make of which messages.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,7 +26,7 @@ pub struct Rule {
     /// When windows begin and end.
     pub window: WindowSpec,
     /// How the facts become words.
-    pub words: Words,
+    pub summary: SummarySpec,
     /// Where events go.
     pub output: Output,
     /// What it may cost.
@@ -45,7 +45,7 @@ impl Rule {
             group_by: None,
             dedupe: None,
             window: WindowSpec::new(kind),
-            words: Words {
+            summary: SummarySpec {
                 prompt,
                 system: None,
                 max_tokens: 256,
@@ -92,8 +92,8 @@ impl Rule {
     }
 
     /// An event of it, as templates see it.
-    pub fn scene<'a>(&'a self, event: &'a Event) -> Scene<'a> {
-        Scene {
+    pub fn scene<'a>(&'a self, event: &'a Event) -> WindowFacts<'a> {
+        WindowFacts {
             rule: &event.rule,
             group: &event.group,
             zone: &self.window.zone,
@@ -248,7 +248,7 @@ pub enum TimeSource {
 
 /// How facts become words.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Words {
+pub struct SummarySpec {
     /// The prompt.
     pub prompt: PromptSource,
     /// What the model is told before it.

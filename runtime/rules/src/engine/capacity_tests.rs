@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use super::tests::{START, after, book, facts, rule, say};
+use super::tests::{START, after, facts, rule, rule_engine, say};
 use super::*;
 use crate::{Field, Value, WindowKind};
 use phi_edge_job::ErrorCode;
@@ -18,7 +18,7 @@ fn hopping() -> WindowKind {
 fn what_windows_hold_in_memory_is_held_to_the_rules_limit() {
     const LIMIT: u64 = 256 << 10;
     let mut wide = rule();
-    wide.words.prompt = crate::PromptSource::None;
+    wide.summary.prompt = crate::PromptSource::None;
     wide.window.kind = hopping();
     wide.window.max_groups = 100_000;
     wide.limits.store_bytes = LIMIT;
@@ -28,36 +28,36 @@ fn what_windows_hold_in_memory_is_held_to_the_rules_limit() {
             pointer: "/t".to_owned(),
         })
         .collect();
-    let mut book = book(wide, Room::USUAL);
+    let mut engine = rule_engine(wide, QueueCapacity::DEFAULT);
     for n in 0..1000 {
         say(
-            &mut book,
+            &mut engine,
             &format!("{n}"),
             &json!({"t": format!("text {n}")}),
             after(0),
         );
-        let counters = book.counters();
+        let counters = engine.counters();
         assert!(counters.window_bytes <= LIMIT + 4096, "{counters:?}");
         assert!(counters.held_bytes <= LIMIT, "{counters:?}");
     }
-    let counters = book.counters();
+    let counters = engine.counters();
     assert!(counters.dropped > 0 && counters.messages > 50, "{counters:?}");
     // What an earlier process counted is counted again, to the same.
-    let mut again = super::tests::book((*book.desks["r"].rule).clone(), Room::USUAL);
-    again.restore(book.all(), after(0));
+    let mut again = super::tests::rule_engine((*engine.rules["r"].rule).clone(), QueueCapacity::DEFAULT);
+    again.restore(engine.all(), after(0));
     assert_eq!(again.counters().window_bytes, counters.window_bytes);
     assert_eq!(again.counters().held, counters.held);
     // WindowOperator that have ended, and their texts, make room.
-    book.tick(after(200));
-    say(&mut book, "a", &json!({"t": "text"}), after(201));
-    assert_eq!(book.counters().dropped, counters.dropped);
-    assert_eq!(book.counters().held, 1);
+    engine.tick(after(200));
+    say(&mut engine, "a", &json!({"t": "text"}), after(201));
+    assert_eq!(engine.counters().dropped, counters.dropped);
+    assert_eq!(engine.counters().held, 1);
 }
 
 #[test]
 fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
     const LIMIT: u64 = 128 << 10;
-    let mut book = Book::new(7, LIMIT, Room::USUAL);
+    let mut engine = RuleEngine::new(7, LIMIT, QueueCapacity::DEFAULT);
     let rules = ["r", "s"].map(|name| {
         let mut rule = rule();
         rule.name = name.to_owned();
@@ -65,7 +65,7 @@ fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
         rule.window.max_groups = 100_000;
         rule
     });
-    book.set_rules(rules.into(), START).unwrap();
+    engine.set_rules(rules.into(), START).unwrap();
     for n in 0..2000 {
         let message = RuleMessage {
             topic: format!("plant/{n}"),
@@ -74,32 +74,32 @@ fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
             receipt: None,
             redelivered: false,
         };
-        book.ingest(&message, START);
-        assert!(book.counters().window_bytes <= LIMIT + 4096);
+        engine.ingest(&message, START);
+        assert!(engine.counters().window_bytes <= LIMIT + 4096);
     }
-    assert!(book.counters().dropped > 0);
+    assert!(engine.counters().dropped > 0);
 }
 
 #[test]
 fn of_more_events_behind_their_group_than_there_is_room_for_the_oldest_go_out_of_order() {
-    let room = Room {
+    let room = QueueCapacity {
         events: 1,
         behind: 2,
-        ..Room::ENDLESS
+        ..QueueCapacity::UNBOUNDED
     };
-    let mut book = book(rule(), room);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    let _at_work = book.take_waiting().unwrap();
+    let mut engine = rule_engine(rule(), room);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    let _at_work = engine.take_pending_summary().unwrap();
     for t in 2..=6 {
-        say(&mut book, "a", &json!({"t": t}), after(t));
+        say(&mut engine, "a", &json!({"t": t}), after(t));
     }
     // 6 waits for words, 4 and 5 for the first of their group.
     let busy = Some(ErrorCode::Busy);
     assert_eq!(
-        facts(&mut book),
+        facts(&mut engine),
         [(Some(Value::Number(2.0)), busy), (Some(Value::Number(3.0)), busy)]
     );
-    assert_eq!(book.counters().waiting, 4);
+    assert_eq!(engine.counters().waiting, 4);
 }
 
 #[test]
@@ -107,19 +107,24 @@ fn many_windows_that_end_at_once_show_the_model_no_more_than_may_wait() {
     const ROOM: u64 = 20_000;
     let mut many = rule();
     many.window.kind = hopping();
-    let room = Room {
+    let room = QueueCapacity {
         bytes: ROOM,
-        ..Room::USUAL
+        ..QueueCapacity::DEFAULT
     };
-    let mut book = book(many, room);
+    let mut engine = rule_engine(many, room);
     for t in 0..5 {
-        say(&mut book, "a", &json!({"t": t, "x": "x".repeat(1000)}), after(t));
+        say(
+            &mut engine,
+            "a",
+            &json!({"t": t, "x": "x".repeat(1000)}),
+            after(t),
+        );
     }
-    let changes = book.tick(after(1000));
+    let changes = engine.tick(after(1000));
     let events: Vec<&PendingEvent> = changes
         .iter()
         .filter_map(|change| match change {
-            RuleChange::Close(ended) => ended.pending.as_ref(),
+            RuleChange::CloseWindow(ended) => ended.pending.as_ref(),
             _ => None,
         })
         .collect();

@@ -8,41 +8,41 @@ use sha2::{Digest as _, Sha256};
 use crate::Time;
 
 /// They are remembered for so long.
-const FOR: Duration = Duration::from_hours(24);
+const DEDUPE_RETENTION: Duration = Duration::from_hours(24);
 /// Values that are remembered of a rule.
-pub const SEEN_AT_MOST: usize = 100_000;
+pub const MAX_DEDUPE_VALUES: usize = 100_000;
 
-/// What begins a digest in the store. Names that earlier versions stored hold [`PART`], digests never do.
-const MARK: char = '\u{1d}';
+/// What begins a digest in the store. Names that earlier versions stored hold [`GROUP_SEPARATOR`], digests never do.
+const DIGEST_PREFIX: char = '\u{1d}';
 /// Parts a group from the value.
-const PART: char = '\u{1f}';
+const GROUP_SEPARATOR: char = '\u{1f}';
 
 /// A value of a group, in so many bytes however long it is. That two of 100,000 are alike by chance is less likely than one
 /// in 10^28.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) struct Digest(u128);
+pub(super) struct DedupeDigest(u128);
 
-impl Digest {
+impl DedupeDigest {
     /// Publishers count each for itself: values are those of a group.
     pub(super) fn of(group: &str, value: &str) -> Self {
-        Self::of_name(&format!("{group}{PART}{value}"))
+        Self::of_key(&format!("{group}{GROUP_SEPARATOR}{value}"))
     }
 
     /// As the store has it: a digest, or the name of which an earlier version had none.
-    pub(super) fn stored(text: &str) -> Self {
+    pub(super) fn parse(text: &str) -> Self {
         let digest = text
-            .strip_prefix(MARK)
-            .filter(|digits| digits.len() == 32 && !digits.contains(PART))
+            .strip_prefix(DIGEST_PREFIX)
+            .filter(|digits| digits.len() == 32 && !digits.contains(GROUP_SEPARATOR))
             .and_then(|digits| u128::from_str_radix(digits, 16).ok());
-        digest.map_or_else(|| Self::of_name(text), Self)
+        digest.map_or_else(|| Self::of_key(text), Self)
     }
 
     /// The text for the store.
-    pub(super) fn text(self) -> String {
-        format!("{MARK}{:032x}", self.0)
+    pub(super) fn to_text(self) -> String {
+        format!("{DIGEST_PREFIX}{:032x}", self.0)
     }
 
-    fn of_name(name: &str) -> Self {
+    fn of_key(name: &str) -> Self {
         let digest = Sha256::digest(name.as_bytes());
         let first = digest.iter().take(16);
         Self(first.fold(0, |number, byte| number << 8 | u128::from(*byte)))
@@ -50,24 +50,26 @@ impl Digest {
 }
 
 #[derive(Debug, Default)]
-pub(super) struct Seen {
-    values: HashMap<Digest, Time>,
+pub(super) struct DedupeValues {
+    values: HashMap<DedupeDigest, Time>,
     /// Oldest first.
-    order: VecDeque<Digest>,
+    order: VecDeque<DedupeDigest>,
 }
 
-impl Seen {
+impl DedupeValues {
     /// Whether the value was there lately.
-    pub(super) fn holds(&self, value: Digest, now: Time) -> bool {
-        self.values.get(&value).is_some_and(|at| now.since(*at) <= FOR)
+    pub(super) fn contains(&self, value: DedupeDigest, now: Time) -> bool {
+        self.values
+            .get(&value)
+            .is_some_and(|at| now.since(*at) <= DEDUPE_RETENTION)
     }
 
     /// Remembers a value; gives those that are forgotten for it.
-    pub(super) fn add(&mut self, value: Digest, at: Time) -> Vec<Digest> {
+    pub(super) fn add(&mut self, value: DedupeDigest, at: Time) -> Vec<DedupeDigest> {
         let mut forgotten = Vec::new();
         while let Some(oldest) = self.order.front() {
-            let expired = !self.holds(*oldest, at);
-            if !expired && self.order.len() < SEEN_AT_MOST {
+            let expired = !self.contains(*oldest, at);
+            if !expired && self.order.len() < MAX_DEDUPE_VALUES {
                 break;
             }
             if let Some(oldest) = self.order.pop_front() {
@@ -82,8 +84,8 @@ impl Seen {
     }
 
     /// All of them, oldest first, and when they were there.
-    pub(super) fn all(&self) -> impl Iterator<Item = (Digest, Time)> {
-        let at = |value: &Digest| self.values.get(value).copied();
+    pub(super) fn all(&self) -> impl Iterator<Item = (DedupeDigest, Time)> {
+        let at = |value: &DedupeDigest| self.values.get(value).copied();
         self.order
             .iter()
             .filter_map(move |value| Some((*value, at(value)?)))
@@ -94,41 +96,44 @@ impl Seen {
 mod tests {
     use super::*;
 
-    fn value(text: &str) -> Digest {
-        Digest::of("", text)
+    fn value(text: &str) -> DedupeDigest {
+        DedupeDigest::of("", text)
     }
 
     #[test]
     fn what_is_too_old_or_too_much_is_forgotten_and_told() {
-        let mut seen = Seen::default();
+        let mut seen = DedupeValues::default();
         assert_eq!(seen.add(value("a"), Time(0)), []);
-        let day = Time(0).after(FOR);
-        assert!(seen.holds(value("a"), day) && !seen.holds(value("a"), Time(day.0 + 1)));
+        let day = Time(0).after(DEDUPE_RETENTION);
+        assert!(seen.contains(value("a"), day) && !seen.contains(value("a"), Time(day.0 + 1)));
         assert_eq!(seen.add(value("b"), Time(day.0 + 1)), [value("a")]);
-        for n in 1..SEEN_AT_MOST {
+        for n in 1..MAX_DEDUPE_VALUES {
             assert_eq!(seen.add(value(&n.to_string()), Time(day.0 + 2)), []);
         }
         assert_eq!(seen.add(value("c"), Time(day.0 + 3)), [value("b")]);
         assert_eq!(seen.all().next(), Some((value("1"), Time(day.0 + 2))));
-        assert_eq!(seen.all().count(), SEEN_AT_MOST);
+        assert_eq!(seen.all().count(), MAX_DEDUPE_VALUES);
     }
 
     #[test]
     fn a_value_takes_the_same_room_however_long_it_is() {
-        assert_eq!(size_of::<Digest>(), 16);
+        assert_eq!(size_of::<DedupeDigest>(), 16);
         let long = "x".repeat(64 << 10);
-        for value in [Digest::of("g", "1"), Digest::of("g", &long)] {
-            assert_eq!(value.text().len(), 33);
-            assert_eq!(Digest::stored(&value.text()), value);
+        for value in [DedupeDigest::of("g", "1"), DedupeDigest::of("g", &long)] {
+            assert_eq!(value.to_text().len(), 33);
+            assert_eq!(DedupeDigest::parse(&value.to_text()), value);
         }
-        assert_ne!(Digest::of("g", "1"), Digest::of("h", "1"));
+        assert_ne!(DedupeDigest::of("g", "1"), DedupeDigest::of("h", "1"));
     }
 
     #[test]
     fn what_earlier_versions_stored_is_known_again() {
-        assert_eq!(Digest::stored("g\u{1f}42"), Digest::of("g", "42"));
-        assert_eq!(Digest::stored("\u{1f}42"), Digest::of("", "42"));
-        let told = format!("{MARK}{}", "0".repeat(32));
-        assert_eq!(Digest::stored(&format!("{told}{PART}1")), Digest::of(&told, "1"));
+        assert_eq!(DedupeDigest::parse("g\u{1f}42"), DedupeDigest::of("g", "42"));
+        assert_eq!(DedupeDigest::parse("\u{1f}42"), DedupeDigest::of("", "42"));
+        let told = format!("{DIGEST_PREFIX}{}", "0".repeat(32));
+        assert_eq!(
+            DedupeDigest::parse(&format!("{told}{GROUP_SEPARATOR}1")),
+            DedupeDigest::of(&told, "1")
+        );
     }
 }

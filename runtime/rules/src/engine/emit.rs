@@ -4,37 +4,37 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::rule_state::wordless;
-use super::{Book, Desk, pending};
-use crate::changes::{Ended, KeptMessage, PendingEvent, RuleChange, ShownMessage};
+use super::{RuleEngine, RuleState, pending};
+use crate::changes::{KeptMessage, PendingEvent, RuleChange, ShownMessage, WindowClose};
 use crate::extraction::{ParsedPayload, RawMessage};
 use crate::window::ClosedWindow;
 use crate::{CloseReason, Event, EventWindow, Output, Rule, Selector, Time, summary};
 
 /// A window that is closed so long after it was to end is published late.
-const LATE: Duration = Duration::from_secs(5);
+const LATE_CLOSE_THRESHOLD: Duration = Duration::from_secs(5);
 
-impl Book {
-    pub(super) fn end_all(
+impl RuleEngine {
+    pub(super) fn close_rule_windows(
         &mut self,
         name: &str,
         now: Time,
         reason: CloseReason,
         changes: &mut Vec<RuleChange>,
     ) {
-        if let Some(desk) = self.desks.get_mut(name) {
-            let closed = desk.windows.close_all(now, reason);
-            self.close(name, closed, now, changes);
+        if let Some(state) = self.rules.get_mut(name) {
+            let closed = state.windows.close_all(now, reason);
+            self.emit(name, closed, now, changes);
         }
     }
 
     /// Ends a rule's windows and forgets it: another of its name begins anew.
-    pub(super) fn leave(&mut self, name: String, now: Time, changes: &mut Vec<RuleChange>) {
-        self.end_all(&name, now, CloseReason::Reload, changes);
-        self.desks.remove(&name);
-        changes.push(RuleChange::Leave { rule: name });
+    pub(super) fn remove_rule(&mut self, name: String, now: Time, changes: &mut Vec<RuleChange>) {
+        self.close_rule_windows(&name, now, CloseReason::Reload, changes);
+        self.rules.remove(&name);
+        changes.push(RuleChange::RemoveRule { rule: name });
     }
 
-    pub(super) fn close(
+    pub(super) fn emit(
         &mut self,
         name: &str,
         closed: Vec<ClosedWindow>,
@@ -44,42 +44,42 @@ impl Book {
         // Of many windows that end at once, each may show the model as much as all that may wait.
         let mut shown_bytes = 0;
         for closed in closed {
-            let Some(desk) = self.desks.get_mut(name) else {
+            let Some(state) = self.rules.get_mut(name) else {
                 return;
             };
             let mut last_topic = None;
-            let crowded = shown_bytes > self.waiting.room_bytes();
-            let shown = shown(&closed, desk, crowded, &mut last_topic);
+            let crowded = shown_bytes > self.pending.capacity_bytes();
+            let shown = shown(&closed, state, crowded, &mut last_topic);
             shown_bytes += shown.iter().map(ShownMessage::cost).sum::<u64>();
             self.events += 1;
             // Where no model is asked, nothing is kept from it.
-            let of_model = if wordless(&desk.rule) {
+            let of_model = if wordless(&state.rule) {
                 closed.messages
             } else {
                 shown.len() as u64
             };
             let mut event = event(
                 &closed,
-                desk,
+                state,
                 of_model,
                 format!("{:016x}-e{}", self.boot, self.events),
                 now,
             );
-            desk.dropped = 0;
-            let wordy = !wordless(&desk.rule) && !crowded;
-            if crowded && !wordless(&desk.rule) {
-                event.error = Some(pending::too_many());
+            state.dropped = 0;
+            let needs_summary = !wordless(&state.rule) && !crowded;
+            if crowded && !wordless(&state.rule) {
+                event.error = Some(pending::queue_full());
             }
             let pending = PendingEvent {
                 output: Output {
-                    topic: fill(&desk.rule, &closed.group, last_topic.as_deref()),
-                    ..desk.rule.output.clone()
+                    topic: fill(&state.rule, &closed.group, last_topic.as_deref()),
+                    ..state.rule.output.clone()
                 },
                 event,
                 messages: shown,
                 since: now,
             };
-            let forgotten = desk.forget(&closed);
+            let forgotten = state.forget(&closed);
             self.held -= forgotten.len();
             let cost: u64 = forgotten.iter().map(KeptMessage::cost).sum();
             self.bytes -= cost;
@@ -93,8 +93,8 @@ impl Book {
                 event.id = pending.event.event_id,
                 "a window has ended"
             );
-            self.waiting.push(pending.clone(), wordy);
-            changes.push(RuleChange::Close(Box::new(Ended {
+            self.pending.push(pending.clone(), needs_summary);
+            changes.push(RuleChange::CloseWindow(Box::new(WindowClose {
                 rule: name.to_owned(),
                 group: closed.group,
                 checkpoint: closed.checkpoint,
@@ -108,14 +108,14 @@ impl Book {
 /// What the model is shown: the newest messages within the rule's bounds, oldest first.
 fn shown(
     closed: &ClosedWindow,
-    desk: &Desk,
+    state: &RuleState,
     crowded: bool,
     last_topic: &mut Option<String>,
 ) -> Vec<ShownMessage> {
-    let Some(messages) = desk.messages.get(&closed.group) else {
+    let Some(messages) = state.messages.get(&closed.group) else {
         return Vec::new();
     };
-    if crowded || wordless(&desk.rule) {
+    if crowded || wordless(&state.rule) {
         let newest = closed.seqs.iter().rev().find_map(|seq| messages.get(seq));
         *last_topic = newest.map(|message| message.topic.clone());
         return Vec::new();
@@ -127,29 +127,29 @@ fn shown(
             continue;
         };
         last_topic.get_or_insert_with(|| message.topic.clone());
-        let payload = summary::text(&message.payload, summary::MESSAGE_CAP);
+        let payload = summary::bounded_text(&message.payload, summary::MAX_PROMPT_TEXT_BYTES);
         bytes += payload.len();
         // The newest is shown in any case: it is cut already.
-        if bytes > desk.rule.limits.keep_bytes && !shown.is_empty() {
+        if bytes > state.rule.limits.keep_bytes && !shown.is_empty() {
             break;
         }
-        let extracted = desk.extractor.extract(&ParsedPayload::new(RawMessage {
+        let extracted = state.extractor.extract(&ParsedPayload::new(RawMessage {
             topic: &message.topic,
             payload: &message.payload,
         }));
         shown.push(ShownMessage {
-            time: desk.windows.timestamp_of(extracted.event_time, message.arrived),
+            time: state.windows.timestamp_of(extracted.event_time, message.arrived),
             topic: message.topic.clone(),
             payload,
-            fields: desk.extractor.named(extracted.values),
+            fields: state.extractor.named(extracted.values),
         });
     }
     shown.reverse();
     shown
 }
 
-fn event(closed: &ClosedWindow, desk: &Desk, shown: u64, event_id: String, now: Time) -> Event {
-    let rule = &desk.rule;
+fn event(closed: &ClosedWindow, state: &RuleState, shown: u64, event_id: String, now: Time) -> Event {
+    let rule = &state.rule;
     Event {
         event_id,
         rule: rule.name.clone(),
@@ -161,8 +161,8 @@ fn event(closed: &ClosedWindow, desk: &Desk, shown: u64, event_id: String, now: 
             messages: closed.messages,
             late: closed.late,
             left_out: closed.messages.saturating_sub(shown),
-            dropped: desk.dropped,
-            closed_late: now.since(closed.at) > LATE,
+            dropped: state.dropped,
+            closed_late: now.since(closed.at) > LATE_CLOSE_THRESHOLD,
         },
         stats: rule
             .fields

@@ -23,13 +23,13 @@ use super::changes::{KeptMessage, PendingEvent, RuleChange};
 use super::extraction::Extractor;
 use super::window::WindowOperator;
 use super::{CloseReason, Event, Rule, RuleCounters, Time, summary};
-use dedupe::Seen;
-use pending::Waiting;
+use dedupe::DedupeValues;
+use pending::PendingEvents;
 use phi_edge_job::Receipt;
 use rule_state::wordless;
 
-pub use dedupe::SEEN_AT_MOST;
-pub use pending::Room;
+pub use dedupe::MAX_DEDUPE_VALUES;
+pub use pending::QueueCapacity;
 
 /// A message for rules.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ pub struct RuleMessage {
 }
 
 /// An event that waits for words.
-pub struct Unworded {
+pub struct PendingSummary {
     /// Its facts, and what the model is shown.
     pub pending: PendingEvent,
     /// Its rule, where that still exists.
@@ -57,7 +57,7 @@ pub struct Unworded {
 }
 
 /// A rule at work.
-struct Desk {
+struct RuleState {
     rule: Arc<Rule>,
     extractor: Extractor,
     windows: WindowOperator,
@@ -67,20 +67,20 @@ struct Desk {
     bytes: u64,
     /// Messages dropped since its last event.
     dropped: u64,
-    seen: Seen,
+    dedupe: DedupeValues,
 }
 
 /// WindowOperator are held for what waits at the broker.
 #[derive(Debug, Clone, Copy)]
-struct Hold {
-    until: Time,
-    at_most: Time,
+struct EventTimeHold {
+    ends_at: Time,
+    latest_end: Time,
 }
 
 /// The rules of a node and their state.
-pub struct Book {
-    desks: BTreeMap<String, Desk>,
-    waiting: Waiting,
+pub struct RuleEngine {
+    rules: BTreeMap<String, RuleState>,
+    pending: PendingEvents,
     seq: u64,
     events: u64,
     /// Makes event ids differ between processes.
@@ -92,16 +92,16 @@ pub struct Book {
     /// The latest time that was told.
     clock: Option<Time>,
     /// Whether windows are held for what waits at the broker.
-    hold: Option<Hold>,
+    hold: Option<EventTimeHold>,
     counters: RuleCounters,
 }
 
-impl Book {
+impl RuleEngine {
     /// A book without rules; all messages of open windows together may cost `most_bytes`.
-    pub fn new(boot: u64, most_bytes: u64, room: Room) -> Self {
+    pub fn new(boot: u64, most_bytes: u64, capacity: QueueCapacity) -> Self {
         Self {
-            desks: BTreeMap::new(),
-            waiting: Waiting::new(room),
+            rules: BTreeMap::new(),
+            pending: PendingEvents::new(capacity),
             seq: 0,
             events: 0,
             boot,
@@ -128,28 +128,28 @@ impl Book {
         let now = self.now(wall, &mut changes);
         let kept: HashSet<&str> = rules.iter().map(|rule| rule.name.as_str()).collect();
         let gone: Vec<String> = self
-            .desks
+            .rules
             .keys()
             .filter(|name| !kept.contains(name.as_str()))
             .cloned()
             .collect();
         for name in gone {
-            self.leave(name, now, &mut changes);
+            self.remove_rule(name, now, &mut changes);
         }
         for (rule, extractor) in rules.into_iter().zip(extractors) {
             let name = rule.name.clone();
             if self
-                .desks
+                .rules
                 .get(&name)
-                .is_some_and(|desk| !desk.rule.counts_as(&rule))
+                .is_some_and(|state| !state.rule.counts_as(&rule))
             {
-                self.leave(name.clone(), now, &mut changes);
+                self.remove_rule(name.clone(), now, &mut changes);
             }
             let rule = Arc::new(rule);
-            match self.desks.get_mut(&name) {
-                Some(desk) => (desk.rule, desk.extractor) = (rule, extractor),
+            match self.rules.get_mut(&name) {
+                Some(state) => (state.rule, state.extractor) = (rule, extractor),
                 None => {
-                    self.desks.insert(name, Desk::new(rule, extractor));
+                    self.rules.insert(name, RuleState::new(rule, extractor));
                 }
             }
         }
@@ -158,84 +158,88 @@ impl Book {
 
     /// Counts a message in the windows of the rules that take it.
     pub fn ingest(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
-        self.take(message, wall, true)
+        self.ingest_as(message, wall, true)
     }
 
-    /// As [`Book::ingest`] while nothing can be stored: unless it ends a window at once, the message is dropped.
+    /// As [`RuleEngine::ingest`] while nothing can be stored: unless it ends a window at once, the message is dropped.
     pub fn ingest_unstorable(&mut self, message: &RuleMessage, wall: Time) -> Vec<RuleChange> {
-        self.take(message, wall, false)
+        self.ingest_as(message, wall, false)
     }
 
     /// Ends what is due.
     pub fn tick(&mut self, wall: Time) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let now = self.now(wall, &mut changes);
-        if self.hold.is_some_and(|hold| hold.until <= now) {
-            self.set_hold(None);
+        if self.hold.is_some_and(|hold| hold.ends_at <= now) {
+            self.hold_event_time(None);
         }
         let due: Vec<String> = self
-            .desks
+            .rules
             .iter()
-            .filter(|(_, desk)| desk.windows.due().is_none_or(|due| due <= now))
+            .filter(|(_, state)| state.windows.due().is_none_or(|due| due <= now))
             .map(|(name, _)| name.clone())
             .collect();
         for name in due {
-            let Some(desk) = self.desks.get_mut(&name) else {
+            let Some(state) = self.rules.get_mut(&name) else {
                 continue;
             };
-            let closed = desk.windows.tick(now);
-            self.close(&name, closed, now, &mut changes);
+            let closed = state.windows.tick(now);
+            self.emit(&name, closed, now, &mut changes);
         }
-        let desks = &self.desks;
-        self.waiting
-            .expire(now, |rule| desks.get(rule).map(|desk| desk.rule.words.deadline));
+        let rules = &self.rules;
+        self.pending.expire(now, |rule| {
+            rules.get(rule).map(|state| state.rule.summary.deadline)
+        });
         changes
     }
 
     /// Ends all windows of all rules.
-    pub fn end_rules(&mut self, wall: Time, reason: CloseReason) -> Vec<RuleChange> {
+    pub fn close_windows(&mut self, wall: Time, reason: CloseReason) -> Vec<RuleChange> {
         let mut changes = Vec::new();
         let now = self.now(wall, &mut changes);
-        let names: Vec<String> = self.desks.keys().cloned().collect();
+        let names: Vec<String> = self.rules.keys().cloned().collect();
         for name in names {
-            self.end_all(&name, now, reason, &mut changes);
+            self.close_rule_windows(&name, now, reason, &mut changes);
         }
         changes
     }
 
-    /// When [`Book::tick`] has something to do next.
+    /// When [`RuleEngine::tick`] has something to do next.
     pub fn due(&self) -> Option<Time> {
-        let windows = self.desks.values().filter_map(|desk| desk.windows.due());
-        windows.chain(self.hold.map(|hold| hold.until)).min()
+        let windows = self.rules.values().filter_map(|state| state.windows.due());
+        windows.chain(self.hold.map(|hold| hold.ends_at)).min()
     }
 
     /// When a window ends next that the model may have to word: of a rule with a prompt.
-    pub fn words_due(&self) -> Option<Time> {
-        let wordy = |desk: &&Desk| !wordless(&desk.rule);
-        let desks = self.desks.values().filter(wordy);
-        desks.filter_map(|desk| desk.windows.due()).min()
+    pub fn summary_due(&self) -> Option<Time> {
+        let needs_summary = |state: &&RuleState| !wordless(&state.rule);
+        let rules = self.rules.values().filter(needs_summary);
+        rules.filter_map(|state| state.windows.due()).min()
     }
 
     /// The oldest event that goes as it is: it wants no words, or its time for them is over.
-    pub fn take_facts(&mut self) -> Option<PendingEvent> {
-        self.waiting.take_facts()
+    pub fn take_facts_only(&mut self) -> Option<PendingEvent> {
+        self.pending.take_facts_only()
     }
 
     /// The oldest event that waits for words.
-    pub fn take_waiting(&mut self) -> Option<Unworded> {
-        let pending = self.waiting.take_wordy()?;
+    pub fn take_pending_summary(&mut self) -> Option<PendingSummary> {
+        let pending = self.pending.take_pending_summary()?;
         let rule = self
-            .desks
+            .rules
             .get(&pending.event.rule)
-            .map(|desk| Arc::clone(&desk.rule));
-        let deadline = rule.as_ref().map(|rule| rule.words.deadline).unwrap_or_default();
+            .map(|state| Arc::clone(&state.rule));
+        let deadline = rule
+            .as_ref()
+            .map(|rule| rule.summary.deadline)
+            .unwrap_or_default();
         let left = pending.left(self.clock.unwrap_or(pending.since), deadline);
-        Some(Unworded { pending, rule, left })
+        Some(PendingSummary { pending, rule, left })
     }
 
     /// The event is among the messages to be published.
     pub fn posted(&mut self, event: &Event) -> RuleChange {
-        self.waiting.posted(&event.event_id);
+        self.pending.posted(&event.event_id);
         self.counters.events += 1;
         self.counters.failed += u64::from(event.error.is_some());
         RuleChange::Posted {
@@ -246,11 +250,11 @@ impl Book {
     /// How rules are doing.
     pub fn counters(&self) -> RuleCounters {
         RuleCounters {
-            rules: self.desks.len(),
+            rules: self.rules.len(),
             held: self.held,
             held_bytes: self.bytes,
-            window_bytes: self.desks.values().map(|desk| desk.windows.held_bytes()).sum(),
-            waiting: self.waiting.len(),
+            window_bytes: self.rules.values().map(|state| state.windows.held_bytes()).sum(),
+            waiting: self.pending.len(),
             ..self.counters
         }
     }
@@ -267,6 +271,7 @@ impl Book {
 /// Its condition or its template can't be; one line.
 pub(crate) fn check(rule: &Rule) -> Result<Extractor, String> {
     let wrong = |fault: String| format!("rule \"{}\": {fault}", rule.name);
-    summary::Template::compile(&rule.words.prompt, &rule.fields).map_err(|fault| wrong(fault.to_string()))?;
+    summary::Template::compile(&rule.summary.prompt, &rule.fields)
+        .map_err(|fault| wrong(fault.to_string()))?;
     Extractor::new(rule).map_err(wrong)
 }

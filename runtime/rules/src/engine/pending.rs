@@ -9,7 +9,7 @@ use phi_edge_job::ErrorCode;
 
 /// How much may wait for words. A model that can't keep up must cost neither the memory nor the disk.
 #[derive(Debug, Clone, Copy)]
-pub struct Room {
+pub struct QueueCapacity {
     /// The most events.
     pub events: usize,
     /// The most bytes of what the model is to be shown; a single event may be larger.
@@ -18,96 +18,98 @@ pub struct Room {
     pub behind: usize,
 }
 
-impl Room {
+impl QueueCapacity {
     /// What a node affords.
-    pub const USUAL: Self = Self {
+    pub const DEFAULT: Self = Self {
         events: 1000,
         bytes: 32 << 20,
         behind: 1000,
     };
     /// For who takes each event at once.
-    pub const ENDLESS: Self = Self {
+    pub const UNBOUNDED: Self = Self {
         events: usize::MAX,
         bytes: u64::MAX,
         behind: usize::MAX,
     };
 }
 
-const TOO_MANY: &str = "more events wait for words than there is room for";
+const QUEUE_FULL: &str = "more events wait for words than there is room for";
 
 /// Why an event is published without words that there is no room to keep messages for.
-pub(super) fn too_many() -> EventError {
+pub(super) fn queue_full() -> EventError {
     EventError {
         code: ErrorCode::Busy,
-        message: TOO_MANY.to_owned(),
+        message: QUEUE_FULL.to_owned(),
     }
 }
 
 /// Events in the order in which their windows ended.
-pub(super) struct Waiting {
-    queue: VecDeque<Waiter>,
+pub(super) struct PendingEvents {
+    queue: VecDeque<QueuedEvent>,
     /// Events that get their words or are published now, by id.
-    at_work: BTreeMap<String, PendingEvent>,
+    in_progress: BTreeMap<String, PendingEvent>,
     /// How many wait for words, and what those cost.
-    wordy: usize,
+    needs_summary: usize,
     bytes: u64,
-    room: Room,
+    capacity: QueueCapacity,
 }
 
-struct Waiter {
+struct QueuedEvent {
     pending: PendingEvent,
     /// Whether the model is to be asked; else the facts go as they are.
-    wordy: bool,
+    needs_summary: bool,
     /// It need not wait for those of its group that ended before.
-    at_once: bool,
+    skips_order: bool,
 }
 
-impl Waiting {
-    pub(super) fn new(room: Room) -> Self {
+impl PendingEvents {
+    pub(super) fn new(capacity: QueueCapacity) -> Self {
         Self {
             queue: VecDeque::new(),
-            at_work: BTreeMap::new(),
-            wordy: 0,
+            in_progress: BTreeMap::new(),
+            needs_summary: 0,
             bytes: 0,
-            room,
+            capacity,
         }
     }
 
     /// The most bytes of what the model is to be shown.
-    pub(super) fn room_bytes(&self) -> u64 {
-        self.room.bytes
+    pub(super) fn capacity_bytes(&self) -> u64 {
+        self.capacity.bytes
     }
 
     /// How many are not published yet.
     pub(super) fn len(&self) -> usize {
-        self.queue.len() + self.at_work.len()
+        self.queue.len() + self.in_progress.len()
     }
 
     /// Takes an event in. Where that is more than there is room for, the oldest go without words.
-    pub(super) fn push(&mut self, pending: PendingEvent, wordy: bool) {
-        if wordy {
-            self.wordy += 1;
+    pub(super) fn push(&mut self, pending: PendingEvent, needs_summary: bool) {
+        if needs_summary {
+            self.needs_summary += 1;
             self.bytes += pending.cost();
         }
-        self.queue.push_back(Waiter {
+        self.queue.push_back(QueuedEvent {
             pending,
-            wordy,
-            at_once: false,
+            needs_summary,
+            skips_order: false,
         });
-        while self.wordy > 1 && (self.wordy > self.room.events || self.bytes > self.room.bytes) {
-            let Some(oldest) = self.queue.iter().position(|waiter| waiter.wordy) else {
+        while self.needs_summary > 1
+            && (self.needs_summary > self.capacity.events || self.bytes > self.capacity.bytes)
+        {
+            let Some(oldest) = self.queue.iter().position(|queued| queued.needs_summary) else {
                 return;
             };
-            self.give_up(oldest, TOO_MANY);
+            self.drop_summary(oldest, QUEUE_FULL);
         }
-        self.let_go();
+        self.bound_followers();
     }
 
     /// Where more wait behind others of their group than there is room for, the oldest go out of order.
-    fn let_go(&mut self) {
-        let behind = |waiter: &&mut Waiter| !waiter.wordy && !waiter.at_once;
-        let many = self.queue.len().saturating_sub(self.wordy);
-        if many <= self.room.behind {
+    fn bound_followers(&mut self) {
+        let behind = |queued: &&mut QueuedEvent| !queued.needs_summary && !queued.skips_order;
+        let many = self.queue.len().saturating_sub(self.needs_summary);
+        if many <= self.capacity.behind {
             return;
         }
         let over = self
@@ -115,84 +117,88 @@ impl Waiting {
             .iter_mut()
             .filter(behind)
             .count()
-            .saturating_sub(self.room.behind);
-        for waiter in self.queue.iter_mut().filter(behind).take(over) {
-            waiter.at_once = true;
+            .saturating_sub(self.capacity.behind);
+        for queued in self.queue.iter_mut().filter(behind).take(over) {
+            queued.skips_order = true;
         }
     }
 
     /// Those of whose deadline nothing is left go without words. `deadline` is that of a rule, none of one that is gone.
     pub(super) fn expire(&mut self, now: Time, deadline: impl Fn(&str) -> Option<Duration>) {
         for index in 0..self.queue.len() {
-            let expired = self.queue.get(index).is_some_and(|waiter| {
-                let pending = &waiter.pending;
+            let expired = self.queue.get(index).is_some_and(|queued| {
+                let pending = &queued.pending;
                 let left = deadline(&pending.event.rule).map(|deadline| pending.left(now, deadline));
-                waiter.wordy && left.is_some_and(|left| left.is_zero())
+                queued.needs_summary && left.is_some_and(|left| left.is_zero())
             });
             if expired {
-                self.give_up(index, "the model was busy until the rule's `deadline` had passed");
+                self.drop_summary(index, "the model was busy until the rule's `deadline` had passed");
             }
         }
     }
 
     /// The oldest event to be published as it is.
-    pub(super) fn take_facts(&mut self) -> Option<PendingEvent> {
+    pub(super) fn take_facts_only(&mut self) -> Option<PendingEvent> {
         self.take(false)
     }
 
     /// The oldest event to be given its words.
-    pub(super) fn take_wordy(&mut self) -> Option<PendingEvent> {
+    pub(super) fn take_pending_summary(&mut self) -> Option<PendingEvent> {
         self.take(true)
     }
 
     /// The event is among the messages to be published.
     pub(super) fn posted(&mut self, event_id: &str) {
-        self.at_work.remove(event_id);
+        self.in_progress.remove(event_id);
     }
 
     /// The clock was set back: no event has waited since a time to come.
     pub(super) fn set_back(&mut self, now: Time) {
-        for waiter in &mut self.queue {
-            waiter.pending.since = waiter.pending.since.min(now);
+        for queued in &mut self.queue {
+            queued.pending.since = queued.pending.since.min(now);
         }
     }
 
     /// All of them, in order.
     pub(super) fn all(&self) -> impl Iterator<Item = &PendingEvent> {
-        let queued = self.queue.iter().map(|waiter| &waiter.pending);
-        self.at_work.values().chain(queued)
+        let waiting = self.queue.iter().map(|queued| &queued.pending);
+        self.in_progress.values().chain(waiting)
     }
 
     /// Events of one group come in the order of their windows, or a broker that retains them would keep the older one:
     /// while one is at work, the next waits.
-    fn take(&mut self, wordy: bool) -> Option<PendingEvent> {
+    fn take(&mut self, needs_summary: bool) -> Option<PendingEvent> {
         fn group(pending: &PendingEvent) -> (&str, &str) {
             (&pending.event.rule, &pending.event.group)
         }
-        let mut before: HashSet<(&str, &str)> = self.at_work.values().map(group).collect();
-        let next = self.queue.iter().position(|waiter| {
-            let first = before.insert(group(&waiter.pending));
-            (first || waiter.at_once) && waiter.wordy == wordy
+        let mut before: HashSet<(&str, &str)> = self.in_progress.values().map(group).collect();
+        let next = self.queue.iter().position(|queued| {
+            let first = before.insert(group(&queued.pending));
+            (first || queued.skips_order) && queued.needs_summary == needs_summary
         })?;
-        let Waiter { pending, wordy, .. } = self.queue.remove(next)?;
-        if wordy {
-            self.wordy -= 1;
+        let QueuedEvent {
+            pending,
+            needs_summary,
+            ..
+        } = self.queue.remove(next)?;
+        if needs_summary {
+            self.needs_summary -= 1;
             self.bytes -= pending.cost();
         }
-        self.at_work
+        self.in_progress
             .insert(pending.event.event_id.clone(), pending.clone());
         Some(pending)
     }
 
-    fn give_up(&mut self, index: usize, reason: &str) {
-        let Some(waiter) = self.queue.get_mut(index) else {
+    fn drop_summary(&mut self, index: usize, reason: &str) {
+        let Some(queued) = self.queue.get_mut(index) else {
             return;
         };
-        self.wordy -= 1;
-        self.bytes -= waiter.pending.cost();
-        waiter.wordy = false;
-        waiter.pending.messages = Vec::new();
-        let event = &mut waiter.pending.event;
+        self.needs_summary -= 1;
+        self.bytes -= queued.pending.cost();
+        queued.needs_summary = false;
+        queued.pending.messages = Vec::new();
+        let event = &mut queued.pending.event;
         tracing::warn!(
             rule = event.rule,
             event.id = event.event_id,

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::dedupe::Digest;
+use super::dedupe::DedupeDigest;
 use super::ingest::window_message;
 use super::rule_state::wordless;
-use super::{Book, Hold};
+use super::{EventTimeHold, RuleEngine};
 use crate::Time;
 use crate::changes::{KeptMessage, RestoredRules, RuleChange};
 use crate::extraction::{Extracted, ParsedPayload, RawMessage};
 
-impl Book {
+impl RuleEngine {
     /// Takes over what an earlier process left. WindowOperator that ended meanwhile end now; those that messages may still be for
     /// which wait at the broker, and absences, when those are read.
     pub fn restore(&mut self, restored: RestoredRules, wall: Time) -> Vec<RuleChange> {
@@ -19,7 +19,7 @@ impl Book {
             messages,
             checkpoints,
             pending,
-            seen,
+            dedupe_values,
         } = restored;
         tracing::info!(
             messages = messages.len(),
@@ -27,33 +27,37 @@ impl Book {
             "what rules had counted is read"
         );
         for pending in pending {
-            let desk = self.desks.get(&pending.event.rule);
-            let wordless = desk.is_some_and(|desk| wordless(&desk.rule));
+            let state = self.rules.get(&pending.event.rule);
+            let wordless = state.is_some_and(|state| wordless(&state.rule));
             let given_up = pending.event.error.is_some();
-            self.waiting.push(pending, !wordless && !given_up);
+            self.pending.push(pending, !wordless && !given_up);
         }
         let mut gone: BTreeSet<String> = BTreeSet::new();
-        for (rule, value, at) in seen {
-            let Some(desk) = self.desks.get_mut(&rule) else {
+        for (rule, value, at) in dedupe_values {
+            let Some(state) = self.rules.get_mut(&rule) else {
                 gone.insert(rule);
                 continue;
             };
-            let digest = Digest::stored(&value);
-            let mut forgotten: Vec<String> =
-                desk.seen.add(digest, at).into_iter().map(Digest::text).collect();
-            let digest = digest.text();
+            let digest = DedupeDigest::parse(&value);
+            let mut forgotten: Vec<String> = state
+                .dedupe
+                .add(digest, at)
+                .into_iter()
+                .map(DedupeDigest::to_text)
+                .collect();
+            let digest = digest.to_text();
             if digest != value {
                 // An earlier version kept the value itself.
                 forgotten.push(value);
                 let rule = rule.clone();
-                changes.push(RuleChange::Seen {
+                changes.push(RuleChange::AddDedupeValue {
                     rule,
                     value: digest,
                     at,
                 });
             }
             if !forgotten.is_empty() {
-                changes.push(RuleChange::Unseen {
+                changes.push(RuleChange::ForgetDedupeValues {
                     rule,
                     values: forgotten,
                 });
@@ -61,7 +65,7 @@ impl Book {
         }
         // What waits at the broker is about the time before, too.
         if !messages.is_empty() || !checkpoints.is_empty() {
-            self.set_hold(Some(Hold::from(wall)));
+            self.hold_event_time(Some(EventTimeHold::starting_at(wall)));
         }
         // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
         // is 0, and everything keeps its number.
@@ -70,19 +74,19 @@ impl Book {
             // New messages go on behind all that were ever counted.
             checkpoint.seq = checkpoint.seq.map(|seq| seq + base);
             self.seq = self.seq.max(checkpoint.seq.unwrap_or(0));
-            match self.desks.get_mut(&rule) {
-                Some(desk) => desk.windows.restore(group, checkpoint),
+            match self.rules.get_mut(&rule) {
+                Some(state) => state.windows.restore(group, checkpoint),
                 None => {
                     gone.insert(rule);
                 }
             }
         }
-        changes.extend(gone.into_iter().map(|rule| RuleChange::Leave { rule }));
+        changes.extend(gone.into_iter().map(|rule| RuleChange::RemoveRule { rule }));
         let mut orphans = Vec::new();
         for message in messages {
             let seq = message.seq + base;
             self.clock = self.clock.max(Some(message.arrived));
-            let Some(desk) = self.desks.get_mut(&message.rule) else {
+            let Some(state) = self.rules.get_mut(&message.rule) else {
                 orphans.push(message.seq);
                 continue;
             };
@@ -92,27 +96,27 @@ impl Book {
                 topic: &message.topic,
                 payload: &message.payload,
             });
-            let extracted = desk.extractor.extract(&parsed);
+            let extracted = state.extractor.extract(&parsed);
             // The group as it was stored: there may have been too many then.
             let extracted = Extracted {
                 group: message.group.clone(),
                 ..extracted
             };
-            let outcome = desk.windows.ingest(&window_message(&message, extracted));
+            let outcome = state.windows.ingest(&window_message(&message, extracted));
             let name = message.rule.clone();
             if outcome.assigned {
-                self.keep(message);
+                self.keep_message(message);
             } else {
                 orphans.push(message.seq);
             }
-            self.after(&name, outcome.closed, outcome.evicted, wall, &mut changes);
+            self.apply_outcome(&name, outcome.closed, outcome.evicted, wall, &mut changes);
         }
         if !orphans.is_empty() {
             tracing::warn!(
                 messages = orphans.len(),
                 "messages of rules that are no longer there are forgotten"
             );
-            changes.push(RuleChange::Forget(orphans));
+            changes.push(RuleChange::ForgetMessages(orphans));
         }
         changes.extend(self.tick(wall));
         changes
@@ -120,26 +124,27 @@ impl Book {
 
     /// Everything that is to be kept.
     pub fn all(&self) -> RestoredRules {
-        let checkpoints = self.desks.iter().flat_map(|(name, desk)| {
-            desk.windows
+        let checkpoints = self.rules.iter().flat_map(|(name, state)| {
+            state
+                .windows
                 .checkpoints()
                 .map(|(group, checkpoint)| (name.clone(), group.to_owned(), checkpoint))
         });
         let messages: BTreeMap<u64, KeptMessage> = self
-            .desks
+            .rules
             .values()
-            .flat_map(|desk| desk.messages.values().flatten())
+            .flat_map(|state| state.messages.values().flatten())
             .map(|(seq, message)| (*seq, message.clone()))
             .collect();
-        let seen = self.desks.iter().flat_map(|(name, desk)| {
-            let seen = desk.seen.all();
-            seen.map(|(value, at)| (name.clone(), value.text(), at))
+        let dedupe_values = self.rules.iter().flat_map(|(name, state)| {
+            let dedupe_values = state.dedupe.all();
+            dedupe_values.map(|(value, at)| (name.clone(), value.to_text(), at))
         });
         RestoredRules {
             messages: messages.into_values().collect(),
             checkpoints: checkpoints.collect(),
-            pending: self.waiting.all().cloned().collect(),
-            seen: seen.collect(),
+            pending: self.pending.all().cloned().collect(),
+            dedupe_values: dedupe_values.collect(),
         }
     }
 }

@@ -3,14 +3,14 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::Desk;
-use super::dedupe::{Digest, Seen};
+use super::RuleState;
+use super::dedupe::{DedupeDigest, DedupeValues};
 use crate::changes::{KeptMessage, RuleChange};
 use crate::extraction::Extractor;
 use crate::window::{ClosedWindow, WindowOperator};
 use crate::{PromptSource, Rule, Time};
 
-impl Desk {
+impl RuleState {
     pub(super) fn new(rule: Arc<Rule>, extractor: Extractor) -> Self {
         Self {
             windows: WindowOperator::new(
@@ -24,7 +24,7 @@ impl Desk {
             messages: HashMap::new(),
             bytes: 0,
             dropped: 0,
-            seen: Seen::default(),
+            dedupe: DedupeValues::default(),
         }
     }
 
@@ -42,17 +42,17 @@ impl Desk {
     }
 
     /// Remembers a value of `dedupe`.
-    pub(super) fn see(&mut self, value: Digest, at: Time, changes: &mut Vec<RuleChange>) {
+    pub(super) fn remember(&mut self, value: DedupeDigest, at: Time, changes: &mut Vec<RuleChange>) {
         let rule = self.rule.name.clone();
-        let forgotten = self.seen.add(value, at);
+        let forgotten = self.dedupe.add(value, at);
         if !forgotten.is_empty() {
-            changes.push(RuleChange::Unseen {
+            changes.push(RuleChange::ForgetDedupeValues {
                 rule: rule.clone(),
-                values: forgotten.into_iter().map(Digest::text).collect(),
+                values: forgotten.into_iter().map(DedupeDigest::to_text).collect(),
             });
         }
-        let value = value.text();
-        changes.push(RuleChange::Seen { rule, value, at });
+        let value = value.to_text();
+        changes.push(RuleChange::AddDedupeValue { rule, value, at });
     }
 
     /// Takes out the messages that no open window needs any more.
@@ -77,5 +77,5 @@ impl Desk {
 
 /// Whether no model is asked: then there is nobody to keep thousands of messages for.
 pub(super) fn wordless(rule: &Rule) -> bool {
-    rule.words.prompt == PromptSource::None
+    rule.summary.prompt == PromptSource::None
 }

@@ -18,22 +18,27 @@ pub(super) fn rule() -> Rule {
         pointer: "/t".to_owned(),
     }];
     rule.group_by = Some(Selector::Topic(1));
-    rule.words.deadline = Duration::from_mins(1);
+    rule.summary.deadline = Duration::from_mins(1);
     rule.limits.store_bytes = 1 << 20;
     rule
 }
 
-pub(super) fn book(rule: Rule, room: Room) -> Book {
-    let mut book = Book::new(7, u64::MAX, room);
-    book.set_rules(vec![rule], START).unwrap();
-    book
+pub(super) fn rule_engine(rule: Rule, room: QueueCapacity) -> RuleEngine {
+    let mut engine = RuleEngine::new(7, u64::MAX, room);
+    engine.set_rules(vec![rule], START).unwrap();
+    engine
 }
 
 pub(super) fn after(seconds: u64) -> Time {
     START.after(Duration::from_secs(seconds))
 }
 
-pub(super) fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at: Time) -> Vec<RuleChange> {
+pub(super) fn say(
+    engine: &mut RuleEngine,
+    topic: &str,
+    payload: &serde_json::Value,
+    at: Time,
+) -> Vec<RuleChange> {
     let message = RuleMessage {
         topic: format!("plant/{topic}"),
         payload: payload.to_string().into_bytes(),
@@ -41,14 +46,14 @@ pub(super) fn say(book: &mut Book, topic: &str, payload: &serde_json::Value, at:
         receipt: None,
         redelivered: false,
     };
-    book.ingest(&message, at)
+    engine.ingest(&message, at)
 }
 
 /// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
-pub(super) fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> {
+pub(super) fn facts(engine: &mut RuleEngine) -> Vec<(Option<Value>, Option<ErrorCode>)> {
     std::iter::from_fn(|| {
-        let pending = book.take_facts()?;
-        book.posted(&pending.event);
+        let pending = engine.take_facts_only()?;
+        engine.posted(&pending.event);
         let error = pending.event.error.map(|error| error.code);
         Some((pending.event.stats[0].1.last.clone(), error))
     })
@@ -57,19 +62,19 @@ pub(super) fn facts(book: &mut Book) -> Vec<(Option<Value>, Option<ErrorCode>)> 
 
 #[test]
 fn an_event_waits_for_words_no_longer_than_its_deadline() {
-    let mut book = book(rule(), Room::USUAL);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    say(&mut book, "b", &json!({"t": 2}), after(40));
-    book.tick(after(59));
-    assert_eq!(facts(&mut book), []);
-    book.tick(after(70));
+    let mut engine = rule_engine(rule(), QueueCapacity::DEFAULT);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    say(&mut engine, "b", &json!({"t": 2}), after(40));
+    engine.tick(after(59));
+    assert_eq!(facts(&mut engine), []);
+    engine.tick(after(70));
     assert_eq!(
-        facts(&mut book),
+        facts(&mut engine),
         [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
     );
-    let unworded = book.take_waiting().unwrap();
+    let pending_summary = engine.take_pending_summary().unwrap();
     assert_eq!(
-        (unworded.pending.event.group.as_str(), unworded.left),
+        (pending_summary.pending.event.group.as_str(), pending_summary.left),
         ("b", Duration::from_secs(30))
     );
 }
@@ -77,67 +82,67 @@ fn an_event_waits_for_words_no_longer_than_its_deadline() {
 #[test]
 fn of_more_events_than_there_is_room_for_the_oldest_go_without_words() {
     for room in [
-        Room {
+        QueueCapacity {
             events: 2,
-            ..Room::ENDLESS
+            ..QueueCapacity::UNBOUNDED
         },
-        Room {
+        QueueCapacity {
             bytes: 2500,
-            ..Room::ENDLESS
+            ..QueueCapacity::UNBOUNDED
         },
     ] {
-        let mut book = book(rule(), room);
+        let mut engine = rule_engine(rule(), room);
         for t in 1..=3 {
-            say(&mut book, &format!("{t}"), &json!({"t": t}), after(t));
+            say(&mut engine, &format!("{t}"), &json!({"t": t}), after(t));
         }
         assert_eq!(
-            facts(&mut book),
+            facts(&mut engine),
             [(Some(Value::Number(1.0)), Some(ErrorCode::Busy))]
         );
-        assert_eq!(book.take_waiting().unwrap().pending.event.group, "2");
-        assert_eq!(book.take_waiting().unwrap().pending.event.group, "3");
-        assert!(book.take_waiting().is_none());
+        assert_eq!(engine.take_pending_summary().unwrap().pending.event.group, "2");
+        assert_eq!(engine.take_pending_summary().unwrap().pending.event.group, "3");
+        assert!(engine.take_pending_summary().is_none());
     }
 }
 
 #[test]
 fn what_goes_without_words_waits_for_what_its_group_said_before() {
-    let room = Room {
+    let room = QueueCapacity {
         events: 1,
-        ..Room::ENDLESS
+        ..QueueCapacity::UNBOUNDED
     };
-    let mut book = book(rule(), room);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    let first = book.take_waiting().unwrap().pending.event;
-    say(&mut book, "a", &json!({"t": 2}), after(1));
-    say(&mut book, "a", &json!({"t": 3}), after(2));
-    assert_eq!(facts(&mut book), []);
-    assert!(book.take_waiting().is_none());
-    book.posted(&first);
+    let mut engine = rule_engine(rule(), room);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    let first = engine.take_pending_summary().unwrap().pending.event;
+    say(&mut engine, "a", &json!({"t": 2}), after(1));
+    say(&mut engine, "a", &json!({"t": 3}), after(2));
+    assert_eq!(facts(&mut engine), []);
+    assert!(engine.take_pending_summary().is_none());
+    engine.posted(&first);
     assert_eq!(
-        facts(&mut book),
+        facts(&mut engine),
         [(Some(Value::Number(2.0)), Some(ErrorCode::Busy))]
     );
-    assert!(book.take_waiting().is_some());
+    assert!(engine.take_pending_summary().is_some());
 }
 
 #[test]
 fn facts_alone_wait_for_no_model() {
     let mut alone = rule();
-    alone.words.prompt = PromptSource::None;
-    let mut book = book(alone, Room::USUAL);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    assert!(book.take_waiting().is_none());
-    assert_eq!(facts(&mut book), [(Some(Value::Number(1.0)), None)]);
+    alone.summary.prompt = PromptSource::None;
+    let mut engine = rule_engine(alone, QueueCapacity::DEFAULT);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    assert!(engine.take_pending_summary().is_none());
+    assert_eq!(facts(&mut engine), [(Some(Value::Number(1.0)), None)]);
 }
 
 /// How many of these messages count, one after the other.
 fn counted(rule: Rule, messages: &[serde_json::Value]) -> u64 {
-    let mut book = book(rule, Room::ENDLESS);
+    let mut engine = rule_engine(rule, QueueCapacity::UNBOUNDED);
     for message in messages {
-        say(&mut book, "a", message, after(1));
+        say(&mut engine, "a", message, after(1));
     }
-    book.counters().messages
+    engine.counters().messages
 }
 
 #[test]
@@ -165,11 +170,11 @@ fn what_differs_is_no_repeat() {
 fn long_numbers_are_groups_of_their_own() {
     let mut grouped = rule();
     grouped.group_by = Some(Selector::Field("/id".to_owned()));
-    let mut book = book(grouped, Room::ENDLESS);
+    let mut engine = rule_engine(grouped, QueueCapacity::UNBOUNDED);
     for id in [json!(9_007_199_254_740_993_u64), json!(1.0)] {
-        say(&mut book, "a", &json!({"id": id}), after(0));
+        say(&mut engine, "a", &json!({"id": id}), after(0));
     }
-    let groups = [(); 2].map(|()| book.take_waiting().unwrap().pending.event.group);
+    let groups = [(); 2].map(|()| engine.take_pending_summary().unwrap().pending.event.group);
     assert_eq!(groups, ["9007199254740993", "1"]);
 }
 
@@ -181,21 +186,21 @@ fn what_was_dropped_may_come_again() {
         every: Duration::from_mins(10),
     };
     once.limits.store_bytes = 250;
-    let mut book = book(once, Room::ENDLESS);
-    say(&mut book, "a", &json!({"n": 1}), after(0));
-    say(&mut book, "a", &json!({"n": 2}), after(1));
-    say(&mut book, "a", &json!({"n": 1}), after(2));
-    let counters = book.counters();
+    let mut engine = rule_engine(once, QueueCapacity::UNBOUNDED);
+    say(&mut engine, "a", &json!({"n": 1}), after(0));
+    say(&mut engine, "a", &json!({"n": 2}), after(1));
+    say(&mut engine, "a", &json!({"n": 1}), after(2));
+    let counters = engine.counters();
     assert_eq!(
         (counters.messages, counters.dropped, counters.repeated),
         (1, 1, 1)
     );
-    let changes = say(&mut book, "a", &json!({"n": 2}), after(600));
-    assert_eq!(book.counters().messages, 2);
+    let changes = say(&mut engine, "a", &json!({"n": 2}), after(600));
+    assert_eq!(engine.counters().messages, 2);
     assert!(
         changes
             .iter()
-            .any(|change| matches!(change, RuleChange::Seen { .. }))
+            .any(|change| matches!(change, RuleChange::AddDedupeValue { .. }))
     );
 }
 
@@ -203,7 +208,7 @@ fn leaves(changes: &[RuleChange]) -> Vec<&str> {
     changes
         .iter()
         .filter_map(|change| match change {
-            RuleChange::Leave { rule } => Some(rule.as_str()),
+            RuleChange::RemoveRule { rule } => Some(rule.as_str()),
             _ => None,
         })
         .collect()
@@ -213,34 +218,34 @@ fn leaves(changes: &[RuleChange]) -> Vec<&str> {
 fn a_rule_that_is_gone_leaves_nothing_behind() {
     let mut watched = rule();
     watched.window.absence = Some(Duration::from_mins(1));
-    let mut book = book(watched.clone(), Room::ENDLESS);
-    say(&mut book, "a", &json!({}), after(0));
+    let mut engine = rule_engine(watched.clone(), QueueCapacity::UNBOUNDED);
+    say(&mut engine, "a", &json!({}), after(0));
     let mut words = watched.clone();
-    words.words.max_tokens += 1;
-    let changes = book.set_rules(vec![words], after(1)).unwrap();
+    words.summary.max_tokens += 1;
+    let changes = engine.set_rules(vec![words], after(1)).unwrap();
     assert_eq!(leaves(&changes), [""; 0], "it goes on with other words");
     let mut other = watched.clone();
     other.window.kind = WindowKind::Count { messages: 2 };
-    say(&mut book, "b", &json!({}), after(1));
-    let changes = book.set_rules(vec![other], after(2)).unwrap();
+    say(&mut engine, "b", &json!({}), after(1));
+    let changes = engine.set_rules(vec![other], after(2)).unwrap();
     assert_eq!(leaves(&changes), ["r"]);
-    assert!(book.all().checkpoints.is_empty());
-    let changes = book.set_rules(Vec::new(), after(2)).unwrap();
+    assert!(engine.all().checkpoints.is_empty());
+    let changes = engine.set_rules(Vec::new(), after(2)).unwrap();
     assert_eq!(leaves(&changes), ["r"]);
 }
 
 #[test]
 fn what_is_left_of_unknown_rules_is_forgotten() {
-    let mut book = book(rule(), Room::ENDLESS);
+    let mut engine = rule_engine(rule(), QueueCapacity::UNBOUNDED);
     let restored = RestoredRules {
         checkpoints: vec![
             ("r".to_owned(), "a".to_owned(), Checkpoint::default()),
             ("gone".to_owned(), "a".to_owned(), Checkpoint::default()),
         ],
-        seen: vec![("away".to_owned(), "x".to_owned(), START)],
+        dedupe_values: vec![("away".to_owned(), "x".to_owned(), START)],
         ..RestoredRules::default()
     };
-    let changes = book.restore(restored, after(0));
+    let changes = engine.restore(restored, after(0));
     assert_eq!(leaves(&changes), ["away", "gone"]);
 }
 
@@ -254,17 +259,17 @@ fn full(early: &str) -> Rule {
     full.window.cool_down = Duration::from_secs(30);
     full.window.absence = Some(Duration::from_mins(1));
     full.limits.store_bytes = 250;
-    full.words.prompt = PromptSource::None;
+    full.summary.prompt = PromptSource::None;
     full
 }
 
 #[test]
 fn a_full_store_hides_no_alarm() {
-    let mut book = book(full("t > 80"), Room::ENDLESS);
+    let mut engine = rule_engine(full("t > 80"), QueueCapacity::UNBOUNDED);
     for (t, at) in [(20, 0), (21, 1), (90, 2), (30, 3), (91, 4)] {
-        say(&mut book, "a", &json!({"t": t}), after(at));
+        say(&mut engine, "a", &json!({"t": t}), after(at));
     }
-    let event = book.take_facts().unwrap().event;
+    let event = engine.take_facts_only().unwrap().event;
     let window = &event.window;
     assert_eq!(
         (window.reason, window.messages, window.dropped),
@@ -272,14 +277,14 @@ fn a_full_store_hides_no_alarm() {
     );
     assert_eq!(event.stats[0].1.max, Some(90.0));
     // There is room again for one; within `cool_down` an alarm is dropped as others are.
-    let counters = book.counters();
+    let counters = engine.counters();
     assert_eq!((counters.held, counters.dropped), (1, 2));
-    assert!(book.take_facts().is_none());
+    assert!(engine.take_facts_only().is_none());
 }
 
 #[test]
 fn an_alarm_is_told_while_nothing_can_be_stored() {
-    let mut book = book(full("t > 80"), Room::ENDLESS);
+    let mut engine = rule_engine(full("t > 80"), QueueCapacity::UNBOUNDED);
     for (t, at) in [(20, 0), (90, 1)] {
         let message = RuleMessage {
             topic: "plant/a".to_owned(),
@@ -288,21 +293,21 @@ fn an_alarm_is_told_while_nothing_can_be_stored() {
             receipt: None,
             redelivered: false,
         };
-        book.ingest_unstorable(&message, after(at));
+        engine.ingest_unstorable(&message, after(at));
     }
-    let window = book.take_facts().unwrap().event.window;
+    let window = engine.take_facts_only().unwrap().event.window;
     assert_eq!(
         (window.reason, window.messages, window.dropped),
         (CloseReason::Early, 1, 1)
     );
-    assert_eq!(book.counters().held, 0);
+    assert_eq!(engine.counters().held, 0);
 }
 
 #[test]
 fn who_is_dropped_is_not_absent() {
-    let mut book = book(full("false"), Room::ENDLESS);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    let changes = say(&mut book, "a", &json!({"t": 2}), after(50));
+    let mut engine = rule_engine(full("false"), QueueCapacity::UNBOUNDED);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    let changes = say(&mut engine, "a", &json!({"t": 2}), after(50));
     let checkpoints = changes.iter().filter_map(|change| match change {
         RuleChange::Checkpoint { checkpoint, .. } => checkpoint.last_seen,
         _ => None,
@@ -312,21 +317,21 @@ fn who_is_dropped_is_not_absent() {
         [after(50)],
         "over a restart, too"
     );
-    book.tick(after(100));
-    assert!(book.take_facts().is_none());
-    book.tick(after(110));
+    engine.tick(after(100));
+    assert!(engine.take_facts_only().is_none());
+    engine.tick(after(110));
     assert_eq!(
-        book.take_facts().unwrap().event.window.reason,
+        engine.take_facts_only().unwrap().event.window.reason,
         CloseReason::Absence
     );
 }
 
 #[test]
 fn what_is_due_makes_room_for_the_next() {
-    let mut book = book(full("false"), Room::ENDLESS);
-    say(&mut book, "a", &json!({"t": 1}), after(0));
-    say(&mut book, "a", &json!({"t": 2}), after(600));
-    let counters = book.counters();
+    let mut engine = rule_engine(full("false"), QueueCapacity::UNBOUNDED);
+    say(&mut engine, "a", &json!({"t": 1}), after(0));
+    say(&mut engine, "a", &json!({"t": 2}), after(600));
+    let counters = engine.counters();
     assert_eq!((counters.messages, counters.dropped), (2, 0));
 }
 
@@ -335,11 +340,11 @@ fn the_newest_message_is_shown_whatever_its_size() {
     let mut small = rule();
     small.window.kind = WindowKind::Count { messages: 2 };
     small.limits.keep_bytes = 8;
-    let mut book = book(small, Room::ENDLESS);
+    let mut engine = rule_engine(small, QueueCapacity::UNBOUNDED);
     for t in [1, 2] {
-        say(&mut book, "a", &json!({"t": t, "name": "long"}), after(t));
+        say(&mut engine, "a", &json!({"t": t, "name": "long"}), after(t));
     }
-    let pending = book.take_waiting().unwrap().pending;
+    let pending = engine.take_pending_summary().unwrap().pending;
     assert_eq!(pending.messages.len(), 1);
     assert_eq!(pending.messages[0].time, after(2));
     assert_eq!(pending.event.window.left_out, 1);
@@ -349,9 +354,9 @@ fn the_newest_message_is_shown_whatever_its_size() {
 fn the_model_is_needed_for_silence_too() {
     let mut watched = rule();
     watched.window.absence = Some(Duration::from_mins(1));
-    let mut book = book(watched, Room::ENDLESS);
-    say(&mut book, "a", &json!({}), after(0));
-    assert_eq!(book.words_due(), Some(after(60)));
+    let mut engine = rule_engine(watched, QueueCapacity::UNBOUNDED);
+    say(&mut engine, "a", &json!({}), after(0));
+    assert_eq!(engine.summary_due(), Some(after(60)));
 }
 
 /// Whether the first event that is told at that time says that it is late.
@@ -362,12 +367,12 @@ fn closed_late(
 ) -> (CloseReason, bool) {
     let mut rule = rule();
     window(&mut rule.window);
-    let mut book = book(rule, Room::ENDLESS);
+    let mut engine = rule_engine(rule, QueueCapacity::UNBOUNDED);
     for (message, at) in messages.iter().zip(0..) {
-        say(&mut book, "a", message, after(at));
+        say(&mut engine, "a", message, after(at));
     }
-    book.tick(after(told));
-    let window = book.take_waiting().unwrap().pending.event.window;
+    engine.tick(after(told));
+    let window = engine.take_pending_summary().unwrap().pending.event.window;
     (window.reason, window.closed_late)
 }
 
@@ -411,14 +416,14 @@ fn the_model_is_shown_the_time_that_counts() {
         pointer: "/at".to_owned(),
         lateness: Duration::ZERO,
     };
-    let mut book = book(stamped, Room::ENDLESS);
+    let mut engine = rule_engine(stamped, QueueCapacity::UNBOUNDED);
     for at in [after(9), after(3600)] {
-        say(&mut book, "a", &json!({"at": at.0}), after(10));
+        say(&mut engine, "a", &json!({"at": at.0}), after(10));
     }
     let shown = [(); 2].map(|()| {
-        let unworded = book.take_waiting().unwrap();
-        book.posted(&unworded.pending.event);
-        unworded.pending.messages[0].time
+        let pending_summary = engine.take_pending_summary().unwrap();
+        engine.posted(&pending_summary.pending.event);
+        pending_summary.pending.messages[0].time
     });
     assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
 }
@@ -434,22 +439,22 @@ fn stamped() -> Rule {
         lateness: Duration::ZERO,
     };
     stamped.window.absence = Some(Duration::from_mins(2));
-    stamped.words.prompt = PromptSource::None;
+    stamped.summary.prompt = PromptSource::None;
     stamped
 }
 
 /// The book of a process that comes after this one.
-fn restarted(book: &Book, rule: Rule, at: Time) -> Book {
-    let mut next = Book::new(8, u64::MAX, Room::ENDLESS);
+fn restarted(engine: &RuleEngine, rule: Rule, at: Time) -> RuleEngine {
+    let mut next = RuleEngine::new(8, u64::MAX, QueueCapacity::UNBOUNDED);
     next.set_rules(vec![rule], at).unwrap();
-    next.restore(book.all(), at);
+    next.restore(engine.all(), at);
     next
 }
 
-fn windows(book: &mut Book) -> Vec<(CloseReason, u64, u64)> {
+fn windows(engine: &mut RuleEngine) -> Vec<(CloseReason, u64, u64)> {
     std::iter::from_fn(|| {
-        let event = book.take_facts()?.event;
-        book.posted(&event);
+        let event = engine.take_facts_only()?.event;
+        engine.posted(&event);
         Some((event.window.reason, event.window.messages, event.window.late))
     })
     .collect()
@@ -457,24 +462,24 @@ fn windows(book: &mut Book) -> Vec<(CloseReason, u64, u64)> {
 
 #[test]
 fn what_waits_at_the_broker_is_counted_where_it_belongs() {
-    let mut first = book(stamped(), Room::ENDLESS);
+    let mut first = rule_engine(stamped(), QueueCapacity::UNBOUNDED);
     let stamped_at = |seconds: u64| json!({"at": after(seconds).0});
     say(&mut first, "a", &stamped_at(1), after(1));
     // An hour of downtime; the broker has messages of that time.
-    let mut book = restarted(&first, stamped(), after(3600));
-    assert_eq!(book.due(), Some(after(3630)));
+    let mut engine = restarted(&first, stamped(), after(3600));
+    assert_eq!(engine.due(), Some(after(3630)));
     for seconds in [2, 500, 3000] {
-        say(&mut book, "a", &stamped_at(seconds), after(3601));
+        say(&mut engine, "a", &stamped_at(seconds), after(3601));
     }
-    assert_eq!(windows(&mut book), []);
+    assert_eq!(windows(&mut engine), []);
     // A crash meanwhile changes nothing.
-    let mut book = restarted(&book, stamped(), after(3602));
-    say(&mut book, "a", &stamped_at(3001), after(3603));
-    book.tick(after(3604));
-    assert_eq!(windows(&mut book), []);
-    assert_eq!(book.due(), Some(after(3605)));
-    book.tick(after(3605));
-    let mut ended = windows(&mut book);
+    let mut engine = restarted(&engine, stamped(), after(3602));
+    say(&mut engine, "a", &stamped_at(3001), after(3603));
+    engine.tick(after(3604));
+    assert_eq!(windows(&mut engine), []);
+    assert_eq!(engine.due(), Some(after(3605)));
+    engine.tick(after(3605));
+    let mut ended = windows(&mut engine);
     ended.sort_by_key(|(_, messages, _)| *messages);
     assert_eq!(ended.iter().map(|(_, messages, _)| messages).sum::<u64>(), 5);
     assert!(
@@ -483,7 +488,7 @@ fn what_waits_at_the_broker_is_counted_where_it_belongs() {
             .all(|(reason, _, late)| (*reason, *late) == (CloseReason::Due, 0)),
         "{ended:?}"
     );
-    assert_eq!(book.counters().held, 0);
+    assert_eq!(engine.counters().held, 0);
 }
 
 #[test]
@@ -494,18 +499,18 @@ fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
         (arrivals, vec![(CloseReason::Due, 1, 0)]),
         (stamped(), Vec::new()),
     ] {
-        let mut first = book(rule.clone(), Room::ENDLESS);
+        let mut first = rule_engine(rule.clone(), QueueCapacity::UNBOUNDED);
         say(&mut first, "a", &json!({"at": after(1).0}), after(1));
-        let mut book = restarted(&first, rule, after(3600));
+        let mut engine = restarted(&first, rule, after(3600));
         assert_eq!(
-            windows(&mut book),
+            windows(&mut engine),
             at_once,
             "windows of arrivals wait for nothing"
         );
-        book.tick(after(3629));
-        assert_eq!(windows(&mut book), []);
-        book.tick(after(3630));
-        let later = windows(&mut book);
+        engine.tick(after(3629));
+        assert_eq!(windows(&mut engine), []);
+        engine.tick(after(3630));
+        let later = windows(&mut engine);
         assert!(later.contains(&(CloseReason::Absence, 0, 0)), "{later:?}");
         assert_eq!(later.len() + at_once.len(), 2);
     }

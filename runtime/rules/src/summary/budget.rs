@@ -1,16 +1,16 @@
 //! Tokens that prompts may take.
 
-use super::error::WordsError;
+use super::error::SummaryError;
 
 /// A text with more bytes than this for each allowed token is too long without counting: counting megabytes takes
 /// seconds, and no tokenizer's usual token is so long.
-const BYTES_PER_TOKEN: usize = 64;
+const MAX_BYTES_PER_TOKEN: usize = 64;
 /// How often a part's size is tried.
-pub(super) const PROBES: usize = 24;
+pub(super) const MAX_PROBES: usize = 24;
 
 /// What prompts may take.
 #[derive(Clone, Copy)]
-pub struct Budget<'a> {
+pub struct PromptBudget<'a> {
     /// The most tokens of one prompt.
     pub tokens: usize,
     /// The most parts; 0 counts as 1.
@@ -19,23 +19,23 @@ pub struct Budget<'a> {
     pub count: &'a dyn Fn(&str) -> Result<usize, String>,
 }
 
-impl Budget<'_> {
-    pub(super) fn tokens_of(&self, prompt: &str) -> Result<usize, WordsError> {
-        if prompt.len() / BYTES_PER_TOKEN > self.tokens {
-            return Ok(prompt.len() / BYTES_PER_TOKEN);
+impl PromptBudget<'_> {
+    pub(super) fn tokens_of(&self, prompt: &str) -> Result<usize, SummaryError> {
+        if prompt.len() / MAX_BYTES_PER_TOKEN > self.tokens {
+            return Ok(prompt.len() / MAX_BYTES_PER_TOKEN);
         }
-        (self.count)(prompt).map_err(WordsError::Encode)
+        (self.count)(prompt).map_err(SummaryError::Encode)
     }
 
-    pub(super) fn refusal(&self, needed: usize) -> WordsError {
-        WordsError::DoesNotFit {
+    pub(super) fn refusal(&self, needed: usize) -> SummaryError {
+        SummaryError::DoesNotFit {
             needed,
             allowed: self.tokens,
         }
     }
 }
 
-impl std::fmt::Debug for Budget<'_> {
+impl std::fmt::Debug for PromptBudget<'_> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Budget")
             .field("tokens", &self.tokens)
@@ -46,13 +46,13 @@ impl std::fmt::Debug for Budget<'_> {
 
 /// Tries sizes between one that fits and one that does not, until the two meet or enough were tried. Gives the largest
 /// that was seen to fit.
-pub(super) fn largest(
+pub(super) fn largest_fitting(
     fits: usize,
     too_large: usize,
-    mut try_size: impl FnMut(usize) -> Result<bool, WordsError>,
-) -> Result<usize, WordsError> {
+    mut try_size: impl FnMut(usize) -> Result<bool, SummaryError>,
+) -> Result<usize, SummaryError> {
     let (mut low, mut high) = (fits, too_large);
-    for _ in 0..PROBES {
+    for _ in 0..MAX_PROBES {
         if high - low <= 1 {
             break;
         }
@@ -80,8 +80,8 @@ pub(super) mod tests {
                 .sum::<usize>())
     }
 
-    pub(in super::super) fn budget(tokens: usize, max_parts: usize) -> Budget<'static> {
-        Budget {
+    pub(in super::super) fn budget(tokens: usize, max_parts: usize) -> PromptBudget<'static> {
+        PromptBudget {
             tokens,
             max_parts,
             count: &count,

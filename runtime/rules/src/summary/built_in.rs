@@ -1,7 +1,7 @@
 //! The templates that come along.
 
 /// Their names, for a rule's `template`.
-pub const NAMES: [&str; 14] = [
+pub const TEMPLATE_NAMES: [&str; 14] = [
     "alarm-digest",
     "alarm-digest-de",
     "cold-chain",
@@ -25,7 +25,7 @@ macro_rules! templates {
 }
 
 /// All of them, with those that stand in others (`{% include "facts" %}`) and the reductions.
-pub(super) const ALL: [(&str, &str); 20] = templates![
+pub(super) const TEMPLATES: [(&str, &str); 20] = templates![
     "alarm-digest",
     "alarm-digest-de",
     "cold-chain",
@@ -49,8 +49,9 @@ pub(super) const ALL: [(&str, &str); 20] = templates![
 ];
 
 /// A built-in template's text, to read and to begin one's own with.
-pub fn source(name: &str) -> Option<&'static str> {
-    ALL.iter()
+pub fn template_source(name: &str) -> Option<&'static str> {
+    TEMPLATES
+        .iter()
         .find(|(known, _)| *known == name)
         .map(|(_, source)| *source)
 }
@@ -62,9 +63,9 @@ mod tests {
 
     use phi_edge_models::{Message, ModelDir, Role, TextModel};
 
-    use super::super::{Record, Template, fixture, reduce};
+    use super::super::{PromptMessage, Template, fixture, reduction_prompt};
     use super::*;
-    use crate::summary::Budget;
+    use crate::summary::PromptBudget;
     use crate::{PromptSource, Value};
 
     fn template(name: &str) -> Template {
@@ -88,7 +89,7 @@ mod tests {
     #[test]
     fn each_shows_facts_and_records_and_says_what_they_are() {
         let fixture = fixture::window();
-        for name in NAMES.iter().filter(|name| !name.starts_with("demo-")) {
+        for name in TEMPLATE_NAMES.iter().filter(|name| !name.starts_with("demo-")) {
             let text = template(name).render(&fixture.scene(), &fixture.records).unwrap();
             let german = name.ends_with("-de");
             let phrases = if german {
@@ -133,7 +134,7 @@ value: count 3, min 68.9, max 81.6, mean 74, first 68.9 at 06:15, last 71.5 at 0
             .stats
             .iter_mut()
             .for_each(|(_, facts)| *facts = crate::FieldFacts::default());
-        for name in NAMES {
+        for name in TEMPLATE_NAMES {
             let text = template(name).render(&fixture.scene(), &[]).unwrap();
             assert!(
                 !text.contains("None") && !text.contains("none"),
@@ -148,7 +149,7 @@ value: count 3, min 68.9, max 81.6, mean 74, first 68.9 at 06:15, last 71.5 at 0
         "temperature".clone_into(&mut fixture.stats[1].0);
         for record in &mut fixture.records {
             let fields = vec![("temperature".to_owned(), record.fields()[1].1.clone())];
-            *record = Record::new(record.time(), record.topic(), b"", fields);
+            *record = PromptMessage::new(record.time(), record.topic(), b"", fields);
         }
         let check = |name: &str, instruction: &str, language: &str| {
             let expected = format!(
@@ -204,7 +205,7 @@ records:
         .collect();
         assert!(control.len() >= 4, "{control:?}");
         let own = "{% for m in messages %}{{ m.payload }}{{ m.topic }}{{ m.fields|tojson }}{{ m|record }}{% endfor %}{{ group }}";
-        let templates: Vec<Template> = NAMES
+        let templates: Vec<Template> = TEMPLATE_NAMES
             .iter()
             .map(|name| template(name))
             .chain([Template::compile(&PromptSource::Text(own.into()), &[])
@@ -216,8 +217,8 @@ records:
         let prompt_with = |template: &Template, text: &str| {
             let fields = vec![("state".to_owned(), Value::Text(text.to_owned()))];
             let records = [
-                Record::new(fixture.window.start, text, text.as_bytes(), Vec::new()),
-                Record::new(fixture.window.start, text, text.as_bytes(), fields),
+                PromptMessage::new(fixture.window.start, text, text.as_bytes(), Vec::new()),
+                PromptMessage::new(fixture.window.start, text, text.as_bytes(), fields),
             ];
             let mut scene = fixture.scene();
             scene.group = text;
@@ -242,12 +243,12 @@ records:
                     "{hostile:?}"
                 );
             }
-            let budget = Budget {
+            let budget = PromptBudget {
                 tokens: 2048,
                 max_parts: 2,
                 count: &|prompt| Ok(prompt.len() / 4),
             };
-            let prompt = reduce(
+            let prompt = reduction_prompt(
                 &templates[0],
                 &fixture.scene(),
                 &[hostile.into(), "fine".into()],

@@ -1,7 +1,7 @@
 //! A model's output, made fit for whoever reads it.
 
 /// The longest spelling of a control token that is looked for, in characters between `<|` and `|>`.
-const LONGEST_NAME: usize = 40;
+const MAX_CONTROL_TOKEN_CHARS: usize = 40;
 const SENTENCE_TOKENS: [&str; 3] = ["<s>", "</s>", "<unk>"];
 
 /// Takes out what no reader should get: control characters but newline and tab, characters that turn the direction of
@@ -34,7 +34,7 @@ fn control_token(text: &str) -> Option<(usize, usize)> {
         }
         let name = rest.strip_prefix("<|")?;
         let end = name.find(|c: char| !c.is_ascii_alphanumeric() && c != '_')?;
-        let is_one = (1..=LONGEST_NAME).contains(&end) && name[end..].starts_with("|>");
+        let is_one = (1..=MAX_CONTROL_TOKEN_CHARS).contains(&end) && name[end..].starts_with("|>");
         is_one.then_some((start, start + 2 + end + 2))
     })
 }

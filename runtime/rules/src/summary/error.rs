@@ -4,7 +4,7 @@ use thiserror::Error;
 
 /// Why a template can't be used, or no prompt be made of it. Each is one line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
-pub enum WordsError {
+pub enum SummaryError {
     /// The template is wrong, or what it does fails.
     #[error("line {line} of the prompt: {message}")]
     Template {

@@ -5,11 +5,11 @@ use std::fmt::Write as _;
 use minijinja::value::{Kwargs, Value};
 use minijinja::{Environment, Error, ErrorKind};
 
-use super::prompt_message::Record;
-use super::window_facts::Message;
+use super::prompt_message::PromptMessage;
+use super::window_facts::TemplateMessage;
 
 /// Whole numbers up to here are written without a decimal point; beyond it not every whole number has an f64.
-const WHOLE: f64 = 9_007_199_254_740_992.0;
+const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
 pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("record", record);
@@ -22,7 +22,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
 /// A message as one line of JSON.
 fn record(value: &Value) -> Result<String, Error> {
     let message = value
-        .downcast_object_ref::<Message>()
+        .downcast_object_ref::<TemplateMessage>()
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "record takes one of the messages"))?;
     Ok(message.line.clone())
 }
@@ -74,7 +74,7 @@ fn date(time: &str) -> Result<String, Error> {
 
 /// `{"time", "topic", fields…}`, or `payload` where the rule picks no fields. A field of the name `time` or `topic`
 /// stands in the message's own place.
-pub(super) fn json_line(record: &Record, time: &str) -> String {
+pub(super) fn json_line(record: &PromptMessage, time: &str) -> String {
     let mut line = String::from("{");
     let mut pair = |name: &str, json: &str| {
         let gap = if line.len() > 1 { ", " } else { "" };
@@ -124,7 +124,7 @@ fn one_line(json: &str) -> String {
 /// A number as templates and JSON write it: whole ones without a point, as machines send them.
 #[allow(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
 pub(super) fn number_value(number: f64) -> Value {
-    if number.fract() == 0.0 && number.abs() < WHOLE {
+    if number.fract() == 0.0 && number.abs() < MAX_EXACT_INTEGER {
         Value::from(number as i64)
     } else {
         Value::from(number)
@@ -179,7 +179,7 @@ mod tests {
                 .into_iter()
                 .map(|(name, value)| (name.to_owned(), value))
                 .collect();
-            let record = Record::new(Time(0), "a/b", b"raw\n\"text\"", fields);
+            let record = PromptMessage::new(Time(0), "a/b", b"raw\n\"text\"", fields);
             assert_eq!(json_line(&record, "06:00:00"), expected);
         };
         check(
@@ -203,7 +203,7 @@ mod tests {
         /// No message breaks out of its line, and the line says what the message said.
         #[test]
         fn a_message_stays_in_its_line(payload in "(\\PC|\r|\n|\u{85}|\u{2028}|\u{202E}|[\"\\\\}{]){0,40}") {
-            let record = Record::new(Time(0), "t", payload.as_bytes(), Vec::new());
+            let record = PromptMessage::new(Time(0), "t", payload.as_bytes(), Vec::new());
             let line = json_line(&record, "06:00:00");
             let breaks = ['\n', '\r', '\u{85}', '\u{2028}', '\u{2029}', '\u{202E}'];
             prop_assert!(!line.contains(breaks));

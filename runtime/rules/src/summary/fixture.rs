@@ -3,19 +3,19 @@
 use jiff::Timestamp;
 use jiff::tz::TimeZone;
 
-use super::{Record, Scene};
+use super::{PromptMessage, WindowFacts};
 use crate::{EventWindow, FieldFacts, Time, Value};
 
 pub(super) struct Fixture {
     pub(super) zone: TimeZone,
     pub(super) window: EventWindow,
     pub(super) stats: Vec<(String, FieldFacts)>,
-    pub(super) records: Vec<Record>,
+    pub(super) records: Vec<PromptMessage>,
 }
 
 impl Fixture {
-    pub(super) fn scene(&self) -> Scene<'_> {
-        Scene {
+    pub(super) fn scene(&self) -> WindowFacts<'_> {
+        WindowFacts {
             rule: "alarms",
             group: "mixer-07",
             zone: &self.zone,
@@ -45,7 +45,7 @@ pub(super) fn window() -> Fixture {
                 ("state".to_owned(), Value::Text(state.to_owned())),
                 ("value".to_owned(), Value::Number(value)),
             ];
-            Record::new(
+            PromptMessage::new(
                 at(clock),
                 "plant/mixer-07/temperature",
                 payload.as_bytes(),

@@ -4,7 +4,7 @@ use serde::de::IgnoredAny;
 
 /// Finds the JSON document of an answer (the whole of it, in a Markdown fence, or the first object or list among other
 /// words) and gives it without white space, its members as they were. The error is one line.
-pub fn document(text: &str) -> Result<String, String> {
+pub fn json_document(text: &str) -> Result<String, String> {
     let text = text.trim();
     let mut fault = match serde_json::from_str::<IgnoredAny>(text) {
         Ok(_) => return Ok(compact(text)),
@@ -62,7 +62,7 @@ mod tests {
     #[test]
     fn documents() {
         let check =
-            |text: &str, expected: &str| assert_eq!(document(text).as_deref(), Ok(expected), "{text}");
+            |text: &str, expected: &str| assert_eq!(json_document(text).as_deref(), Ok(expected), "{text}");
         check(
             r#" {"b": 1, "a": [1.50, "x  \" y"]} "#,
             r#"{"b":1,"a":[1.50,"x  \" y"]}"#,
@@ -81,7 +81,7 @@ mod tests {
     #[test]
     fn no_document() {
         let check = |text: &str| {
-            let error = document(text).unwrap_err();
+            let error = json_document(text).unwrap_err();
             assert!(
                 error.starts_with("the answer is no JSON: ") && !error.contains('\n'),
                 "{error}"

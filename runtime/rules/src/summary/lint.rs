@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use minijinja::{Environment, context};
 
-use super::error::WordsError;
+use super::error::SummaryError;
 use super::template::report;
-use super::window_facts::{FACTS, PART, WINDOW};
+use super::window_facts::{FACT_ATTRIBUTES, PART_ATTRIBUTES, WINDOW_ATTRIBUTES};
 use crate::Field;
 
 const VARIABLES: [&str; 7] = ["rule", "group", "window", "stats", "messages", "part", "parts"];
@@ -17,14 +17,14 @@ pub(super) fn check(
     name: &str,
     source: &str,
     fields: &[Field],
-) -> Result<(), WordsError> {
-    let words = words(source);
+) -> Result<(), SummaryError> {
+    let tokens = tag_tokens(source);
     let template = environment.get_template(name).map_err(|error| report(&error))?;
     let paths: BTreeSet<String> = template.undeclared_variables(true).into_iter().collect();
     for path in &paths {
         let steps: Vec<&str> = path.split('.').collect();
-        if let Some((word, message)) = unknown_step(environment, &steps, fields) {
-            return Err(fault(&words, word, message));
+        if let Some((token, message)) = unknown_step(environment, &steps, fields) {
+            return Err(fault(&tokens, token, message));
         }
     }
     let exists = |test: &'static str, name: &str| {
@@ -33,20 +33,20 @@ pub(super) fn check(
             .and_then(|expression| expression.eval(context! { n => name }))
             .is_ok_and(|found| found.is_true())
     };
-    for three in words.windows(3) {
-        let [before, word, after] = three else { continue };
-        let (kind, at) = match (before.text, word.text) {
-            ("|", _) if word.name && !exists("n is filter", word.text) => ("filter", word),
+    for three in tokens.windows(3) {
+        let [before, token, after] = three else { continue };
+        let (kind, at) = match (before.text, token.text) {
+            ("|", _) if token.name && !exists("n is filter", token.text) => ("filter", token),
             ("is", "not") if after.name && !exists("n is test", after.text) => ("test", after),
-            ("is", text) if before.name && word.name && text != "not" && !exists("n is test", text) => {
-                ("test", word)
+            ("is", text) if before.name && token.name && text != "not" && !exists("n is test", text) => {
+                ("test", token)
             }
-            ("include", name) if before.name && word.string && environment.get_template(name).is_err() => {
-                ("template", word)
+            ("include", name) if before.name && token.string && environment.get_template(name).is_err() => {
+                ("template", token)
             }
             _ => continue,
         };
-        return Err(WordsError::Template {
+        return Err(SummaryError::Template {
             line: at.line,
             message: format!("there is no {kind} {}", at.text),
         });
@@ -65,30 +65,31 @@ fn unknown_step<'a>(
     };
     match *steps {
         [variable, ..] if environment.globals().any(|(global, _)| global == variable) => None,
-        ["window", attribute, ..] => known(attribute, &WINDOW, "window has no"),
-        ["part", attribute, ..] => known(attribute, &PART, "part has no"),
+        ["window", attribute, ..] => known(attribute, &WINDOW_ATTRIBUTES, "window has no"),
+        ["part", attribute, ..] => known(attribute, &PART_ATTRIBUTES, "part has no"),
         ["stats", field, ref rest @ ..] => {
             if !fields.iter().any(|known| known.name == field) {
                 return Some((field, format!("the rule has no field {field}")));
             }
-            rest.first().and_then(|fact| known(fact, &FACTS, "facts have no"))
+            rest.first()
+                .and_then(|fact| known(fact, &FACT_ATTRIBUTES, "facts have no"))
         }
         [variable, ..] => known(variable, &VARIABLES, "there is no variable"),
         [] => None,
     }
 }
 
-fn fault(words: &[Word<'_>], name: &str, message: String) -> WordsError {
-    let line = words
+fn fault(tokens: &[TagToken<'_>], name: &str, message: String) -> SummaryError {
+    let line = tokens
         .iter()
-        .find(|word| word.name && word.text == name)
-        .map_or(1, |word| word.line);
-    WordsError::Template { line, message }
+        .find(|token| token.name && token.text == name)
+        .map_or(1, |token| token.line);
+    SummaryError::Template { line, message }
 }
 
 /// A word within a tag.
 #[derive(Debug)]
-struct Word<'a> {
+struct TagToken<'a> {
     text: &'a str,
     line: usize,
     /// It is an identifier.
@@ -98,8 +99,8 @@ struct Word<'a> {
 }
 
 /// The words of all tags, in order; of comments, raw blocks and text between tags none. Two empty ones end them.
-fn words(source: &str) -> Vec<Word<'_>> {
-    let mut words = Vec::new();
+fn tag_tokens(source: &str) -> Vec<TagToken<'_>> {
+    let mut tokens = Vec::new();
     let mut at = 0;
     let opening = |text: &str| ["{{", "{%", "{#"].iter().filter_map(|tag| text.find(tag)).min();
     while let Some(found) = opening(&source[at..]) {
@@ -110,25 +111,25 @@ fn words(source: &str) -> Vec<Word<'_>> {
                 .map_or(source.len(), |end| open + end + 2);
             continue;
         }
-        let first = words.len();
-        at = tag(source, open + 2, &mut words);
-        if words.get(first).is_some_and(|word| word.text == "raw") {
+        let first = tokens.len();
+        at = tokenize_tag(source, open + 2, &mut tokens);
+        if tokens.get(first).is_some_and(|token| token.text == "raw") {
             at = source[at..].find("endraw").map_or(source.len(), |end| at + end);
         }
     }
     for _ in 0..2 {
-        words.push(Word {
+        tokens.push(TagToken {
             text: "",
             line: 0,
             name: false,
             string: false,
         });
     }
-    words
+    tokens
 }
 
 /// Takes the words of one tag, from behind its opening, and says where it ends.
-fn tag<'a>(source: &'a str, start: usize, words: &mut Vec<Word<'a>>) -> usize {
+fn tokenize_tag<'a>(source: &'a str, start: usize, tokens: &mut Vec<TagToken<'a>>) -> usize {
     let mut at = start;
     while let Some(c) = source[at..].chars().next() {
         let rest = &source[at..];
@@ -137,7 +138,7 @@ fn tag<'a>(source: &'a str, start: usize, words: &mut Vec<Word<'a>>) -> usize {
         }
         let line = 1 + source[..at].matches('\n').count();
         let mut push = |text, name, string| {
-            words.push(Word {
+            tokens.push(TagToken {
                 text,
                 line,
                 name,

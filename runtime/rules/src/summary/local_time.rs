@@ -6,7 +6,7 @@ use jiff::{Timestamp, ZonedDateTime};
 use crate::Time;
 
 /// The moment on the clocks of `zone`; none beyond the years that calendars know.
-pub(super) fn local(time: Time, zone: &TimeZone) -> Option<ZonedDateTime> {
+pub(super) fn local_time(time: Time, zone: &TimeZone) -> Option<ZonedDateTime> {
     Timestamp::from_millisecond(time.0)
         .ok()
         .map(|timestamp| timestamp.to_zoned_datetime(zone.clone()))
@@ -14,7 +14,7 @@ pub(super) fn local(time: Time, zone: &TimeZone) -> Option<ZonedDateTime> {
 
 /// The moment as RFC 3339 has it, in `zone`; milliseconds are shown where there are any.
 pub fn rfc3339(time: Time, zone: &TimeZone) -> String {
-    local(time, zone).map_or_else(
+    local_time(time, zone).map_or_else(
         || time.0.to_string(),
         |zoned| zoned.strftime("%Y-%m-%dT%H:%M:%S%.f%:z").to_string(),
     )

@@ -4,22 +4,22 @@ use std::collections::HashMap;
 
 use minijinja::value::Value;
 
-use super::budget::{Budget, PROBES, largest};
-use super::error::WordsError;
-use super::prompt_message::Record;
-use super::template::{Page, Template};
-use super::window_facts::Scene;
+use super::budget::{MAX_PROBES, PromptBudget, largest_fitting};
+use super::error::SummaryError;
+use super::prompt_message::PromptMessage;
+use super::template::{BoundTemplate, Template};
+use super::window_facts::WindowFacts;
 
 /// How often a plan is made anew with less room because its prompts, with their final numbers, were too long.
-const ROUNDS: usize = 5;
+const MAX_PLANNING_ROUNDS: usize = 5;
 /// The most messages that a prompt is tried with: no context holds as many, and a template's fuel is enough for them.
-const MOST_MESSAGES: usize = 50_000;
+const MAX_MESSAGES_PER_PROMPT: usize = 50_000;
 /// After so many messages that fit in no prompt even when cut to nothing the older ones are not tried.
-const HOPELESS: usize = 8;
+const MAX_UNFITTING_MESSAGES: usize = 8;
 
 /// The prompts of a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Plan {
+pub struct PromptPlan {
     /// One, whose answer is the window's text; or one for each part, the oldest first, whose answers [`super::reduce`] makes
     /// one of.
     pub prompts: Vec<String>,
@@ -34,26 +34,26 @@ pub struct Plan {
 /// message backwards.
 ///
 /// Each prompt is counted as it is. A message that fits in no prompt is cut to what fits, or left out.
-pub fn plan(
+pub fn plan_prompts(
     template: &Template,
-    scene: &Scene<'_>,
-    records: &[Record],
-    budget: &Budget<'_>,
-) -> Result<Plan, WordsError> {
-    let page = Page::new(template, scene);
-    let (beyond, records) = records.split_at(records.len().saturating_sub(MOST_MESSAGES));
+    scene: &WindowFacts<'_>,
+    records: &[PromptMessage],
+    budget: &PromptBudget<'_>,
+) -> Result<PromptPlan, SummaryError> {
+    let bound = BoundTemplate::new(template, scene);
+    let (beyond, records) = records.split_at(records.len().saturating_sub(MAX_MESSAGES_PER_PROMPT));
     let beyond = beyond.len() as u64;
     let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
-    let whole = page.render(&messages, beyond, None)?;
+    let whole = bound.render(&messages, beyond, None)?;
     if budget.tokens_of(&whole)? <= budget.tokens {
-        return Ok(Plan {
+        return Ok(PromptPlan {
             prompts: vec![whole],
             left_out: beyond,
             cut: 0,
         });
     }
     let mut planner = Planner {
-        page,
+        bound,
         scene,
         beyond,
         records,
@@ -65,7 +65,7 @@ pub fn plan(
     // made with the longest such numbers, and with less room should that not have been enough.
     let mut room = budget.tokens;
     let mut needed = budget.tokens;
-    for _ in 0..ROUNDS {
+    for _ in 0..MAX_PLANNING_ROUNDS {
         let parts = planner.partition(room)?;
         let prompts = planner.prompts(&parts)?;
         needed = 0;
@@ -73,7 +73,7 @@ pub fn plan(
             needed = needed.max(budget.tokens_of(prompt)?);
         }
         if needed <= budget.tokens {
-            return Ok(Plan {
+            return Ok(PromptPlan {
                 prompts,
                 left_out: parts.left_out,
                 cut: parts.cut,
@@ -93,26 +93,29 @@ struct Parts {
 }
 
 struct Planner<'a> {
-    page: Page<'a>,
-    scene: &'a Scene<'a>,
+    bound: BoundTemplate<'a>,
+    scene: &'a WindowFacts<'a>,
     /// Messages before these that are left out in any case.
     beyond: u64,
-    records: &'a [Record],
+    records: &'a [PromptMessage],
     messages: Vec<Value>,
-    budget: &'a Budget<'a>,
+    budget: &'a PromptBudget<'a>,
     /// Tokens of messages' lines, by their index: what a part's size is guessed from.
     lines: HashMap<usize, usize>,
 }
 
 impl Planner<'_> {
-    fn partition(&mut self, room: usize) -> Result<Parts, WordsError> {
+    fn partition(&mut self, room: usize) -> Result<Parts, SummaryError> {
         let base = self.tokens(&[])?;
         if base > room {
             return Err(self.budget.refusal(base + self.budget.tokens - room));
         }
         let mut found = Parts::default();
-        let (mut end, mut hopeless) = (self.messages.len(), 0);
-        while end > 0 && found.messages.len() < self.budget.max_parts.max(1) && hopeless < HOPELESS {
+        let (mut end, mut unfitting) = (self.messages.len(), 0);
+        while end > 0
+            && found.messages.len() < self.budget.max_parts.max(1)
+            && unfitting < MAX_UNFITTING_MESSAGES
+        {
             let taken = self.newest_that_fit(end, base, room)?;
             if taken > 0 {
                 found.messages.push(self.messages[end - taken..end].to_vec());
@@ -121,7 +124,7 @@ impl Planner<'_> {
                 found.cut += 1;
             } else {
                 found.left_out += 1;
-                hopeless += 1;
+                unfitting += 1;
             }
             end -= taken.max(1);
         }
@@ -131,10 +134,10 @@ impl Planner<'_> {
     }
 
     /// How many of the messages before `end` a part holds; 0 if not even the last of them.
-    fn newest_that_fit(&mut self, end: usize, base: usize, room: usize) -> Result<usize, WordsError> {
-        let mut probe = self.guess(end, base, room)?;
+    fn newest_that_fit(&mut self, end: usize, base: usize, room: usize) -> Result<usize, SummaryError> {
+        let mut probe = self.estimate_part(end, base, room)?;
         let (mut fits, mut too_many) = (0, end + 1);
-        for _ in 0..PROBES {
+        for _ in 0..MAX_PROBES {
             let used = self.tokens(&self.messages[end - probe..end])?;
             if used <= room {
                 fits = probe;
@@ -162,7 +165,7 @@ impl Planner<'_> {
     }
 
     /// By the length of the messages' lines; at least 1.
-    fn guess(&mut self, end: usize, base: usize, room: usize) -> Result<usize, WordsError> {
+    fn estimate_part(&mut self, end: usize, base: usize, room: usize) -> Result<usize, SummaryError> {
         let mut sum = base;
         for index in (0..end).rev() {
             sum += self.line_tokens(index)?;
@@ -173,12 +176,12 @@ impl Planner<'_> {
         Ok(end)
     }
 
-    fn line_tokens(&mut self, index: usize) -> Result<usize, WordsError> {
+    fn line_tokens(&mut self, index: usize) -> Result<usize, SummaryError> {
         if let Some(&known) = self.lines.get(&index) {
             return Ok(known);
         }
         let line = self.messages[index]
-            .downcast_object_ref::<super::window_facts::Message>()
+            .downcast_object_ref::<super::window_facts::TemplateMessage>()
             .map_or("", |message| message.line.as_str());
         // What stands around every prompt is counted with it, and taken off again.
         let around = self.budget.tokens_of("")?;
@@ -188,31 +191,31 @@ impl Planner<'_> {
     }
 
     /// The message at `index` cut to what a part has room for; none if it has no room for its rest.
-    fn cut_to_fit(&self, index: usize, room: usize) -> Result<Option<Value>, WordsError> {
+    fn cut_to_fit(&self, index: usize, room: usize) -> Result<Option<Value>, SummaryError> {
         let record = &self.records[index];
         let cut = |cap| self.scene.message_value(&record.cut(cap));
         if self.tokens(&[cut(0)])? > room {
             return Ok(None);
         }
-        let cap = largest(0, record.longest_text(), |cap| {
+        let cap = largest_fitting(0, record.longest_text(), |cap| {
             Ok(self.tokens(&[cut(cap)])? <= room)
         })?;
         Ok(Some(cut(cap)))
     }
 
     /// Tokens of a part's prompt, with the longest numbers that it may have to say.
-    fn tokens(&self, messages: &[Value]) -> Result<usize, WordsError> {
+    fn tokens(&self, messages: &[Value]) -> Result<usize, SummaryError> {
         let most = self.budget.max_parts.max(1);
         let part = (most > 1).then_some((most, most));
         let prompt = self
-            .page
+            .bound
             .render(messages, self.records.len() as u64 + self.beyond, part)?;
         self.budget.tokens_of(&prompt)
     }
 
-    fn prompts(&self, parts: &Parts) -> Result<Vec<String>, WordsError> {
+    fn prompts(&self, parts: &Parts) -> Result<Vec<String>, SummaryError> {
         if parts.messages.is_empty() {
-            return Ok(vec![self.page.render(&[], parts.left_out, None)?]);
+            return Ok(vec![self.bound.render(&[], parts.left_out, None)?]);
         }
         let of = parts.messages.len();
         parts
@@ -221,7 +224,7 @@ impl Planner<'_> {
             .enumerate()
             .map(|(index, messages)| {
                 let part = (of > 1).then_some((index + 1, of));
-                self.page.render(messages, parts.left_out, part)
+                self.bound.render(messages, parts.left_out, part)
             })
             .collect()
     }
@@ -244,16 +247,18 @@ mod tests {
         template(&PromptSource::Text(source.to_owned()))
     }
 
-    fn records(payloads: &[String]) -> Vec<Record> {
+    fn records(payloads: &[String]) -> Vec<PromptMessage> {
         let start = fixture::time("2026-03-02T05:00:00Z").0;
         payloads
             .iter()
             .zip(0..)
-            .map(|(payload, n)| Record::new(Time(start + n * 1000), "t", payload.as_bytes(), Vec::new()))
+            .map(|(payload, n)| {
+                PromptMessage::new(Time(start + n * 1000), "t", payload.as_bytes(), Vec::new())
+            })
             .collect()
     }
 
-    fn numbered(count: usize) -> Vec<Record> {
+    fn numbered(count: usize) -> Vec<PromptMessage> {
         records(&(0..count).map(|n| format!("<{n}>")).collect::<Vec<_>>())
     }
 
@@ -264,7 +269,7 @@ mod tests {
     fn parts_of_a_window() {
         let fixture = fixture::window();
         let check = |messages, tokens, max_parts, expected: &[&str], left_out| {
-            let found = plan(
+            let found = plan_prompts(
                 &text(LINES),
                 &fixture.scene(),
                 &numbered(messages),
@@ -287,15 +292,15 @@ mod tests {
         let fixture = fixture::window();
         let long = "x".repeat(1000);
         let messages = records(&["<0>".into(), long, "<2>".into()]);
-        let found = plan(&text(LINES), &fixture.scene(), &messages, &budget(20, 8)).unwrap();
+        let found = plan_prompts(&text(LINES), &fixture.scene(), &messages, &budget(20, 8)).unwrap();
         assert_eq!((found.prompts.len(), found.left_out, found.cut), (3, 0, 1));
         assert!(found.prompts[1].contains("xxxx…[cut]"), "{}", found.prompts[1]);
 
         let topic = "{{ window.left_out }}:{% for m in messages %} {{ m.topic }}{% endfor %}";
         let found = {
             let mut messages = numbered(3);
-            messages[1] = Record::new(Time(0), &"t".repeat(1000), b"", Vec::new());
-            plan(&text(topic), &fixture.scene(), &messages, &budget(20, 8)).unwrap()
+            messages[1] = PromptMessage::new(Time(0), &"t".repeat(1000), b"", Vec::new());
+            plan_prompts(&text(topic), &fixture.scene(), &messages, &budget(20, 8)).unwrap()
         };
         assert_eq!(found.prompts, ["1: t", "1: t"]);
         assert_eq!((found.left_out, found.cut), (1, 0));
@@ -305,34 +310,34 @@ mod tests {
     fn more_messages_than_any_prompt_holds_do_not_exhaust_the_template() {
         let fixture = fixture::window();
         let counting = text("{% for m in messages %}{% endfor %}{{ messages|length }} {{ window.left_out }}");
-        let messages = vec![numbered(1).remove(0); MOST_MESSAGES + 2];
-        let found = plan(&counting, &fixture.scene(), &messages, &budget(100, 8)).unwrap();
+        let messages = vec![numbered(1).remove(0); MAX_MESSAGES_PER_PROMPT + 2];
+        let found = plan_prompts(&counting, &fixture.scene(), &messages, &budget(100, 8)).unwrap();
         assert_eq!((found.prompts, found.left_out), (vec!["50000 2".to_owned()], 2));
-        let found = plan(&text(LINES), &fixture.scene(), &messages, &budget(15, 2)).unwrap();
+        let found = plan_prompts(&text(LINES), &fixture.scene(), &messages, &budget(15, 2)).unwrap();
         assert_eq!(
             (found.prompts.len(), found.left_out),
-            (2, MOST_MESSAGES as u64 - 4)
+            (2, MAX_MESSAGES_PER_PROMPT as u64 - 4)
         );
     }
 
     #[test]
     fn what_does_not_fit_at_all_is_said() {
         let fixture = fixture::window();
-        let error = plan(&text("a b c d e f"), &fixture.scene(), &[], &budget(15, 8)).unwrap_err();
+        let error = plan_prompts(&text("a b c d e f"), &fixture.scene(), &[], &budget(15, 8)).unwrap_err();
         assert_eq!(
             error,
-            WordsError::DoesNotFit {
+            SummaryError::DoesNotFit {
                 needed: 16,
                 allowed: 15
             }
         );
-        let refusing = Budget {
+        let refusing = PromptBudget {
             tokens: 10,
             max_parts: 1,
             count: &|_| Err("no".into()),
         };
-        let error = plan(&text("a"), &fixture.scene(), &[], &refusing).unwrap_err();
-        assert_eq!(error, WordsError::Encode("no".into()));
+        let error = plan_prompts(&text("a"), &fixture.scene(), &[], &refusing).unwrap_err();
+        assert_eq!(error, SummaryError::Encode("no".into()));
     }
 
     #[test]
@@ -341,7 +346,7 @@ mod tests {
         // The prompt of a window that leaves nothing out is longer than that of one that does.
         let source = "{% if not window.left_out %}nothing at all was left out{% endif %}\
             {% for m in messages %} {{ m.payload }}{% endfor %}";
-        let found = plan(&text(source), &fixture.scene(), &numbered(12), &budget(20, 8)).unwrap();
+        let found = plan_prompts(&text(source), &fixture.scene(), &numbered(12), &budget(20, 8)).unwrap();
         assert!(
             found.prompts.iter().all(|prompt| count(prompt).unwrap() <= 20),
             "{found:?}"
@@ -369,7 +374,7 @@ mod tests {
             let repeats = if let PromptSource::Text(text) = &source { text.matches("m.payload").count() + text.matches("m|record").count() } else { 1 };
             let tokens = if built_in { tokens + 400 } else { tokens };
             let payloads: Vec<String> = lengths.iter().enumerate().map(|(n, length)| format!("<{n}>{}", "y ".repeat(*length))).collect();
-            let found = plan(&template(&source), &fixture.scene(), &records(&payloads), &budget(tokens, max_parts)).unwrap();
+            let found = plan_prompts(&template(&source), &fixture.scene(), &records(&payloads), &budget(tokens, max_parts)).unwrap();
             let all = found.prompts.join("\n");
             let mut missing = Vec::new();
             for n in 0..payloads.len() {

@@ -7,10 +7,10 @@ use crate::PromptSource;
 /// begins with such a thing. `None` where no model is asked.
 ///
 /// It is what stands before the template's first tag, but for white space, which a tag may take away.
-pub fn opening(prompt: &PromptSource) -> Option<&str> {
+pub fn prompt_prefix(prompt: &PromptSource) -> Option<&str> {
     let template = match prompt {
         PromptSource::None => return None,
-        PromptSource::BuiltIn(name) => built_in::source(name)?,
+        PromptSource::BuiltIn(name) => built_in::template_source(name)?,
         PromptSource::Text(text) => text,
     };
     let tags = ["{{", "{%", "{#"];
@@ -22,7 +22,7 @@ pub fn opening(prompt: &PromptSource) -> Option<&str> {
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use super::super::{NAMES, Template, fixture};
+    use super::super::{TEMPLATE_NAMES, Template, fixture};
     use super::*;
 
     #[test]
@@ -34,21 +34,21 @@ mod tests {
             "No tag.",
             "a {%- if group %} b{% endif %}",
         ];
-        let built_in = NAMES.map(|name| PromptSource::BuiltIn(name.to_owned()));
+        let built_in = TEMPLATE_NAMES.map(|name| PromptSource::BuiltIn(name.to_owned()));
         let window = fixture::window();
         for source in texts.map(of).into_iter().chain(built_in) {
             let template = Template::compile(&source, &[]).unwrap().unwrap();
             let prompt = template.render(&window.scene(), &window.records).unwrap();
-            let opening = opening(&source).unwrap();
-            assert!(prompt.starts_with(opening), "{source:?}: {prompt}");
+            let prefix = prompt_prefix(&source).unwrap();
+            assert!(prompt.starts_with(prefix), "{source:?}: {prompt}");
         }
-        assert_eq!(opening(&of(texts[0])), Some("Say how it ran."));
+        assert_eq!(prompt_prefix(&of(texts[0])), Some("Say how it ran."));
         assert!(
-            opening(&PromptSource::BuiltIn("alarm-digest".into()))
+            prompt_prefix(&PromptSource::BuiltIn("alarm-digest".into()))
                 .unwrap()
                 .len()
                 > 100
         );
-        assert_eq!(opening(&PromptSource::None), None);
+        assert_eq!(prompt_prefix(&PromptSource::None), None);
     }
 }

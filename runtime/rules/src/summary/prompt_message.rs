@@ -3,7 +3,7 @@
 use crate::{Time, Value};
 
 /// The most bytes of a message's payload, and of each text among its fields, that a prompt sees.
-pub const MESSAGE_CAP: usize = 4096;
+pub const MAX_PROMPT_TEXT_BYTES: usize = 4096;
 
 /// What stands where a text was cut.
 pub const CUT_MARK: &str = "…[cut]";
@@ -11,31 +11,34 @@ pub const CUT_MARK: &str = "…[cut]";
 /// The private-use characters with which `phi_edge_models` marks spellings of control tokens. It can't encode a
 /// conversation that uses all of them, so that one hostile message could silence a rule; they stand for nothing in
 /// anybody's text.
-const MARKS: std::ops::RangeInclusive<char> = '\u{F8A0}'..='\u{F8FF}';
+const RESERVED_CHARACTERS: std::ops::RangeInclusive<char> = '\u{F8A0}'..='\u{F8FF}';
 
 /// A message as prompts see it: text of bounded size.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Record {
+pub struct PromptMessage {
     time: Time,
     topic: String,
     payload: String,
     fields: Vec<(String, Value)>,
 }
 
-impl Record {
-    /// Takes a message in: its payload as text, all texts cut to [`MESSAGE_CAP`].
+impl PromptMessage {
+    /// Takes a message in: its payload as text, all texts cut to [`MAX_PROMPT_TEXT_BYTES`].
     pub fn new(time: Time, topic: &str, payload: &[u8], fields: Vec<(String, Value)>) -> Self {
         let fields = fields
             .into_iter()
             .map(|(name, value)| match value {
-                Value::Text(held) => (name, Value::Text(text(held.as_bytes(), MESSAGE_CAP))),
+                Value::Text(held) => (
+                    name,
+                    Value::Text(bounded_text(held.as_bytes(), MAX_PROMPT_TEXT_BYTES)),
+                ),
                 Value::Number(_) => (name, value),
             })
             .collect();
         Self {
             time,
-            topic: text(topic.as_bytes(), MESSAGE_CAP),
-            payload: text(payload, MESSAGE_CAP),
+            topic: bounded_text(topic.as_bytes(), MAX_PROMPT_TEXT_BYTES),
+            payload: bounded_text(payload, MAX_PROMPT_TEXT_BYTES),
             fields,
         }
     }
@@ -63,10 +66,10 @@ impl Record {
     /// The same message with each of its texts cut to `cap` bytes.
     pub(super) fn cut(&self, cap: usize) -> Self {
         let mut cut = self.clone();
-        cut.payload = text(self.payload.as_bytes(), cap);
+        cut.payload = bounded_text(self.payload.as_bytes(), cap);
         for (_, value) in &mut cut.fields {
             if let Value::Text(held) = value {
-                *held = text(held.as_bytes(), cap);
+                *held = bounded_text(held.as_bytes(), cap);
             }
         }
         cut
@@ -84,7 +87,7 @@ impl Record {
 
 /// Bytes of whoever as text: what is not UTF-8 becomes U+FFFD, and what is beyond `cap` bytes is cut, with
 /// [`CUT_MARK`] in its place.
-pub fn text(bytes: &[u8], cap: usize) -> String {
+pub fn bounded_text(bytes: &[u8], cap: usize) -> String {
     let cut = bytes.len() > cap;
     let mut end = bytes.len().min(cap);
     // Not within a character: its continuation bytes begin with the bits 10.
@@ -92,8 +95,8 @@ pub fn text(bytes: &[u8], cap: usize) -> String {
         end -= 1;
     }
     let mut text = String::from_utf8_lossy(&bytes[..end]).into_owned();
-    if text.contains(|c| MARKS.contains(&c)) {
-        text = text.replace(|c| MARKS.contains(&c), "\u{FFFD}");
+    if text.contains(|c| RESERVED_CHARACTERS.contains(&c)) {
+        text = text.replace(|c| RESERVED_CHARACTERS.contains(&c), "\u{FFFD}");
     }
     if cut {
         text.push_str(CUT_MARK);
@@ -107,7 +110,7 @@ mod tests {
 
     #[test]
     fn text_of_bytes() {
-        let check = |bytes: &[u8], cap, expected: &str| assert_eq!(text(bytes, cap), expected);
+        let check = |bytes: &[u8], cap, expected: &str| assert_eq!(bounded_text(bytes, cap), expected);
         check(b"21.5", 10, "21.5");
         check(b"", 0, "");
         check(b"abc", 3, "abc");
@@ -125,7 +128,7 @@ mod tests {
             ("state".to_owned(), Value::Text("overheated".into())),
             ("value".to_owned(), Value::Number(81.6)),
         ];
-        let cut = Record::new(Time(0), "plant/1", b"a long payload", fields).cut(4);
+        let cut = PromptMessage::new(Time(0), "plant/1", b"a long payload", fields).cut(4);
         assert_eq!(cut.payload(), "a lo…[cut]");
         assert_eq!(cut.fields()[0].1, Value::Text("over…[cut]".into()));
         assert_eq!(cut.fields()[1].1, Value::Number(81.6));

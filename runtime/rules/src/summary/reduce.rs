@@ -1,33 +1,38 @@
 //! One text of the texts of parts.
 
-use super::budget::{Budget, largest};
-use super::error::WordsError;
-use super::prompt_message::text;
-use super::template::{Page, Template};
-use super::window_facts::Scene;
+use super::budget::{PromptBudget, largest_fitting};
+use super::error::SummaryError;
+use super::prompt_message::bounded_text;
+use super::template::{BoundTemplate, Template};
+use super::window_facts::WindowFacts;
 
 /// The prompt that makes one text of the parts' texts: the rule's own template where it uses `parts`, else a built-in
 /// one. Texts that do not fit are cut, each to the same size.
-pub fn reduce(
+pub fn reduction_prompt(
     template: &Template,
-    scene: &Scene<'_>,
+    scene: &WindowFacts<'_>,
     texts: &[String],
-    budget: &Budget<'_>,
-) -> Result<String, WordsError> {
-    let page = Page::new(template, scene);
-    let cut = |cap: usize| -> Vec<String> { texts.iter().map(|part| text(part.as_bytes(), cap)).collect() };
+    budget: &PromptBudget<'_>,
+) -> Result<String, SummaryError> {
+    let bound = BoundTemplate::new(template, scene);
+    let cut = |cap: usize| -> Vec<String> {
+        texts
+            .iter()
+            .map(|part| bounded_text(part.as_bytes(), cap))
+            .collect()
+    };
     let longest = texts.iter().map(String::len).max().unwrap_or(0);
-    let whole = page.reduction(&cut(longest))?;
+    let whole = bound.reduction(&cut(longest))?;
     if budget.tokens_of(&whole)? <= budget.tokens {
         return Ok(whole);
     }
-    let mut best = page.reduction(&cut(0))?;
+    let mut best = bound.reduction(&cut(0))?;
     let least = budget.tokens_of(&best)?;
     if least > budget.tokens {
         return Err(budget.refusal(least));
     }
-    largest(0, longest, |cap| {
-        let prompt = page.reduction(&cut(cap))?;
+    largest_fitting(0, longest, |cap| {
+        let prompt = bound.reduction(&cut(cap))?;
         let fits = budget.tokens_of(&prompt)? <= budget.tokens;
         if fits {
             best = prompt;
@@ -58,7 +63,7 @@ mod tests {
         let texts = ["one ".repeat(50), "two ".repeat(5)];
         let reducing = own("{% for text in parts %}[{{ text|trim }}]{% endfor %}");
         let check = |template: &Template, tokens, expected: &str| {
-            let prompt = reduce(template, &fixture.scene(), &texts, &budget(tokens, 8)).unwrap();
+            let prompt = reduction_prompt(template, &fixture.scene(), &texts, &budget(tokens, 8)).unwrap();
             assert!(prompt.contains(expected), "{prompt}");
             assert!(count(&prompt).unwrap() <= tokens);
         };
@@ -70,7 +75,7 @@ mod tests {
             1000,
             "auf Deutsch",
         );
-        let error = reduce(&reducing, &fixture.scene(), &texts, &budget(11, 8)).unwrap_err();
-        assert!(matches!(error, WordsError::DoesNotFit { .. }), "{error}");
+        let error = reduction_prompt(&reducing, &fixture.scene(), &texts, &budget(11, 8)).unwrap_err();
+        assert!(matches!(error, SummaryError::DoesNotFit { .. }), "{error}");
     }
 }

@@ -5,20 +5,20 @@ use std::io;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, UndefinedBehavior, context};
 
-use super::error::WordsError;
-use super::prompt_message::Record;
-use super::window_facts::Scene;
+use super::error::SummaryError;
+use super::prompt_message::PromptMessage;
+use super::window_facts::WindowFacts;
 use super::{built_in, filters, lint};
 use crate::{Field, PromptSource};
 
 /// Instructions that one rendering may take: a hundred thousand messages of a simple loop, and well below a second.
-const FUEL: u64 = 2_000_000;
+const RENDER_FUEL: u64 = 2_000_000;
 /// The most bytes of a rendered prompt: no context holds as many.
-const LONGEST: usize = 16 << 20;
+const MAX_PROMPT_BYTES: usize = 16 << 20;
 /// Templates within templates, and macros within macros.
-const DEPTH: usize = 50;
+const MAX_RECURSION_DEPTH: usize = 50;
 /// The name of a rule's own text among the templates.
-const OWN: &str = "prompt";
+const RULE_TEMPLATE: &str = "prompt";
 
 /// A template that was checked and can be rendered.
 ///
@@ -36,7 +36,7 @@ pub struct Template {
 impl Template {
     /// Compiles a rule's prompt, and reports what would fail when a window ends: names of variables, attributes,
     /// filters, tests and templates that there are not. `fields` are the rule's. None for a rule without a model.
-    pub fn compile(source: &PromptSource, fields: &[Field]) -> Result<Option<Self>, WordsError> {
+    pub fn compile(source: &PromptSource, fields: &[Field]) -> Result<Option<Self>, SummaryError> {
         let mut environment = environment();
         let add = |environment: &mut Environment<'static>, name: &str, source: &str| {
             environment
@@ -46,10 +46,11 @@ impl Template {
         let (name, reduction, text) = match source {
             PromptSource::None => return Ok(None),
             PromptSource::BuiltIn(name) => {
-                let text = built_in::source(name).filter(|_| built_in::NAMES.contains(&name.as_str()));
-                let text = text.ok_or_else(|| WordsError::UnknownTemplate {
+                let text = built_in::template_source(name)
+                    .filter(|_| built_in::TEMPLATE_NAMES.contains(&name.as_str()));
+                let text = text.ok_or_else(|| SummaryError::UnknownTemplate {
                     name: name.clone(),
-                    known: built_in::NAMES.join(", "),
+                    known: built_in::TEMPLATE_NAMES.join(", "),
                 })?;
                 let reduction = if name.ends_with("-de") {
                     "reduce-de"
@@ -59,14 +60,16 @@ impl Template {
                 (name.clone(), reduction.to_owned(), text)
             }
             PromptSource::Text(text) => {
-                add(&mut environment, OWN, text)?;
-                lint::check(&environment, OWN, text, fields)?;
-                let template = environment.get_template(OWN).map_err(|error| report(&error))?;
+                add(&mut environment, RULE_TEMPLATE, text)?;
+                lint::check(&environment, RULE_TEMPLATE, text, fields)?;
+                let template = environment
+                    .get_template(RULE_TEMPLATE)
+                    .map_err(|error| report(&error))?;
                 // A template that knows what to do with partial answers is asked to.
                 let reduces = template.undeclared_variables(false).contains("parts");
                 (
-                    OWN.to_owned(),
-                    if reduces { OWN } else { "reduce" }.to_owned(),
+                    RULE_TEMPLATE.to_owned(),
+                    if reduces { RULE_TEMPLATE } else { "reduce" }.to_owned(),
                     text.as_str(),
                 )
             }
@@ -86,23 +89,23 @@ impl Template {
     }
 
     /// The whole window in one prompt, whatever its length.
-    pub fn render(&self, scene: &Scene<'_>, records: &[Record]) -> Result<String, WordsError> {
+    pub fn render(&self, scene: &WindowFacts<'_>, records: &[PromptMessage]) -> Result<String, SummaryError> {
         let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
-        let page = Page::new(self, scene);
-        page.render(&messages, 0, None)
+        let bound = BoundTemplate::new(self, scene);
+        bound.render(&messages, 0, None)
     }
 }
 
 /// A template with the values that are the same in all prompts of a window.
 #[derive(Debug)]
-pub(super) struct Page<'a> {
+pub(super) struct BoundTemplate<'a> {
     template: &'a Template,
-    scene: &'a Scene<'a>,
+    scene: &'a WindowFacts<'a>,
     stats: Value,
 }
 
-impl<'a> Page<'a> {
-    pub(super) fn new(template: &'a Template, scene: &'a Scene<'a>) -> Self {
+impl<'a> BoundTemplate<'a> {
+    pub(super) fn new(template: &'a Template, scene: &'a WindowFacts<'a>) -> Self {
         Self {
             template,
             scene,
@@ -117,13 +120,13 @@ impl<'a> Page<'a> {
         messages: &[Value],
         left_out: u64,
         part: Option<(usize, usize)>,
-    ) -> Result<String, WordsError> {
+    ) -> Result<String, SummaryError> {
         let part = part.map(|(index, of)| Value::from_iter([("index", index), ("of", of)]));
         self.run(&self.template.name, messages, left_out, (part, &[]))
     }
 
     /// The prompt that makes one text of several.
-    pub(super) fn reduction(&self, texts: &[String]) -> Result<String, WordsError> {
+    pub(super) fn reduction(&self, texts: &[String]) -> Result<String, SummaryError> {
         self.run(&self.template.reduction, &[], 0, (None, texts))
     }
 
@@ -133,7 +136,7 @@ impl<'a> Page<'a> {
         messages: &[Value],
         left_out: u64,
         (part, texts): (Option<Value>, &[String]),
-    ) -> Result<String, WordsError> {
+    ) -> Result<String, SummaryError> {
         let mut text = Capped(Vec::new());
         let values = context! {
             rule => self.scene.rule,
@@ -160,12 +163,12 @@ fn environment() -> Environment<'static> {
     environment.set_auto_escape_callback(|_| AutoEscape::None);
     environment.set_trim_blocks(true);
     environment.set_lstrip_blocks(true);
-    environment.set_recursion_limit(DEPTH);
-    environment.set_fuel(Some(FUEL));
+    environment.set_recursion_limit(MAX_RECURSION_DEPTH);
+    environment.set_fuel(Some(RENDER_FUEL));
     // It would print everything there is.
     environment.remove_global("debug");
     filters::add(&mut environment);
-    for (name, source) in built_in::ALL {
+    for (name, source) in built_in::TEMPLATES {
         environment
             .add_template(name, source)
             .expect("the templates that come along are tested");
@@ -175,10 +178,10 @@ fn environment() -> Environment<'static> {
 
 /// A template's text, followed by the built-in prompts that it includes.
 fn with_included(text: &str) -> String {
-    let included = built_in::NAMES.iter().filter(|name| {
+    let included = built_in::TEMPLATE_NAMES.iter().filter(|name| {
         text.contains(&format!("include \"{name}\"")) || text.contains(&format!("include '{name}'"))
     });
-    let sources = included.filter_map(|name| built_in::source(name));
+    let sources = included.filter_map(|name| built_in::template_source(name));
     std::iter::once(text)
         .chain(sources)
         .collect::<Vec<_>>()
@@ -186,7 +189,7 @@ fn with_included(text: &str) -> String {
 }
 
 /// An error as one line with the line of the template.
-pub(super) fn report(error: &Error) -> WordsError {
+pub(super) fn report(error: &Error) -> SummaryError {
     // The cause says more where there is one: an include that fails hides what failed in it.
     let mut cause = error;
     while let Some(inner) = std::error::Error::source(cause).and_then(|source| source.downcast_ref::<Error>())
@@ -197,10 +200,10 @@ pub(super) fn report(error: &Error) -> WordsError {
     if let Some(detail) = cause.detail() {
         message = format!("{message}: {detail}");
     }
-    if let Some(name) = cause.name().filter(|name| *name != OWN) {
+    if let Some(name) = cause.name().filter(|name| *name != RULE_TEMPLATE) {
         message = format!("{message} (in template {name})");
     }
-    WordsError::Template {
+    SummaryError::Template {
         line: error.line().unwrap_or(1),
         message: message.split_whitespace().collect::<Vec<_>>().join(" "),
     }
@@ -212,7 +215,7 @@ struct Capped(Vec<u8>);
 
 impl io::Write for Capped {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > LONGEST {
+        if self.0.len() + bytes.len() > MAX_PROMPT_BYTES {
             return Err(io::Error::other("the prompt is longer than 16 MiB"));
         }
         self.0.extend_from_slice(bytes);
@@ -238,7 +241,7 @@ mod tests {
             .into()
     }
 
-    fn compile(source: &str) -> Result<Template, WordsError> {
+    fn compile(source: &str) -> Result<Template, SummaryError> {
         Template::compile(&PromptSource::Text(source.to_owned()), &fields()).map(|template| template.unwrap())
     }
 
@@ -287,7 +290,7 @@ mod tests {
             let error = compile(source)
                 .and_then(|template| template.render(&fixture.scene(), &fixture.records))
                 .unwrap_err();
-            let WordsError::Template { line: at, message } = &error else {
+            let SummaryError::Template { line: at, message } = &error else {
                 panic!("{error}")
             };
             assert!(*at == line && message.contains(part), "{source}: {error}");

@@ -8,12 +8,12 @@ use jiff::tz::TimeZone;
 use minijinja::value::{Enumerator, Object, Value};
 
 use super::filters::{field_value, json_line};
-use super::local_time::{local, rfc3339};
-use super::prompt_message::{MESSAGE_CAP, Record};
+use super::local_time::{local_time, rfc3339};
+use super::prompt_message::{MAX_PROMPT_TEXT_BYTES, PromptMessage};
 use crate::{EventWindow, FieldFacts};
 
 /// The attributes of `window` in templates.
-pub(super) const WINDOW: [&str; 9] = [
+pub(super) const WINDOW_ATTRIBUTES: [&str; 9] = [
     "start",
     "end",
     "duration",
@@ -25,15 +25,15 @@ pub(super) const WINDOW: [&str; 9] = [
     "closed_late",
 ];
 /// The attributes of a field's facts in templates.
-pub(super) const FACTS: [&str; 10] = [
+pub(super) const FACT_ATTRIBUTES: [&str; 10] = [
     "count", "min", "max", "mean", "first", "last", "rate", "from", "to", "values",
 ];
 /// The attributes of `part` in templates.
-pub(super) const PART: [&str; 2] = ["index", "of"];
+pub(super) const PART_ATTRIBUTES: [&str; 2] = ["index", "of"];
 
 /// A window and what code computed of it.
 #[derive(Debug, Clone, Copy)]
-pub struct Scene<'a> {
+pub struct WindowFacts<'a> {
     /// The rule's name.
     pub rule: &'a str,
     /// The group; empty where the rule has none.
@@ -46,16 +46,16 @@ pub struct Scene<'a> {
     pub stats: &'a [(String, FieldFacts)],
 }
 
-impl Scene<'_> {
+impl WindowFacts<'_> {
     /// `group` in templates.
     pub(super) fn group_value(&self) -> Value {
-        held(self.group)
+        bounded(self.group)
     }
 
     /// `window` in templates, with `more` messages left out than the window itself says.
     pub(super) fn window_value(&self, more: u64) -> Value {
         let window = self.window;
-        let pairs: [(&str, Value); WINDOW.len()] = [
+        let pairs: [(&str, Value); WINDOW_ATTRIBUTES.len()] = [
             ("start", rfc3339(window.start, self.zone).into()),
             ("end", rfc3339(window.end, self.zone).into()),
             ("duration", duration(window.end.since(window.start)).into()),
@@ -82,16 +82,16 @@ impl Scene<'_> {
         let time = |time: Option<_>| time.map(|time| rfc3339(time, self.zone));
         let value = |value: &Option<crate::Value>| {
             value.as_ref().map(|value| match value {
-                crate::Value::Text(text) => held(text),
+                crate::Value::Text(text) => bounded(text),
                 number @ crate::Value::Number(_) => field_value(number),
             })
         };
         let values: Value = facts
             .values
             .iter()
-            .map(|(text, count)| Value::from_iter([("value", held(text)), ("count", Value::from(*count))]))
+            .map(|(text, count)| Value::from_iter([("value", bounded(text)), ("count", Value::from(*count))]))
             .collect();
-        let pairs: [(&str, Value); FACTS.len()] = [
+        let pairs: [(&str, Value); FACT_ATTRIBUTES.len()] = [
             ("count", facts.count.into()),
             ("min", number(facts.min).into()),
             ("max", number(facts.max).into()),
@@ -107,18 +107,18 @@ impl Scene<'_> {
     }
 
     /// A message in templates.
-    pub(super) fn message_value(&self, record: &Record) -> Value {
+    pub(super) fn message_value(&self, record: &PromptMessage) -> Value {
         // Within a day the time of day says it all, and costs half the tokens.
         let format = if self.window.end.since(self.window.start) <= Duration::from_hours(24) {
             "%H:%M:%S"
         } else {
             "%Y-%m-%dT%H:%M:%S"
         };
-        let short = local(record.time(), self.zone).map_or_else(
+        let short = local_time(record.time(), self.zone).map_or_else(
             || record.time().0.to_string(),
             |zoned| zoned.strftime(format).to_string(),
         );
-        Value::from_object(Message {
+        Value::from_object(TemplateMessage {
             time: rfc3339(record.time(), self.zone).into(),
             topic: record.topic().into(),
             payload: record.payload().into(),
@@ -134,7 +134,7 @@ impl Scene<'_> {
 
 /// A message in templates. Its line of JSON is made once: a window that does not fit is rendered again and again.
 #[derive(Debug)]
-pub(super) struct Message {
+pub(super) struct TemplateMessage {
     time: Value,
     topic: Value,
     payload: Value,
@@ -142,7 +142,7 @@ pub(super) struct Message {
     pub(super) line: String,
 }
 
-impl Object for Message {
+impl Object for TemplateMessage {
     fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
         match key.as_str()? {
             "time" => Some(self.time.clone()),
@@ -158,9 +158,9 @@ impl Object for Message {
     }
 }
 
-/// A text that comes from messages, as [`Record`] has such texts.
-fn held(text: &str) -> Value {
-    super::prompt_message::text(text.as_bytes(), MESSAGE_CAP).into()
+/// A text that comes from messages, as [`PromptMessage`] has such texts.
+fn bounded(text: &str) -> Value {
+    super::prompt_message::bounded_text(text.as_bytes(), MAX_PROMPT_TEXT_BYTES).into()
 }
 
 /// A span as people write it, in units that English and German share: `8 h`, `1 h 30 min`, `10 s`.

@@ -28,7 +28,7 @@ use crate::witness::Witnesses;
 use crate::worded;
 use phi_edge_job::ErrorCode;
 use phi_edge_job::Receipt;
-use phi_edge_rules::engine::{Book, Room, RuleMessage};
+use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 
 pub use config::ServiceConfig;
@@ -47,7 +47,7 @@ pub struct Service {
 pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     /// Locked before the ledger where both are.
-    book: Mutex<Book>,
+    rule_engine: Mutex<RuleEngine>,
     /// Tells the task of the rules that the book has something for it.
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
@@ -113,7 +113,7 @@ impl Service {
         let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
-            book: Mutex::new(Book::new(boot, config.rules_bytes, Room::USUAL)),
+            rule_engine: Mutex::new(RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT)),
             rules_wake: Notify::new(),
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
@@ -203,13 +203,13 @@ impl Service {
 
     /// Words for a window that was ended elsewhere.
     pub async fn word(&self, window: &ReplayedWindow) -> Event {
-        let (published, _) = worded::worded(&self.shared, window.unworded()).await;
+        let (published, _) = worded::worded(&self.shared, window.pending_summary()).await;
         published.event
     }
 
     /// How rules are doing.
     pub fn rule_counters(&self) -> RuleCounters {
-        let counters = self.shared.book().counters();
+        let counters = self.shared.rule_engine().counters();
         let ledger = self.shared.ledger();
         let events = ledger.event_counters();
         RuleCounters {

@@ -77,11 +77,11 @@ impl Change {
             Self::Settle { body, .. } => body.texts(),
             Self::Post(reply) => reply.body.texts(),
             Self::Rule(RuleChange::Message(message)) => message.cost(),
-            Self::Rule(RuleChange::Close(ended)) => {
+            Self::Rule(RuleChange::CloseWindow(ended)) => {
                 let pending = ended.pending.as_ref().map_or(0, PendingEvent::cost);
                 8 * ended.forget.len() as u64 + pending
             }
-            Self::Rule(RuleChange::Pending(pending)) => pending.cost(),
+            Self::Rule(RuleChange::PendingEvent(pending)) => pending.cost(),
             _ => 0,
         };
         CHANGE + content

@@ -5,8 +5,8 @@ use rusqlite::{Connection, params};
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
 use phi_edge_rules::Time;
-use phi_edge_rules::changes::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
-use phi_edge_rules::engine::SEEN_AT_MOST;
+use phi_edge_rules::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange, WindowClose};
+use phi_edge_rules::engine::MAX_DEDUPE_VALUES;
 
 /// Values of `dedupe` are kept for so long, in milliseconds.
 pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
@@ -18,13 +18,13 @@ pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_mark
 pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::Result<()> {
     match change {
         RuleChange::Message(message) => insert(connection, message),
-        RuleChange::Seen { rule, value, at } => {
+        RuleChange::AddDedupeValue { rule, value, at } => {
             connection
                 .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
                 .execute(params![rule, value, at.0])?;
             Ok(())
         }
-        RuleChange::Unseen { rule, values } => {
+        RuleChange::ForgetDedupeValues { rule, values } => {
             let mut statement =
                 connection.prepare_cached("DELETE FROM rule_seen WHERE rule = ?1 AND value = ?2")?;
             for value in values {
@@ -32,7 +32,7 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             }
             Ok(())
         }
-        RuleChange::Close(closing) => close(connection, closing),
+        RuleChange::CloseWindow(closing) => close(connection, closing),
         RuleChange::Checkpoint {
             rule,
             group,
@@ -49,7 +49,7 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
                 .execute([rule, group])?;
             Ok(())
         }
-        RuleChange::Leave { rule } => {
+        RuleChange::RemoveRule { rule } => {
             for table in ["rule_marks", "rule_seen"] {
                 connection
                     .prepare_cached(&format!("DELETE FROM {table} WHERE rule = ?1"))?
@@ -57,14 +57,14 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             }
             Ok(())
         }
-        RuleChange::Pending(event) => pending(connection, event),
+        RuleChange::PendingEvent(event) => pending(connection, event),
         RuleChange::Posted { event_id } => {
             connection
                 .prepare_cached("DELETE FROM rule_events WHERE event_id = ?1")?
                 .execute([event_id])?;
             Ok(())
         }
-        RuleChange::Forget(seqs) => forget(connection, seqs),
+        RuleChange::ForgetMessages(seqs) => forget(connection, seqs),
     }
 }
 
@@ -82,7 +82,7 @@ fn insert(connection: &Connection, message: &KeptMessage) -> rusqlite::Result<()
     Ok(())
 }
 
-fn close(connection: &Connection, closing: &Ended) -> rusqlite::Result<()> {
+fn close(connection: &Connection, closing: &WindowClose) -> rusqlite::Result<()> {
     forget(connection, &closing.forget)?;
     connection
         .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
@@ -132,7 +132,7 @@ pub(super) fn read(
         messages,
         checkpoints,
         pending,
-        seen,
+        dedupe_values,
     } = rules;
     vec![
         each(
@@ -189,10 +189,10 @@ pub(super) fn read(
                 "SELECT rule, value, seen FROM (
                      SELECT rule, value, seen, ROW_NUMBER() OVER (PARTITION BY rule ORDER BY seen DESC) AS place
                      FROM rule_seen)
-                 WHERE place <= {SEEN_AT_MOST} ORDER BY seen {order}"
+                 WHERE place <= {MAX_DEDUPE_VALUES} ORDER BY seen {order}"
             ),
             |row| {
-                seen.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
+                dedupe_values.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
                 Ok(())
             },
         ),
@@ -242,7 +242,7 @@ mod tests {
     }
 
     fn see(connection: &Connection, rule: &str, value: &str, at: i64) {
-        let seen = RuleChange::Seen {
+        let seen = RuleChange::AddDedupeValue {
             rule: rule.to_owned(),
             value: value.to_owned(),
             at: Time(at),
@@ -257,13 +257,13 @@ mod tests {
             see(&connection, "r", value, at);
             see(&connection, "s", value, at);
         }
-        let unseen = RuleChange::Unseen {
+        let unseen = RuleChange::ForgetDedupeValues {
             rule: "r".to_owned(),
             values: vec!["a".to_owned(), "b".to_owned()],
         };
         apply(&connection, &unseen).unwrap();
         let values: Vec<String> = restored(&connection)
-            .seen
+            .dedupe_values
             .into_iter()
             .map(|(rule, value, _)| rule + &value)
             .collect();
@@ -283,9 +283,9 @@ mod tests {
             apply(&connection, &mark).unwrap();
         }
         let rule = "r".to_owned();
-        apply(&connection, &RuleChange::Leave { rule }).unwrap();
+        apply(&connection, &RuleChange::RemoveRule { rule }).unwrap();
         let rules = restored(&connection);
-        assert_eq!((rules.seen.len(), rules.checkpoints.len()), (1, 1));
+        assert_eq!((rules.dedupe_values.len(), rules.checkpoints.len()), (1, 1));
         assert_eq!(rules.checkpoints[0].0, "s");
     }
 
@@ -293,14 +293,14 @@ mod tests {
     fn no_more_values_are_read_than_are_remembered() {
         let connection = file();
         connection.execute_batch("BEGIN").unwrap();
-        let most = i64::try_from(SEEN_AT_MOST).unwrap();
+        let most = i64::try_from(MAX_DEDUPE_VALUES).unwrap();
         for at in 0..most + 5 {
             see(&connection, "r", &at.to_string(), at);
         }
         see(&connection, "s", "x", 1);
         connection.execute_batch("COMMIT").unwrap();
-        let seen = restored(&connection).seen;
-        assert_eq!(seen.len(), SEEN_AT_MOST + 1);
+        let seen = restored(&connection).dedupe_values;
+        assert_eq!(seen.len(), MAX_DEDUPE_VALUES + 1);
         assert_eq!(seen[1], ("r".to_owned(), "5".to_owned(), Time(5)));
     }
 }

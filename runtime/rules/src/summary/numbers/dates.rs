@@ -1,12 +1,12 @@
 //! Times of day and dates, as English and German write them.
 
-use super::scan::Reading;
+use super::scan::Interpretation;
 
 /// How far beside a number words are looked for, in bytes.
-const NEAR: usize = 24;
+const WORD_SEARCH_BYTES: usize = 24;
 
 /// `6:15`, `06:20:00`, `06:20:00.5`, with `am` or `pm` behind it.
-pub(super) fn clock_of(run: &str, after: &str) -> Option<Reading> {
+pub(super) fn clock_of(run: &str, after: &str) -> Option<Interpretation> {
     let whole = run.split('.').next()?;
     let steps: Vec<u32> = whole
         .split(':')
@@ -21,9 +21,9 @@ pub(super) fn clock_of(run: &str, after: &str) -> Option<Reading> {
     clock(hour, minute, second, steps.len() == 3)
 }
 
-fn clock(hour: u32, minute: u32, second: u32, exact: bool) -> Option<Reading> {
+fn clock(hour: u32, minute: u32, second: u32, exact: bool) -> Option<Interpretation> {
     let sound = minute < 60 && second < 61 && (hour < 24 || (hour == 24 && minute == 0));
-    sound.then(|| Reading::Clock {
+    sound.then(|| Interpretation::Clock {
         seconds: hour % 24 * 3600 + minute * 60 + second,
         exact,
     })
@@ -42,7 +42,7 @@ fn half_day(hour: u32, after: &str) -> u32 {
 }
 
 /// `14 Uhr`, `06.20 Uhr`, `2 pm`, `6 o'clock`.
-pub(super) fn hour(run: &str, after: &str) -> Option<Reading> {
+pub(super) fn hour(run: &str, after: &str) -> Option<Interpretation> {
     let names = ["Uhr", "o'clock", "o’clock", "am", "pm", "AM", "PM", "a.m", "p.m"];
     if !names.iter().any(|name| starts_with_word(after, name)) {
         return None;
@@ -57,12 +57,12 @@ pub(super) fn hour(run: &str, after: &str) -> Option<Reading> {
 }
 
 /// `2026-03-02`, `3/2/2026`, `2/3/2026`, `3/2`: every way to read it; none if it is none.
-pub(super) fn dates(run: &str) -> Option<Vec<Reading>> {
+pub(super) fn dates(run: &str) -> Option<Vec<Interpretation>> {
     let steps: Vec<u32> = run
         .split(['-', '/'])
         .map(|step| step.parse().ok())
         .collect::<Option<_>>()?;
-    let readings: Vec<Reading> = match steps[..] {
+    let interpretations: Vec<Interpretation> = match steps[..] {
         [year, month, day] if year > 31 => date(Some(year), month, day).into_iter().collect(),
         [a, b, year] if year > 31 => [date(Some(year), a, b), date(Some(year), b, a)]
             .into_iter()
@@ -74,15 +74,19 @@ pub(super) fn dates(run: &str) -> Option<Vec<Reading>> {
             .collect(),
         _ => Vec::new(),
     };
-    (!readings.is_empty()).then_some(readings)
+    (!interpretations.is_empty()).then_some(interpretations)
 }
 
-fn date(year: Option<u32>, month: u32, day: u32) -> Option<Reading> {
-    ((1..=12).contains(&month) && (1..=31).contains(&day)).then_some(Reading::Date { year, month, day })
+fn date(year: Option<u32>, month: u32, day: u32) -> Option<Interpretation> {
+    ((1..=12).contains(&month) && (1..=31).contains(&day)).then_some(Interpretation::Date {
+        year,
+        month,
+        day,
+    })
 }
 
 /// `02.03.2026`, and `2.3.` with its second point.
-pub(super) fn dotted_date(run: &str, after: &str) -> Option<Reading> {
+pub(super) fn dotted_date(run: &str, after: &str) -> Option<Interpretation> {
     let steps: Vec<u32> = run
         .split('.')
         .map(|step| step.parse().ok())
@@ -95,7 +99,7 @@ pub(super) fn dotted_date(run: &str, after: &str) -> Option<Reading> {
 }
 
 /// `2 March`, `March 2`, `2. März`.
-pub(super) fn day_of_month(run: &str, before: &str, after: &str) -> Option<Reading> {
+pub(super) fn day_of_month(run: &str, before: &str, after: &str) -> Option<Interpretation> {
     const MONTHS: [&[&str]; 12] = [
         &["january", "januar", "jan"],
         &["february", "februar", "feb"],
@@ -118,8 +122,8 @@ pub(super) fn day_of_month(run: &str, before: &str, after: &str) -> Option<Readi
             .find(|(_, names)| names.contains(&word.as_str()))
             .map(|(month, _)| month)
     };
-    let after = &after[..after.floor_char_boundary(NEAR)];
-    let before = &before[before.floor_char_boundary(before.len().saturating_sub(NEAR))..];
+    let after = &after[..after.floor_char_boundary(WORD_SEARCH_BYTES)];
+    let before = &before[before.floor_char_boundary(before.len().saturating_sub(WORD_SEARCH_BYTES))..];
     let next = after
         .trim_start_matches(['.', ' '])
         .split_whitespace()

@@ -5,17 +5,17 @@ use std::collections::HashSet;
 use jiff::ZonedDateTime;
 use jiff::tz::TimeZone;
 
-use super::scan::{Found, Reading, scan};
-use crate::summary::local_time::local;
-use crate::summary::{Record, Scene};
+use super::scan::{FoundNumber, Interpretation, scan};
+use crate::summary::local_time::local_time;
+use crate::summary::{PromptMessage, WindowFacts};
 use crate::{FieldFacts, Time, Value};
 
 /// Substances and units that are no names.
-const COMMON: [&str; 10] = ["co2", "o2", "n2", "h2", "h2o", "nh3", "ch4", "m2", "m3", "pm10"];
+const SUBSTANCES_AND_UNITS: [&str; 10] = ["co2", "o2", "n2", "h2", "h2o", "nh3", "ch4", "m2", "m3", "pm10"];
 
 /// Numbers, times, dates and texts that a text may speak of.
 #[derive(Debug, Default)]
-pub(super) struct Known {
+pub(super) struct KnownNumbers {
     /// In order.
     numbers: Vec<f64>,
     /// Their magnitudes, in order: who writes "18 below zero" leaves the sign out.
@@ -29,8 +29,8 @@ pub(super) struct Known {
     text: String,
 }
 
-impl Known {
-    pub(super) fn new(scene: &Scene<'_>, records: &[Record], written: &[&str]) -> Self {
+impl KnownNumbers {
+    pub(super) fn new(scene: &WindowFacts<'_>, records: &[PromptMessage], written: &[&str]) -> Self {
         let mut known = Self::default();
         for text in [scene.rule, scene.group].iter().chain(written) {
             known.text(text);
@@ -61,18 +61,18 @@ impl Known {
     }
 
     /// Whether one of the readings of `found` is known, or its text where that is a name.
-    pub(super) fn supports(&self, found: &Found) -> bool {
-        let read = |reading: &Reading| match *reading {
-            Reading::Number { value, .. } if found.name => rounds_to(&self.written, value, 0, 1.0),
-            reading => self.has(reading),
+    pub(super) fn supports(&self, found: &FoundNumber) -> bool {
+        let read = |interpretation: &Interpretation| match *interpretation {
+            Interpretation::Number { value, .. } if found.name => rounds_to(&self.written, value, 0, 1.0),
+            interpretation => self.has(interpretation),
         };
-        let known_word = found.name && COMMON.contains(&found.text.to_lowercase().as_str());
-        found.readings.iter().any(read) || known_word || (found.literal && self.says(&found.text))
+        let known_word = found.name && SUBSTANCES_AND_UNITS.contains(&found.text.to_lowercase().as_str());
+        found.interpretations.iter().any(read) || known_word || (found.literal && self.says(&found.text))
     }
 
-    fn has(&self, reading: Reading) -> bool {
-        match reading {
-            Reading::Number {
+    fn has(&self, interpretation: Interpretation) -> bool {
+        match interpretation {
+            Interpretation::Number {
                 value,
                 decimals,
                 signed,
@@ -90,11 +90,11 @@ impl Known {
                     || rounds_to(numbers, value, decimals, 1.0)
                     || (percent && rounds_to(numbers, value, decimals, 100.0))
             }
-            Reading::Clock { seconds, exact } => {
+            Interpretation::Clock { seconds, exact } => {
                 self.clocks.contains(&seconds)
                     || (!exact && (seconds..seconds + 60).any(|second| self.clocks.contains(&second)))
             }
-            Reading::Date { year, month, day } => self
+            Interpretation::Date { year, month, day } => self
                 .dates
                 .iter()
                 .any(|known| (known.1, known.2) == (month, day) && year.is_none_or(|year| year == known.0)),
@@ -112,7 +112,7 @@ impl Known {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    fn window(&mut self, scene: &Scene<'_>) {
+    fn window(&mut self, scene: &WindowFacts<'_>) {
         let window = scene.window;
         for count in [window.messages, window.late, window.left_out, window.dropped] {
             self.numbers.push(count as f64);
@@ -154,7 +154,7 @@ impl Known {
 
     /// A moment on the clocks of the rule, and on those of machines that know no zones.
     fn moment(&mut self, time: Time, zone: &TimeZone) {
-        for zoned in [local(time, zone), local(time, &TimeZone::UTC)]
+        for zoned in [local_time(time, zone), local_time(time, &TimeZone::UTC)]
             .into_iter()
             .flatten()
         {
@@ -170,16 +170,16 @@ impl Known {
         self.text.push_str(&text.to_lowercase());
         self.text.push('\n');
         for found in scan(text) {
-            for reading in found.readings {
-                match reading {
-                    Reading::Number { value, .. } => {
+            for interpretation in found.interpretations {
+                match interpretation {
+                    Interpretation::Number { value, .. } => {
                         self.numbers.push(value);
                         self.written.push(value);
                     }
-                    Reading::Clock { seconds, .. } => {
+                    Interpretation::Clock { seconds, .. } => {
                         self.clocks.insert(seconds);
                     }
-                    Reading::Date { year, month, day } => {
+                    Interpretation::Date { year, month, day } => {
                         self.dates.insert((year.unwrap_or(0), month, day));
                     }
                 }

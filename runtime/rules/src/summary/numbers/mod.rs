@@ -8,20 +8,20 @@ mod dates;
 mod known;
 mod scan;
 
-use super::{Record, Scene};
-use known::Known;
-use scan::{Found, scan};
+use super::{PromptMessage, WindowFacts};
+use known::KnownNumbers;
+use scan::{FoundNumber, scan};
 
 /// The numbers of `text`, as they stand there, that neither the facts and the window of `scene` nor one of `records`
 /// support, nor what the operator wrote (`written`: the template's text with its limits, the system message). Each is given
 /// once, in order.
 pub fn unsupported_numbers(
     text: &str,
-    scene: &Scene<'_>,
-    records: &[Record],
+    scene: &WindowFacts<'_>,
+    records: &[PromptMessage],
     written: &[&str],
 ) -> Vec<String> {
-    let known = Known::new(scene, records, written);
+    let known = KnownNumbers::new(scene, records, written);
     let mut unsupported: Vec<String> = Vec::new();
     for found in scan(text) {
         if !is_counted_off(text, &found) && !known.supports(&found) && !unsupported.contains(&found.text) {
@@ -33,7 +33,7 @@ pub fn unsupported_numbers(
 
 /// A single digit that numbers a list's item or says which of several: `1.` at the start of a line, `(2)`, `3rd`,
 /// `die 2. Störung`.
-fn is_counted_off(text: &str, found: &Found) -> bool {
+fn is_counted_off(text: &str, found: &FoundNumber) -> bool {
     if found.text.len() != 1 || !found.text.starts_with(|c: char| c.is_ascii_digit()) {
         return false;
     }
@@ -81,13 +81,16 @@ mod tests {
         let mut fixture = fixture::window();
         let line = "Mar  2 08:07:11 gw-04 sshd[4711]: Failed password from 10.0.0.12 port 50122, load 0.350, 12345.678 kWh";
         let time = fixture::time("2026-03-02T07:07:11Z");
-        fixture
-            .records
-            .push(Record::new(time, "logs/gw-04", line.as_bytes(), Vec::new()));
+        fixture.records.push(PromptMessage::new(
+            time,
+            "logs/gw-04",
+            line.as_bytes(),
+            Vec::new(),
+        ));
         let frozen = vec![("value".to_owned(), Value::Number(-18.25))];
         fixture
             .records
-            .push(Record::new(time, "cold/2", b"{\"value\":-18.25}", frozen));
+            .push(PromptMessage::new(time, "cold/2", b"{\"value\":-18.25}", frozen));
         let found = unsupported_numbers(
             text,
             &fixture.scene(),

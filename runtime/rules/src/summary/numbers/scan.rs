@@ -4,7 +4,7 @@ use super::dates::{clock_of, dates, day_of_month, dotted_date, hour, starts_with
 
 /// A number in a text.
 #[derive(Debug, Clone, PartialEq)]
-pub(super) struct Found {
+pub(super) struct FoundNumber {
     /// As it stands there; a name with its letters.
     pub(super) text: String,
     /// Where it begins, in bytes.
@@ -12,7 +12,7 @@ pub(super) struct Found {
     /// Where it ends.
     pub(super) end: usize,
     /// What it may mean; empty for what is only a name.
-    pub(super) readings: Vec<Reading>,
+    pub(super) interpretations: Vec<Interpretation>,
     /// It is a name with digits at its end.
     pub(super) name: bool,
     /// The same text in a message supports it: a name, an address, a version.
@@ -21,7 +21,7 @@ pub(super) struct Found {
 
 /// What a number may mean.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Reading {
+pub(super) enum Interpretation {
     /// A quantity.
     Number {
         value: f64,
@@ -39,13 +39,13 @@ pub(super) enum Reading {
 }
 
 /// How far before its digits a name is looked for, in bytes.
-const LONGEST_NAME: usize = 64;
+const MAX_NAME_BYTES: usize = 64;
 
 /// Marks between the thousands, beside point and comma: no-break spaces, thin space, apostrophes.
-const THOUSANDS: [char; 5] = ['\u{a0}', '\u{202f}', '\u{2009}', '\'', '’'];
+const THOUSANDS_SEPARATORS: [char; 5] = ['\u{a0}', '\u{202f}', '\u{2009}', '\'', '’'];
 
 /// The numbers of a text, in order.
-pub(super) fn scan(text: &str) -> Vec<Found> {
+pub(super) fn scan(text: &str) -> Vec<FoundNumber> {
     let mut found = Vec::new();
     let (mut at, mut stamp_end) = (0, None);
     while let Some(start) = text[at..]
@@ -71,7 +71,7 @@ fn end_of(text: &str, start: usize) -> usize {
     let mut end = start;
     let mut before = '0';
     for (offset, c) in text[start..].char_indices() {
-        let mark = matches!(c, '.' | ',' | ':' | '/' | '-') || THOUSANDS.contains(&c);
+        let mark = matches!(c, '.' | ',' | ':' | '/' | '-') || THOUSANDS_SEPARATORS.contains(&c);
         if !(c.is_ascii_digit() || mark && before.is_ascii_digit()) {
             break;
         }
@@ -85,7 +85,7 @@ fn end_of(text: &str, start: usize) -> usize {
     end
 }
 
-fn take(text: &str, start: usize, end: usize) -> Found {
+fn take(text: &str, start: usize, end: usize) -> FoundNumber {
     let name_start = name_start(text, start);
     if name_start < start {
         // A name holds no marks but those between its own parts.
@@ -93,21 +93,21 @@ fn take(text: &str, start: usize, end: usize) -> Found {
             + text[start..]
                 .find(|c: char| !c.is_alphanumeric())
                 .unwrap_or(text.len() - start);
-        return Found {
+        return FoundNumber {
             text: text[name_start..end].to_owned(),
             start: name_start,
             end,
-            readings: number(&text[start..end]).into_iter().collect(),
+            interpretations: number(&text[start..end]).into_iter().collect(),
             name: true,
             literal: true,
         };
     }
     let run = &text[start..end];
-    let whole = |end: usize, readings: Vec<Reading>| Found {
+    let whole = |end: usize, interpretations: Vec<Interpretation>| FoundNumber {
         text: text[start..end].to_owned(),
         start,
         end,
-        readings,
+        interpretations,
         name: false,
         literal: true,
     };
@@ -131,7 +131,7 @@ fn take(text: &str, start: usize, end: usize) -> Found {
 }
 
 /// A number without `:`, `-` and `/` within.
-fn plain(text: &str, start: usize, end: usize) -> Found {
+fn plain(text: &str, start: usize, end: usize) -> FoundNumber {
     let mut run = &text[start..end];
     let mut end = end;
     let after = &text[end..];
@@ -153,9 +153,9 @@ fn plain(text: &str, start: usize, end: usize) -> Found {
         Some(sign) => (start - sign.len_utf8(), -1.0),
         None => (start, 1.0),
     };
-    let mut readings: Vec<Reading> = numbers(run)
+    let mut interpretations: Vec<Interpretation> = numbers(run)
         .into_iter()
-        .map(|(value, decimals)| Reading::Number {
+        .map(|(value, decimals)| Interpretation::Number {
             value: value * factor,
             decimals,
             signed: signed.is_some(),
@@ -163,16 +163,16 @@ fn plain(text: &str, start: usize, end: usize) -> Found {
         })
         .collect();
     if signed.is_none() {
-        readings.extend(hour(run, after));
-        readings.extend(dotted_date(run, &text[end..]));
-        readings.extend(day_of_month(run, &text[..start], after));
+        interpretations.extend(hour(run, after));
+        interpretations.extend(dotted_date(run, &text[end..]));
+        interpretations.extend(day_of_month(run, &text[..start], after));
     }
     let marks = run.matches(|c: char| !c.is_ascii_digit()).count();
-    Found {
+    FoundNumber {
         text: text[shown..end].to_owned(),
         start: shown,
         end,
-        readings,
+        interpretations,
         name: false,
         literal: marks > 1,
     }
@@ -180,7 +180,7 @@ fn plain(text: &str, start: usize, end: usize) -> Found {
 
 /// Where the name begins that the digits at `start` end, as in `mixer-07`, `P1` or `gw_04`; `start` if there is none.
 fn name_start(text: &str, start: usize) -> usize {
-    let before = &text[text.floor_char_boundary(start.saturating_sub(LONGEST_NAME))..start];
+    let before = &text[text.floor_char_boundary(start.saturating_sub(MAX_NAME_BYTES))..start];
     let letters = before.trim_end_matches(|c: char| c.is_alphanumeric() || matches!(c, '-' | '_'));
     let name = &before[letters.len()..];
     // What begins with a digit or a sign is none, such as `2026-03-02T` before `06:00`.
@@ -206,10 +206,10 @@ fn exponent(after: &str) -> Option<usize> {
     (count > 0 && ends).then(|| after.len() - digits.len() + count)
 }
 
-fn number(run: &str) -> Option<Reading> {
+fn number(run: &str) -> Option<Interpretation> {
     let digits = run.trim_end_matches(|c: char| !c.is_ascii_digit());
     let value = digits.parse().ok()?;
-    Some(Reading::Number {
+    Some(Interpretation::Number {
         value,
         decimals: 0,
         signed: false,
@@ -246,7 +246,7 @@ pub(super) fn numbers(run: &str) -> Vec<(f64, usize)> {
         if fraction.is_some_and(|fraction| !fraction.bytes().all(|b| b.is_ascii_digit())) {
             continue;
         }
-        let grouping = |c: char| c == thousands || THOUSANDS.contains(&c);
+        let grouping = |c: char| c == thousands || THOUSANDS_SEPARATORS.contains(&c);
         let Some(digits) = ungroup(whole, grouping) else {
             continue;
         };
