@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::changes::{PendingEvent, ShownMessage};
 use super::engine::{PendingSummary, QueueCapacity, RuleEngine, RuleMessage};
-use super::summary::{self, PromptBudget, PromptMessage, PromptPlan, SummaryError, Template};
+use super::summary::{self, PromptBudget, PromptMessage, PromptPlan, SummaryError, Template, WindowFacts};
 use super::{CloseReason, Event, Rule, Time};
 
 /// One rule, and time as it is told.
@@ -128,7 +128,7 @@ impl ReplayedWindow {
             .iter()
             .map(ShownMessage::prompt_message)
             .collect();
-        let scene = self.rule.scene(&self.pending.event);
+        let scene = WindowFacts::new(&self.rule, &self.pending.event);
         summary::plan_prompts(&template, &scene, &records, budget).map(Some)
     }
 }

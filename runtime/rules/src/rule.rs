@@ -5,9 +5,6 @@ use std::time::Duration;
 use jiff::civil;
 use jiff::tz::TimeZone;
 
-use super::Event;
-use super::summary::WindowFacts;
-
 /// What to make of which messages.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
@@ -89,17 +86,6 @@ impl Rule {
             &other.dedupe,
             &other.window,
         ) && self.limits.keep_messages == other.limits.keep_messages
-    }
-
-    /// An event of it, as templates see it.
-    pub fn scene<'a>(&'a self, event: &'a Event) -> WindowFacts<'a> {
-        WindowFacts {
-            rule: &event.rule,
-            group: &event.group,
-            zone: &self.window.zone,
-            window: &event.window,
-            stats: &event.stats,
-        }
     }
 }
 

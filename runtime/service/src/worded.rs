@@ -16,7 +16,7 @@ use crate::service::Shared;
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::engine::PendingSummary;
-use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template};
+use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};
 use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
 
 /// The clock is looked at this often: it may have been set.
@@ -130,7 +130,7 @@ impl Wording<'_> {
             ];
             event.unsupported_numbers = Some(summary::unsupported_numbers(
                 &text,
-                &self.rule.scene(event),
+                &WindowFacts::new(self.rule, event),
                 &plan.records,
                 &written,
             ));
@@ -156,7 +156,7 @@ impl Wording<'_> {
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            let plan = summary::plan_prompts(&template, &rule.scene(&event), &records, &budget)?;
+            let plan = summary::plan_prompts(&template, &WindowFacts::new(&rule, &event), &records, &budget)?;
             Ok(Some(Planned {
                 prompts: plan.prompts,
                 left_out: plan.left_out,
@@ -176,7 +176,7 @@ impl Wording<'_> {
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            summary::reduction_prompt(&template, &rule.scene(&event), &texts, &budget)
+            summary::reduction_prompt(&template, &WindowFacts::new(&rule, &event), &texts, &budget)
         })
         .await
     }

@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 use minijinja::{Environment, context};
 
 use super::error::SummaryError;
-use super::template::report;
 use super::window_facts::{FACT_ATTRIBUTES, PART_ATTRIBUTES, WINDOW_ATTRIBUTES};
 use crate::Field;
 
@@ -19,7 +18,9 @@ pub(super) fn check(
     fields: &[Field],
 ) -> Result<(), SummaryError> {
     let tokens = tag_tokens(source);
-    let template = environment.get_template(name).map_err(|error| report(&error))?;
+    let template = environment
+        .get_template(name)
+        .map_err(|error| SummaryError::of_template(&error))?;
     let paths: BTreeSet<String> = template.undeclared_variables(true).into_iter().collect();
     for path in &paths {
         let steps: Vec<&str> = path.split('.').collect();

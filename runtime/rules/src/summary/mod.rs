@@ -21,6 +21,7 @@ mod prefix;
 mod prompt_message;
 mod reduce;
 mod template;
+mod values;
 mod window_facts;
 
 pub use budget::PromptBudget;

@@ -181,7 +181,7 @@ impl Planner<'_> {
             return Ok(known);
         }
         let line = self.messages[index]
-            .downcast_object_ref::<super::window_facts::TemplateMessage>()
+            .downcast_object_ref::<super::values::TemplateMessage>()
             .map_or("", |message| message.line.as_str());
         // What stands around every prompt is counted with it, and taken off again.
         let around = self.budget.tokens_of("")?;

@@ -3,9 +3,9 @@
 use std::io;
 
 use minijinja::value::Value;
-use minijinja::{AutoEscape, Environment, Error, UndefinedBehavior, context};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, context};
 
-use super::error::SummaryError;
+use super::error::{RULE_TEMPLATE, SummaryError};
 use super::prompt_message::PromptMessage;
 use super::window_facts::WindowFacts;
 use super::{built_in, filters, lint};
@@ -17,8 +17,6 @@ const RENDER_FUEL: u64 = 2_000_000;
 const MAX_PROMPT_BYTES: usize = 16 << 20;
 /// Templates within templates, and macros within macros.
 const MAX_RECURSION_DEPTH: usize = 50;
-/// The name of a rule's own text among the templates.
-const RULE_TEMPLATE: &str = "prompt";
 
 /// A template that was checked and can be rendered.
 ///
@@ -41,7 +39,7 @@ impl Template {
         let add = |environment: &mut Environment<'static>, name: &str, source: &str| {
             environment
                 .add_template_owned(name.to_owned(), source.to_owned())
-                .map_err(|error| report(&error))
+                .map_err(|error| SummaryError::of_template(&error))
         };
         let (name, reduction, text) = match source {
             PromptSource::None => return Ok(None),
@@ -64,7 +62,7 @@ impl Template {
                 lint::check(&environment, RULE_TEMPLATE, text, fields)?;
                 let template = environment
                     .get_template(RULE_TEMPLATE)
-                    .map_err(|error| report(&error))?;
+                    .map_err(|error| SummaryError::of_template(&error))?;
                 // A template that knows what to do with partial answers is asked to.
                 let reduces = template.undeclared_variables(false).contains("parts");
                 (
@@ -151,7 +149,7 @@ impl<'a> BoundTemplate<'a> {
             .environment
             .get_template(name)
             .and_then(|template| template.render_captured_to(values, &mut text).map(drop))
-            .map_err(|error| report(&error))?;
+            .map_err(|error| SummaryError::of_template(&error))?;
         // Templates and values are text, so that nothing is lost here.
         Ok(String::from_utf8_lossy(&text.0).trim().to_owned())
     }
@@ -186,27 +184,6 @@ fn with_included(text: &str) -> String {
         .chain(sources)
         .collect::<Vec<_>>()
         .join("\n")
-}
-
-/// An error as one line with the line of the template.
-pub(super) fn report(error: &Error) -> SummaryError {
-    // The cause says more where there is one: an include that fails hides what failed in it.
-    let mut cause = error;
-    while let Some(inner) = std::error::Error::source(cause).and_then(|source| source.downcast_ref::<Error>())
-    {
-        cause = inner;
-    }
-    let mut message = cause.kind().to_string();
-    if let Some(detail) = cause.detail() {
-        message = format!("{message}: {detail}");
-    }
-    if let Some(name) = cause.name().filter(|name| *name != RULE_TEMPLATE) {
-        message = format!("{message} (in template {name})");
-    }
-    SummaryError::Template {
-        line: error.line().unwrap_or(1),
-        message: message.split_whitespace().collect::<Vec<_>>().join(" "),
-    }
 }
 
 /// Takes no more than a prompt may have.

@@ -1,16 +1,15 @@
 //! What templates know of a window.
 
 use std::fmt::Write as _;
-use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::tz::TimeZone;
-use minijinja::value::{Enumerator, Object, Value};
+use minijinja::value::Value;
 
-use super::filters::{field_value, json_line};
 use super::local_time::{local_time, rfc3339};
 use super::prompt_message::{MAX_PROMPT_TEXT_BYTES, PromptMessage};
-use crate::{EventWindow, FieldFacts};
+use super::values::{TemplateMessage, field_value, json_line, number_value};
+use crate::{Event, EventWindow, FieldFacts, Rule};
 
 /// The attributes of `window` in templates.
 pub(super) const WINDOW_ATTRIBUTES: [&str; 9] = [
@@ -46,6 +45,19 @@ pub struct WindowFacts<'a> {
     pub stats: &'a [(String, FieldFacts)],
 }
 
+impl<'a> WindowFacts<'a> {
+    /// The facts of an event of `rule`.
+    pub fn new(rule: &'a Rule, event: &'a Event) -> Self {
+        Self {
+            rule: &event.rule,
+            group: &event.group,
+            zone: &rule.window.zone,
+            window: &event.window,
+            stats: &event.stats,
+        }
+    }
+}
+
 impl WindowFacts<'_> {
     /// `group` in templates.
     pub(super) fn group_value(&self) -> Value {
@@ -78,7 +90,7 @@ impl WindowFacts<'_> {
     }
 
     fn facts_value(&self, facts: &FieldFacts) -> Value {
-        let number = |number: Option<f64>| number.map(super::filters::number_value);
+        let number = |number: Option<f64>| number.map(number_value);
         let time = |time: Option<_>| time.map(|time| rfc3339(time, self.zone));
         let value = |value: &Option<crate::Value>| {
             value.as_ref().map(|value| match value {
@@ -129,32 +141,6 @@ impl WindowFacts<'_> {
                 .collect(),
             line: json_line(record, &short),
         })
-    }
-}
-
-/// A message in templates. Its line of JSON is made once: a window that does not fit is rendered again and again.
-#[derive(Debug)]
-pub(super) struct TemplateMessage {
-    time: Value,
-    topic: Value,
-    payload: Value,
-    fields: Value,
-    pub(super) line: String,
-}
-
-impl Object for TemplateMessage {
-    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
-        match key.as_str()? {
-            "time" => Some(self.time.clone()),
-            "topic" => Some(self.topic.clone()),
-            "payload" => Some(self.payload.clone()),
-            "fields" => Some(self.fields.clone()),
-            _ => None,
-        }
-    }
-
-    fn enumerate(self: &Arc<Self>) -> Enumerator {
-        Enumerator::Str(&["time", "topic", "payload", "fields"])
     }
 }
 

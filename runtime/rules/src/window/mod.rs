@@ -88,9 +88,11 @@
 //! same windows. Only a rule without groups that has not reported anything yet begins to watch anew.
 
 mod calendar;
+mod checkpoint;
 mod closed_window;
 mod context;
 mod group;
+mod message;
 mod open_window;
 
 use std::collections::{BTreeSet, HashMap};
@@ -100,9 +102,9 @@ use super::{Time, WindowSpec};
 use context::WindowContext;
 use group::GroupState;
 
-pub use closed_window::{
-    Checkpoint, CloseReason, ClosedWindow, IngestOutcome, PeriodRemainder, WindowMessage,
-};
+pub use checkpoint::{Checkpoint, PeriodRemainder};
+pub use closed_window::{CloseReason, ClosedWindow};
+pub use message::{IngestOutcome, WindowMessage};
 
 /// The group of what is beyond [`WindowSpec::max_groups`].
 pub const OVERFLOW_GROUP: &str = "other";
@@ -220,7 +222,7 @@ impl WindowOperator {
                 self.queues.due.remove(&(due, name));
                 continue;
             };
-            closed.extend(group.end_next(&mut self.context, due, now));
+            closed.extend(group.close_on_time(&mut self.context, due, now));
             self.queues.reschedule(group, &mut self.context);
         }
         closed
@@ -248,7 +250,7 @@ impl WindowOperator {
 
     /// Ends every window that holds messages.
     pub fn close_all(&mut self, now: Time, reason: CloseReason) -> Vec<ClosedWindow> {
-        self.for_each_group(|group, context| group.end_all(context, now, reason))
+        self.for_each_group(|group, context| group.close_all(context, now, reason))
     }
 
     /// The time by which a message counts that arrived then and says to be of `stamp`.

@@ -1,6 +1,6 @@
 //! Times of day and dates, as English and German write them.
 
-use super::scan::Interpretation;
+use super::interpretation::Interpretation;
 
 /// How far beside a number words are looked for, in bytes.
 const WORD_SEARCH_BYTES: usize = 24;

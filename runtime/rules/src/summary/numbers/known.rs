@@ -5,7 +5,8 @@ use std::collections::HashSet;
 use jiff::ZonedDateTime;
 use jiff::tz::TimeZone;
 
-use super::scan::{FoundNumber, Interpretation, scan};
+use super::interpretation::Interpretation;
+use super::scan::{FoundNumber, scan};
 use crate::summary::local_time::local_time;
 use crate::summary::{PromptMessage, WindowFacts};
 use crate::{FieldFacts, Time, Value};

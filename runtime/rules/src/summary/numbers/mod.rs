@@ -5,6 +5,7 @@
 //! that happens to be another's; a right one is hardly ever reported.
 
 mod dates;
+mod interpretation;
 mod known;
 mod scan;
 

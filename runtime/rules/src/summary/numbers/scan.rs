@@ -1,6 +1,7 @@
 //! Finding numbers in text, with every way to read them.
 
 use super::dates::{clock_of, dates, day_of_month, dotted_date, hour, starts_with_word};
+use super::interpretation::Interpretation;
 
 /// A number in a text.
 #[derive(Debug, Clone, PartialEq)]
@@ -17,25 +18,6 @@ pub(super) struct FoundNumber {
     pub(super) name: bool,
     /// The same text in a message supports it: a name, an address, a version.
     pub(super) literal: bool,
-}
-
-/// What a number may mean.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) enum Interpretation {
-    /// A quantity.
-    Number {
-        value: f64,
-        /// Digits after the point.
-        decimals: usize,
-        /// It has a sign of its own.
-        signed: bool,
-        /// A percent sign follows.
-        percent: bool,
-    },
-    /// A time of day, in seconds; `exact` if it has seconds.
-    Clock { seconds: u32, exact: bool },
-    /// A date; the year may not be said.
-    Date { year: Option<u32>, month: u32, day: u32 },
 }
 
 /// How far before its digits a name is looked for, in bytes.

@@ -6,8 +6,9 @@
 
 use std::time::Duration;
 
+use super::GroupState;
 use super::assign::{Arrival, Assignment};
-use super::{GroupState, WindowEnd};
+use super::close::WindowEnd;
 use crate::window::calendar::Span;
 use crate::window::context::WindowContext;
 use crate::window::open_window::OpenWindow;
@@ -121,7 +122,7 @@ impl GroupState {
     }
 
     /// Ends the window that begins first.
-    pub(super) fn end_hopping(
+    pub(super) fn close_hopping(
         &mut self,
         context: &mut WindowContext,
         span: Span,
@@ -133,7 +134,7 @@ impl GroupState {
     }
 
     /// Ends every window for a reason that is not its own.
-    pub(super) fn end_all_hopping(
+    pub(super) fn close_all_hopping(
         &mut self,
         context: &mut WindowContext,
         now: Time,
@@ -141,7 +142,7 @@ impl GroupState {
     ) -> Vec<ClosedWindow> {
         let mut closed = Vec::new();
         while let Some(span) = self.first_hopping(context) {
-            closed.push(self.end_hopping(context, span, |window| WindowEnd::now(window, now, reason)));
+            closed.push(self.close_hopping(context, span, |window| WindowEnd::now(window, now, reason)));
         }
         closed
     }
