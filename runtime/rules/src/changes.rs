@@ -113,7 +113,7 @@ pub struct WindowClose {
 #[derive(Debug, Clone)]
 pub enum RuleChange {
     /// A message has its place in a window.
-    Message(Box<KeptMessage>),
+    KeepMessage(Box<KeptMessage>),
     /// A value of a rule's `dedupe`.
     AddDedupeValue {
         /// The rule.
@@ -133,7 +133,7 @@ pub enum RuleChange {
     /// A window has ended.
     CloseWindow(Box<WindowClose>),
     /// What is known of a group beside its messages.
-    Checkpoint {
+    SaveCheckpoint {
         /// The rule.
         rule: String,
         /// The group.
@@ -154,9 +154,9 @@ pub enum RuleChange {
         rule: String,
     },
     /// The event of a window that has ended.
-    PendingEvent(Box<PendingEvent>),
+    AddPendingEvent(Box<PendingEvent>),
     /// The event is among the messages to be published.
-    Posted {
+    RemovePendingEvent {
         /// The event.
         event_id: String,
     },
@@ -190,19 +190,19 @@ impl RestoredRules {
         let messages = self
             .messages
             .iter()
-            .map(|message| RuleChange::Message(Box::new(message.clone())));
-        let checkpoints = self
-            .checkpoints
-            .iter()
-            .map(|(rule, group, checkpoint)| RuleChange::Checkpoint {
-                rule: rule.clone(),
-                group: group.clone(),
-                checkpoint: checkpoint.clone(),
-            });
+            .map(|message| RuleChange::KeepMessage(Box::new(message.clone())));
+        let checkpoints =
+            self.checkpoints
+                .iter()
+                .map(|(rule, group, checkpoint)| RuleChange::SaveCheckpoint {
+                    rule: rule.clone(),
+                    group: group.clone(),
+                    checkpoint: checkpoint.clone(),
+                });
         let pending = self
             .pending
             .iter()
-            .map(|pending| RuleChange::PendingEvent(Box::new(pending.clone())));
+            .map(|pending| RuleChange::AddPendingEvent(Box::new(pending.clone())));
         let dedupe_values = self
             .dedupe_values
             .iter()

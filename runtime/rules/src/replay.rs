@@ -70,7 +70,7 @@ impl Replay {
     fn ended(&mut self) -> Vec<ReplayedWindow> {
         let mut ended = Vec::new();
         while let Some(pending) = self.next_ended() {
-            self.engine.posted(&pending.event);
+            self.engine.complete_event(&pending.event);
             ended.push(ReplayedWindow {
                 pending,
                 rule: Arc::clone(&self.rule),

@@ -71,6 +71,11 @@ impl Rule {
         }
     }
 
+    /// Whether the model writes a summary for its events.
+    pub(crate) fn needs_summary(&self) -> bool {
+        self.summary.prompt != PromptSource::None
+    }
+
     /// Whether both count the same messages in the same windows, so that one may go on with the other's.
     pub(crate) fn counts_as(&self, other: &Self) -> bool {
         (

@@ -104,11 +104,11 @@ fn of_more_events_behind_their_group_than_there_is_room_for_the_oldest_go_out_of
 
 #[test]
 fn many_windows_that_end_at_once_show_the_model_no_more_than_may_wait() {
-    const ROOM: u64 = 20_000;
+    const CAPACITY: u64 = 20_000;
     let mut many = rule();
     many.window.kind = hopping();
     let room = QueueCapacity {
-        bytes: ROOM,
+        bytes: CAPACITY,
         ..QueueCapacity::DEFAULT
     };
     let mut engine = rule_engine(many, room);
@@ -130,7 +130,7 @@ fn many_windows_that_end_at_once_show_the_model_no_more_than_may_wait() {
         .collect();
     assert_eq!(events.len(), 100);
     let shown = events.iter().flat_map(|event| &event.messages);
-    assert!(shown.map(|message| message.payload.len() as u64).sum::<u64>() <= ROOM + 6_000);
+    assert!(shown.map(|message| message.payload.len() as u64).sum::<u64>() <= CAPACITY + 6_000);
     let without = events.iter().filter(|event| event.event.error.is_some());
     assert!(without.count() > 90);
 }

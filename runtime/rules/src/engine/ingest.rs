@@ -1,23 +1,25 @@
-//! What a message does: it counts, is a repeat, or is dropped; and which windows end with it.
+//! The ingestion of a message: it is counted, known already, or dropped, and may close windows.
 
 use super::RuleEngine;
-use super::clock::HOLD_QUIET_PERIOD;
 use super::dedupe::DedupeDigest;
 use crate::changes::{KeptMessage, RuleChange};
 use crate::extraction::{Extracted, ParsedPayload, RawMessage};
-use crate::window::{ClosedWindow, OVERFLOW_GROUP, WindowMessage};
+use crate::window::{IngestOutcome, OVERFLOW_GROUP, WindowMessage};
 use crate::{RuleMessage, Time};
 
-/// WindowOperator may hold so much in memory however little their messages may: a few windows of many fields must do.
+/// Bytes that the windows of a rule may hold in memory however low its limit is: enough for a few windows of many fields.
 const MIN_WINDOW_MEMORY: u64 = 64 << 10;
 
 impl RuleEngine {
-    pub(super) fn ingest_as(&mut self, message: &RuleMessage, wall: Time, storable: bool) -> Vec<RuleChange> {
+    pub(super) fn ingest_message(
+        &mut self,
+        message: &RuleMessage,
+        wall: Time,
+        storable: bool,
+    ) -> Vec<RuleChange> {
         let mut changes = Vec::new();
-        let now = self.now(wall, &mut changes);
-        if let Some(hold) = &mut self.hold {
-            hold.ends_at = now.after(HOLD_QUIET_PERIOD).min(hold.latest_end);
-        }
+        let now = self.advance_clock(wall, &mut changes);
+        self.clock.extend_hold(now);
         let parsed = ParsedPayload::new(RawMessage {
             topic: &message.topic,
             payload: &message.payload,
@@ -28,7 +30,7 @@ impl RuleEngine {
             };
             let extracted = state.extractor.extract(&parsed);
             let kept = KeptMessage {
-                seq: self.seq + 1,
+                seq: self.last_seq + 1,
                 rule: name.to_string(),
                 group: extracted.group.clone(),
                 arrived: now,
@@ -40,7 +42,7 @@ impl RuleEngine {
         changes
     }
 
-    pub(super) fn ingest_for_rule(
+    fn ingest_for_rule(
         &mut self,
         mut kept: KeptMessage,
         extracted: Extracted,
@@ -57,48 +59,49 @@ impl RuleEngine {
             self.counters.repeated += 1;
             return;
         }
-        let room = storable && self.make_room(&name, kept.cost(), now, changes);
+        let storable = storable && self.make_room(&name, kept.cost(), now, changes);
         let Some(state) = self.rules.get_mut(&name) else {
             return;
         };
-        let window_message = window_message(&kept, extracted);
-        let outcome = if room {
-            state.windows.ingest(&window_message)
+        let message = window_message(&kept, extracted);
+        let outcome = if storable {
+            state.windows.ingest(&message)
         } else {
-            state.windows.ingest_unstorable(&window_message)
+            state.windows.ingest_unstorable(&message)
         };
         if outcome.overflow {
             OVERFLOW_GROUP.clone_into(&mut kept.group);
         }
         if outcome.dropped {
-            state.drop_one();
+            state.record_dropped();
             self.counters.dropped += 1;
         } else {
-            self.seq = kept.seq;
+            self.last_seq = kept.seq;
             // Only now: what is dropped may come again.
             if let Some(value) = value {
                 state.remember(value, now, changes);
             }
         }
         let group = kept.group.clone();
-        // Without `absence` it says nothing that a message was dropped.
-        let checkpointed = if outcome.dropped {
+        // A stored message brings its checkpoint up to date at the next restart; of a dropped one only the arrival counts,
+        // and only for `absence`.
+        let save_checkpoint = if outcome.dropped {
             state.rule.window.absence.is_some()
         } else {
             !outcome.assigned
         };
         if outcome.assigned {
             self.counters.messages += 1;
-            changes.push(RuleChange::Message(Box::new(kept.clone())));
-            self.keep_message(kept);
+            changes.push(RuleChange::KeepMessage(Box::new(kept.clone())));
+            state.messages.insert(kept);
         } else if !outcome.dropped {
             self.counters.late += 1;
         }
-        self.apply_outcome(&name, outcome.closed, outcome.evicted, now, changes);
-        if checkpointed {
+        self.apply_outcome(&name, outcome, now, changes);
+        if save_checkpoint {
             let state = self.rules.get(&name);
             let checkpoint = state.and_then(|state| state.windows.checkpoint(&group));
-            changes.extend(checkpoint.map(|checkpoint| RuleChange::Checkpoint {
+            changes.extend(checkpoint.map(|checkpoint| RuleChange::SaveCheckpoint {
                 rule: name,
                 group,
                 checkpoint,
@@ -106,22 +109,12 @@ impl RuleEngine {
         }
     }
 
-    /// Whether there is room for a message of that cost, if need be after what is due has ended.
-    pub(super) fn make_room(
-        &mut self,
-        name: &str,
-        cost: u64,
-        now: Time,
-        changes: &mut Vec<RuleChange>,
-    ) -> bool {
+    /// Whether there is room for a message of that cost, if need be after the windows that are due have closed.
+    fn make_room(&mut self, name: &str, cost: u64, now: Time, changes: &mut Vec<RuleChange>) -> bool {
         if self.has_room(name, cost) {
             return true;
         }
-        let Some(state) = self.rules.get_mut(name) else {
-            return false;
-        };
-        let closed = state.windows.tick(now);
-        self.emit(name, closed, now, changes);
+        self.close_due(name, now, changes);
         for state in self.rules.values_mut() {
             state.windows.give_back();
         }
@@ -131,41 +124,34 @@ impl RuleEngine {
     /// Messages are bounded on the disk, and what windows hold of them in memory. The latter is known only afterwards: it
     /// may exceed its bound by one message's.
     fn has_room(&self, name: &str, cost: u64) -> bool {
-        let held: u64 = self.rules.values().map(|state| state.windows.held_bytes()).sum();
-        self.bytes + cost <= self.most_bytes
-            && held < self.most_bytes.max(MIN_WINDOW_MEMORY)
+        let (mut kept_bytes, mut window_bytes) = (0, 0);
+        for state in self.rules.values() {
+            kept_bytes += state.messages.bytes();
+            window_bytes += state.windows.held_bytes();
+        }
+        kept_bytes + cost <= self.max_bytes
+            && window_bytes < self.max_bytes.max(MIN_WINDOW_MEMORY)
             && self.rules.get(name).is_some_and(|state| {
-                let most = state.rule.limits.store_bytes;
-                let held = state.windows.held_bytes();
-                state.bytes + cost <= most && held < most.max(MIN_WINDOW_MEMORY)
+                let max_bytes = state.rule.limits.store_bytes;
+                state.messages.bytes() + cost <= max_bytes
+                    && state.windows.held_bytes() < max_bytes.max(MIN_WINDOW_MEMORY)
             })
     }
 
-    /// What follows from a message: windows that ended, groups that were forgotten.
+    /// Emits the windows that a message closed, and drops the checkpoints of the groups that it evicted.
     pub(super) fn apply_outcome(
         &mut self,
         name: &str,
-        closed: Vec<ClosedWindow>,
-        evicted: Vec<String>,
+        outcome: IngestOutcome,
         now: Time,
         changes: &mut Vec<RuleChange>,
     ) {
-        self.emit(name, closed, now, changes);
-        changes.extend(evicted.into_iter().map(|group| RuleChange::DropCheckpoint {
+        self.emit(name, outcome.closed, now, changes);
+        let evicted = outcome.evicted.into_iter();
+        changes.extend(evicted.map(|group| RuleChange::DropCheckpoint {
             rule: name.to_owned(),
             group,
         }));
-    }
-
-    pub(super) fn keep_message(&mut self, message: KeptMessage) {
-        let cost = message.cost();
-        if let Some(state) = self.rules.get_mut(&message.rule) {
-            self.bytes += cost;
-            self.held += 1;
-            state.bytes += cost;
-            let group = state.messages.entry(message.group.clone()).or_default();
-            group.insert(message.seq, message);
-        }
     }
 }
 

@@ -148,7 +148,7 @@ impl PendingEvents {
     }
 
     /// The event is among the messages to be published.
-    pub(super) fn posted(&mut self, event_id: &str) {
+    pub(super) fn complete(&mut self, event_id: &str) {
         self.in_progress.remove(event_id);
     }
 

@@ -1,20 +1,18 @@
-//! What is kept over a restart, and what is made of it.
+//! The state that outlives a restart, and its restoration.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::RuleEngine;
 use super::dedupe::DedupeDigest;
 use super::ingest::window_message;
-use super::rule_state::wordless;
-use super::{EventTimeHold, RuleEngine};
-use crate::Time;
-use crate::changes::{KeptMessage, RestoredRules, RuleChange};
+use crate::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange};
 use crate::extraction::{Extracted, ParsedPayload, RawMessage};
+use crate::{Checkpoint, Time};
 
 impl RuleEngine {
-    /// Takes over what an earlier process left. WindowOperator that ended meanwhile end now; those that messages may still be for
-    /// which wait at the broker, and absences, when those are read.
+    /// Restores the state of an earlier process. Windows that are due close now; event-time windows and absences wait until
+    /// the broker's backlog is read, since messages in it may belong to them.
     pub fn restore(&mut self, restored: RestoredRules, wall: Time) -> Vec<RuleChange> {
-        let mut changes = Vec::new();
         let RestoredRules {
             messages,
             checkpoints,
@@ -26,91 +24,23 @@ impl RuleEngine {
             events = pending.len(),
             "what rules had counted is read"
         );
-        for pending in pending {
-            let state = self.rules.get(&pending.event.rule);
-            let wordless = state.is_some_and(|state| wordless(&state.rule));
-            let given_up = pending.event.error.is_some();
-            self.pending.push(pending, !wordless && !given_up);
-        }
-        let mut gone: BTreeSet<String> = BTreeSet::new();
-        for (rule, value, at) in dedupe_values {
-            let Some(state) = self.rules.get_mut(&rule) else {
-                gone.insert(rule);
-                continue;
-            };
-            let digest = DedupeDigest::parse(&value);
-            let mut forgotten: Vec<String> = state
-                .dedupe
-                .add(digest, at)
-                .into_iter()
-                .map(DedupeDigest::to_text)
-                .collect();
-            let digest = digest.to_text();
-            if digest != value {
-                // An earlier version kept the value itself.
-                forgotten.push(value);
-                let rule = rule.clone();
-                changes.push(RuleChange::AddDedupeValue {
-                    rule,
-                    value: digest,
-                    at,
-                });
-            }
-            if !forgotten.is_empty() {
-                changes.push(RuleChange::ForgetDedupeValues {
-                    rule,
-                    values: forgotten,
-                });
-            }
-        }
-        // What waits at the broker is about the time before, too.
+        let mut changes = Vec::new();
+        let mut removed_rules: BTreeSet<String> = BTreeSet::new();
+        self.restore_pending(pending);
+        self.restore_dedupe_values(dedupe_values, &mut removed_rules, &mut changes);
         if !messages.is_empty() || !checkpoints.is_empty() {
-            self.hold_event_time(Some(EventTimeHold::starting_at(wall)));
+            self.hold_event_time(wall);
         }
-        // What came in before the store could be read has the first numbers; the store is then written anew. Otherwise this
-        // is 0, and everything keeps its number.
-        let base = self.seq;
-        for (rule, group, mut checkpoint) in checkpoints {
-            // New messages go on behind all that were ever counted.
-            checkpoint.seq = checkpoint.seq.map(|seq| seq + base);
-            self.seq = self.seq.max(checkpoint.seq.unwrap_or(0));
-            match self.rules.get_mut(&rule) {
-                Some(state) => state.windows.restore(group, checkpoint),
-                None => {
-                    gone.insert(rule);
-                }
-            }
-        }
-        changes.extend(gone.into_iter().map(|rule| RuleChange::RemoveRule { rule }));
-        let mut orphans = Vec::new();
-        for message in messages {
-            let seq = message.seq + base;
-            self.clock = self.clock.max(Some(message.arrived));
-            let Some(state) = self.rules.get_mut(&message.rule) else {
-                orphans.push(message.seq);
-                continue;
-            };
-            self.seq = self.seq.max(seq);
-            let message = KeptMessage { seq, ..message };
-            let parsed = ParsedPayload::new(RawMessage {
-                topic: &message.topic,
-                payload: &message.payload,
-            });
-            let extracted = state.extractor.extract(&parsed);
-            // The group as it was stored: there may have been too many then.
-            let extracted = Extracted {
-                group: message.group.clone(),
-                ..extracted
-            };
-            let outcome = state.windows.ingest(&window_message(&message, extracted));
-            let name = message.rule.clone();
-            if outcome.assigned {
-                self.keep_message(message);
-            } else {
-                orphans.push(message.seq);
-            }
-            self.apply_outcome(&name, outcome.closed, outcome.evicted, wall, &mut changes);
-        }
+        // Messages that came in before the store could be read have the first numbers; the store is then rewritten.
+        // Otherwise this is 0, and every message keeps its number.
+        let base = self.last_seq;
+        self.restore_checkpoints(checkpoints, base, &mut removed_rules);
+        changes.extend(
+            removed_rules
+                .into_iter()
+                .map(|rule| RuleChange::RemoveRule { rule }),
+        );
+        let orphans = self.restore_messages(messages, base, wall, &mut changes);
         if !orphans.is_empty() {
             tracing::warn!(
                 messages = orphans.len(),
@@ -122,23 +52,18 @@ impl RuleEngine {
         changes
     }
 
-    /// Everything that is to be kept.
+    /// The whole state that outlives a restart.
     pub fn all(&self) -> RestoredRules {
         let checkpoints = self.rules.iter().flat_map(|(name, state)| {
-            state
-                .windows
-                .checkpoints()
-                .map(|(group, checkpoint)| (name.clone(), group.to_owned(), checkpoint))
+            let checkpoints = state.windows.checkpoints();
+            checkpoints.map(|(group, checkpoint)| (name.clone(), group.to_owned(), checkpoint))
         });
-        let messages: BTreeMap<u64, KeptMessage> = self
-            .rules
-            .values()
-            .flat_map(|state| state.messages.values().flatten())
-            .map(|(seq, message)| (*seq, message.clone()))
-            .collect();
+        let messages = self.rules.values().flat_map(|state| state.messages.iter());
+        let messages: BTreeMap<u64, KeptMessage> =
+            messages.map(|message| (message.seq, message.clone())).collect();
         let dedupe_values = self.rules.iter().flat_map(|(name, state)| {
-            let dedupe_values = state.dedupe.all();
-            dedupe_values.map(|(value, at)| (name.clone(), value.to_text(), at))
+            let values = state.dedupe.all();
+            values.map(|(value, at)| (name.clone(), value.to_text(), at))
         });
         RestoredRules {
             messages: messages.into_values().collect(),
@@ -146,5 +71,103 @@ impl RuleEngine {
             pending: self.pending.all().cloned().collect(),
             dedupe_values: dedupe_values.collect(),
         }
+    }
+
+    fn restore_pending(&mut self, pending: Vec<PendingEvent>) {
+        for pending in pending {
+            let state = self.rules.get(&pending.event.rule);
+            let facts_only = state.is_some_and(|state| !state.rule.needs_summary());
+            let given_up = pending.event.error.is_some();
+            self.pending.push(pending, !facts_only && !given_up);
+        }
+    }
+
+    /// Restores values of `dedupe`, and adds the rules of others to `removed_rules`.
+    fn restore_dedupe_values(
+        &mut self,
+        dedupe_values: Vec<(String, String, Time)>,
+        removed_rules: &mut BTreeSet<String>,
+        changes: &mut Vec<RuleChange>,
+    ) {
+        for (rule, stored, at) in dedupe_values {
+            let Some(state) = self.rules.get_mut(&rule) else {
+                removed_rules.insert(rule);
+                continue;
+            };
+            let digest = DedupeDigest::parse(&stored);
+            let forgotten = state.dedupe.add(digest, at).into_iter();
+            let mut forgotten: Vec<String> = forgotten.map(DedupeDigest::to_text).collect();
+            let value = digest.to_text();
+            if value != stored {
+                // An earlier version stored the value itself.
+                forgotten.push(stored);
+                let rule = rule.clone();
+                changes.push(RuleChange::AddDedupeValue { rule, value, at });
+            }
+            if !forgotten.is_empty() {
+                let values = forgotten;
+                changes.push(RuleChange::ForgetDedupeValues { rule, values });
+            }
+        }
+    }
+
+    /// Restores checkpoints, and adds the rules of others to `removed_rules`.
+    fn restore_checkpoints(
+        &mut self,
+        checkpoints: Vec<(String, String, Checkpoint)>,
+        base: u64,
+        removed_rules: &mut BTreeSet<String>,
+    ) {
+        for (rule, group, mut checkpoint) in checkpoints {
+            // The numbers of new messages follow those of all that were ever counted.
+            checkpoint.seq = checkpoint.seq.map(|seq| seq + base);
+            self.last_seq = self.last_seq.max(checkpoint.seq.unwrap_or(0));
+            match self.rules.get_mut(&rule) {
+                Some(state) => state.windows.restore(group, checkpoint),
+                None => {
+                    removed_rules.insert(rule);
+                }
+            }
+        }
+    }
+
+    /// Ingests stored messages again, by the times at which they arrived. Returns the numbers of those that belong to no
+    /// window.
+    fn restore_messages(
+        &mut self,
+        messages: Vec<KeptMessage>,
+        base: u64,
+        wall: Time,
+        changes: &mut Vec<RuleChange>,
+    ) -> Vec<u64> {
+        let mut orphans = Vec::new();
+        for message in messages {
+            let seq = message.seq + base;
+            self.clock.raise(message.arrived);
+            let Some(state) = self.rules.get_mut(&message.rule) else {
+                orphans.push(message.seq);
+                continue;
+            };
+            self.last_seq = self.last_seq.max(seq);
+            let message = KeptMessage { seq, ..message };
+            let extracted = state.extractor.extract(&ParsedPayload::new(RawMessage {
+                topic: &message.topic,
+                payload: &message.payload,
+            }));
+            // The group as it was stored: there may have been too many then.
+            let extracted = Extracted {
+                group: message.group.clone(),
+                ..extracted
+            };
+            let outcome = state.windows.ingest(&window_message(&message, extracted));
+            let name = message.rule.clone();
+            if outcome.assigned {
+                state.messages.insert(message);
+            } else {
+                orphans.push(message.seq);
+            }
+            self.apply_outcome(&name, outcome, wall, changes);
+        }
+        orphans
     }
 }

@@ -1,14 +1,24 @@
-//! A rule at work.
+//! The state of one rule.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::RuleState;
 use super::dedupe::{DedupeDigest, DedupeValues};
-use crate::changes::{KeptMessage, RuleChange};
+use super::kept_messages::KeptMessages;
+use crate::changes::RuleChange;
 use crate::extraction::Extractor;
-use crate::window::{ClosedWindow, WindowOperator};
-use crate::{PromptSource, Rule, Time};
+use crate::window::WindowOperator;
+use crate::{Rule, Time};
+
+/// A rule, its windows and the messages in them.
+pub(super) struct RuleState {
+    pub(super) rule: Arc<Rule>,
+    pub(super) extractor: Extractor,
+    pub(super) windows: WindowOperator,
+    pub(super) messages: KeptMessages,
+    pub(super) dedupe: DedupeValues,
+    /// Messages dropped since the rule's last event.
+    dropped: u64,
+}
 
 impl RuleState {
     pub(super) fn new(rule: Arc<Rule>, extractor: Extractor) -> Self {
@@ -21,24 +31,33 @@ impl RuleState {
             ),
             rule,
             extractor,
-            messages: HashMap::new(),
-            bytes: 0,
-            dropped: 0,
+            messages: KeptMessages::default(),
             dedupe: DedupeValues::default(),
+            dropped: 0,
         }
     }
 
-    /// Counts a message that is dropped.
-    pub(super) fn drop_one(&mut self) {
+    /// Replaces the rule by one that counts the same messages in the same windows.
+    pub(super) fn replace_rule(&mut self, rule: Arc<Rule>, extractor: Extractor) {
+        (self.rule, self.extractor) = (rule, extractor);
+    }
+
+    /// Counts a message that is dropped; of several between two events only the first is logged.
+    pub(super) fn record_dropped(&mut self) {
         if self.dropped == 0 {
             tracing::warn!(
                 rule = self.rule.name,
-                bytes = self.bytes,
+                bytes = self.messages.bytes(),
                 "messages of a rule are dropped: its open windows hold as much as they may (limits.store of the rule, \
                  store.max_rules_size), or the store fails"
             );
         }
         self.dropped += 1;
+    }
+
+    /// The number of messages dropped since the last call.
+    pub(super) fn take_dropped(&mut self) -> u64 {
+        std::mem::take(&mut self.dropped)
     }
 
     /// Remembers a value of `dedupe`.
@@ -54,28 +73,4 @@ impl RuleState {
         let value = value.to_text();
         changes.push(RuleChange::AddDedupeValue { rule, value, at });
     }
-
-    /// Takes out the messages that no open window needs any more.
-    pub(super) fn forget(&mut self, closed: &ClosedWindow) -> Vec<KeptMessage> {
-        let Some(group) = self.messages.get_mut(&closed.group) else {
-            return Vec::new();
-        };
-        let mut forgotten = Vec::new();
-        for range in &closed.forget {
-            let mut tail = group.split_off(range.start());
-            let mut beyond = tail.split_off(&range.end().saturating_add(1));
-            forgotten.extend(tail.into_values());
-            group.append(&mut beyond);
-        }
-        if group.is_empty() {
-            self.messages.remove(&closed.group);
-        }
-        self.bytes -= forgotten.iter().map(KeptMessage::cost).sum::<u64>();
-        forgotten
-    }
-}
-
-/// Whether no model is asked: then there is nobody to keep thousands of messages for.
-pub(super) fn wordless(rule: &Rule) -> bool {
-    rule.summary.prompt == PromptSource::None
 }

@@ -53,7 +53,7 @@ pub(super) fn say(
 pub(super) fn facts(engine: &mut RuleEngine) -> Vec<(Option<Value>, Option<ErrorCode>)> {
     std::iter::from_fn(|| {
         let pending = engine.take_facts_only()?;
-        engine.posted(&pending.event);
+        engine.complete_event(&pending.event);
         let error = pending.event.error.map(|error| error.code);
         Some((pending.event.stats[0].1.last.clone(), error))
     })
@@ -118,7 +118,7 @@ fn what_goes_without_words_waits_for_what_its_group_said_before() {
     say(&mut engine, "a", &json!({"t": 3}), after(2));
     assert_eq!(facts(&mut engine), []);
     assert!(engine.take_pending_summary().is_none());
-    engine.posted(&first);
+    engine.complete_event(&first);
     assert_eq!(
         facts(&mut engine),
         [(Some(Value::Number(2.0)), Some(ErrorCode::Busy))]
@@ -309,7 +309,7 @@ fn who_is_dropped_is_not_absent() {
     say(&mut engine, "a", &json!({"t": 1}), after(0));
     let changes = say(&mut engine, "a", &json!({"t": 2}), after(50));
     let checkpoints = changes.iter().filter_map(|change| match change {
-        RuleChange::Checkpoint { checkpoint, .. } => checkpoint.last_seen,
+        RuleChange::SaveCheckpoint { checkpoint, .. } => checkpoint.last_seen,
         _ => None,
     });
     assert_eq!(
@@ -422,7 +422,7 @@ fn the_model_is_shown_the_time_that_counts() {
     }
     let shown = [(); 2].map(|()| {
         let pending_summary = engine.take_pending_summary().unwrap();
-        engine.posted(&pending_summary.pending.event);
+        engine.complete_event(&pending_summary.pending.event);
         pending_summary.pending.messages[0].time
     });
     assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
@@ -454,7 +454,7 @@ fn restarted(engine: &RuleEngine, rule: Rule, at: Time) -> RuleEngine {
 fn windows(engine: &mut RuleEngine) -> Vec<(CloseReason, u64, u64)> {
     std::iter::from_fn(|| {
         let event = engine.take_facts_only()?.event;
-        engine.posted(&event);
+        engine.complete_event(&event);
         Some((event.window.reason, event.window.messages, event.window.late))
     })
     .collect()

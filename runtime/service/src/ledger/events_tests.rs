@@ -60,7 +60,7 @@ fn publish(ledger: &mut Ledger, id: u64, output: Output, at: Time) {
     let event_id = id.to_string();
     ledger.publish_event(
         Published { event, output },
-        RuleChange::Posted { event_id },
+        RuleChange::RemovePendingEvent { event_id },
         &[],
         at,
     );

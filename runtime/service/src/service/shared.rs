@@ -148,7 +148,7 @@ impl Shared {
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
         self.witnesses.tell(|witness| witness.event(&published.event));
         let mut rule_engine = self.rule_engine();
-        let change = rule_engine.posted(&published.event);
+        let change = rule_engine.complete_event(&published.event);
         self.ledger().publish_event(published, change, jobs, wall());
         drop(rule_engine);
         self.changed();

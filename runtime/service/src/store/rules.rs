@@ -17,7 +17,7 @@ pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_mark
 
 pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::Result<()> {
     match change {
-        RuleChange::Message(message) => insert(connection, message),
+        RuleChange::KeepMessage(message) => insert(connection, message),
         RuleChange::AddDedupeValue { rule, value, at } => {
             connection
                 .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
@@ -33,7 +33,7 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             Ok(())
         }
         RuleChange::CloseWindow(closing) => close(connection, closing),
-        RuleChange::Checkpoint {
+        RuleChange::SaveCheckpoint {
             rule,
             group,
             checkpoint,
@@ -57,8 +57,8 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             }
             Ok(())
         }
-        RuleChange::PendingEvent(event) => pending(connection, event),
-        RuleChange::Posted { event_id } => {
+        RuleChange::AddPendingEvent(event) => pending(connection, event),
+        RuleChange::RemovePendingEvent { event_id } => {
             connection
                 .prepare_cached("DELETE FROM rule_events WHERE event_id = ?1")?
                 .execute([event_id])?;
@@ -275,7 +275,7 @@ mod tests {
         let connection = file();
         for rule in ["r", "s"] {
             see(&connection, rule, "a", 1);
-            let mark = RuleChange::Checkpoint {
+            let mark = RuleChange::SaveCheckpoint {
                 rule: rule.to_owned(),
                 group: "g".to_owned(),
                 checkpoint: phi_edge_rules::Checkpoint::default(),
