@@ -1,4 +1,4 @@
-//! What of rules outlives the process.
+//! The changes that the engine hands to the store, and the state that it is restored from.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use super::{Checkpoint, Event, Output, Time, Value};
 /// A message of a window that is still open. A message that several rules take is kept once for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KeptMessage {
-    /// Who came first; no two of a store have the same.
+    /// Its number in the order of arrival, unique in a store.
     pub seq: u64,
     /// The rule that took it.
     pub rule: String,
@@ -23,28 +23,28 @@ pub struct KeptMessage {
 }
 
 impl KeptMessage {
-    /// What it counts for in memory and on the disk, in bytes: its content and some for its row.
+    /// Its cost in memory and on the disk, in bytes: its content and an allowance for its row.
     pub fn cost(&self) -> u64 {
         const ROW: usize = 128;
         (ROW + self.group.len() + self.topic.len() + self.payload.len()) as u64
     }
 }
 
-/// A message as the model is shown it.
+/// A message that the model is shown.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ShownMessage {
-    /// Its time: of arrival, or of its time field.
+    /// Its timestamp: its arrival or its event time.
     pub time: Time,
     /// Its topic.
     pub topic: String,
-    /// Its payload as text, cut to what a prompt takes of one message.
+    /// Its payload as text, cut to the most that a prompt takes of one message.
     pub payload: String,
-    /// What the rule's fields hold, by name.
+    /// The values of the rule's fields, by name.
     pub fields: Vec<(String, Value)>,
 }
 
 impl ShownMessage {
-    /// What it costs in memory, and about as much on the disk, in bytes.
+    /// Its cost in memory, and about as much on the disk, in bytes.
     pub fn cost(&self) -> u64 {
         const ROW: usize = 64;
         let fields = self.fields.iter().map(|(name, value)| {
@@ -57,7 +57,7 @@ impl ShownMessage {
         (ROW + self.topic.len() + self.payload.len() + fields.sum::<usize>()) as u64
     }
 
-    /// As prompts see it.
+    /// The message in the form of prompts.
     pub fn prompt_message(&self) -> PromptMessage {
         PromptMessage::new(
             self.time,
@@ -68,53 +68,53 @@ impl ShownMessage {
     }
 }
 
-/// A window that has ended and whose event is not published yet.
+/// The event of a closed window that is not published yet.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PendingEvent {
-    /// The facts; its words are missing.
+    /// The event with its facts; its summary is missing.
     pub event: Event,
-    /// Where it goes, placeholders filled in.
+    /// Its destination, placeholders filled in.
     pub output: Output,
-    /// What the model is shown, oldest first.
+    /// The messages that the model is shown, oldest first.
     pub messages: Vec<ShownMessage>,
-    /// When the window was ended: its rule's deadline counts from then.
+    /// When the window was closed: its rule's deadline counts from then.
     pub since: Time,
 }
 
 impl PendingEvent {
-    /// What is left of its rule's deadline.
+    /// The time left until its rule's deadline.
     pub fn left(&self, now: Time, deadline: Duration) -> Duration {
         deadline.saturating_sub(now.since(self.since))
     }
 
-    /// What it costs in memory and on the disk, in bytes: what the model is to be shown, and some for the facts.
+    /// Its cost in memory and on the disk, in bytes: its messages and an allowance for the facts.
     pub fn cost(&self) -> u64 {
         const FACTS: u64 = 1024;
         FACTS + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
     }
 }
 
-/// A window's end, as it is stored: in one piece.
+/// The close of a window. Its parts are stored atomically.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WindowClose {
     /// The rule.
     pub rule: String,
     /// The group.
     pub group: String,
-    /// What is known of the group beside its messages, from now on.
+    /// The group's checkpoint after the close.
     pub checkpoint: Checkpoint,
-    /// Messages that no open window needs any more.
+    /// The numbers of the messages that no open window needs any more.
     pub forget: Vec<u64>,
-    /// What is to be published; none where nothing is.
+    /// The event; `None` if none is published.
     pub pending: Option<PendingEvent>,
 }
 
-/// One change of what is kept of rules.
+/// A change of the stored state of rules.
 #[derive(Debug, Clone)]
 pub enum RuleChange {
-    /// A message has its place in a window.
+    /// Keeps a message of an open window.
     KeepMessage(Box<KeptMessage>),
-    /// A value of a rule's `dedupe`.
+    /// Adds a value of a rule's `dedupe`.
     AddDedupeValue {
         /// The rule.
         rule: String,
@@ -123,69 +123,69 @@ pub enum RuleChange {
         /// When it was seen.
         at: Time,
     },
-    /// Values of a rule's `dedupe` that are remembered no longer.
+    /// Removes values of a rule's `dedupe`.
     ForgetDedupeValues {
         /// The rule.
         rule: String,
         /// The values.
         values: Vec<String>,
     },
-    /// A window has ended.
+    /// Closes a window.
     CloseWindow(Box<WindowClose>),
-    /// What is known of a group beside its messages.
+    /// Replaces the checkpoint of a group.
     SaveCheckpoint {
         /// The rule.
         rule: String,
         /// The group.
         group: String,
-        /// What is known of it.
+        /// Its checkpoint.
         checkpoint: Checkpoint,
     },
-    /// The group is forgotten.
+    /// Removes the checkpoint of a group.
     DropCheckpoint {
         /// The rule.
         rule: String,
         /// The group.
         group: String,
     },
-    /// The rule is gone, and with it all that is known of its groups and of its `dedupe`.
+    /// Removes a rule, with the checkpoints of its groups and the values of its `dedupe`.
     RemoveRule {
         /// The rule.
         rule: String,
     },
-    /// The event of a window that has ended.
+    /// Adds the event of a closed window.
     AddPendingEvent(Box<PendingEvent>),
-    /// The event is among the messages to be published.
+    /// Removes a pending event: it is among the messages to be published.
     RemovePendingEvent {
         /// The event.
         event_id: String,
     },
-    /// Messages are kept no longer.
+    /// Removes messages, by their numbers.
     ForgetMessages(Vec<u64>),
 }
 
-/// All that an earlier process left.
+/// The stored state of rules that an earlier process left.
 #[derive(Debug, Default)]
 pub struct RestoredRules {
     /// In the order of their numbers.
     pub messages: Vec<KeptMessage>,
-    /// Rule, group, what is known of it.
+    /// Rule, group, checkpoint.
     pub checkpoints: Vec<(String, String, Checkpoint)>,
     /// Events that were not published.
     pub pending: Vec<PendingEvent>,
-    /// Rule, value, when.
+    /// Rule, value of `dedupe`, when it was seen.
     pub dedupe_values: Vec<(String, String, Time)>,
 }
 
 impl RuleChange {
-    /// Whether an event waits for its words since.
+    /// Whether it adds an event that may need a summary.
     pub fn needs_summary(&self) -> bool {
         matches!(self, Self::CloseWindow(close) if close.pending.is_some())
     }
 }
 
 impl RestoredRules {
-    /// The changes that write all of it anew.
+    /// The changes that write all of it to an empty store.
     pub fn changes(&self) -> Vec<RuleChange> {
         let messages = self
             .messages

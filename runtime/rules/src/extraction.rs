@@ -1,4 +1,4 @@
-//! What rules read in a message.
+//! The extraction of a rule's group, event time, fields and keys from a message.
 
 use std::borrow::Cow;
 
@@ -9,36 +9,36 @@ use sha2::{Digest, Sha256};
 use super::condition::{Condition, Operand};
 use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
 
-/// The longest text of a field, in bytes; longer ones are cut. Longer values of `dedupe` are remembered by their digest.
+/// The most bytes of a field's text; longer ones are cut. Longer values of `dedupe` are replaced by their digest.
 const MAX_TEXT_BYTES: usize = 256;
-/// The longest name of a group.
+/// The most bytes of a group's name.
 const MAX_GROUP_BYTES: usize = 128;
 
-/// A message as it came.
+/// A message as it arrived.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct RawMessage<'a> {
     pub(crate) topic: &'a str,
     pub(crate) payload: &'a [u8],
 }
 
-/// A message, read once for all rules that take it.
+/// A message whose payload is parsed at most once for all rules that take it.
 pub(crate) struct ParsedPayload<'a> {
     message: RawMessage<'a>,
     json: std::cell::OnceCell<Option<Json>>,
 }
 
-/// What a rule makes of a message.
+/// The values that a rule extracts from a message.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Extracted {
     pub(crate) group: String,
     pub(crate) event_time: Option<Time>,
     pub(crate) early: bool,
     pub(crate) values: Vec<(usize, Value)>,
-    /// The value of the rule's `dedupe`.
+    /// The value of the rule's `dedupe`, of bounded length.
     pub(crate) dedupe_value: Option<String>,
 }
 
-/// A rule that can read.
+/// The extractor of a rule.
 pub(crate) struct Extractor {
     payload: PayloadFormat,
     fields: Vec<super::Field>,
@@ -62,7 +62,7 @@ impl<'a> ParsedPayload<'a> {
             .as_ref()
     }
 
-    /// What the payload is to a rule that reads it in this way.
+    /// The payload as a document of this format.
     fn document(&self, format: PayloadFormat) -> Option<Cow<'_, Json>> {
         match format {
             PayloadFormat::Auto | PayloadFormat::Json => self.json().map(Cow::Borrowed),
@@ -76,6 +76,8 @@ impl<'a> ParsedPayload<'a> {
 }
 
 impl Extractor {
+    /// The extractor of a rule.
+    ///
     /// # Errors
     /// The rule's `early` is no condition; one line.
     pub(crate) fn new(rule: &Rule) -> Result<Self, String> {
@@ -157,14 +159,14 @@ fn select(selector: &Selector, topic: &str, document: Option<&Json>) -> Option<S
     }
 }
 
-/// A number in decimal, a whole one exactly.
+/// Parses a decimal number, an integer exactly.
 fn number(text: &str) -> Option<Number> {
     let whole = text.parse::<i64>().map(Number::from);
     let whole = whole.or_else(|_| text.parse::<u64>().map(Number::from));
     whole.ok().or_else(|| Number::from_f64(text.parse().ok()?))
 }
 
-/// What tells a value from others without being longer than a field's text.
+/// A value of `dedupe`, or the digest of a long one.
 fn bounded_dedupe_value(value: &str) -> String {
     if value.len() <= MAX_TEXT_BYTES {
         return value.to_owned();
@@ -186,7 +188,7 @@ fn value(json: &Json) -> Option<Value> {
     })
 }
 
-/// RFC 3339, or seconds or milliseconds since 1970.
+/// Parses RFC 3339 text, or seconds or milliseconds since 1970.
 fn parse_event_time(json: &Json) -> Option<Time> {
     /// Seconds are below this until the year 5138, milliseconds above it from 1973 on.
     const SECONDS_BELOW: f64 = 1e11;
@@ -212,7 +214,7 @@ fn parse_event_time(json: &Json) -> Option<Time> {
     }
 }
 
-/// At most so many bytes, whole characters.
+/// The longest prefix of whole characters within `most` bytes.
 pub(crate) fn truncate(text: &str, most: usize) -> &str {
     if text.len() <= most {
         return text;

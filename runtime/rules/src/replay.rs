@@ -1,4 +1,4 @@
-//! Recorded messages, run through a rule without broker, store and clock: `phi-edge rules test`.
+//! The replay of recorded messages through one rule, without broker, store and clock: `phi-edge rules test`.
 
 use std::sync::Arc;
 
@@ -7,14 +7,14 @@ use super::engine::{PendingSummary, QueueCapacity, RuleEngine, RuleMessage};
 use super::summary::{self, PromptBudget, PromptMessage, PromptPlan, SummaryError, Template, WindowFacts};
 use super::{CloseReason, Event, Rule, Time};
 
-/// One rule, and time as it is told.
+/// The replay of one rule.
 pub struct Replay {
     engine: RuleEngine,
     name: Arc<str>,
     rule: Arc<Rule>,
 }
 
-/// A window that has ended.
+/// A window that has closed in a replay.
 #[derive(Debug, Clone)]
 pub struct ReplayedWindow {
     pub(crate) pending: PendingEvent,
@@ -22,7 +22,7 @@ pub struct ReplayedWindow {
 }
 
 impl Replay {
-    /// Without messages yet.
+    /// A replay without messages.
     ///
     /// # Errors
     /// The rule can't be used; one line.
@@ -37,7 +37,7 @@ impl Replay {
         })
     }
 
-    /// Counts a message that arrived at `at`, after what was due until then.
+    /// Counts a message that arrived at `at`, after closing the windows that are due.
     pub fn ingest(&mut self, topic: &str, payload: &[u8], at: Time) -> Vec<ReplayedWindow> {
         let message = RuleMessage {
             topic: topic.to_owned(),
@@ -50,7 +50,7 @@ impl Replay {
         self.ended()
     }
 
-    /// Ends what is due at `at`.
+    /// Closes the windows that are due at `at`.
     pub fn tick(&mut self, at: Time) -> Vec<ReplayedWindow> {
         self.engine.tick(at);
         self.ended()
@@ -61,7 +61,7 @@ impl Replay {
         self.engine.due()
     }
 
-    /// Ends all windows.
+    /// Closes all windows.
     pub fn end(&mut self, at: Time) -> Vec<ReplayedWindow> {
         self.engine.close_windows(at, CloseReason::Reload);
         self.ended()
@@ -90,12 +90,12 @@ impl Replay {
 }
 
 impl ReplayedWindow {
-    /// The facts.
+    /// The event, with facts only.
     pub fn event(&self) -> &Event {
         &self.pending.event
     }
 
-    /// The same, to be given its words: as if it had ended just now.
+    /// The event with its whole deadline left for its summary.
     pub fn pending_summary(&self) -> PendingSummary {
         PendingSummary {
             pending: self.pending.clone(),
@@ -104,17 +104,17 @@ impl ReplayedWindow {
         }
     }
 
-    /// Where the event goes.
+    /// The topic of the event.
     pub fn topic(&self) -> &str {
         &self.pending.output.topic
     }
 
-    /// What the model is told before the prompt.
+    /// The system message.
     pub fn system(&self) -> Option<&str> {
         self.rule.summary.system.as_deref()
     }
 
-    /// The prompts, none for a rule without words.
+    /// The prompts; `None` for a rule without summaries.
     ///
     /// # Errors
     /// The template can't be rendered, or a prompt does not fit.
@@ -128,7 +128,7 @@ impl ReplayedWindow {
             .iter()
             .map(ShownMessage::prompt_message)
             .collect();
-        let scene = WindowFacts::new(&self.rule, &self.pending.event);
-        summary::plan_prompts(&template, &scene, &records, budget).map(Some)
+        let window_facts = WindowFacts::new(&self.rule, &self.pending.event);
+        summary::plan_prompts(&template, &window_facts, &records, budget).map(Some)
     }
 }

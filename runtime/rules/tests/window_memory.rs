@@ -1,4 +1,4 @@
-//! What open windows hold in memory grows with their messages, not with the windows in which these count.
+//! The memory of open windows grows with their messages, not with the number of windows in which these count.
 
 #![allow(clippy::unwrap_used, reason = "test code")]
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 use phi_edge_rules::{Time, TimeSource, Value, WindowKind, WindowMessage, WindowOperator, WindowSpec};
 
 const SECOND: i64 = 1000;
-/// What a message of 300 bytes counts for in the store.
+/// Bytes of a message of 300 bytes in the store.
 const MESSAGE: u64 = 428;
 const MESSAGES: u64 = 25_000;
 
@@ -47,7 +47,7 @@ fn resident() -> u64 {
     kib.unwrap_or(0) * 1024
 }
 
-/// What 25,000 messages in 10 groups cost, as the windows tell it and as the process has grown.
+/// Bytes of 25,000 messages in 10 groups, by the operator and by the growth of the process.
 fn cost(text: impl Fn(u64) -> String) -> (u64, u64) {
     let before = resident();
     let mut windows = WindowOperator::new(hopping(), 2, 2000, true);
@@ -116,7 +116,7 @@ fn what_is_held_is_the_same_after_a_restart_and_nothing_once_all_has_ended() {
     assert!(windows.held_bytes() < 200_000, "{}", windows.held_bytes());
 }
 
-/// A message of any period may end a part of it early, for as long as late ones are waited for.
+/// A message of any period within the lateness may close a part of it early.
 fn periods_that_go_on_are_bounded() {
     let spec = WindowSpec {
         time: TimeSource::Field {

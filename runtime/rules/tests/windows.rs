@@ -1,4 +1,4 @@
-//! The window engine against a naive one, on 10,000 random streams, and what else must hold on any.
+//! The window operator against a naive one, on 10,000 random streams, and its invariants.
 
 // All of this is test code; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
@@ -24,7 +24,7 @@ use proptest::test_runner::{Config, TestRunner};
 use reference::Reference;
 use streams::{Kind, Plan, Step, plan};
 
-/// What stands for the store: messages and checkpoints, as the engine says that they be kept.
+/// A caller with a store: messages and checkpoints, kept as the operator demands.
 struct Caller {
     plan: Plan,
     windows: WindowOperator,
@@ -104,7 +104,7 @@ impl Caller {
             Step::Tick(now) => {
                 let closed = self.windows.tick(*now);
                 let closed = self.take(closed);
-                // What has no groups begins to be watched, which a store would not be told.
+                // The only group of a rule without groups appears, which a store is not told.
                 if !self.plan.grouped {
                     self.checkpoints
                         .insert(String::new(), self.windows.checkpoint("").unwrap());
@@ -161,7 +161,7 @@ fn check(cases: u32, kind: Kind, property: impl Fn(&Plan)) {
     }
 }
 
-/// Engine and reference say the same at each step.
+/// Operator and reference agree at each step.
 fn agrees(plan: &Plan) {
     let mut caller = Caller::new(plan);
     let mut reference = Reference::new(plan.spec.clone(), streams::FIELDS, plan.keep, plan.grouped);

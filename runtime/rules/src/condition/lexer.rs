@@ -1,13 +1,13 @@
-//! The words of a condition.
+//! The lexer of conditions.
 
-/// The most words of a condition: what is read from it is as deep as it is long.
+/// The most tokens of a condition: its syntax tree may be as deep as it is long.
 const MAX_TOKENS: usize = 500;
 /// Longer signs first: `<=` is not `<` and `=`.
 const SIGNS: [&str; 18] = [
     "==", "!=", "<=", ">=", "<", ">", "+", "-", "*", "/", "%", "(", ")", "[", "]", ",", "and", "or",
 ];
 
-/// A word.
+/// A token of a condition.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) enum Token {
     Number(f64),
@@ -18,7 +18,7 @@ pub(super) enum Token {
     Sign(&'static str),
 }
 
-/// A word for people.
+/// The token for error messages.
 impl std::fmt::Display for Token {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
@@ -30,10 +30,10 @@ impl std::fmt::Display for Token {
     }
 }
 
-/// The words of a text, in order.
+/// The tokens of a text, in order.
 ///
 /// # Errors
-/// Something in it is no word; one line.
+/// A part of it is no token; one line.
 pub(super) fn tokenize(text: &str) -> Result<Vec<Token>, String> {
     let mut tokens = Vec::new();
     let mut rest = text.trim_start();

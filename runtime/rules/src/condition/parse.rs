@@ -1,9 +1,9 @@
-//! From the words of a condition to what it means.
+//! The parser of conditions.
 
 use super::lexer::{Token, tokenize};
 use crate::Field;
 
-/// What two numbers make.
+/// An arithmetic operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Arithmetic {
     Plus,
@@ -13,7 +13,7 @@ pub(super) enum Arithmetic {
     Rest,
 }
 
-/// How two values compare.
+/// A comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
     Equal,
@@ -24,7 +24,7 @@ pub(super) enum Relation {
     AtLeast,
 }
 
-/// What is asked of a value's kind.
+/// A test of a value's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum ValueKind {
     Defined,
@@ -33,7 +33,7 @@ pub(super) enum ValueKind {
     Truth,
 }
 
-/// A condition or a part of one.
+/// A node of a condition's syntax tree.
 #[derive(Debug)]
 pub(super) enum Node {
     Number(f64),
@@ -47,12 +47,12 @@ pub(super) enum Node {
     Arithmetic(Arithmetic, Box<Node>, Box<Node>),
     Compare(Relation, Box<Node>, Box<Node>),
     OneOf(Box<Node>, Vec<Node>),
-    /// The first text within the second.
+    /// Whether the first text is part of the second.
     Within(Box<Node>, Box<Node>),
     Is(Box<Node>, ValueKind),
 }
 
-/// Reads a condition over these fields.
+/// Parses a condition over these fields.
 pub(super) fn parse(text: &str, fields: &[Field]) -> Result<Node, String> {
     let mut parser = Parser {
         tokens: tokenize(text)?,

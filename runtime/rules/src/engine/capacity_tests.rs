@@ -1,4 +1,4 @@
-//! What rules may hold, and what goes when it is more.
+//! The limits of rules, and what is dropped beyond them.
 
 use serde_json::json;
 
@@ -42,12 +42,12 @@ fn what_windows_hold_in_memory_is_held_to_the_rules_limit() {
     }
     let counters = engine.counters();
     assert!(counters.dropped > 0 && counters.messages > 50, "{counters:?}");
-    // What an earlier process counted is counted again, to the same.
+    // A restored engine holds the same.
     let mut again = super::tests::rule_engine((*engine.rules["r"].rule).clone(), QueueCapacity::DEFAULT);
     again.restore(engine.all(), after(0));
     assert_eq!(again.counters().window_bytes, counters.window_bytes);
     assert_eq!(again.counters().held, counters.held);
-    // WindowOperator that have ended, and their texts, make room.
+    // Closed windows and their texts make room.
     engine.tick(after(200));
     say(&mut engine, "a", &json!({"t": "text"}), after(201));
     assert_eq!(engine.counters().dropped, counters.dropped);
@@ -93,7 +93,7 @@ fn of_more_events_behind_their_group_than_there_is_room_for_the_oldest_go_out_of
     for t in 2..=6 {
         say(&mut engine, "a", &json!({"t": t}), after(t));
     }
-    // 6 waits for words, 4 and 5 for the first of their group.
+    // 6 waits for a summary, 4 and 5 for the first of their group.
     let busy = Some(ErrorCode::Busy);
     assert_eq!(
         facts(&mut engine),

@@ -1,4 +1,4 @@
-//! The values of a rule's `dedupe` that were there lately.
+//! The recent values of a rule's `dedupe`.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -7,28 +7,27 @@ use sha2::{Digest as _, Sha256};
 
 use crate::Time;
 
-/// They are remembered for so long.
+/// The time for which a value is remembered.
 const DEDUPE_RETENTION: Duration = Duration::from_hours(24);
-/// Values that are remembered of a rule.
+/// The most values that are remembered for a rule.
 pub const MAX_DEDUPE_VALUES: usize = 100_000;
 
-/// What begins a digest in the store. Names that earlier versions stored hold [`GROUP_SEPARATOR`], digests never do.
+/// The prefix of a digest in the store. Values that earlier versions stored contain [`GROUP_SEPARATOR`], digests never do.
 const DIGEST_PREFIX: char = '\u{1d}';
-/// Parts a group from the value.
+/// The separator of group and value in a digest's input.
 const GROUP_SEPARATOR: char = '\u{1f}';
 
-/// A value of a group, in so many bytes however long it is. That two of 100,000 are alike by chance is less likely than one
-/// in 10^28.
+/// The digest of a value of a group. That two of 100,000 collide is less likely than one in 10^28.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct DedupeDigest(u128);
 
 impl DedupeDigest {
-    /// Publishers count each for itself: values are those of a group.
+    /// The digest of a value. Publishers number their messages independently, so the group is part of it.
     pub(super) fn of(group: &str, value: &str) -> Self {
         Self::of_key(&format!("{group}{GROUP_SEPARATOR}{value}"))
     }
 
-    /// As the store has it: a digest, or the name of which an earlier version had none.
+    /// Parses a stored digest, or makes one of a value that an earlier version stored.
     pub(super) fn parse(text: &str) -> Self {
         let digest = text
             .strip_prefix(DIGEST_PREFIX)
@@ -37,7 +36,7 @@ impl DedupeDigest {
         digest.map_or_else(|| Self::of_key(text), Self)
     }
 
-    /// The text for the store.
+    /// The text in the store.
     pub(super) fn to_text(self) -> String {
         format!("{DIGEST_PREFIX}{:032x}", self.0)
     }
@@ -49,6 +48,7 @@ impl DedupeDigest {
     }
 }
 
+/// The recent values of a rule's `dedupe`.
 #[derive(Debug, Default)]
 pub(super) struct DedupeValues {
     values: HashMap<DedupeDigest, Time>,
@@ -57,14 +57,14 @@ pub(super) struct DedupeValues {
 }
 
 impl DedupeValues {
-    /// Whether the value was there lately.
+    /// Whether the value was seen within the retention.
     pub(super) fn contains(&self, value: DedupeDigest, now: Time) -> bool {
         self.values
             .get(&value)
             .is_some_and(|at| now.since(*at) <= DEDUPE_RETENTION)
     }
 
-    /// Remembers a value; gives those that are forgotten for it.
+    /// Adds a value. Returns those that are removed for it.
     pub(super) fn add(&mut self, value: DedupeDigest, at: Time) -> Vec<DedupeDigest> {
         let mut forgotten = Vec::new();
         while let Some(oldest) = self.order.front() {
@@ -83,7 +83,7 @@ impl DedupeValues {
         forgotten
     }
 
-    /// All of them, oldest first, and when they were there.
+    /// All values, oldest first, and when they were seen.
     pub(super) fn all(&self) -> impl Iterator<Item = (DedupeDigest, Time)> {
         let at = |value: &DedupeDigest| self.values.get(value).copied();
         self.order

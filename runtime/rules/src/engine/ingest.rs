@@ -121,8 +121,8 @@ impl RuleEngine {
         self.has_room(name, cost)
     }
 
-    /// Messages are bounded on the disk, and what windows hold of them in memory. The latter is known only afterwards: it
-    /// may exceed its bound by one message's.
+    /// Whether the kept messages, with one of this cost, and the memory of windows are within their limits. The latter is known
+    /// only after a message: it may exceed its limit by one message's.
     fn has_room(&self, name: &str, cost: u64) -> bool {
         let (mut kept_bytes, mut window_bytes) = (0, 0);
         for state in self.rules.values() {

@@ -10,7 +10,7 @@ use crate::window::ClosedWindow;
 pub(super) struct KeptMessages {
     by_group: HashMap<String, BTreeMap<u64, KeptMessage>>,
     count: usize,
-    /// What they cost in the store.
+    /// Their cost in the store.
     bytes: u64,
 }
 
@@ -55,7 +55,7 @@ impl KeptMessages {
         self.count
     }
 
-    /// What they cost in the store, in bytes.
+    /// Their cost in the store, in bytes.
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,4 +1,4 @@
-//! Events that are not published yet: those that wait for their words, and those that get them.
+//! The events that are not published yet.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::time::Duration;
@@ -7,25 +7,25 @@ use crate::changes::PendingEvent;
 use crate::{EventError, Time};
 use phi_edge_job::ErrorCode;
 
-/// How much may wait for words. A model that can't keep up must cost neither the memory nor the disk.
+/// The capacity of the queue of events. A model that can't keep up must cost neither the memory nor the disk.
 #[derive(Debug, Clone, Copy)]
 pub struct QueueCapacity {
-    /// The most events.
+    /// The most events that need a summary.
     pub events: usize,
-    /// The most bytes of what the model is to be shown; a single event may be larger.
+    /// The most bytes of their messages; a single event may be larger.
     pub bytes: u64,
-    /// The most events that wait, without words of their own, for one of their group that gets its words.
+    /// The most events without a summary that wait for an earlier one of their group.
     pub behind: usize,
 }
 
 impl QueueCapacity {
-    /// What a node affords.
+    /// The capacity of a node.
     pub const DEFAULT: Self = Self {
         events: 1000,
         bytes: 32 << 20,
         behind: 1000,
     };
-    /// For who takes each event at once.
+    /// No limits, for callers that take each event at once.
     pub const UNBOUNDED: Self = Self {
         events: usize::MAX,
         bytes: u64::MAX,
@@ -35,7 +35,7 @@ impl QueueCapacity {
 
 const QUEUE_FULL: &str = "more events wait for words than there is room for";
 
-/// Why an event is published without words that there is no room to keep messages for.
+/// The error of an event whose messages exceed the queue's capacity.
 pub(super) fn queue_full() -> EventError {
     EventError {
         code: ErrorCode::Busy,
@@ -43,22 +43,23 @@ pub(super) fn queue_full() -> EventError {
     }
 }
 
-/// Events in the order in which their windows ended.
+/// Events that are not published yet, in the order in which their windows closed.
 pub(super) struct PendingEvents {
     queue: VecDeque<QueuedEvent>,
-    /// Events that get their words or are published now, by id.
+    /// Events that were taken and are not completed, by id.
     in_progress: BTreeMap<String, PendingEvent>,
-    /// How many wait for words, and what those cost.
+    /// The number of queued events that need a summary.
     needs_summary: usize,
+    /// Bytes of their messages.
     bytes: u64,
     capacity: QueueCapacity,
 }
 
 struct QueuedEvent {
     pending: PendingEvent,
-    /// Whether the model is to be asked; else the facts go as they are.
+    /// Whether the event needs a summary; else it is published with facts only.
     needs_summary: bool,
-    /// It need not wait for those of its group that ended before.
+    /// Whether it may be published before earlier events of its group.
     skips_order: bool,
 }
 
@@ -73,17 +74,17 @@ impl PendingEvents {
         }
     }
 
-    /// The most bytes of what the model is to be shown.
+    /// The most bytes of messages that the model is shown.
     pub(super) fn capacity_bytes(&self) -> u64 {
         self.capacity.bytes
     }
 
-    /// How many are not published yet.
+    /// The number of events that are not published yet.
     pub(super) fn len(&self) -> usize {
         self.queue.len() + self.in_progress.len()
     }
 
-    /// Takes an event in. Where that is more than there is room for, the oldest go without words.
+    /// Adds an event. Beyond the capacity, the oldest lose their summary.
     pub(super) fn push(&mut self, pending: PendingEvent, needs_summary: bool) {
         if needs_summary {
             self.needs_summary += 1;
@@ -105,7 +106,7 @@ impl PendingEvents {
         self.bound_followers();
     }
 
-    /// Where more wait behind others of their group than there is room for, the oldest go out of order.
+    /// Where more events wait for earlier ones of their group than the capacity allows, the oldest may skip the order.
     fn bound_followers(&mut self) {
         let behind = |queued: &&mut QueuedEvent| !queued.needs_summary && !queued.skips_order;
         let many = self.queue.len().saturating_sub(self.needs_summary);
@@ -123,7 +124,7 @@ impl PendingEvents {
         }
     }
 
-    /// Those of whose deadline nothing is left go without words. `deadline` is that of a rule, none of one that is gone.
+    /// Events whose deadline has passed lose their summary. `deadline` returns that of a rule, `None` if it is not configured.
     pub(super) fn expire(&mut self, now: Time, deadline: impl Fn(&str) -> Option<Duration>) {
         for index in 0..self.queue.len() {
             let expired = self.queue.get(index).is_some_and(|queued| {
@@ -137,22 +138,22 @@ impl PendingEvents {
         }
     }
 
-    /// The oldest event to be published as it is.
+    /// Takes the oldest event that is published with facts only.
     pub(super) fn take_facts_only(&mut self) -> Option<PendingEvent> {
         self.take(false)
     }
 
-    /// The oldest event to be given its words.
+    /// Takes the oldest event that needs a summary.
     pub(super) fn take_pending_summary(&mut self) -> Option<PendingEvent> {
         self.take(true)
     }
 
-    /// The event is among the messages to be published.
+    /// Removes an event that was taken.
     pub(super) fn complete(&mut self, event_id: &str) {
         self.in_progress.remove(event_id);
     }
 
-    /// The clock was set back: no event has waited since a time to come.
+    /// Cuts the times of events to a clock that was set back.
     pub(super) fn set_back(&mut self, now: Time) {
         for queued in &mut self.queue {
             queued.pending.since = queued.pending.since.min(now);
@@ -165,8 +166,8 @@ impl PendingEvents {
         self.in_progress.values().chain(waiting)
     }
 
-    /// Events of one group come in the order of their windows, or a broker that retains them would keep the older one:
-    /// while one is at work, the next waits.
+    /// Takes the oldest event of a kind. Events of one group are taken in the order of their windows, and one only after the
+    /// one before it was completed: of retained events the broker keeps the last.
     fn take(&mut self, needs_summary: bool) -> Option<PendingEvent> {
         fn group(pending: &PendingEvent) -> (&str, &str) {
             (&pending.event.rule, &pending.event.group)

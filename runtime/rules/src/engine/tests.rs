@@ -9,7 +9,7 @@ use phi_edge_job::ErrorCode;
 
 pub(super) const START: Time = Time(1_700_000_000_000);
 
-/// WindowOperator of one message, worded within a minute, by the first level of the topic below `plant`.
+/// Windows of one message, with a summary within a minute, by the first level of the topic below `plant`.
 pub(super) fn rule() -> Rule {
     let prompt = PromptSource::Text("{% include \"facts\" %}".to_owned());
     let mut rule = Rule::new("r", "plant/#", WindowKind::Count { messages: 1 }, prompt);
@@ -49,7 +49,7 @@ pub(super) fn say(
     engine.ingest(&message, at)
 }
 
-/// What of the events that wait is to go as it is now: the last value of `t`, and why there is no text.
+/// The events that are published with facts only now: the last value of `t`, and the error.
 pub(super) fn facts(engine: &mut RuleEngine) -> Vec<(Option<Value>, Option<ErrorCode>)> {
     std::iter::from_fn(|| {
         let pending = engine.take_facts_only()?;
@@ -249,7 +249,7 @@ fn what_is_left_of_unknown_rules_is_forgotten() {
     assert_eq!(leaves(&changes), ["away", "gone"]);
 }
 
-/// Ten minutes of at most one message, whose silence is told.
+/// Windows of ten minutes and at most one message, with `absence`.
 fn full(early: &str) -> Rule {
     let mut full = rule();
     full.window.kind = WindowKind::Tumbling {
@@ -359,7 +359,7 @@ fn the_model_is_needed_for_silence_too() {
     assert_eq!(engine.summary_due(), Some(after(60)));
 }
 
-/// Whether the first event that is told at that time says that it is late.
+/// The reason of the first event at that time, and whether it closed late.
 fn closed_late(
     window: impl FnOnce(&mut WindowSpec),
     messages: &[serde_json::Value],
@@ -398,7 +398,7 @@ fn what_ended_while_nobody_watched_is_told_late() {
             (CloseReason::Absence, late)
         );
     }
-    // However old a message says to be: its number ended the window, at its arrival.
+    // However old its event time is: the number of messages closed the window, at the arrival.
     let stamped = |spec: &mut WindowSpec| {
         spec.time = TimeSource::Field {
             pointer: "/at".to_owned(),
@@ -428,7 +428,7 @@ fn the_model_is_shown_the_time_that_counts() {
     assert_eq!(shown, [after(9), after(10)], "an hour ahead is not believed");
 }
 
-/// WindowOperator of ten minutes by the messages' own time, whose silence is told.
+/// Windows of ten minutes by event time, with `absence`.
 fn stamped() -> Rule {
     let mut stamped = rule();
     stamped.window.kind = WindowKind::Tumbling {
@@ -443,7 +443,7 @@ fn stamped() -> Rule {
     stamped
 }
 
-/// The book of a process that comes after this one.
+/// The engine of the next process.
 fn restarted(engine: &RuleEngine, rule: Rule, at: Time) -> RuleEngine {
     let mut next = RuleEngine::new(8, u64::MAX, QueueCapacity::UNBOUNDED);
     next.set_rules(vec![rule], at).unwrap();

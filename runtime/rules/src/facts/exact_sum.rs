@@ -1,6 +1,6 @@
 //! A sum of doubles without rounding.
 
-/// Beyond it, parts are held scaled down, so that no sum of doubles overflows.
+/// The magnitude beyond which parts are scaled down, so that no sum of doubles overflows.
 const SCALING_THRESHOLD: f64 = f64::from_bits((1023 + 1000) << 52);
 /// The scale of large sums: 2^-128, by which even 2^64 of the greatest doubles stay below [`SCALING_THRESHOLD`].
 const SCALE_DOWN: f64 = f64::from_bits((1023 - 128) << 52);

@@ -1,4 +1,4 @@
-//! What is computed of a window's fields.
+//! The facts of a window: aggregates of its fields.
 
 mod exact_sum;
 mod text_pool;
@@ -9,7 +9,7 @@ use super::Time;
 use exact_sum::ExactSum;
 pub(super) use text_pool::TextPool;
 
-/// What a field of a message holds.
+/// The value of a field of a message.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
     /// A finite number.
@@ -33,14 +33,14 @@ pub struct FieldFacts {
     pub first: Option<Value>,
     /// The latest value.
     pub last: Option<Value>,
-    /// Change of the numbers in a second, from the earliest to the latest; none if they are not apart in time.
+    /// The change of the numbers per second, from the earliest to the latest; `None` if they have the same timestamp.
     pub rate: Option<f64>,
-    /// When the earliest value was.
+    /// The timestamp of the earliest value.
     pub from: Option<Time>,
-    /// When the latest value was.
+    /// The timestamp of the latest value.
     pub to: Option<Time>,
-    /// How often each text was there, the most frequent first, at most ten. Only the first 64 different texts of a window
-    /// are counted (of a hopping window: of each part of it in which no other window begins or ends).
+    /// The count of each text, the most frequent first, at most ten. Only the first 64 different texts of a window
+    /// are counted (of a hopping window: of each of its slices).
     pub values: Vec<(String, u64)>,
 }
 
@@ -48,10 +48,10 @@ pub struct FieldFacts {
 /// all different says nothing by their counts, and must not cost memory.
 const MAX_DISTINCT_TEXTS: usize = 64;
 
-/// The most texts that are named.
+/// The most texts in [`FieldFacts::values`].
 const MAX_NAMED_TEXTS: usize = 10;
 
-/// The facts of one field of an open window, without its messages. Small where there is nothing: a window of many fields, of
+/// The accumulator of one field of an open window. It is small while it is empty: a window of many fields, of
 /// which each message has one, must not cost memory for the others.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Accumulator {
@@ -78,16 +78,16 @@ struct Texts {
     counts: Vec<TextCount>,
 }
 
-/// How often a text was there.
+/// The count of a text.
 #[derive(Debug, Clone)]
 struct TextCount {
     text: Arc<str>,
     times: u64,
-    /// The number of the first message that had it.
+    /// The number of the first message that had the text.
     since: u64,
 }
 
-/// Something a message held. Messages of the same moment are ordered by their numbers.
+/// A value and the timestamp and number of its message. Messages of one timestamp are ordered by their numbers.
 #[derive(Debug, Clone)]
 struct Timed<T> {
     time: Time,
@@ -110,7 +110,7 @@ impl<T> Timed<T> {
 }
 
 impl Accumulator {
-    /// Counts the value of a message. Numbers are finite.
+    /// Accumulates the value of a message. Numbers are finite.
     pub(super) fn add(&mut self, time: Time, seq: u64, value: &Value, pool: &mut TextPool) {
         match value {
             Value::Number(x) => {
@@ -134,7 +134,7 @@ impl Accumulator {
         }
     }
 
-    /// Counts what another window counted, of other messages.
+    /// Accumulates the accumulator of other messages.
     pub(super) fn merge(&mut self, other: &Self) {
         match (&mut self.numbers, &other.numbers) {
             (Some(mine), Some(other)) => mine.merge(other),

@@ -1,11 +1,11 @@
-//! The texts that the windows of a rule hold, each of them once.
+//! The interned texts of a rule's windows.
 
 use std::collections::HashSet;
 use std::sync::Arc;
 
-/// What a text costs beside its bytes: its counts, its place in the pool, and what an allocation takes.
+/// Bytes that a text costs beside its own: its counts, its entry in the pool, and the allocation's overhead.
 const ENTRY_BYTES: usize = 64;
-/// Fewer texts than these are not looked through for those that no window holds any more.
+/// The least texts for which a sweep is worth its time.
 const MIN_TEXTS_TO_SWEEP: usize = 64;
 
 /// Interned texts. They are shared by all windows of a rule, and leave some time after the last window that held them.
@@ -13,14 +13,14 @@ const MIN_TEXTS_TO_SWEEP: usize = 64;
 pub(crate) struct TextPool {
     texts: HashSet<Arc<str>>,
     bytes: usize,
-    /// How many there were after the last sweep.
+    /// The number of texts after the last sweep.
     swept: usize,
-    /// A window has ended since.
+    /// Whether a window has closed since the last sweep.
     ended: bool,
 }
 
 impl TextPool {
-    /// The text as it is shared.
+    /// The shared text.
     pub(super) fn intern(&mut self, text: &str) -> Arc<str> {
         if let Some(known) = self.texts.get(text) {
             return Arc::clone(known);
@@ -34,12 +34,12 @@ impl TextPool {
         shared
     }
 
-    /// A window has ended: its texts may be held by no other.
+    /// Records that a window has closed: no other may hold its texts.
     pub(crate) fn window_ended(&mut self) {
         self.ended = true;
     }
 
-    /// Gives back what no window holds any more, if a window has ended since the last time.
+    /// Frees the texts that no window holds, if a window has closed since the last time.
     pub(crate) fn give_back(&mut self) {
         if self.ended {
             self.sweep();
@@ -54,7 +54,7 @@ impl TextPool {
         self.bytes = self.texts.iter().map(|text| ENTRY_BYTES + text.len()).sum();
     }
 
-    /// What they cost in memory, in bytes.
+    /// Their cost in memory, in bytes.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }

@@ -1,14 +1,14 @@
-//! Tokens that prompts may take.
+//! The token budget of prompts.
 
 use super::error::SummaryError;
 
-/// A text with more bytes than this for each allowed token is too long without counting: counting megabytes takes
+/// The most bytes of a text for each allowed token; a longer one is too long without counting. Counting megabytes takes
 /// seconds, and no tokenizer's usual token is so long.
 const MAX_BYTES_PER_TOKEN: usize = 64;
-/// How often a part's size is tried.
+/// The most sizes that are tried for a part.
 pub(super) const MAX_PROBES: usize = 24;
 
-/// What prompts may take.
+/// The token budget of a window's prompts.
 #[derive(Clone, Copy)]
 pub struct PromptBudget<'a> {
     /// The most tokens of one prompt.
@@ -44,8 +44,7 @@ impl std::fmt::Debug for PromptBudget<'_> {
     }
 }
 
-/// Tries sizes between one that fits and one that does not, until the two meet or enough were tried. Gives the largest
-/// that was seen to fit.
+/// The largest size that is found to fit, by bisection between one that fits and one that does not.
 pub(super) fn largest_fitting(
     fits: usize,
     too_large: usize,

@@ -1,6 +1,6 @@
-//! The templates that come along.
+//! The built-in templates.
 
-/// Their names, for a rule's `template`.
+/// The names of the built-in templates, for a rule's `template`.
 pub const TEMPLATE_NAMES: [&str; 14] = [
     "alarm-digest",
     "alarm-digest-de",
@@ -24,7 +24,7 @@ macro_rules! templates {
     };
 }
 
-/// All of them, with those that stand in others (`{% include "facts" %}`) and the reductions.
+/// All built-in templates, with those that others include (`{% include "facts" %}`) and the reductions.
 pub(super) const TEMPLATES: [(&str, &str); 20] = templates![
     "alarm-digest",
     "alarm-digest-de",
@@ -48,7 +48,7 @@ pub(super) const TEMPLATES: [(&str, &str); 20] = templates![
     "shift-report-de",
 ];
 
-/// A built-in template's text, to read and to begin one's own with.
+/// The text of a built-in template.
 pub fn template_source(name: &str) -> Option<&'static str> {
     TEMPLATES
         .iter()
@@ -90,7 +90,9 @@ mod tests {
     fn each_shows_facts_and_records_and_says_what_they_are() {
         let fixture = fixture::window();
         for name in TEMPLATE_NAMES.iter().filter(|name| !name.starts_with("demo-")) {
-            let text = template(name).render(&fixture.scene(), &fixture.records).unwrap();
+            let text = template(name)
+                .render(&fixture.window_facts(), &fixture.records)
+                .unwrap();
             let german = name.ends_with("-de");
             let phrases = if german {
                 [
@@ -109,7 +111,7 @@ mod tests {
             assert!(text.lines().any(|line| line == record), "{name}:\n{text}");
         }
         let text = template("shift-report")
-            .render(&fixture.scene(), &fixture.records)
+            .render(&fixture.window_facts(), &fixture.records)
             .unwrap();
         let facts = text.split("\n\n").nth(1).unwrap();
         let expected = "Facts, computed by a program. Use these numbers and no others:
@@ -135,7 +137,7 @@ value: count 3, min 68.9, max 81.6, mean 74, first 68.9 at 06:15, last 71.5 at 0
             .iter_mut()
             .for_each(|(_, facts)| *facts = crate::FieldFacts::default());
         for name in TEMPLATE_NAMES {
-            let text = template(name).render(&fixture.scene(), &[]).unwrap();
+            let text = template(name).render(&fixture.window_facts(), &[]).unwrap();
             assert!(
                 !text.contains("None") && !text.contains("none"),
                 "{name}:\n{text}"
@@ -168,7 +170,9 @@ records:
 {{\"time\": \"06:20\", \"device\": \"mixer-07\", \"temperature\": 81.6}}
 {{\"time\": \"06:25\", \"device\": \"mixer-07\", \"temperature\": 71.5}}"
             );
-            let text = template(name).render(&fixture.scene(), &fixture.records).unwrap();
+            let text = template(name)
+                .render(&fixture.window_facts(), &fixture.records)
+                .unwrap();
             assert_eq!(text, expected);
         };
         check("demo-digest", "Summarise for the operator.", "en");
@@ -178,7 +182,7 @@ records:
         let own = Template::compile(&PromptSource::Text(source.into()), &[])
             .unwrap()
             .unwrap();
-        let text = own.render(&fixture.scene(), &fixture.records).unwrap();
+        let text = own.render(&fixture.window_facts(), &fixture.records).unwrap();
         let part = "min: 68.9 °C\ntime: 06:15\nlimit: 90.0 °C\ncrossed: yes";
         assert!(text.contains(part), "{text}");
     }
@@ -220,9 +224,9 @@ records:
                 PromptMessage::new(fixture.window.start, text, text.as_bytes(), Vec::new()),
                 PromptMessage::new(fixture.window.start, text, text.as_bytes(), fields),
             ];
-            let mut scene = fixture.scene();
-            scene.group = text;
-            template.render(&scene, &records).unwrap()
+            let mut window_facts = fixture.window_facts();
+            window_facts.group = text;
+            template.render(&window_facts, &records).unwrap()
         };
         let controls = |prompt: &str| {
             let mut ids = encode(&model, prompt);
@@ -250,7 +254,7 @@ records:
             };
             let prompt = reduction_prompt(
                 &templates[0],
-                &fixture.scene(),
+                &fixture.window_facts(),
                 &[hostile.into(), "fine".into()],
                 &budget,
             )

@@ -1,11 +1,11 @@
-//! A model's output, made fit for whoever reads it.
+//! The cleaning of a model's text.
 
-/// The longest spelling of a control token that is looked for, in characters between `<|` and `|>`.
+/// The most characters between `<|` and `|>` of a control token's spelling.
 const MAX_CONTROL_TOKEN_CHARS: usize = 40;
 const SENTENCE_TOKENS: [&str; 3] = ["<s>", "</s>", "<unk>"];
 
-/// Takes out what no reader should get: control characters but newline and tab, characters that turn the direction of
-/// text around, and spellings of control tokens. Line ends become newlines; white space around the text goes.
+/// The text without control characters (but newline and tab), characters that change the direction of text, spellings of
+/// control tokens, and surrounding white space. Line ends become newlines.
 pub fn clean(text: &str) -> String {
     let mut clean: String = text
         .replace("\r\n", "\n")
@@ -25,7 +25,7 @@ fn turns(c: char) -> bool {
     matches!(c, '\u{61C}' | '\u{200E}' | '\u{200F}' | '\u{202A}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{FEFF}')
 }
 
-/// Where the first spelling of a control token is.
+/// The range of the first spelling of a control token.
 fn control_token(text: &str) -> Option<(usize, usize)> {
     text.match_indices('<').find_map(|(start, _)| {
         let rest = &text[start..];

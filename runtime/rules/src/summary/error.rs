@@ -1,19 +1,19 @@
-//! Why there is no prompt.
+//! The errors of prompts.
 
 use thiserror::Error;
 
 /// The name of a rule's own text among the templates.
 pub(super) const RULE_TEMPLATE: &str = "prompt";
 
-/// Why a template can't be used, or no prompt be made of it. Each is one line for the operator.
+/// An error of a template or of its prompt. Each is one line for the operator.
 #[derive(Debug, Clone, PartialEq, Eq, Error)]
 pub enum SummaryError {
-    /// The template is wrong, or what it does fails.
+    /// The template is wrong, or its rendering fails.
     #[error("line {line} of the prompt: {message}")]
     Template {
         /// Counted from 1.
         line: usize,
-        /// What is wrong.
+        /// The error.
         message: String,
     },
     /// There is no such built-in template.
@@ -32,7 +32,7 @@ pub enum SummaryError {
         /// Tokens it may take.
         allowed: usize,
     },
-    /// The model's tokenizer refuses it.
+    /// The model's tokenizer refuses the prompt.
     #[error("the prompt can't be encoded: {0}")]
     Encode(String),
 }

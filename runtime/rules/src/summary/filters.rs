@@ -13,7 +13,7 @@ pub(super) fn add(environment: &mut Environment<'_>) {
     environment.add_filter("date", date);
 }
 
-/// A message as one line of JSON.
+/// The filter `record`: a message as one line of JSON.
 fn record(value: &Value) -> Result<String, Error> {
     let message = value
         .downcast_object_ref::<TemplateMessage>()
@@ -21,15 +21,15 @@ fn record(value: &Value) -> Result<String, Error> {
     Ok(message.line.clone())
 }
 
-/// A value as JSON on one line. Unlike Jinja's own it leaves `<` and `'` alone: a prompt is no web page.
+/// The filter `tojson`: a value as JSON on one line. Unlike Jinja's own it leaves `<` and `'` alone: a prompt is no web page.
 fn tojson(value: &Value) -> Result<String, Error> {
     let json = serde_json::to_string(value)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("is no JSON: {error}")))?;
     Ok(one_line(&json))
 }
 
-/// A number for reading: with as many digits after the point as asked for, or up to three that say something.
-/// `comma` writes a decimal comma. What is no number stays as it is.
+/// The filter `number`: a number for reading, with this many digits after the point, or up to three significant ones.
+/// `comma` writes a decimal comma. Other values are unchanged.
 #[allow(clippy::needless_pass_by_value, reason = "the shape of a filter")]
 fn number(value: &Value, digits: Option<usize>, options: Kwargs) -> Result<Value, Error> {
     let comma: Option<bool> = options.get("comma")?;
@@ -51,7 +51,7 @@ fn number(value: &Value, digits: Option<usize>, options: Kwargs) -> Result<Value
     Ok(text.into())
 }
 
-/// The time of day, `06:00`, of a time in RFC 3339.
+/// The filter `clock`: the time of day, `06:00`, of a time in RFC 3339.
 fn clock(time: &str) -> Result<String, Error> {
     time.split_once('T')
         .and_then(|(_, clock)| clock.get(..5))
@@ -59,7 +59,7 @@ fn clock(time: &str) -> Result<String, Error> {
         .ok_or_else(|| Error::new(ErrorKind::InvalidOperation, "clock takes a time in RFC 3339"))
 }
 
-/// The date, `2026-03-02`, of a time in RFC 3339.
+/// The filter `date`: the date, `2026-03-02`, of a time in RFC 3339.
 fn date(time: &str) -> Result<String, Error> {
     time.split_once('T')
         .map(|(date, _)| date.to_owned())

@@ -14,7 +14,7 @@ pub(super) struct Fixture {
 }
 
 impl Fixture {
-    pub(super) fn scene(&self) -> WindowFacts<'_> {
+    pub(super) fn window_facts(&self) -> WindowFacts<'_> {
         WindowFacts {
             rule: "alarms",
             group: "mixer-07",

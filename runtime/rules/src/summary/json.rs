@@ -1,9 +1,9 @@
-//! The JSON document in a text that was meant to be one.
+//! The JSON document in a model's text.
 
 use serde::de::IgnoredAny;
 
-/// Finds the JSON document of an answer (the whole of it, in a Markdown fence, or the first object or list among other
-/// words) and gives it without white space, its members as they were. The error is one line.
+/// The JSON document of an answer (the whole of it, in a Markdown fence, or the first object or list in other
+/// text), without white space, its members unchanged. The error is one line.
 pub fn json_document(text: &str) -> Result<String, String> {
     let text = text.trim();
     let mut fault = match serde_json::from_str::<IgnoredAny>(text) {
@@ -27,7 +27,7 @@ pub fn json_document(text: &str) -> Result<String, String> {
     Err(format!("the answer is no JSON: {fault}"))
 }
 
-/// What stands in the first fence.
+/// The content of the first Markdown fence.
 fn fenced(text: &str) -> Option<&str> {
     let (_, rest) = text.split_once("```")?;
     let (info, body) = rest.split_once('\n')?;
@@ -37,7 +37,7 @@ fn fenced(text: &str) -> Option<&str> {
     Some(inner.trim())
 }
 
-/// Takes the white space between a document's tokens out.
+/// A document without the white space between its tokens.
 fn compact(json: &str) -> String {
     let (mut within, mut escaped) = (false, false);
     json.chars()

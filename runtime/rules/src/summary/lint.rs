@@ -1,4 +1,4 @@
-//! Names in a template that there are not: strictness would find them only when a window ends.
+//! The check of a template's names: rendering would report an unknown one only when a window closes.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +10,7 @@ use crate::Field;
 
 const VARIABLES: [&str; 7] = ["rule", "group", "window", "stats", "messages", "part", "parts"];
 
-/// The first name of `source` that is not known, as an error with its line.
+/// Reports the first unknown name of `source` as an error with its line.
 pub(super) fn check(
     environment: &Environment<'_>,
     name: &str,
@@ -55,7 +55,7 @@ pub(super) fn check(
     Ok(())
 }
 
-/// What is wrong with a variable and the attributes behind it, and the name at fault.
+/// The unknown name among a variable and its attributes, and the error's message.
 fn unknown_step<'a>(
     environment: &Environment<'_>,
     steps: &[&'a str],
@@ -88,18 +88,18 @@ fn fault(tokens: &[TagToken<'_>], name: &str, message: String) -> SummaryError {
     SummaryError::Template { line, message }
 }
 
-/// A word within a tag.
+/// A token within a tag.
 #[derive(Debug)]
 struct TagToken<'a> {
     text: &'a str,
     line: usize,
-    /// It is an identifier.
+    /// Whether it is an identifier.
     name: bool,
-    /// It stood in quotes.
+    /// Whether it was in quotes.
     string: bool,
 }
 
-/// The words of all tags, in order; of comments, raw blocks and text between tags none. Two empty ones end them.
+/// The tokens of all tags, in order, without comments, raw blocks and the text between tags. Two empty ones end them.
 fn tag_tokens(source: &str) -> Vec<TagToken<'_>> {
     let mut tokens = Vec::new();
     let mut at = 0;
@@ -129,7 +129,7 @@ fn tag_tokens(source: &str) -> Vec<TagToken<'_>> {
     tokens
 }
 
-/// Takes the words of one tag, from behind its opening, and says where it ends.
+/// Reads the tokens of one tag, from behind its opening, and returns its end.
 fn tokenize_tag<'a>(source: &'a str, start: usize, tokens: &mut Vec<TagToken<'a>>) -> usize {
     let mut at = start;
     while let Some(c) = source[at..].chars().next() {

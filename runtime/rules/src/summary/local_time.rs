@@ -1,18 +1,18 @@
-//! Moments as people at the wall read them.
+//! Moments in local time.
 
 use jiff::tz::TimeZone;
 use jiff::{Timestamp, ZonedDateTime};
 
 use crate::Time;
 
-/// The moment on the clocks of `zone`; none beyond the years that calendars know.
+/// The moment in `zone`; `None` beyond the years of the calendar.
 pub(super) fn local_time(time: Time, zone: &TimeZone) -> Option<ZonedDateTime> {
     Timestamp::from_millisecond(time.0)
         .ok()
         .map(|timestamp| timestamp.to_zoned_datetime(zone.clone()))
 }
 
-/// The moment as RFC 3339 has it, in `zone`; milliseconds are shown where there are any.
+/// The moment in RFC 3339, in `zone`; milliseconds are written unless they are 0.
 pub fn rfc3339(time: Time, zone: &TimeZone) -> String {
     local_time(time, zone).map_or_else(
         || time.0.to_string(),

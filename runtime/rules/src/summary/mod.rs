@@ -1,9 +1,9 @@
-//! How facts become words: prompts of templates, parts of what is too large, and what is made of the answers.
+//! Summaries: the prompts of a window, rendered from templates and split into parts, and the checks of the model's text.
 //!
-//! All of it is pure. It must never know where messages come from, which model reads the prompts, or when.
+//! All of it is pure. It must never know where messages come from, which model reads the prompts, or the time.
 //!
-//! What machines send is never trusted: a message is cut to a size, a template puts it on one line of JSON
-//! ([`Template`]'s filter `record`), and an answer is cleaned before anybody reads it ([`clean`]).
+//! Messages of devices are not trusted: a message is cut to a size, a template puts it on one line of JSON
+//! ([`Template`]'s filter `record`), and the model's text is cleaned before it is published ([`clean`]).
 
 mod budget;
 mod built_in;

@@ -1,4 +1,4 @@
-//! A window that no prompt holds: consecutive parts, each with a prompt of its own, and one that reduces their texts.
+//! The plan of a window's prompts: one, or one for each of several consecutive parts.
 
 use std::collections::HashMap;
 
@@ -10,23 +10,23 @@ use super::prompt_message::PromptMessage;
 use super::template::{BoundTemplate, Template};
 use super::window_facts::WindowFacts;
 
-/// How often a plan is made anew with less room because its prompts, with their final numbers, were too long.
+/// The most plans that are made, each with a smaller budget, because the prompts with their final numbers were too long.
 const MAX_PLANNING_ROUNDS: usize = 5;
-/// The most messages that a prompt is tried with: no context holds as many, and a template's fuel is enough for them.
+/// The most messages of a prompt: no context holds as many, and a template's fuel is enough for them.
 const MAX_MESSAGES_PER_PROMPT: usize = 50_000;
-/// After so many messages that fit in no prompt even when cut to nothing the older ones are not tried.
+/// The most messages that fit in no prompt even with empty texts; the older ones are then left out.
 const MAX_UNFITTING_MESSAGES: usize = 8;
 
 /// The prompts of a window.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PromptPlan {
-    /// One, whose answer is the window's text; or one for each part, the oldest first, whose answers [`super::reduce`] makes
-    /// one of.
+    /// One prompt, whose answer is the summary; or one for each part, the oldest first, whose answers
+    /// [`super::reduction_prompt`] reduces to one.
     pub prompts: Vec<String>,
-    /// Messages that none of the prompts shows, beside those that the window had left out already: the oldest, and
+    /// The messages in none of the prompts, beside those that the window had left out already: the oldest, and
     /// those that fit in no prompt.
     pub left_out: u64,
-    /// Messages that are shown cut.
+    /// The messages whose texts are cut.
     pub cut: u64,
 }
 
@@ -36,14 +36,17 @@ pub struct PromptPlan {
 /// Each prompt is counted as it is. A message that fits in no prompt is cut to what fits, or left out.
 pub fn plan_prompts(
     template: &Template,
-    scene: &WindowFacts<'_>,
+    window_facts: &WindowFacts<'_>,
     records: &[PromptMessage],
     budget: &PromptBudget<'_>,
 ) -> Result<PromptPlan, SummaryError> {
-    let bound = BoundTemplate::new(template, scene);
+    let bound = BoundTemplate::new(template, window_facts);
     let (beyond, records) = records.split_at(records.len().saturating_sub(MAX_MESSAGES_PER_PROMPT));
     let beyond = beyond.len() as u64;
-    let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
+    let messages: Vec<Value> = records
+        .iter()
+        .map(|record| window_facts.message_value(record))
+        .collect();
     let whole = bound.render(&messages, beyond, None)?;
     if budget.tokens_of(&whole)? <= budget.tokens {
         return Ok(PromptPlan {
@@ -54,15 +57,15 @@ pub fn plan_prompts(
     }
     let mut planner = Planner {
         bound,
-        scene,
+        window_facts,
         beyond,
         records,
         messages,
         budget,
         lines: HashMap::new(),
     };
-    // What a prompt says of itself (how many parts, how much is left out) is known only when all parts are; parts are
-    // made with the longest such numbers, and with less room should that not have been enough.
+    // The numbers in a prompt (of parts, of messages left out) are known only when all parts are made; parts are made
+    // with the longest such numbers, and again with a smaller budget should that not have been enough.
     let mut room = budget.tokens;
     let mut needed = budget.tokens;
     for _ in 0..MAX_PLANNING_ROUNDS {
@@ -94,13 +97,13 @@ struct Parts {
 
 struct Planner<'a> {
     bound: BoundTemplate<'a>,
-    scene: &'a WindowFacts<'a>,
-    /// Messages before these that are left out in any case.
+    window_facts: &'a WindowFacts<'a>,
+    /// The number of messages before `records`, which are left out in any case.
     beyond: u64,
     records: &'a [PromptMessage],
     messages: Vec<Value>,
     budget: &'a PromptBudget<'a>,
-    /// Tokens of messages' lines, by their index: what a part's size is guessed from.
+    /// The tokens of messages' lines, by their index, from which a part's size is estimated.
     lines: HashMap<usize, usize>,
 }
 
@@ -133,7 +136,7 @@ impl Planner<'_> {
         Ok(found)
     }
 
-    /// How many of the messages before `end` a part holds; 0 if not even the last of them.
+    /// The number of messages before `end` that a part holds; 0 if not even the last of them.
     fn newest_that_fit(&mut self, end: usize, base: usize, room: usize) -> Result<usize, SummaryError> {
         let mut probe = self.estimate_part(end, base, room)?;
         let (mut fits, mut too_many) = (0, end + 1);
@@ -151,7 +154,7 @@ impl Planner<'_> {
             if too_many - fits <= 1 {
                 break;
             }
-            // What these messages took says how many there is room for; halving the doubt makes sure that it ends.
+            // The next size is scaled by the tokens of this one; bisection guarantees an end.
             let scaled = probe * (room - base) / used.saturating_sub(base).max(1);
             let sure = fits.midpoint(too_many);
             probe = if used <= room {
@@ -164,7 +167,7 @@ impl Planner<'_> {
         Ok(fits)
     }
 
-    /// By the length of the messages' lines; at least 1.
+    /// The estimated number of messages before `end` that a part holds, by the lengths of their lines; at least 1.
     fn estimate_part(&mut self, end: usize, base: usize, room: usize) -> Result<usize, SummaryError> {
         let mut sum = base;
         for index in (0..end).rev() {
@@ -183,17 +186,17 @@ impl Planner<'_> {
         let line = self.messages[index]
             .downcast_object_ref::<super::values::TemplateMessage>()
             .map_or("", |message| message.line.as_str());
-        // What stands around every prompt is counted with it, and taken off again.
+        // The tokens around every prompt are counted with it, and subtracted.
         let around = self.budget.tokens_of("")?;
         let tokens = self.budget.tokens_of(line)?.saturating_sub(around) + 1;
         self.lines.insert(index, tokens);
         Ok(tokens)
     }
 
-    /// The message at `index` cut to what a part has room for; none if it has no room for its rest.
+    /// The message at `index` cut to fit a part; `None` if not even its topic and names fit.
     fn cut_to_fit(&self, index: usize, room: usize) -> Result<Option<Value>, SummaryError> {
         let record = &self.records[index];
-        let cut = |cap| self.scene.message_value(&record.cut(cap));
+        let cut = |cap| self.window_facts.message_value(&record.cut(cap));
         if self.tokens(&[cut(0)])? > room {
             return Ok(None);
         }
@@ -203,7 +206,7 @@ impl Planner<'_> {
         Ok(Some(cut(cap)))
     }
 
-    /// Tokens of a part's prompt, with the longest numbers that it may have to say.
+    /// The tokens of a part's prompt, with the longest numbers that it may contain.
     fn tokens(&self, messages: &[Value]) -> Result<usize, SummaryError> {
         let most = self.budget.max_parts.max(1);
         let part = (most > 1).then_some((most, most));
@@ -271,7 +274,7 @@ mod tests {
         let check = |messages, tokens, max_parts, expected: &[&str], left_out| {
             let found = plan_prompts(
                 &text(LINES),
-                &fixture.scene(),
+                &fixture.window_facts(),
                 &numbered(messages),
                 &budget(tokens, max_parts),
             )
@@ -292,7 +295,7 @@ mod tests {
         let fixture = fixture::window();
         let long = "x".repeat(1000);
         let messages = records(&["<0>".into(), long, "<2>".into()]);
-        let found = plan_prompts(&text(LINES), &fixture.scene(), &messages, &budget(20, 8)).unwrap();
+        let found = plan_prompts(&text(LINES), &fixture.window_facts(), &messages, &budget(20, 8)).unwrap();
         assert_eq!((found.prompts.len(), found.left_out, found.cut), (3, 0, 1));
         assert!(found.prompts[1].contains("xxxx…[cut]"), "{}", found.prompts[1]);
 
@@ -300,7 +303,7 @@ mod tests {
         let found = {
             let mut messages = numbered(3);
             messages[1] = PromptMessage::new(Time(0), &"t".repeat(1000), b"", Vec::new());
-            plan_prompts(&text(topic), &fixture.scene(), &messages, &budget(20, 8)).unwrap()
+            plan_prompts(&text(topic), &fixture.window_facts(), &messages, &budget(20, 8)).unwrap()
         };
         assert_eq!(found.prompts, ["1: t", "1: t"]);
         assert_eq!((found.left_out, found.cut), (1, 0));
@@ -311,9 +314,9 @@ mod tests {
         let fixture = fixture::window();
         let counting = text("{% for m in messages %}{% endfor %}{{ messages|length }} {{ window.left_out }}");
         let messages = vec![numbered(1).remove(0); MAX_MESSAGES_PER_PROMPT + 2];
-        let found = plan_prompts(&counting, &fixture.scene(), &messages, &budget(100, 8)).unwrap();
+        let found = plan_prompts(&counting, &fixture.window_facts(), &messages, &budget(100, 8)).unwrap();
         assert_eq!((found.prompts, found.left_out), (vec!["50000 2".to_owned()], 2));
-        let found = plan_prompts(&text(LINES), &fixture.scene(), &messages, &budget(15, 2)).unwrap();
+        let found = plan_prompts(&text(LINES), &fixture.window_facts(), &messages, &budget(15, 2)).unwrap();
         assert_eq!(
             (found.prompts.len(), found.left_out),
             (2, MAX_MESSAGES_PER_PROMPT as u64 - 4)
@@ -323,7 +326,8 @@ mod tests {
     #[test]
     fn what_does_not_fit_at_all_is_said() {
         let fixture = fixture::window();
-        let error = plan_prompts(&text("a b c d e f"), &fixture.scene(), &[], &budget(15, 8)).unwrap_err();
+        let error =
+            plan_prompts(&text("a b c d e f"), &fixture.window_facts(), &[], &budget(15, 8)).unwrap_err();
         assert_eq!(
             error,
             SummaryError::DoesNotFit {
@@ -336,7 +340,7 @@ mod tests {
             max_parts: 1,
             count: &|_| Err("no".into()),
         };
-        let error = plan_prompts(&text("a"), &fixture.scene(), &[], &refusing).unwrap_err();
+        let error = plan_prompts(&text("a"), &fixture.window_facts(), &[], &refusing).unwrap_err();
         assert_eq!(error, SummaryError::Encode("no".into()));
     }
 
@@ -346,7 +350,13 @@ mod tests {
         // The prompt of a window that leaves nothing out is longer than that of one that does.
         let source = "{% if not window.left_out %}nothing at all was left out{% endif %}\
             {% for m in messages %} {{ m.payload }}{% endfor %}";
-        let found = plan_prompts(&text(source), &fixture.scene(), &numbered(12), &budget(20, 8)).unwrap();
+        let found = plan_prompts(
+            &text(source),
+            &fixture.window_facts(),
+            &numbered(12),
+            &budget(20, 8),
+        )
+        .unwrap();
         assert!(
             found.prompts.iter().all(|prompt| count(prompt).unwrap() <= 20),
             "{found:?}"
@@ -374,7 +384,7 @@ mod tests {
             let repeats = if let PromptSource::Text(text) = &source { text.matches("m.payload").count() + text.matches("m|record").count() } else { 1 };
             let tokens = if built_in { tokens + 400 } else { tokens };
             let payloads: Vec<String> = lengths.iter().enumerate().map(|(n, length)| format!("<{n}>{}", "y ".repeat(*length))).collect();
-            let found = plan_prompts(&template(&source), &fixture.scene(), &records(&payloads), &budget(tokens, max_parts)).unwrap();
+            let found = plan_prompts(&template(&source), &fixture.window_facts(), &records(&payloads), &budget(tokens, max_parts)).unwrap();
             let all = found.prompts.join("\n");
             let mut missing = Vec::new();
             for n in 0..payloads.len() {

@@ -1,12 +1,11 @@
-//! What all prompts of a rule begin with.
+//! The common prefix of a rule's prompts.
 
 use super::built_in;
 use crate::PromptSource;
 
-/// The text that every prompt of a template begins with, before anything that differs between windows; empty where it
-/// begins with such a thing. `None` where no model is asked.
+/// The common prefix of a template's prompts; empty if there is none, `None` where no model is asked.
 ///
-/// It is what stands before the template's first tag, but for white space, which a tag may take away.
+/// It is the text before the template's first tag, without trailing white space, which a tag may remove.
 pub fn prompt_prefix(prompt: &PromptSource) -> Option<&str> {
     let template = match prompt {
         PromptSource::None => return None,
@@ -38,7 +37,7 @@ mod tests {
         let window = fixture::window();
         for source in texts.map(of).into_iter().chain(built_in) {
             let template = Template::compile(&source, &[]).unwrap().unwrap();
-            let prompt = template.render(&window.scene(), &window.records).unwrap();
+            let prompt = template.render(&window.window_facts(), &window.records).unwrap();
             let prefix = prompt_prefix(&source).unwrap();
             assert!(prompt.starts_with(prefix), "{source:?}: {prompt}");
         }

@@ -1,19 +1,18 @@
-//! A message as prompts see it.
+//! A message in prompts.
 
 use crate::{Time, Value};
 
-/// The most bytes of a message's payload, and of each text among its fields, that a prompt sees.
+/// The most bytes of a message's payload, and of each text among its fields, in a prompt.
 pub const MAX_PROMPT_TEXT_BYTES: usize = 4096;
 
-/// What stands where a text was cut.
+/// The mark at the end of a text that was cut.
 pub const CUT_MARK: &str = "…[cut]";
 
-/// The private-use characters with which `phi_edge_models` marks spellings of control tokens. It can't encode a
-/// conversation that uses all of them, so that one hostile message could silence a rule; they stand for nothing in
-/// anybody's text.
+/// The private-use characters with which `phi_edge_models` marks spellings of control tokens; in texts they are replaced. It
+/// can't encode a conversation that uses all of them, so one hostile message could otherwise silence a rule.
 const RESERVED_CHARACTERS: std::ops::RangeInclusive<char> = '\u{F8A0}'..='\u{F8FF}';
 
-/// A message as prompts see it: text of bounded size.
+/// A message in prompts: text of bounded size.
 #[derive(Debug, Clone, PartialEq)]
 pub struct PromptMessage {
     time: Time,
@@ -23,7 +22,7 @@ pub struct PromptMessage {
 }
 
 impl PromptMessage {
-    /// Takes a message in: its payload as text, all texts cut to [`MAX_PROMPT_TEXT_BYTES`].
+    /// A message with its payload as text and all texts cut to [`MAX_PROMPT_TEXT_BYTES`].
     pub fn new(time: Time, topic: &str, payload: &[u8], fields: Vec<(String, Value)>) -> Self {
         let fields = fields
             .into_iter()
@@ -43,12 +42,12 @@ impl PromptMessage {
         }
     }
 
-    /// When it was.
+    /// Its timestamp.
     pub fn time(&self) -> Time {
         self.time
     }
 
-    /// Where it was published.
+    /// Its topic.
     pub fn topic(&self) -> &str {
         &self.topic
     }
@@ -58,7 +57,7 @@ impl PromptMessage {
         &self.payload
     }
 
-    /// What the rule picked from it, in the rule's order.
+    /// The values of the rule's fields, in the rule's order.
     pub fn fields(&self) -> &[(String, Value)] {
         &self.fields
     }
@@ -85,8 +84,7 @@ impl PromptMessage {
     }
 }
 
-/// Bytes of whoever as text: what is not UTF-8 becomes U+FFFD, and what is beyond `cap` bytes is cut, with
-/// [`CUT_MARK`] in its place.
+/// Untrusted bytes as text: invalid UTF-8 becomes U+FFFD, and the bytes beyond `cap` become [`CUT_MARK`].
 pub fn bounded_text(bytes: &[u8], cap: usize) -> String {
     let cut = bytes.len() > cap;
     let mut end = bytes.len().min(cap);

@@ -1,4 +1,4 @@
-//! One text of the texts of parts.
+//! The reduction of the parts' texts to one.
 
 use super::budget::{PromptBudget, largest_fitting};
 use super::error::SummaryError;
@@ -6,15 +6,15 @@ use super::prompt_message::bounded_text;
 use super::template::{BoundTemplate, Template};
 use super::window_facts::WindowFacts;
 
-/// The prompt that makes one text of the parts' texts: the rule's own template where it uses `parts`, else a built-in
+/// The prompt that reduces the parts' texts to one, by the rule's own template if it uses `parts`, else by a built-in
 /// one. Texts that do not fit are cut, each to the same size.
 pub fn reduction_prompt(
     template: &Template,
-    scene: &WindowFacts<'_>,
+    window_facts: &WindowFacts<'_>,
     texts: &[String],
     budget: &PromptBudget<'_>,
 ) -> Result<String, SummaryError> {
-    let bound = BoundTemplate::new(template, scene);
+    let bound = BoundTemplate::new(template, window_facts);
     let cut = |cap: usize| -> Vec<String> {
         texts
             .iter()
@@ -63,7 +63,8 @@ mod tests {
         let texts = ["one ".repeat(50), "two ".repeat(5)];
         let reducing = own("{% for text in parts %}[{{ text|trim }}]{% endfor %}");
         let check = |template: &Template, tokens, expected: &str| {
-            let prompt = reduction_prompt(template, &fixture.scene(), &texts, &budget(tokens, 8)).unwrap();
+            let prompt =
+                reduction_prompt(template, &fixture.window_facts(), &texts, &budget(tokens, 8)).unwrap();
             assert!(prompt.contains(expected), "{prompt}");
             assert!(count(&prompt).unwrap() <= tokens);
         };
@@ -75,7 +76,7 @@ mod tests {
             1000,
             "auf Deutsch",
         );
-        let error = reduction_prompt(&reducing, &fixture.scene(), &texts, &budget(11, 8)).unwrap_err();
+        let error = reduction_prompt(&reducing, &fixture.window_facts(), &texts, &budget(11, 8)).unwrap_err();
         assert!(matches!(error, SummaryError::DoesNotFit { .. }), "{error}");
     }
 }

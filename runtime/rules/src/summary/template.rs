@@ -1,4 +1,4 @@
-//! A rule's template: compiled once, rendered for every window.
+//! The template of a rule's prompts: compiled once, rendered for every window.
 
 use std::io;
 
@@ -11,29 +11,32 @@ use super::window_facts::WindowFacts;
 use super::{built_in, filters, lint};
 use crate::{Field, PromptSource};
 
-/// Instructions that one rendering may take: a hundred thousand messages of a simple loop, and well below a second.
+/// The most instructions of one rendering: a hundred thousand messages of a simple loop, well below a second.
 const RENDER_FUEL: u64 = 2_000_000;
 /// The most bytes of a rendered prompt: no context holds as many.
 const MAX_PROMPT_BYTES: usize = 16 << 20;
-/// Templates within templates, and macros within macros.
+/// The most nested templates and macros.
 const MAX_RECURSION_DEPTH: usize = 50;
 
-/// A template that was checked and can be rendered.
+/// A checked template.
 ///
-/// It is Jinja as minijinja runs it: nothing is escaped, a block's line vanishes with it, and what is not defined is an
+/// It is Jinja as minijinja runs it: nothing is escaped, a block's line is removed with it, and an undefined name is an
 /// error. A rendering ends after two million instructions.
 #[derive(Debug)]
 pub struct Template {
     environment: Environment<'static>,
     name: String,
-    /// The template of [`super::reduce`].
+    /// The name of the template of [`super::reduction_prompt`].
     reduction: String,
     text: String,
 }
 
 impl Template {
-    /// Compiles a rule's prompt, and reports what would fail when a window ends: names of variables, attributes,
-    /// filters, tests and templates that there are not. `fields` are the rule's. None for a rule without a model.
+    /// Compiles a rule's prompt; `None` for a rule without summaries. `fields` are the rule's.
+    ///
+    /// # Errors
+    /// It is wrong, or uses an unknown variable, attribute, filter, test or template, which would fail when a window
+    /// closes.
     pub fn compile(source: &PromptSource, fields: &[Field]) -> Result<Option<Self>, SummaryError> {
         let mut environment = environment();
         let add = |environment: &mut Environment<'static>, name: &str, source: &str| {
@@ -63,7 +66,7 @@ impl Template {
                 let template = environment
                     .get_template(RULE_TEMPLATE)
                     .map_err(|error| SummaryError::of_template(&error))?;
-                // A template that knows what to do with partial answers is asked to.
+                // A template that uses the parts' texts reduces them itself.
                 let reduces = template.undeclared_variables(false).contains("parts");
                 (
                     RULE_TEMPLATE.to_owned(),
@@ -80,39 +83,45 @@ impl Template {
         }))
     }
 
-    /// Its text, with those of the whole prompts that it includes: what an operator wrote, whose numbers (limits, say) an
-    /// answer may repeat.
+    /// Its text, with those of the built-in prompts that it includes. A summary may repeat its numbers, such as limits.
     pub fn text(&self) -> &str {
         &self.text
     }
 
-    /// The whole window in one prompt, whatever its length.
-    pub fn render(&self, scene: &WindowFacts<'_>, records: &[PromptMessage]) -> Result<String, SummaryError> {
-        let messages: Vec<Value> = records.iter().map(|record| scene.message_value(record)).collect();
-        let bound = BoundTemplate::new(self, scene);
+    /// The whole window in one prompt of any length.
+    pub fn render(
+        &self,
+        window_facts: &WindowFacts<'_>,
+        records: &[PromptMessage],
+    ) -> Result<String, SummaryError> {
+        let messages: Vec<Value> = records
+            .iter()
+            .map(|record| window_facts.message_value(record))
+            .collect();
+        let bound = BoundTemplate::new(self, window_facts);
         bound.render(&messages, 0, None)
     }
 }
 
-/// A template with the values that are the same in all prompts of a window.
+/// A template bound to a window: the values that are the same in all of its prompts.
 #[derive(Debug)]
 pub(super) struct BoundTemplate<'a> {
     template: &'a Template,
-    scene: &'a WindowFacts<'a>,
+    window_facts: &'a WindowFacts<'a>,
     stats: Value,
 }
 
 impl<'a> BoundTemplate<'a> {
-    pub(super) fn new(template: &'a Template, scene: &'a WindowFacts<'a>) -> Self {
+    pub(super) fn new(template: &'a Template, window_facts: &'a WindowFacts<'a>) -> Self {
         Self {
             template,
-            scene,
-            stats: scene.stats_value(),
+            window_facts,
+            stats: window_facts.stats_value(),
         }
     }
 
-    /// A prompt over `messages`. `left_out` are more than the window itself says; `part` is its number, from 1, and how
-    /// many there are.
+    /// A prompt over `messages`. `left_out` is added to the window's own; `part` is the number of the part, from 1, and the
+    /// number of parts.
     pub(super) fn render(
         &self,
         messages: &[Value],
@@ -123,7 +132,7 @@ impl<'a> BoundTemplate<'a> {
         self.run(&self.template.name, messages, left_out, (part, &[]))
     }
 
-    /// The prompt that makes one text of several.
+    /// The prompt that reduces several texts to one.
     pub(super) fn reduction(&self, texts: &[String]) -> Result<String, SummaryError> {
         self.run(&self.template.reduction, &[], 0, (None, texts))
     }
@@ -137,9 +146,9 @@ impl<'a> BoundTemplate<'a> {
     ) -> Result<String, SummaryError> {
         let mut text = Capped(Vec::new());
         let values = context! {
-            rule => self.scene.rule,
-            group => self.scene.group_value(),
-            window => self.scene.window_value(left_out),
+            rule => self.window_facts.rule,
+            group => self.window_facts.group_value(),
+            window => self.window_facts.window_value(left_out),
             stats => self.stats,
             messages => messages,
             part => part,
@@ -163,7 +172,7 @@ fn environment() -> Environment<'static> {
     environment.set_lstrip_blocks(true);
     environment.set_recursion_limit(MAX_RECURSION_DEPTH);
     environment.set_fuel(Some(RENDER_FUEL));
-    // It would print everything there is.
+    // It would print the whole environment.
     environment.remove_global("debug");
     filters::add(&mut environment);
     for (name, source) in built_in::TEMPLATES {
@@ -186,7 +195,7 @@ fn with_included(text: &str) -> String {
         .join("\n")
 }
 
-/// Takes no more than a prompt may have.
+/// A buffer of at most [`MAX_PROMPT_BYTES`].
 #[derive(Debug)]
 struct Capped(Vec<u8>);
 
@@ -228,7 +237,7 @@ mod tests {
         let check = |source: &str, expected: &str| {
             let text = compile(source)
                 .unwrap()
-                .render(&fixture.scene(), &fixture.records);
+                .render(&fixture.window_facts(), &fixture.records);
             assert_eq!(text.as_deref(), Ok(expected), "{source}");
         };
         check("{{ rule }}/{{ group }}", "alarms/mixer-07");
@@ -265,7 +274,7 @@ mod tests {
         let fixture = fixture::window();
         let check = |source: &str, line, part: &str| {
             let error = compile(source)
-                .and_then(|template| template.render(&fixture.scene(), &fixture.records))
+                .and_then(|template| template.render(&fixture.window_facts(), &fixture.records))
                 .unwrap_err();
             let SummaryError::Template { line: at, message } = &error else {
                 panic!("{error}")
@@ -303,8 +312,8 @@ mod tests {
             "{{ stats.value.max is not none }}",
         ] {
             let fixture = fixture::window();
-            let text =
-                compile(source).and_then(|template| template.render(&fixture.scene(), &fixture.records));
+            let text = compile(source)
+                .and_then(|template| template.render(&fixture.window_facts(), &fixture.records));
             assert!(text.is_ok(), "{source}: {text:?}");
         }
     }

@@ -7,10 +7,10 @@ use minijinja::value::{Enumerator, Object, Value};
 
 use super::prompt_message::PromptMessage;
 
-/// Whole numbers up to here are written without a decimal point; beyond it not every whole number has an f64.
+/// The magnitude below which whole numbers are written without a decimal point: 2^53, beyond which an f64 skips some.
 const MAX_EXACT_INTEGER: f64 = 9_007_199_254_740_992.0;
 
-/// A message in templates. Its line of JSON is made once: a window that does not fit is rendered again and again.
+/// A message in templates. Its line of JSON is made once, as a window that does not fit is rendered many times.
 #[derive(Debug)]
 pub(super) struct TemplateMessage {
     pub(super) time: Value,
@@ -36,8 +36,8 @@ impl Object for TemplateMessage {
     }
 }
 
-/// `{"time", "topic", fields…}`, or `payload` where the rule picks no fields. A field of the name `time` or `topic`
-/// stands in the message's own place.
+/// A message as one line of JSON: `{"time", "topic", fields…}`, or `payload` where the rule has no fields. A field of the name
+/// `time` or `topic` replaces the message's own.
 pub(super) fn json_line(record: &PromptMessage, time: &str) -> String {
     let mut line = String::from("{");
     let mut pair = |name: &str, json: &str| {
@@ -72,7 +72,7 @@ pub(super) fn field_value(value: &crate::Value) -> Value {
     }
 }
 
-/// A number as templates and JSON write it: whole ones without a point, as machines send them.
+/// A number in templates and JSON: whole ones without a point, as machines send them.
 #[allow(clippy::cast_possible_truncation, reason = "whole and below 2^53")]
 pub(super) fn number_value(number: f64) -> Value {
     if number.fract() == 0.0 && number.abs() < MAX_EXACT_INTEGER {
@@ -86,7 +86,8 @@ fn quoted(text: &str) -> String {
     one_line(&serde_json::Value::from(text).to_string())
 }
 
-/// JSON escapes control characters below U+0020 only; the others that break or turn a line are escaped here.
+/// JSON on one line. JSON escapes control characters below U+0020 only; the others that break a line or change its direction
+/// are escaped here.
 pub(super) fn one_line(json: &str) -> String {
     let breaks = |c: char| matches!(c, '\u{7F}'..='\u{9F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{61C}');
     if !json.contains(breaks) {

@@ -1,4 +1,4 @@
-//! What templates know of a window.
+//! The facts of a window as templates see them.
 
 use std::fmt::Write as _;
 use std::time::Duration;
@@ -30,7 +30,7 @@ pub(super) const FACT_ATTRIBUTES: [&str; 10] = [
 /// The attributes of `part` in templates.
 pub(super) const PART_ATTRIBUTES: [&str; 2] = ["index", "of"];
 
-/// A window and what code computed of it.
+/// A window and its computed facts: the input of a template beside the messages.
 #[derive(Debug, Clone, Copy)]
 pub struct WindowFacts<'a> {
     /// The rule's name.
@@ -120,7 +120,7 @@ impl WindowFacts<'_> {
 
     /// A message in templates.
     pub(super) fn message_value(&self, record: &PromptMessage) -> Value {
-        // Within a day the time of day says it all, and costs half the tokens.
+        // Within a day the time of day is enough, and costs half the tokens.
         let format = if self.window.end.since(self.window.start) <= Duration::from_hours(24) {
             "%H:%M:%S"
         } else {
@@ -144,12 +144,12 @@ impl WindowFacts<'_> {
     }
 }
 
-/// A text that comes from messages, as [`PromptMessage`] has such texts.
+/// A text that comes from messages, bounded as those of [`PromptMessage`].
 fn bounded(text: &str) -> Value {
     super::prompt_message::bounded_text(text.as_bytes(), MAX_PROMPT_TEXT_BYTES).into()
 }
 
-/// A span as people write it, in units that English and German share: `8 h`, `1 h 30 min`, `10 s`.
+/// A duration in units that English and German share: `8 h`, `1 h 30 min`, `10 s`.
 fn duration(span: Duration) -> String {
     let seconds = span.as_secs();
     let mut text = String::new();

@@ -1,4 +1,4 @@
-//! Local time: which period a moment lies in.
+//! The calendar of a rule: the periods of local time.
 
 use std::time::Duration;
 
@@ -8,8 +8,8 @@ use jiff::{SignedDuration, Timestamp};
 
 use crate::{Time, Weekdays, WindowKind};
 
-/// Moments are kept within some 4,400 years of 1970, where no arithmetic on dates fails.
-const BOUND: i64 = 1 << 47;
+/// The farthest moment from 1970 in milliseconds: some 4,400 years, within which no arithmetic on dates fails.
+const MAX_MILLIS: i64 = 1 << 47;
 
 const DAY: Duration = Duration::from_hours(24);
 
@@ -18,11 +18,11 @@ const EPOCH: Date = civil::date(1970, 1, 1);
 /// 1970-01-01 was a Thursday; the first Monday came four days later.
 const FIRST_MONDAY: i64 = 4;
 
-/// The longest way to the next boundary of a schedule of one day a week, in days, and one for days that a zone skips
-/// or repeats.
+/// Days searched for the next boundary of a schedule: a week for one day a week, and two for days that a zone skips or
+/// repeats.
 const SEARCH_DAYS: i64 = 9;
 
-/// A stretch of time, without its end.
+/// A half-open interval of time.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Span {
     pub(super) start: Time,
@@ -35,9 +35,9 @@ impl Span {
     }
 }
 
-/// A moment that [`Calendar::period`] can take.
+/// The nearest moment that [`Calendar::period`] takes.
 pub(super) fn bounded(t: Time) -> Time {
-    Time(t.0.clamp(-BOUND, BOUND))
+    Time(t.0.clamp(-MAX_MILLIS, MAX_MILLIS))
 }
 
 /// Divides local time into periods, none of which is empty.
@@ -45,22 +45,22 @@ pub(super) fn bounded(t: Time) -> Time {
 pub(super) struct Calendar {
     zone: TimeZone,
     grid: Grid,
-    /// What the last question was about; most questions are about the same.
+    /// The last answer: most questions are about the same period.
     cached: Option<Span>,
 }
 
 #[derive(Debug)]
 enum Grid {
-    /// Each day from its midnight, in so many milliseconds.
+    /// Each day is divided from its midnight into parts of this many milliseconds.
     WithinDay(i64),
-    /// So many days, and the day since 1970 from which they are counted.
+    /// Periods of whole days, counted from the day `base` since 1970.
     Days { every: i64, base: i64 },
     /// From one of these local times to the next.
     Schedule { at: Vec<civil::Time>, days: Weekdays },
 }
 
 impl Calendar {
-    /// The periods of a kind of window; none for kinds that do not know any.
+    /// The periods of a kind of window; `None` for kinds without.
     pub(super) fn of(kind: &WindowKind, zone: TimeZone) -> Option<Self> {
         let grid = match kind {
             WindowKind::Tumbling { every } | WindowKind::Hopping { every, .. } => Grid::every(*every),
@@ -147,8 +147,8 @@ impl Calendar {
             .find_map(|offset| boundaries(offset).rev().find(|b| *b <= t));
         let end = (-1..=SEARCH_DAYS).find_map(|offset| boundaries(offset).find(|b| *b > t));
         Span {
-            start: start.unwrap_or(Time(-BOUND)),
-            end: end.unwrap_or(Time(BOUND + 1)),
+            start: start.unwrap_or(Time(-MAX_MILLIS)),
+            end: end.unwrap_or(Time(MAX_MILLIS + 1)),
         }
     }
 
@@ -169,7 +169,7 @@ impl Calendar {
                     .map_or(earlier, |transition| transition.timestamp())
             }),
         };
-        found.map_or(Time(BOUND + 1), |found| Time(found.as_millisecond()))
+        found.map_or(Time(MAX_MILLIS + 1), |found| Time(found.as_millisecond()))
     }
 }
 
@@ -191,7 +191,7 @@ impl Grid {
 }
 
 fn timestamp(t: Time) -> Timestamp {
-    // The bound lies well within what a timestamp holds.
+    // The bound lies well within the range of a timestamp.
     Timestamp::from_millisecond(bounded(t).0).unwrap_or(Timestamp::UNIX_EPOCH)
 }
 

@@ -1,4 +1,4 @@
-//! What all groups of a rule share.
+//! The context of a rule's windows: what all of its groups share.
 
 use std::time::Duration;
 
@@ -7,21 +7,21 @@ use super::open_window::RetentionLimits;
 use crate::facts::TextPool;
 use crate::{Time, TimeSource, WindowKind, WindowSpec};
 
-/// How far ahead of its arrival a message's own time is believed. Clocks differ by seconds; what differs by more is
-/// wrong, and would keep a window open until that time comes.
+/// The farthest that an event time may be ahead of the arrival. Clocks differ by seconds; an event time that is farther ahead
+/// is wrong, and would keep a window open until that time comes.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
-/// The rule's terms, and its calendar.
+/// A rule's window specification, with its calendar, its limits and the texts of its windows.
 #[derive(Debug)]
 pub(super) struct WindowContext {
     pub(super) spec: WindowSpec,
     pub(super) limits: RetentionLimits,
-    /// What texts its windows hold.
+    /// The interned texts of its windows.
     pub(super) texts: TextPool,
-    /// None of kinds that know no periods.
+    /// `None` for kinds without periods.
     calendar: Option<Calendar>,
     lateness: Duration,
-    /// Time ends nothing of what may still hear from messages that wait at the broker.
+    /// Whether event time is held.
     pub(super) held: bool,
 }
 
@@ -50,7 +50,7 @@ impl WindowContext {
         }
     }
 
-    /// What places a message in time that arrived then and says to be of `stamp`.
+    /// The timestamp of a message: its event time where the rule counts by it and it is credible, else its arrival.
     pub(super) fn timestamp_of(&self, event_time: Option<Time>, arrived: Time) -> Time {
         let believed = arrived.after(self.lateness.max(MAX_CLOCK_SKEW));
         let event_time = match self.spec.time {
@@ -60,27 +60,27 @@ impl WindowContext {
         bounded(event_time.unwrap_or(arrived))
     }
 
-    /// When a window that ends then is due.
+    /// When the watermark passes the end of a window.
     pub(super) fn due(&self, end: Time) -> Time {
         end.after(self.lateness)
     }
 
-    /// Whether a window that ends then is over at `at`.
+    /// Whether the watermark at `at` has passed the end of a window.
     pub(super) fn watermark_passed(&self, end: Time, at: Time) -> bool {
         !self.holds_event_time() && self.due(end) <= at
     }
 
-    /// WindowOperator that end by then are over at `at`; none while windows wait.
+    /// The watermark at `at`; `None` while event time is held.
     pub(super) fn watermark(&self, at: Time) -> Option<Time> {
         (!self.holds_event_time()).then(|| at.before(self.lateness))
     }
 
-    /// Whether windows wait. Those of arrivals need not: what arrives later is none of theirs.
+    /// Whether the watermark stands still. That of arrivals never does: what arrives later belongs to later windows.
     pub(super) fn holds_event_time(&self) -> bool {
         self.held && matches!(self.spec.time, TimeSource::Field { .. })
     }
 
-    /// The period that `t` lies in; all time for kinds that know no periods.
+    /// The period that `t` lies in; all time for kinds without periods.
     pub(super) fn period(&mut self, t: Time) -> Span {
         let all = Span {
             start: Time(i64::MIN),
@@ -89,12 +89,12 @@ impl WindowContext {
         self.calendar.as_mut().map_or(all, |calendar| calendar.period(t))
     }
 
-    /// The period before that one.
+    /// The period before `period`.
     pub(super) fn period_before(&mut self, period: Span) -> Span {
         self.period(Time(period.start.0.saturating_sub(1)))
     }
 
-    /// The last period of which everything is due at `now`.
+    /// The last period all of whose windows are due at `now`.
     pub(super) fn last_due_period(&mut self, now: Time) -> Span {
         let passed = now.before(self.lateness);
         if let WindowKind::Hopping { length, .. } = self.spec.kind {
@@ -109,7 +109,7 @@ impl WindowContext {
         self.spec.empty && self.calendar.is_some()
     }
 
-    /// How old a window may become, where its kind knows a limit.
+    /// The greatest age of a window; `None` for kinds with periods.
     pub(super) fn max_age(&self) -> Option<Duration> {
         self.spec.max_age.filter(|_| self.calendar.is_none())
     }

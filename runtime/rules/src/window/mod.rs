@@ -1,91 +1,102 @@
-//! WindowOperator: when they begin and end, and what is counted in them. Pure: time is an argument.
+//! The window operator: assigns messages to windows, accumulates their facts and closes windows. Pure: time is an argument.
 //!
-//! # What is counted where
+//! The terms are Flink's: a window assigner, triggers, accumulators, a watermark, late messages and checkpoints, with the
+//! differences that this text names.
 //!
-//! *Time.* A message's time is its arrival or, for [`TimeSource::Field`](super::TimeSource::Field), its stamp. A missing
-//! stamp, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival, counts as the
-//! arrival. A window is *due* when the clock shows its end and the lateness (zero for arrival) has passed. Whatever is due
-//! when a message arrives ends before the message is looked at, so it makes no difference who looks at the clock first.
-//! WindowOperator are half open: a message at the end of one is in the next.
+//! # Time
+//!
+//! A message's *timestamp* is its arrival or, for [`TimeSource::Field`](super::TimeSource::Field), its event time. A missing
+//! event time, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival, counts as the
+//! arrival. The *watermark* is the clock less the rule's `lateness` (zero for arrivals): unlike Flink's, the clock and not the
+//! messages moves it, so that windows close in silence, too. A window is *due* when the watermark has passed its end.
+//! Whatever is due when a message arrives closes before the message is ingested, so it makes no difference whether a tick
+//! or a message comes first. Windows are half open: a message at the end of one is in the next.
+//!
+//! # Kinds of window
 //!
 //! *Tumbling.* Each local day is divided from its midnight into `every`; the day's last window ends at the next
 //! midnight, however long the day is. An `every` of whole days is aligned to local midnights counted from 1970-01-01,
 //! one of whole weeks from the Monday after it. Such a window is a *period*.
 //!
 //! *Hopping.* A window of `length` begins with each tumbling period of `every`. A message counts in every window that
-//! holds its time and has not closed.
+//! contains its timestamp and has not closed.
 //!
-//! *Session.* A message joins every open session of which a message is nearer than `gap`, and makes one of them; else it
+//! *Session.* A message joins every open session that has a message nearer than `gap`, and merges them; else it
 //! begins one. A session starts with its earliest message and ends `gap` after its newest.
 //!
-//! *Count.* So many messages, as they come; from the earliest to the newest. Nothing is late.
+//! *Count.* A number of messages in the order of their arrival; the window spans from the earliest to the newest. No message
+//! is late.
 //!
 //! *Schedule.* The local times `at` on `days` are boundaries; a period runs from one to the next. In a gap of the local
-//! clock a boundary is the end of the gap, in a fold the first of the two. A midnight is found likewise.
+//! clock a boundary is the end of the gap, in a fold the first of the two. The same holds for midnights.
 //!
-//! *Late* is a message whose window has closed: one whose (for hopping: every) window is due when it arrives, or was
-//! closed earlier. It counts in no window, only in [`ClosedWindow::late`] of what the group reports next. Of a session it is
-//! one that joins none and whose own would be due, or that is earlier than where the group's sessions have ended: at the end
-//! of one that was due, at the message that ended one early, at the newest message of one that grew too old.
+//! # Late messages
 //!
-//! # What else ends a window
+//! A message is *late* if its window has closed: if its (for hopping: every) window is due when it arrives, or was
+//! closed earlier. It counts in no window, only in [`ClosedWindow::late`] of the group's next report: there is no second
+//! firing of a window. A message of a session rule is late if it joins no session and its own would be due, or if it is
+//! earlier than the end of the group's closed sessions: the end of one that was due, the message that closed one early, the
+//! newest message of one that grew too old.
 //!
-//! `early` and `early_rate` end a window with the message that meets them, `max_messages` and `max_bytes` with the one that
-//! reaches them, in this order of precedence; the window ends a millisecond after that message's time, never after its own
-//! end. The rate is exceeded when a message came less than the span after the one that is `n` before it in the same
-//! window: what an earlier window counted does not count again. What is left of a period goes on as a further window,
-//! from that message's time: later messages at or after it count there, those before it are late. Of more than 1,000 such
-//! periods of a group the oldest are closed. Hopping windows have none of this.
+//! # Triggers
 //!
-//! Session and count windows end by `max_age` after the first of their messages arrived.
+//! Beside the watermark, `early` and `early_rate` close a window with the message that meets them, `max_messages` and
+//! `max_bytes` with the one that reaches them, in this order of precedence; the window ends a millisecond after that
+//! message's timestamp, never after its own end. The rate is exceeded when a message came less than the span after the one
+//! that is `n` before it in the same window: what an earlier window counted does not count again. The remainder of a period
+//! goes on as a further window from that message's timestamp: later messages at or after it count there, those before it are
+//! late. Of more than 1,000 such periods of a group the oldest are closed. Hopping windows have none of these triggers.
 //!
-//! After a window of a group has ended, `early` and `early_rate` do nothing until `cool_down` has passed since: since it
-//! was due, or the message came that ended it.
+//! Session and count windows close at `max_age` after the first of their messages arrived.
+//!
+//! For `cool_down` after a window of a group has closed (since it was due, or since the message that closed it arrived)
+//! `early` and `early_rate` do nothing.
 //!
 //! *Empty* windows of tumbling, hopping and schedule are reported for known groups where the rule asks for it, from the
-//! period of the group's first message on (without groups, from that of the first tick); what is left of a period that ended
-//! early is one, too. Of several that are found due at once, only the last is reported.
+//! period of the group's first message on (without groups, from that of the first tick); the remainder of a period that
+//! closed early is one, too. Of several that are due at once, only the last is reported.
 //!
-//! *Absence* is reported once when the newest message of a group (without groups: at first the first tick) arrived so
-//! long ago.
+//! *Absence* is reported once when the newest message of a group (without groups: at first the first tick) arrived
+//! `absence` ago.
 //!
-//! A message that there is no room to keep counts in no window, unless it ends its window by `early`; its group was there
+//! A message that can't be stored counts in no window unless it closes its window by `early`; its group has been seen
 //! all the same.
 //!
 //! # Groups
 //!
-//! Messages of more than `max_groups` groups go to [`OVERFLOW_GROUP`], which does not count as one. To make room, the group that was
-//! silent longest is forgotten, if there is one without an open window of which neither absence nor empty windows are to
-//! be reported. Should it come back, it begins anew.
+//! Groups are what Flink's keys are. Messages of more than `max_groups` groups go to [`OVERFLOW_GROUP`], which does not
+//! count as one. To make room, the group that has been silent longest is evicted, of those without an open window for which
+//! neither absence nor empty windows are to be reported. Its next message begins with an empty state.
 //!
 //! # Memory
 //!
-//! An open window holds running facts, the places of the messages that are kept, as many arrivals as the rate needs,
+//! An open window holds accumulators, the numbers of the messages that are shown, as many arrivals as the rate needs,
 //! and the numbers of its messages as runs: one run where a group's messages come in the order of their windows, at
-//! worst 16 bytes a message. Hopping windows are not held at all: what they share is held in slices, in each of which a
-//! message counts once, and a window is put together when it ends. Each text is held once for all windows of the rule.
-//! So all of it grows with the stored messages, however many windows they count in, and [`WindowOperator::held_bytes`] tells it.
+//! worst 16 bytes a message. Hopping windows share slices, in each of which a message counts once, and a window is merged
+//! from its slices when it closes. Each text is held once for all windows of the rule. So memory grows with the stored
+//! messages, however many windows they count in; [`WindowOperator::held_bytes`] returns it.
 //!
-//! # The clock
+//! # Clocks that are set back
 //!
-//! Moments given to [`WindowOperator::ingest`] and [`WindowOperator::tick`] do not go back. If the clock does, the caller either waits
-//! for it with the latest moment, or says so by [`WindowOperator::set_back`]: then windows that begin after the new moment end,
-//! and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed and
-//! ends after the new moment, ends all of its windows, since they share messages.
+//! Moments given to [`WindowOperator::ingest`] and [`WindowOperator::tick`] are monotonic. If the clock is not, the caller
+//! either waits for it with the latest moment, or calls [`WindowOperator::set_back`]: windows that begin after the new moment
+//! then close, and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed
+//! and ends after the new moment, closes all of its windows, since they share messages.
 //!
-//! # After a downtime
+//! # Holding event time
 //!
-//! Messages that waited at the broker arrive after the clock has passed what they are about. While windows are held
-//! ([`WindowOperator::hold_event_time`]) nothing is absent, and windows of a field's time are not due and nothing is late for them but what
-//! had closed before.
+//! After a downtime, messages that waited at the broker arrive when the clock has passed their event times. While event
+//! time is held ([`WindowOperator::hold_event_time`]), the watermark of event-time windows stands still and no group is
+//! absent: late is only what had closed before.
 //!
-//! # Restarts
+//! # Checkpoints
 //!
-//! A group is its checkpoint and its stored messages. The caller stores each message that is placed, deletes
-//! [`ClosedWindow::forget`] and stores [`ClosedWindow::checkpoint`] in one step, and stores the checkpoint of a group also for a message that is
-//! not placed, and all checkpoints after the clock was set back. Then [`WindowOperator::restore`] of the checkpoints and
-//! [`WindowOperator::ingest`] of the stored messages, by their numbers and with their arrivals as recorded, bring back the
-//! same windows. Only a rule without groups that has not reported anything yet begins to watch anew.
+//! A group is restored from its checkpoint and its stored messages. The caller stores each message that is assigned, deletes
+//! [`ClosedWindow::forget`] and stores [`ClosedWindow::checkpoint`] in one step, stores the checkpoint of a group
+//! also for a message that is not assigned, and all checkpoints after the clock was set back. Then
+//! [`WindowOperator::restore`] of the checkpoints and [`WindowOperator::ingest`] of the stored messages, by their numbers and
+//! with their arrivals as recorded, bring back the same windows. Only a rule without groups that has not reported anything
+//! yet begins to watch for absence again.
 
 mod calendar;
 mod checkpoint;
@@ -106,45 +117,45 @@ pub use checkpoint::{Checkpoint, PeriodRemainder};
 pub use closed_window::{CloseReason, ClosedWindow};
 pub use message::{IngestOutcome, WindowMessage};
 
-/// The group of what is beyond [`WindowSpec::max_groups`].
+/// The group of messages beyond [`WindowSpec::max_groups`] groups.
 pub const OVERFLOW_GROUP: &str = "other";
 
-/// The group of rules without groups.
+/// The name of the only group of a rule without groups.
 const SOLE_GROUP: &str = "";
 
-/// What a window takes without its fields, with what is allocated for its first messages.
+/// Bytes of a window without its fields, with the allocations for its first messages.
 const WINDOW_BYTES: usize = 288;
 
-/// What the facts of a field take, without its texts.
+/// Bytes of the accumulator of a field, without its texts.
 const FIELD_BYTES: usize = 160;
 
-/// The windows of one rule.
+/// The window operator of one rule: its groups and their open windows.
 #[derive(Debug)]
 pub struct WindowOperator {
     context: WindowContext,
     groups: HashMap<Arc<str>, GroupState>,
     queues: Queues,
-    /// Whether the only group of a rule without groups is yet to be watched.
+    /// Whether the only group of a rule without groups is still missing: it exists from the first tick on.
     sole_group_missing: bool,
-    /// The latest moment of the clock; what was due by then is closed, even if the clock is set back.
+    /// The latest moment of the clock. What was due by then stays closed if the clock is set back.
     latest: Time,
 }
 
-/// Groups by what is to be done with them.
+/// The groups by due time and by eviction order.
 #[derive(Debug, Default)]
 struct Queues {
-    /// WindowOperator and slices that are open in all of them.
+    /// The number of open windows and slices of all groups.
     open: usize,
-    /// By when they are due. Names come second, so that the order does not depend on a map's.
+    /// By due time. Names come second, so that the order does not depend on a map's.
     due: BTreeSet<(Time, Arc<str>)>,
-    /// By when they were last seen: those that may be forgotten.
+    /// The groups that may be evicted, by their last message.
     evictable: BTreeSet<(Time, Arc<str>)>,
 }
 
 impl WindowOperator {
-    /// Without messages yet. `fields` is how many fields the rule has, `keep_messages` how many messages of a window
-    /// are named in [`ClosedWindow::seqs`], and `grouped` whether the rule has groups: one without is watched from the
-    /// first tick on, before anything came.
+    /// An operator without messages. `fields` is the number of the rule's fields, `keep_messages` the most messages in
+    /// [`ClosedWindow::seqs`], and `grouped` whether the rule has groups: the only group of one without exists from the
+    /// first tick on.
     pub fn new(spec: WindowSpec, fields: usize, keep_messages: usize, grouped: bool) -> Self {
         Self {
             context: WindowContext::new(spec, fields, keep_messages),
@@ -155,7 +166,7 @@ impl WindowOperator {
         }
     }
 
-    /// Counts a message, after ending what is due at its arrival.
+    /// Counts a message, after closing what is due at its arrival.
     pub fn ingest(&mut self, o: &WindowMessage) -> IngestOutcome {
         self.ingest_with(o, |group, context, outcome| {
             let (assigned, closed) = group.ingest(context, o);
@@ -164,8 +175,8 @@ impl WindowOperator {
         })
     }
 
-    /// As [`Self::ingest`] for a message that there is no room to keep. It counts all the same if its window ends with it
-    /// by `early`, since then it need not be kept; else only its group was there.
+    /// As [`Self::ingest`] for a message that can't be stored. It counts if it closes its window by `early`, since it then
+    /// need not be stored; else only its group has been seen.
     pub fn ingest_unstorable(&mut self, o: &WindowMessage) -> IngestOutcome {
         self.ingest_with(o, |group, context, outcome| {
             outcome.dropped = !group.would_end_early(context, o);
@@ -185,7 +196,7 @@ impl WindowOperator {
         act: impl FnOnce(&mut GroupState, &mut WindowContext, &mut IngestOutcome),
     ) -> IngestOutcome {
         let mut outcome = IngestOutcome::default();
-        // A message that was placed before a restart ends nothing: what it could have ended has ended.
+        // A message that was assigned before a restart closes nothing: what it could have closed is closed.
         let assigned_before = self
             .groups
             .get(o.group.as_str())
@@ -210,7 +221,7 @@ impl WindowOperator {
         outcome
     }
 
-    /// Ends what is due.
+    /// Closes the windows that are due at `now`.
     pub fn tick(&mut self, now: Time) -> Vec<ClosedWindow> {
         if self.sole_group_missing {
             self.register_sole_group(now);
@@ -228,13 +239,13 @@ impl WindowOperator {
         closed
     }
 
-    /// When [`Self::tick`] has something to do next. A rule without groups needs one tick before that counts.
+    /// When the next window is due, or the next absence. A rule without groups needs one tick before.
     pub fn due(&self) -> Option<Time> {
         self.queues.due.first().map(|(due, _)| *due)
     }
 
-    /// While `held`, nothing is absent, and where messages say their own time, no window is due: messages from before may
-    /// still come. What ends windows otherwise goes on. [`Self::tick`] ends later what was due meanwhile.
+    /// Holds or releases event time. While it is held, the watermark of event-time windows stands still and no group is
+    /// absent; other triggers work. After the release [`Self::tick`] closes what was due meanwhile.
     pub fn hold_event_time(&mut self, held: bool) {
         self.context.held = held;
         for group in self.groups.values_mut() {
@@ -242,18 +253,18 @@ impl WindowOperator {
         }
     }
 
-    /// The wall clock was set back to `now`. All checkpoints may have changed: store [`Self::checkpoints`] after it.
+    /// Sets the clock back to `now`. All checkpoints may have changed: store [`Self::checkpoints`] after it.
     pub fn set_back(&mut self, now: Time) -> Vec<ClosedWindow> {
         let latest = std::mem::replace(&mut self.latest, now);
         self.for_each_group(|group, context| group.set_back(context, latest, now))
     }
 
-    /// Ends every window that holds messages.
+    /// Closes every window that has messages.
     pub fn close_all(&mut self, now: Time, reason: CloseReason) -> Vec<ClosedWindow> {
         self.for_each_group(|group, context| group.close_all(context, now, reason))
     }
 
-    /// The time by which a message counts that arrived then and says to be of `stamp`.
+    /// The timestamp of a message, by its event time and its arrival.
     pub(crate) fn timestamp_of(&self, event_time: Option<Time>, arrived: Time) -> Time {
         self.context.timestamp_of(event_time, arrived)
     }
@@ -270,18 +281,18 @@ impl WindowOperator {
         self.groups.get(group).map(|group| group.checkpoint.clone())
     }
 
-    /// What open windows hold in memory, in bytes, by their number, the number of their fields and the texts in them.
+    /// Bytes that open windows hold in memory, by their number, the number of their fields and the texts in them.
     pub fn held_bytes(&self) -> u64 {
         let window = WINDOW_BYTES + self.context.limits.fields * FIELD_BYTES;
         (self.queues.open * window + self.context.texts.bytes()) as u64
     }
 
-    /// Gives back what is held for windows that have ended.
+    /// Frees the texts of windows that have closed.
     pub(crate) fn give_back(&mut self) {
         self.context.texts.give_back();
     }
 
-    /// Makes a group known, before its stored messages are observed again.
+    /// Restores a group's checkpoint, before its stored messages are ingested again.
     pub fn restore(&mut self, group: impl AsRef<str>, checkpoint: Checkpoint) {
         self.insert_group(group.as_ref(), checkpoint);
     }
@@ -321,7 +332,7 @@ impl WindowOperator {
         }
     }
 
-    /// Forgets idle groups until there is room for one more. False if there is none.
+    /// Evicts groups until there is room for one more. Returns false if there is none.
     fn evict_for_new_group(&mut self, evicted: &mut Vec<String>) -> bool {
         loop {
             let counted = self.groups.len() - usize::from(self.groups.contains_key(OVERFLOW_GROUP));
@@ -356,7 +367,7 @@ impl WindowOperator {
 }
 
 impl Queues {
-    /// Moves the group to where it belongs now.
+    /// Moves the group to its places by its present state.
     fn reschedule(&mut self, group: &mut GroupState, context: &mut WindowContext) {
         self.open = self.open + group.open() - group.counted;
         group.counted = group.open();

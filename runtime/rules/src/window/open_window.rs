@@ -1,4 +1,4 @@
-//! A window that is open.
+//! The state of an open window.
 
 use std::collections::VecDeque;
 use std::ops::RangeInclusive;
@@ -8,26 +8,27 @@ use super::calendar::Span;
 use crate::facts::{Accumulator, TextPool};
 use crate::{FieldFacts, Time};
 
-/// What is counted of a window. Of its messages it holds numbers only: of all as ranges, of those to be shown one by one.
+/// The state of an open window: its accumulators, and the numbers of its messages, of all as runs, of those to be shown one
+/// by one.
 #[derive(Debug)]
 pub(super) struct OpenWindow {
-    /// Its span. Of sessions and counts it moves with their messages.
+    /// Its span. Those of sessions and counts move with their messages.
     pub(super) span: Span,
-    /// When the first of its messages came.
+    /// When the first of its messages arrived.
     pub(super) opened: Time,
-    /// The greatest time of its messages.
+    /// The greatest timestamp of its messages.
     pub(super) newest: Time,
     pub(super) messages: u64,
     pub(super) bytes: u64,
     /// First and last numbers of unbroken runs of the group's stored messages, ascending.
     stored_runs: Vec<(u64, u64)>,
     kept: VecDeque<(Time, u64)>,
-    /// The newest arrivals, as many as the rate needs.
+    /// The newest arrivals, as many as `early_rate` needs.
     recent: VecDeque<(u64, Time)>,
     facts: Vec<Accumulator>,
 }
 
-/// How much of its messages a window holds on to.
+/// The most fields, shown messages and arrivals that a window holds.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct RetentionLimits {
     pub(super) fields: usize,
@@ -43,7 +44,7 @@ impl OpenWindow {
             newest: Time(i64::MIN),
             messages: 0,
             bytes: 0,
-            // Most hopping windows are put together of slices of one message each.
+            // Most hopping windows are merged from slices of one message each.
             stored_runs: Vec::with_capacity(1),
             kept: VecDeque::with_capacity(limits.kept.min(1)),
             recent: VecDeque::new(),
@@ -51,7 +52,7 @@ impl OpenWindow {
         }
     }
 
-    /// Counts a message at time `t`; its texts are those of `pool`.
+    /// Accumulates a message of timestamp `t`; its texts are interned in `pool`.
     pub(super) fn count(&mut self, o: &WindowMessage, t: Time, limits: RetentionLimits, pool: &mut TextPool) {
         self.messages += 1;
         self.bytes = self.bytes.saturating_add(o.bytes);
@@ -76,7 +77,8 @@ impl OpenWindow {
         self.trim(limits);
     }
 
-    /// Names a message among those to forget with this window. `before` is the group's stored message before it.
+    /// Adds a message to those that are removed from the store with this window. `before` is the group's stored message before
+    /// it.
     pub(super) fn add_stored(&mut self, seq: u64, before: Option<u64>) {
         match self.stored_runs.last_mut() {
             Some(run) if Some(run.1) == before => run.1 = seq,
@@ -84,7 +86,7 @@ impl OpenWindow {
         }
     }
 
-    /// Takes in another window of the group.
+    /// Merges another window of the group into this one.
     pub(super) fn merge(&mut self, other: Self, limits: RetentionLimits) {
         self.span.start = self.span.start.min(other.span.start);
         self.span.end = self.span.end.max(other.span.end);
@@ -92,7 +94,7 @@ impl OpenWindow {
         self.take_stored(other);
     }
 
-    /// Counts what another window counted.
+    /// Accumulates what another window has accumulated.
     pub(super) fn accumulate(&mut self, other: &Self, limits: RetentionLimits) {
         self.opened = self.opened.min(other.opened);
         self.newest = self.newest.max(other.newest);
@@ -111,7 +113,7 @@ impl OpenWindow {
         }
     }
 
-    /// Names the messages among those to forget with this window that are to be forgotten with another.
+    /// Takes over the stored messages of another window.
     pub(super) fn take_stored(&mut self, other: Self) {
         self.stored_runs.extend(other.stored_runs);
         self.stored_runs.sort_unstable();
@@ -123,13 +125,13 @@ impl OpenWindow {
             .drain(..self.recent.len().saturating_sub(limits.recent));
     }
 
-    /// When the message came that is `back` messages before the newest one, in the order in which they came.
+    /// The arrival of the message that is `back` arrivals before the newest.
     pub(super) fn arrival_before(&self, back: usize) -> Option<Time> {
         let index = self.recent.len().checked_sub(back.checked_add(1)?)?;
         self.recent.get(index).map(|(_, arrived)| *arrived)
     }
 
-    /// Its newest messages, what to forget, and the facts.
+    /// The numbers of its newest messages, those of its stored messages, and the facts.
     pub(super) fn finish(self) -> (Vec<u64>, Vec<RangeInclusive<u64>>, Vec<FieldFacts>) {
         (
             self.kept.into_iter().map(|(_, seq)| seq).collect(),

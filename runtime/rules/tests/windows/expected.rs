@@ -1,4 +1,4 @@
-//! What must come out, and its facts as their definitions read.
+//! Expected windows, with facts computed by their definitions.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use phi_edge_rules::{CloseReason, FieldFacts, Time, Value, WindowMessage};
 /// Start and end.
 pub(crate) type Span = (Time, Time);
 
-/// What a window that ended must look like.
+/// An expected closed window.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Expected {
     pub(crate) group: String,

@@ -1,4 +1,4 @@
-//! WindowOperator by local clocks: days of 23 and 25 hours, shifts by half an hour, midnights that are not there.
+//! Windows by local clocks: days of 23 and 25 hours, shifts by half an hour, midnights that are not there.
 
 use std::time::Duration;
 

@@ -1,5 +1,5 @@
-//! WindowOperator by the text of `phi_edge_service::rules`' window engine, as naive as can be: every message is kept, and
-//! every window is made anew from them whenever somebody asks.
+//! A naive window operator after the text of `phi_edge_rules`: every message is kept, and every window is computed from
+//! all of them at each step.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use crate::periods::period_of;
 #[derive(Debug, Default)]
 struct State {
     closed_until: Option<Time>,
-    /// Period and where its rest begins.
+    /// Period and the start of its remainder.
     rests: Vec<(Span, Time)>,
     cool_until: Option<Time>,
     last_seen: Option<Time>,
@@ -55,7 +55,7 @@ impl Reference {
         }
     }
 
-    /// What ended, and whether the message counts anywhere.
+    /// The windows that closed, and whether the message is assigned to one.
     pub(crate) fn ingest(&mut self, o: &WindowMessage) -> (Vec<Expected>, bool) {
         let mut ended = self.tick(o.arrived);
         let group = self.admit(&o.group);
@@ -312,7 +312,7 @@ impl Reference {
             .collect()
     }
 
-    /// What is to be done for a group; of empty windows, the last that is due.
+    /// The due items of a group; of empty windows, the last that is due.
     fn items(&mut self, name: &str, now: Time) -> Vec<Item> {
         let lateness = self.lateness();
         let count = matches!(self.spec.kind, WindowKind::Count { .. });

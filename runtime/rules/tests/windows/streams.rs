@@ -21,7 +21,7 @@ const SPRING: i64 = 1_711_846_770_000;
 /// Half a minute before a Monday in Berlin (2024-06-02T22:00:00Z).
 const MIDNIGHT: i64 = 1_717_365_570_000;
 
-/// A rule and what happens to it.
+/// A rule and the steps of its stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) spec: WindowSpec,
@@ -30,7 +30,7 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// When each step is.
     pub(crate) times: Vec<Time>,
-    /// Before which step the engine is made anew.
+    /// The step before which the operator is restored.
     pub(crate) restart: usize,
     /// When everything is closed.
     pub(crate) end: Time,

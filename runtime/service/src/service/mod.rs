@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     /// Locked before the ledger where both are.
     rule_engine: Mutex<RuleEngine>,
-    /// Tells the task of the rules that the book has something for it.
+    /// Tells the task of the rules that the rule engine has something for it.
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
     door: EncodeDoor,

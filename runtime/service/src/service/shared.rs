@@ -1,4 +1,4 @@
-//! What the handle, the dispatcher and the tasks of rules share: the ledger and the book behind their locks.
+//! What the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
 
 use parking_lot::MutexGuard;
 use std::fmt::Write as _;

@@ -1,11 +1,11 @@
-//! Times of day and dates, as English and German write them.
+//! The interpretations of times of day and dates in English and German.
 
 use super::interpretation::Interpretation;
 
-/// How far beside a number words are looked for, in bytes.
+/// Bytes beside a number in which a month's name is searched.
 const WORD_SEARCH_BYTES: usize = 24;
 
-/// `6:15`, `06:20:00`, `06:20:00.5`, with `am` or `pm` behind it.
+/// A time of day: `6:15`, `06:20:00`, `06:20:00.5`, with `am` or `pm` after it.
 pub(super) fn clock_of(run: &str, after: &str) -> Option<Interpretation> {
     let whole = run.split('.').next()?;
     let steps: Vec<u32> = whole
@@ -29,7 +29,7 @@ fn clock(hour: u32, minute: u32, second: u32, exact: bool) -> Option<Interpretat
     })
 }
 
-/// The hour of 24 by `am` and `pm`, if one of them follows.
+/// The hour of 24, by `am` or `pm` if one of them follows.
 fn half_day(hour: u32, after: &str) -> u32 {
     let follows = |word: &str| starts_with_word(after, word);
     if (follows("pm") || follows("p.m") || follows("PM")) && hour < 12 {
@@ -41,7 +41,7 @@ fn half_day(hour: u32, after: &str) -> u32 {
     }
 }
 
-/// `14 Uhr`, `06.20 Uhr`, `2 pm`, `6 o'clock`.
+/// A time of day with its word: `14 Uhr`, `06.20 Uhr`, `2 pm`, `6 o'clock`.
 pub(super) fn hour(run: &str, after: &str) -> Option<Interpretation> {
     let names = ["Uhr", "o'clock", "o’clock", "am", "pm", "AM", "PM", "a.m", "p.m"];
     if !names.iter().any(|name| starts_with_word(after, name)) {
@@ -56,7 +56,7 @@ pub(super) fn hour(run: &str, after: &str) -> Option<Interpretation> {
     )
 }
 
-/// `2026-03-02`, `3/2/2026`, `2/3/2026`, `3/2`: every way to read it; none if it is none.
+/// The interpretations of a date: `2026-03-02`, `3/2/2026`, `2/3/2026`, `3/2`; `None` if it is none.
 pub(super) fn dates(run: &str) -> Option<Vec<Interpretation>> {
     let steps: Vec<u32> = run
         .split(['-', '/'])
@@ -85,7 +85,7 @@ fn date(year: Option<u32>, month: u32, day: u32) -> Option<Interpretation> {
     })
 }
 
-/// `02.03.2026`, and `2.3.` with its second point.
+/// A date with points: `02.03.2026`, and `2.3.` with its second point.
 pub(super) fn dotted_date(run: &str, after: &str) -> Option<Interpretation> {
     let steps: Vec<u32> = run
         .split('.')
@@ -98,7 +98,7 @@ pub(super) fn dotted_date(run: &str, after: &str) -> Option<Interpretation> {
     }
 }
 
-/// `2 March`, `March 2`, `2. März`.
+/// A day with its month's name: `2 March`, `March 2`, `2. März`.
 pub(super) fn day_of_month(run: &str, before: &str, after: &str) -> Option<Interpretation> {
     const MONTHS: [&[&str]; 12] = [
         &["january", "januar", "jan"],

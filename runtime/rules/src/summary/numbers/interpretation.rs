@@ -1,6 +1,6 @@
 //! The meanings of a number in a text.
 
-/// What a number may mean.
+/// An interpretation of a number in a text.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) enum Interpretation {
     /// A quantity.
@@ -8,9 +8,9 @@ pub(super) enum Interpretation {
         value: f64,
         /// Digits after the point.
         decimals: usize,
-        /// It has a sign of its own.
+        /// Whether it has a sign.
         signed: bool,
-        /// A percent sign follows.
+        /// Whether a percent sign follows.
         percent: bool,
     },
     /// A time of day, in seconds; `exact` if it has seconds.

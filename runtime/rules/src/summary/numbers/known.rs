@@ -1,4 +1,4 @@
-//! What supports numbers: facts, the window and the messages.
+//! The known numbers: those of facts, window and messages.
 
 use std::collections::HashSet;
 
@@ -11,39 +11,39 @@ use crate::summary::local_time::local_time;
 use crate::summary::{PromptMessage, WindowFacts};
 use crate::{FieldFacts, Time, Value};
 
-/// Substances and units that are no names.
+/// Substances and units, which look like names with numbers.
 const SUBSTANCES_AND_UNITS: [&str; 10] = ["co2", "o2", "n2", "h2", "h2o", "nh3", "ch4", "m2", "m3", "pm10"];
 
-/// Numbers, times, dates and texts that a text may speak of.
+/// The numbers, times, dates and texts that support those of a summary.
 #[derive(Debug, Default)]
 pub(super) struct KnownNumbers {
-    /// In order.
+    /// Ascending.
     numbers: Vec<f64>,
-    /// Their magnitudes, in order: who writes "18 below zero" leaves the sign out.
+    /// Their magnitudes, ascending: "18 below zero" has no sign.
     magnitudes: Vec<f64>,
-    /// Those that stood in texts; a name has its number from there, and not from a count.
+    /// Numbers from texts; the number of a name is supported by them only, and not by a count.
     written: Vec<f64>,
     /// Times of day in seconds.
     clocks: HashSet<u32>,
     dates: HashSet<(u32, u32, u32)>,
-    /// All texts in small letters, a line each.
+    /// All texts in lower case, a line each.
     text: String,
 }
 
 impl KnownNumbers {
-    pub(super) fn new(scene: &WindowFacts<'_>, records: &[PromptMessage], written: &[&str]) -> Self {
+    pub(super) fn new(window_facts: &WindowFacts<'_>, records: &[PromptMessage], written: &[&str]) -> Self {
         let mut known = Self::default();
-        for text in [scene.rule, scene.group].iter().chain(written) {
+        for text in [window_facts.rule, window_facts.group].iter().chain(written) {
             known.text(text);
         }
-        known.window(scene);
-        for (name, facts) in scene.stats {
+        known.window(window_facts);
+        for (name, facts) in window_facts.stats {
             known.text(name);
-            known.facts(facts, scene.zone);
+            known.facts(facts, window_facts.zone);
         }
         let mut topic = "";
         for record in records {
-            known.moment(record.time(), scene.zone);
+            known.moment(record.time(), window_facts.zone);
             if record.topic() != topic {
                 topic = record.topic();
                 known.text(topic);
@@ -61,7 +61,7 @@ impl KnownNumbers {
         known
     }
 
-    /// Whether one of the readings of `found` is known, or its text where that is a name.
+    /// Whether one of the interpretations of `found` is known, or its text if that is a name.
     pub(super) fn supports(&self, found: &FoundNumber) -> bool {
         let read = |interpretation: &Interpretation| match *interpretation {
             Interpretation::Number { value, .. } if found.name => rounds_to(&self.written, value, 0, 1.0),
@@ -102,7 +102,7 @@ impl KnownNumbers {
         }
     }
 
-    /// Whether the texts say the same, with no letter or digit before and behind.
+    /// Whether the texts contain `text` with no letter or digit before and after it.
     fn says(&self, text: &str) -> bool {
         let text = text.to_lowercase();
         self.text.match_indices(&text).any(|(start, _)| {
@@ -113,8 +113,8 @@ impl KnownNumbers {
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
-    fn window(&mut self, scene: &WindowFacts<'_>) {
-        let window = scene.window;
+    fn window(&mut self, window_facts: &WindowFacts<'_>) {
+        let window = window_facts.window;
         for count in [window.messages, window.late, window.left_out, window.dropped] {
             self.numbers.push(count as f64);
         }
@@ -122,8 +122,8 @@ impl KnownNumbers {
         let units = [1.0, 60.0, 3600.0, 86400.0].map(|unit| seconds / unit);
         self.numbers
             .extend(units.into_iter().filter(|amount| *amount >= 1.0));
-        self.moment(window.start, scene.zone);
-        self.moment(window.end, scene.zone);
+        self.moment(window.start, window_facts.zone);
+        self.moment(window.end, window_facts.zone);
     }
 
     #[allow(clippy::cast_precision_loss, reason = "counts far below 2^53")]
@@ -153,7 +153,7 @@ impl KnownNumbers {
         }
     }
 
-    /// A moment on the clocks of the rule, and on those of machines that know no zones.
+    /// Adds a moment in the rule's zone, and in UTC for machines that know no zones.
     fn moment(&mut self, time: Time, zone: &TimeZone) {
         for zoned in [local_time(time, zone), local_time(time, &TimeZone::UTC)]
             .into_iter()

@@ -1,8 +1,8 @@
-//! Numbers of a text that nothing supports: a model's commonest fault, and one that code can find.
+//! The check of a summary's numbers: unsupported ones are a model's commonest fault, and code can find them.
 //!
-//! A text's number is looked for among the numbers of facts, window and messages, in every way that it can be read
-//! (`1.234` is a decimal in English and thousands in German), and rounded as a writer would. So a wrong number may pass
-//! that happens to be another's; a right one is hardly ever reported.
+//! Each number of a text is compared with those of facts, window and messages, in all of its interpretations
+//! (`1.234` is a decimal in English and thousands in German), and rounded as a writer would. A wrong number that equals
+//! another one passes; a right one is hardly ever reported.
 
 mod dates;
 mod interpretation;
@@ -13,16 +13,16 @@ use super::{PromptMessage, WindowFacts};
 use known::KnownNumbers;
 use scan::{FoundNumber, scan};
 
-/// The numbers of `text`, as they stand there, that neither the facts and the window of `scene` nor one of `records`
-/// support, nor what the operator wrote (`written`: the template's text with its limits, the system message). Each is given
+/// The numbers of `text`, as written, that neither the facts and the window of `window_facts` nor one of `records`
+/// support, nor `written`, the operator's texts (the template with its limits, the system message). Each is returned
 /// once, in order.
 pub fn unsupported_numbers(
     text: &str,
-    scene: &WindowFacts<'_>,
+    window_facts: &WindowFacts<'_>,
     records: &[PromptMessage],
     written: &[&str],
 ) -> Vec<String> {
-    let known = KnownNumbers::new(scene, records, written);
+    let known = KnownNumbers::new(window_facts, records, written);
     let mut unsupported: Vec<String> = Vec::new();
     for found in scan(text) {
         if !is_counted_off(text, &found) && !known.supports(&found) && !unsupported.contains(&found.text) {
@@ -32,7 +32,7 @@ pub fn unsupported_numbers(
     unsupported
 }
 
-/// A single digit that numbers a list's item or says which of several: `1.` at the start of a line, `(2)`, `3rd`,
+/// Whether a number is a single digit of a list's item or an ordinal: `1.` at the start of a line, `(2)`, `3rd`,
 /// `die 2. Störung`.
 fn is_counted_off(text: &str, found: &FoundNumber) -> bool {
     if found.text.len() != 1 || !found.text.starts_with(|c: char| c.is_ascii_digit()) {
@@ -94,7 +94,7 @@ mod tests {
             .push(PromptMessage::new(time, "cold/2", b"{\"value\":-18.25}", frozen));
         let found = unsupported_numbers(
             text,
-            &fixture.scene(),
+            &fixture.window_facts(),
             &fixture.records,
             &["The limit is 95,5 °C."],
         );

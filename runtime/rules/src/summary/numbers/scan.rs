@@ -1,4 +1,4 @@
-//! Finding numbers in text, with every way to read them.
+//! The numbers in a text, with their interpretations.
 
 use super::dates::{clock_of, dates, day_of_month, dotted_date, hour, starts_with_word};
 use super::interpretation::Interpretation;
@@ -6,24 +6,24 @@ use super::interpretation::Interpretation;
 /// A number in a text.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct FoundNumber {
-    /// As it stands there; a name with its letters.
+    /// As written; a name with its letters.
     pub(super) text: String,
-    /// Where it begins, in bytes.
+    /// Its start in bytes.
     pub(super) start: usize,
-    /// Where it ends.
+    /// Its end in bytes.
     pub(super) end: usize,
-    /// What it may mean; empty for what is only a name.
+    /// Its interpretations; empty for a mere name.
     pub(super) interpretations: Vec<Interpretation>,
-    /// It is a name with digits at its end.
+    /// Whether it is a name with digits at its end.
     pub(super) name: bool,
-    /// The same text in a message supports it: a name, an address, a version.
+    /// Whether the same text in a message supports it: a name, an address, a version.
     pub(super) literal: bool,
 }
 
-/// How far before its digits a name is looked for, in bytes.
+/// The most bytes of a name before its digits.
 const MAX_NAME_BYTES: usize = 64;
 
-/// Marks between the thousands, beside point and comma: no-break spaces, thin space, apostrophes.
+/// The thousands separators beside point and comma: no-break spaces, thin space, apostrophes.
 const THOUSANDS_SEPARATORS: [char; 5] = ['\u{a0}', '\u{202f}', '\u{2009}', '\'', '’'];
 
 /// The numbers of a text, in order.
@@ -48,7 +48,7 @@ pub(super) fn scan(text: &str) -> Vec<FoundNumber> {
     found
 }
 
-/// Where the run of digits and marks that begins at `start` ends: a mark belongs to it if a digit follows.
+/// The end of the run of digits and marks that begins at `start`: a mark belongs to it if a digit follows.
 fn end_of(text: &str, start: usize) -> usize {
     let mut end = start;
     let mut before = '0';
@@ -160,7 +160,7 @@ fn plain(text: &str, start: usize, end: usize) -> FoundNumber {
     }
 }
 
-/// Where the name begins that the digits at `start` end, as in `mixer-07`, `P1` or `gw_04`; `start` if there is none.
+/// The start of the name that ends with the digits at `start`, as in `mixer-07`, `P1` or `gw_04`; `start` if there is none.
 fn name_start(text: &str, start: usize) -> usize {
     let before = &text[text.floor_char_boundary(start.saturating_sub(MAX_NAME_BYTES))..start];
     let letters = before.trim_end_matches(|c: char| c.is_alphanumeric() || matches!(c, '-' | '_'));
@@ -199,7 +199,7 @@ fn number(run: &str) -> Option<Interpretation> {
     })
 }
 
-/// Every value that a run of digits and marks may have, with its digits after the point.
+/// The values that a run of digits and marks may have, each with its number of digits after the point.
 pub(super) fn numbers(run: &str) -> Vec<(f64, usize)> {
     let mut values = Vec::new();
     let mut add = |digits: &str, decimals: usize| {

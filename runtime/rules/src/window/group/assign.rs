@@ -1,4 +1,4 @@
-//! Which window of its group a message counts in.
+//! The window assigner of a group.
 
 use super::GroupState;
 use crate::window::WindowMessage;
@@ -7,20 +7,20 @@ use crate::window::context::WindowContext;
 use crate::window::open_window::OpenWindow;
 use crate::{Time, WindowKind};
 
-/// Where a message went.
+/// The window that a message is assigned to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Assignment {
-    /// Into the window of this index.
+    /// The window of this index.
     Window(usize),
-    /// Into windows that overlap.
+    /// A slice, and with it the hopping windows that share it.
     Slice,
-    /// Its window has closed.
+    /// None: its window has closed.
     Late,
-    /// No window covers its time: hopping ones may leave gaps.
+    /// None: its timestamp lies in no window, as hopping ones may leave gaps.
     Uncovered,
 }
 
-/// A message and its time. `again` says that it was placed before a restart, so that its window is known to be open.
+/// A message and its timestamp. `replayed`: it was assigned before a restart, so that its window is known to be open.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Arrival<'a> {
     pub(super) message: &'a WindowMessage,
@@ -29,7 +29,7 @@ pub(super) struct Arrival<'a> {
 }
 
 impl GroupState {
-    /// Counts the message where it belongs.
+    /// Assigns the message to its window, and accumulates it there.
     pub(super) fn assign(&mut self, context: &mut WindowContext, arrival: Arrival) -> Assignment {
         match context.spec.kind {
             WindowKind::Tumbling { .. } | WindowKind::Schedule { .. } => {

@@ -1,4 +1,4 @@
-//! How a window closes, and what its group remembers of it.
+//! The close of a window, and the group's checkpoint after it.
 
 use super::GroupState;
 use crate::Time;
@@ -9,23 +9,22 @@ use crate::window::context::WindowContext;
 use crate::window::open_window::OpenWindow;
 use crate::window::{CloseReason, ClosedWindow, PeriodRemainder};
 
-/// The most periods of a group that go on after a first part of them has closed. Messages of a field's time may be of any
-/// period for as long as the rule waits for late ones.
+/// The most remainders of periods in a checkpoint. Event times may lie in any period within the lateness.
 const MAX_REMAINDERS: usize = 1000;
 
-/// How a window ends.
+/// The end of a window: its reason and its moments.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct WindowEnd {
     pub(super) reason: CloseReason,
     pub(super) end: Time,
-    /// The moment by the clock.
+    /// The close by the clock.
     pub(super) at: Time,
-    /// Where the rest of its period begins; none if what came before is to be forgotten.
+    /// The start of its period's remainder; `None` if the period may be opened again.
     pub(super) remainder_from: Option<Time>,
 }
 
 impl WindowEnd {
-    /// For a reason that is not the window's own.
+    /// The end of a window that closes at `now` for a reason from outside.
     pub(super) fn now(window: &OpenWindow, now: Time, reason: CloseReason) -> Self {
         Self {
             reason,
@@ -86,7 +85,7 @@ impl GroupState {
         }
     }
 
-    /// Remembers what is closed now.
+    /// Records in the checkpoint what has closed.
     fn record_close(&mut self, context: &mut WindowContext, span: Span, ending: WindowEnd) {
         self.stale = true;
         let closed_until = &mut self.checkpoint.closed_until;
@@ -119,7 +118,7 @@ impl GroupState {
         }
     }
 
-    /// Closes the oldest periods that go on where there are too many: checkpoints are written at each end of a window.
+    /// Closes the oldest remainders where there are too many: the checkpoint is written with each close.
     fn bound_remainders(&mut self) {
         let remainders = &mut self.checkpoint.remainders;
         while remainders.len() > MAX_REMAINDERS {
@@ -135,7 +134,7 @@ impl GroupState {
         }
     }
 
-    /// Forgets remainders of periods whose time has passed.
+    /// Removes the remainders whose end the watermark has passed.
     pub(super) fn prune_remainders(&mut self, context: &WindowContext, at: Time) {
         let closed_until = &mut self.checkpoint.closed_until;
         self.checkpoint.remainders.retain(|remainder| {

@@ -1,4 +1,4 @@
-//! WindowOperator without messages.
+//! Empty windows: their reports where the rule asks for them.
 
 use super::GroupState;
 use crate::window::calendar::Span;
@@ -7,13 +7,13 @@ use crate::window::{CloseReason, ClosedWindow};
 use crate::{Time, WindowKind};
 
 impl GroupState {
-    /// Reports windows without messages from then on.
+    /// Reports empty windows from `from` on.
     pub(in crate::window) fn report_empty_from(&mut self, from: Time) {
         self.checkpoint.empty_from = Some(from);
         self.stale = true;
     }
 
-    /// A window has ended, or is not to be reported: empty ones are looked for behind it.
+    /// Skips a window that has closed, or is not to be reported: empty ones are looked for behind it.
     pub(super) fn skip_empty_until(&mut self, context: &mut WindowContext, span: Span) {
         if let Some(from) = self.checkpoint.empty_from {
             self.report_empty_from(from.max(context.period(span.start).end));

@@ -1,6 +1,6 @@
-//! Hopping windows, put together of slices when they end.
+//! Hopping windows, merged from slices when they close, as Flink's SQL does.
 //!
-//! A message counts in up to a thousand hopping windows. Each is counted once, in its slice: the stretch of time around it in
+//! A message counts in up to a thousand hopping windows. It is accumulated once, in its slice: the interval around it in
 //! which no window begins or ends. A window is a row of slices, so that memory grows with the messages and not with the
 //! number of windows that overlap.
 
@@ -15,14 +15,14 @@ use crate::window::open_window::OpenWindow;
 use crate::window::{CloseReason, ClosedWindow};
 use crate::{Time, WindowKind};
 
-/// What all windows that hold a stretch of time share of it.
+/// The accumulated messages of an interval that the windows around it share.
 #[derive(Debug)]
 pub(super) struct Slice {
     counted: OpenWindow,
-    /// The tumbling period that it lies in: with its start begins the last window that holds it.
+    /// The tumbling period that it lies in: the last window that contains the slice begins with it.
     period: Span,
-    /// The start of the first window that is open and in which its messages count. A message that was late for a window,
-    /// which had nothing to report then, is in another slice than messages in time.
+    /// The start of the first open window in which its messages count. A message that was late for an earlier window is in
+    /// another slice than messages in time.
     from: Time,
 }
 
@@ -47,7 +47,7 @@ impl GroupState {
         if closed || context.watermark_passed(end, message.arrived) {
             return Assignment::Late;
         }
-        // WindowOperator that begin with it or before have ended by then.
+        // Windows that begin in it or before end before the timestamp.
         let passed = context.period(time.before(length));
         let span = Span {
             start: period.start.max(passed.start.after(length)),
@@ -69,7 +69,7 @@ impl GroupState {
         Assignment::Slice
     }
 
-    /// The slice in which a message counts that counts in the windows from `from` on.
+    /// The slice of a message that counts in the windows from `from` on.
     fn slice_for(
         &mut self,
         span: Span,
@@ -81,7 +81,7 @@ impl GroupState {
         let index = self
             .slices
             .partition_point(|slice| slice.counted.span.start < span.start);
-        // What began with earlier windows goes on: those have ended.
+        // A slice that began with earlier windows goes on: those have closed.
         let known = self.slices[index..]
             .iter()
             .take_while(|slice| slice.counted.span.start == span.start)
@@ -101,7 +101,7 @@ impl GroupState {
         index
     }
 
-    /// The window that is due next.
+    /// The span of the window that is due next.
     pub(super) fn first_hopping(&self, context: &WindowContext) -> Option<Span> {
         let WindowKind::Hopping { length, .. } = context.spec.kind else {
             return None;
@@ -111,17 +111,17 @@ impl GroupState {
         Some(Span { start, end })
     }
 
-    /// Whether a window begins with that period that has messages and has not ended.
+    /// Whether an open window with messages begins with `period`.
     pub(super) fn has_hop_from(&self, period: Span) -> bool {
         self.slices.iter().any(|slice| slice.is_in(period.start))
     }
 
-    /// Whether there are windows that begin after `now`.
+    /// Whether windows begin after `now`.
     pub(super) fn has_hop_after(&self, now: Time) -> bool {
         self.slices.iter().any(|slice| slice.period.start > now)
     }
 
-    /// Ends the window that begins first.
+    /// Closes the window that begins first.
     pub(super) fn close_hopping(
         &mut self,
         context: &mut WindowContext,
@@ -133,7 +133,7 @@ impl GroupState {
         self.finish(context, window, ending)
     }
 
-    /// Ends every window for a reason that is not its own.
+    /// Closes every window for a reason from outside.
     pub(super) fn close_all_hopping(
         &mut self,
         context: &mut WindowContext,
@@ -147,7 +147,7 @@ impl GroupState {
         closed
     }
 
-    /// Puts a window together. The slices of its first period are in no later one.
+    /// Merges a window from its slices. Those of its first period are in no later one.
     fn hopping(&mut self, context: &mut WindowContext, span: Span) -> OpenWindow {
         let mut window = OpenWindow::new(span, Time(i64::MAX), context.limits);
         let next = context.period(span.start).end;

@@ -1,4 +1,4 @@
-//! The windows of one group, and how they end.
+//! The window operator's state for one group.
 
 mod assign;
 mod close;
@@ -17,31 +17,31 @@ use crate::window::calendar::Span;
 use crate::window::context::WindowContext;
 use crate::window::open_window::OpenWindow;
 
-/// A group.
+/// The window operator's state for one group: its open windows and its checkpoint.
 #[derive(Debug)]
 pub(super) struct GroupState {
     pub(super) name: Arc<str>,
-    /// Ascending by start; by end, too, but for sessions that ended early.
+    /// Open windows but hopping ones, ascending by start; by end, too, but for sessions that closed early.
     pub(super) windows: Vec<OpenWindow>,
-    /// What hopping windows are put together of, which are not among `windows`; ascending by start.
+    /// The slices of open hopping windows, ascending by start.
     slices: Vec<Slice>,
-    /// Where the first hopping window begins that is open.
+    /// The start of the first open hopping window.
     pub(super) first_hop: Option<Time>,
-    /// How many windows and slices [`super::WindowOperator`] has counted of it.
+    /// The number of its windows and slices as [`super::WindowOperator`] last counted them.
     pub(super) counted: usize,
-    /// What is true of it now.
+    /// Its checkpoint as of now.
     pub(super) checkpoint: Checkpoint,
-    /// Stored messages up to this one were placed before a restart.
+    /// Stored messages up to this one were assigned before a restart.
     assigned_until: Option<u64>,
-    /// The newest message that was placed.
+    /// The newest message that was assigned.
     pub(super) last_assigned: Option<u64>,
-    /// The next window without messages that is to be reported.
+    /// The next empty window that is to be reported.
     empty_window: Option<Span>,
-    /// Whether `vacant` must be looked for anew.
+    /// Whether `empty_window` is out of date.
     pub(super) stale: bool,
-    /// Where it stands in the queue of what is due.
+    /// Its key in the queue of due groups.
     pub(super) queued: Option<Time>,
-    /// Where it stands in the queue of what may be forgotten.
+    /// Its key in the queue of groups that may be evicted.
     pub(super) evictable: Option<Time>,
 }
 
@@ -63,12 +63,12 @@ impl GroupState {
         }
     }
 
-    /// Whether the message was placed before a restart.
+    /// Whether the message was assigned before a restart.
     pub(super) fn has_assigned(&self, seq: u64) -> bool {
         self.assigned_until.is_some_and(|until| seq <= until)
     }
 
-    /// Counts a message, and ends the window that it ends. Says whether it counts in one.
+    /// Assigns a message to its window. Returns whether there is one, and the window if the message closes it.
     pub(super) fn ingest(
         &mut self,
         context: &mut WindowContext,
@@ -106,12 +106,12 @@ impl GroupState {
         (assigned, ended)
     }
 
-    /// Whether the message would end the window that it counts in, by `early`.
+    /// Whether the message would close its window by `early`.
     pub(super) fn would_end_early(&self, context: &WindowContext, o: &WindowMessage) -> bool {
         o.early && !context.is_hopping() && self.has_cooled_down(o.arrived)
     }
 
-    /// A message came that counts nowhere.
+    /// Records a message that counts nowhere.
     pub(super) fn record_dropped(&mut self, context: &mut WindowContext, o: &WindowMessage) {
         self.record_arrival(o.arrived);
         if context.reports_empty() && self.checkpoint.empty_from.is_none() {
@@ -128,7 +128,7 @@ impl GroupState {
         self.checkpoint.cool_until.is_none_or(|until| until <= at)
     }
 
-    /// Ends every window for a reason that is not its own.
+    /// Closes every window for a reason from outside.
     pub(super) fn close_all(
         &mut self,
         context: &mut WindowContext,
@@ -153,7 +153,7 @@ impl GroupState {
         self.close(context, index, ending)
     }
 
-    /// Forgets what is after `now`, and ends windows that begin after it. The clock had been at `latest`.
+    /// Cuts the checkpoint to `now`, and closes windows that begin after it. The clock had been at `latest`.
     pub(super) fn set_back(
         &mut self,
         context: &mut WindowContext,
@@ -179,7 +179,7 @@ impl GroupState {
         }
         self.stale = true;
         let after = self.windows.partition_point(|window| window.span.start <= now);
-        // WindowOperator share messages: an open one may hold some that must not count again in one that comes again.
+        // Hopping windows share messages: an open one may have some that must not count again in one that is opened again.
         if context.is_hopping() && (reopens || self.has_hop_after(now)) {
             return self.close_all(context, now, CloseReason::Clock);
         }
@@ -188,18 +188,18 @@ impl GroupState {
             .collect()
     }
 
-    /// Whether nothing is lost but its checkpoint if it is forgotten.
+    /// Whether an eviction loses nothing but the checkpoint.
     pub(super) fn is_evictable(&self, context: &WindowContext) -> bool {
         let waits = context.spec.absence.is_some() && !self.checkpoint.absent;
         self.open() == 0 && !waits && !context.reports_empty() && &*self.name != OVERFLOW_GROUP
     }
 
-    /// WindowOperator and slices that are open.
+    /// The number of open windows and slices.
     pub(super) fn open(&self) -> usize {
         self.windows.len() + self.slices.len()
     }
 
-    /// Where what is still open of a period begins.
+    /// The start of the part of a period that has not closed.
     pub(super) fn remaining_start(&self, period: Span) -> Time {
         let remainder = self
             .checkpoint

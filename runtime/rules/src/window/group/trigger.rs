@@ -1,4 +1,4 @@
-//! When windows of a group close by themselves, and with which message.
+//! The triggers of a group's windows: by a message, by the watermark, by age and by silence.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ use crate::window::open_window::OpenWindow;
 use crate::window::{CloseReason, ClosedWindow, WindowMessage};
 use crate::{Time, WindowKind};
 
-/// A window that ends with a message ends just after it.
+/// The time from the message that closes a window to the window's end.
 const CLOSE_OFFSET: Duration = Duration::from_millis(1);
 
 impl GroupState {
@@ -54,7 +54,7 @@ impl GroupState {
         ))
     }
 
-    /// When [`Self::end_next`] has something to do.
+    /// When [`Self::close_on_time`] has something to do.
     pub(in crate::window) fn due(&mut self, context: &mut WindowContext) -> Option<Time> {
         if self.stale {
             self.stale = false;
@@ -81,7 +81,7 @@ impl GroupState {
         .min()
     }
 
-    /// Ends what is due at `due`, which is not after `now`.
+    /// Closes what is due at `due`, which is not after `now`.
     pub(in crate::window) fn close_on_time(
         &mut self,
         context: &mut WindowContext,
@@ -148,7 +148,7 @@ impl GroupState {
     }
 }
 
-/// When a window ends by itself, and why.
+/// When a window closes without a message, and the reason.
 fn window_due(context: &WindowContext, window: &OpenWindow) -> Option<(Time, CloseReason)> {
     let aged = context
         .max_age()
