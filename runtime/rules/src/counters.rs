@@ -1,9 +1,9 @@
-//! How rules are doing.
+//! The counters of the rules.
 
-/// Numbers since the start, and how things stand.
+/// Counters since the start, and gauges.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RuleCounters {
-    /// Rules there are.
+    /// Configured rules.
     pub rules: usize,
     /// Messages that were counted, once for each rule.
     pub messages: u64,
@@ -17,24 +17,24 @@ pub struct RuleCounters {
     pub dropped: u64,
     /// Messages in open windows.
     pub held: usize,
-    /// What they cost, in bytes.
+    /// Their cost, in bytes.
     pub held_bytes: u64,
-    /// What open windows hold in memory beside them, in bytes.
+    /// Bytes that open windows hold in memory beside them.
     pub window_bytes: u64,
-    /// Windows that have ended.
+    /// Windows that have closed.
     pub windows: u64,
-    /// Events that wait for their words.
+    /// Events that are not published yet.
     pub waiting: usize,
     /// Events that were handed on.
     pub events: u64,
-    /// Events whose words failed.
+    /// Events without a summary because of an error.
     pub failed: u64,
     /// Events whose expiry passed before the broker had them.
     pub events_expired: u64,
     /// Retained events that were not published since a newer one of their topic waited behind them.
     pub events_superseded: u64,
-    /// Events that were dropped: more waited for the broker than there is room for.
+    /// Events that were dropped because too many waited for the broker.
     pub events_dropped: u64,
-    /// What the events cost that wait for the broker, in bytes.
+    /// The cost of the events that wait for the broker, in bytes.
     pub events_bytes: u64,
 }

@@ -1,11 +1,11 @@
-//! What a rule produced.
+//! The event of a window.
 
 use std::sync::Arc;
 
-use super::{Closing, FieldFacts, Output, Time};
+use super::{CloseReason, FieldFacts, Output, Time};
 use phi_edge_job::{ErrorCode, FinishReason};
 
-/// What is published when a window ends.
+/// The event of a closed window: its facts and their summary.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// The same for every copy of this event.
@@ -18,37 +18,37 @@ pub struct Event {
     pub window: EventWindow,
     /// Facts by field, in the rule's order.
     pub stats: Vec<(String, FieldFacts)>,
-    /// The model's words; none if it failed.
+    /// The summary; `None` if there is none.
     pub text: Option<String>,
-    /// Numbers of the text that neither facts nor messages hold; none if they were not checked.
+    /// Numbers of the text that neither facts nor messages support; `None` if they were not checked.
     pub unsupported_numbers: Option<Vec<String>>,
     /// The text as JSON, where the rule asks for it: a JSON document.
     pub data: Option<String>,
-    /// Why there is no text.
+    /// The reason for which there is no text.
     pub error: Option<EventError>,
-    /// Why the text ended.
+    /// The reason for which the text ended.
     pub finish_reason: Option<FinishReason>,
     /// Tokens of all prompts.
     pub prompt_tokens: usize,
-    /// New tokens of all answers.
+    /// Generated tokens of all prompts.
     pub completion_tokens: usize,
-    /// Prompt tokens that needed no work.
+    /// Prompt tokens taken from the prefix cache.
     pub cached_tokens: usize,
     /// The model.
     pub model: Arc<str>,
 }
 
-/// An event on its way out.
+/// An event and its destination.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Published {
-    /// What it says.
+    /// The event.
     pub event: Event,
-    /// Where it goes, placeholders filled in.
+    /// Its destination, placeholders filled in.
     pub output: Output,
 }
 
 impl Published {
-    /// What it costs in memory, and about as much on the disk, in bytes.
+    /// Its cost in memory, and about as much on the disk, in bytes.
     pub fn cost(&self) -> u64 {
         const EVENT: usize = 1024;
         const FIELD: usize = 320;
@@ -72,21 +72,21 @@ pub struct EventWindow {
     pub start: Time,
     /// Its end.
     pub end: Time,
-    /// Why it ended.
-    pub reason: Closing,
+    /// Why it closed.
+    pub reason: CloseReason,
     /// Messages that count.
     pub messages: u64,
-    /// Messages that came after their window had ended, since the last event of the group; they count in no window.
+    /// Late messages since the last event of the group; they count in no window.
     pub late: u64,
     /// Messages that count in the facts and that the model was not shown.
     pub left_out: u64,
     /// Messages that were dropped because the store was full or failing, since the last event of the rule.
     pub dropped: u64,
-    /// It ended while nobody watched, and is published late.
+    /// Whether it closed well after it was due, as after a downtime.
     pub closed_late: bool,
 }
 
-/// Why a window has no text.
+/// The reason for which an event has no text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EventError {
     /// For programs.

@@ -1,40 +1,44 @@
 //! Rules: windows of messages become events.
 //!
-//! A message that a rule's topics match is picked apart, kept, and counted in a window of its group. When the window
-//! ends, its facts are computed by code, worded by the model, and published as one event.
+//! A message of a rule's topics is extracted and assigned to a window of its group. When the window closes, code computes
+//! its facts, a model writes a summary of them, and both are published as one event.
 //!
-//! Windows are pure: time is an argument. What a window holds is never written down as such: messages are stored as they
-//! arrive, and a restart counts them anew.
+//! The crate is pure: messages and the time are arguments, and what it decides is returned as changes for the store
+//! ([`changes`]). It must never know clocks, files, tasks, the broker, the store or the model. Windows are never stored:
+//! after a restart they are rebuilt from the stored messages and the checkpoints of their groups.
 
-pub mod book;
+pub mod changes;
 mod condition;
 mod counters;
+pub mod engine;
 mod event;
+mod extraction;
 mod facts;
-mod intake;
-pub mod record;
 mod replay;
 mod rule;
+pub mod summary;
 mod time;
 mod window;
-pub mod words;
 
-pub use book::RuleMessage;
 pub use counters::RuleCounters;
+pub use engine::RuleMessage;
 pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
 pub use replay::{Replay, ReplayedWindow};
 pub use rule::{
-    Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, TextFormat, TimeSource, Weekdays,
-    WindowKind, WindowSpec, Words,
+    Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, SummarySpec, TextFormat,
+    TimeSource, Weekdays, WindowKind, WindowSpec,
 };
 pub use time::Time;
-pub use window::{Closed, Closing, Mark, OTHER, Observation, Observed, Split, Windows};
+pub use window::{
+    Checkpoint, CloseReason, ClosedWindow, IngestOutcome, OVERFLOW_GROUP, PeriodRemainder, WindowMessage,
+    WindowOperator,
+};
 
-/// Whether a rule can be used: what only those know who run it.
+/// Checks a rule's condition and template.
 ///
 /// # Errors
-/// Its condition or its template can't be; one line.
+/// The condition or the template is wrong; one line.
 pub fn check(rule: &Rule) -> Result<(), String> {
-    book::check(rule).map(drop)
+    engine::check(rule).map(drop)
 }

@@ -1,20 +1,20 @@
-//! Recorded messages, run through a rule without broker, store and clock: `phi-edge rules test`.
+//! The replay of recorded messages through one rule, without broker, store and clock: `phi-edge rules test`.
 
 use std::sync::Arc;
 
-use super::book::{Book, Room, RuleMessage, Unworded};
-use super::record::{PendingEvent, ShownMessage};
-use super::words::{self, Budget, Plan, Record, Template, WordsError};
-use super::{Closing, Event, Rule, Time};
+use super::changes::{PendingEvent, ShownMessage};
+use super::engine::{PendingSummary, QueueCapacity, RuleEngine, RuleMessage};
+use super::summary::{self, PromptBudget, PromptMessage, PromptPlan, SummaryError, Template, WindowFacts};
+use super::{CloseReason, Event, Rule, Time};
 
-/// One rule, and time as it is told.
+/// The replay of one rule.
 pub struct Replay {
-    book: Book,
+    engine: RuleEngine,
     name: Arc<str>,
     rule: Arc<Rule>,
 }
 
-/// A window that has ended.
+/// A window that has closed in a replay.
 #[derive(Debug, Clone)]
 pub struct ReplayedWindow {
     pub(crate) pending: PendingEvent,
@@ -22,23 +22,23 @@ pub struct ReplayedWindow {
 }
 
 impl Replay {
-    /// Without messages yet.
+    /// A replay without messages.
     ///
     /// # Errors
     /// The rule can't be used; one line.
     pub fn new(rule: Rule) -> Result<Self, String> {
         let name = rule.name.as_str().into();
-        let mut book = Book::new(0, u64::MAX, Room::ENDLESS);
-        book.set_rules(vec![rule.clone()], Time(i64::MIN / 2))?;
+        let mut engine = RuleEngine::new(0, u64::MAX, QueueCapacity::UNBOUNDED);
+        engine.set_rules(vec![rule.clone()], Time(i64::MIN / 2))?;
         Ok(Self {
-            book,
+            engine,
             name,
             rule: Arc::new(rule),
         })
     }
 
-    /// Counts a message that arrived at `at`, after what was due until then.
-    pub fn observe(&mut self, topic: &str, payload: &[u8], at: Time) -> Vec<ReplayedWindow> {
+    /// Counts a message that arrived at `at`, after closing the windows that are due.
+    pub fn ingest(&mut self, topic: &str, payload: &[u8], at: Time) -> Vec<ReplayedWindow> {
         let message = RuleMessage {
             topic: topic.to_owned(),
             payload: payload.to_vec(),
@@ -46,31 +46,31 @@ impl Replay {
             receipt: None,
             redelivered: false,
         };
-        self.book.observe(&message, at);
+        self.engine.ingest(&message, at);
         self.ended()
     }
 
-    /// Ends what is due at `at`.
+    /// Closes the windows that are due at `at`.
     pub fn tick(&mut self, at: Time) -> Vec<ReplayedWindow> {
-        self.book.tick(at);
+        self.engine.tick(at);
         self.ended()
     }
 
     /// When [`Replay::tick`] has something to do next.
     pub fn due(&self) -> Option<Time> {
-        self.book.due()
+        self.engine.due()
     }
 
-    /// Ends all windows.
+    /// Closes all windows.
     pub fn end(&mut self, at: Time) -> Vec<ReplayedWindow> {
-        self.book.end_rules(at, Closing::Reload);
+        self.engine.close_windows(at, CloseReason::Reload);
         self.ended()
     }
 
     fn ended(&mut self) -> Vec<ReplayedWindow> {
         let mut ended = Vec::new();
         while let Some(pending) = self.next_ended() {
-            self.book.posted(&pending.event);
+            self.engine.complete_event(&pending.event);
             ended.push(ReplayedWindow {
                 pending,
                 rule: Arc::clone(&self.rule),
@@ -80,46 +80,55 @@ impl Replay {
     }
 
     fn next_ended(&mut self) -> Option<PendingEvent> {
-        let facts = self.book.take_facts();
-        facts.or_else(|| self.book.take_waiting().map(|unworded| unworded.pending))
+        let facts = self.engine.take_facts_only();
+        facts.or_else(|| {
+            self.engine
+                .take_pending_summary()
+                .map(|pending_summary| pending_summary.pending)
+        })
     }
 }
 
 impl ReplayedWindow {
-    /// The facts.
+    /// The event, with facts only.
     pub fn event(&self) -> &Event {
         &self.pending.event
     }
 
-    /// The same, to be given its words: as if it had ended just now.
-    pub fn unworded(&self) -> Unworded {
-        Unworded {
+    /// The event with its whole deadline left for its summary.
+    pub fn pending_summary(&self) -> PendingSummary {
+        PendingSummary {
             pending: self.pending.clone(),
             rule: Some(Arc::clone(&self.rule)),
-            left: self.rule.words.deadline,
+            left: self.rule.summary.deadline,
         }
     }
 
-    /// Where the event goes.
+    /// The topic of the event.
     pub fn topic(&self) -> &str {
         &self.pending.output.topic
     }
 
-    /// What the model is told before the prompt.
+    /// The system message.
     pub fn system(&self) -> Option<&str> {
-        self.rule.words.system.as_deref()
+        self.rule.summary.system.as_deref()
     }
 
-    /// The prompts, none for a rule without words.
+    /// The prompts; `None` for a rule without summaries.
     ///
     /// # Errors
     /// The template can't be rendered, or a prompt does not fit.
-    pub fn prompts(&self, budget: &Budget<'_>) -> Result<Option<Plan>, WordsError> {
-        let Some(template) = Template::compile(&self.rule.words.prompt, &self.rule.fields)? else {
+    pub fn prompts(&self, budget: &PromptBudget<'_>) -> Result<Option<PromptPlan>, SummaryError> {
+        let Some(template) = Template::compile(&self.rule.summary.prompt, &self.rule.fields)? else {
             return Ok(None);
         };
-        let records: Vec<Record> = self.pending.messages.iter().map(ShownMessage::record).collect();
-        let scene = self.rule.scene(&self.pending.event);
-        words::plan(&template, &scene, &records, budget).map(Some)
+        let records: Vec<PromptMessage> = self
+            .pending
+            .messages
+            .iter()
+            .map(ShownMessage::prompt_message)
+            .collect();
+        let window_facts = WindowFacts::new(&self.rule, &self.pending.event);
+        summary::plan_prompts(&template, &window_facts, &records, budget).map(Some)
     }
 }

@@ -1,41 +1,37 @@
-//! A rule, validated.
+//! A validated rule.
 
 use std::time::Duration;
 
 use jiff::civil;
 use jiff::tz::TimeZone;
 
-use super::Event;
-use super::words::Scene;
-
-/// What to make of which messages.
+/// A rule: the messages that it takes, their windows, and the summary and destination of its events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
     /// Its name, one topic level.
     pub name: String,
     /// The topic filters whose messages it takes; at least one.
     pub topics: Vec<String>,
-    /// How payloads are read.
+    /// The format of payloads.
     pub payload: PayloadFormat,
-    /// What is picked from each message, in the order of their names.
+    /// The fields extracted from each message, in the order of their names.
     pub fields: Vec<Field>,
-    /// What parts the messages into groups, each with windows of its own.
+    /// The key by which messages are grouped, each group with windows of its own.
     pub group_by: Option<Selector>,
-    /// Publishers' repeats have the same value here, and count once.
+    /// The key by which a publisher's repeats are recognised; they count once.
     pub dedupe: Option<Selector>,
-    /// When windows begin and end.
+    /// The windows.
     pub window: WindowSpec,
-    /// How the facts become words.
-    pub words: Words,
-    /// Where events go.
+    /// The summary of an event.
+    pub summary: SummarySpec,
+    /// The destination of events.
     pub output: Output,
-    /// What it may cost.
+    /// The limits of its memory and storage.
     pub limits: RuleLimits,
 }
 
 impl Rule {
-    /// A rule of one topic filter whose windows the model words in 256 tokens within ten minutes; all else is as plain as it
-    /// can be.
+    /// A rule of one topic filter, with summaries of 256 tokens within ten minutes and defaults for all else.
     pub fn new(name: impl Into<String>, topic: &str, kind: WindowKind, prompt: PromptSource) -> Self {
         let name = name.into();
         Self {
@@ -45,7 +41,7 @@ impl Rule {
             group_by: None,
             dedupe: None,
             window: WindowSpec::new(kind),
-            words: Words {
+            summary: SummarySpec {
                 prompt,
                 system: None,
                 max_tokens: 256,
@@ -74,6 +70,11 @@ impl Rule {
         }
     }
 
+    /// Whether the model writes a summary for its events.
+    pub(crate) fn needs_summary(&self) -> bool {
+        self.summary.prompt != PromptSource::None
+    }
+
     /// Whether both count the same messages in the same windows, so that one may go on with the other's.
     pub(crate) fn counts_as(&self, other: &Self) -> bool {
         (
@@ -90,20 +91,9 @@ impl Rule {
             &other.window,
         ) && self.limits.keep_messages == other.limits.keep_messages
     }
-
-    /// An event of it, as templates see it.
-    pub fn scene<'a>(&'a self, event: &'a Event) -> Scene<'a> {
-        Scene {
-            rule: &event.rule,
-            group: &event.group,
-            zone: &self.window.zone,
-            window: &event.window,
-            stats: &event.stats,
-        }
-    }
 }
 
-/// How a payload is read.
+/// The format of a payload.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum PayloadFormat {
     /// JSON where it is JSON, else text.
@@ -126,46 +116,46 @@ pub struct Field {
     pub pointer: String,
 }
 
-/// A part of a message.
+/// A part of a message that is used as a key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Selector {
     /// A level of the topic, counted from 0.
     Topic(usize),
-    /// What a JSON pointer finds in the payload.
+    /// The value at a JSON pointer of the payload.
     Field(String),
 }
 
-/// When windows begin and end.
+/// The windows of a rule: their kind, timestamps, triggers and groups.
 #[derive(Debug, Clone, PartialEq)]
 pub struct WindowSpec {
     /// The kind.
     pub kind: WindowKind,
-    /// What places a message in time.
+    /// The source of timestamps.
     pub time: TimeSource,
     /// The zone of local times.
     pub zone: TimeZone,
     /// Whether windows without messages are reported, for groups that were seen before and for rules without groups.
     pub empty: bool,
-    /// So many messages end a window; not of hopping windows.
+    /// The number of messages that closes a window; not of hopping windows.
     pub max_messages: Option<u64>,
-    /// So many bytes of payload end a window; not of hopping windows.
+    /// The bytes of payloads that close a window; not of hopping windows.
     pub max_bytes: Option<u64>,
-    /// A condition over fields that ends a window with the message that meets it; not of hopping windows.
+    /// A condition over fields that closes a window with the message that meets it; not of hopping windows.
     pub early: Option<String>,
-    /// More than so many messages within that time end a window; not of hopping windows.
+    /// The rate (messages, time) that closes a window when it is exceeded; not of hopping windows.
     pub early_rate: Option<(u64, Duration)>,
-    /// After an event of a group, neither `early` nor `early_rate` ends its windows for so long.
+    /// The time after an event of a group in which neither `early` nor `early_rate` closes its windows.
     pub cool_down: Duration,
-    /// A window that is so old ends; only of session and count windows.
+    /// The age that closes a window; only of session and count windows.
     pub max_age: Option<Duration>,
-    /// When nothing came for so long, an event says so, once until something comes.
+    /// The silence after which an event reports the absence of a group, once until its next message.
     pub absence: Option<Duration>,
-    /// The most groups; messages of further ones go to a group of their own, named `other`.
+    /// The most groups; messages of further ones share the group `other`.
     pub max_groups: usize,
 }
 
 impl WindowSpec {
-    /// Windows of this kind by arrival and in UTC, which nothing ends but themselves, of a hundred groups at the most.
+    /// Windows of this kind by arrival and in UTC, without further triggers, of at most a hundred groups.
     pub fn new(kind: WindowKind) -> Self {
         Self {
             kind,
@@ -187,29 +177,29 @@ impl WindowSpec {
 /// The kinds of window.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WindowKind {
-    /// One after the other, aligned to local midnight.
+    /// Adjacent windows, aligned to local midnight.
     Tumbling {
         /// Their length.
         every: Duration,
     },
-    /// Overlapping, begun as tumbling ones are.
+    /// Overlapping windows that begin as tumbling ones do (Flink: sliding).
     Hopping {
         /// From start to start.
         every: Duration,
         /// From start to end.
         length: Duration,
     },
-    /// Ended by silence.
+    /// Windows that close after silence.
     Session {
         /// The silence.
         gap: Duration,
     },
-    /// Ended by their number of messages.
+    /// Windows of a number of messages.
     Count {
         /// The number.
         messages: u64,
     },
-    /// From one of these local times to the next.
+    /// Windows from one of these local times to the next.
     Schedule {
         /// The times of a day, in order; at least one.
         at: Vec<civil::Time>,
@@ -232,32 +222,32 @@ impl Weekdays {
     }
 }
 
-/// What places a message in time.
+/// The source of a message's timestamp.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TimeSource {
-    /// Its arrival.
+    /// Its arrival (Flink: processing time).
     Arrival,
-    /// A field of it.
+    /// A field with its event time.
     Field {
         /// A JSON pointer to RFC 3339 text, or to seconds or milliseconds since 1970.
         pointer: String,
-        /// How long after a window's end messages of it are waited for.
+        /// The lag of the watermark behind the clock: the time after a window's end in which its messages are waited for.
         lateness: Duration,
     },
 }
 
-/// How facts become words.
+/// The specification of a rule's summaries: the prompt and the sampling parameters.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Words {
+pub struct SummarySpec {
     /// The prompt.
     pub prompt: PromptSource,
-    /// What the model is told before it.
+    /// The system message.
     pub system: Option<String>,
     /// The most new tokens.
     pub max_tokens: usize,
     /// 0 always takes the likeliest token.
     pub temperature: f32,
-    /// Keeps the likeliest tokens that make up this share.
+    /// The share of probability whose likeliest tokens are kept.
     pub top_p: f32,
     /// The same seed gives the same text.
     pub seed: u64,
@@ -265,24 +255,24 @@ pub struct Words {
     pub stop: Vec<String>,
     /// The text's form.
     pub format: TextFormat,
-    /// Whether the text's numbers are looked for in facts and messages.
+    /// Whether the text's numbers are checked against facts and messages.
     pub check_numbers: bool,
-    /// How long the model is waited for.
+    /// The time after the window's close within which the summary must be there.
     pub deadline: Duration,
-    /// Parts into which a window that does not fit the prompt is taken, at most; what is beyond is left out.
+    /// The most parts of a window that does not fit one prompt; older messages are left out.
     pub max_parts: usize,
-    /// The most tokens of one prompt; none means what the context holds.
+    /// The most tokens of one prompt; `None` means what the context holds.
     pub max_prompt_tokens: Option<usize>,
 }
 
-/// A rule's template.
+/// The prompt template of a rule.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptSource {
-    /// One that comes along, by its name.
+    /// A built-in template, by its name.
     BuiltIn(String),
-    /// Its text (minijinja).
+    /// The text of a template (minijinja).
     Text(String),
-    /// No model: facts alone.
+    /// No summary: events have facts only.
     None,
 }
 
@@ -296,23 +286,23 @@ pub enum TextFormat {
     Json,
 }
 
-/// Where events go.
+/// The destination of events.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Output {
-    /// The topic; of a rule with `{group}` and `{topic:N}` in it, which each event fills in.
+    /// The topic. That of a rule may have the placeholders `{group}` and `{topic:N}`, which each event fills in.
     pub topic: String,
     /// 0 or 1.
     pub qos: u8,
-    /// How long a broker keeps it for who is away.
+    /// The message expiry.
     pub expiry: Option<Duration>,
     /// Whether the broker keeps the newest for new subscribers.
     pub retain: bool,
 }
 
-/// What a rule may cost.
+/// The limits of a rule's memory and storage.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct RuleLimits {
-    /// The most messages whose text a window keeps for the model; of more, the newest.
+    /// The most messages of a window that the model is shown, the newest.
     pub keep_messages: usize,
     /// The most bytes of their payloads.
     pub keep_bytes: usize,

@@ -1,22 +1,22 @@
-//! Moments of the wall clock.
+//! The moments of the wall clock.
 
 use std::time::Duration;
 
 /// Milliseconds since 1970-01-01T00:00:00Z, by the wall clock.
 ///
-/// Windows belong to a wall: shifts begin at six o'clock, whatever the machine's uptime. The clock may be set; whoever
-/// drives windows tells them ([`crate::rules`]).
+/// Windows follow the wall clock: shifts begin at six o'clock, whatever the machine's uptime. The clock may be set back;
+/// [`crate::engine::RuleEngine`] handles that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub struct Time(pub i64);
 
 impl Time {
-    /// The later moment.
+    /// The moment `span` after this one.
     #[must_use]
     pub fn after(self, span: Duration) -> Self {
         Self(self.0.saturating_add(millis(span)))
     }
 
-    /// The earlier moment.
+    /// The moment `span` before this one.
     #[must_use]
     pub fn before(self, span: Duration) -> Self {
         Self(self.0.saturating_sub(millis(span)))

@@ -1,4 +1,4 @@
-//! The window engine against a naive one, on 10,000 random streams, and what else must hold on any.
+//! The window operator against a naive one, on 10,000 random streams, and its invariants.
 
 // All of this is test code; clippy knows only functions marked as tests.
 #![allow(clippy::unwrap_used)]
@@ -19,17 +19,17 @@ mod streams;
 use std::collections::BTreeMap;
 
 use expected::Expected;
-use phi_edge_rules::{Closed, Closing, Mark, OTHER, Observation, Windows};
+use phi_edge_rules::{Checkpoint, CloseReason, ClosedWindow, OVERFLOW_GROUP, WindowMessage, WindowOperator};
 use proptest::test_runner::{Config, TestRunner};
 use reference::Reference;
 use streams::{Kind, Plan, Step, plan};
 
-/// What stands for the store: messages and marks, as the engine says that they be kept.
+/// A caller with a store: messages and checkpoints, kept as the operator demands.
 struct Caller {
     plan: Plan,
-    windows: Windows,
-    rows: BTreeMap<u64, Observation>,
-    marks: BTreeMap<String, Mark>,
+    windows: WindowOperator,
+    rows: BTreeMap<u64, WindowMessage>,
+    checkpoints: BTreeMap<String, Checkpoint>,
 }
 
 impl Caller {
@@ -38,38 +38,42 @@ impl Caller {
             plan: plan.clone(),
             windows: engine(plan),
             rows: BTreeMap::new(),
-            marks: BTreeMap::new(),
+            checkpoints: BTreeMap::new(),
         }
     }
 
-    fn observe(&mut self, o: &Observation) -> (Vec<Expected>, bool) {
-        let observed = self.windows.observe(o);
-        let group = if observed.overflow { OTHER } else { &o.group };
-        if observed.placed {
+    fn ingest(&mut self, o: &WindowMessage) -> (Vec<Expected>, bool) {
+        let outcome = self.windows.ingest(o);
+        let group = if outcome.overflow {
+            OVERFLOW_GROUP
+        } else {
+            &o.group
+        };
+        if outcome.assigned {
             self.rows.insert(
                 o.seq,
-                Observation {
+                WindowMessage {
                     group: group.to_owned(),
                     ..o.clone()
                 },
             );
         }
-        let closed = self.take(observed.closed);
-        for dropped in &observed.dropped {
-            self.marks.remove(dropped);
+        let closed = self.take(outcome.closed);
+        for evicted in &outcome.evicted {
+            self.checkpoints.remove(evicted);
         }
-        if !observed.placed {
-            self.marks
-                .insert(group.to_owned(), self.windows.mark(group).unwrap());
+        if !outcome.assigned {
+            self.checkpoints
+                .insert(group.to_owned(), self.windows.checkpoint(group).unwrap());
         }
-        (closed, observed.placed)
+        (closed, outcome.assigned)
     }
 
-    fn take(&mut self, closed: Vec<Closed>) -> Vec<Expected> {
+    fn take(&mut self, closed: Vec<ClosedWindow>) -> Vec<Expected> {
         closed.into_iter().map(|closed| self.take_one(closed)).collect()
     }
 
-    fn take_one(&mut self, closed: Closed) -> Expected {
+    fn take_one(&mut self, closed: ClosedWindow) -> Expected {
         let forget: Vec<u64> = self
             .rows
             .values()
@@ -80,11 +84,11 @@ impl Caller {
         for seq in &forget {
             self.rows.remove(seq);
         }
-        self.marks.insert(closed.group.clone(), closed.mark);
+        self.checkpoints.insert(closed.group.clone(), closed.checkpoint);
         Expected {
             group: closed.group,
             span: (closed.start, closed.end),
-            why: closed.why,
+            reason: closed.reason,
             messages: closed.messages,
             bytes: closed.bytes,
             late: closed.late,
@@ -96,23 +100,24 @@ impl Caller {
 
     fn step(&mut self, step: &Step) -> Vec<Expected> {
         match step {
-            Step::Message(o) => self.observe(o).0,
+            Step::Message(o) => self.ingest(o).0,
             Step::Tick(now) => {
                 let closed = self.windows.tick(*now);
                 let closed = self.take(closed);
-                // What has no groups begins to be watched, which a store would not be told.
+                // The only group of a rule without groups appears, which a store is not told.
                 if !self.plan.grouped {
-                    self.marks.insert(String::new(), self.windows.mark("").unwrap());
+                    self.checkpoints
+                        .insert(String::new(), self.windows.checkpoint("").unwrap());
                 }
                 closed
             }
             Step::SetBack(now) => {
                 let closed = self.windows.set_back(*now);
                 let closed = self.take(closed);
-                self.marks = self
+                self.checkpoints = self
                     .windows
-                    .marks()
-                    .map(|(group, mark)| (group.to_owned(), mark))
+                    .checkpoints()
+                    .map(|(group, checkpoint)| (group.to_owned(), checkpoint))
                     .collect();
                 closed
             }
@@ -121,14 +126,14 @@ impl Caller {
 
     fn restart(&mut self) {
         self.windows = engine(&self.plan);
-        for (group, mark) in &self.marks {
-            self.windows.restore(group, mark.clone());
+        for (group, checkpoint) in &self.checkpoints {
+            self.windows.restore(group, checkpoint.clone());
         }
         for row in self.rows.values() {
-            let observed = self.windows.observe(row);
-            assert_eq!(observed.closed, [], "a restart ends nothing");
+            let outcome = self.windows.ingest(row);
+            assert_eq!(outcome.closed, [], "a restart ends nothing");
             assert!(
-                observed.placed && !observed.overflow,
+                outcome.assigned && !outcome.overflow,
                 "message {} is in a window again",
                 row.seq
             );
@@ -136,8 +141,8 @@ impl Caller {
     }
 }
 
-fn engine(plan: &Plan) -> Windows {
-    Windows::new(plan.spec.clone(), streams::FIELDS, plan.keep, plan.grouped)
+fn engine(plan: &Plan) -> WindowOperator {
+    WindowOperator::new(plan.spec.clone(), streams::FIELDS, plan.keep, plan.grouped)
 }
 
 fn check(cases: u32, kind: Kind, property: impl Fn(&Plan)) {
@@ -156,17 +161,17 @@ fn check(cases: u32, kind: Kind, property: impl Fn(&Plan)) {
     }
 }
 
-/// Engine and reference say the same at each step.
+/// Operator and reference agree at each step.
 fn agrees(plan: &Plan) {
     let mut caller = Caller::new(plan);
     let mut reference = Reference::new(plan.spec.clone(), streams::FIELDS, plan.keep, plan.grouped);
     for (index, step) in plan.steps.iter().enumerate() {
         let expected = match step {
             Step::Message(o) => {
-                let (expected, placed) = reference.observe(o);
-                let (closed, was_placed) = caller.observe(o);
+                let (expected, assigned) = reference.ingest(o);
+                let (closed, was_assigned) = caller.ingest(o);
                 assert_eq!(closed, expected, "step {index}: {step:?}");
-                assert_eq!(was_placed, placed, "step {index}: {step:?}");
+                assert_eq!(was_assigned, assigned, "step {index}: {step:?}");
                 continue;
             }
             Step::Tick(now) => {
@@ -178,8 +183,8 @@ fn agrees(plan: &Plan) {
         };
         assert_eq!(caller.step(step), expected, "step {index}: {step:?}");
     }
-    let expected = reference.close_all(plan.end, Closing::Reload);
-    let closed = caller.windows.close_all(plan.end, Closing::Reload);
+    let expected = reference.close_all(plan.end, CloseReason::Reload);
+    let closed = caller.windows.close_all(plan.end, CloseReason::Reload);
     assert_eq!(caller.take(closed), expected);
     assert_eq!(caller.rows.len(), 0, "nothing is stored for ever");
 }
@@ -204,16 +209,20 @@ fn counts_once(plan: &Plan) {
     };
     for step in &plan.steps {
         if let Step::Message(o) = step {
-            let (closed, placed) = caller.observe(o);
+            let (closed, assigned) = caller.ingest(o);
             count(closed);
-            late += u64::from(!placed);
+            late += u64::from(!assigned);
         } else {
             count(caller.step(step));
         }
     }
-    let closed = caller.windows.close_all(plan.end, Closing::Reload);
+    let closed = caller.windows.close_all(plan.end, CloseReason::Reload);
     count(caller.take(closed));
-    let unreported: u64 = caller.windows.marks().map(|(_, mark)| mark.late).sum();
+    let unreported: u64 = caller
+        .windows
+        .checkpoints()
+        .map(|(_, checkpoint)| checkpoint.late)
+        .sum();
     let messages = plan
         .steps
         .iter()
@@ -252,8 +261,8 @@ fn survives(plan: &Plan) {
         );
     }
     let (left, right) = (
-        parted.windows.close_all(plan.end, Closing::Reload),
-        whole.windows.close_all(plan.end, Closing::Reload),
+        parted.windows.close_all(plan.end, CloseReason::Reload),
+        whole.windows.close_all(plan.end, CloseReason::Reload),
     );
     assert_eq!(parted.take(left), whole.take(right));
 }

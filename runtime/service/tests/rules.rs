@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_rules::{
-    Closing, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
+    CloseReason, Event, Field, Output, PromptSource, Rule, RuleMessage, Selector, Value, WindowKind,
 };
 use phi_edge_service::{
     EngineCommand, ErrorCode, LastEnd, Purge, Receipt, ReplyBody, ServiceConfig, Store, StoreConfig, inspect,
@@ -26,10 +26,10 @@ fn rule(name: &str) -> Rule {
         name: "value".to_owned(),
         pointer: "/value".to_owned(),
     }];
-    rule.words.max_tokens = 16;
-    rule.words.check_numbers = true;
-    rule.words.deadline = Duration::from_mins(1);
-    rule.words.max_parts = 4;
+    rule.summary.max_tokens = 16;
+    rule.summary.check_numbers = true;
+    rule.summary.deadline = Duration::from_mins(1);
+    rule.summary.max_parts = 4;
     rule.limits.store_bytes = 1 << 20;
     rule
 }
@@ -115,7 +115,10 @@ async fn a_window_becomes_an_event() {
     let (event, output) = event(&mut bench).await;
     assert_eq!(output.topic, "events/r");
     assert_eq!((event.rule.as_str(), event.group.as_str()), ("r", ""));
-    assert_eq!((event.window.messages, event.window.reason), (3, Closing::Due));
+    assert_eq!(
+        (event.window.messages, event.window.reason),
+        (3, CloseReason::Due)
+    );
     assert_eq!(
         event.text.as_deref(),
         Some("Up to 4, not 7."),
@@ -140,7 +143,7 @@ async fn a_window_becomes_an_event() {
 #[tokio::test]
 async fn an_answer_may_repeat_limits_of_an_included_template() {
     let mut digest = rule("r");
-    digest.words.prompt =
+    digest.summary.prompt =
         PromptSource::Text("{% if false %}{% include \"demo-digest\" %}{% endif %}?".to_owned());
     let mut bench = bench(vec![digest]);
     observe(&bench, [1.0, 4.0, 2.5]).await;
@@ -152,7 +155,7 @@ async fn an_answer_may_repeat_limits_of_an_included_template() {
 #[tokio::test]
 async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
     let mut alone = rule("r");
-    alone.words.prompt = PromptSource::None;
+    alone.summary.prompt = PromptSource::None;
     alone.limits.keep_messages = 2;
     alone.output.topic = "events/{topic:1}".to_owned();
     let mut bench = bench(vec![alone]);
@@ -168,13 +171,13 @@ async fn facts_alone_need_no_model_and_keep_nothing_for_it() {
 async fn silence_has_words_too() {
     let mut silent = rule("r");
     silent.window.absence = Some(Duration::from_millis(1));
-    silent.words.prompt = PromptSource::Text("{{ window.reason }} of {{ messages|length }}".to_owned());
+    silent.summary.prompt = PromptSource::Text("{{ window.reason }} of {{ messages|length }}".to_owned());
     let mut bench = bench(vec![silent]);
     assert_eq!(answer(&mut bench, "Nothing came.").await, "absence of 0");
     let (event, _) = event(&mut bench).await;
     assert_eq!(
         (event.window.reason, event.window.messages),
-        (Closing::Absence, 0)
+        (CloseReason::Absence, 0)
     );
     assert_eq!(event.text.as_deref(), Some("Nothing came."));
 }
@@ -194,7 +197,7 @@ async fn facts_go_without_words_where_the_model_fails() {
 #[tokio::test]
 async fn facts_go_without_words_where_the_model_is_busy_for_too_long() {
     let mut slow = rule("r");
-    slow.words.deadline = Duration::from_millis(50);
+    slow.summary.deadline = Duration::from_millis(50);
     let mut bench = bench(vec![slow]);
     bench.service.submit(support::job("a")).await.unwrap();
     let (_request, _sink) = bench.asked().await;
@@ -238,8 +241,8 @@ async fn what_does_not_fit_is_worded_in_parts() {
     // The engine's context holds 100 tokens, a byte each.
     let mut large = rule("r");
     large.window.kind = WindowKind::Count { messages: 30 };
-    large.words.max_parts = 2;
-    large.words.prompt = PromptSource::Text(
+    large.summary.max_parts = 2;
+    large.summary.prompt = PromptSource::Text(
         "{% if parts %}{{ parts | join(' and ') }}{% else %}\
          {% for m in messages %}{{ m.fields.value }} {% endfor %}{% endif %}"
             .to_owned(),
@@ -304,7 +307,7 @@ async fn what_is_beyond_the_cap_is_dropped_counted_and_told() {
     let (event, _) = event(&mut bench).await;
     assert_eq!(
         (event.window.reason, event.window.messages, event.window.dropped),
-        (Closing::Reload, 2, 2)
+        (CloseReason::Reload, 2, 2)
     );
     assert_eq!(bench.service.rule_counters().held, 0);
 }
@@ -320,11 +323,11 @@ async fn a_bad_rule_changes_nothing() {
         ),
         (|rule| rule.window.early = Some("speed > 3".to_owned()), "speed"),
         (
-            |rule| rule.words.prompt = PromptSource::Text("{% for %}".to_owned()),
+            |rule| rule.summary.prompt = PromptSource::Text("{% for %}".to_owned()),
             "line 1",
         ),
         (
-            |rule| rule.words.prompt = PromptSource::BuiltIn("none".to_owned()),
+            |rule| rule.summary.prompt = PromptSource::BuiltIn("none".to_owned()),
             "none",
         ),
     ] {
@@ -486,7 +489,7 @@ fn copy(folder: &Path) -> tempfile::TempDir {
 #[tokio::test]
 async fn events_that_wait_keep_no_request_out() {
     let mut alone = rule("r");
-    alone.words.prompt = PromptSource::None;
+    alone.summary.prompt = PromptSource::None;
     alone.window.kind = WindowKind::Count { messages: 1 };
     let config = ServiceConfig {
         queue: 1,
@@ -526,7 +529,7 @@ async fn events_that_wait_are_bounded_in_memory_and_in_the_store() {
         memory_fallback: false,
     };
     let mut each = rule("r");
-    each.words.prompt = PromptSource::None;
+    each.summary.prompt = PromptSource::None;
     each.window.kind = WindowKind::Count { messages: 1 };
     let config = ServiceConfig {
         event_bytes: 64 << 10,

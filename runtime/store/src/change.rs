@@ -7,7 +7,7 @@ use super::record::JobRecord;
 use crate::receipt::ReceiptRow;
 use phi_edge_api::{JobKey, ReplyAddress};
 use phi_edge_api::{Reply, ReplyBody};
-use phi_edge_rules::record::{PendingEvent, RuleChange};
+use phi_edge_rules::changes::{PendingEvent, RuleChange};
 
 /// One change of what is kept.
 #[derive(Debug, Clone)]
@@ -88,12 +88,12 @@ impl Change {
             Self::Accept(record) => (record.prompt.len() * 4) as u64,
             Self::Settle { body, .. } => body.texts(),
             Self::Post(reply) => reply.body.texts(),
-            Self::Rule(RuleChange::Message(message)) => message.cost(),
-            Self::Rule(RuleChange::Close(ended)) => {
+            Self::Rule(RuleChange::KeepMessage(message)) => message.cost(),
+            Self::Rule(RuleChange::CloseWindow(ended)) => {
                 let pending = ended.pending.as_ref().map_or(0, PendingEvent::cost);
                 8 * ended.forget.len() as u64 + pending
             }
-            Self::Rule(RuleChange::Pending(pending)) => pending.cost(),
+            Self::Rule(RuleChange::AddPendingEvent(pending)) => pending.cost(),
             _ => 0,
         };
         CHANGE + content

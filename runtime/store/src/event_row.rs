@@ -5,8 +5,10 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use phi_edge_job::{ErrorCode, FinishReason};
-use phi_edge_rules::record::{PendingEvent, ShownMessage};
-use phi_edge_rules::{Closing, Event, EventError, EventWindow, FieldFacts, Mark, Output, Split, Time, Value};
+use phi_edge_rules::changes::{PendingEvent, ShownMessage};
+use phi_edge_rules::{
+    Checkpoint, CloseReason, Event, EventError, EventWindow, FieldFacts, Output, PeriodRemainder, Time, Value,
+};
 
 #[derive(Serialize, Deserialize)]
 pub(super) struct EventRow {
@@ -137,14 +139,14 @@ impl PendingRow {
     }
 }
 
-fn closing(word: &str) -> Option<Closing> {
+fn closing(word: &str) -> Option<CloseReason> {
     [
-        Closing::Due,
-        Closing::Early,
-        Closing::Full,
-        Closing::Absence,
-        Closing::Clock,
-        Closing::Reload,
+        CloseReason::Due,
+        CloseReason::Early,
+        CloseReason::Full,
+        CloseReason::Absence,
+        CloseReason::Clock,
+        CloseReason::Reload,
     ]
     .into_iter()
     .find(|closing| closing.as_str() == word)
@@ -299,32 +301,32 @@ pub(super) struct MarkRow {
 }
 
 impl MarkRow {
-    pub(super) fn of(mark: &Mark) -> Self {
+    pub(super) fn of(checkpoint: &Checkpoint) -> Self {
         Self {
-            seq: mark.seq,
-            closed_until: mark.closed_until.map(|time| time.0),
-            splits: mark
-                .splits
+            seq: checkpoint.seq,
+            closed_until: checkpoint.closed_until.map(|time| time.0),
+            splits: checkpoint
+                .remainders
                 .iter()
                 .map(|split| (split.from.0, split.end.0))
                 .collect(),
-            cool_until: mark.cool_until.map(|time| time.0),
-            last_seen: mark.last_seen.map(|time| time.0),
-            absent: mark.absent,
-            late: mark.late,
-            empty_from: mark.empty_from.map(|time| time.0),
+            cool_until: checkpoint.cool_until.map(|time| time.0),
+            last_seen: checkpoint.last_seen.map(|time| time.0),
+            absent: checkpoint.absent,
+            late: checkpoint.late,
+            empty_from: checkpoint.empty_from.map(|time| time.0),
         }
     }
 
-    pub(super) fn mark(&self) -> Mark {
-        let split = |(from, end): &(i64, i64)| Split {
+    pub(super) fn checkpoint(&self) -> Checkpoint {
+        let split = |(from, end): &(i64, i64)| PeriodRemainder {
             from: Time(*from),
             end: Time(*end),
         };
-        Mark {
+        Checkpoint {
             seq: self.seq,
             closed_until: self.closed_until.map(Time),
-            splits: self.splits.iter().map(split).collect(),
+            remainders: self.splits.iter().map(split).collect(),
             cool_until: self.cool_until.map(Time),
             last_seen: self.last_seen.map(Time),
             absent: self.absent,

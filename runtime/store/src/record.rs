@@ -14,7 +14,7 @@ use phi_edge_api::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
 use phi_edge_job::TraceParent;
 use phi_edge_job::{ErrorCode, FinishReason};
-use phi_edge_rules::record::RestoredRules;
+use phi_edge_rules::changes::RestoredRules;
 use phi_edge_rules::{Published, Time};
 
 /// What was tried with a job.

@@ -5,8 +5,8 @@ use rusqlite::{Connection, params};
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
 use super::file::{each, json, parse, signed, unsigned};
 use phi_edge_rules::Time;
-use phi_edge_rules::book::SEEN_AT_MOST;
-use phi_edge_rules::record::{Ended, KeptMessage, PendingEvent, RestoredRules, RuleChange};
+use phi_edge_rules::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange, WindowClose};
+use phi_edge_rules::engine::MAX_DEDUPE_VALUES;
 
 /// Values of `dedupe` are kept for so long, in milliseconds.
 pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
@@ -17,14 +17,14 @@ pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_mark
 
 pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::Result<()> {
     match change {
-        RuleChange::Message(message) => insert(connection, message),
-        RuleChange::Seen { rule, value, at } => {
+        RuleChange::KeepMessage(message) => insert(connection, message),
+        RuleChange::AddDedupeValue { rule, value, at } => {
             connection
                 .prepare_cached("REPLACE INTO rule_seen VALUES (?1, ?2, ?3)")?
                 .execute(params![rule, value, at.0])?;
             Ok(())
         }
-        RuleChange::Unseen { rule, values } => {
+        RuleChange::ForgetDedupeValues { rule, values } => {
             let mut statement =
                 connection.prepare_cached("DELETE FROM rule_seen WHERE rule = ?1 AND value = ?2")?;
             for value in values {
@@ -32,20 +32,24 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             }
             Ok(())
         }
-        RuleChange::Close(closing) => close(connection, closing),
-        RuleChange::Mark { rule, group, mark } => {
+        RuleChange::CloseWindow(closing) => close(connection, closing),
+        RuleChange::SaveCheckpoint {
+            rule,
+            group,
+            checkpoint,
+        } => {
             connection
                 .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
-                .execute(params![rule, group, json(&MarkRow::of(mark))])?;
+                .execute(params![rule, group, json(&MarkRow::of(checkpoint))])?;
             Ok(())
         }
-        RuleChange::Unmark { rule, group } => {
+        RuleChange::DropCheckpoint { rule, group } => {
             connection
                 .prepare_cached("DELETE FROM rule_marks WHERE rule = ?1 AND grp = ?2")?
                 .execute([rule, group])?;
             Ok(())
         }
-        RuleChange::Leave { rule } => {
+        RuleChange::RemoveRule { rule } => {
             for table in ["rule_marks", "rule_seen"] {
                 connection
                     .prepare_cached(&format!("DELETE FROM {table} WHERE rule = ?1"))?
@@ -53,14 +57,14 @@ pub(super) fn apply(connection: &Connection, change: &RuleChange) -> rusqlite::R
             }
             Ok(())
         }
-        RuleChange::Pending(event) => pending(connection, event),
-        RuleChange::Posted { event_id } => {
+        RuleChange::AddPendingEvent(event) => pending(connection, event),
+        RuleChange::RemovePendingEvent { event_id } => {
             connection
                 .prepare_cached("DELETE FROM rule_events WHERE event_id = ?1")?
                 .execute([event_id])?;
             Ok(())
         }
-        RuleChange::Forget(seqs) => forget(connection, seqs),
+        RuleChange::ForgetMessages(seqs) => forget(connection, seqs),
     }
 }
 
@@ -78,21 +82,21 @@ fn insert(connection: &Connection, message: &KeptMessage) -> rusqlite::Result<()
     Ok(())
 }
 
-fn close(connection: &Connection, closing: &Ended) -> rusqlite::Result<()> {
+fn close(connection: &Connection, closing: &WindowClose) -> rusqlite::Result<()> {
     forget(connection, &closing.forget)?;
     connection
         .prepare_cached("REPLACE INTO rule_marks VALUES (?1, ?2, ?3)")?
         .execute(params![
             closing.rule,
             closing.group,
-            json(&MarkRow::of(&closing.mark))
+            json(&MarkRow::of(&closing.checkpoint))
         ])?;
     if let Some(event) = &closing.pending {
         pending(connection, event)?;
     }
     connection
         .prepare_cached("DELETE FROM rule_seen WHERE seen < ?1")?
-        .execute([closing.mark.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
+        .execute([closing.checkpoint.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
     Ok(())
 }
 
@@ -126,9 +130,9 @@ pub(super) fn read(
 ) -> Vec<rusqlite::Result<()>> {
     let RestoredRules {
         messages,
-        marks,
+        checkpoints,
         pending,
-        seen,
+        dedupe_values,
     } = rules;
     vec![
         each(
@@ -154,7 +158,7 @@ pub(super) fn read(
             |row| {
                 let mark = parse::<MarkRow>(&row.get::<_, String>(2)?);
                 if let Some(mark) = mark {
-                    marks.push((row.get(0)?, row.get(1)?, mark.mark()));
+                    checkpoints.push((row.get(0)?, row.get(1)?, mark.checkpoint()));
                 }
                 Ok(())
             },
@@ -185,10 +189,10 @@ pub(super) fn read(
                 "SELECT rule, value, seen FROM (
                      SELECT rule, value, seen, ROW_NUMBER() OVER (PARTITION BY rule ORDER BY seen DESC) AS place
                      FROM rule_seen)
-                 WHERE place <= {SEEN_AT_MOST} ORDER BY seen {order}"
+                 WHERE place <= {MAX_DEDUPE_VALUES} ORDER BY seen {order}"
             ),
             |row| {
-                seen.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
+                dedupe_values.push((row.get(0)?, row.get(1)?, Time(row.get(2)?)));
                 Ok(())
             },
         ),
@@ -204,13 +208,13 @@ pub(super) fn add_missing(rules: &mut RestoredRules, rest: RestoredRules) {
         .messages
         .extend(missing.filter(|message| !known.contains(&message.seq)));
     let known: HashSet<(String, String)> = rules
-        .marks
+        .checkpoints
         .iter()
         .map(|(r, g, _)| (r.clone(), g.clone()))
         .collect();
-    let missing = rest.marks.into_iter().rev();
+    let missing = rest.checkpoints.into_iter().rev();
     rules
-        .marks
+        .checkpoints
         .extend(missing.filter(|(r, g, _)| !known.contains(&(r.clone(), g.clone()))));
     let known: HashSet<String> = rules.pending.iter().map(|p| p.event.event_id.clone()).collect();
     let missing = rest.pending.into_iter().rev();
@@ -238,7 +242,7 @@ mod tests {
     }
 
     fn see(connection: &Connection, rule: &str, value: &str, at: i64) {
-        let seen = RuleChange::Seen {
+        let seen = RuleChange::AddDedupeValue {
             rule: rule.to_owned(),
             value: value.to_owned(),
             at: Time(at),
@@ -253,13 +257,13 @@ mod tests {
             see(&connection, "r", value, at);
             see(&connection, "s", value, at);
         }
-        let unseen = RuleChange::Unseen {
+        let unseen = RuleChange::ForgetDedupeValues {
             rule: "r".to_owned(),
             values: vec!["a".to_owned(), "b".to_owned()],
         };
         apply(&connection, &unseen).unwrap();
         let values: Vec<String> = restored(&connection)
-            .seen
+            .dedupe_values
             .into_iter()
             .map(|(rule, value, _)| rule + &value)
             .collect();
@@ -271,32 +275,32 @@ mod tests {
         let connection = file();
         for rule in ["r", "s"] {
             see(&connection, rule, "a", 1);
-            let mark = RuleChange::Mark {
+            let mark = RuleChange::SaveCheckpoint {
                 rule: rule.to_owned(),
                 group: "g".to_owned(),
-                mark: phi_edge_rules::Mark::default(),
+                checkpoint: phi_edge_rules::Checkpoint::default(),
             };
             apply(&connection, &mark).unwrap();
         }
         let rule = "r".to_owned();
-        apply(&connection, &RuleChange::Leave { rule }).unwrap();
+        apply(&connection, &RuleChange::RemoveRule { rule }).unwrap();
         let rules = restored(&connection);
-        assert_eq!((rules.seen.len(), rules.marks.len()), (1, 1));
-        assert_eq!(rules.marks[0].0, "s");
+        assert_eq!((rules.dedupe_values.len(), rules.checkpoints.len()), (1, 1));
+        assert_eq!(rules.checkpoints[0].0, "s");
     }
 
     #[test]
     fn no_more_values_are_read_than_are_remembered() {
         let connection = file();
         connection.execute_batch("BEGIN").unwrap();
-        let most = i64::try_from(SEEN_AT_MOST).unwrap();
+        let most = i64::try_from(MAX_DEDUPE_VALUES).unwrap();
         for at in 0..most + 5 {
             see(&connection, "r", &at.to_string(), at);
         }
         see(&connection, "s", "x", 1);
         connection.execute_batch("COMMIT").unwrap();
-        let seen = restored(&connection).seen;
-        assert_eq!(seen.len(), SEEN_AT_MOST + 1);
+        let seen = restored(&connection).dedupe_values;
+        assert_eq!(seen.len(), MAX_DEDUPE_VALUES + 1);
         assert_eq!(seen[1], ("r".to_owned(), "5".to_owned(), Time(5)));
     }
 }

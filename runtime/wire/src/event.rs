@@ -156,7 +156,7 @@ fn rfc3339(time: Time) -> String {
 
 #[cfg(test)]
 mod tests {
-    use phi_edge_rules::{Closing, EventWindow};
+    use phi_edge_rules::{CloseReason, EventWindow};
     use serde_json::{Value as Json, json};
 
     use super::*;
@@ -182,7 +182,7 @@ mod tests {
             window: EventWindow {
                 start: Time(0),
                 end: Time(60_000),
-                reason: Closing::Due,
+                reason: CloseReason::Due,
                 messages: 2,
                 late: 1,
                 left_out: 0,

@@ -15,7 +15,7 @@ use phi_edge_api::{
     Answer, DeadLetter, ErrorCode, FinishReason, JobKey, Refusal, Reply, ReplyAddress, ReplyBody,
 };
 use phi_edge_rules::{
-    Closing, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
+    CloseReason, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
 };
 use phi_edge_wire::{Payload, State, Status, encode_reply, encode_too_large, parse_cancel, parse_request};
 use proptest::prelude::*;
@@ -215,7 +215,7 @@ fn dead_letters_are_as_documented() {
     );
 }
 
-fn event_of(reason: Closing, worded: bool) -> Value {
+fn event_of(reason: CloseReason, worded: bool) -> Value {
     let facts = FieldFacts {
         count: 2,
         min: worded.then_some(1.0),
@@ -270,15 +270,15 @@ fn event_of(reason: Closing, worded: bool) -> Value {
 #[test]
 fn events_are_as_documented() {
     let reasons = [
-        Closing::Due,
-        Closing::Early,
-        Closing::Full,
-        Closing::Absence,
-        Closing::Clock,
-        Closing::Reload,
+        CloseReason::Due,
+        CloseReason::Early,
+        CloseReason::Full,
+        CloseReason::Absence,
+        CloseReason::Clock,
+        CloseReason::Reload,
     ];
     let mut events = reasons.map(|reason| event_of(reason, true)).to_vec();
-    events.push(event_of(Closing::Due, false));
+    events.push(event_of(CloseReason::Due, false));
     check("Event", &events);
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Caps, Decoder, Engine, Failure, TokenId};
 use phi_edge_models::{ModelDir, TextModel};
-use phi_edge_rules::{Rule, words};
+use phi_edge_rules::{Rule, summary};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
@@ -47,8 +47,8 @@ pub(crate) fn prompt_prefixes(system_prompts: &[String], rules: &[Rule]) -> Vec<
     let of_rules = rules.iter().filter_map(|rule| {
         Some(PromptPrefix {
             of: format!("rule \"{}\"", rule.name),
-            user: words::opening(&rule.words.prompt)?.to_owned(),
-            system: rule.words.system.clone(),
+            user: summary::prompt_prefix(&rule.summary.prompt)?.to_owned(),
+            system: rule.summary.system.clone(),
             required: false,
         })
     });

@@ -106,7 +106,7 @@ pub(crate) fn convert(rule: &config::Rule, defaults: &RuleDefaults) -> Result<se
         group_by: group_by.as_ref().map(selector),
         dedupe: dedupe.as_ref().map(selector),
         window,
-        words: words(of_words, defaults),
+        summary: summary_spec(of_words, defaults),
         output: service::Output {
             topic: defaults.topic(output.topic.as_deref(), name),
             qos: output.qos,
@@ -207,7 +207,7 @@ fn zone(name: &str) -> Result<TimeZone, String> {
     })
 }
 
-fn words(words: &config::Words, defaults: &RuleDefaults) -> service::Words {
+fn summary_spec(words: &config::Words, defaults: &RuleDefaults) -> service::SummarySpec {
     let config::Words {
         prompt,
         system,
@@ -225,7 +225,7 @@ fn words(words: &config::Words, defaults: &RuleDefaults) -> service::Words {
     let deadline = deadline.map_or(defaults.max_deadline, Duration::from);
     // Of what the rule and the limits say, the less.
     let prompt_bounds = [*max_prompt_tokens, defaults.max_prompt_tokens];
-    service::Words {
+    service::SummarySpec {
         prompt: match prompt {
             config::Prompt::Text(text) => service::PromptSource::Text(text.clone()),
             config::Prompt::Template(name) => service::PromptSource::BuiltIn(name.clone()),
@@ -309,7 +309,7 @@ mod tests {
                 absence: None,
                 max_groups: 1_000,
             },
-            words: service::Words {
+            summary: service::SummarySpec {
                 prompt: service::PromptSource::Text("p".to_owned()),
                 system: None,
                 max_tokens: 256,
@@ -356,12 +356,12 @@ mod tests {
         assert_eq!(rule.group_by, Some(service::Selector::Topic(1)));
         assert_eq!(rule.dedupe, Some(service::Selector::Field("/n".to_owned())));
         assert_eq!(
-            rule.words.prompt,
+            rule.summary.prompt,
             service::PromptSource::BuiltIn("digest".to_owned())
         );
-        assert_eq!(rule.words.format, service::TextFormat::Json);
-        assert_eq!(rule.words.deadline, Duration::from_mins(2));
-        assert_eq!(rule.words.max_prompt_tokens, Some(900));
+        assert_eq!(rule.summary.format, service::TextFormat::Json);
+        assert_eq!(rule.summary.deadline, Duration::from_mins(2));
+        assert_eq!(rule.summary.max_prompt_tokens, Some(900));
         assert_eq!(rule.output.expiry, Some(Duration::from_hours(1)));
         let window = rule.window;
         let gap = Duration::from_secs(5);
@@ -383,9 +383,9 @@ mod tests {
         let rule =
             converted("prompt = \"p\"\nmax_tokens = 4096\ndeadline = \"1h\"\nmax_prompt_tokens = 5000")
                 .unwrap();
-        assert_eq!(rule.words.max_tokens, 300);
-        assert_eq!(rule.words.deadline, Duration::from_mins(10));
-        assert_eq!(rule.words.max_prompt_tokens, Some(1_000));
+        assert_eq!(rule.summary.max_tokens, 300);
+        assert_eq!(rule.summary.deadline, Duration::from_mins(10));
+        assert_eq!(rule.summary.max_prompt_tokens, Some(1_000));
     }
 
     #[test]
@@ -395,7 +395,7 @@ mod tests {
              \"Europe/Berlin\" }",
         )
         .unwrap();
-        assert_eq!(rule.words.prompt, service::PromptSource::None);
+        assert_eq!(rule.summary.prompt, service::PromptSource::None);
         assert_eq!(rule.window.zone.iana_name(), Some("Europe/Berlin"));
         let service::WindowKind::Schedule { at, days } = rule.window.kind else {
             panic!("{:?}", rule.window.kind);

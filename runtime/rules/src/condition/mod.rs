@@ -1,31 +1,31 @@
 //! Conditions over the fields of a message: a rule's `early`.
 //!
-//! Messages are what devices send, and so a condition is told nothing by what it can't judge: a field that is missing or
-//! `null`, and a comparison of different kinds (a number with a text). Such a part is neither met nor not met, also behind
-//! `not`; `and` and `or` go by their other side where that settles it, and a condition that stays open is not met. A
-//! template engine's order over all kinds of values would have `"n/a" > 80` hold, and `missing < 2`.
+//! A condition has three values, as in SQL: true, false and unknown. Unknown is a field that is missing or `null`, and a
+//! comparison of different kinds (a number with a text), also behind `not`; `and` and `or` follow their other side where
+//! that decides, and a condition that stays unknown is not met. In a template engine's order over all kinds of values
+//! `"n/a" > 80` and `missing < 2` would be true.
 
+mod lexer;
 mod parse;
 mod value;
-mod word;
 
 use parse::{Node, parse};
 pub(super) use value::Operand;
 
-/// A condition that was read.
+/// A parsed condition.
 #[derive(Debug)]
 pub(super) struct Condition(Node);
 
 impl Condition {
-    /// Reads a condition over these fields.
+    /// Parses a condition over these fields.
     ///
     /// # Errors
-    /// What is wrong with it; one line.
+    /// The condition is wrong; one line.
     pub(super) fn parse(text: &str, fields: &[super::Field]) -> Result<Self, String> {
         parse(text, fields).map(Self)
     }
 
-    /// Whether a message meets it whose fields hold this, by their index.
+    /// Whether a message with these fields, by their index, meets it.
     pub(super) fn is_met<'a>(&'a self, field: impl Fn(usize) -> Option<Operand<'a>>) -> bool {
         value::eval(&self.0, &field).and_then(Operand::truth) == Some(true)
     }

@@ -1,11 +1,11 @@
-//! From the words of a condition to what it means.
+//! The parser of conditions.
 
-use super::word::{Word, words};
+use super::lexer::{Token, tokenize};
 use crate::Field;
 
-/// What two numbers make.
+/// An arithmetic operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Sum {
+pub(super) enum Arithmetic {
     Plus,
     Minus,
     Times,
@@ -13,7 +13,7 @@ pub(super) enum Sum {
     Rest,
 }
 
-/// How two values compare.
+/// A comparison operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Relation {
     Equal,
@@ -24,16 +24,16 @@ pub(super) enum Relation {
     AtLeast,
 }
 
-/// What is asked of a value's kind.
+/// A test of a value's kind.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum ValueKind {
     Defined,
     Number,
     Text,
     Truth,
 }
 
-/// A condition or a part of one.
+/// A node of a condition's syntax tree.
 #[derive(Debug)]
 pub(super) enum Node {
     Number(f64),
@@ -44,30 +44,30 @@ pub(super) enum Node {
     Not(Box<Node>),
     And(Box<Node>, Box<Node>),
     Or(Box<Node>, Box<Node>),
-    Sum(Sum, Box<Node>, Box<Node>),
+    Arithmetic(Arithmetic, Box<Node>, Box<Node>),
     Compare(Relation, Box<Node>, Box<Node>),
     OneOf(Box<Node>, Vec<Node>),
-    /// The first text within the second.
+    /// Whether the first text is part of the second.
     Within(Box<Node>, Box<Node>),
-    Is(Box<Node>, Kind),
+    Is(Box<Node>, ValueKind),
 }
 
-/// Reads a condition over these fields.
+/// Parses a condition over these fields.
 pub(super) fn parse(text: &str, fields: &[Field]) -> Result<Node, String> {
     let mut parser = Parser {
-        words: words(text)?,
+        tokens: tokenize(text)?,
         at: 0,
         fields,
     };
     let node = parser.any()?;
-    match parser.words.get(parser.at) {
+    match parser.tokens.get(parser.at) {
         None => Ok(node),
-        Some(word) => Err(format!("{word} is not expected where it stands")),
+        Some(token) => Err(format!("{token} is not expected where it stands")),
     }
 }
 
 struct Parser<'a> {
-    words: Vec<Word>,
+    tokens: Vec<Token>,
     at: usize,
     fields: &'a [Field],
 }
@@ -139,37 +139,41 @@ impl Parser<'_> {
     fn sum(&mut self) -> Result<Node, String> {
         let mut node = self.product()?;
         loop {
-            let sum = if self.takes_sign("+") {
-                Sum::Plus
+            let operator = if self.takes_sign("+") {
+                Arithmetic::Plus
             } else if self.takes_sign("-") {
-                Sum::Minus
+                Arithmetic::Minus
             } else {
                 return Ok(node);
             };
-            node = Node::Sum(sum, Box::new(node), Box::new(self.product()?));
+            node = Node::Arithmetic(operator, Box::new(node), Box::new(self.product()?));
         }
     }
 
     fn product(&mut self) -> Result<Node, String> {
         let mut node = self.signed()?;
         loop {
-            let sum = if self.takes_sign("*") {
-                Sum::Times
+            let operator = if self.takes_sign("*") {
+                Arithmetic::Times
             } else if self.takes_sign("/") {
-                Sum::Over
+                Arithmetic::Over
             } else if self.takes_sign("%") {
-                Sum::Rest
+                Arithmetic::Rest
             } else {
                 return Ok(node);
             };
-            node = Node::Sum(sum, Box::new(node), Box::new(self.signed()?));
+            node = Node::Arithmetic(operator, Box::new(node), Box::new(self.signed()?));
         }
     }
 
     fn signed(&mut self) -> Result<Node, String> {
         if self.takes_sign("-") {
             let node = self.signed()?;
-            return Ok(Node::Sum(Sum::Minus, Box::new(Node::Number(0.0)), Box::new(node)));
+            return Ok(Node::Arithmetic(
+                Arithmetic::Minus,
+                Box::new(Node::Number(0.0)),
+                Box::new(node),
+            ));
         }
         if self.takes_sign("(") {
             let node = self.any()?;
@@ -177,10 +181,10 @@ impl Parser<'_> {
             return Ok(node);
         }
         match self.next()? {
-            Word::Number(number) => Ok(Node::Number(number)),
-            Word::Text(text) => Ok(Node::Text(text)),
-            Word::Name(name) => self.named(&name),
-            sign @ Word::Sign(_) => Err(format!("{sign} is not expected where it stands")),
+            Token::Number(number) => Ok(Node::Number(number)),
+            Token::Text(text) => Ok(Node::Text(text)),
+            Token::Name(name) => self.named(&name),
+            sign @ Token::Sign(_) => Err(format!("{sign} is not expected where it stands")),
         }
     }
 
@@ -197,12 +201,12 @@ impl Parser<'_> {
             .ok_or_else(|| format!("it uses {name}, which is not among the rule's `fields`"))
     }
 
-    fn kind(&mut self) -> Result<Kind, String> {
+    fn kind(&mut self) -> Result<ValueKind, String> {
         match self.next()? {
-            Word::Name(name) if name == "defined" => Ok(Kind::Defined),
-            Word::Name(name) if name == "number" => Ok(Kind::Number),
-            Word::Name(name) if name == "string" => Ok(Kind::Text),
-            Word::Name(name) if name == "boolean" => Ok(Kind::Truth),
+            Token::Name(name) if name == "defined" => Ok(ValueKind::Defined),
+            Token::Name(name) if name == "number" => Ok(ValueKind::Number),
+            Token::Name(name) if name == "string" => Ok(ValueKind::Text),
+            Token::Name(name) if name == "boolean" => Ok(ValueKind::Truth),
             other => Err(format!(
                 "there is no test {other}; there are defined, number, string, boolean"
             )),
@@ -210,7 +214,7 @@ impl Parser<'_> {
     }
 
     fn relation(&mut self) -> Option<Relation> {
-        let Some(Word::Sign(sign)) = self.words.get(self.at) else {
+        let Some(Token::Sign(sign)) = self.tokens.get(self.at) else {
             return None;
         };
         let relation = match *sign {
@@ -227,15 +231,15 @@ impl Parser<'_> {
     }
 
     fn takes_sign(&mut self, sign: &str) -> bool {
-        self.takes(|word| matches!(word, Word::Sign(found) if *found == sign))
+        self.takes(|token| matches!(token, Token::Sign(found) if *found == sign))
     }
 
     fn takes_name(&mut self, name: &str) -> bool {
-        self.takes(|word| matches!(word, Word::Name(found) if found == name))
+        self.takes(|token| matches!(token, Token::Name(found) if found == name))
     }
 
-    fn takes(&mut self, is: impl Fn(&Word) -> bool) -> bool {
-        let found = self.words.get(self.at).is_some_and(is);
+    fn takes(&mut self, is: impl Fn(&Token) -> bool) -> bool {
+        let found = self.tokens.get(self.at).is_some_and(is);
         self.at += usize::from(found);
         found
     }
@@ -244,16 +248,16 @@ impl Parser<'_> {
         if self.takes_sign(sign) {
             return Ok(());
         }
-        Err(match self.words.get(self.at) {
-            Some(word) => format!("`{sign}` is expected before {word}"),
+        Err(match self.tokens.get(self.at) {
+            Some(token) => format!("`{sign}` is expected before {token}"),
             None => format!("`{sign}` is missing at its end"),
         })
     }
 
-    fn next(&mut self) -> Result<Word, String> {
-        let word = self.words.get(self.at).cloned();
+    fn next(&mut self) -> Result<Token, String> {
+        let token = self.tokens.get(self.at).cloned();
         self.at += 1;
-        word.ok_or_else(|| "it ends where a value is expected".to_owned())
+        token.ok_or_else(|| "it ends where a value is expected".to_owned())
     }
 }
 

@@ -1,23 +1,23 @@
-//! What a condition makes of a message.
+//! The evaluation of a condition over a message.
 
 use std::cmp::Ordering;
 
 use serde_json::Value as Json;
 
-use super::parse::{Kind, Node, Relation, Sum};
+use super::parse::{Arithmetic, Node, Relation, ValueKind};
 
-/// What a field holds, or a part of a condition comes to.
+/// The value of a field or of a part of a condition.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) enum Operand<'a> {
     Number(f64),
     Text(&'a str),
     Truth(bool),
-    /// An object or a list: it is there, and nothing more can be said of it.
+    /// An object or a list: defined, and comparable with nothing.
     Other,
 }
 
 impl<'a> Operand<'a> {
-    /// What a field is to a condition; none for `null`.
+    /// The operand of a field; `None` for `null`.
     pub(crate) fn of(json: &'a Json) -> Option<Self> {
         Some(match json {
             Json::Null => return None,
@@ -28,7 +28,7 @@ impl<'a> Operand<'a> {
         })
     }
 
-    /// A number is true if it is not 0, as controllers mean it; a text is neither.
+    /// The truth of a value: a number is true if it is not 0, as controllers mean it; a text is neither.
     pub(super) fn truth(self) -> Option<bool> {
         match self {
             Self::Truth(truth) => Some(truth),
@@ -51,7 +51,7 @@ impl<'a> Operand<'a> {
         }
     }
 
-    /// None of different kinds.
+    /// The order of two values; `None` for different kinds.
     fn compare(self, other: Self) -> Option<Ordering> {
         match (self, other) {
             (Self::Number(a), Self::Number(b)) => a.partial_cmp(&b),
@@ -61,17 +61,17 @@ impl<'a> Operand<'a> {
         }
     }
 
-    fn is(self, kind: Kind) -> bool {
+    fn is(self, kind: ValueKind) -> bool {
         match kind {
-            Kind::Defined => true,
-            Kind::Number => matches!(self, Self::Number(_)),
-            Kind::Text => matches!(self, Self::Text(_)),
-            Kind::Truth => matches!(self, Self::Truth(_)),
+            ValueKind::Defined => true,
+            ValueKind::Number => matches!(self, Self::Number(_)),
+            ValueKind::Text => matches!(self, Self::Text(_)),
+            ValueKind::Truth => matches!(self, Self::Truth(_)),
         }
     }
 }
 
-/// What a part of a condition comes to; none where that can't be said.
+/// The value of a part of a condition; `None` if it is unknown.
 pub(super) fn eval<'a>(node: &'a Node, field: &dyn Fn(usize) -> Option<Operand<'a>>) -> Option<Operand<'a>> {
     let truth = |node: &'a Node| eval(node, field).and_then(Operand::truth);
     let truth = match node {
@@ -79,14 +79,14 @@ pub(super) fn eval<'a>(node: &'a Node, field: &dyn Fn(usize) -> Option<Operand<'
         Node::Text(text) => return Some(Operand::Text(text)),
         Node::Truth(truth) => return Some(Operand::Truth(*truth)),
         Node::Field(index) => return field(*index),
-        Node::Sum(sum, a, b) => {
+        Node::Arithmetic(operator, a, b) => {
             let (a, b) = (eval(a, field)?.number()?, eval(b, field)?.number()?);
-            let number = match sum {
-                Sum::Plus => a + b,
-                Sum::Minus => a - b,
-                Sum::Times => a * b,
-                Sum::Over => a / b,
-                Sum::Rest => a % b,
+            let number = match operator {
+                Arithmetic::Plus => a + b,
+                Arithmetic::Minus => a - b,
+                Arithmetic::Times => a * b,
+                Arithmetic::Over => a / b,
+                Arithmetic::Rest => a % b,
             };
             return number.is_finite().then_some(Operand::Number(number));
         }
@@ -119,7 +119,7 @@ fn holds(relation: Relation, order: Ordering) -> bool {
     }
 }
 
-/// What either side settles, or what both together do.
+/// The three-valued `and`.
 fn both(a: Option<bool>, b: impl FnOnce() -> Option<bool>) -> Option<bool> {
     if a == Some(false) {
         return a;

@@ -1,18 +1,18 @@
-//! What must come out, and its facts as their definitions read.
+//! Expected windows, with facts computed by their definitions.
 
 use std::collections::BTreeMap;
 
-use phi_edge_rules::{Closing, FieldFacts, Observation, Time, Value};
+use phi_edge_rules::{CloseReason, FieldFacts, Time, Value, WindowMessage};
 
 /// Start and end.
 pub(crate) type Span = (Time, Time);
 
-/// What a window that ended must look like.
+/// An expected closed window.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Expected {
     pub(crate) group: String,
     pub(crate) span: Span,
-    pub(crate) why: Closing,
+    pub(crate) reason: CloseReason,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     pub(crate) late: u64,
@@ -24,7 +24,7 @@ pub(crate) struct Expected {
 /// A message, kept for ever.
 #[derive(Debug, Clone)]
 pub(crate) struct Row {
-    pub(crate) o: Observation,
+    pub(crate) o: WindowMessage,
     pub(crate) group: String,
     pub(crate) time: Time,
     /// The open windows it counts in, of kinds with periods.

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use phi_edge_rules::{
-    Closed, Closing, Observation, Time, TimeSource, Value, WindowKind, WindowSpec, Windows,
+    CloseReason, ClosedWindow, Time, TimeSource, Value, WindowKind, WindowMessage, WindowOperator, WindowSpec,
 };
 
 fn seconds(n: u64) -> Duration {
@@ -43,11 +43,11 @@ fn at(second: u64) -> Time {
     Time(i64::try_from(second).unwrap() * 1_000)
 }
 
-pub(crate) fn message(seq: u64, arrived: Time) -> Observation {
-    Observation {
+pub(crate) fn message(seq: u64, arrived: Time) -> WindowMessage {
+    WindowMessage {
         seq,
         arrived,
-        stamp: None,
+        event_time: None,
         group: String::new(),
         bytes: 10,
         early: false,
@@ -55,12 +55,12 @@ pub(crate) fn message(seq: u64, arrived: Time) -> Observation {
     }
 }
 
-fn line(closed: &Closed) -> String {
-    let Closed {
+fn line(closed: &ClosedWindow) -> String {
+    let ClosedWindow {
         group,
         start,
         end,
-        why,
+        reason,
         messages,
         late,
         ..
@@ -75,28 +75,33 @@ fn line(closed: &Closed) -> String {
     } else {
         format!(" late {late}")
     };
-    format!("{group}{}..{} {} {messages}{late}", start.0, end.0, why.as_str())
+    format!(
+        "{group}{}..{} {} {messages}{late}",
+        start.0,
+        end.0,
+        reason.as_str()
+    )
 }
 
 #[track_caller]
 fn check(spec: WindowSpec, script: &[Do], expected: &[&str]) {
     let grouped = script.iter().any(|step| matches!(step, Do::Of(..)));
-    let mut windows = Windows::new(spec, 0, 3, grouped);
+    let mut windows = WindowOperator::new(spec, 0, 3, grouped);
     let mut closed = Vec::new();
     for (seq, step) in (1..).zip(script) {
         closed.extend(match step {
-            Do::Come(now) => windows.observe(&message(seq, at(*now))).closed,
-            Do::Stamp(now, stamp) => {
+            Do::Come(now) => windows.ingest(&message(seq, at(*now))).closed,
+            Do::Stamp(now, event_time) => {
                 windows
-                    .observe(&Observation {
-                        stamp: Some(at(*stamp)),
+                    .ingest(&WindowMessage {
+                        event_time: Some(at(*event_time)),
                         ..message(seq, at(*now))
                     })
                     .closed
             }
             Do::Alarm(now) => {
                 windows
-                    .observe(&Observation {
+                    .ingest(&WindowMessage {
                         early: true,
                         ..message(seq, at(*now))
                     })
@@ -105,7 +110,7 @@ fn check(spec: WindowSpec, script: &[Do], expected: &[&str]) {
             Do::Of(group, now) => {
                 let group = (*group).to_owned();
                 windows
-                    .observe(&Observation {
+                    .ingest(&WindowMessage {
                         group,
                         ..message(seq, at(*now))
                     })
@@ -113,7 +118,7 @@ fn check(spec: WindowSpec, script: &[Do], expected: &[&str]) {
             }
             Do::Tick(now) => windows.tick(at(*now)),
             Do::Back(now) => windows.set_back(at(*now)),
-            Do::Close(now) => windows.close_all(at(*now), Closing::Reload),
+            Do::Close(now) => windows.close_all(at(*now), CloseReason::Reload),
         });
     }
     let lines: Vec<String> = closed.iter().map(line).collect();
@@ -308,22 +313,22 @@ fn groups_have_a_limit() {
         &[Of("a", 1), Of("b", 2), Of("c", 3), Of("d", 4), Tick(10)],
         &["a 0..10000 due 1", "b 0..10000 due 1", "other 0..10000 due 2"],
     );
-    let mut windows = Windows::new(two(), 0, 3, true);
+    let mut windows = WindowOperator::new(two(), 0, 3, true);
     for (seq, group) in (1..).zip(["b", "a"]) {
-        windows.observe(&Observation {
+        windows.ingest(&WindowMessage {
             group: group.to_owned(),
             ..message(seq, at(seq))
         });
     }
-    let third = windows.observe(&Observation {
+    let third = windows.ingest(&WindowMessage {
         group: String::from("c"),
         ..message(3, at(12))
     });
     assert_eq!(
-        (third.placed, third.overflow, third.dropped),
+        (third.assigned, third.overflow, third.evicted),
         (true, false, vec![String::from("b")])
     );
-    assert_eq!(windows.marks().count(), 2);
+    assert_eq!(windows.checkpoints().count(), 2);
 }
 
 #[test]
@@ -352,12 +357,12 @@ fn a_clock_set_back_ends_what_is_to_come() {
 
 #[test]
 fn facts_are_those_of_the_messages() {
-    let mut windows = Windows::new(stamped(tumbling(60), 0), 2, 2, false);
+    let mut windows = WindowOperator::new(stamped(tumbling(60), 0), 2, 2, false);
     let values = [(3, 2.5), (1, 1.0), (9, 7.0)];
     for (seq, (second, x)) in (1..).zip(values) {
         let values = vec![(0, Value::Number(x)), (1, Value::Text(format!("t{}", seq % 2)))];
-        windows.observe(&Observation {
-            stamp: Some(at(second)),
+        windows.ingest(&WindowMessage {
+            event_time: Some(at(second)),
             values,
             ..message(seq, at(10))
         });
@@ -365,8 +370,8 @@ fn facts_are_those_of_the_messages() {
     // More different texts than are counted.
     for n in 0..100 {
         let values = vec![(1, Value::Text(format!("n{n:03}")))];
-        windows.observe(&Observation {
-            stamp: Some(at(5)),
+        windows.ingest(&WindowMessage {
+            event_time: Some(at(5)),
             values,
             ..message(10 + n, at(10))
         });

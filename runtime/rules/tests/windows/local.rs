@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use jiff::civil::time;
 use jiff::tz::TimeZone;
-use phi_edge_rules::{Time, Weekdays, WindowKind, WindowSpec, Windows};
+use phi_edge_rules::{Time, Weekdays, WindowKind, WindowOperator, WindowSpec};
 
 use crate::kinds::message;
 
@@ -23,8 +23,8 @@ fn check_span(zone: &str, kind: WindowKind, arrived: &str, expected: (&str, &str
         zone: TimeZone::get(zone).unwrap(),
         ..WindowSpec::new(kind)
     };
-    let mut windows = Windows::new(spec, 0, 0, false);
-    windows.observe(&message(1, moment(arrived)));
+    let mut windows = WindowOperator::new(spec, 0, 0, false);
+    windows.ingest(&message(1, moment(arrived)));
     assert_eq!(windows.due(), Some(moment(expected.1)), "{zone} {arrived}");
     let closed = windows.tick(moment(expected.1));
     assert_eq!(

@@ -1,4 +1,4 @@
-//! Periods of local time, found anew for each question.
+//! Periods of local time, searched for each question.
 
 use jiff::civil::{self, date};
 use jiff::{SignedDuration, Timestamp, ToSpan};

@@ -1,10 +1,10 @@
-//! Windows by the text of `phi_edge_service::rules`' window engine, as naive as can be: every message is kept, and
-//! every window is made anew from them whenever somebody asks.
+//! A naive window operator after the text of `phi_edge_rules`: every message is kept, and every window is computed from
+//! all of them at each step.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use phi_edge_rules::{Closing, OTHER, Observation, Time, TimeSource, WindowKind, WindowSpec};
+use phi_edge_rules::{CloseReason, OVERFLOW_GROUP, Time, TimeSource, WindowKind, WindowMessage, WindowSpec};
 
 use crate::expected::{Expected, Row, Span, facts};
 use crate::periods::period_of;
@@ -12,7 +12,7 @@ use crate::periods::period_of;
 #[derive(Debug, Default)]
 struct State {
     closed_until: Option<Time>,
-    /// Period and where its rest begins.
+    /// Period and the start of its remainder.
     rests: Vec<(Span, Time)>,
     cool_until: Option<Time>,
     last_seen: Option<Time>,
@@ -27,7 +27,7 @@ struct Item {
     group: String,
     class: u8,
     span: Span,
-    why: Closing,
+    reason: CloseReason,
 }
 
 pub(crate) struct Reference {
@@ -55,17 +55,17 @@ impl Reference {
         }
     }
 
-    /// What ended, and whether the message counts anywhere.
-    pub(crate) fn observe(&mut self, o: &Observation) -> (Vec<Expected>, bool) {
+    /// The windows that closed, and whether the message is assigned to one.
+    pub(crate) fn ingest(&mut self, o: &WindowMessage) -> (Vec<Expected>, bool) {
         let mut ended = self.tick(o.arrived);
         let group = self.admit(&o.group);
-        let time = self.time_of(o);
+        let time = self.timestamp_of(o);
         let state = self.groups.entry(group.clone()).or_default();
         state.last_seen = Some(o.arrived);
         state.absent = false;
         let inside = self.place(&group, time, o.arrived);
-        let placed = inside.is_some();
-        let known_from = self.start_of_period(if placed { time } else { o.arrived });
+        let assigned = inside.is_some();
+        let known_from = self.start_of_period(if assigned { time } else { o.arrived });
         let reports_empty = self.reports_empty();
         let state = self.groups.get_mut(&group).unwrap();
         if reports_empty && state.empty_from.is_none() {
@@ -83,7 +83,7 @@ impl Reference {
         } else {
             state.late += 1;
         }
-        (ended, placed)
+        (ended, assigned)
     }
 
     pub(crate) fn tick(&mut self, now: Time) -> Vec<Expected> {
@@ -147,18 +147,18 @@ impl Reference {
             let after: Vec<Span> = windows.iter().copied().filter(|span| span.0 > now).collect();
             let all = matches!(self.spec.kind, WindowKind::Hopping { .. }) && (reopens || !after.is_empty());
             for span in if all { windows } else { after } {
-                ended.push(self.end_now(&name, span, now, Closing::Clock));
+                ended.push(self.end_now(&name, span, now, CloseReason::Clock));
             }
         }
         ended
     }
 
-    pub(crate) fn close_all(&mut self, now: Time, why: Closing) -> Vec<Expected> {
+    pub(crate) fn close_all(&mut self, now: Time, reason: CloseReason) -> Vec<Expected> {
         let names: Vec<String> = self.groups.keys().cloned().collect();
         let mut ended = Vec::new();
         for name in names {
             for span in self.windows(&name) {
-                ended.push(self.end_now(&name, span, now, why));
+                ended.push(self.end_now(&name, span, now, reason));
             }
         }
         ended
@@ -171,10 +171,12 @@ impl Reference {
         }
     }
 
-    fn time_of(&self, o: &Observation) -> Time {
+    fn timestamp_of(&self, o: &WindowMessage) -> Time {
         let ahead = self.lateness().max(Duration::from_mins(1));
-        match (&self.spec.time, o.stamp) {
-            (TimeSource::Field { .. }, Some(stamp)) if stamp <= o.arrived.after(ahead) => stamp,
+        match (&self.spec.time, o.event_time) {
+            (TimeSource::Field { .. }, Some(event_time)) if event_time <= o.arrived.after(ahead) => {
+                event_time
+            }
             _ => o.arrived,
         }
     }
@@ -195,10 +197,10 @@ impl Reference {
     }
 
     fn admit(&mut self, group: &str) -> String {
-        if self.groups.contains_key(group) || group == OTHER {
+        if self.groups.contains_key(group) || group == OVERFLOW_GROUP {
             return group.to_owned();
         }
-        let counted = self.groups.keys().filter(|name| *name != OTHER).count();
+        let counted = self.groups.keys().filter(|name| *name != OVERFLOW_GROUP).count();
         if counted < self.spec.max_groups {
             return group.to_owned();
         }
@@ -206,14 +208,16 @@ impl Reference {
             .groups
             .iter()
             .filter(|(name, state)| {
-                *name != OTHER
+                *name != OVERFLOW_GROUP
                     && self.windows(name).is_empty()
                     && (self.spec.absence.is_none() || state.absent)
                     && !self.reports_empty()
             })
             .min_by_key(|(name, state)| (state.last_seen, (*name).clone()))
             .map(|(name, _)| name.clone());
-        let Some(idle) = idle else { return OTHER.to_owned() };
+        let Some(idle) = idle else {
+            return OVERFLOW_GROUP.to_owned();
+        };
         self.groups.remove(&idle);
         group.to_owned()
     }
@@ -308,16 +312,16 @@ impl Reference {
             .collect()
     }
 
-    /// What is to be done for a group; of empty windows, the last that is due.
+    /// The due items of a group; of empty windows, the last that is due.
     fn items(&mut self, name: &str, now: Time) -> Vec<Item> {
         let lateness = self.lateness();
         let count = matches!(self.spec.kind, WindowKind::Count { .. });
-        let item = |due, class, span, why| Item {
+        let item = |due, class, span, reason| Item {
             due,
             group: name.to_owned(),
             class,
             span,
-            why,
+            reason,
         };
         let mut items = Vec::new();
         for span in self.windows(name) {
@@ -334,9 +338,9 @@ impl Reference {
                 .map(|age| opened.after(age));
             let due = span.1.after(lateness);
             match aged {
-                Some(aged) if count || aged < due => items.push(item(aged, 0, span, Closing::Full)),
+                Some(aged) if count || aged < due => items.push(item(aged, 0, span, CloseReason::Full)),
                 _ if count => {}
-                _ => items.push(item(due, 0, span, Closing::Due)),
+                _ => items.push(item(due, 0, span, CloseReason::Due)),
             }
         }
         if let Some(from) = self.groups[name].empty_from.filter(|_| self.reports_empty()) {
@@ -355,7 +359,7 @@ impl Reference {
                     .iter()
                     .any(|w| period.0 <= w.0 && w.0 < period.1);
                 if !occupied {
-                    last = Some(item(span.1.after(lateness), 1, span, Closing::Due));
+                    last = Some(item(span.1.after(lateness), 1, span, CloseReason::Due));
                 }
                 period = self.period(period.1);
             }
@@ -367,7 +371,7 @@ impl Reference {
                 seen.after(absence),
                 2,
                 (seen, seen.after(absence)),
-                Closing::Absence,
+                CloseReason::Absence,
             ));
         }
         items
@@ -381,7 +385,7 @@ impl Reference {
             if item.class == 1 {
                 self.pass(&item.group, item.span);
             }
-            return self.report(&item.group, item.span, item.why, &[]);
+            return self.report(&item.group, item.span, item.reason, &[]);
         }
         let newest = self
             .in_window(&item.group, item.span)
@@ -389,8 +393,8 @@ impl Reference {
             .map(|row| row.time)
             .max()
             .unwrap();
-        let (end, rest) = match item.why {
-            Closing::Full => (item.due.max(newest).min(item.span.1), newest),
+        let (end, rest) = match item.reason {
+            CloseReason::Full => (item.due.max(newest).min(item.span.1), newest),
             _ => (item.span.1, item.span.1),
         };
         self.close(item, end, Some(rest))
@@ -404,20 +408,20 @@ impl Reference {
         state.empty_from = state.empty_from.map(|from| from.max(next));
     }
 
-    fn end_now(&mut self, group: &str, span: Span, now: Time, why: Closing) -> Expected {
+    fn end_now(&mut self, group: &str, span: Span, now: Time, reason: CloseReason) -> Expected {
         let newest = self
             .in_window(group, span)
             .iter()
             .map(|row| row.time)
             .max()
             .unwrap();
-        let rest = (why != Closing::Clock).then(|| newest.min(now).max(span.0));
+        let rest = (reason != CloseReason::Clock).then(|| newest.min(now).max(span.0));
         let item = Item {
             due: now,
             group: group.to_owned(),
             class: 0,
             span,
-            why,
+            reason,
         };
         self.close(&item, now.max(newest).min(span.1), rest)
     }
@@ -442,14 +446,14 @@ impl Reference {
             .cool_until
             .is_none_or(|until| last.o.arrived >= until);
         let messages = rows.len() as u64;
-        let why = if calm && (last.o.early || too_many) {
-            Closing::Early
+        let reason = if calm && (last.o.early || too_many) {
+            CloseReason::Early
         } else if self.spec.max_messages.is_some_and(|most| messages >= most)
             || self.spec.max_bytes.is_some_and(|most| bytes >= most)
         {
-            Closing::Full
+            CloseReason::Full
         } else if matches!(self.spec.kind, WindowKind::Count { messages: most } if messages >= most) {
-            Closing::Due
+            CloseReason::Due
         } else {
             return None;
         };
@@ -458,7 +462,7 @@ impl Reference {
             group: group.to_owned(),
             class: 0,
             span,
-            why,
+            reason,
         };
         Some(self.close(&item, Time(last.time.0 + 1).min(span.1), Some(last.time)))
     }
@@ -487,7 +491,9 @@ impl Reference {
             (WindowKind::Tumbling { .. } | WindowKind::Schedule { .. }, Some(_)) => {
                 self.pass(&item.group, item.span);
             }
-            (WindowKind::Hopping { .. }, _) if item.why == Closing::Due => self.pass(&item.group, item.span),
+            (WindowKind::Hopping { .. }, _) if item.reason == CloseReason::Due => {
+                self.pass(&item.group, item.span)
+            }
             (WindowKind::Session { .. }, Some(rest)) => {
                 let state = self.groups.get_mut(&item.group).unwrap();
                 state.closed_until = state.closed_until.max(Some(rest));
@@ -502,10 +508,10 @@ impl Reference {
         } else {
             end
         };
-        self.report(&item.group, (item.span.0, end), item.why, &rows)
+        self.report(&item.group, (item.span.0, end), item.reason, &rows)
     }
 
-    fn report(&mut self, group: &str, span: Span, why: Closing, rows: &[Row]) -> Expected {
+    fn report(&mut self, group: &str, span: Span, reason: CloseReason, rows: &[Row]) -> Expected {
         let mut rows = rows.to_vec();
         rows.sort_by_key(|row| (row.time, row.o.seq));
         let seqs: Vec<u64> = rows.iter().map(|row| row.o.seq).collect();
@@ -515,7 +521,7 @@ impl Reference {
         Expected {
             group: group.to_owned(),
             span,
-            why,
+            reason,
             messages: rows.len() as u64,
             bytes: rows.iter().map(|row| row.o.bytes).sum(),
             late: std::mem::take(&mut self.groups.get_mut(group).unwrap().late),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use jiff::civil::time;
 use jiff::tz::TimeZone;
-use phi_edge_rules::{Observation, Time, TimeSource, Value, Weekdays, WindowKind, WindowSpec};
+use phi_edge_rules::{Time, TimeSource, Value, Weekdays, WindowKind, WindowMessage, WindowSpec};
 use proptest::collection::vec;
 use proptest::option::{of, weighted};
 use proptest::prelude::*;
@@ -21,7 +21,7 @@ const SPRING: i64 = 1_711_846_770_000;
 /// Half a minute before a Monday in Berlin (2024-06-02T22:00:00Z).
 const MIDNIGHT: i64 = 1_717_365_570_000;
 
-/// A rule and what happens to it.
+/// A rule and the steps of its stream.
 #[derive(Debug, Clone)]
 pub(crate) struct Plan {
     pub(crate) spec: WindowSpec,
@@ -30,7 +30,7 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// When each step is.
     pub(crate) times: Vec<Time>,
-    /// Before which step the engine is made anew.
+    /// The step before which the operator is restored.
     pub(crate) restart: usize,
     /// When everything is closed.
     pub(crate) end: Time,
@@ -38,7 +38,7 @@ pub(crate) struct Plan {
 
 #[derive(Debug, Clone)]
 pub(crate) enum Step {
-    Message(Observation),
+    Message(WindowMessage),
     Tick(Time),
     SetBack(Time),
 }
@@ -264,10 +264,10 @@ fn step(draft: &Draft, now: i64, seq: u64, groups: usize) -> Step {
             bytes,
             early,
             values,
-        } => Step::Message(Observation {
+        } => Step::Message(WindowMessage {
             seq,
             arrived: Time(now),
-            stamp: behind.map(|behind| Time(now - behind)),
+            event_time: behind.map(|behind| Time(now - behind)),
             group: if groups == 0 {
                 String::new()
             } else {

@@ -27,7 +27,7 @@ use phi_edge_api::{JobKey, NewJob};
 use phi_edge_api::{Refusal, Reply, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::Receipt;
-use phi_edge_rules::book::{Book, Room, RuleMessage};
+use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 use phi_edge_store::{Signals, Store};
 
@@ -49,8 +49,8 @@ pub struct Service {
 pub(crate) struct Shared {
     ledger: Mutex<Ledger>,
     /// Locked before the ledger where both are.
-    book: Mutex<Book>,
-    /// Tells the task of the rules that the book has something for it.
+    rule_engine: Mutex<RuleEngine>,
+    /// Tells the task of the rules that the rule engine has something for it.
     pub(crate) rules_wake: Notify,
     prompts: Arc<dyn Prompts>,
     door: EncodeDoor,
@@ -115,7 +115,7 @@ impl Service {
         let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
-            book: Mutex::new(Book::new(boot, config.rules_bytes, Room::USUAL)),
+            rule_engine: Mutex::new(RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT)),
             rules_wake: Notify::new(),
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
@@ -205,13 +205,13 @@ impl Service {
 
     /// Words for a window that was ended elsewhere.
     pub async fn word(&self, window: &ReplayedWindow) -> Event {
-        let (published, _) = rules_task::summarise(&self.shared, window.unworded()).await;
+        let (published, _) = rules_task::summarise(&self.shared, window.pending_summary()).await;
         published.event
     }
 
     /// How rules are doing.
     pub fn rule_counters(&self) -> RuleCounters {
-        let counters = self.shared.book().counters();
+        let counters = self.shared.rule_engine().counters();
         let ledger = self.shared.ledger();
         let events = ledger.event_counters();
         RuleCounters {

@@ -1,4 +1,4 @@
-//! What the handle, the dispatcher and the tasks of rules share: the ledger and the book behind their locks.
+//! What the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
 
 use parking_lot::MutexGuard;
 use std::fmt::Write as _;
@@ -19,8 +19,8 @@ use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
-use phi_edge_rules::book::{Book, RuleMessage};
-use phi_edge_rules::record::{PendingEvent, RuleChange};
+use phi_edge_rules::changes::{PendingEvent, RuleChange};
+use phi_edge_rules::engine::{RuleEngine, RuleMessage};
 use phi_edge_rules::{Published, Rule, Time};
 
 impl Shared {
@@ -83,25 +83,25 @@ impl Shared {
     }
 
     pub(super) fn observe(&self, message: &RuleMessage) -> Option<Observed> {
-        let mut book = self.book();
+        let mut rule_engine = self.rule_engine();
         let storable = {
             let ledger = self.ledger();
             let receipt = message.receipt.as_ref();
             if message.redelivered && receipt.is_some_and(|receipt| ledger.has_dealt_with(receipt)) {
-                book.redelivered();
+                rule_engine.redelivered();
                 return None;
             }
             // The broker holds back what it waits for; QoS 0 comes however slow the disk is.
             ledger.store_failing().is_none() && (receipt.is_some() || !ledger.store_behind())
         };
         let changes = if storable {
-            book.observe(message, wall())
+            rule_engine.ingest(message, wall())
         } else {
-            book.observe_unstored(message, wall())
+            rule_engine.ingest_unstorable(message, wall())
         };
-        let waiting = changes.iter().any(RuleChange::calls_for_words);
+        let waiting = changes.iter().any(RuleChange::needs_summary);
         let stored = self.ledger().note_observed(message.receipt, changes);
-        drop(book);
+        drop(rule_engine);
         if waiting {
             self.rules_wake.notify_one();
         }
@@ -110,33 +110,33 @@ impl Shared {
     }
 
     pub(super) fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
-        let mut book = self.book();
-        let changes = book.set_rules(rules, wall())?;
+        let mut rule_engine = self.rule_engine();
+        let changes = rule_engine.set_rules(rules, wall())?;
         self.ledger().note_rules(changes);
-        drop(book);
+        drop(rule_engine);
         self.rules_wake.notify_one();
         Ok(())
     }
 
     /// Ends windows that are due; tells when the next one is.
     pub(crate) fn tick_rules(&self) -> Option<Duration> {
-        let mut book = self.book();
+        let mut rule_engine = self.rule_engine();
         let now = wall();
-        let changes = book.tick(now);
+        let changes = rule_engine.tick(now);
         let mut ledger = self.ledger();
         ledger.note_rules(changes);
         ledger.sweep_events_in_time(now);
         drop(ledger);
-        if let Some(due) = book.words_due() {
+        if let Some(due) = rule_engine.summary_due() {
             self.waker.needed_in(due.since(now));
         }
-        book.due().map(|due| due.since(now))
+        rule_engine.due().map(|due| due.since(now))
     }
 
     /// Hands on the events that go without words.
     pub(crate) fn publish_facts(&self) {
         loop {
-            let next = self.book().take_facts();
+            let next = self.rule_engine().take_facts_only();
             let Some(PendingEvent { event, output, .. }) = next else {
                 return;
             };
@@ -147,21 +147,21 @@ impl Shared {
     /// Hands an event on; the jobs that worded it are forgotten.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
         self.witnesses.tell(|witness| witness.event(&published.event));
-        let mut book = self.book();
-        let change = book.posted(&published.event);
+        let mut rule_engine = self.rule_engine();
+        let change = rule_engine.complete_event(&published.event);
         self.ledger().publish_event(published, change, jobs, wall());
-        drop(book);
+        drop(rule_engine);
         self.changed();
     }
 
     /// Reads what an earlier process left, if it has just become readable.
     pub(crate) fn restore_if_any(&self) {
-        let mut book = self.book();
+        let mut rule_engine = self.rule_engine();
         let restored = self
             .ledger()
             .restore_if_any(self.prompts.as_ref(), Instant::now(), wall());
         if let Some(restored) = restored {
-            let changes = book.restore(restored, wall());
+            let changes = rule_engine.restore(restored, wall());
             self.ledger().note_rules(changes);
             self.rules_wake.notify_one();
         }
@@ -169,8 +169,8 @@ impl Shared {
 
     /// Gives the store all there is.
     pub(crate) fn write_all(&self) {
-        let book = self.book();
-        let rules = book.all();
+        let rule_engine = self.rule_engine();
+        let rules = rule_engine.all();
         self.ledger().write_all(&rules, wall());
     }
 
@@ -178,8 +178,8 @@ impl Shared {
         self.ledger().set_connected(connected, wall());
     }
 
-    pub(crate) fn book(&self) -> MutexGuard<'_, Book> {
-        self.book.lock()
+    pub(crate) fn rule_engine(&self) -> MutexGuard<'_, RuleEngine> {
+        self.rule_engine.lock()
     }
 
     pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {

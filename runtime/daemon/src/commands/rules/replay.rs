@@ -9,7 +9,7 @@ use clap::Args;
 use phi_edge_config::Config;
 use phi_edge_models::{Message, ModelDir, Role, TextModel};
 use phi_edge_mqtt::filter_matches;
-use phi_edge_rules::words::{Budget, Plan};
+use phi_edge_rules::summary::{PromptBudget, PromptPlan};
 use phi_edge_rules::{Replay, ReplayedWindow, Time};
 use phi_edge_service::{Service, ServiceConfig, spawn_engine};
 use serde_json::Value;
@@ -61,9 +61,9 @@ pub(super) fn test(args: &RuleTestArgs) -> Result<(), Fault> {
     let rule = rule_conversion::convert_checked(rule, &RuleDefaults::from_config(&config))?;
     let recording = read(&args.input)?;
     let model = TokenCounter::new(args, &config)?;
-    let max_tokens = rule.words.max_tokens;
-    let max_parts = rule.words.max_parts;
-    let most = rule.words.max_prompt_tokens;
+    let max_tokens = rule.summary.max_tokens;
+    let max_parts = rule.summary.max_parts;
+    let most = rule.summary.max_prompt_tokens;
     let topics = rule.topics.clone();
     let replay = Replay::new(rule).map_err(|error| Fault::new(Exit::Config, error))?;
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -240,7 +240,7 @@ impl WindowPrinter<'_> {
                 skipped += 1;
                 continue;
             }
-            for window in replay.observe(&recorded.topic, &payload, at) {
+            for window in replay.ingest(&recorded.topic, &payload, at) {
                 windows += 1;
                 self.print(windows, &window).await?;
             }
@@ -267,7 +267,7 @@ impl WindowPrinter<'_> {
 
     async fn print(&self, number: u64, window: &ReplayedWindow) -> Result<(), Fault> {
         let count = |prompt: &str| self.model.count(window.system(), prompt);
-        let budget = Budget {
+        let budget = PromptBudget {
             tokens: self.tokens,
             max_parts: self.max_parts,
             count: &count,
@@ -306,7 +306,7 @@ impl WindowPrinter<'_> {
         line("")
     }
 
-    fn prompts(&self, plan: &Plan, count: &dyn Fn(&str) -> Result<usize, String>) -> Result<(), Fault> {
+    fn prompts(&self, plan: &PromptPlan, count: &dyn Fn(&str) -> Result<usize, String>) -> Result<(), Fault> {
         let about = if self.model.text.is_some() { "" } else { "about " };
         for (part, prompt) in plan.prompts.iter().enumerate() {
             let tokens = count(prompt).map_err(Fault::failed)?;

@@ -30,7 +30,7 @@ use outgoing::OutgoingQueue;
 use phi_edge_api::ReplyBody;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::Receipt;
-use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::changes::RuleChange;
 use phi_edge_store::{Change, Tries};
 use shares::Shares;
 

@@ -13,7 +13,7 @@ use phi_edge_api::DeadLetter;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
-use phi_edge_rules::record::RestoredRules;
+use phi_edge_rules::changes::RestoredRules;
 use phi_edge_store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
 impl Ledger {

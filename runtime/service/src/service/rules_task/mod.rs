@@ -5,7 +5,7 @@ mod summary;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_rules::book::Unworded;
+use phi_edge_rules::engine::PendingSummary;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
 
@@ -23,10 +23,10 @@ pub(super) async fn run(shared: Arc<Shared>, at_once: usize) {
         let due = shared.tick_rules();
         shared.publish_facts();
         while working.len() < at_once {
-            let Some(unworded) = shared.book().take_waiting() else {
+            let Some(pending) = shared.rule_engine().take_pending_summary() else {
                 break;
             };
-            working.spawn(summarise_and_publish(Arc::clone(&shared), unworded));
+            working.spawn(summarise_and_publish(Arc::clone(&shared), pending));
         }
         tokio::select! {
             () = sleep(due.unwrap_or(CLOCK_CHECK_INTERVAL).min(CLOCK_CHECK_INTERVAL)) => {}
@@ -41,7 +41,7 @@ pub(super) async fn run(shared: Arc<Shared>, at_once: usize) {
 }
 
 /// Adds its summary to an event and hands it on.
-async fn summarise_and_publish(shared: Arc<Shared>, unworded: Unworded) {
-    let (published, jobs) = summarise(&shared, unworded).await;
+async fn summarise_and_publish(shared: Arc<Shared>, pending: PendingSummary) {
+    let (published, jobs) = summarise(&shared, pending).await;
     shared.publish_event(published, &jobs);
 }

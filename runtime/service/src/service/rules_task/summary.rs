@@ -13,9 +13,9 @@ use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::ErrorCode;
-use phi_edge_rules::book::Unworded;
-use phi_edge_rules::record::{PendingEvent, ShownMessage};
-use phi_edge_rules::words::{self, Budget, Record, Template, WordsError};
+use phi_edge_rules::changes::{PendingEvent, ShownMessage};
+use phi_edge_rules::engine::PendingSummary;
+use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};
 use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
 
 /// The time between two attempts at a service that is busy, at least and at most.
@@ -24,7 +24,7 @@ const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Durati
 /// Gives an event its words, or says why it has none; names the jobs that it took.
 pub(crate) async fn summarise(
     shared: &Arc<Shared>,
-    Unworded { pending, rule, left }: Unworded,
+    PendingSummary { pending, rule, left }: PendingSummary,
 ) -> (Published, Vec<JobKey>) {
     let PendingEvent {
         mut event,
@@ -81,30 +81,30 @@ impl Wording<'_> {
             let mut texts = Vec::with_capacity(plan.prompts.len());
             for (part, prompt) in plan.prompts.iter().enumerate() {
                 let answer = self.ask(part, prompt.clone(), event).await?;
-                texts.push(words::clean(&answer.text));
+                texts.push(summary::clean(&answer.text));
             }
             let prompt = self.reduce(event, &texts).await?;
             self.ask(texts.len(), prompt, event).await?
         };
         event.finish_reason = Some(answer.finish_reason);
         event.model = Arc::clone(&answer.model);
-        let text = words::clean(&answer.text);
-        if self.rule.words.check_numbers {
-            let words = &self.rule.words;
+        let text = summary::clean(&answer.text);
+        if self.rule.summary.check_numbers {
+            let words = &self.rule.summary;
             let written = [
                 plan.template.as_str(),
                 words.system.as_deref().unwrap_or_default(),
             ];
-            event.unsupported_numbers = Some(words::unsupported_numbers(
+            event.unsupported_numbers = Some(summary::unsupported_numbers(
                 &text,
-                &self.rule.scene(event),
+                &WindowFacts::new(self.rule, event),
                 &plan.records,
                 &written,
             ));
         }
-        let data = match self.rule.words.format {
+        let data = match self.rule.summary.format {
             TextFormat::Text => Ok(None),
-            TextFormat::Json => words::document(&text).map(Some),
+            TextFormat::Json => summary::json_document(&text).map(Some),
         };
         event.text = Some(text);
         event.data =
@@ -117,13 +117,13 @@ impl Wording<'_> {
         let (rule, event) = (Arc::clone(self.rule), event.clone());
         let counter = self.counter();
         blocking(move || {
-            let records: Vec<Record> = messages.iter().map(ShownMessage::record).collect();
-            let Some(template) = Template::compile(&rule.words.prompt, &rule.fields)? else {
+            let records: Vec<PromptMessage> = messages.iter().map(ShownMessage::prompt_message).collect();
+            let Some(template) = Template::compile(&rule.summary.prompt, &rule.fields)? else {
                 return Ok(None);
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            let plan = words::plan(&template, &rule.scene(&event), &records, &budget)?;
+            let plan = summary::plan_prompts(&template, &WindowFacts::new(&rule, &event), &records, &budget)?;
             Ok(Some(Planned {
                 prompts: plan.prompts,
                 left_out: plan.left_out,
@@ -138,18 +138,18 @@ impl Wording<'_> {
         let (rule, event) = (Arc::clone(self.rule), event.clone());
         let (counter, texts) = (self.counter(), texts.to_vec());
         blocking(move || {
-            let Some(template) = Template::compile(&rule.words.prompt, &rule.fields)? else {
+            let Some(template) = Template::compile(&rule.summary.prompt, &rule.fields)? else {
                 return Ok(String::new());
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            words::reduce(&template, &rule.scene(&event), &texts, &budget)
+            summary::reduction_prompt(&template, &WindowFacts::new(&rule, &event), &texts, &budget)
         })
         .await
     }
 
     fn counter(&self) -> Counter {
-        let words = &self.rule.words;
+        let words = &self.rule.summary;
         let room = self.shared.room_for_prompt(words.max_tokens);
         Counter {
             prompts: Arc::clone(self.shared.prompts()),
@@ -160,7 +160,7 @@ impl Wording<'_> {
 
     /// Asks until there is an answer or no time left. What was asked before a restart is answered as it was then.
     async fn ask(&mut self, part: usize, prompt: String, event: &mut Event) -> Result<Answer, EventError> {
-        let words = &self.rule.words;
+        let words = &self.rule.summary;
         let key = JobKey {
             client: Some(INTERNAL.to_owned()),
             id: format!("{}.{part}", event.event_id),
@@ -216,7 +216,7 @@ impl Wording<'_> {
 struct Planned {
     prompts: Vec<String>,
     left_out: u64,
-    records: Vec<Record>,
+    records: Vec<PromptMessage>,
     /// What the operator wrote: its numbers are as good as any.
     template: String,
 }
@@ -239,17 +239,17 @@ impl Counter {
         }
     }
 
-    fn budget<'a>(&self, count: &'a dyn Fn(&str) -> Result<usize, String>) -> Budget<'a> {
-        Budget {
+    fn budget<'a>(&self, count: &'a dyn Fn(&str) -> Result<usize, String>) -> PromptBudget<'a> {
+        PromptBudget {
             tokens: self.tokens,
-            max_parts: self.rule.words.max_parts,
+            max_parts: self.rule.summary.max_parts,
             count,
         }
     }
 }
 
 fn conversation(rule: &Rule, prompt: String) -> Vec<Message> {
-    let system = rule.words.system.clone().map(|content| Message {
+    let system = rule.summary.system.clone().map(|content| Message {
         role: Role::System,
         content,
     });
@@ -261,11 +261,11 @@ fn conversation(rule: &Rule, prompt: String) -> Vec<Message> {
 }
 
 async fn blocking<T: Send + 'static>(
-    work: impl FnOnce() -> Result<T, WordsError> + Send + 'static,
+    work: impl FnOnce() -> Result<T, SummaryError> + Send + 'static,
 ) -> Result<T, EventError> {
     match tokio::task::spawn_blocking(work).await {
         Ok(Ok(done)) => Ok(done),
-        Ok(Err(fault @ WordsError::DoesNotFit { .. })) => {
+        Ok(Err(fault @ SummaryError::DoesNotFit { .. })) => {
             Err(error(ErrorCode::ContextOverflow, fault.to_string()))
         }
         Ok(Err(fault)) => Err(error(ErrorCode::Internal, fault.to_string())),

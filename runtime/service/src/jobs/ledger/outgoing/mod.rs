@@ -7,7 +7,7 @@ mod tests;
 
 use phi_edge_api::{DeadLetter, JobKey, Reply, ReplyAddress, ReplyBody, ReplyTarget};
 use phi_edge_job::Receipt;
-use phi_edge_rules::record::RuleChange;
+use phi_edge_rules::changes::RuleChange;
 use phi_edge_rules::{Published, Time};
 use phi_edge_store::Change;
 use tokio::sync::oneshot;

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::jobs::ledger::*;
-use phi_edge_rules::{Closing, Event, EventWindow, Output, Published, Time};
+use phi_edge_rules::{CloseReason, Event, EventWindow, Output, Published, Time};
 
 const START: Time = Time(1_700_000_000_000);
 
@@ -39,7 +39,7 @@ fn publish(ledger: &mut Ledger, id: u64, output: Output, at: Time) {
         window: EventWindow {
             start: START,
             end: START,
-            reason: Closing::Due,
+            reason: CloseReason::Due,
             messages: 1,
             late: 0,
             left_out: 0,
@@ -60,7 +60,7 @@ fn publish(ledger: &mut Ledger, id: u64, output: Output, at: Time) {
     let event_id = id.to_string();
     ledger.publish_event(
         Published { event, output },
-        RuleChange::Posted { event_id },
+        RuleChange::RemovePendingEvent { event_id },
         &[],
         at,
     );
