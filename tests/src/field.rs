@@ -213,7 +213,8 @@ impl Field {
 
     /// Requests with outcomes that differ, and these.
     pub fn differing(&self) -> Vec<(&str, Vec<String>)> {
-        let differing = self.outcomes.iter().filter(|(_, outcomes)| differ(outcomes));
+        let asked = self.outcomes.iter().filter(|(id, _)| self.asked.contains_key(*id));
+        let differing = asked.filter(|(_, outcomes)| differ(outcomes));
         let text = |outcome: &Vec<u8>| String::from_utf8_lossy(outcome).into_owned();
         differing
             .map(|(id, outcomes)| (id.as_str(), outcomes.iter().map(text).collect()))
