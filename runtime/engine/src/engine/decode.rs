@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
-use super::settle::sample;
+use super::settle::{SampleOutcome, sample};
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
 use crate::ids::{RowId, TokenId};
 use crate::request::Event;
@@ -11,8 +11,11 @@ use crate::rows::KvRows;
 use crate::sequence::Sequence;
 use crate::speculation::{self, Draft};
 
+/// A sequence, by index, and what a run's logits mean for it.
+type Sampled = (usize, Result<SampleOutcome, String>);
+
 impl<D: Decoder> Engine<D> {
-    /// The next token of every sequence that is through with its prompt, or of those of `regime`.
+    /// One decode step: the next token of every sequence whose prompt is computed, or of those of `regime`.
     pub(super) fn decode(
         &mut self,
         regime: Option<Regime>,
@@ -21,95 +24,21 @@ impl<D: Decoder> Engine<D> {
         events: &mut Vec<Event>,
     ) {
         let caps = self.decoder.caps().clone();
-        let context = self.context();
-        let mut ready: Vec<usize> = (0..self.running.len())
-            .filter(|&index| {
-                let sequence = &self.running[index];
-                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
-            })
-            .collect();
-        ready.sort_by_key(|&index| self.running[index].row);
-        let mut members = self.segment(ready, regime);
+        let mut members = self.members(regime);
         for &index in &members {
             self.steps += 1;
             self.running[index].served = self.steps;
         }
         let drafts = self.drafts(&members, &caps);
-        let mut failed = None;
-        for &index in &members {
-            let end = self.running[index].tokens.len() + drafts[index].len();
-            if let Err(error) = self.decoder.ensure(self.running[index].row, end) {
-                failed = Some((index, error.to_string()));
-                break;
-            }
-        }
-        if let Some((index, error)) = failed {
+        if let Err((index, error)) = self.reserve(&members, &drafts, &caps) {
             return self.fail(index, &error, events);
         }
-        // Rows that may stand idle in a run give nothing for it.
-        let between = if caps.idle_rows {
-            Vec::new()
-        } else {
-            self.between(&members)
-        };
-        for between in between {
-            if self.rows.is_idle(between) {
-                self.padding_rows.insert(between);
-            }
-            let held = held_by(&self.running, &self.rows, between);
-            // Refused only where the row is full, and then it would fail in the run as well.
-            let _ = self.decoder.ensure(between, held + 1);
-        }
-        let span = self.span(&members, &caps);
-        let started = now();
-        let lone = members.len() == 1;
-        let rows = batch(
-            &self.running,
-            &self.rows,
-            &members,
-            &drafts,
-            match (caps.contiguous_rows, caps.idle_rows) {
-                (false, _) => None,
-                (true, true) => Some(&[]),
-                (true, false) => Some(&self.padding_input),
-            },
-        );
-        if let (true, Some(&index)) = (lone, members.first()) {
-            interrupt.set_sole_request(self.running[index].id());
-        }
-        let interrupted = if lone { interrupt } else { &self.no_interrupt };
-        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
-        // Shorter rows are filled up.
-        let computed = span * longest;
-        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
-        interrupt.clear_sole_request();
-        let time = now();
-        let speculated = drafts.iter().any(|draft| !draft.is_empty());
-        let outcome = match outcome {
-            Ok(logits) => {
-                let took = time.saturating_sub(started);
-                self.cost.record(computed, took);
-                if !speculated {
-                    self.run_times.record_decode(took);
-                }
-                let mut at = 0;
-                let mut concluded = Vec::with_capacity(members.len());
-                for &index in &members {
-                    let sequence = &mut self.running[index];
-                    let draft = &drafts[index];
-                    let rows = logits.skip(at);
-                    at += draft.len() + 1;
-                    concluded.push((index, sample(sequence, &rows, draft, context, time)));
-                }
-                Ok(concluded)
-            }
-            Err(error) => Err(error),
-        };
+        let (outcome, time) = self.run_and_sample(&members, &drafts, &caps, now, interrupt);
         match outcome {
-            Ok(mut concluded) => {
+            Ok(mut sampled) => {
                 // From the end: a sequence that leaves moves those behind it.
-                concluded.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-                for (index, outcome) in concluded {
+                sampled.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+                for (index, outcome) in sampled {
                     self.conclude(index, outcome, time, events);
                 }
             }
@@ -122,6 +51,96 @@ impl<D: Decoder> Engine<D> {
                 }
             }
         }
+    }
+
+    /// The sequences of the next decode step, by index, in the order of their rows.
+    fn members(&mut self, regime: Option<Regime>) -> Vec<usize> {
+        let mut ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| {
+                let sequence = &self.running[index];
+                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
+            })
+            .collect();
+        ready.sort_by_key(|&index| self.running[index].row);
+        self.segment(ready, regime)
+    }
+
+    /// Makes room for the tokens of a step. The error names the sequence that has none.
+    fn reserve(
+        &mut self,
+        members: &[usize],
+        drafts: &[Vec<TokenId>],
+        caps: &Caps,
+    ) -> Result<(), (usize, String)> {
+        for &index in members {
+            let end = self.running[index].tokens.len() + drafts[index].len();
+            self.decoder
+                .ensure(self.running[index].row, end)
+                .map_err(|error| (index, error.to_string()))?;
+        }
+        // Rows that may stand idle in a run append nothing.
+        if caps.idle_rows {
+            return Ok(());
+        }
+        for between in self.between(members) {
+            if self.rows.is_idle(between) {
+                self.padding_rows.insert(between);
+            }
+            let held = held_by(&self.running, &self.rows, between);
+            // Refused only where the row is full, and then it would fail in the run as well.
+            let _ = self.decoder.ensure(between, held + 1);
+        }
+        Ok(())
+    }
+
+    /// Runs the graph once and samples for each member; also returns the time after the run.
+    fn run_and_sample(
+        &mut self,
+        members: &[usize],
+        drafts: &[Vec<TokenId>],
+        caps: &Caps,
+        now: &dyn Fn() -> Duration,
+        interrupt: &Interrupt,
+    ) -> (Result<Vec<Sampled>, DecodeError>, Duration) {
+        let context = self.context();
+        let span = self.span(members, caps);
+        let started = now();
+        let lone = members.len() == 1;
+        let padding: Option<&[TokenId]> = match (caps.contiguous_rows, caps.idle_rows) {
+            (false, _) => None,
+            (true, true) => Some(&[]),
+            (true, false) => Some(&self.padding_input),
+        };
+        let rows = batch(&self.running, &self.rows, members, drafts, padding);
+        if let (true, Some(&index)) = (lone, members.first()) {
+            interrupt.set_sole_request(self.running[index].id());
+        }
+        let interrupted = if lone { interrupt } else { &self.no_interrupt };
+        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
+        // Shorter rows are filled up.
+        let computed = span * longest;
+        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
+        interrupt.clear_sole_request();
+        let time = now();
+        let logits = match outcome {
+            Ok(logits) => logits,
+            Err(error) => return (Err(error), time),
+        };
+        let took = time.saturating_sub(started);
+        self.cost.record(computed, took);
+        if drafts.iter().all(Vec::is_empty) {
+            self.run_times.record_decode(took);
+        }
+        let mut first = 0;
+        let mut sampled = Vec::with_capacity(members.len());
+        for &index in members {
+            let draft = &drafts[index];
+            let rows = logits.skip(first);
+            first += draft.len() + 1;
+            let outcome = sample(&mut self.running[index], &rows, draft, context, time);
+            sampled.push((index, outcome));
+        }
+        (Ok(sampled), time)
     }
 
     /// The members that can share a run, of those the one that has waited longest among them. A run of the short
