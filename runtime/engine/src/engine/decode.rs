@@ -1,4 +1,4 @@
-//! A run of many sequences: the next token of each, and what they guess beyond it.
+//! Decode: a run of many sequences, for the next token of each and its draft beyond that.
 
 use std::time::Duration;
 
@@ -143,8 +143,8 @@ impl<D: Decoder> Engine<D> {
         (Ok(sampled), time)
     }
 
-    /// The members that can share a run, of those the one that has waited longest among them. A run of the short
-    /// regime can't carry a row beyond the boundary: the graph would choose the long factors for all.
+    /// Of the members that can share a run, the group whose member has waited longest. A run of the short regime
+    /// can't carry a row beyond the boundary: the graph would choose the long factors for all.
     fn segment(&mut self, members: Vec<usize>, regime: Option<Regime>) -> Vec<usize> {
         let (Some(boundary), Some(Regime::Short)) = (self.decoder.caps().rope_boundary, regime) else {
             return members;
@@ -158,7 +158,7 @@ impl<D: Decoder> Engine<D> {
                         continue;
                     }
                     if self.rows.is_idle(between) {
-                        // What it remembers is worth less than a shared run.
+                        // A shared run is worth more than the row's cached prefix.
                         self.rows.shorten(between, 0);
                         self.decoder.release(between);
                     } else if segments.last().is_some_and(|segment| !segment.is_empty()) {
@@ -174,7 +174,7 @@ impl<D: Decoder> Engine<D> {
         segments.into_iter().min_by_key(waited).unwrap_or_default()
     }
 
-    /// Rows that a run of `members` computes: those between them too.
+    /// The number of rows that a run of `members` computes, padding rows included.
     fn span(&self, members: &[usize], caps: &Caps) -> usize {
         let rows = || members.iter().map(|&index| self.running[index].row.0);
         match (rows().min(), rows().max()) {
@@ -183,7 +183,7 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// What each running sequence drafts; by index, empty for most.
+    /// The draft of each running sequence, by index; empty for most.
     fn drafts(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
         let mut drafts = vec![Vec::new(); self.running.len()];
         // Several rows of several tokens need a graph that takes them.
@@ -232,8 +232,8 @@ impl<D: Decoder> Engine<D> {
         drafts
     }
 
-    /// Rows that lie between those of `members` (in the order of their rows) and must take part in their run. Each
-    /// appends a token behind what it holds, where it does no harm.
+    /// The padding rows: those that lie between the rows of `members` (in the order of their rows) and must take part
+    /// in their run. Each appends a token behind what it holds, where it does no harm.
     fn between(&self, members: &[usize]) -> Vec<RowId> {
         if !self.decoder.caps().contiguous_rows {
             return Vec::new();
@@ -245,7 +245,7 @@ impl<D: Decoder> Engine<D> {
 }
 
 /// The rows of a run: the members in the order of their rows, and between them, where the decoder wants neighbours,
-/// rows that only take part, with `padding` for their input.
+/// padding rows with `padding` for their input.
 fn batch<'a>(
     running: &'a [Sequence],
     idle: &KvRows,
@@ -287,7 +287,7 @@ fn batch<'a>(
     rows
 }
 
-/// Tokens that a row holds: always at least one less than the context.
+/// The number of tokens that a row holds: always at least one less than the context.
 fn held_by(running: &[Sequence], idle: &KvRows, row: RowId) -> usize {
     match running.iter().find(|sequence| sequence.row == row) {
         Some(sequence) => sequence.computed,
