@@ -1,4 +1,4 @@
-//! Opens a model's graph on an execution provider and checks that it is the graph its config describes.
+//! Sessions: a graph opened on an execution provider, validated against its config.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::raw::Element;
 /// An open graph.
 pub(crate) struct OpenGraph {
     pub(crate) session: Session,
-    /// What runs: never `auto`.
+    /// The provider that runs it: never `auto`.
     pub(crate) provider: Provider,
     pub(crate) kv_element: Element,
     pub(crate) logits_element: Element,
@@ -39,7 +39,7 @@ pub(crate) struct OpenModel {
     pub(crate) prepared: Prepare,
 }
 
-/// What is opened.
+/// The graph to open.
 pub(crate) struct GraphSource<'a> {
     /// The graph's file; its weights lie beside it.
     pub(crate) path: &'a Path,
@@ -48,7 +48,7 @@ pub(crate) struct GraphSource<'a> {
     pub(crate) config: &'a GenaiConfig,
 }
 
-/// Opens a graph on one provider.
+/// Opens a graph on one provider and validates it.
 pub(crate) fn open(
     library: &Library,
     source: &GraphSource<'_>,
@@ -72,7 +72,7 @@ pub(crate) fn open(
     validate(session.map_err(fault)?, provider, source.config, source.path)
 }
 
-/// For graphs in memory whose weights lie in `folder`.
+/// A session builder for graphs in memory whose weights lie in `folder`.
 pub(crate) fn builder_beside_weights(
     library: &Library,
     provider: Provider,
@@ -95,7 +95,7 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
         Some(registration) => builder
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
-        // It knows the own operators, used or not.
+        // The custom operators are registered, used or not.
         None if custom_operators::available() => {
             Ok(builder.with_operators(custom_operators::domain(threads)?)?)
         }
@@ -103,8 +103,8 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
     }
 }
 
-/// Exporters of different ages differ in whether they name this input where the graph has none, and the other way
-/// round: the graph decides.
+/// The name of the input for positions. Exporters of different ages differ in whether they name this input where the
+/// graph has none, and the other way round: the graph decides.
 fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
     let named = config.inputs.position_ids.as_deref().unwrap_or("position_ids");
     inputs

@@ -1,4 +1,4 @@
-//! The product as an operator of ONNX Runtime.
+//! The binding of the matmul to ONNX Runtime.
 
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -11,17 +11,17 @@ use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 
-/// Scratch that the kernels of a session hand to each other.
+/// Scratch buffers that the kernels of a session share.
 type Pool = Arc<Mutex<Vec<Scratch>>>;
 
-/// The operator, for one session.
+/// The operator of one session.
 pub(crate) struct MatMul {
     threads: usize,
     scratch: Pool,
 }
 
 impl MatMul {
-    /// Weights are packed on `threads` threads.
+    /// An operator that packs weights on `threads` threads.
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             threads,
@@ -73,8 +73,7 @@ impl Operator for MatMul {
             zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
         };
         let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
-        // They are not read again.
-        // SAFETY: floats are bytes without gaps.
+        // The constant inputs are not read after packing.
         let scales = unsafe {
             std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
         };
@@ -86,7 +85,7 @@ impl Operator for MatMul {
     }
 }
 
-/// One matrix.
+/// The kernel of one matrix.
 pub(crate) struct MatMulKernel {
     packed: PackedWeights,
     scratch: Pool,
