@@ -1,5 +1,5 @@
-//! A model directory as onnxruntime-genai's exporter writes it: configuration, tokenizer, chat template; the folder that
-//! holds several, and how models get there: from a hub, an archive, another folder.
+//! Models on disk: a model directory as onnxruntime-genai's exporter writes it (configuration, tokenizer, chat
+//! template), the store of several, and pulls from a hub, an archive or another folder.
 //!
 //! It must never know ONNX Runtime, MQTT or tokio.
 
