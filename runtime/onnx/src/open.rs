@@ -235,7 +235,7 @@ mod tests {
             possible.map(Prepare::as_str).collect::<Vec<_>>().join(" ")
         };
         let check = |most, provider, available, expected: &str| {
-            assert_eq!(names(most, provider, available), expected)
+            assert_eq!(names(most, provider, available), expected);
         };
         let (none, both) = ([false; 2], [true; 2]);
         let all = "ragged+matmul+attention";

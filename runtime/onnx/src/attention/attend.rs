@@ -49,7 +49,7 @@ pub(crate) struct KvPointers {
 }
 
 /// A buffer for rotated queries, kept from one run to the next.
-pub(crate) type Scratch = Vec<f32>;
+pub(crate) type QueryScratch = Vec<f32>;
 
 // SAFETY: what is written through them is divided among the threads by the pieces of work.
 unsafe impl Send for KvPointers {}
@@ -76,7 +76,7 @@ pub(crate) unsafe fn attend(
     inputs: &AttentionInputs<'_>,
     slab: KvPointers,
     out: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut QueryScratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
     let rows = rows(heads, inputs, slab, out.len())?;
@@ -118,7 +118,7 @@ pub(crate) unsafe fn attend(
     }
     workers.each(rows.len() * heads.keys, store)?;
     workers.each(rows.len() * heads.keys * parts, |at| {
-        attend(at / parts, at % parts)
+        attend(at / parts, at % parts);
     })
 }
 

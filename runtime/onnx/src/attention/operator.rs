@@ -6,16 +6,16 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
-use crate::attention::attend::{AttentionInputs, Heads, KvPointers, Scratch, attend};
+use crate::attention::attend::{AttentionInputs, Heads, KvPointers, QueryScratch, attend};
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
-type Pool = Arc<Mutex<Vec<Scratch>>>;
+type QueryScratchPool = Arc<Mutex<Vec<QueryScratch>>>;
 
 /// The operator of one session.
 #[derive(Default)]
 pub(crate) struct Attention {
-    scratch: Pool,
+    scratch: QueryScratchPool,
 }
 
 impl Operator for Attention {
@@ -59,7 +59,7 @@ pub(crate) struct AttentionKernel {
     keys: usize,
     /// `None`: one divided by the square root of a vector's size.
     scale: Option<f32>,
-    scratch: Pool,
+    scratch: QueryScratchPool,
 }
 
 impl Kernel for AttentionKernel {

@@ -70,7 +70,7 @@ enum BoundTable {
 
 impl OnnxDecoder {
     /// A decoder over an open model, whose file is `path`; reserves its KV memory.
-    pub(crate) fn over(
+    pub(crate) fn new(
         opened: OpenModel,
         path: &Path,
         genai: &GenaiConfig,

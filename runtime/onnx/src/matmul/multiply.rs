@@ -14,7 +14,7 @@ const PREFETCH_BYTES: usize = 4096;
 
 /// Buffers for the quantised rows, kept from one matmul to the next.
 #[derive(Default)]
-pub(crate) struct Scratch {
+pub(crate) struct RowScratch {
     /// Four values each.
     quants: Vec<i32>,
     scales: Vec<f32>,
@@ -26,7 +26,7 @@ pub(crate) fn multiply(
     packed: &PackedWeights,
     input: &[f32],
     out: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut RowScratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
     let shape = packed.shape;

@@ -6,18 +6,18 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::{TensorElementType, TensorValueType};
 
 use crate::matmul::OPERATOR;
-use crate::matmul::multiply::{Scratch, multiply};
+use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
-type Pool = Arc<Mutex<Vec<Scratch>>>;
+type RowScratchPool = Arc<Mutex<Vec<RowScratch>>>;
 
 /// The operator of one session.
 pub(crate) struct MatMul {
     threads: usize,
-    scratch: Pool,
+    scratch: RowScratchPool,
 }
 
 impl MatMul {
@@ -74,6 +74,7 @@ impl Operator for MatMul {
         };
         let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
         // The constant inputs are not read after packing.
+        // SAFETY: floats are bytes without gaps.
         let scales = unsafe {
             std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
         };
@@ -88,7 +89,7 @@ impl Operator for MatMul {
 /// The kernel of one matrix.
 pub(crate) struct MatMulKernel {
     packed: PackedWeights,
-    scratch: Pool,
+    scratch: RowScratchPool,
 }
 
 impl Kernel for MatMulKernel {

@@ -177,7 +177,7 @@ impl Trial<'_> {
             tables,
             prepared: edits,
         };
-        OnnxDecoder::over(opened, self.path, genai, &config)
+        OnnxDecoder::new(opened, self.path, genai, &config)
     }
 }
 
