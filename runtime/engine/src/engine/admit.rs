@@ -96,7 +96,10 @@ impl<D: Decoder> Engine<D> {
                 regime_of(waiting.request.prompt.len(), self.caps()),
             );
             // The row with its prefix is evicted last: taken in place it costs nothing more.
-            self.make_room(self.promised(&waiting.request), found.map(|found| found.row));
+            self.make_room(
+                self.reserved_tokens(&waiting.request),
+                found.map(|found| found.row),
+            );
             let Some(place) = self.rows.place(id, found) else {
                 self.waiting.push_front(waiting);
                 return;
@@ -124,8 +127,12 @@ impl<D: Decoder> Engine<D> {
         let Some(budget) = self.budget_tokens() else {
             return true;
         };
-        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
-        running + self.rows.pinned_tokens() + self.promised(request) <= budget
+        let running: usize = self
+            .running
+            .iter()
+            .map(|s| self.reserved_tokens(&s.request))
+            .sum();
+        running + self.rows.pinned_tokens() + self.reserved_tokens(request) <= budget
     }
 
     /// Evicts idle rows except `keep`, the least recently used first, until `tokens` more fit the budget beside what
@@ -134,7 +141,11 @@ impl<D: Decoder> Engine<D> {
         let Some(budget) = self.budget_tokens() else {
             return;
         };
-        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
+        let running: usize = self
+            .running
+            .iter()
+            .map(|s| self.reserved_tokens(&s.request))
+            .sum();
         let kept = keep.map_or(0, |row| self.rows.evictable_tokens_of(row));
         while running + tokens + self.rows.pinned_tokens() + self.rows.evictable_tokens() - kept > budget {
             let Some(row) = self.rows.evict_oldest(keep) else {
@@ -145,7 +156,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// Tokens that a request may come to hold: the upper bound of its memory.
-    pub(super) fn promised(&self, request: &GenerateRequest) -> usize {
+    pub(super) fn reserved_tokens(&self, request: &GenerateRequest) -> usize {
         let asked = request.prompt.len().saturating_add(request.max_tokens);
         asked.min(self.context())
     }

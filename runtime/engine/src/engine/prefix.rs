@@ -85,8 +85,8 @@ impl<D: Decoder> Engine<D> {
     /// Copies the shared prefix from another row into the sequence's own.
     pub(super) fn reuse(&mut self, sequence: &mut Sequence, found: Option<PrefixMatch>) {
         // Memory that the sequence will overwrite stays allocated: the system need not provide it again.
-        let promised = self.promised(&sequence.request);
-        self.decoder.truncate(sequence.row, promised);
+        let reserved = self.reserved_tokens(&sequence.request);
+        self.decoder.truncate(sequence.row, reserved);
         let Some(found) = found.filter(|found| found.len > sequence.computed) else {
             return;
         };
