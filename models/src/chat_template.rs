@@ -10,18 +10,18 @@ use crate::error::{ModelError, read, read_json};
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Message {
-    /// Who speaks.
+    /// The role of a message's author.
     pub role: Role,
-    /// What is said.
+    /// The text.
     pub content: String,
 }
 
-/// Who speaks.
+/// The role of a message's author.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// Whoever runs the appliance.
+    /// The operator's instructions.
     System,
-    /// Whoever asks.
+    /// The user.
     User,
     /// The model.
     Assistant,

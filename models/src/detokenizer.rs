@@ -1,11 +1,11 @@
-//! Streams text out of token ids so that the pieces together are what decoding all ids at once gives.
+//! The streaming detokenizer: its pieces together are the decoding of all ids at once.
 
 use std::sync::Arc;
 
 use phi_edge_engine::{Detokenizer, TokenId};
 use tokenizers::Tokenizer;
 
-/// One answer's stream.
+/// The detokenizer of one answer.
 ///
 /// Text is the difference of two decodings: of the last ids given out, and of those with the new ones behind
 /// them. That keeps the space between words, which the first word of a decoding loses.
@@ -75,7 +75,7 @@ impl StreamDetokenizer {
 
 impl Detokenizer for StreamDetokenizer {
     fn push(&mut self, id: TokenId) -> String {
-        // Left out before decoding: it must not part a run of bytes either.
+        // Left out before decoding: it must not split a run of bytes either.
         if self.skip_special && self.is_special(id.0) {
             return String::new();
         }

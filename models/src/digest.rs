@@ -1,4 +1,4 @@
-//! What a file must hash to, and what it does.
+//! Hashes of files: expected and found.
 
 use std::fs::File;
 use std::io::Read;
@@ -54,7 +54,8 @@ impl FileHashes {
     }
 }
 
-/// Takes both hashes as the bytes come. The size must be known from the start, since a git blob begins with it.
+/// The hasher of a file, which computes both hashes as the bytes come. The size must be known from the start, since a
+/// git blob begins with it.
 #[derive(Clone)]
 pub(crate) struct FileHasher {
     sha256: Sha256,

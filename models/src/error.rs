@@ -1,8 +1,8 @@
-//! What can be wrong with a model directory: one line each, the file first.
+//! Errors of a model directory: one line each, the file first.
 
 use std::path::{Path, PathBuf};
 
-/// A fault of a model directory or of a prompt for it.
+/// An error of a model directory or of a prompt for it.
 #[derive(Debug, thiserror::Error)]
 pub enum ModelError {
     /// There is no such directory.
@@ -49,7 +49,7 @@ impl ModelError {
     }
 }
 
-/// Reads a file that `needed_for` says the use of.
+/// Reads a file; `needed_for` says what it is for.
 pub(crate) fn read(path: &Path, needed_for: &'static str) -> Result<Vec<u8>, ModelError> {
     std::fs::read(path).map_err(|source| match source.kind() {
         std::io::ErrorKind::NotFound => ModelError::Missing {

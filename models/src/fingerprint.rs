@@ -1,7 +1,7 @@
-//! What tells one model from another: a digest over all of its files.
+//! The fingerprint of a model: a digest over all of its files.
 //!
-//! Weights are gigabytes. The digest of a file is remembered by the file's inode, size and time, so that only what has
-//! changed is read.
+//! Weights are gigabytes. The digest of a file is kept under the file's inode, size and time, so that only changed
+//! files are read.
 
 use std::fmt::Write as _;
 use std::fs::File;
@@ -58,7 +58,7 @@ pub(crate) fn of_folder(folder: &Path, remembered: Option<&Path>) -> Result<Stri
     Ok(hex(&whole.finalize()))
 }
 
-/// What changes when a file does.
+/// The attributes that change when a file does.
 fn marks(metadata: &std::fs::Metadata) -> Value {
     let modified = metadata.modified().ok();
     let since = modified.and_then(|time| time.duration_since(UNIX_EPOCH).ok());

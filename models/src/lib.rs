@@ -1,11 +1,12 @@
-//! A model directory as onnxruntime-genai's exporter writes it: configuration, tokenizer, chat template; the folder that
-//! holds several, and how models get there: from a hub, an archive, another folder.
+//! Models on disk: a model directory as onnxruntime-genai's exporter writes it (configuration, tokenizer, chat
+//! template), the store of several, and pulls from a hub, an archive or another folder.
 //!
 //! It must never know ONNX Runtime, MQTT or tokio.
 
 mod chat_template;
 mod detokenizer;
 mod digest;
+mod encode_cost;
 mod error;
 mod fingerprint;
 mod genai_config;
@@ -23,6 +24,7 @@ mod store;
 mod text_model;
 
 pub use chat_template::{Message, Role};
+pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;
 pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
 pub use hub::{
@@ -33,4 +35,4 @@ pub use model_dir::ModelDir;
 pub use progress::{Event, Watch};
 pub use pull_error::{PullError, Size};
 pub use store::{FileFault, FreeSpace, ModelLink, ModelStore, StoredModel};
-pub use text_model::{EncodeCost, EncodeError, TextModel};
+pub use text_model::TextModel;

@@ -1,5 +1,5 @@
-//! `manifest.json`: what a model directory of ours says about itself. Exported directories have none; pulling one, or
-//! taking it in, writes it.
+//! `manifest.json`, the manifest of a model directory. Exported directories have none; pulling or importing one
+//! writes it.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -14,14 +14,14 @@ use crate::safe_path::is_safe;
 /// The file's name.
 pub(crate) const MANIFEST: &str = "manifest.json";
 
-/// What the file says.
+/// The file's content.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct Manifest {
     /// A name for people, the status and the replies; else the directory's name serves.
     pub name: Option<String>,
-    /// The model only shows how things work: its answers are not to be relied on.
+    /// Whether the model only demonstrates the program: its answers are not to be relied on.
     pub demonstration: bool,
-    /// A sentence for whoever reads the log.
+    /// A sentence for the log.
     pub note: Option<String>,
     /// The licence, as its publisher names it.
     pub licence: Option<String>,
@@ -29,11 +29,11 @@ pub struct Manifest {
     pub origin: Option<Origin>,
     /// Every file but this one, by its path with `/`.
     pub files: BTreeMap<String, FileRecord>,
-    /// Keys that are not ours, kept as they are.
+    /// Unknown keys, kept as they are.
     others: Map<String, Value>,
 }
 
-/// Where a model was pulled from.
+/// The origin of a pulled model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Origin {
     /// The hub or mirror.
@@ -46,7 +46,7 @@ pub struct Origin {
     pub folder: String,
 }
 
-/// What a file must be.
+/// The expected hash and size of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FileRecord {
     /// SHA-256 of its content, in hex.
@@ -124,7 +124,7 @@ impl Manifest {
         format!("{:#}\n", Value::Object(map))
     }
 
-    /// Writes the file, whole or not at all.
+    /// Writes the file atomically.
     pub(crate) fn write(&self, path: &Path) -> Result<(), ModelError> {
         let unreadable = |source| ModelError::Unreadable {
             path: path.to_path_buf(),
@@ -160,7 +160,7 @@ fn origin(source: &Value) -> Result<Origin, String> {
             .ok_or_else(|| format!("source.{key} must be text"))
     };
     Ok(Origin {
-        // Once the password of a mirror was noted with it.
+        // Older versions noted a mirror's password with it.
         hub: without_user(&text("hub")?),
         repository: text("repository")?,
         commit: text("commit")?,

@@ -1,4 +1,4 @@
-//! A model directory: what is in it, and whether it is whole.
+//! A model directory as exported: configuration, graph, tokenizer.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::genai_config::GenaiConfig;
 use crate::manifest::Manifest;
 use crate::text_model::TextModel;
 
-/// A directory whose configuration was read and whose graph file is there.
+/// A model directory whose configuration was read and whose graph file exists.
 #[derive(Debug, Clone)]
 pub struct ModelDir {
     path: PathBuf,
@@ -53,7 +53,7 @@ impl ModelDir {
         &self.config
     }
 
-    /// What it says about itself.
+    /// Its manifest.
     pub fn manifest(&self) -> &Manifest {
         &self.manifest
     }
@@ -79,7 +79,7 @@ impl ModelDir {
             .unwrap_or_else(|| "model".to_owned())
     }
 
-    /// What tells this model from others: a digest over all of its files, in hex. `remembered` is a file that keeps the
+    /// The digest over all of its files, in hex: it identifies the model. `remembered` is a file that keeps the
     /// digests of single files by their inode, size and time, so that weights are read once and not at every start.
     pub fn fingerprint(&self, remembered: Option<&Path>) -> Result<String, ModelError> {
         fingerprint::of_folder(&self.path, remembered)

@@ -1,12 +1,13 @@
-//! Text to ids in pieces: how few tokens a text can have, and where it may be cut without another id coming out.
+//! Encoding in pieces: a lower bound of a text's tokens, and the places where it may be cut without changing its ids.
 //!
-//! The tokenizer's library encodes a text as a whole, in some hundred bytes of memory for each byte of it, and knows no
-//! limit. Here a text is measured before, and encoded in pieces up to the limit. Both rest on what can be proven from the
-//! tokenizer's file; of one that says something unknown nothing is assumed, and its texts are encoded as a whole.
+//! The tokenizer's library encodes a text as a whole, in some hundred bytes of memory for each byte of it, without a
+//! limit. Here a text is measured first, and encoded in pieces up to a limit. Both rest on what can be proven from
+//! the tokenizer's file; nothing is assumed of a file with unknown parts, and its texts are encoded as a whole.
 //!
-//! Byte pair encoding only ever joins neighbours, and what it joins is a token in the end: two characters that are
-//! neighbours in no token are never joined, and what stands before and behind that place does not depend on each other.
-//! Where the text is cut into words before (a pre-tokenizer), a place counts only if the words are the same on both sides.
+//! Byte pair encoding only ever joins neighbours, and the result is a token in the end: two characters that are
+//! neighbours in no token are never joined, and the ids on the two sides of that place do not depend on each other.
+//! Where the text is cut into words before (a pre-tokenizer), a place counts only if the words are the same on both
+//! sides.
 
 use std::collections::{HashMap, HashSet};
 
@@ -16,12 +17,13 @@ use tokenizers::Tokenizer;
 
 use crate::error::ModelError;
 
-/// Bytes of text after which a piece ends at the next place where it may. A piece's memory is a hundred times as much, and
-/// what a call costs beyond its text is lost in the time that so much takes.
+/// The bytes of text after which a piece ends at the next place where it may. A piece's memory is a hundred times as
+/// much, and a call's overhead is small against the time that so much takes.
 const PIECE_BYTES: usize = 16 << 10;
 
-/// Memory that the library takes for each byte of a piece, in bytes. Measured on 1 MiB of text: 270 with a byte-level
-/// pre-tokenizer, which makes a string with alignments of each word, 180 for prose, fewer without one. The time is linear.
+/// The library's memory for each byte of a piece, in bytes. Measured on 1 MiB of text: 270 with a byte-level
+/// pre-tokenizer, which makes a string with alignments of each word, 180 for prose, fewer without one. The time is
+/// linear.
 pub(crate) const MEMORY_PER_BYTE: usize = 300;
 
 /// Patterns of pre-tokenizers that make separate words of a letter and of a space with a letter behind it, whatever stands
@@ -32,12 +34,12 @@ const WORD_PATTERNS: [&str; 3] = [
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+",
 ];
 
-/// A text's tokens as far as they were wanted.
+/// The error of a text with too many tokens.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct TooMany {
-    /// So many at least.
+    /// A lower bound of its tokens.
     pub(crate) at_least: usize,
-    /// No more than those.
+    /// Whether the bound is the exact number.
     pub(crate) exact: bool,
 }
 
@@ -45,7 +47,7 @@ pub(crate) struct TooMany {
 #[derive(Debug)]
 pub(crate) struct PieceEncoder {
     first: Tokenizer,
-    /// For what follows the first piece, where a text's beginning is normalised otherwise than the rest.
+    /// The tokenizer of the pieces after the first, where a text's beginning is normalised differently.
     rest: Option<Tokenizer>,
     longest: Option<Longest>,
     cuts: Option<Cuts>,
@@ -53,19 +55,19 @@ pub(crate) struct PieceEncoder {
     size: usize,
 }
 
-/// The most text that one token stands for.
+/// The unit and the most of text that one token covers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Longest {
     Characters(usize),
     Bytes(usize),
 }
 
-/// Where a text may be cut.
+/// The places where a text may be cut.
 #[derive(Debug)]
 enum Cuts {
     /// Between characters that are neighbours in no token, as the tokenizer sees them.
     Pairs {
-        /// What normalisation makes of a character.
+        /// The characters that normalisation makes of a character.
         mapped: HashMap<char, char>,
         /// Neighbours in a token.
         joined: HashSet<(char, char)>,
@@ -117,7 +119,7 @@ impl PieceEncoder {
         })
     }
 
-    /// A number of tokens that the text's ids are not below.
+    /// A lower bound of the text's tokens.
     pub(crate) fn at_least(&self, text: &str) -> usize {
         match self.longest {
             Some(Longest::Characters(most)) => text.chars().count().div_ceil(most),
@@ -126,7 +128,7 @@ impl PieceEncoder {
         }
     }
 
-    /// Bytes of the text's largest piece.
+    /// The bytes of the text's largest piece.
     pub(crate) fn largest_piece(&self, text: &str) -> usize {
         let (mut rest, mut largest) = (text, 0);
         while !rest.is_empty() {
@@ -163,7 +165,7 @@ impl PieceEncoder {
         Ok(Ok(()))
     }
 
-    /// Where the piece ends that a text begins with, in bytes.
+    /// The end of a text's first piece, in bytes.
     fn piece(&self, text: &str) -> usize {
         let Some(cuts) = self.cuts.as_ref().filter(|_| text.len() > self.size) else {
             return text.len();
@@ -199,11 +201,11 @@ impl Cuts {
     }
 }
 
-/// What a tokenizer's file says, where all of it is known.
+/// The facts of a tokenizer's file, where all of it is known.
 struct Form {
     longest: Longest,
     cuts: Option<Cuts>,
-    /// The normalizer without what it does to a text's beginning, where it does something.
+    /// The normalizer without its change of a text's beginning, if it makes one.
     normalizer_of_rest: Option<Value>,
 }
 
@@ -224,7 +226,7 @@ impl Form {
         }
     }
 
-    /// A tokenizer of whole texts that spells what it does not know in bytes, as Llama's and Phi-3's.
+    /// A tokenizer of whole texts that spells unknown characters in bytes, as Llama's and Phi-3's.
     fn of_characters(json: &Value, vocabulary: &serde_json::Map<String, Value>) -> Option<Self> {
         let model = &json["model"];
         let bytes: HashSet<String> = (0..=u8::MAX).map(|byte| format!("<{byte:#04X}>")).collect();
@@ -299,8 +301,8 @@ impl Form {
     }
 }
 
-/// What a normalizer makes of single characters, and the same without what it puts before a text, if it does. `None`: it
-/// does something else.
+/// Returns the normalizer's change of single characters, and the same without what it puts before a text, if it does.
+/// `None`: it does something else.
 fn normalizer(json: &Value) -> Option<(HashMap<char, char>, Option<Value>)> {
     let steps = match json["type"].as_str() {
         None if json.is_null() => return Some((HashMap::new(), None)),

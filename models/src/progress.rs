@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// What happens on the way, for progress bars and logs.
+/// An event of a pull or an import, for progress bars and logs.
 #[derive(Debug)]
 pub enum Event<'a> {
     /// A file is there already, with the right content.
@@ -12,29 +12,29 @@ pub enum Event<'a> {
         /// Its bytes.
         size: u64,
     },
-    /// A file is begun, or gone on with.
+    /// A file is begun, or resumed.
     Begun {
         /// Its path in the model directory.
         file: &'a str,
         /// Its bytes.
         size: u64,
-        /// Those that an earlier pull brought.
+        /// The bytes that an earlier pull brought.
         have: u64,
     },
-    /// So much of it has arrived.
+    /// Bytes of a file have arrived.
     At {
         /// Its path in the model directory.
         file: &'a str,
         /// Its bytes so far.
         bytes: u64,
     },
-    /// Something went wrong and is tried again.
+    /// An attempt failed and is made again.
     Retry {
         /// The file, or what else was asked for.
         file: &'a str,
         /// What went wrong.
         why: &'a str,
-        /// How long it waits first.
+        /// The wait before the next attempt.
         wait: Duration,
     },
     /// A file is there, verified.
@@ -49,5 +49,5 @@ pub enum Event<'a> {
     },
 }
 
-/// Is told what happens; by several threads.
+/// The receiver of events; called by several threads.
 pub type Watch<'a> = &'a (dyn Fn(&Event<'_>) + Sync);

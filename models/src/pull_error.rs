@@ -1,10 +1,10 @@
-//! Why a model could not be fetched, taken in or changed: one line each, what to do last.
+//! Errors of fetching, importing and changing models: one line each, what to do last.
 
 use std::path::{Path, PathBuf};
 
 use crate::error::ModelError;
 
-/// A fault of fetching models or of the folder that holds them.
+/// An error of fetching models or of the model store.
 #[derive(Debug, thiserror::Error)]
 pub enum PullError {
     /// What was asked for makes no sense.
@@ -15,7 +15,7 @@ pub enum PullError {
         /// What is wrong.
         fault: String,
     },
-    /// The hub lets nobody in without a token, or not with this one.
+    /// The hub needs a token, or refuses this one.
     #[error(
         "{what}: the hub refuses access (HTTP {status}). It does not exist, or its licence must be accepted on the \
          hub's page first; then pass a token of that account in HF_TOKEN or with --token-file"
@@ -26,7 +26,7 @@ pub enum PullError {
         /// The hub's answer.
         status: u16,
     },
-    /// The hub has no such thing.
+    /// The hub does not have it.
     #[error(
         "{what}: the hub has no such thing (HTTP {status}); check the spelling, the revision and the folder"
     )]
@@ -36,7 +36,7 @@ pub enum PullError {
         /// The hub's answer.
         status: u16,
     },
-    /// It was tried again and again without getting further.
+    /// All attempts failed without progress.
     #[error(
         "{what}: given up after {tries} tries without progress: {why}. What has arrived is kept; the same command goes \
          on from there"
@@ -62,7 +62,7 @@ pub enum PullError {
     NoModel {
         /// The repository.
         repository: String,
-        /// What is the matter, and the folders there are.
+        /// What is wrong, and the folders there are.
         fault: String,
     },
     /// A file's content is not what it must be, twice.
@@ -78,7 +78,7 @@ pub enum PullError {
         /// The hash or size that it has.
         found: String,
     },
-    /// It would not fit.
+    /// There is not enough room on the disk.
     #[error(
         "{}: {needed} more are needed and {free} are free; remove a model (phi-edge models remove NAME) or choose \
          another folder (--dir)",

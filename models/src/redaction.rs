@@ -1,4 +1,4 @@
-//! Addresses as they may be stored, shown and logged.
+//! Redaction: addresses as they may be stored, shown and logged.
 
 /// The address without user and password, which may stand before its host.
 pub(crate) fn without_user(address: &str) -> String {

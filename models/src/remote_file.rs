@@ -2,12 +2,12 @@
 
 use crate::digest::ExpectedHash;
 
-/// A file that is wanted.
+/// A file of a repository, with its place in the model directory.
 #[derive(Debug, Clone)]
 pub(crate) struct RemoteFile {
-    /// Where it stands in the repository.
+    /// Its path in the repository.
     pub(crate) remote: String,
-    /// Where it stands in the model directory.
+    /// Its path in the model directory.
     pub(crate) path: String,
     pub(crate) size: u64,
     /// All hashes that it must have: the hub's, and the manifest's from an earlier pull.
@@ -15,7 +15,7 @@ pub(crate) struct RemoteFile {
 }
 
 impl RemoteFile {
-    /// Whether `sha256` is what the file must hash to.
+    /// Whether `sha256` is one of the expected hashes.
     pub(crate) fn expects_sha256(&self, sha256: &str) -> bool {
         self.expected
             .iter()

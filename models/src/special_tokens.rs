@@ -1,4 +1,4 @@
-//! The tokenizer's added tokens: finding their spellings in text, and keeping users from spelling them.
+//! The tokenizer's added tokens: their spellings in text, and protection of users' text from them.
 
 use phi_edge_engine::TokenId;
 use serde_json::Value;
@@ -8,9 +8,9 @@ use serde_json::Value;
 pub(crate) struct AddedToken {
     pub(crate) id: TokenId,
     pub(crate) spelling: String,
-    /// Whitespace before it belongs to it.
+    /// Whether whitespace before it belongs to it.
     pub(crate) eats_left: bool,
-    /// Whitespace after it belongs to it.
+    /// Whether whitespace after it belongs to it.
     pub(crate) eats_right: bool,
 }
 
@@ -31,8 +31,8 @@ pub(crate) enum TextPart<'a> {
     Token(TokenId),
 }
 
-/// Private-use characters that stand for nothing in anybody's text; the first that a conversation lacks
-/// marks its own spellings of special tokens.
+/// Private-use characters that have no meaning in text; the first that a conversation lacks marks its own spellings
+/// of special tokens.
 const MARKS: std::ops::RangeInclusive<char> = '\u{F8A0}'..='\u{F8FF}';
 
 impl SpecialTokens {
@@ -87,7 +87,7 @@ impl SpecialTokens {
         self.tokens.len()
     }
 
-    /// Cuts a text at the spellings of added tokens, with the whitespace that each of them eats.
+    /// Splits a text at the spellings of added tokens, with the whitespace that belongs to each.
     pub(crate) fn split<'a>(&self, text: &'a str) -> Vec<TextPart<'a>> {
         let mut parts = Vec::new();
         let (mut start, mut at) = (0, 0);
@@ -132,7 +132,7 @@ impl SpecialTokens {
     }
 
     fn at_start_of(&self, text: &str) -> Option<&AddedToken> {
-        // Of a long text nearly every character begins none.
+        // Nearly every character of a long text begins none.
         let first = text.chars().next()?;
         if !self.firsts.contains(&first) {
             return None;

@@ -10,60 +10,20 @@ use tokenizers::Tokenizer;
 
 use crate::chat_template::{ChatTemplate, Message, Role};
 use crate::detokenizer::StreamDetokenizer;
+use crate::encode_cost::{EncodeCost, EncodeError, TEXT_COPIES};
 use crate::error::{ModelError, read};
 use crate::genai_config::GenaiConfig;
 use crate::pieces::{MEMORY_PER_BYTE, PieceEncoder, TooMany};
 use crate::special_tokens::{SpecialTokens, TextPart, unused_mark};
 
-/// Tokens that end a turn of Phi-3's, whatever the configuration lists: a published configuration that
-/// forgets one lets answers run on into an invented next turn.
+/// Tokens that end a turn of Phi-3's, whatever the configuration lists: an incomplete list of a published
+/// configuration lets answers run on into an invented next turn.
 const TURN_ENDS: [&str; 3] = ["<|endoftext|>", "<|end|>", "<|assistant|>"];
 
-/// Texts that others are encoded behind, of which one will form no token with what follows.
+/// Texts to encode others behind, one of which will form no token with what follows.
 const ANCHORS: [&str; 3] = ["\n", ".", "a"];
 /// The most tokens of an answer of one letter, with what the template puts around it.
 const ANSWER_TOKENS: usize = 8;
-
-/// Copies of a conversation's text at once while its prompt is made: broken spellings, the template's values and its whole
-/// text, the part that is encoded; two more for what allocators keep.
-const TEXT_COPIES: usize = 8;
-
-/// What encoding a conversation takes at most.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct EncodeCost {
-    /// A number of tokens that its prompt is not below.
-    pub at_least: usize,
-    /// Bytes of memory.
-    pub memory: usize,
-}
-
-impl EncodeCost {
-    /// The memory for a conversation of so many bytes of text, of which nothing else is known.
-    pub fn memory_for(bytes: usize) -> usize {
-        bytes.saturating_mul(MEMORY_PER_BYTE + TEXT_COPIES)
-    }
-
-    /// The memory for finding out what a conversation of so many bytes takes.
-    pub fn memory_of_measuring(bytes: usize) -> usize {
-        bytes.saturating_mul(TEXT_COPIES)
-    }
-}
-
-/// Why a conversation has no prompt within a limit.
-#[derive(Debug, thiserror::Error)]
-pub enum EncodeError {
-    /// It has more tokens than there is room for.
-    #[error("the prompt has {}{tokens} tokens", if *.exact { "" } else { "at least " })]
-    TooLong {
-        /// So many.
-        tokens: usize,
-        /// Not more than those: otherwise there may be any number.
-        exact: bool,
-    },
-    /// It can't be encoded at all.
-    #[error(transparent)]
-    Model(#[from] ModelError),
-}
 
 /// A model's tokenizer and chat template. Clones share them.
 #[derive(Debug, Clone)]
@@ -125,14 +85,14 @@ impl TextModel {
         })
     }
 
-    /// The ids of a conversation, ready for the model's answer. What messages hold is text: no spelling in it
-    /// becomes a control token. Where they hold none, the ids are those of the template's whole text.
+    /// The ids of a conversation, ready for the model's answer. Messages are text: no spelling in them becomes a
+    /// control token. Where they hold none, the ids are those of the template's whole text.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
         self.encode_turns(messages, true)
     }
 
-    /// As [`TextModel::encode_chat`], as far as there are not more than `room` ids. What is surely longer is not encoded, and
-    /// what turns out to be is encoded no further.
+    /// As [`TextModel::encode_chat`], with at most `room` ids. A text that is surely longer is not encoded, and
+    /// encoding stops where it turns out to be.
     ///
     /// # Errors
     /// The prompt is longer, or can't be made.
@@ -153,7 +113,7 @@ impl TextModel {
         }
     }
 
-    /// What encoding a conversation takes, found out without doing it.
+    /// The cost of encoding a conversation, measured without doing it.
     ///
     /// # Errors
     /// The template refuses it.
@@ -190,7 +150,7 @@ impl TextModel {
             TextPart::Token(_) => 1,
             TextPart::Text(text) => self.inner.plain.at_least(&unmarked(text, mark)),
         };
-        // What the parts from each on have at least.
+        // The least tokens of the parts from each on.
         let mut behind: Vec<usize> = parts.iter().map(shortest).collect();
         let mut sum = 0;
         for tokens in behind.iter_mut().rev() {
@@ -249,9 +209,9 @@ impl TextModel {
         Ok((self.inner.template.render(&disarmed, generation_prompt)?, mark))
     }
 
-    /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then `messages`,
-    /// up to and with the start of the next answer. So that what stands before can stay as it was computed: encoding
-    /// its text again need not give the same ids.
+    /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then
+    /// `messages`, up to and with the start of the next answer. The ids before them stay as they were computed:
+    /// encoding their text again need not give the same ones.
     pub fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
         match self.encode_continuation_within(messages, usize::MAX) {
             Ok(ids) => Ok(ids),
@@ -277,7 +237,7 @@ impl TextModel {
         let asked = self.encode_turns(std::slice::from_ref(&question), true)?;
         let mut conversation = vec![question, turn(Role::Assistant, "x")];
         conversation.extend_from_slice(messages);
-        // What stands before the continuation is the question that is asked, and an answer of one letter.
+        // Before the continuation are the question and an answer of one letter.
         let before = asked.len() + ANSWER_TOKENS;
         let all = self
             .encode_within(&conversation, true, room.saturating_add(before))

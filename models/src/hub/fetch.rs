@@ -1,4 +1,4 @@
-//! One file, piece by piece, through whatever happens on the way.
+//! Fetching one file, piece by piece, with retries.
 
 use std::io::Read;
 use std::path::Path;
@@ -14,10 +14,10 @@ use crate::progress::{Event, Watch};
 use crate::pull_error::PullError;
 use crate::remote_file::RemoteFile;
 
-/// Bytes that are read, hashed and written at a time.
+/// The bytes that are read, hashed and written at a time.
 const READ_BUFFER_BYTES: usize = 64 << 10;
 
-/// What fetching any file needs.
+/// The parts that fetching any file needs.
 pub(crate) struct Fetch<'a> {
     pub(crate) client: &'a Client,
     pub(crate) policy: &'a RetryPolicy,
@@ -27,9 +27,9 @@ pub(crate) struct Fetch<'a> {
 }
 
 impl Fetch<'_> {
-    /// Fetches `wanted` from `address` to `target`, unless it is there already, and gives its hashes.
+    /// Fetches `wanted` from `address` to `target`, unless it is there already, and returns its hashes.
     ///
-    /// Content with the wrong hash is thrown away and fetched once more; a second time is an error.
+    /// Content with the wrong hash is discarded and fetched once more; a second time is an error.
     pub(crate) fn file(
         &self,
         wanted: &RemoteFile,
@@ -45,7 +45,7 @@ impl Fetch<'_> {
             size: wanted.size,
             have: partial.length(),
         });
-        // Where the hub redirected to. It is asked again only when that no longer answers.
+        // The address that the hub redirected to. The hub is asked again only when that fails.
         let mut located: Option<Url> = None;
         let (mut failures, mut reached, mut wrong, mut restarts) = (0, partial.length(), 0, 0);
         loop {
@@ -92,7 +92,7 @@ impl Fetch<'_> {
                 }
             };
             failures += 1;
-            // A server without ranges that breaks off each time makes progress, and never comes to an end.
+            // A server without ranges that breaks off each time makes progress without ever completing.
             if failures.max(restarts) >= self.policy.max_attempts {
                 return Err(PullError::GivenUp {
                     what: wanted.path.clone(),
@@ -114,7 +114,7 @@ impl Fetch<'_> {
         }
     }
 
-    /// The hashes of a file that an earlier process brought here whole. One that is wrong is removed.
+    /// The hashes of a file that an earlier process completed. One that is wrong is removed.
     fn existing(&self, wanted: &RemoteFile, target: &Path) -> Result<Option<FileHashes>, PullError> {
         if !target.exists() {
             return Ok(None);
@@ -131,7 +131,7 @@ impl Fetch<'_> {
         Ok(None)
     }
 
-    /// Asks for the next piece and appends what comes of it.
+    /// Requests the next piece and appends it.
     fn piece(
         &self,
         wanted: &RemoteFile,
@@ -142,7 +142,7 @@ impl Fetch<'_> {
         let from = partial.length();
         let last = wanted.size.min(from + self.policy.chunk_bytes.max(1)) - 1;
         let mut headers = vec![("range", format!("bytes={from}-{last}"))];
-        // A weak tag does not promise the same bytes, so it can't be asked for.
+        // A weak tag does not guarantee the same bytes, so it can't be used.
         if let Some(tag) = partial.etag().filter(|tag| from > 0 && !tag.starts_with("W/")) {
             headers.push(("if-range", tag.to_owned()));
         }
@@ -188,7 +188,7 @@ impl Fetch<'_> {
         Ok(())
     }
 
-    /// Appends up to `wants` bytes of the body, each as soon as it is there.
+    /// Appends up to `wants` bytes of the body as they arrive.
     fn read(
         &self,
         wanted: &RemoteFile,
@@ -238,7 +238,7 @@ impl Fetch<'_> {
     }
 }
 
-/// Why a piece did not come.
+/// The error of a piece.
 enum PieceError {
     Request(RequestError),
     /// What was expected and what was found.
@@ -257,7 +257,7 @@ impl From<PullError> for PieceError {
     }
 }
 
-/// Holds a `Content-Range: bytes from-to/total` to what was asked for.
+/// Compares a `Content-Range: bytes from-to/total` with the request.
 fn check_range(response: &HubResponse, from: u64, size: u64) -> Result<(), PieceError> {
     let text = response.header("content-range").unwrap_or_default();
     let parsed = text.strip_prefix("bytes ").and_then(|rest| rest.split_once('/'));

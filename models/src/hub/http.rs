@@ -1,5 +1,5 @@
-//! Requests to the hub and to where it redirects: proxies, certificates, the token, and which answers are worth
-//! another try.
+//! HTTP requests to the hub and to where it redirects: proxies, certificates, the token, and which failures are worth
+//! a retry.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use super::retry::RetryPolicy;
 use crate::pull_error::PullError;
 use crate::redaction::without_user;
 
-/// Redirects followed for one request.
+/// The most redirects that are followed for one request.
 const MAX_REDIRECTS: usize = 10;
 
 /// The proxies of this machine. They must let `CONNECT` through, which is what proxies do for https.
@@ -60,18 +60,18 @@ impl Proxies {
     }
 }
 
-/// Why a request gave nothing.
+/// The error of a request.
 #[derive(Debug)]
 pub(crate) enum RequestError {
-    /// Another try may help.
+    /// A failure that a retry may mend.
     Retry {
         why: String,
-        /// What the server asks to wait.
+        /// The wait that the server asks for.
         wait: Option<Duration>,
     },
-    /// It won't.
+    /// A permanent failure.
     Final(PullError),
-    /// Another file failed; this one was told to stop.
+    /// The request was stopped because another file failed.
     Stopped,
 }
 
@@ -90,7 +90,7 @@ impl From<PullError> for RequestError {
     }
 }
 
-/// A response that has a body worth reading, and where it came from.
+/// A response with a body, and the address that it came from.
 pub(crate) struct HubResponse {
     pub(crate) inner: Response<Body>,
     pub(crate) url: Url,
@@ -106,7 +106,7 @@ impl HubResponse {
     }
 }
 
-/// Speaks to one hub.
+/// The HTTP client of one hub.
 pub(crate) struct Client {
     base: Url,
     token: Option<String>,
@@ -162,7 +162,7 @@ impl Client {
         redacted(&self.base).trim_end_matches('/').to_owned()
     }
 
-    /// Asks for `url`, follows redirects, and sorts the answers: 200, 206 and 416 are given back.
+    /// Requests `url`, follows redirects, and sorts the responses: 200, 206 and 416 are returned.
     pub(crate) fn get(
         &self,
         what: &str,
@@ -220,8 +220,8 @@ impl Client {
         url.origin() == self.base.origin()
     }
 
-    /// What a response without a usable body means. Only the hub itself may say that something is not to be had: other
-    /// servers see signed addresses, which run out.
+    /// The error of a response without a usable body. Only the hub itself may say that something does not exist:
+    /// other servers see signed addresses, which expire.
     fn refusal(&self, what: &str, response: &HubResponse) -> RequestError {
         let status = response.status();
         let what = what.to_owned();
@@ -245,7 +245,7 @@ impl Client {
     }
 }
 
-/// Where a redirect leads.
+/// The target of a redirect.
 fn target(response: &HubResponse) -> Result<Url, RequestError> {
     let from = redacted(&response.url);
     let location = response
@@ -271,7 +271,7 @@ fn redacted(url: &Url) -> String {
     without_user(url.as_str())
 }
 
-/// The authorities that this machine trusts, so that a company's own proxy or mirror is too; where it names none, those
+/// The authorities that this machine trusts, which cover a company's own proxy or mirror; where it has none, those
 /// that come with the TLS library.
 fn roots() -> RootCerts {
     let found = rustls_native_certs::load_native_certs();

@@ -1,4 +1,4 @@
-//! What a repository holds: its commit, its licence, its files.
+//! The listing of a repository: its commit, its licence, its files.
 
 use std::collections::BTreeSet;
 
@@ -11,13 +11,13 @@ use crate::digest::ExpectedHash;
 use crate::pull_error::PullError;
 use crate::safe_path::is_safe;
 
-/// Pages that a listing may have; published repositories have one or two.
+/// The most pages of a listing; published repositories have one or two.
 const MAX_PAGES: usize = 1000;
 
-/// Bytes that one page may have.
+/// The most bytes of one page.
 const MAX_PAGE_BYTES: u64 = 64 << 20;
 
-/// What stands for itself in a segment of a path.
+/// The characters that a path segment has unescaped.
 const UNESCAPED_IN_SEGMENT: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'-')
     .remove(b'.')
@@ -39,7 +39,7 @@ pub(crate) struct RepositoryFile {
     pub(crate) expected: ExpectedHash,
 }
 
-/// Asks which commit `revision` is now, and for the model card's licence.
+/// Asks for the commit of `revision` and for the model card's licence.
 pub(crate) fn revision(client: &Client, repository: &str, revision: &str) -> Result<Revision, RequestError> {
     let what = format!("{repository} at {revision}");
     let path = format!(
@@ -214,7 +214,7 @@ fn encoded_path(path: &str) -> String {
     path.split('/').map(encoded).collect::<Vec<_>>().join("/")
 }
 
-/// An response's JSON. Half of one is worth another try.
+/// The JSON of a response. A truncated one is worth a retry.
 fn json(what: &str, mut response: HubResponse) -> Result<Value, RequestError> {
     if response.status() != 200 {
         return Err(protocol(what, format!("HTTP {}", response.status())).into());

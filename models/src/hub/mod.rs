@@ -1,5 +1,5 @@
-//! Models from a hub that speaks Hugging Face's protocol: what is there, fetched so that it may be interrupted at any
-//! time, and verified before it takes any model's place.
+//! The client of a hub that speaks Hugging Face's protocol: models are fetched so that it may be interrupted at any
+//! time, and verified before they replace any.
 //!
 //! The protocol as it is used here:
 //!
@@ -10,8 +10,8 @@
 //! * `GET /{repository}/resolve/{commit}/{path}` gives a file, mostly by a redirect to a server elsewhere, which takes
 //!   `Range`.
 //!
-//! Files are asked for piece by piece (`Range` of [`RetryPolicy::chunk`] bytes): what was sent when the process dies, and
-//! must be sent again, is at most one piece a file.
+//! Files are requested piece by piece (`Range` of [`RetryPolicy::chunk_bytes`]): at most one piece of each file is
+//! sent again after the process dies.
 
 mod fetch;
 mod http;

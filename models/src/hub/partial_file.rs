@@ -1,4 +1,4 @@
-//! A file on its way: what has arrived, and what is known about it, so that another process can go on.
+//! Partial files: what has arrived of a file and what is known about it, so that another process can resume.
 //!
 //! Beside `FILE` stand `FILE.part`, the bytes so far, and `FILE.part.json`, which hash they are to have and under which
 //! entity tag they came. The latter is written before the first byte, so that bytes of unknown origin are never kept.
@@ -13,7 +13,7 @@ use crate::digest::{FileHasher, FileHashes};
 use crate::pull_error::PullError;
 use crate::remote_file::RemoteFile;
 
-/// The part of a file that has arrived.
+/// A file of which a part has arrived.
 pub(crate) struct PartialFile {
     target: PathBuf,
     bytes: PathBuf,
@@ -28,7 +28,7 @@ pub(crate) struct PartialFile {
 }
 
 impl PartialFile {
-    /// Takes up what an earlier process left at `target`, or begins.
+    /// Opens what an earlier process left at `target`, or begins.
     pub(crate) fn open(target: &Path, wanted: &RemoteFile) -> Result<Self, PullError> {
         if let Some(folder) = target.parent() {
             std::fs::create_dir_all(folder).map_err(PullError::io(folder, "made"))?;
@@ -89,22 +89,22 @@ impl PartialFile {
         }
     }
 
-    /// How many bytes have arrived.
+    /// The number of bytes that have arrived.
     pub(crate) fn length(&self) -> u64 {
         self.length
     }
 
-    /// How often bytes were thrown away since it was opened.
+    /// How often bytes were discarded since it was opened.
     pub(crate) fn discards(&self) -> u32 {
         self.discards
     }
 
-    /// The entity tag that they came under.
+    /// The entity tag of the bytes.
     pub(crate) fn etag(&self) -> Option<&str> {
         self.etag.as_deref()
     }
 
-    /// Notes the entity tag of what comes.
+    /// Sets the entity tag of the bytes to come.
     pub(crate) fn set_etag(&mut self, etag: Option<&str>) -> Result<(), PullError> {
         if self.etag.as_deref() != etag {
             self.etag = etag.map(ToOwned::to_owned);
@@ -122,7 +122,7 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Throws away what has arrived.
+    /// Discards what has arrived.
     pub(crate) fn reset(&mut self) -> Result<(), PullError> {
         self.discards += u32::from(self.length > 0);
         self.file
@@ -138,7 +138,7 @@ impl PartialFile {
         self.hasher.seen()
     }
 
-    /// Puts the whole file, safe on the disk, where it belongs.
+    /// Syncs the complete file and moves it to its target.
     pub(crate) fn finish(self) -> Result<(), PullError> {
         self.file
             .sync_all()
@@ -148,8 +148,8 @@ impl PartialFile {
         Ok(())
     }
 
-    /// Writes down what is known, whole or not at all: a process killed within must not leave bytes that nothing vouches
-    /// for, since they would be thrown away.
+    /// Writes the state atomically: a process killed meanwhile must not leave bytes without a state, since they would
+    /// be discarded.
     fn note(&self) -> Result<(), PullError> {
         let state = json!({ "expected": self.key, "size": self.size, "etag": self.etag });
         let fresh = beside(&self.target, ".part.json.part");
@@ -159,7 +159,7 @@ impl PartialFile {
     }
 }
 
-/// How many bytes of `target` an earlier process left.
+/// The number of bytes of `target` that an earlier process left.
 pub(crate) fn arrived(target: &Path) -> u64 {
     let length = |path: &Path| path.metadata().map_or(0, |metadata| metadata.len());
     length(target).max(length(&beside(target, ".part")))

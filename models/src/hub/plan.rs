@@ -1,15 +1,15 @@
-//! What a pull will do: which files of a repository make up the model.
+//! The plan of a pull: the files of a repository that make up the model.
 
 use super::listing::RepositoryFile;
 use crate::manifest::Origin;
 use crate::remote_file::RemoteFile;
 
-/// What a pull will do.
+/// The plan of a pull.
 #[derive(Debug)]
 pub struct Plan {
-    /// What the model is called here.
+    /// The model's name here.
     pub name: String,
-    /// Where it comes from.
+    /// Its origin.
     pub origin: Origin,
     /// The licence that the repository states.
     pub licence: Option<String>,
@@ -19,7 +19,7 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// How many files the model has.
+    /// The number of the model's files.
     pub fn files(&self) -> usize {
         self.files.len()
     }
@@ -39,8 +39,8 @@ pub(super) fn model_folders(entries: &[RepositoryFile]) -> Vec<String> {
     folders
 }
 
-/// The files of `folder`, without those of models in folders below it and without what git keeps for itself; and the
-/// repository's licence, where the folder has none of its own.
+/// The files of `folder`, without those of models in folders below it and without git's own; and the repository's
+/// licence, where the folder has none.
 pub(super) fn wanted(entries: &[RepositoryFile], folder: &str) -> Vec<RemoteFile> {
     let below = |path: &str, folder: &str| -> Option<String> {
         if folder.is_empty() {

@@ -1,4 +1,4 @@
-//! A whole model: what to fetch, room for it, several files at once, and the switch at the end.
+//! Pulling a whole model: the plan, room for it, several files at once, and the switch at the end.
 
 use parking_lot::Mutex;
 use std::collections::{BTreeMap, VecDeque};
@@ -19,36 +19,36 @@ use crate::pull_error::PullError;
 use crate::remote_file::RemoteFile;
 use crate::store::ModelStore;
 
-/// Beyond the files themselves: states, the manifest, folders.
+/// The bytes needed beyond the files themselves: states, the manifest, folders.
 const RESERVE_BYTES: u64 = 1 << 20;
 
-/// How a hub is reached.
+/// The options of a hub.
 #[derive(Debug, Clone)]
 pub struct HubOptions {
-    /// Stands in for the hub of every source: a mirror.
+    /// The mirror that replaces the hub of every source.
     pub mirror: Option<String>,
-    /// Opens gated repositories; it is sent to the hub alone.
+    /// The token for gated repositories; it is sent to the hub alone.
     pub token: Option<String>,
     /// The proxies of this machine.
     pub proxies: Proxies,
-    /// How long to go on.
+    /// The retry policy.
     pub retry: RetryPolicy,
-    /// Files at once.
+    /// The number of files that are fetched at once.
     pub jobs: usize,
 }
 
-/// A hub, and what is wanted from it.
+/// A hub and its options.
 pub struct Hub {
     client: Client,
     options: HubOptions,
 }
 
-/// How a pull ended.
+/// The outcome of a pull.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// This very version is there, and whole.
+    /// The same version was there, complete.
     Already(PathBuf),
-    /// It is there now.
+    /// The version was installed.
     Installed(PathBuf),
 }
 
@@ -78,7 +78,7 @@ impl Hub {
         Ok(Self { client, options })
     }
 
-    /// Asks the hub what `source` is made of at `revision`, which goes before the source's own.
+    /// Asks the hub for the files of `source` at `revision`, which overrides the source's own.
     pub fn plan(
         &self,
         source: &Source,
@@ -130,8 +130,8 @@ impl Hub {
         })
     }
 
-    /// Fetches what the plan names and puts it in its place on the store. Until every file is there and verified,
-    /// nothing that is in use changes.
+    /// Fetches the plan's files and installs them in the store. Until every file is there and verified, nothing that
+    /// is in use changes.
     pub fn fetch(&self, store: &ModelStore, plan: &Plan, watch: Watch<'_>) -> Result<Outcome, PullError> {
         let _lock = store.lock(&plan.name)?;
         let files = self.with_known_hashes(store, plan)?;
@@ -154,7 +154,7 @@ impl Hub {
     }
 
     /// The plan's files with the hashes that an earlier pull of the same commit kept. A hub that now names others is
-    /// not believed.
+    /// refused.
     fn with_known_hashes(&self, store: &ModelStore, plan: &Plan) -> Result<Vec<RemoteFile>, PullError> {
         let mut files = plan.files.clone();
         for place in [store.place(&plan.name), store.previous(&plan.name)] {
@@ -245,7 +245,7 @@ impl Hub {
         Ok(seen)
     }
 
-    /// Tries a request until it succeeds, fails for good, or has failed too often.
+    /// Repeats a request until it succeeds, fails for good, or has failed too often.
     fn retrying<T>(
         &self,
         what: &str,
@@ -296,7 +296,7 @@ fn is_there(place: &Path, plan: &Plan, files: &[RemoteFile]) -> bool {
             .is_ok_and(|faults| faults.iter().all(|fault| !fault.spoils()))
 }
 
-/// Holds what is still to come against what is free.
+/// Makes room for the bytes that are still to come.
 fn make_room(
     store: &ModelStore,
     plan: &Plan,

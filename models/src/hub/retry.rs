@@ -1,21 +1,21 @@
-//! How long to go on trying, and how long to wait in between.
+//! The retry policy of a pull.
 
 use std::time::Duration;
 
-/// How patient a pull is, and in what pieces it asks.
+/// Attempts, waits and the size of pieces.
 #[derive(Debug, Clone)]
 pub struct RetryPolicy {
-    /// Tries without progress before it gives up; each byte beyond what was ever reached starts the count anew.
+    /// Attempts without progress before it gives up; each byte beyond the most ever reached resets the count.
     pub max_attempts: u32,
     /// The wait after the first failure; it doubles with each further one.
     pub initial_backoff: Duration,
-    /// The longest wait that is chosen here.
+    /// The longest wait without a request of the server.
     pub max_backoff: Duration,
     /// The longest wait that a server may ask for by `Retry-After`.
     pub max_retry_after: Duration,
-    /// A connection that gives nothing for this long is given up.
+    /// The time without data after which a connection is closed.
     pub stall_timeout: Duration,
-    /// Bytes asked for at a time.
+    /// The bytes of one request.
     pub chunk_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! What can be pulled: a short name, an address, a folder.
+//! Sources of models: a short name, an address, a folder.
 
 use std::path::{Path, PathBuf};
 
@@ -10,7 +10,7 @@ use crate::redaction::without_user;
 /// The hub that short names mean unless a mirror is named.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";
 
-/// Where a model comes from.
+/// The source of a model.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A repository of a hub.
@@ -23,14 +23,14 @@ pub enum Source {
         revision: Option<String>,
         /// The folder in it that holds the model; `None` to look for it.
         folder: Option<String>,
-        /// What the model is called here unless told otherwise.
+        /// The model's name here unless another is given.
         name: String,
     },
     /// A folder of this machine.
     Folder(PathBuf),
 }
 
-/// What the model is to run on: published repositories have a folder for each.
+/// The hardware that the model is to run on: published repositories have a folder for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Accelerator {
     /// Processors.
@@ -96,7 +96,7 @@ impl Source {
         )))
     }
 
-    /// What the model is called here unless told otherwise.
+    /// The model's name here unless another is given.
     pub fn name(&self) -> String {
         match self {
             Self::Hub { name, .. } => name.clone(),
@@ -197,7 +197,7 @@ pub(crate) fn choose_folder(
     })
 }
 
-/// How well a folder's name suits; 0 is not at all.
+/// The rank of a folder by its name; 0 does not fit.
 fn rank(folder: &str, accelerator: Accelerator) -> u32 {
     let lower = folder.to_lowercase();
     let words: Vec<&str> = lower.split(|c: char| !c.is_ascii_alphanumeric()).collect();

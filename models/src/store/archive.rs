@@ -1,7 +1,7 @@
-//! A model in one file, for a machine without a network: a plain tar, the manifest first.
+//! Archives: a model in one file, for a machine without a network. A plain tar, the manifest first.
 //!
-//! The manifest says what must follow, so that an archive is refused as soon as it differs, and nothing is written that
-//! the manifest does not name.
+//! The manifest lists what must follow, so that an archive is refused as soon as it differs, and nothing is written
+//! that the manifest does not name.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -19,12 +19,12 @@ use crate::manifest::{FileRecord, MANIFEST, Manifest};
 use crate::progress::{Event, Watch};
 use crate::pull_error::PullError;
 
-/// Bytes that an archive's manifest may have.
+/// The most bytes of an archive's manifest.
 const MAX_MANIFEST_BYTES: u64 = 16 << 20;
 
 impl ModelStore {
-    /// Writes the model in `directory` to `file`. Its files are held against its manifest on the way; where that has no
-    /// hashes, they are taken first.
+    /// Writes the model in `directory` to `file`. Its files are compared with its manifest meanwhile; if that has no
+    /// hashes, they are computed first.
     pub fn export(directory: &Path, file: &Path, watch: Watch<'_>) -> Result<(), PullError> {
         if !directory.is_dir() {
             return Err(ModelError::NoDirectory(directory.to_path_buf()).into());
@@ -54,7 +54,7 @@ impl ModelStore {
         written
     }
 
-    /// Takes the model in the archive `file` in, as `name` or under the name that it has, once all of it is verified.
+    /// Imports the model in the archive `file`, as `name` or under the name that it has, once all of it is verified.
     pub fn import(&self, file: &Path, name: Option<&str>, watch: Watch<'_>) -> Result<PathBuf, PullError> {
         let fault = |fault: String| PullError::Archive {
             path: file.to_path_buf(),
@@ -168,7 +168,7 @@ fn header(size: u64) -> Header {
     header
 }
 
-/// Hashes what is read, and tells how far it is.
+/// A reader that hashes what is read and reports how far it is.
 struct Hashed<R, A> {
     inner: R,
     hasher: FileHasher,
@@ -202,13 +202,13 @@ fn read_manifest(entry: Entry<'_, impl Read>) -> Result<Manifest, String> {
     Ok(manifest)
 }
 
-/// Why an entry was not taken.
+/// The error of an entry.
 enum EntryError {
     Invalid(String),
     Pull(PullError),
 }
 
-/// Writes one entry, if the manifest waits for it.
+/// Writes one entry, if the manifest names it.
 fn take(
     mut entry: Entry<'_, impl Read>,
     missing: &mut BTreeMap<&str, &FileRecord>,

@@ -1,4 +1,4 @@
-//! A model directory against its manifest.
+//! Comparison of a model directory with its manifest.
 
 use std::collections::BTreeSet;
 use std::path::Path;
@@ -7,7 +7,7 @@ use crate::digest::FileHasher;
 use crate::manifest::{MANIFEST, Manifest};
 use crate::pull_error::PullError;
 
-/// What is wrong with a file of a model.
+/// A difference between a file and the manifest.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileFault {
     /// The manifest names it, and it is not there.
@@ -26,7 +26,7 @@ pub enum FileFault {
 }
 
 impl FileFault {
-    /// Whether a file that belongs to the model is not right; those that are too many leave it whole.
+    /// Whether a file of the model is not right; additional ones leave it whole.
     pub fn spoils(&self) -> bool {
         !matches!(self, Self::Extra(_))
     }
@@ -46,7 +46,7 @@ impl std::fmt::Display for FileFault {
     }
 }
 
-/// Reads every file of `directory` and holds it against `manifest`.
+/// Compares every file of `directory` with `manifest`.
 pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<FileFault>, PullError> {
     let mut extra: BTreeSet<String> = walk(directory)?.into_iter().collect();
     extra.remove(MANIFEST);
@@ -82,7 +82,7 @@ pub(crate) fn compare(directory: &Path, manifest: &Manifest) -> Result<Vec<FileF
     Ok(faults)
 }
 
-/// Removes files that the manifest does not name: what is left of a file that came another way after all.
+/// Removes files that the manifest does not name: leftovers of files that were linked after all.
 pub(crate) fn sweep(directory: &Path, manifest: &Manifest) -> Result<(), PullError> {
     for path in walk(directory)? {
         if path != MANIFEST && !manifest.files.contains_key(&path) {

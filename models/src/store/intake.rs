@@ -1,4 +1,4 @@
-//! A model from a folder of this machine, with its hashes noted.
+//! Import of a model from a folder of this machine.
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +13,8 @@ use crate::pull_error::PullError;
 use crate::safe_path::is_safe;
 
 impl ModelStore {
-    /// Copies the model in `folder` to the store as `name`. Hashes that its manifest has are held against the files;
-    /// else they are taken as the files are now.
+    /// Copies the model in `folder` to the store as `name`. Files are compared with the hashes of its manifest;
+    /// without any, the files' own are noted.
     pub fn take_in(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
         let config = folder.join("genai_config.json");
         if !config.is_file() {

@@ -1,4 +1,4 @@
-//! The link that the configuration's `model.path` names: which model is in use is where it points.
+//! The model link, which the configuration's `model.path` names: it points to the model in use.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::pull_error::PullError;
 
 const FORMER_FILE: &str = ".former";
 
-/// The link that says which model is in use.
+/// The link to the model in use.
 #[derive(Debug, Clone)]
 pub struct ModelLink {
     path: PathBuf,
@@ -20,12 +20,12 @@ impl ModelLink {
         Self { path: path.into() }
     }
 
-    /// Where the link is.
+    /// The link's path.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Whether `directory` is what it leads to.
+    /// Whether it points to `directory`.
     pub fn points_to(&self, directory: &Path) -> bool {
         match (self.path.canonicalize(), directory.canonicalize()) {
             (Ok(used), Ok(directory)) => used == directory,
@@ -33,8 +33,8 @@ impl ModelLink {
         }
     }
 
-    /// Points it to a model of the store, in one step, and remembers where it pointed before. Daemons that run keep the
-    /// model that they have loaded until they start anew.
+    /// Points it to a model of the store, in one step, and keeps where it pointed before. Running daemons keep their
+    /// model until they restart.
     pub fn point_to(&self, store: &ModelStore, name: &str) -> Result<(), PullError> {
         let place = store.find(name)?;
         if self.points_to(&place) {
@@ -43,7 +43,7 @@ impl ModelLink {
         self.switch(store, &self.towards(&place))
     }
 
-    /// Points it to where it pointed before; a second time takes that back. Gives the directory.
+    /// Points it to where it pointed before; a second time undoes that. Returns the directory.
     pub fn back(&self, store: &ModelStore) -> Result<PathBuf, PullError> {
         let refusal = |fault: &str| PullError::Refusal {
             what: self.path.display().to_string(),

@@ -1,4 +1,4 @@
-//! The folder that holds models: one folder each, put in place whole, the version before it kept.
+//! The model store: one folder for each model, installed whole, the version before it kept.
 //!
 //! | path | what |
 //! | --- | --- |
@@ -31,28 +31,28 @@ use crate::pull_error::PullError;
 
 const PREVIOUS_SUFFIX: &str = ".previous";
 
-/// Tells the bytes that are free where a folder is; `None` where that can't be told.
+/// Returns the free bytes of a folder's file system; `None` where that is unknown.
 pub type FreeSpace = fn(&Path) -> std::io::Result<Option<u64>>;
 
-/// The folder that holds models.
+/// The folder of models.
 #[derive(Debug, Clone)]
 pub struct ModelStore {
     folder: PathBuf,
     free: FreeSpace,
 }
 
-/// A model on the store.
+/// A model in the store.
 #[derive(Debug, Clone)]
 pub struct StoredModel {
     /// Its name: that of its folder.
     pub name: String,
     /// Its folder.
     pub path: PathBuf,
-    /// What it says about itself.
+    /// Its manifest.
     pub manifest: Manifest,
     /// The bytes of its files.
     pub bytes: u64,
-    /// The version before it is kept.
+    /// Whether the version before it is kept.
     pub has_previous: bool,
 }
 
@@ -65,7 +65,7 @@ impl ModelStore {
         }
     }
 
-    /// With another way of telling what is free, for tests.
+    /// The store with another measure of free space, for tests.
     #[must_use]
     pub fn with_free_space(mut self, free: FreeSpace) -> Self {
         self.free = free;
@@ -121,8 +121,7 @@ impl ModelStore {
         Ok(entries)
     }
 
-    /// Reads every file of a model directory again and holds it against its manifest: what is wrong, missing or more
-    /// than the manifest names.
+    /// Compares every file of a model directory with its manifest: wrong, missing and additional ones.
     pub fn verify(directory: &Path) -> Result<Vec<FileFault>, PullError> {
         if !directory.is_dir() {
             return Err(ModelError::NoDirectory(directory.to_path_buf()).into());
@@ -137,7 +136,7 @@ impl ModelStore {
         compare(directory, &manifest)
     }
 
-    /// Removes a model, the version before it and what has arrived of others; not the one that `link` points to.
+    /// Removes a model, its previous version and its partial files; not the one that `link` points to.
     pub fn remove(&self, name: &str, link: &ModelLink) -> Result<(), PullError> {
         let place = match self.find(name) {
             Err(PullError::NoSuchModel { .. }) if self.has_remains(name) => self.place(name),
@@ -171,7 +170,7 @@ impl ModelStore {
     }
 }
 
-/// Names become folders, on any system, and must not be taken for what else is on the store.
+/// Validates a name: names become folders, on any system, and must not clash with other names in the store.
 pub(crate) fn check_name(name: &str) -> Result<(), PullError> {
     let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._-".contains(&byte);
     let good = (1..=64).contains(&name.len()) && name.bytes().all(plain) && !name.starts_with('.');

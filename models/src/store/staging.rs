@@ -12,7 +12,7 @@ use crate::pull_error::{PullError, Size};
 use crate::remote_file::RemoteFile;
 
 impl ModelStore {
-    /// The folder for what arrives of a version. What arrived of others can't be gone on with any more.
+    /// The staging folder of a version. Those of other versions are removed: they can't be resumed any more.
     pub(crate) fn staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
         let staging = self.partial().join(format!("{name}@{version}"));
         self.clear_staging(name, Some(&staging))?;
@@ -43,8 +43,8 @@ impl ModelStore {
         self.previous(name).exists() || !self.stagings(name).is_empty()
     }
 
-    /// Links files that the present version, or the one before it, has with the wanted content, so that they need not
-    /// be fetched. Nothing is believed: the pull hashes them as it does what it fetched.
+    /// Links files of the present or the previous version that have the wanted content, so that they need not be
+    /// fetched. They are hashed as fetched ones are.
     pub(crate) fn reuse(&self, name: &str, staging: &Path, files: &[RemoteFile]) {
         for place in [self.place(name), self.previous(name)] {
             let known = Manifest::read(&place.join(MANIFEST)).unwrap_or_default();
@@ -68,7 +68,7 @@ impl ModelStore {
         }
     }
 
-    /// A staging folder with nothing in it.
+    /// An empty staging folder.
     pub(super) fn fresh_staging(&self, name: &str, version: &str) -> Result<PathBuf, PullError> {
         self.clear_staging(name, None)?;
         self.staging(name, version)
@@ -79,7 +79,7 @@ impl ModelStore {
         (self.free)(&self.folder).map_err(PullError::io(&self.folder, "measured"))
     }
 
-    /// Refuses what would not fit. The version before the present one goes where it must.
+    /// Makes room for `needed` bytes: removes the previous version where it must; an error where that is not enough.
     pub(crate) fn make_room(&self, name: &str, needed: u64, watch: Watch<'_>) -> Result<(), PullError> {
         let enough = || Ok::<_, PullError>(self.free()?.is_none_or(|free| free >= needed));
         if enough()? {
@@ -101,8 +101,8 @@ impl ModelStore {
     }
 }
 
-/// Writes all of `from` to a new file at `path`, down to the disk, and gives its hashes. `size` is what is expected:
-/// more is not written. `at` is told how far it is.
+/// Writes all of `from` to a new file at `path`, synced, and returns its hashes. `size` is what is expected: more is
+/// not written. `at` is called with the bytes so far.
 pub(super) fn write_hashed(
     from: &mut impl Read,
     path: &Path,

@@ -7,13 +7,13 @@ use super::system::{exchange, sync_folder};
 use super::{ModelStore, check_name};
 use crate::pull_error::PullError;
 
-/// Held while a process works on a model; the system lets go of it when the process ends, however it does.
+/// The lock of a model; the system releases it when the process ends, however it does.
 pub(crate) struct ModelLock {
     _file: File,
 }
 
 impl ModelStore {
-    /// Lets a model and the version before it change places.
+    /// Exchanges a model and its previous version.
     pub fn roll_back(&self, name: &str) -> Result<(), PullError> {
         let _lock = self.lock(name)?;
         let (place, previous) = (self.place(name), self.previous(name));
@@ -36,7 +36,7 @@ impl ModelStore {
         Ok(())
     }
 
-    /// Keeps other processes from working on `name`, and mends what one that was killed left in between.
+    /// Locks `name` against other processes, and completes a switch that a killed one left unfinished.
     pub(crate) fn lock(&self, name: &str) -> Result<ModelLock, PullError> {
         check_name(name)?;
         let partial = self.partial();
@@ -66,8 +66,8 @@ impl ModelStore {
         Ok(ModelLock { _file: file })
     }
 
-    /// Puts a complete version in place of the present one, which is kept as the previous. At no time is there no
-    /// version, where the file system can exchange two names.
+    /// Installs a complete version in place of the present one, which is kept as the previous. Where the file system
+    /// can exchange two names, there is a version at any time.
     pub(crate) fn install(&self, name: &str, staging: &Path) -> Result<PathBuf, PullError> {
         let place = self.place(name);
         sync_folder(staging);
@@ -93,7 +93,7 @@ impl ModelStore {
     /// Removes a folder so that it is gone at once, not file by file.
     pub(super) fn discard(&self, name: &str, path: &Path) -> Result<(), PullError> {
         let trash = self.partial().join(format!("{name}.trash"));
-        // What a process that was killed here has left goes first.
+        // Leftovers of a process that was killed here go first.
         empty(&trash)?;
         if path.symlink_metadata().is_ok() {
             std::fs::rename(path, &trash).map_err(PullError::io(path, "removed"))?;

@@ -1,16 +1,16 @@
-//! What systems do differently.
+//! File operations that differ between systems.
 
 use std::fs::File;
 use std::path::Path;
 
-/// Makes renames within a folder outlive a power cut, where the system can.
+/// Syncs a folder, so that renames in it outlive a power cut, where the system can.
 pub(super) fn sync_folder(folder: &Path) {
     if cfg!(unix) {
         let _ = File::open(folder).and_then(|folder| folder.sync_all());
     }
 }
 
-/// Lets two folders change their names in one step.
+/// Exchanges the names of two folders in one step.
 #[cfg(target_os = "linux")]
 pub(super) fn exchange(one: &Path, other: &Path) -> std::io::Result<()> {
     use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -29,7 +29,7 @@ pub(super) fn free_space(folder: &Path) -> std::io::Result<Option<u64>> {
     Ok(Some(state.f_bavail.saturating_mul(state.f_frsize)))
 }
 
-/// The standard library does not tell.
+/// The standard library does not provide it.
 #[cfg(not(unix))]
 pub(super) fn free_space(_: &Path) -> std::io::Result<Option<u64>> {
     Ok(None)

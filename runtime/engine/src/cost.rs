@@ -1,19 +1,19 @@
-//! What a run costs by how many tokens it computes.
+//! The measured cost of a run by the number of tokens that it computes.
 
 use std::time::Duration;
 
-/// Wider runs are not worth a guess anywhere that was measured.
+/// The most tokens of a run with a draft: wider ones did not pay on any machine that was measured.
 pub(crate) const MAX_RUN_TOKENS: usize = 32;
-/// What each further token is taken to cost before it was measured, in runs of one token.
+/// The assumed cost of each further token before it was measured, in runs of one token.
 const ASSUMED_TOKEN_COST: f64 = 0.2;
 
-/// Costs as multiples of a run of one token. They depend on the machine (a processor pays for arithmetic from the second
-/// or fifth token on, a graphics card hardly at all), so they are measured as runs go by.
+/// Costs as multiples of a run of one token. They depend on the machine (a processor pays for arithmetic from the
+/// second or fifth token on, a graphics card hardly at all), so they are measured as runs go by.
 #[derive(Debug)]
 pub(crate) struct RunCost {
     /// Seconds of a run of one token.
     one: Option<f64>,
-    /// By tokens of a run; the first two are 1.
+    /// The costs by tokens of a run; the first two are 1.
     times: [f64; MAX_RUN_TOKENS + 1],
 }
 
@@ -27,7 +27,7 @@ impl Default for RunCost {
 }
 
 impl RunCost {
-    /// Takes note of a run of `tokens`.
+    /// Records the time of a run of `tokens`.
     pub(crate) fn record(&mut self, tokens: usize, took: Duration) {
         let took = took.as_secs_f64();
         if took <= 0.0 || tokens == 0 || tokens > MAX_RUN_TOKENS {
@@ -35,7 +35,7 @@ impl RunCost {
         }
         if tokens == 1 {
             self.one = Some(self.one.map_or(took, |one| 0.8 * one + 0.2 * took));
-            // What was measured long ago, perhaps in a bad moment, is forgotten in some hundred runs.
+            // Old measurements, perhaps of a bad moment, fade within some hundred runs.
             for (tokens, times) in self.times.iter_mut().enumerate() {
                 *times += 0.01 * (assumed(tokens) - *times);
             }
@@ -54,7 +54,7 @@ impl RunCost {
         }
     }
 
-    /// What a run of `tokens` costs; `None` for one that is too wide to know.
+    /// The cost of a run of `tokens`; `None` beyond [`MAX_RUN_TOKENS`].
     pub(crate) fn of(&self, tokens: usize) -> Option<f64> {
         self.times.get(tokens).copied()
     }

@@ -1,4 +1,4 @@
-//! The seam under the engine: one forward run over rows of KV memory.
+//! The decoder interface under the engine: one forward run over rows of KV memory.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use crate::ids::{RequestId, RowId, TokenId};
 /// Rows are numbered `0..caps().rows`. A row holds the keys and values of the first `past` tokens of a
 /// sequence; only the engine knows what they are. All calls come from one thread.
 pub trait Decoder {
-    /// What one run may mix and what a token costs. Constant for the decoder's life.
+    /// The decoder's capabilities; constant for its life.
     fn caps(&self) -> &Caps;
 
     /// Runs the graph once over `step` and returns the wanted logits, in the order of `step.rows`.
@@ -26,20 +26,20 @@ pub trait Decoder {
     /// Copies the first `len` tokens' keys and values from one row to another.
     fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError>;
 
-    /// Forgets what `row` holds after its first `len` tokens; their memory may be given back.
+    /// Discards what `row` holds after its first `len` tokens; their memory may be given back.
     fn truncate(&mut self, row: RowId, len: usize);
 
-    /// Forgets the whole row and gives its memory back.
+    /// Discards the whole row and gives its memory back.
     fn release(&mut self, row: RowId);
 
-    /// The first `len` tokens' keys and values of `row` as bytes, for [`Decoder::load`] of the same model.
+    /// Returns the first `len` tokens' keys and values of `row` as bytes, for [`Decoder::load`] of the same model.
     fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError>;
 
-    /// Fills `row` with what [`Decoder::save`] returned and says how many tokens that was.
+    /// Fills `row` with what [`Decoder::save`] returned; returns the number of tokens.
     fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError>;
 }
 
-/// What a decoder can do.
+/// A decoder's capabilities.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Caps {
     /// The element type of the KV memory.
@@ -98,13 +98,13 @@ pub enum KvType {
     I8,
 }
 
-/// Which rope factors a sequence is computed with (LongRoPE, arXiv 2402.13753). Keys of one regime are
-/// wrong in the other, so a sequence that crosses the boundary is computed anew.
+/// The rope factors that a sequence is computed with (LongRoPE, arXiv 2402.13753). Keys of one regime are wrong in
+/// the other, so a sequence that crosses the boundary is recomputed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Regime {
     /// At most `rope_boundary` tokens.
     Short,
-    /// More.
+    /// More than that.
     Long,
 }
 
@@ -131,7 +131,7 @@ pub struct Row<'a> {
 }
 
 impl Row<'_> {
-    /// How many rows of logits it gives.
+    /// The number of rows of logits that it gives.
     pub fn logits_count(&self) -> usize {
         match self.logits {
             Wanted::None => 0,
@@ -141,7 +141,7 @@ impl Row<'_> {
     }
 }
 
-/// What a row appends.
+/// The input of a row: the tokens that it appends.
 #[derive(Debug, Clone, Copy)]
 pub enum Input<'a> {
     /// Token ids.
@@ -150,13 +150,13 @@ pub enum Input<'a> {
     Embeddings {
         /// `tokens * hidden` floats.
         data: &'a [f32],
-        /// How many positions.
+        /// The number of positions.
         tokens: usize,
     },
 }
 
 impl Input<'_> {
-    /// Positions the input takes.
+    /// The number of positions that the input takes.
     pub fn len(&self) -> usize {
         match self {
             Input::Tokens(ids) => ids.len(),
@@ -164,20 +164,20 @@ impl Input<'_> {
         }
     }
 
-    /// True for no positions at all (an idle row).
+    /// Whether the input is empty (an idle row).
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Which logits of a row are wanted.
+/// The logits that are wanted of a row.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Wanted {
     /// None (a prefill chunk before the last).
     None,
     /// Those after the row's last input token.
     Last,
-    /// Those after each of its input tokens (verification of guesses).
+    /// Those after each of its input tokens (verification of a draft).
     All,
 }
 
@@ -189,18 +189,18 @@ pub struct Logits<'a> {
 }
 
 impl<'a> Logits<'a> {
-    /// `data` holds whole rows of `vocab` floats.
+    /// Logits over `data`, which holds whole rows of `vocab` floats.
     pub fn new(data: &'a [f32], vocab: usize) -> Self {
         debug_assert!(vocab > 0 && data.len().is_multiple_of(vocab));
         Self { data, vocab }
     }
 
-    /// How many rows there are.
+    /// The number of rows.
     pub fn rows(&self) -> usize {
         self.data.len() / self.vocab
     }
 
-    /// The same without its first `rows` rows.
+    /// The logits after the first `rows` rows.
     #[must_use]
     pub fn skip(&self, rows: usize) -> Self {
         Self {
@@ -215,7 +215,7 @@ impl<'a> Logits<'a> {
     }
 }
 
-/// Why a run failed.
+/// The error of a run.
 #[derive(Debug, thiserror::Error)]
 pub enum DecodeError {
     /// [`Interrupt::raise`] ended the run.
@@ -232,16 +232,16 @@ pub enum DecodeError {
     Failed(String),
 }
 
-/// What ends a run; callable from any thread.
+/// A function that ends the run under way; callable from any thread.
 pub type Hook = Arc<dyn Fn() + Send + Sync>;
 
-/// Ends a run from another thread. Clones share one state.
+/// A handle that ends a run from another thread. Clones share one state.
 ///
-/// A run that carries one request alone can be ended for its sake ([`Interrupt::raise_for`]); one that carries
-/// several can't, except for all of them ([`Interrupt::raise`]).
+/// A run that serves one request alone can be ended for it ([`Interrupt::raise_for`]); one that serves several can't,
+/// except for all of them ([`Interrupt::raise`]).
 ///
-/// The decoder registers, for the time of a run, what ends it ([`Interrupt::during`]); whoever wants the
-/// run ended calls [`Interrupt::raise`]. A raise before the run is kept and ends it at its start.
+/// The decoder registers a hook for the time of a run ([`Interrupt::during`]); the caller that wants the run ended
+/// calls [`Interrupt::raise`]. A raise before the run is kept and ends it at its start.
 #[derive(Clone, Default)]
 pub struct Interrupt {
     state: Arc<Mutex<InterruptState>>,
@@ -250,9 +250,9 @@ pub struct Interrupt {
 #[derive(Default)]
 struct InterruptState {
     raised: bool,
-    /// Whom the run under way serves alone.
+    /// The request that the run under way serves alone.
     sole_request: Option<RequestId>,
-    /// Nobody runs, and whoever is raised for is heard.
+    /// No run is under way, and a raise for any request counts.
     any_request: bool,
     hook: Option<Hook>,
 }
@@ -268,7 +268,7 @@ impl InterruptState {
 }
 
 impl Interrupt {
-    /// An interrupt that nobody has raised.
+    /// An interrupt that is not raised.
     pub fn new() -> Self {
         Self::default()
     }
@@ -278,8 +278,8 @@ impl Interrupt {
         self.lock().raise();
     }
 
-    /// Ends the run under way if it serves `id` alone. Otherwise nothing happens: between two runs the engine
-    /// looks at what was asked of it anyway.
+    /// Ends the run under way if it serves `id` alone. Otherwise nothing happens: between two runs the engine looks
+    /// at cancellations anyway.
     pub fn raise_for(&self, id: RequestId) {
         let mut state = self.lock();
         if state.sole_request == Some(id) || state.any_request {
@@ -287,36 +287,36 @@ impl Interrupt {
         }
     }
 
-    /// Until [`Interrupt::clear_sole_request`] no run is under way, and every [`Interrupt::raise_for`] raises: whoever rests between
-    /// two runs is woken by it.
+    /// Lets every [`Interrupt::raise_for`] raise until [`Interrupt::clear_sole_request`]. No run is under way
+    /// meanwhile: this wakes a caller that rests between two runs.
     pub fn accept_any_request(&self) {
         self.lock().any_request = true;
     }
 
-    /// The run to come serves `id` alone.
+    /// Declares that the next run serves `id` alone.
     pub fn set_sole_request(&self, id: RequestId) {
         self.lock().sole_request = Some(id);
     }
 
-    /// The run to come serves several, or there is none.
+    /// Declares that the next run serves several requests, or that there is none.
     pub fn clear_sole_request(&self) {
         let mut state = self.lock();
         state.sole_request = None;
         state.any_request = false;
     }
 
-    /// Takes a raise back.
+    /// Clears a raise.
     pub fn clear(&self) {
         self.lock().raised = false;
     }
 
-    /// True between [`Interrupt::raise`] and [`Interrupt::clear`].
+    /// Whether it was raised and not cleared since.
     pub fn is_raised(&self) -> bool {
         self.lock().raised
     }
 
-    /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already. Once the guard is dropped
-    /// it is not called any more, by nobody. It must not wait, nor touch this interrupt.
+    /// Calls `hook` on a raise for as long as the guard lives; at once if it is raised already. The hook is not
+    /// called after the guard is dropped. It must not wait, nor touch this interrupt.
     pub fn during(&self, hook: &Hook) -> InterruptGuard<'_> {
         let mut state = self.lock();
         state.hook = Some(Arc::clone(hook));

@@ -1,12 +1,12 @@
-//! How text comes out of token ids, one id at a time.
+//! The detokenizer interface: text of token ids, one id at a time.
 
 use crate::ids::TokenId;
 
-/// Turns one sequence's new ids into text. A fresh one per answer; `models` implements it.
+/// Turns one sequence's new ids into text. Each answer has its own; `models` implements it.
 pub trait Detokenizer: Send {
-    /// Takes the next id and returns the text that is certain by now: whole UTF-8 characters, possibly none.
+    /// Adds the next id and returns the text that is certain by now: whole UTF-8 characters, possibly none.
     fn push(&mut self, id: TokenId) -> String;
 
-    /// What is still held back at the end (a truncated character becomes U+FFFD).
+    /// Ends the text and returns what is still held back (a truncated character becomes U+FFFD).
     fn finish(&mut self) -> String;
 }

@@ -1,4 +1,4 @@
-//! Schedules sequences over a [`Decoder`], samples, stops and streams text.
+//! The inference engine: schedules sequences over a [`Decoder`], samples, stops and streams text.
 //!
 //! Pure and synchronous: time, randomness and cancellation come in as arguments. It must never know ONNX
 //! Runtime, tokio, MQTT, files or clocks.

@@ -1,15 +1,15 @@
-//! Notices an answer that goes round in circles.
+//! The repetition guard: it ends an answer that repeats the same tokens without end.
 
 use crate::ids::TokenId;
 
-/// The longest circle looked for, in tokens.
+/// The longest period that is looked for, in tokens.
 const MAX_PERIOD_TOKENS: usize = 64;
-/// A circle must come round this often …
+/// Times that a period must come in a row.
 const MIN_REPEATS: usize = 8;
-/// … and take at least this many tokens: short rows of equal tokens (rules, tables) are honest text.
+/// Tokens that the repeats must take together: short rows of equal tokens (rules, tables) are ordinary text.
 const MIN_REPEATED_TOKENS: usize = 128;
 
-/// Watches the new tokens of one sequence.
+/// The repetition state of one sequence.
 #[derive(Debug, Default)]
 pub(crate) struct RepetitionGuard {
     tokens: Vec<TokenId>,
@@ -18,7 +18,7 @@ pub(crate) struct RepetitionGuard {
 }
 
 impl RepetitionGuard {
-    /// Takes the next token; true once the end of the text is one circle, many times over.
+    /// Adds the next token; true once the end of the text repeats one period often enough.
     pub(crate) fn push(&mut self, id: TokenId) -> bool {
         self.run.resize(MAX_PERIOD_TOKENS, 0);
         let mut circles = false;

@@ -1,30 +1,29 @@
-//! What the engine is asked and what it tells.
+//! The engine's requests and events.
 
 use std::time::Duration;
 
 use crate::detokenizer::Detokenizer;
 use crate::ids::{RequestId, TokenId};
 
-/// One answer to generate.
+/// A request: one answer to generate.
 pub struct GenerateRequest {
-    /// The caller's name for it; must not be in use.
+    /// The caller's id; must not be in use.
     pub id: RequestId,
     /// The prompt. Not empty.
     pub prompt: Vec<TokenId>,
     /// The most new tokens, the stop token not counted. At least 1.
     pub max_tokens: usize,
-    /// How a token is chosen.
+    /// The sampling settings.
     pub sampling: Sampling,
-    /// What ends the answer before that.
+    /// The stop ids and strings.
     pub stop: Stop,
-    /// Turns the new ids into text.
+    /// The detokenizer of the new ids.
     pub detokenizer: Box<dyn Detokenizer>,
     /// Time since the engine's epoch after which the answer is of no use.
     pub deadline: Option<Duration>,
 }
 
-/// How a token is chosen from its logits, applied in this order: repetition penalty, temperature, top-k,
-/// top-p, min-p.
+/// Sampling settings, applied in this order: repetition penalty, temperature, top-k, top-p, min-p.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Sampling {
     /// 0 is greedy (the largest logit, the lowest id among equals).
@@ -37,7 +36,7 @@ pub struct Sampling {
     pub min_p: f32,
     /// Divides positive and multiplies negative logits of tokens seen before (arXiv 1909.05858); 1 is none.
     pub repetition_penalty: f32,
-    /// Same seed, same text.
+    /// The seed: the same seed gives the same text.
     pub seed: u64,
 }
 
@@ -54,7 +53,7 @@ impl Default for Sampling {
     }
 }
 
-/// What ends an answer.
+/// The stop conditions of an answer.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Stop {
     /// End-of-sequence ids; not part of the answer.
@@ -63,7 +62,7 @@ pub struct Stop {
     pub strings: Vec<String>,
 }
 
-/// Something happened to a request. A request ends with exactly one `Finished` or `Failed`.
+/// An event of a request. A request ends with exactly one `Finished` or `Failed`.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Event {
     /// Its prefill began.
@@ -78,14 +77,14 @@ pub enum Event {
         /// The text.
         delta: String,
     },
-    /// It is done.
+    /// The answer is complete.
     Finished {
         /// The request.
         id: RequestId,
         /// Why and at what cost.
         summary: Summary,
     },
-    /// It can't be answered.
+    /// The request failed.
     Failed {
         /// The request.
         id: RequestId,
@@ -103,11 +102,11 @@ pub struct Summary {
     pub tokens: Vec<TokenId>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
-    /// Prompt tokens whose keys and values were there already.
+    /// Prompt tokens whose keys and values came from the prefix cache.
     pub cached_tokens: usize,
-    /// Tokens that were guessed and verified.
+    /// Draft tokens that were verified.
     pub draft_tokens: usize,
-    /// Guesses that were right: runs that were saved.
+    /// Draft tokens that were accepted: runs that were saved.
     pub accepted_draft_tokens: usize,
     /// From submission to start.
     pub queued: Duration,
@@ -124,7 +123,7 @@ pub enum Finish {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
-    /// The text went round in circles; told as `length`.
+    /// The text repeated itself without end; reported as `length`.
     Repetition,
     /// [`crate::Engine::cancel`].
     Cancelled,

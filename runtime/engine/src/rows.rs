@@ -1,13 +1,13 @@
-//! The rows of KV memory: who has which, what the idle ones remember, and what that costs.
+//! The rows of KV memory: their owners, and the prefixes that idle ones keep.
 //!
-//! Rows `0..running` are the running zone: a batched run takes neighbours, so running sequences live close
-//! together. The rows beyond only remember. A row that a sequence has left keeps its keys and values until
-//! their memory or the row is wanted: the least recently used goes first.
+//! Rows `0..running` are the running zone: a batched run takes neighbours, so running sequences lie close together.
+//! The rows beyond only cache prefixes. A row that a sequence has left keeps its keys and values until their memory
+//! or the row is needed: the least recently used goes first.
 
 use crate::decoder::Regime;
 use crate::ids::{RequestId, RowId, TokenId};
 
-/// What every row holds.
+/// The state of all rows.
 #[derive(Debug)]
 pub(crate) struct KvRows {
     rows: Vec<RowState>,
@@ -18,31 +18,32 @@ pub(crate) struct KvRows {
 #[derive(Debug, Default)]
 struct RowState {
     owner: Option<RequestId>,
-    /// Tokens whose keys and values an idle row holds; those of a running row are the sequence's business.
+    /// Tokens whose keys and values an idle row holds; empty while a sequence owns the row.
     held: Vec<TokenId>,
     regime: Option<Regime>,
     last_used: u64,
     pinned: bool,
 }
 
-/// A row that begins as a prompt does.
+/// A row that shares a prefix with a prompt.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct PrefixMatch {
     pub(crate) row: RowId,
-    /// Tokens in common.
+    /// The number of shared tokens.
     pub(crate) len: usize,
 }
 
-/// What a sequence gets.
+/// The row that a sequence is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Placement {
     pub(crate) row: RowId,
-    /// What stood there and may be kept elsewhere: the row to copy to, and how many tokens.
+    /// The spare row that the row's content is to be copied out to, and its number of tokens; `None`: it is not worth
+    /// keeping.
     pub(crate) copy_out: Option<(RowId, usize)>,
 }
 
 impl KvRows {
-    /// `total` rows, of which the first `running` may hold running sequences.
+    /// Empty rows: `total`, of which the first `running` may hold running sequences.
     pub(crate) fn new(total: usize, running: usize) -> Self {
         Self {
             rows: (0..total.max(running)).map(|_| RowState::default()).collect(),
@@ -51,12 +52,12 @@ impl KvRows {
         }
     }
 
-    /// True if a sequence could be placed.
+    /// Whether a row of the running zone is idle.
     pub(crate) fn has_free_row(&self) -> bool {
         self.rows[..self.running].iter().any(|row| row.owner.is_none())
     }
 
-    /// The idle row that has most in common with `prompt`, up to `most` tokens.
+    /// The idle row with the longest prefix in common with `prompt`, up to `most` tokens.
     pub(crate) fn best_match(&self, prompt: &[TokenId], most: usize, regime: Regime) -> Option<PrefixMatch> {
         let idle = self
             .rows
@@ -73,8 +74,8 @@ impl KvRows {
             .max_by_key(|found| (found.len, self.in_running_zone(found.row)))
     }
 
-    /// Gives a row of the running zone to `owner`, close to those that run already: rows between them cost as much in
-    /// a run as they do. `wanted` is the row that holds its prefix: taken in place if that is possible.
+    /// Gives a row of the running zone to `owner`, close to running ones: rows between them cost as much in a run as
+    /// they do. `wanted` is the row that holds the prompt's prefix: taken in place if that is possible.
     pub(crate) fn place(&mut self, owner: RequestId, wanted: Option<PrefixMatch>) -> Option<Placement> {
         let in_place = wanted.filter(|found| {
             let state = &self.rows[index(found.row)];
@@ -87,7 +88,7 @@ impl KvRows {
             Some(found) => found.row,
             None => self.least_wanted(0..self.running, wanted.map(|found| found.row))?,
         };
-        // What goes on in place keeps what it wants; the rest of it is the new sequence's to overwrite.
+        // A sequence that continues in place keeps the prefix that it needs and overwrites the rest.
         let copy_out = if in_place.is_some() {
             None
         } else {
@@ -111,7 +112,7 @@ impl KvRows {
         Some(Placement { row, copy_out })
     }
 
-    /// Takes a row back; it remembers `held`.
+    /// Makes a row idle; it keeps `held`.
     pub(crate) fn leave(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) {
         let now = self.tick();
         let state = &mut self.rows[index(row)];
@@ -121,18 +122,18 @@ impl KvRows {
         state.last_used = now;
     }
 
-    /// Notes that a row's content was of use.
+    /// Marks a row as just used.
     pub(crate) fn touch(&mut self, row: RowId) {
         let now = self.tick();
         self.rows[index(row)].last_used = now;
     }
 
-    /// Keeps an idle row's content for good.
+    /// Pins an idle row: it is never evicted.
     pub(crate) fn pin(&mut self, row: RowId) {
         self.rows[index(row)].pinned = true;
     }
 
-    /// The row that is pinned with just these tokens.
+    /// The row that is pinned with exactly these tokens.
     pub(crate) fn pinned(&self, tokens: &[TokenId]) -> Option<RowId> {
         let found = self
             .rows
@@ -150,7 +151,7 @@ impl KvRows {
             .next()
     }
 
-    /// Tokens that idle rows hold and that may be given up.
+    /// The number of tokens in idle rows that may be evicted.
     pub(crate) fn evictable_tokens(&self) -> usize {
         self.rows
             .iter()
@@ -159,7 +160,7 @@ impl KvRows {
             .sum()
     }
 
-    /// Tokens that `row` holds if it may be given up.
+    /// The number of tokens in `row` if it may be evicted, else 0.
     pub(crate) fn evictable_tokens_of(&self, row: RowId) -> usize {
         let state = &self.rows[index(row)];
         if state.owner.is_none() && !state.pinned {
@@ -169,7 +170,7 @@ impl KvRows {
         }
     }
 
-    /// Tokens that pinned rows hold.
+    /// The number of tokens in pinned rows.
     pub(crate) fn pinned_tokens(&self) -> usize {
         self.rows
             .iter()
@@ -178,7 +179,7 @@ impl KvRows {
             .sum()
     }
 
-    /// Forgets the least recently used idle row but `keep`; says which.
+    /// Evicts the least recently used idle row except `keep`; returns which.
     pub(crate) fn evict_oldest(&mut self, keep: Option<RowId>) -> Option<RowId> {
         let candidates = self.rows.iter().enumerate().filter(|(index, row)| {
             row.owner.is_none() && !row.pinned && !row.held.is_empty() && Some(row_id(*index)) != keep
@@ -189,7 +190,7 @@ impl KvRows {
         Some(row_id(index))
     }
 
-    /// Tokens that stand in `row` if it is idle.
+    /// The tokens that `row` holds if it is idle.
     pub(crate) fn held(&self, row: RowId) -> &[TokenId] {
         &self.rows[index(row)].held
     }
@@ -199,12 +200,12 @@ impl KvRows {
         self.rows[index(row)].owner.is_none()
     }
 
-    /// Cuts what an idle row remembers to `len` tokens.
+    /// Shortens an idle row to its first `len` tokens.
     pub(crate) fn shorten(&mut self, row: RowId, len: usize) {
         self.rows[index(row)].held.truncate(len);
     }
 
-    /// By how many rows a run of all that runs would grow if this one joined.
+    /// The number of rows by which a run of all running rows would grow if this one joined.
     fn widening(&self, index: usize) -> usize {
         let busy = || (0..self.running).filter(|&at| self.rows[at].owner.is_some());
         match (busy().min(), busy().max()) {
@@ -222,8 +223,8 @@ impl KvRows {
         index(row) < self.running
     }
 
-    /// An idle row of `range`: one that keeps runs narrow, of those an empty one, else the least recently used; `keep`
-    /// only if nothing else is left.
+    /// An idle row of `range`: one that keeps runs narrow, of those an empty one, else the least recently used;
+    /// `keep` only if no other is left.
     fn least_wanted(&self, range: std::ops::Range<usize>, keep: Option<RowId>) -> Option<RowId> {
         let idle = range.filter(|&index| self.rows[index].owner.is_none() && !self.rows[index].pinned);
         idle.min_by_key(|&index| {
@@ -242,14 +243,14 @@ impl KvRows {
         .map(row_id)
     }
 
-    /// Where the content of `row` can go that has to make place: an empty row beyond the running zone, or one
-    /// that was used longer ago.
+    /// The spare row for the content of a row that is given away, and its number of tokens: an empty row beyond the
+    /// running zone, or one that was used longer ago.
     fn spare_row_for(&self, row: RowId, wanted: Option<PrefixMatch>) -> Option<(RowId, usize)> {
         let state = &self.rows[index(row)];
         if state.held.len() < MIN_KEPT_TOKENS {
             return None;
         }
-        // Its beginning lives on elsewhere: what is lost is little.
+        // Another row holds nearly all of it: little is lost.
         let elsewhere = self.rows.iter().enumerate().any(|(other, candidate)| {
             other != index(row)
                 && candidate.regime == state.regime
@@ -270,10 +271,10 @@ impl KvRows {
     }
 }
 
-/// Fewer tokens than this are computed anew rather than copied.
+/// The fewest tokens that are worth copying: fewer are recomputed.
 const MIN_KEPT_TOKENS: usize = 32;
 
-/// How many tokens two texts have in common at their beginning.
+/// The length of the prefix that two texts share.
 pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }

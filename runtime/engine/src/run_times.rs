@@ -1,13 +1,13 @@
-//! How long runs take, and how large a chunk may be while others wait for their next token.
+//! Measured run times, and the size of a prefill chunk beside running answers that follows from them.
 
 use std::time::Duration;
 
-/// A chunk that enters beside running answers takes about this many of their steps.
+/// The time of a chunk beside running answers, in decode steps.
 const CHUNK_DECODE_STEPS: f64 = 4.0;
-/// Smaller chunks waste the weights that each run reads.
+/// The fewest tokens of a chunk: smaller ones waste the weights that each run reads.
 const MIN_CHUNK_TOKENS: usize = 32;
 
-/// Measured run times, smoothed.
+/// Measured run times, exponentially smoothed.
 #[derive(Debug, Default)]
 pub(crate) struct RunTimes {
     /// Seconds of a decode step.
@@ -17,21 +17,21 @@ pub(crate) struct RunTimes {
 }
 
 impl RunTimes {
-    /// Takes note of a decode step.
+    /// Records the time of a decode step.
     pub(crate) fn record_decode(&mut self, took: Duration) {
         smooth(&mut self.decode, took.as_secs_f64());
     }
 
-    /// Takes note of a prefill run of `tokens`.
+    /// Records the time of a prefill run of `tokens`.
     #[expect(clippy::cast_precision_loss, reason = "token counts are small")]
     pub(crate) fn record_prefill(&mut self, tokens: usize, took: Duration) {
-        // Short ones are a decode step's cost and say little about the next chunk.
+        // Short chunks take as long as a decode step and say little about the next chunk.
         if tokens >= MIN_CHUNK_TOKENS / 2 {
             smooth(&mut self.prefill, took.as_secs_f64() / tokens as f64);
         }
     }
 
-    /// Tokens of a chunk that runs between two decode steps; at most `most`.
+    /// The number of tokens of a chunk that runs between two decode steps; at most `most`.
     #[expect(
         clippy::cast_possible_truncation,
         clippy::cast_sign_loss,
@@ -42,7 +42,7 @@ impl RunTimes {
             (Some(decode), Some(prefill)) if prefill > 0.0 => {
                 (CHUNK_DECODE_STEPS * decode / prefill) as usize
             }
-            // Nothing is known yet.
+            // Before anything was measured.
             _ => 2 * MIN_CHUNK_TOKENS,
         };
         wanted.max(MIN_CHUNK_TOKENS).min(most.max(1))

@@ -1,4 +1,4 @@
-//! Chooses the next token from a row of logits.
+//! The sampler: it chooses the next token from a row of logits.
 //!
 //! The order of the steps and their definitions are those of Hugging Face's logits processors:
 //! repetition penalty, temperature, top-k, top-p, min-p.
@@ -24,7 +24,7 @@ struct Candidate {
     weight: f32,
 }
 
-/// No logit was a number.
+/// The error of logits without a single number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
     "the model returned no usable logits (all NaN or -inf): its weights or the provider's arithmetic are broken"
@@ -42,7 +42,7 @@ impl Sampler {
         }
     }
 
-    /// Takes note of a token of the prompt or the text.
+    /// Counts a token of the prompt or the text as seen.
     pub(crate) fn observe(&mut self, id: TokenId) {
         if self.penalises() {
             let index = id.0 as usize;
@@ -77,8 +77,8 @@ impl Sampler {
         self.candidates.last().map(|c| TokenId(c.id)).ok_or(NoLogits)
     }
 
-    /// Whether the likeliest token is taken without a draw. So it is at a subnormal temperature: it is as good as 0, and is 0
-    /// where the processor is set to flush such numbers, which libraries do for their threads.
+    /// Whether the most likely token is taken without a draw. This includes subnormal temperatures: they are as good
+    /// as 0, and are 0 where the processor flushes such numbers to zero, which libraries set for their threads.
     fn is_greedy(&self) -> bool {
         let draws = self.settings.temperature >= f32::MIN_POSITIVE;
         !draws

@@ -1,4 +1,4 @@
-//! Whose turn it is.
+//! The scheduler: prefill or decode, and of which sequences.
 
 use crate::decoder::Regime;
 use crate::rows::common_prefix;
@@ -9,11 +9,12 @@ use crate::sequence::Sequence;
 pub(crate) enum StepKind {
     /// A chunk of the prompt of the sequence at this index.
     Prefill(usize),
-    /// The next token of all sequences that are through with their prompts, or of those of one regime.
+    /// The next token of all sequences whose prompts are computed, or of those of one regime.
     Decode(Option<Regime>),
 }
 
-/// Takes turns: prompts enter chunk by chunk between the steps of running answers, so that neither waits long.
+/// The scheduler's state. Prompts enter chunk by chunk between the steps of running answers, so that neither waits
+/// long.
 #[derive(Debug, Default)]
 pub(crate) struct Scheduler {
     last: Option<StepKind>,
@@ -22,15 +23,15 @@ pub(crate) struct Scheduler {
     prefills: u32,
 }
 
-/// Every so many chunks the oldest prompt goes first, however long it is.
+/// Prefill steps after which the oldest prompt goes first, however long it is.
 const OLDEST_FIRST_INTERVAL: u32 = 4;
-/// A beginning in common that is worth waiting for, in tokens.
+/// The fewest tokens of a shared prefix that are worth waiting for.
 const MIN_SHARED_TOKENS: usize = 16;
 
 impl Scheduler {
-    /// The next step; `None` if nothing runs. `running` is in the order of starting. With `share`,
-    /// a sequence waits for an older one that is about to compute their common beginning. With `mixed`, sequences of
-    /// both regimes decode together.
+    /// The next step; `None` if nothing runs. `running` is in the order of starting. With `share`, a sequence waits
+    /// for an older one that is about to compute their shared prefix. With `mixed`, sequences of both regimes decode
+    /// together.
     pub(crate) fn next(&mut self, running: &[Sequence], share: bool, mixed: bool) -> Option<StepKind> {
         let prefill = self.prefill(running, share);
         let decode = if mixed {
@@ -54,8 +55,8 @@ impl Scheduler {
         Some(step)
     }
 
-    /// The shortest rest first, so that short prompts don't wait for long ones; the oldest now and then, so that
-    /// long ones get through.
+    /// The sequence whose prompt is next: the shortest remainder first, so that short prompts don't wait for long
+    /// ones; at intervals the oldest, so that long ones are served too.
     fn prefill(&self, running: &[Sequence], share: bool) -> Option<usize> {
         let open =
             |index: &usize| !(running[*index].decodes() || (share && waits_for_prefix(running, *index)));
@@ -67,7 +68,7 @@ impl Scheduler {
         }
     }
 
-    /// The regime whose turn it is, if sequences of both are decoding.
+    /// The regime to decode next, alternating where sequences of both decode.
     fn decode(&self, running: &[Sequence]) -> Option<Regime> {
         let has = |regime| running.iter().any(|s| s.decodes() && s.regime == regime);
         match (has(Regime::Short), has(Regime::Long)) {
@@ -79,7 +80,7 @@ impl Scheduler {
     }
 }
 
-/// Whether an older sequence is computing what `running[index]` begins with.
+/// Whether an older sequence is computing a prefix of `running[index]`.
 fn waits_for_prefix(running: &[Sequence], index: usize) -> bool {
     let sequence = &running[index];
     running[..index].iter().any(|older| {

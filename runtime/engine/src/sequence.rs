@@ -1,4 +1,4 @@
-//! One request on its way through the engine.
+//! The state of one request in the engine.
 
 use std::time::Duration;
 
@@ -10,26 +10,26 @@ use crate::sampler::Sampler;
 use crate::speculation::NgramDrafter;
 use crate::stop::StopMatcher;
 
-/// A request and all that its answer needs.
+/// A running request with its tokens, its row, its sampler and its text.
 pub(crate) struct Sequence {
     pub(crate) request: GenerateRequest,
     /// Prompt and new tokens.
     pub(crate) tokens: Vec<TokenId>,
-    /// How many of `tokens` the row holds keys and values of.
+    /// The number of `tokens` whose keys and values the row holds.
     pub(crate) computed: usize,
     pub(crate) row: RowId,
     pub(crate) regime: Regime,
     /// Set by a cancellation: ends the sequence before its next token.
     pub(crate) ended: Option<Finish>,
     pub(crate) submitted: Duration,
-    /// Prompt tokens that were there already.
+    /// Prompt tokens whose keys and values came from the prefix cache.
     pub(crate) cached: usize,
     /// Prefill runs so far.
     pub(crate) chunks: u32,
     pub(crate) drafter: NgramDrafter,
-    /// When it last took part in a decode step.
+    /// The count of served sequences when it last took part in a decode step.
     pub(crate) served: u64,
-    /// The last token and what is guessed to follow: the input of a verification.
+    /// The last token and its draft: the input of a verification.
     pub(crate) draft_input: Vec<TokenId>,
     started: Duration,
     first_token: Option<Duration>,
@@ -38,11 +38,11 @@ pub(crate) struct Sequence {
     repetition: Option<RepetitionGuard>,
 }
 
-/// What a new token meant.
+/// The outcome of a sampled token.
 pub(crate) struct SampledToken {
-    /// Text that is certain now.
+    /// Text that is certain by now.
     pub(crate) text: String,
-    /// The answer is over.
+    /// How the answer ended, if it did.
     pub(crate) finish: Option<Finish>,
 }
 
@@ -80,17 +80,17 @@ impl Sequence {
         self.request.id
     }
 
-    /// True if only the last token is to be computed: the next run gives a new one.
+    /// Whether only the last token is to be computed: the next run gives a new one.
     pub(crate) fn decodes(&self) -> bool {
         self.computed + 1 == self.tokens.len()
     }
 
-    /// Tokens to compute before the next new one.
+    /// The number of tokens to compute before the next new one.
     pub(crate) fn rest(&self) -> usize {
         self.tokens.len() - self.computed
     }
 
-    /// New tokens that the answer may still have.
+    /// The number of new tokens that the answer may still have.
     pub(crate) fn tokens_left(&self) -> usize {
         self.request.max_tokens.saturating_sub(self.new_tokens())
     }
@@ -99,7 +99,7 @@ impl Sequence {
         self.tokens.len() - self.request.prompt.len()
     }
 
-    /// Samples from the logits after the last token and takes the choice in.
+    /// Samples a token from the logits after the last one and appends it.
     pub(crate) fn sample(
         &mut self,
         logits: &[f32],
@@ -137,7 +137,7 @@ impl Sequence {
         })
     }
 
-    /// Gives out what is held back; a stop string that shows up in it still ends the text.
+    /// Ends the text and releases what is held back; a stop string in it still ends the text before itself.
     pub(crate) fn close(&mut self, finish: Finish) -> SampledToken {
         let piece = self.request.detokenizer.finish();
         let released = self.stop.push(&piece);

@@ -1,30 +1,30 @@
-//! Speculation without a second model: the text so far proposes how it goes on.
+//! Speculative decoding without a draft model: the text so far drafts how it goes on.
 //!
-//! Texts that quote (logs, tables, code) repeat runs of tokens. Where the last tokens stood before, what followed
-//! them then is proposed now, and one run verifies the draft (prompt look-up decoding; A. Saxena, 2023). How many
-//! tokens are worth a try follows from what a wider run costs ([`RunCost`]) and from how often such drafts were right.
+//! Texts that quote (logs, tables, code) repeat runs of tokens. Where the last n-gram occurred before, the tokens
+//! that followed it are the draft, and one run verifies it (prompt lookup decoding; A. Saxena, 2023). The draft
+//! length follows from what a wider run costs ([`RunCost`]) and from how often such drafts were accepted.
 
 use crate::cost::RunCost;
 use crate::ids::TokenId;
 
-/// The most tokens that are proposed at once.
+/// The most tokens of a draft.
 const MAX_DRAFT_TOKENS: usize = 8;
-/// The fewest last tokens that must have stood before.
+/// The fewest tokens of an n-gram that is looked up.
 const MIN_NGRAM_TOKENS: usize = 2;
-/// Longer agreement says no more.
+/// The most tokens of an n-gram: longer ones predict no better.
 const MAX_NGRAM_TOKENS: usize = 32;
-/// How far back is looked: a scan of this many tokens takes microseconds.
+/// The number of tokens that are searched: a scan of this many takes microseconds.
 const LOOKBACK_TOKENS: usize = 8192;
-/// How many last tokens agree, in classes, with the chance that the next one does too before anything is known.
+/// Classes of n-grams by their most tokens, with the acceptance rate that each begins with.
 const ACCEPTANCE_CLASSES: [(usize, f64); 5] = [(2, 0.25), (3, 0.4), (5, 0.6), (9, 0.75), (usize::MAX, 0.85)];
-/// What one outcome changes of a chance.
+/// The weight of one verified token in the acceptance rate.
 const OUTCOME_WEIGHT: f64 = 0.2;
-/// What an occasion that was let pass brings a chance back to where it began: texts change.
+/// The weight by which each skipped draft moves the acceptance rate back to where it began: texts change.
 const RECOVERY_WEIGHT: f64 = 0.02;
-/// A wider run must promise this much, since costs and acceptance are estimates.
+/// The least speed-up that a wider run must have by estimate, since costs and rates are estimates.
 const MIN_SPEEDUP: f64 = 1.05;
 
-/// What may follow a text.
+/// Tokens that may follow a text.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Draft<'a> {
     /// At most [`MAX_DRAFT_TOKENS`].
@@ -32,7 +32,7 @@ pub(crate) struct Draft<'a> {
     class: usize,
 }
 
-/// What may follow `tokens`, at most `room` of them.
+/// Drafts at most `room` tokens to follow `tokens`.
 pub(crate) fn draft(tokens: &[TokenId], room: usize) -> Option<Draft<'_>> {
     let (next, agreeing) = longest_match(tokens)?;
     let end = (next + MAX_DRAFT_TOKENS.min(room)).min(tokens.len());
@@ -45,14 +45,14 @@ pub(crate) fn draft(tokens: &[TokenId], room: usize) -> Option<Draft<'_>> {
     })
 }
 
-/// One sequence's drafts, and what came of them.
+/// The n-gram drafter of one sequence: its counts and acceptance rates.
 #[derive(Debug)]
 pub(crate) struct NgramDrafter {
     pub(crate) drafted: usize,
     pub(crate) accepted: usize,
-    /// The chance of each further token, by class.
+    /// The rate at which each further token is accepted, by class.
     acceptance: [f64; ACCEPTANCE_CLASSES.len()],
-    /// The class of the draft that is being verified.
+    /// The class of the draft under verification.
     verified_class: usize,
 }
 
@@ -68,7 +68,7 @@ impl Default for NgramDrafter {
 }
 
 impl NgramDrafter {
-    /// Tokens that `draft` brings on average if `length` of it are verified.
+    /// The expected number of accepted tokens if `length` of `draft` are verified.
     pub(crate) fn expected_tokens(&self, draft: &Draft<'_>, length: usize) -> f64 {
         let chance = self.acceptance[draft.class];
         let mut all_so_far = 1.0;
@@ -80,7 +80,7 @@ impl NgramDrafter {
             .sum()
     }
 
-    /// A draft of this class is about to be verified, or (`false`) was not worth it.
+    /// Notes that a draft of this class is about to be verified, or (`false`) was skipped.
     pub(crate) fn begin_verification(&mut self, class: usize, drafted: bool) {
         self.verified_class = class;
         if !drafted {
@@ -89,7 +89,7 @@ impl NgramDrafter {
         }
     }
 
-    /// Takes note of how many of `proposed` tokens were right.
+    /// Counts the tokens of a draft and how many of them were accepted.
     pub(crate) fn record(&mut self, drafted: usize, accepted: usize) {
         self.drafted += drafted;
         self.accepted += accepted;
@@ -109,8 +109,8 @@ impl Draft<'_> {
     }
 }
 
-/// How many tokens of each draft are worth being verified by one run over `rows` rows. Shorter rows are filled up to
-/// the longest, so all of them count as if they were as long.
+/// The draft length of a run over `rows` rows; 0 where a draft does not pay. Shorter rows are filled up to the
+/// longest, so all of them count as if they were as long.
 pub(crate) fn draft_length(
     drafts: &[(&NgramDrafter, Draft<'_>)],
     rows: usize,
@@ -137,15 +137,15 @@ pub(crate) fn draft_length(
     best.0
 }
 
-/// Where the text went on after the last tokens stood before, and how many of them agree. The longest agreement counts,
-/// of equal ones the newest: texts go on as they last did.
+/// The longest earlier match of the text's end: the position after it and its length. Of equal lengths the newest
+/// wins: texts go on as they last did.
 fn longest_match(tokens: &[TokenId]) -> Option<(usize, usize)> {
     let last = tokens.len().checked_sub(1)?;
     let start = tokens.len().saturating_sub(LOOKBACK_TOKENS);
     let mut best = None;
     let mut longest = MIN_NGRAM_TOKENS - 1;
     for at in (start..last).rev() {
-        // What can't be longer than the best so far is passed over quickly.
+        // Positions that can't beat the best so far are skipped quickly.
         if tokens[at] != tokens[last] || at < longest || tokens[at - longest] != tokens[last - longest] {
             continue;
         }

@@ -1,24 +1,24 @@
-//! Ends a text before the first stop string, however the pieces cut it.
+//! The stop matcher: it ends a text before the first stop string, however the pieces cut it.
 
-/// Watches one text for its stop strings.
+/// The match state of one text.
 #[derive(Debug)]
 pub(crate) struct StopMatcher {
     strings: Vec<String>,
-    /// Text not given out yet: it may be the beginning of a stop string.
+    /// Text that is held back: it may be the beginning of a stop string.
     held: String,
 }
 
-/// What [`StopMatcher::push`] gives.
+/// The result of [`StopMatcher::push`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Released {
     /// Text that no stop string can take back.
     pub(crate) text: String,
-    /// A stop string is complete: nothing follows.
+    /// Whether a stop string is complete, after which nothing follows.
     pub(crate) stopped: bool,
 }
 
 impl StopMatcher {
-    /// Empty strings are ignored: they would end every text before it begins.
+    /// A matcher for `strings`. Empty ones are ignored: they would end every text before it begins.
     pub(crate) fn new(strings: &[String]) -> Self {
         let strings = strings.iter().filter(|s| !s.is_empty()).cloned().collect();
         Self {
@@ -27,9 +27,8 @@ impl StopMatcher {
         }
     }
 
-    /// Takes the next piece. Works a character at a time, so that the result never depends on how the
-    /// text was cut into pieces: the first string to be complete ends the text, the longest if several
-    /// are complete at once.
+    /// Adds the next piece. Works a character at a time, so that the result never depends on how the text was cut
+    /// into pieces: the first string to be complete ends the text, the longest if several are complete at once.
     pub(crate) fn push(&mut self, piece: &str) -> Released {
         if self.strings.is_empty() {
             return Released {
@@ -57,12 +56,12 @@ impl StopMatcher {
         Released { text, stopped: false }
     }
 
-    /// The text is over: what was held back is no stop string.
+    /// Ends the text and returns what was held back.
     pub(crate) fn finish(&mut self) -> String {
         std::mem::take(&mut self.held)
     }
 
-    /// Bytes at the end of `held` that begin a stop string.
+    /// The number of bytes at the end of `held` that begin a stop string.
     fn longest_beginning(&self) -> usize {
         self.held
             .char_indices()

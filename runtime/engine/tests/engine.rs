@@ -370,7 +370,7 @@ fn short_prompts_overtake_long_ones_and_answers_keep_flowing() {
 }
 
 #[test]
-fn guesses_save_runs_and_change_nothing() {
+fn drafts_save_runs_and_change_nothing() {
     // Goes round with a period of 13, which the repetition guard must not end.
     fn quoting(held: &[(TokenId, Regime)]) -> u32 {
         (held.len() * 5 % 13) as u32
@@ -387,8 +387,8 @@ fn guesses_save_runs_and_change_nothing() {
         (text(&events, 1), summary(&events, 1), engine.decoder().runs)
     };
     let (plain, _, plain_runs) = run_with(false);
-    let (guessed, summary, runs) = run_with(true);
-    assert_eq!(plain, guessed);
+    let (drafted, summary, runs) = run_with(true);
+    assert_eq!(plain, drafted);
     assert_eq!(plain_runs, 90);
     assert!(runs < 50, "{runs} runs");
     assert!(summary.accepted_draft_tokens >= 90 - runs);
@@ -417,7 +417,7 @@ fn two_regimes_share_their_steps_where_the_decoder_can() {
 }
 
 #[test]
-fn two_answers_guess_together_where_the_decoder_can() {
+fn two_answers_speculate_together_where_the_decoder_can() {
     fn quoting(held: &[(TokenId, Regime)]) -> u32 {
         (held.len() as u32) % 7
     }
@@ -437,8 +437,8 @@ fn two_answers_guess_together_where_the_decoder_can() {
         ([text(&events, 1), text(&events, 2)], engine.decoder().runs)
     };
     let (plain, many) = runs(Form::Plain);
-    let (guessed, few) = runs(Form::Ragged);
-    assert_eq!(plain, guessed);
+    let (drafted, few) = runs(Form::Ragged);
+    assert_eq!(plain, drafted);
     assert!(few * 2 < many, "{few} runs in place of {many}");
 }
 

@@ -1,5 +1,5 @@
-//! The yardstick of the benchmarks: the same session in the plainest loop there is, whole prompt in one run,
-//! past and present in one buffer, no engine and no sampling.
+//! The baseline of the benchmarks: the same session in the plainest loop, whole prompt in one run, past and present
+//! in one buffer, no engine and no sampling.
 
 use std::time::{Duration, Instant};
 
@@ -7,12 +7,12 @@ use phi_edge_engine::{DecodeError, Interrupt, TokenId};
 
 use crate::decoder::OnnxDecoder;
 
-/// What a bare loop took.
+/// The run times of a baseline loop.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BaselineTimes {
-    /// The prompt's run.
+    /// The time of the prompt's run.
     pub prefill: Duration,
-    /// All runs of one token after it.
+    /// The time of all runs of one token after it.
     pub decode: Duration,
 }
 

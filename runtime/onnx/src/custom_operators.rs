@@ -3,7 +3,8 @@
 /// The operators' domain in an edited graph.
 pub(crate) const DOMAIN: &str = "phi_edge";
 
-/// The domain with all operators that this processor can run, for one session. Weights are packed on `threads` threads.
+/// The domain with all operators that this processor supports, for one session. Weights are packed on `threads`
+/// threads.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn domain(threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
     let mut domain = ort::operator::OperatorDomain::new(DOMAIN)?;
@@ -16,13 +17,13 @@ pub(crate) fn domain(threads: usize) -> ort::Result<ort::operator::OperatorDomai
     Ok(domain)
 }
 
-/// The domain, for processors that can run none of the operators.
+/// The empty domain, for processors that support none of the operators.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn domain(_threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
     ort::operator::OperatorDomain::new(DOMAIN)
 }
 
-/// Whether this processor can run any.
+/// Whether this processor supports any of the operators.
 pub(crate) fn available() -> bool {
     crate::matmul::available() || crate::attention::available()
 }

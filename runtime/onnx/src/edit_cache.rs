@@ -1,7 +1,7 @@
-//! What came of trying an edited graph, remembered from one start to the next.
+//! The edit cache: the outcomes of trying edited graphs, kept from one start to the next.
 //!
-//! A verdict holds for one graph, one library, one provider and one processor. The file is a cache: that it can't be
-//! read or written costs the time of another trial, and nothing else.
+//! An outcome holds for one graph, one library, one provider and one processor. A file that can't be read or written
+//! costs the time of another trial, and nothing else.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -11,21 +11,21 @@ use sha2::{Digest, Sha256};
 
 use crate::prepare::Prepare;
 
-/// Changed when the edits or the trial change.
+/// The revision of the edits and of the trial: part of the key.
 const TRIAL_REVISION: &str = "2";
-/// Graphs whose verdicts are kept. More than that many come from experiments.
+/// The most graphs in the file. More than that come from experiments.
 const MAX_GRAPHS: usize = 32;
-/// What is written where an edited graph does what the plain one does.
+/// The entry of an edited graph whose results equal the plain one's.
 const VERIFIED: &str = "holds";
 
-/// The verdicts on one graph.
+/// The cached outcomes of one graph.
 pub(crate) struct EditCache {
     file: Option<PathBuf>,
     key: String,
 }
 
 impl EditCache {
-    /// EditCache on `graph`, run under these circumstances.
+    /// The cache for `graph`, run under these circumstances.
     pub(crate) fn for_graph(graph: &[u8], circumstances: &[&str], file: Option<&Path>) -> Self {
         let mut digest = Sha256::new();
         digest.update(graph);
@@ -44,7 +44,7 @@ impl EditCache {
         }
     }
 
-    /// What is known of `prepare`: the reason where it does not hold.
+    /// The cached outcome of `prepare`: the error says why it fails.
     pub(crate) fn get(&self, prepare: Prepare) -> Option<Result<(), String>> {
         let all = self.read();
         let outcome = all.get(&self.key)?.get(prepare.as_str())?.as_str()?;
@@ -55,7 +55,7 @@ impl EditCache {
         })
     }
 
-    /// Remembers what came of `prepare`.
+    /// Keeps the outcome of `prepare`.
     pub(crate) fn put(&self, prepare: Prepare, outcome: &Result<(), String>) {
         let Some(file) = &self.file else { return };
         let mut all = self.read();
@@ -80,7 +80,7 @@ impl EditCache {
     }
 }
 
-/// At once or not at all, so that a reader never sees half a file.
+/// Writes a file atomically, so that a reader never sees half of it.
 fn write(file: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
         std::fs::create_dir_all(folder)?;
@@ -101,7 +101,7 @@ mod tests {
     #[test]
     fn outcomes_are_kept_for_the_same_circumstances_alone() {
         let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("cache/verdicts.json");
+        let file = folder.path().join("cache/outcomes.json");
         let cache = EditCache::for_graph(b"graph", &["1.32", "cpu"], Some(&file));
         assert_eq!(cache.get(RAGGED), None);
         cache.put(RAGGED, &Err("differs".into()));

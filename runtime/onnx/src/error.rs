@@ -1,10 +1,10 @@
-//! What can go wrong between the model's files and the first run.
+//! Errors between the model's files and the first run.
 
 use std::path::PathBuf;
 
 use crate::version::MINIMUM_VERSION;
 
-/// One line each: what, where, what to do.
+/// An error of loading a model. One line each: what, where, what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum OnnxError {
     /// No library anywhere.

@@ -1,4 +1,4 @@
-//! What a graph file says about itself that ONNX Runtime's API does not tell.
+//! Facts of a graph file that ONNX Runtime's API does not provide.
 
 use std::collections::HashMap;
 use std::path::Path;
@@ -8,7 +8,7 @@ use prost::Message;
 use crate::error::OnnxError;
 use crate::onnx_proto::{GraphProto, ModelProto, TensorProto};
 
-/// What was read.
+/// The facts of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GraphFacts {
     /// LongRoPE: sequences of more tokens are computed under the long factors.
@@ -37,7 +37,7 @@ pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
     })
 }
 
-/// The boundary is the whole number that the mask's width (graphs with `If`) or the largest position
+/// Returns the LongRoPE boundary: the whole number that the mask's width (graphs with `If`) or the largest position
 /// (graphs with `position_ids`) is compared with. `width > n` and `position >= n` both mean: more than n tokens.
 fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
     let mut constants: HashMap<&str, i64> = HashMap::new();

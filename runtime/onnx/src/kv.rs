@@ -62,7 +62,7 @@ pub(crate) enum Side {
     Value,
 }
 
-/// The slab's memory, and views into it.
+/// The KV memory of all rows.
 pub(crate) struct KvSlab {
     shape: KvShape,
     memory: Memory,
@@ -147,12 +147,12 @@ impl KvSlab {
         &self.shape
     }
 
-    /// Tokens a sequence can have: the model's context, or less where the memory is less.
+    /// The most tokens of a sequence: the model's context, or less where the memory is less.
     pub(crate) fn context(&self, model: usize) -> usize {
         model.min(self.shape.capacity - 1)
     }
 
-    /// Rows `first..first + count` of one layer and side as a `[count, H, C, D]` tensor. It must be dropped
+    /// Returns rows `first..first + count` of one layer and side as a `[count, H, C, D]` tensor. It must be dropped
     /// before the slab.
     pub(crate) fn view(&self, layer: usize, side: Side, first: usize, count: usize) -> Result<View, String> {
         let shape = &self.shape;
@@ -222,7 +222,7 @@ impl KvSlab {
         }
     }
 
-    /// The first `len` tokens of a row: layer by layer, keys then values, head by head.
+    /// Appends the first `len` tokens of a row to `out`: layer by layer, keys then values, head by head.
     pub(crate) fn read(&self, row: usize, len: usize, out: &mut Vec<u8>) -> Result<(), String> {
         self.host_only()?;
         for (layer, side) in self.regions() {
@@ -238,7 +238,7 @@ impl KvSlab {
         Ok(())
     }
 
-    /// Writes what [`KvSlab::read`] gave. `bytes` must be exactly that long.
+    /// Writes what [`KvSlab::read`] returned. `bytes` must be exactly that long.
     pub(crate) fn write(&mut self, row: usize, len: usize, bytes: &[u8]) -> Result<(), String> {
         self.host_only()?;
         let segment = len * self.shape.token_bytes();
@@ -263,7 +263,7 @@ impl KvSlab {
         (0..self.shape.layers).flat_map(|layer| [(layer, Side::Key), (layer, Side::Value)])
     }
 
-    /// Where a row of a region begins; `row` may be one past the last.
+    /// The address of a row in a region; `row` may be one past the last.
     fn row(&self, layer: usize, side: Side, row: usize) -> *mut u8 {
         let region = 2 * layer + usize::from(side == Side::Value);
         let offset = row * self.shape.row_bytes();
@@ -296,7 +296,7 @@ impl Drop for KvSlab {
     }
 }
 
-/// Zeroed memory that is reserved now and paid for page by page as it is written.
+/// Zeroed memory that is reserved at once and allocated page by page as it is written.
 struct Mapping {
     base: *mut u8,
     bytes: usize,
@@ -353,7 +353,7 @@ fn page_size() -> usize {
 #[cfg(unix)]
 impl Drop for Mapping {
     fn drop(&mut self) {
-        // SAFETY: the mapping is ours and unmapped once.
+        // SAFETY: the mapping belongs to this value and is unmapped once.
         unsafe { libc::munmap(self.base.cast(), self.bytes) };
     }
 }

@@ -1,4 +1,4 @@
-//! Finds and loads the ONNX Runtime library.
+//! The ONNX Runtime library: where it is found, and loading it.
 
 use parking_lot::Mutex;
 use std::ffi::OsStr;
@@ -8,18 +8,18 @@ use ort::environment::Environment;
 
 use crate::error::{OnnxError, one_line};
 
-/// Where packages put the library.
+/// The folder that packages put the library into.
 #[cfg(unix)]
 const PACKAGE_FOLDER: &str = "/usr/lib/phi-edge";
 
-/// A loaded library. One per process: the first one loaded stays.
+/// The loaded library. One per process: the first one loaded stays.
 #[derive(Debug, Clone)]
 pub struct Library {
     environment: Environment,
     path: PathBuf,
 }
 
-/// ONNX Runtime can be loaded once per process; a second call gets what the first one got.
+/// The library of this process; later calls get the same one.
 static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
@@ -36,7 +36,7 @@ impl Library {
         Ok(library)
     }
 
-    /// The library where it is at hand; a test without it says that it skips, and fails under `CI=true`.
+    /// The library where it is installed; a test without it prints that it skips, and fails under `CI=true`.
     #[cfg(test)]
     pub(crate) fn for_tests() -> Option<Self> {
         match Self::find(None) {
@@ -49,12 +49,12 @@ impl Library {
         }
     }
 
-    /// The file.
+    /// The library's file.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// The library's account of itself (version, commit, build).
+    /// The library's description of itself (version, commit, build).
     pub fn description(&self) -> &'static str {
         ort::info()
     }
@@ -118,7 +118,7 @@ fn load_named(path: &Path, source: &str) -> Result<Library, OnnxError> {
     }
 }
 
-/// The library in `folder`: its plain name, or the one with the highest version behind it.
+/// The library in `folder`: its plain name, or the highest version.
 fn in_folder(folder: &Path) -> Option<PathBuf> {
     let plain = folder.join(plain_name());
     if plain.is_file() {
@@ -173,7 +173,7 @@ fn load(path: &Path) -> Result<Library, OnnxError> {
         .with_telemetry(false)
         .build()
         .map_err(|error| unusable(one_line(error)))?;
-    // At its own default the library formats a line for every allocation, whether anybody reads it or not.
+    // At its own default level the library formats a line for every allocation, even if it is not logged.
     let level = if tracing::enabled!(target: "ort", tracing::Level::INFO) {
         ort::logging::LogLevel::Info
     } else {

@@ -29,7 +29,7 @@ impl OnnxDecoder {
             config.kv_memory = free();
         }
         let rope_boundary = opened.facts.rope_boundary;
-        let decoder = Self::over(opened, &model.decoder_path(), model.config(), &config)?;
+        let decoder = Self::new(opened, &model.decoder_path(), model.config(), &config)?;
         tracing::info!(
             provider = decoder.provider().as_str(),
             prepared = decoder.prepared().as_str(),

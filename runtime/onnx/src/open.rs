@@ -1,4 +1,4 @@
-//! Which provider runs a model, and how far its graph is edited for it.
+//! Opening a model: the execution provider that runs it, and the edits of its graph.
 
 use std::path::Path;
 
@@ -18,10 +18,11 @@ use crate::provider::Provider;
 use crate::session::{self, GraphSource, OpenModel};
 use crate::verify_edits;
 
-/// Graphs that hold their weights themselves are larger; a copy in memory would cost more than the edit gains.
+/// The largest graph that is edited. Graphs that hold their weights themselves are larger; a copy in memory would
+/// cost more than the edit gains.
 const MAX_EDITED_BYTES: u64 = 256 << 20;
 
-/// Opens `model`'s decoder on the first provider that can be had.
+/// Opens `model`'s decoder on the first provider that is available.
 pub(crate) fn open(
     library: &Library,
     model: &ModelDir,
@@ -29,7 +30,7 @@ pub(crate) fn open(
     threads: usize,
 ) -> Result<OpenModel, OnnxError> {
     let path = model.decoder_path();
-    // Before anything is tried with the file: this says best what is wrong with a damaged one.
+    // Read first: this error says best what is wrong with a damaged file.
     let facts = graph::read(&path)?;
     let bytes = editable(&path, config.prepare);
     let mut refused = None;
@@ -56,7 +57,7 @@ pub(crate) fn open(
     Err(refused.unwrap_or_else(|| config.provider.unavailable("no candidate")))
 }
 
-/// The graph's bytes, where it may be edited. A file that can't be read is told by whoever opens it.
+/// The graph's bytes, where it may be edited. An unreadable file is reported when it is opened.
 fn editable(path: &Path, most: Prepare) -> Option<Bytes> {
     let size = std::fs::metadata(path).ok()?.len();
     (most != Prepare::PLAIN && size <= MAX_EDITED_BYTES)
@@ -75,8 +76,8 @@ fn warn(left_out: &[(Prepare, String)]) {
     }
 }
 
-/// Whether `edits` come into question: they are wanted, and can do good on this provider and on a processor that has what
-/// the own operators need, or has not.
+/// Whether `edits` are to be tried: they are allowed by `most`, they help on this provider, and the processor
+/// supports their custom operators.
 fn possible(edits: Prepare, most: Prepare, provider: Provider, support: OperatorSupport) -> bool {
     // Elsewhere the tables would be copied to the device for each run.
     let form = provider == Provider::Cpu || edits.level <= Level::Logits;
@@ -85,14 +86,14 @@ fn possible(edits: Prepare, most: Prepare, provider: Provider, support: Operator
     form && operators && edits.within(most)
 }
 
-/// Which of the own operators the processor can run.
+/// The custom operators that the processor supports.
 #[derive(Debug, Clone, Copy)]
 struct OperatorSupport {
     matmul: bool,
     attention: bool,
 }
 
-/// One provider's turn.
+/// The attempt to open a model on one provider.
 struct ProviderAttempt<'a> {
     library: &'a Library,
     path: &'a Path,
@@ -136,7 +137,7 @@ impl ProviderAttempt<'_> {
                 }
             }
             let opened = self.plain()?;
-            // Not before: where the plain graph can't be opened either, that alone is worth telling.
+            // Logged only now: where the plain graph can't be opened either, its error is the one to report.
             warn(&left_out);
             return Ok(opened);
         }
@@ -153,7 +154,7 @@ impl ProviderAttempt<'_> {
         })
     }
 
-    /// The graph edited so, or why that does not hold; `None` where it does not apply.
+    /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
     fn edited(
         &self,
         bytes: &Bytes,
@@ -170,7 +171,7 @@ impl ProviderAttempt<'_> {
                     cache.put(edits, &verified);
                     verified
                 }
-                // The model itself can't be opened, which opening it as it is tells best.
+                // The model itself can't be opened: opening it without edits gives the best error.
                 None => return Ok(None),
             },
         };

@@ -1,7 +1,7 @@
-//! What this processor means for speed.
+//! The processor: its name, and a warning where it is slow.
 
-/// A word of warning where the processor lacks what ONNX Runtime's fast int4 kernels need. It works all the
-/// same: the library has slower kernels for every processor of its platform.
+/// A warning where the processor lacks what ONNX Runtime's fast int4 kernels need. The model runs all the same: the
+/// library has slower kernels for every processor of its platform.
 pub fn processor_warning() -> Option<&'static str> {
     #[cfg(target_arch = "x86_64")]
     if !std::arch::is_x86_feature_detected!("avx2") {
@@ -12,9 +12,9 @@ pub fn processor_warning() -> Option<&'static str> {
     None
 }
 
-/// What kind of processor this is, as far as results may depend on it.
+/// The kind of processor, as far as results may depend on it.
 pub(crate) fn processor_name() -> String {
-    // Windows says it in the environment, Linux in a file; on Arm that gives numbers in place of a name.
+    // Windows has it in the environment, Linux in a file; on Arm that gives numbers in place of a name.
     let described = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     let of = |key: &str| {
         described

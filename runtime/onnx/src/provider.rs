@@ -1,13 +1,13 @@
-//! Which execution provider runs the graph.
+//! Execution providers: where the graph runs.
 
 use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 
 use crate::error::{OnnxError, one_line};
 
-/// What the operator asked for, or what runs.
+/// An execution provider, as configured or as it runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
-    /// The best that works here.
+    /// The best that is available.
     #[default]
     Auto,
     /// The processor.
@@ -29,7 +29,7 @@ impl Provider {
         }
     }
 
-    /// What to try, in order. Only a choice of `auto` may end at the processor.
+    /// The providers to try, in order. Only `auto` falls back to the processor.
     pub(crate) fn candidates(self) -> Vec<Self> {
         match self {
             Self::Auto => [Self::Cuda, Self::DirectMl]
@@ -41,7 +41,7 @@ impl Provider {
         }
     }
 
-    /// The registration, failing where the provider can't be had; the processor needs none.
+    /// The registration, which fails where the provider is not available; the processor needs none.
     pub(crate) fn registration(self) -> Option<ExecutionProviderDispatch> {
         match self {
             Self::Auto | Self::Cpu => None,
@@ -50,7 +50,7 @@ impl Provider {
         }
     }
 
-    /// The library was built with this provider. Says nothing about the machine.
+    /// Whether the library was built with this provider. Says nothing about the machine.
     fn compiled_in(self) -> bool {
         match self {
             Self::Auto | Self::Cpu => true,

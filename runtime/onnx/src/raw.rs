@@ -1,4 +1,4 @@
-//! Raw tensors over memory of ours. Safe bindings of borrowed tensors deadlock in this version of `ort`
+//! Raw tensors over borrowed memory. Safe bindings of borrowed tensors deadlock in this version of `ort`
 //! (docs/decisions), so views and bindings go through the C API.
 
 use std::ffi::{CStr, c_void};
@@ -39,7 +39,7 @@ impl Element {
     }
 }
 
-/// A tensor over memory that somebody else owns.
+/// A tensor over borrowed memory.
 pub(crate) struct View(NonNull<sys::OrtValue>);
 
 // SAFETY: an OrtValue has no thread affinity; the decoder that holds the views is used by one thread at a time.
@@ -80,7 +80,7 @@ impl View {
 
 impl Drop for View {
     fn drop(&mut self) {
-        // SAFETY: the value was created by us and is released once. The data is not the value's.
+        // SAFETY: the value was created in `new` and is released once. The data is not the value's.
         unsafe { (ort::api().ReleaseValue)(self.0.as_ptr()) }
     }
 }

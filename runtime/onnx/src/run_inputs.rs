@@ -23,7 +23,7 @@ pub(crate) struct RunInputs {
     pub(crate) mask_width: usize,
 }
 
-/// How a run gets its rope factors.
+/// The selection of a run's rope factors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct RopeForm {
     /// Sequences of more tokens are computed under the long factors.
@@ -31,7 +31,7 @@ pub(crate) struct RopeForm {
     pub(crate) factors: RopeFactors,
 }
 
-/// What chooses a run's rope factors.
+/// The input that selects a run's rope factors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum RopeFactors {
     /// The mask's width.
@@ -138,7 +138,7 @@ impl RunInputs {
     fn fill_mask(&mut self, rows: &[Row<'_>], pad: Option<usize>, shortest: usize) {
         let pad = usize::from(pad.is_some());
         if rows.len() == 1 && shortest + pad == self.mask_width {
-            // One row without zeros: the ones of the last run serve, so that a decode step writes one.
+            // One row without zeros: the last run's ones are reused, so that a decode step writes one.
             if !self.mask_is_ones {
                 self.mask.clear();
                 self.mask_is_ones = true;

@@ -1,4 +1,4 @@
-//! Opens a model's graph on an execution provider and checks that it is the graph its config describes.
+//! Sessions: a graph opened on an execution provider, validated against its config.
 
 use std::path::Path;
 
@@ -18,7 +18,7 @@ use crate::raw::Element;
 /// An open graph.
 pub(crate) struct OpenGraph {
     pub(crate) session: Session,
-    /// What runs: never `auto`.
+    /// The provider that runs it: never `auto`.
     pub(crate) provider: Provider,
     pub(crate) kv_element: Element,
     pub(crate) logits_element: Element,
@@ -39,7 +39,7 @@ pub(crate) struct OpenModel {
     pub(crate) prepared: Prepare,
 }
 
-/// What is opened.
+/// The graph to open.
 pub(crate) struct GraphSource<'a> {
     /// The graph's file; its weights lie beside it.
     pub(crate) path: &'a Path,
@@ -48,7 +48,7 @@ pub(crate) struct GraphSource<'a> {
     pub(crate) config: &'a GenaiConfig,
 }
 
-/// Opens a graph on one provider.
+/// Opens a graph on one provider and validates it.
 pub(crate) fn open(
     library: &Library,
     source: &GraphSource<'_>,
@@ -72,7 +72,7 @@ pub(crate) fn open(
     validate(session.map_err(fault)?, provider, source.config, source.path)
 }
 
-/// For graphs in memory whose weights lie in `folder`.
+/// A session builder for graphs in memory whose weights lie in `folder`.
 pub(crate) fn builder_beside_weights(
     library: &Library,
     provider: Provider,
@@ -95,7 +95,7 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
         Some(registration) => builder
             .with_execution_providers([registration])
             .map_err(|error| provider.unavailable(one_line(error))),
-        // It knows the own operators, used or not.
+        // The custom operators are registered, used or not.
         None if custom_operators::available() => {
             Ok(builder.with_operators(custom_operators::domain(threads)?)?)
         }
@@ -103,8 +103,8 @@ fn builder(library: &Library, provider: Provider, threads: usize) -> Result<Sess
     }
 }
 
-/// Exporters of different ages differ in whether they name this input where the graph has none, and the other way
-/// round: the graph decides.
+/// The name of the input for positions. Exporters of different ages differ in whether they name this input where the
+/// graph has none, and the other way round: the graph decides.
 fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
     let named = config.inputs.position_ids.as_deref().unwrap_or("position_ids");
     inputs
@@ -113,6 +113,7 @@ fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
         .then(|| named.to_owned())
 }
 
+/// Holds the session's inputs and outputs against `config`.
 fn validate(
     session: Session,
     provider: Provider,
@@ -123,69 +124,13 @@ fn validate(
         path: path.to_path_buf(),
         fault,
     };
-    let inputs = session.inputs();
-    let outputs = session.outputs();
-    let find = |outlets: &[Outlet],
-                name: &str,
-                kind: &str|
-     -> Result<(TensorElementType, Vec<i64>), OnnxError> {
-        match outlets
-            .iter()
-            .find(|outlet| outlet.name() == name)
-            .map(Outlet::dtype)
-        {
-            Some(ValueType::Tensor { ty, shape, .. }) => Ok((*ty, shape.to_vec())),
-            Some(_) => Err(fault(format!("its {kind} \"{name}\" is no tensor"))),
-            None => Err(fault(format!(
-                "has no {kind} \"{name}\", which genai_config.json names: the two files are not of the same export"
-            ))),
-        }
-    };
-    let mut integers = vec![config.inputs.attention_mask.as_str()];
-    integers.extend(config.inputs.input_ids.as_deref());
+    let (inputs, outputs) = (session.inputs(), session.outputs());
     let position_ids = position_ids(inputs, config);
-    integers.extend(position_ids.as_deref());
-    for name in integers {
-        let (element, _) = find(inputs, name, "input")?;
-        if element != TensorElementType::Int64 {
-            return Err(fault(format!(
-                "its input \"{name}\" is {element}, not int64: this form of export is not supported"
-            )));
-        }
-    }
-    let element = |name: &str, kind: &str, found: TensorElementType| match found {
-        TensorElementType::Float32 => Ok(Element::F32),
-        TensorElementType::Float16 => Ok(Element::F16),
-        other => Err(fault(format!(
-            "its {kind} \"{name}\" is {other}; fp32 and fp16 are supported"
-        ))),
-    };
-    let mut kv_element = None;
-    for layer in 0..config.num_layers {
-        let pairs = [
-            (config.past_key(layer), config.present_key(layer)),
-            (config.past_value(layer), config.present_value(layer)),
-        ];
-        for (past, present) in pairs {
-            let (ty, shape) = find(inputs, &past, "input")?;
-            find(outputs, &present, "output")?;
-            // -1 stands for a symbolic dimension: today's exporter leaves the head size open.
-            let wanted = [(1, config.num_kv_heads), (3, config.head_size)];
-            for (axis, size) in wanted {
-                let found = shape.get(axis).copied().unwrap_or(0);
-                if found != -1 && usize::try_from(found) != Ok(size) {
-                    return Err(fault(format!(
-                        "its input \"{past}\" has shape {shape:?}, but genai_config.json says {} KV heads of size {}",
-                        config.num_kv_heads, config.head_size
-                    )));
-                }
-            }
-            kv_element = Some(element(&past, "input", ty)?);
-        }
-    }
+    validate_integers(inputs, config, position_ids.as_deref()).map_err(fault)?;
+    let kv_element = kv_element(inputs, outputs, config).map_err(fault)?;
     let logits = config.outputs.logits.as_str();
-    let (ty, shape) = find(outputs, logits, "output")?;
-    let logits_element = element(logits, "output", ty)?;
+    let (ty, shape) = tensor(outputs, logits, "output").map_err(fault)?;
+    let logits_element = float_element(logits, "output", ty).map_err(fault)?;
     let vocab_size = shape
         .last()
         .and_then(|size| usize::try_from(*size).ok())
@@ -202,4 +147,79 @@ fn validate(
         position_ids,
         session,
     })
+}
+
+/// The element type and shape of the tensor of this name.
+fn tensor(outlets: &[Outlet], name: &str, kind: &str) -> Result<(TensorElementType, Vec<i64>), String> {
+    match outlets
+        .iter()
+        .find(|outlet| outlet.name() == name)
+        .map(Outlet::dtype)
+    {
+        Some(ValueType::Tensor { ty, shape, .. }) => Ok((*ty, shape.to_vec())),
+        Some(_) => Err(format!("its {kind} \"{name}\" is no tensor")),
+        None => Err(format!(
+            "has no {kind} \"{name}\", which genai_config.json names: the two files are not of the same export"
+        )),
+    }
+}
+
+fn float_element(name: &str, kind: &str, found: TensorElementType) -> Result<Element, String> {
+    match found {
+        TensorElementType::Float32 => Ok(Element::F32),
+        TensorElementType::Float16 => Ok(Element::F16),
+        other => Err(format!(
+            "its {kind} \"{name}\" is {other}; fp32 and fp16 are supported"
+        )),
+    }
+}
+
+fn validate_integers(
+    inputs: &[Outlet],
+    config: &GenaiConfig,
+    position_ids: Option<&str>,
+) -> Result<(), String> {
+    let mask = Some(config.inputs.attention_mask.as_str());
+    let integers = [mask, config.inputs.input_ids.as_deref(), position_ids];
+    for name in integers.into_iter().flatten() {
+        let (element, _) = tensor(inputs, name, "input")?;
+        if element != TensorElementType::Int64 {
+            return Err(format!(
+                "its input \"{name}\" is {element}, not int64: this form of export is not supported"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// The element type of keys and values, whose shapes must be those of `config`; `None` without layers.
+fn kv_element(
+    inputs: &[Outlet],
+    outputs: &[Outlet],
+    config: &GenaiConfig,
+) -> Result<Option<Element>, String> {
+    let mut kv_element = None;
+    for layer in 0..config.num_layers {
+        let pairs = [
+            (config.past_key(layer), config.present_key(layer)),
+            (config.past_value(layer), config.present_value(layer)),
+        ];
+        for (past, present) in pairs {
+            let (ty, shape) = tensor(inputs, &past, "input")?;
+            tensor(outputs, &present, "output")?;
+            // -1 stands for a symbolic dimension: today's exporter leaves the head size open.
+            let wanted = [(1, config.num_kv_heads), (3, config.head_size)];
+            for (axis, size) in wanted {
+                let found = shape.get(axis).copied().unwrap_or(0);
+                if found != -1 && usize::try_from(found) != Ok(size) {
+                    return Err(format!(
+                        "its input \"{past}\" has shape {shape:?}, but genai_config.json says {} KV heads of size {}",
+                        config.num_kv_heads, config.head_size
+                    ));
+                }
+            }
+            kv_element = Some(float_element(&past, "input", ty)?);
+        }
+    }
+    Ok(kv_element)
 }

@@ -1,4 +1,4 @@
-//! Which requests are taken, and when each gets its row: by the rows and by the budget of memory.
+//! Admission: which requests are accepted, and when each gets its row, by free rows and by the memory budget.
 
 use std::time::Duration;
 
@@ -48,7 +48,7 @@ impl<D: Decoder> Engine<D> {
         Ok(())
     }
 
-    /// Tokens that the budget has room for.
+    /// Tokens that the memory budget holds; `None` without one.
     pub(super) fn budget_tokens(&self) -> Option<usize> {
         let per_token = self.decoder.caps().kv_bytes_per_token.max(1);
         let budget = self.config.kv_budget?;
@@ -83,8 +83,8 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Starts what has waited longest, as far as rows and memory reach. What does not fit waits for its memory and
-    /// is not overtaken: otherwise small requests would starve a large one.
+    /// Starts the requests that have waited longest, as far as rows and memory reach. A request that does not fit is
+    /// not overtaken: otherwise small requests would starve a large one.
     pub(super) fn start_waiting(&mut self, now: Duration, events: &mut Vec<Event>) {
         while self.rows.has_free_row() && self.waiting.front().is_some_and(|w| self.fits(&w.request)) {
             let Some(waiting) = self.waiting.pop_front() else {
@@ -95,15 +95,18 @@ impl<D: Decoder> Engine<D> {
                 &waiting.request.prompt,
                 regime_of(waiting.request.prompt.len(), self.caps()),
             );
-            // What it begins with is the last to go: what is taken in place costs nothing more.
-            self.make_room(self.promised(&waiting.request), found.map(|found| found.row));
+            // The row with its prefix is evicted last: taken in place it costs nothing more.
+            self.make_room(
+                self.reserved_tokens(&waiting.request),
+                found.map(|found| found.row),
+            );
             let Some(place) = self.rows.place(id, found) else {
                 self.waiting.push_front(waiting);
                 return;
             };
             if let Some((spare, len)) = place.copy_out {
                 if self.decoder.copy(place.row, spare, len).is_ok() {
-                    // It may have held more before.
+                    // The spare row may have held more before.
                     self.decoder.truncate(spare, len);
                 } else {
                     self.rows.shorten(spare, 0);
@@ -115,7 +118,7 @@ impl<D: Decoder> Engine<D> {
             events.push(Event::Started { id });
             self.reuse(&mut sequence, found);
             self.running.push(sequence);
-            // What was copied is there twice now.
+            // The copied prefix takes memory twice now.
             self.make_room(0, None);
         }
     }
@@ -124,16 +127,25 @@ impl<D: Decoder> Engine<D> {
         let Some(budget) = self.budget_tokens() else {
             return true;
         };
-        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
-        running + self.rows.pinned_tokens() + self.promised(request) <= budget
+        let running: usize = self
+            .running
+            .iter()
+            .map(|s| self.reserved_tokens(&s.request))
+            .sum();
+        running + self.rows.pinned_tokens() + self.reserved_tokens(request) <= budget
     }
 
-    /// Forgets idle rows but `keep`, the oldest first, until `tokens` more fit the budget beside what is promised.
+    /// Evicts idle rows except `keep`, the least recently used first, until `tokens` more fit the budget beside what
+    /// running requests may come to hold.
     pub(super) fn make_room(&mut self, tokens: usize, keep: Option<RowId>) {
         let Some(budget) = self.budget_tokens() else {
             return;
         };
-        let running: usize = self.running.iter().map(|s| self.promised(&s.request)).sum();
+        let running: usize = self
+            .running
+            .iter()
+            .map(|s| self.reserved_tokens(&s.request))
+            .sum();
         let kept = keep.map_or(0, |row| self.rows.evictable_tokens_of(row));
         while running + tokens + self.rows.pinned_tokens() + self.rows.evictable_tokens() - kept > budget {
             let Some(row) = self.rows.evict_oldest(keep) else {
@@ -143,8 +155,8 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Tokens that a request may come to hold.
-    pub(super) fn promised(&self, request: &GenerateRequest) -> usize {
+    /// Tokens that a request may come to hold: the upper bound of its memory.
+    pub(super) fn reserved_tokens(&self, request: &GenerateRequest) -> usize {
         let asked = request.prompt.len().saturating_add(request.max_tokens);
         asked.min(self.context())
     }

@@ -1,9 +1,9 @@
-//! A run of many sequences: the next token of each, and what they guess beyond it.
+//! Decode: a run of many sequences, for the next token of each and its draft beyond that.
 
 use std::time::Duration;
 
 use super::Engine;
-use super::settle::sample;
+use super::settle::{SampleOutcome, sample};
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
 use crate::ids::{RowId, TokenId};
 use crate::request::Event;
@@ -11,8 +11,11 @@ use crate::rows::KvRows;
 use crate::sequence::Sequence;
 use crate::speculation::{self, Draft};
 
+/// A sequence, by index, and what a run's logits mean for it.
+type Sampled = (usize, Result<SampleOutcome, String>);
+
 impl<D: Decoder> Engine<D> {
-    /// The next token of every sequence that is through with its prompt, or of those of `regime`.
+    /// One decode step: the next token of every sequence whose prompt is computed, or of those of `regime`.
     pub(super) fn decode(
         &mut self,
         regime: Option<Regime>,
@@ -21,95 +24,21 @@ impl<D: Decoder> Engine<D> {
         events: &mut Vec<Event>,
     ) {
         let caps = self.decoder.caps().clone();
-        let context = self.context();
-        let mut ready: Vec<usize> = (0..self.running.len())
-            .filter(|&index| {
-                let sequence = &self.running[index];
-                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
-            })
-            .collect();
-        ready.sort_by_key(|&index| self.running[index].row);
-        let mut members = self.segment(ready, regime);
+        let mut members = self.members(regime);
         for &index in &members {
             self.steps += 1;
             self.running[index].served = self.steps;
         }
         let drafts = self.drafts(&members, &caps);
-        let mut failed = None;
-        for &index in &members {
-            let end = self.running[index].tokens.len() + drafts[index].len();
-            if let Err(error) = self.decoder.ensure(self.running[index].row, end) {
-                failed = Some((index, error.to_string()));
-                break;
-            }
-        }
-        if let Some((index, error)) = failed {
+        if let Err((index, error)) = self.reserve(&members, &drafts, &caps) {
             return self.fail(index, &error, events);
         }
-        // Rows that may stand idle in a run give nothing for it.
-        let between = if caps.idle_rows {
-            Vec::new()
-        } else {
-            self.between(&members)
-        };
-        for between in between {
-            if self.rows.is_idle(between) {
-                self.padding_rows.insert(between);
-            }
-            let held = held_by(&self.running, &self.rows, between);
-            // Refused only where the row is full, and then it would fail in the run as well.
-            let _ = self.decoder.ensure(between, held + 1);
-        }
-        let span = self.span(&members, &caps);
-        let started = now();
-        let lone = members.len() == 1;
-        let rows = batch(
-            &self.running,
-            &self.rows,
-            &members,
-            &drafts,
-            match (caps.contiguous_rows, caps.idle_rows) {
-                (false, _) => None,
-                (true, true) => Some(&[]),
-                (true, false) => Some(&self.padding_input),
-            },
-        );
-        if let (true, Some(&index)) = (lone, members.first()) {
-            interrupt.set_sole_request(self.running[index].id());
-        }
-        let interrupted = if lone { interrupt } else { &self.no_interrupt };
-        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
-        // Shorter rows are filled up.
-        let computed = span * longest;
-        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
-        interrupt.clear_sole_request();
-        let time = now();
-        let speculated = drafts.iter().any(|draft| !draft.is_empty());
-        let outcome = match outcome {
-            Ok(logits) => {
-                let took = time.saturating_sub(started);
-                self.cost.record(computed, took);
-                if !speculated {
-                    self.run_times.record_decode(took);
-                }
-                let mut at = 0;
-                let mut concluded = Vec::with_capacity(members.len());
-                for &index in &members {
-                    let sequence = &mut self.running[index];
-                    let draft = &drafts[index];
-                    let rows = logits.skip(at);
-                    at += draft.len() + 1;
-                    concluded.push((index, sample(sequence, &rows, draft, context, time)));
-                }
-                Ok(concluded)
-            }
-            Err(error) => Err(error),
-        };
+        let (outcome, time) = self.run_and_sample(&members, &drafts, &caps, now, interrupt);
         match outcome {
-            Ok(mut concluded) => {
+            Ok(mut sampled) => {
                 // From the end: a sequence that leaves moves those behind it.
-                concluded.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
-                for (index, outcome) in concluded {
+                sampled.sort_by_key(|(index, _)| std::cmp::Reverse(*index));
+                for (index, outcome) in sampled {
                     self.conclude(index, outcome, time, events);
                 }
             }
@@ -124,8 +53,98 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// The members that can share a run, of those the one that has waited longest among them. A run of the short
-    /// regime can't carry a row beyond the boundary: the graph would choose the long factors for all.
+    /// The sequences of the next decode step, by index, in the order of their rows.
+    fn members(&mut self, regime: Option<Regime>) -> Vec<usize> {
+        let mut ready: Vec<usize> = (0..self.running.len())
+            .filter(|&index| {
+                let sequence = &self.running[index];
+                sequence.decodes() && regime.is_none_or(|regime| regime == sequence.regime)
+            })
+            .collect();
+        ready.sort_by_key(|&index| self.running[index].row);
+        self.segment(ready, regime)
+    }
+
+    /// Makes room for the tokens of a step. The error names the sequence that has none.
+    fn reserve(
+        &mut self,
+        members: &[usize],
+        drafts: &[Vec<TokenId>],
+        caps: &Caps,
+    ) -> Result<(), (usize, String)> {
+        for &index in members {
+            let end = self.running[index].tokens.len() + drafts[index].len();
+            self.decoder
+                .ensure(self.running[index].row, end)
+                .map_err(|error| (index, error.to_string()))?;
+        }
+        // Rows that may stand idle in a run append nothing.
+        if caps.idle_rows {
+            return Ok(());
+        }
+        for between in self.between(members) {
+            if self.rows.is_idle(between) {
+                self.padding_rows.insert(between);
+            }
+            let held = held_by(&self.running, &self.rows, between);
+            // Refused only where the row is full, and then it would fail in the run as well.
+            let _ = self.decoder.ensure(between, held + 1);
+        }
+        Ok(())
+    }
+
+    /// Runs the graph once and samples for each member; also returns the time after the run.
+    fn run_and_sample(
+        &mut self,
+        members: &[usize],
+        drafts: &[Vec<TokenId>],
+        caps: &Caps,
+        now: &dyn Fn() -> Duration,
+        interrupt: &Interrupt,
+    ) -> (Result<Vec<Sampled>, DecodeError>, Duration) {
+        let context = self.context();
+        let span = self.span(members, caps);
+        let started = now();
+        let lone = members.len() == 1;
+        let padding: Option<&[TokenId]> = match (caps.contiguous_rows, caps.idle_rows) {
+            (false, _) => None,
+            (true, true) => Some(&[]),
+            (true, false) => Some(&self.padding_input),
+        };
+        let rows = batch(&self.running, &self.rows, members, drafts, padding);
+        if let (true, Some(&index)) = (lone, members.first()) {
+            interrupt.set_sole_request(self.running[index].id());
+        }
+        let interrupted = if lone { interrupt } else { &self.no_interrupt };
+        let longest = rows.iter().map(|row| row.input.len()).max().unwrap_or_default();
+        // Shorter rows are filled up.
+        let computed = span * longest;
+        let outcome = self.decoder.run(&Step { rows: &rows }, interrupted);
+        interrupt.clear_sole_request();
+        let time = now();
+        let logits = match outcome {
+            Ok(logits) => logits,
+            Err(error) => return (Err(error), time),
+        };
+        let took = time.saturating_sub(started);
+        self.cost.record(computed, took);
+        if drafts.iter().all(Vec::is_empty) {
+            self.run_times.record_decode(took);
+        }
+        let mut first = 0;
+        let mut sampled = Vec::with_capacity(members.len());
+        for &index in members {
+            let draft = &drafts[index];
+            let rows = logits.skip(first);
+            first += draft.len() + 1;
+            let outcome = sample(&mut self.running[index], &rows, draft, context, time);
+            sampled.push((index, outcome));
+        }
+        (Ok(sampled), time)
+    }
+
+    /// Of the members that can share a run, the group whose member has waited longest. A run of the short regime
+    /// can't carry a row beyond the boundary: the graph would choose the long factors for all.
     fn segment(&mut self, members: Vec<usize>, regime: Option<Regime>) -> Vec<usize> {
         let (Some(boundary), Some(Regime::Short)) = (self.decoder.caps().rope_boundary, regime) else {
             return members;
@@ -139,7 +158,7 @@ impl<D: Decoder> Engine<D> {
                         continue;
                     }
                     if self.rows.is_idle(between) {
-                        // What it remembers is worth less than a shared run.
+                        // A shared run is worth more than the row's cached prefix.
                         self.rows.shorten(between, 0);
                         self.decoder.release(between);
                     } else if segments.last().is_some_and(|segment| !segment.is_empty()) {
@@ -155,7 +174,7 @@ impl<D: Decoder> Engine<D> {
         segments.into_iter().min_by_key(waited).unwrap_or_default()
     }
 
-    /// Rows that a run of `members` computes: those between them too.
+    /// The number of rows that a run of `members` computes, padding rows included.
     fn span(&self, members: &[usize], caps: &Caps) -> usize {
         let rows = || members.iter().map(|&index| self.running[index].row.0);
         match (rows().min(), rows().max()) {
@@ -164,7 +183,7 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// What each running sequence drafts; by index, empty for most.
+    /// The draft of each running sequence, by index; empty for most.
     fn drafts(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
         let mut drafts = vec![Vec::new(); self.running.len()];
         // Several rows of several tokens need a graph that takes them.
@@ -213,8 +232,8 @@ impl<D: Decoder> Engine<D> {
         drafts
     }
 
-    /// Rows that lie between those of `members` (in the order of their rows) and must take part in their run. Each
-    /// appends a token behind what it holds, where it does no harm.
+    /// The padding rows: those that lie between the rows of `members` (in the order of their rows) and must take part
+    /// in their run. Each appends a token behind what it holds, where it does no harm.
     fn between(&self, members: &[usize]) -> Vec<RowId> {
         if !self.decoder.caps().contiguous_rows {
             return Vec::new();
@@ -226,7 +245,7 @@ impl<D: Decoder> Engine<D> {
 }
 
 /// The rows of a run: the members in the order of their rows, and between them, where the decoder wants neighbours,
-/// rows that only take part, with `padding` for their input.
+/// padding rows with `padding` for their input.
 fn batch<'a>(
     running: &'a [Sequence],
     idle: &KvRows,
@@ -268,7 +287,7 @@ fn batch<'a>(
     rows
 }
 
-/// Tokens that a row holds: always at least one less than the context.
+/// The number of tokens that a row holds: always at least one less than the context.
 fn held_by(running: &[Sequence], idle: &KvRows, row: RowId) -> usize {
     match running.iter().find(|sequence| sequence.row == row) {
         Some(sequence) => sequence.computed,

@@ -1,4 +1,4 @@
-//! The engine: which sequences run next, and what their logits mean.
+//! The engine: continuous batching of sequences over a decoder.
 
 mod admit;
 mod decode;
@@ -18,20 +18,20 @@ use crate::run_times::RunTimes;
 use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
 
-/// How the engine works.
+/// The engine's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct EngineConfig {
     /// The most tokens of one prefill run. A cancellation takes effect between runs at the latest.
     pub prefill_chunk: usize,
     /// The most sequences that run at once; at least 1, at most the decoder's rows.
     pub slots: usize,
-    /// End an answer that goes round in circles.
+    /// Whether an answer that repeats itself without end is ended.
     pub stop_repetition: bool,
-    /// Rows keep what they hold when their sequence has ended, for prompts that begin alike.
+    /// Whether idle rows keep their keys and values for prompts that share a prefix.
     pub prefix_cache: bool,
-    /// Guess how a text goes on from how it went on before, and verify several tokens in one run.
+    /// Whether the text so far drafts how it goes on, to verify several tokens in one run.
     pub speculation: bool,
-    /// The most bytes of keys and values, of running and remembered sequences together.
+    /// The most bytes of keys and values, of running sequences and cached prefixes together; `None` is no bound.
     pub kv_budget: Option<u64>,
 }
 
@@ -48,18 +48,18 @@ impl Default for EngineConfig {
     }
 }
 
-/// Bytes of keys and values.
+/// Memory of keys and values, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KvUse {
-    /// Of sequences that run.
+    /// Bytes of running sequences.
     pub running: u64,
-    /// Of rows that keep what they hold for prompts that begin alike.
+    /// Bytes of idle rows that are kept as cached prefixes.
     pub remembered: u64,
-    /// The most that both together may take ([`EngineConfig::kv_budget`]).
+    /// The upper bound of both together ([`EngineConfig::kv_budget`]).
     pub budget: Option<u64>,
 }
 
-/// Runs sequences over a [`Decoder`]. See the crate's documentation for what it is not.
+/// Runs sequences over a [`Decoder`].
 pub struct Engine<D> {
     decoder: D,
     config: EngineConfig,
@@ -69,18 +69,18 @@ pub struct Engine<D> {
     scheduler: Scheduler,
     run_times: RunTimes,
     cost: RunCost,
-    /// Decode steps of single sequences so far: tells who was served last.
+    /// Decode steps of single sequences so far; orders sequences by when they were last served.
     steps: u64,
-    /// Idle rows that took part in a run between others, and hold a token behind their own since.
+    /// Idle rows that took part in a run as padding, and hold a token behind their own since.
     padding_rows: BTreeSet<RowId>,
-    /// Raised by nobody: for runs that must not be cut short for the sake of one of their rows.
+    /// Never raised: for runs of several rows, which must not end for the sake of one of them.
     no_interrupt: Interrupt,
-    /// The input of rows that take part in a run only because they lie between others.
+    /// The input of padding rows.
     padding_input: [TokenId; 1],
 }
 
 impl<D: Decoder> Engine<D> {
-    /// An engine without work.
+    /// An engine without requests.
     pub fn new(decoder: D, mut config: EngineConfig) -> Self {
         let rows = decoder.caps().rows.max(1);
         config.slots = config.slots.clamp(1, rows);
@@ -101,19 +101,18 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// What the decoder can do.
+    /// The decoder's capabilities.
     pub fn caps(&self) -> &Caps {
         self.decoder.caps()
     }
 
-    /// Tokens that one sequence can have: those of the model's context, or of the memory beside pinned prefixes where
-    /// that is less.
+    /// The most tokens of one sequence: the model's context, or the memory beside pinned prefixes where that is less.
     pub fn context(&self) -> usize {
         let context = self.decoder.caps().context_length;
         self.memory().map_or(context, |memory| context.min(memory))
     }
 
-    /// Tokens that all sequences together can have, beside pinned prefixes; `None` without a bound.
+    /// The most tokens of all sequences together, beside pinned prefixes; `None` without a bound.
     pub fn memory(&self) -> Option<usize> {
         let budget = self.budget_tokens()?;
         Some(budget.saturating_sub(self.rows.pinned_tokens()))
@@ -124,28 +123,28 @@ impl<D: Decoder> Engine<D> {
         &self.decoder
     }
 
-    /// The decoder, for measurements while the engine is idle. What its rows held is forgotten.
+    /// The decoder, for measurements while the engine is idle. Cached prefixes are evicted.
     pub fn decoder_mut(&mut self) -> &mut D {
         self.forget();
         &mut self.decoder
     }
 
-    /// Has texts guessed and verified from now on, or not ([`EngineConfig::speculation`]).
+    /// Turns speculation on or off ([`EngineConfig::speculation`]).
     pub fn set_speculation(&mut self, on: bool) {
         self.config.speculation = on;
     }
 
-    /// How many sequences run at once.
+    /// The most sequences that run at once.
     pub fn slots(&self) -> usize {
         self.config.slots
     }
 
-    /// True when nothing runs and nothing waits: a step would do nothing.
+    /// Whether nothing runs and nothing waits: a step would do nothing.
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.running.is_empty()
     }
 
-    /// Takes a request. On `Err` there will be no event for it.
+    /// Queues a request. On `Err` there will be no event for it.
     pub fn submit(&mut self, request: GenerateRequest, now: Duration) -> Result<(), Failure> {
         self.validate(&request)?;
         self.waiting.push_back(Waiting {
@@ -166,8 +165,8 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Does one piece of work: at most one run of the graph. `now` is the time since the engine's epoch,
-    /// asked for again after the run.
+    /// Makes one step: at most one run of the graph. `now` returns the time since the engine's epoch, and is called
+    /// again after the run.
     pub fn step(&mut self, now: &dyn Fn() -> Duration, interrupt: &Interrupt, events: &mut Vec<Event>) {
         self.end_expired(now(), events);
         self.start_waiting(now(), events);
@@ -183,7 +182,7 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// What keys and values take at present.
+    /// The memory that keys and values take at present.
     pub fn kv_use(&self) -> KvUse {
         let bytes = |tokens: usize| {
             u64::try_from(tokens)

@@ -1,4 +1,4 @@
-//! A run of one sequence's prompt, or a chunk of it.
+//! Prefill: a run of one sequence's prompt, or of a chunk of it.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::request::Event;
 use crate::sequence::Sequence;
 
 impl<D: Decoder> Engine<D> {
-    /// One chunk of one sequence's prompt.
+    /// One prefill step: a chunk of one sequence's prompt.
     pub(super) fn prefill(
         &mut self,
         index: usize,
@@ -30,7 +30,7 @@ impl<D: Decoder> Engine<D> {
         };
         let sequence = &mut self.running[index];
         let rest = sequence.tokens.len() - sequence.computed;
-        // A short prompt is not cut for a small rest, which would read all weights once more.
+        // A short prompt is not cut for a small remainder, which would read all weights once more.
         let whole = sequence.chunks == 0 && rest <= most.min(chunk + chunk / 2);
         sequence.chunks += 1;
         let end = sequence.computed + if whole { rest } else { rest.min(chunk) };
@@ -49,7 +49,7 @@ impl<D: Decoder> Engine<D> {
                     logits,
                     regime: sequence.regime,
                 };
-                // A lone run: whoever cancels it may cut it short.
+                // The run serves one request, so that its cancellation may end it.
                 interrupt.set_sole_request(sequence.id());
                 self.decoder.run(&Step { rows: &[row] }, interrupt)
             }
@@ -68,7 +68,7 @@ impl<D: Decoder> Engine<D> {
                 let outcome = sample(sequence, &logits, &[], context, time);
                 self.conclude(index, outcome, time, events);
             }
-            // The row still holds what it held before; whoever raised it says by `cancel` what ends.
+            // The row still holds what it held before; the caller that raised the interrupt cancels what is to end.
             Err(DecodeError::Interrupted) => interrupt.clear(),
             Err(error) => self.fail(index, &error.to_string(), events),
         }

@@ -1,4 +1,4 @@
-//! What rows hold already of a prompt: pinned prefixes, remembered texts, and those that run beside it.
+//! The prefix cache: pinned prefixes, texts that idle rows keep, and prefixes that running sequences share.
 
 use super::Engine;
 use super::admit::regime_of;
@@ -9,16 +9,16 @@ use crate::rows::{PrefixMatch, common_prefix};
 use crate::sequence::Sequence;
 
 impl<D: Decoder> Engine<D> {
-    /// Gives up all that idle rows remember, but for pinned prefixes.
+    /// Evicts all idle rows except pinned prefixes.
     pub fn forget(&mut self) {
         while let Some(row) = self.rows.evict_oldest(None) {
             self.decoder.release(row);
         }
     }
 
-    /// Computes `prefix` now and remembers it for good: a template that many prompts begin with. Meant for the
-    /// time before the first request. `saved`, as [`Engine::saved_prefix`] gave it for the same prefix and model,
-    /// spares the computation. True if it did.
+    /// Computes `prefix` and keeps it for good: a template that many prompts begin with. Meant for the time before
+    /// the first request. `saved`, as [`Engine::saved_prefix`] returned it for the same prefix and model, replaces
+    /// the computation; returns whether it did.
     pub fn pin(&mut self, prefix: &[TokenId], saved: Option<&[u8]>) -> Result<bool, Failure> {
         let decoder_fault = |error: DecodeError| Failure::Decoder(error.to_string());
         let context = self.decoder.caps().context_length;
@@ -67,13 +67,13 @@ impl<D: Decoder> Engine<D> {
         Ok(loaded)
     }
 
-    /// The keys and values of a pinned prefix, to be given to [`Engine::pin`] at the next start.
+    /// The keys and values of a pinned prefix as bytes, for [`Engine::pin`] at the next start.
     pub fn saved_prefix(&mut self, prefix: &[TokenId]) -> Option<Vec<u8>> {
         let row = self.rows.pinned(prefix)?;
         self.decoder.save(row, prefix.len()).ok()
     }
 
-    /// The idle row that begins as `prompt` does.
+    /// The idle row that shares the longest prefix with `prompt`.
     pub(super) fn cached_prefix(&self, prompt: &[TokenId], regime: Regime) -> Option<PrefixMatch> {
         // The last token is always computed: its logits choose the next one.
         let most = prompt.len().saturating_sub(1);
@@ -82,11 +82,11 @@ impl<D: Decoder> Engine<D> {
             .filter(|_| self.config.prefix_cache)
     }
 
-    /// Puts what another row holds of a sequence's beginning into its own.
+    /// Copies the shared prefix from another row into the sequence's own.
     pub(super) fn reuse(&mut self, sequence: &mut Sequence, found: Option<PrefixMatch>) {
-        // What the sequence is going to write over keeps its memory: the system need not give it anew.
-        let promised = self.promised(&sequence.request);
-        self.decoder.truncate(sequence.row, promised);
+        // Memory that the sequence will overwrite stays allocated: the system need not provide it again.
+        let reserved = self.reserved_tokens(&sequence.request);
+        self.decoder.truncate(sequence.row, reserved);
         let Some(found) = found.filter(|found| found.len > sequence.computed) else {
             return;
         };
@@ -96,7 +96,7 @@ impl<D: Decoder> Engine<D> {
                 .ensure(sequence.row, found.len)
                 .and_then(|()| self.decoder.copy(found.row, sequence.row, found.len));
             if copied.is_err() {
-                // Nothing is lost but time: the prompt is computed.
+                // Only time is lost: the prompt is computed.
                 return;
             }
             if self.rows.is_idle(found.row) {
@@ -104,11 +104,11 @@ impl<D: Decoder> Engine<D> {
             }
         }
         sequence.computed = found.len;
-        // Beyond the boundary its own new tokens are computed anew as well.
+        // Beyond the boundary the sequence's own new tokens are recomputed as well.
         sequence.cached = found.len.min(sequence.request.prompt.len());
     }
 
-    /// Takes over what a running sequence has computed of the same beginning meanwhile.
+    /// Copies what a running sequence has computed of the same prefix in the meantime.
     pub(super) fn reuse_running(&mut self, index: usize) {
         if !self.config.prefix_cache {
             return;
@@ -134,7 +134,8 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Keys of one regime are wrong in the other: a sequence that crosses the boundary is computed anew.
+    /// Resets sequences that crossed the rope boundary: keys of one regime are wrong in the other, so they are
+    /// recomputed.
     pub(super) fn update_regimes(&mut self) {
         for sequence in &mut self.running {
             let regime = regime_of(sequence.tokens.len(), self.decoder.caps());

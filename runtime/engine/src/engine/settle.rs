@@ -1,4 +1,4 @@
-//! What a run has meant for each sequence: text, its end, or a failure.
+//! The outcome of a run for each sequence: text, its end, or a failure.
 
 use std::time::Duration;
 
@@ -9,7 +9,7 @@ use crate::request::{Event, Failure, Finish};
 use crate::sequence::Sequence;
 
 impl<D: Decoder> Engine<D> {
-    /// Passes on what a run has meant for a sequence.
+    /// Turns the outcome of a run for one sequence into events.
     pub(super) fn conclude(
         &mut self,
         index: usize,
@@ -34,7 +34,7 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Gives back what padding rows took, once nothing runs any more.
+    /// Truncates rows that took part as padding, once nothing runs any more.
     fn truncate_padding_rows(&mut self) {
         if self.running.is_empty() {
             while let Some(row) = self.padding_rows.pop_first() {
@@ -85,14 +85,14 @@ impl<D: Decoder> Engine<D> {
     }
 }
 
-/// What a run's logits have meant for one sequence.
+/// The outcome of sampling for one sequence: new text, and how it ended.
 pub(super) struct SampleOutcome {
     text: String,
     finish: Option<Finish>,
 }
 
-/// Chooses tokens from the logits after the last token and after each guess, for as long as the guesses are what is
-/// chosen. The choices are those of plain decoding, one by one: so the text is, too.
+/// Samples the logits after the last token and after each draft token, for as long as the draft agrees. The choices
+/// are those of plain decoding, one by one, and so is the text.
 pub(super) fn sample(
     sequence: &mut Sequence,
     logits: &Logits<'_>,
@@ -114,7 +114,7 @@ pub(super) fn sample(
             .get(accepted)
             .is_some_and(|token| sequence.tokens.last() == Some(token));
         if goes_on && as_drafted {
-            // Its keys and values are there already.
+            // Its keys and values were computed in this run.
             accepted += 1;
             sequence.computed = sequence.tokens.len();
             continue;

@@ -1,26 +1,27 @@
-//! Attention of a run's rows over their keys and values in the slab, which the run's own are written to first.
+//! Attention of a run's rows over their keys and values in the slab, after the run's own are written there.
 
 use crate::attention::LANES;
 use crate::attention::online_softmax::{BLOCK, Query, block};
 use crate::workers::{SharedPointer, Workers};
 
-/// Query vectors of one piece of work, at most. They pass by a block of keys while it is in the first caches.
+/// The most query vectors of one piece of work. All are scored against a block of keys while it is in the first
+/// caches.
 const MAX_PART_VECTORS: usize = 32;
 
-/// Heads and their vectors.
+/// The dimensions of the heads.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct Heads {
     /// Heads of queries.
     pub(crate) queries: usize,
-    /// Heads of keys and values; each serves as many of queries as the others.
+    /// Heads of keys and values; each serves the same number of query heads.
     pub(crate) keys: usize,
     /// Values of a vector.
     pub(crate) size: usize,
-    /// What scores are scaled with.
+    /// The factor of the scores.
     pub(crate) scale: f32,
 }
 
-/// A run's inputs.
+/// The inputs of a run.
 pub(crate) struct AttentionInputs<'a> {
     /// Queries, keys and values of each token: `[rows, width, (queries + 2 * keys) * size]`.
     pub(crate) packed: &'a [f32],
@@ -47,34 +48,35 @@ pub(crate) struct KvPointers {
     pub(crate) room: usize,
 }
 
-/// Room for rotated queries, kept from one run to the next.
-pub(crate) type Scratch = Vec<f32>;
+/// A buffer for rotated queries, kept from one run to the next.
+pub(crate) type QueryScratch = Vec<f32>;
 
 // SAFETY: what is written through them is divided among the threads by the pieces of work.
 unsafe impl Send for KvPointers {}
 // SAFETY: as above.
 unsafe impl Sync for KvPointers {}
 
-/// One row of a run, checked.
+/// The validated lengths of one row of a run.
 #[derive(Clone, Copy)]
 struct RowSpan {
     past: usize,
     length: usize,
 }
 
-/// `out[rows, width, queries * size]`; padding becomes 0. Keys and values of the run's tokens are added to the slab.
+/// Computes `out[rows, width, queries * size]`; padding becomes 0. Keys and values of the run's tokens are added to
+/// the slab.
 ///
 /// # Errors
 /// The inputs contradict each other; one line.
 ///
 /// # Safety
-/// The processor has AVX-512. `slab` points to the keys and values of all rows, which nobody else uses meanwhile.
+/// The processor has AVX-512. `slab` points to the keys and values of all rows, which no other code uses meanwhile.
 pub(crate) unsafe fn attend(
     heads: Heads,
     inputs: &AttentionInputs<'_>,
     slab: KvPointers,
     out: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut QueryScratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
     let rows = rows(heads, inputs, slab, out.len())?;
@@ -97,7 +99,8 @@ pub(crate) unsafe fn attend(
     let pieces = |row: &RowSpan| (row.length * group).div_ceil(MAX_PART_VECTORS);
     let parts = rows.iter().map(pieces).max().unwrap_or(0);
     let place = |at: usize| (at / heads.keys, at % heads.keys);
-    // SAFETY: each row and head is one piece of work; what it writes nobody else does; the rest is the caller's word.
+    // SAFETY: each row and head is one piece of work that alone writes its places; the rest is as the caller
+    // guarantees.
     let store = |at: usize| unsafe {
         let (row, head) = place(at);
         run.rotate_and_store(row, rows[row], head, queries.at(at * per_head));
@@ -181,7 +184,7 @@ struct AttentionRun<'a> {
 }
 
 impl AttentionRun<'_> {
-    /// Where the vectors of a row and head begin in the slab.
+    /// The offset of the vectors of a row and head in the slab.
     fn start(&self, row: usize, head: usize) -> usize {
         (row * self.heads.keys + head) * self.slab.room * self.heads.size
     }
@@ -199,7 +202,7 @@ impl AttentionRun<'_> {
             let all = (self.heads.queries + 2 * self.heads.keys) * size;
             let packed = &self.inputs.packed[at * all..][..all];
             let vector = |index: usize| &packed[index * size..][..size];
-            // It was looked at before.
+            // Validated with the row.
             let position = usize::try_from(self.inputs.positions[at]).unwrap_or(0) * self.inputs.half;
             let [cosines, sines] = self
                 .inputs
@@ -207,12 +210,12 @@ impl AttentionRun<'_> {
                 .map(|table| &table[position..][..self.inputs.half]);
             for query in 0..self.group {
                 let to = queries.wrapping_add((token * self.group + query) * size);
-                // SAFETY: by the caller's word.
+                // SAFETY: as the caller guarantees.
                 let to = unsafe { std::slice::from_raw_parts_mut(to, size) };
                 rotate(vector(head * self.group + query), cosines, sines, scale, to);
             }
             let to = self.start(row, head) + (of.past + token) * size;
-            // SAFETY: by the caller's word; the row has room for it.
+            // SAFETY: as the caller guarantees; the row has room for it.
             let (key, value) = unsafe {
                 (
                     std::slice::from_raw_parts_mut(self.slab.keys.add(to), size),
@@ -224,7 +227,7 @@ impl AttentionRun<'_> {
         }
     }
 
-    /// What the queries of one part of a row see.
+    /// Computes the attention of one part of a row's queries.
     ///
     /// # Safety
     /// As for [`attend`]; [`AttentionRun::rotate_and_store`] was done for the row and head.
@@ -260,7 +263,7 @@ impl AttentionRun<'_> {
         let end = vectors.last().map_or(0, |query| query.sees);
         let (keys, values) = (self.slab.keys, self.slab.values);
         let start = self.start(row, head);
-        // SAFETY: by the caller's word; each query's sum is its own place of the output.
+        // SAFETY: as the caller guarantees; each query's sum is its own place of the output.
         unsafe {
             let (keys, values) = (keys.add(start).cast_const(), values.add(start).cast_const());
             for query in &vectors {
@@ -294,7 +297,7 @@ impl AttentionRun<'_> {
     }
 }
 
-/// Rotates pairs `half` apart and scales all.
+/// Rotates pairs `half` apart and scales all values.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline]
 fn rotate(vector: &[f32], cosines: &[f32], sines: &[f32], scale: f32, to: &mut [f32]) {
@@ -312,7 +315,8 @@ fn rotate(vector: &[f32], cosines: &[f32], sines: &[f32], scale: f32, to: &mut [
     }
 }
 
-/// One block of keys for all queries, a few at a time: so many that their sums stay in registers. `next`: as for [`block`].
+/// Attends to one block of keys for all queries, a few at a time so that their sums stay in registers. `next`: as for
+/// [`block`].
 ///
 /// # Safety
 /// As for [`block`].
@@ -325,7 +329,7 @@ unsafe fn blocks(
     end: usize,
     next: *const f32,
 ) {
-    // Once is enough.
+    // Fetched by the first chunk of queries only.
     let mut next = Some(next);
     macro_rules! by {
         ($pieces:literal, $most:literal) => {{
@@ -333,12 +337,12 @@ unsafe fn blocks(
             for queries in &mut few {
                 // A query sees no further than the last of its chunk.
                 let end = end.min(queries[$most - 1].sees);
-                // SAFETY: by the caller's word.
+                // SAFETY: as the caller guarantees.
                 unsafe { block::<$pieces, $most>(queries, keys, values, from, end, next.take()) };
             }
             let rest = few.into_remainder();
             let end = rest.last().map_or(end, |query| end.min(query.sees));
-            // SAFETY: by the caller's word.
+            // SAFETY: as the caller guarantees.
             unsafe {
                 match rest.len() {
                     0 => {}

@@ -11,15 +11,15 @@ use std::arch::x86_64::{
 
 use crate::attention::LANES;
 
-/// Keys that are scored before their values are taken in.
+/// The number of keys that are scored before their values are added.
 pub(crate) const BLOCK: usize = 64;
 const BLOCK_REGISTERS: usize = BLOCK / LANES;
 
-/// A query vector on its way: what it has seen so far.
+/// The running softmax of one query vector.
 pub(crate) struct Query {
     /// `size` values, scaled by what scores are scaled with and by log2(e).
     pub(crate) vector: *const f32,
-    /// How many keys it sees: those before its own token, and that.
+    /// The number of keys that it attends to: those before its own token, and that.
     pub(crate) sees: usize,
     /// The sum of values, weighted by 2^(score - `largest`): `size` values.
     pub(crate) sum: *mut f32,
@@ -28,18 +28,18 @@ pub(crate) struct Query {
     pub(crate) weight: f32,
 }
 
-/// Takes the keys from `from` on, [`BLOCK`] of them or up to `end`, into account for each of `queries`.
+/// Adds the keys from `from` on, [`BLOCK`] of them or up to `end`, to each of `queries`.
 ///
-/// `next`: where the keys stand that are read after these. They, and before them the block's own values, are fetched into
-/// the cache meanwhile: vectors of a head stand in many small pages, which the processor does not foresee. `None`: all of it
-/// is in the cache.
+/// `next`: the keys that are read after these. They, and before them the block's own values, are prefetched
+/// meanwhile: vectors of a head lie in many small pages, which the processor's prefetcher does not cross. `None`: all
+/// of it is in the cache.
 ///
-/// What becomes of a query depends on its own vector and on the keys that it sees, to the last bit: the operations on each
-/// and their order are the same whatever is beside it.
+/// The result of a query depends on its own vector and on the keys that it attends to, to the last bit: the
+/// operations on each and their order are the same whatever is beside it.
 ///
 /// # Safety
 /// The processor has AVX-512. Each query points to `PIECES * 16` values and as many of its sum; `keys` and `values` to
-/// `end` vectors of that length. Nobody else writes to any of them meanwhile.
+/// `end` vectors of that length. No other code writes to any of them meanwhile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
@@ -53,7 +53,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
     let size = PIECES * LANES;
     let count = BLOCK.min(end - from);
     let mut weights = [[_mm512_setzero_ps(); BLOCK_REGISTERS]; ROWS];
-    // SAFETY: by the caller's word.
+    // SAFETY: as the caller guarantees.
     unsafe {
         let ahead = next.map(|_| values.add(from * size));
         scores::<PIECES, ROWS>(queries, keys.add(from * size), count, ahead, &mut weights);
@@ -62,7 +62,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
         let query = &mut queries[row];
         let visible = query.sees.saturating_sub(from).min(count);
         if visible == 0 {
-            // A block that it does not see changes nothing.
+            // A block outside of its keys changes nothing.
             weights[row] = [_mm512_setzero_ps(); BLOCK_REGISTERS];
             continue;
         }
@@ -82,7 +82,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
         query.weight = query.weight.mul_add(first(shrink), _mm512_reduce_add_ps(total));
         query.largest = largest;
         for piece in 0..PIECES {
-            // SAFETY: by the caller's word.
+            // SAFETY: as the caller guarantees.
             unsafe {
                 let sum = query.sum.add(piece * LANES);
                 _mm512_storeu_ps(sum, _mm512_mul_ps(_mm512_loadu_ps(sum), shrink));
@@ -97,7 +97,7 @@ pub(crate) unsafe fn block<const PIECES: usize, const ROWS: usize>(
         }
     }
     let mut sums = [[_mm512_setzero_ps(); PIECES]; ROWS];
-    // SAFETY: by the caller's word.
+    // SAFETY: as the caller guarantees.
     unsafe {
         for row in 0..ROWS {
             for piece in 0..PIECES {
@@ -138,7 +138,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     let mut vectors = [[_mm512_setzero_ps(); PIECES]; ROWS];
     for row in 0..ROWS {
         for piece in 0..PIECES {
-            // SAFETY: by the caller's word.
+            // SAFETY: as the caller guarantees.
             vectors[row][piece] = unsafe { _mm512_loadu_ps(queries[row].vector.add(piece * LANES)) };
         }
     }
@@ -147,7 +147,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
         for key in 0..LANES.min(count - part * LANES) {
             fetch::<PIECES>(ahead, part * LANES + key);
             for piece in 0..PIECES {
-                // SAFETY: by the caller's word.
+                // SAFETY: as the caller guarantees.
                 let values = unsafe { _mm512_loadu_ps(keys.add(piece * LANES)) };
                 for row in 0..ROWS {
                     products[row][key] = _mm512_fmadd_ps(vectors[row][piece], values, products[row][key]);
@@ -162,13 +162,13 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     }
 }
 
-/// Has the vector `index` of those at `from` fetched into the first cache.
+/// Prefetches the vector `index` of those at `from` into the first cache.
 #[inline]
 fn fetch<const PIECES: usize>(from: Option<*const f32>, index: usize) {
     if let Some(from) = from {
         for piece in 0..PIECES {
             let line = from.wrapping_add((index * PIECES + piece) * LANES);
-            // SAFETY: nothing is read: an address that is none is let go.
+            // SAFETY: a prefetch reads nothing: an invalid address is ignored.
             unsafe { _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>()) };
         }
     }
@@ -203,7 +203,7 @@ fn sums(registers: &[__m512; LANES]) -> __m512 {
     )
 }
 
-/// Which lanes of a part are among the first `count` keys.
+/// The mask of a register's lanes that are among the first `count` keys.
 fn mask(count: usize, part: usize) -> u16 {
     match count.saturating_sub(part * LANES) {
         lanes if lanes >= LANES => 0xffff,

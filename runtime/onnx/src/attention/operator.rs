@@ -1,4 +1,4 @@
-//! Attention as an operator of ONNX Runtime.
+//! The binding of attention to ONNX Runtime.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -7,16 +7,16 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::TensorElementType;
 
 use crate::attention::OPERATOR;
-use crate::attention::attend::{AttentionInputs, Heads, KvPointers, Scratch, attend};
+use crate::attention::attend::{AttentionInputs, Heads, KvPointers, QueryScratch, attend};
 use crate::workers::SessionThreads;
 
-/// Scratch that the kernels of a session hand to each other.
-type Pool = Arc<Mutex<Vec<Scratch>>>;
+/// Scratch buffers that the kernels of a session share.
+type QueryScratchPool = Arc<Mutex<Vec<QueryScratch>>>;
 
-/// The operator, for one session.
+/// The operator of one session.
 #[derive(Default)]
 pub(crate) struct Attention {
-    scratch: Pool,
+    scratch: QueryScratchPool,
 }
 
 impl Operator for Attention {
@@ -33,7 +33,7 @@ impl Operator for Attention {
         [Float32, Float32, Float32, Int32, Float32, Float32, Int64, Int32].map(OperatorInput::required)
     }
 
-    /// What queries see; keys and values with those of the run.
+    /// The attention's result; keys and values with those of the run.
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
         [TensorElementType::Float32; 3].map(OperatorOutput::required)
     }
@@ -54,13 +54,13 @@ impl Operator for Attention {
     }
 }
 
-/// The attention of one layer.
+/// The kernel of one layer.
 pub(crate) struct AttentionKernel {
     queries: usize,
     keys: usize,
-    /// None: one through the square root of a vector's size.
+    /// `None`: one divided by the square root of a vector's size.
     scale: Option<f32>,
-    scratch: Pool,
+    scratch: QueryScratchPool,
 }
 
 impl Kernel for AttentionKernel {
@@ -104,7 +104,8 @@ impl Kernel for AttentionKernel {
         let output = output.try_extract_tensor_mut::<f32>()?.1;
         let keys = keys.try_extract_tensor_mut::<f32>()?.1;
         let key_values = key_values.try_extract_tensor_mut::<f32>()?.1;
-        // Who runs the graph binds past and present to the same memory: nothing is copied. Where that is not so, it must be.
+        // The decoder binds past and present to the same memory, so that nothing is copied. Other bindings are
+        // refused.
         if keys.as_ptr() != past_keys.as_ptr() || key_values.as_ptr() != past_values.as_ptr() {
             return Err(ort::Error::new(
                 "past and present keys and values must be the same memory",

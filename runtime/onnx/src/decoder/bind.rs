@@ -1,4 +1,4 @@
-//! What a run is given: views of keys and values, rope tables, integers; and its logits.
+//! Binding a run's inputs (keys and values, rope tables, integers), and its logits.
 
 use std::ffi::CString;
 use std::sync::Arc;
@@ -129,7 +129,7 @@ impl OnnxDecoder {
         Ok(())
     }
 
-    /// One run of one row without the checks and the choice of logits: for [`crate::baseline`].
+    /// Runs one row without the checks and the choice of logits, for [`crate::baseline`].
     pub(crate) fn run_plain(
         &mut self,
         ids: &[TokenId],
@@ -166,7 +166,7 @@ impl OnnxDecoder {
         let outcome = raw::run(&mut self.session, &self.options, &self.binding);
         drop(guard);
         if interrupt.is_raised() {
-            // The flag stays set in the options until it is taken back.
+            // The flag stays set in the options until it is cleared.
             self.options
                 .unterminate()
                 .map_err(|error| DecodeError::Failed(one_line(error)))?;

@@ -1,29 +1,29 @@
-//! How a decoder is set up.
+//! The configuration of a decoder.
 
 use std::path::PathBuf;
 
 use crate::prepare::Prepare;
 use crate::provider::Provider;
 
-/// How a decoder is set up.
+/// The configuration of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecoderConfig {
-    /// Where the graph runs.
+    /// The execution provider.
     pub provider: Provider,
     /// Threads of a run; `None`: all processors this process may use.
     pub threads: Option<usize>,
     /// Rows of the KV slab for sequences that run and for pinned prefixes, at least 1.
     pub rows: usize,
-    /// Rows beside them that only remember. On the host they cost address space alone; on a device, which pays for every
-    /// row, there are eight at most.
+    /// Rows beside them that only cache prefixes. On the host they cost address space alone; on a device, which
+    /// allocates every row, there are eight at most.
     pub cache_rows: usize,
     /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
     /// a device, where the slab is allocated whole, `None` means 4 GiB.
     pub kv_memory: Option<u64>,
-    /// How far the graph may be edited in memory, where that makes it faster. What does not hold against the plain
-    /// graph is left out.
+    /// The edits of the graph that are allowed, where they make it faster. Edits that fail verification against the
+    /// plain graph are left out.
     pub prepare: Prepare,
-    /// The file that remembers which edits hold; `None`: they are tried at each load.
+    /// The file of the edit cache; `None`: edits are verified at each load.
     pub edit_cache: Option<PathBuf>,
 }
 

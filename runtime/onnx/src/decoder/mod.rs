@@ -28,7 +28,7 @@ use reserve::reserve;
 
 pub use config::DecoderConfig;
 
-/// A context that is shorter than this for want of memory is worth a warning.
+/// The context below which a lack of KV memory is logged as a warning.
 const SHORT_CONTEXT_TOKENS: usize = 1024;
 
 /// A model ready to run.
@@ -61,7 +61,7 @@ pub struct OnnxDecoder {
     provider: Provider,
 }
 
-/// Which rows of the rope tables a run is given.
+/// The rows of the rope tables that are bound for a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum BoundTable {
     Of(Regime),
@@ -69,8 +69,8 @@ enum BoundTable {
 }
 
 impl OnnxDecoder {
-    /// Reserves KV memory for an open graph, whose file is `path`.
-    pub(crate) fn over(
+    /// A decoder over an open model, whose file is `path`; reserves its KV memory.
+    pub(crate) fn new(
         opened: OpenModel,
         path: &Path,
         genai: &GenaiConfig,
@@ -166,13 +166,13 @@ impl OnnxDecoder {
         })
     }
 
-    /// How far the graph is edited.
+    /// The edits of the graph.
     pub fn prepared(&self) -> Prepare {
         self.prepared
     }
 
-    /// What keys and values depend on beside model and tokens: the library, the provider, the edits of the graph, the own
-    /// operators' revisions and the kind of processor. Where any of it differs, so may the numbers.
+    /// Everything beside model and tokens that keys and values depend on: the library, the provider, the edits of the
+    /// graph, the custom operators' revisions and the kind of processor. Where any of it differs, so may the numbers.
     pub fn computed_by(&self, library: &Library) -> Vec<String> {
         let parts = [
             library.description(),
@@ -186,7 +186,7 @@ impl OnnxDecoder {
         parts
     }
 
-    /// What runs: never `auto`.
+    /// The provider that runs the graph: never `auto`.
     pub fn provider(&self) -> Provider {
         self.provider
     }
@@ -243,7 +243,7 @@ impl Decoder for OnnxDecoder {
     }
 
     fn ensure(&mut self, _row: RowId, len: usize) -> Result<(), DecodeError> {
-        // Rows are reserved whole; the system pays for a page when it is written.
+        // Rows are reserved whole; the system allocates a page when it is written.
         if len > self.caps.context_length {
             return Err(DecodeError::OutOfMemory(format!(
                 "{len} tokens in a row of {}",

@@ -9,10 +9,10 @@ use crate::kv::{KvShape, KvSlab};
 use crate::provider::Provider;
 use crate::session::OpenGraph;
 
-/// KV memory on a device where the configuration does not say.
+/// The KV memory on a device if none is configured.
 const DEVICE_KV_BYTES: u64 = 4 << 30;
 
-/// Rows that only remember, on a device.
+/// The most rows that only cache prefixes, on a device.
 const DEVICE_CACHE_ROWS: usize = 8;
 
 pub(super) fn reserve(
@@ -37,8 +37,8 @@ pub(super) fn reserve(
     let on_host = graph.provider == Provider::Cpu;
     let budget = config.kv_memory.or((!on_host).then_some(DEVICE_KV_BYTES));
     if let Some(budget) = budget {
-        // The host pays for what is written, and the engine keeps the sum below the budget: one row may have it all.
-        // A device pays for all rows at once.
+        // The host allocates what is written, and the engine keeps the sum below the budget: one row may have it all.
+        // A device allocates all rows at once.
         let rows = if on_host { 1 } else { shape.rows };
         let tokens = budget / (shape.bytes_per_token() * rows).max(1) as u64;
         shape.capacity = shape

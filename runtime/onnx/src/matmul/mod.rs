@@ -1,4 +1,4 @@
-//! Products with weights of four bits: an operator of our own in the place of `MatMulNBits`.
+//! The custom operator `MatMul4Bits`, which replaces `MatMulNBits` for weights of four bits.
 //!
 //! ONNX Runtime's kernel reads the weights at the memory's pace for one row, but from a few rows on it takes two to three
 //! times as long as the processor's dot products of eight bits need. This one computes the same (`MatMulNBits` of
@@ -7,7 +7,7 @@
 
 /// The operator's name in an edited graph.
 pub(crate) const OPERATOR: &str = "MatMul4Bits";
-/// Changed when results may change: part of what verdicts are kept for.
+/// The revision of the operator's results: part of the edit cache's key.
 pub(crate) const REVISION: &str = "matmul 1";
 
 #[cfg(target_arch = "x86_64")]
@@ -28,11 +28,11 @@ mod tile;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use operator::MatMul;
 
-/// Rows of a panel: they go through the product together, and what is unpacked of the weights serves them all. Of 4, 6 and 8
+/// The rows of a panel: they go through the matmul together, and the unpacked weights serve them all. Of 4, 6 and 8
 /// rows by three groups this was the fastest from 16 rows on (by 2 %).
 #[cfg(target_arch = "x86_64")]
 const PANEL_ROWS: usize = 6;
-/// So many rows are one panel: eight times three sums, what is unpacked, and little else fill the 32 registers.
+/// The most rows that are one panel: eight times three sums and the unpacked weights fill the 32 registers.
 #[cfg(target_arch = "x86_64")]
 const MAX_PANEL_ROWS: usize = 8;
 /// Groups of columns of a tile.
@@ -47,7 +47,7 @@ pub(crate) fn takes_block(block: i64) -> bool {
     matches!(block, 16 | 32 | 64 | 128 | 256)
 }
 
-/// Whether this processor has what the operator needs.
+/// Whether this processor supports the operator.
 #[cfg(target_arch = "x86_64")]
 pub(crate) fn available() -> bool {
     std::arch::is_x86_feature_detected!("avx512f")
@@ -56,7 +56,7 @@ pub(crate) fn available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vnni")
 }
 
-/// Whether this processor has what the operator needs: none of this kind has.
+/// Whether this processor supports the operator: none of this architecture does.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn available() -> bool {
     false

@@ -1,4 +1,4 @@
-//! The product of rows with packed weights: quantised once, then tile by tile.
+//! The multiplication of rows with packed weights: quantised once, then tile by tile.
 
 use crate::matmul::pack::PackedWeights;
 use crate::matmul::quantise::{PanelRow, quantise};
@@ -6,27 +6,27 @@ use crate::matmul::tile::{Tile, compute};
 use crate::matmul::{GROUPS, LANES, MAX_PANEL_ROWS, PANEL_ROWS};
 use crate::workers::{SharedPointer, Workers};
 
-/// Values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in the
-/// first cache (12 KiB), and so do those that are fetched meanwhile.
+/// The values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in
+/// the first cache (12 KiB), and so do those that are prefetched meanwhile.
 const CHUNK_VALUES: usize = 512;
-/// Bytes to fetch ahead where the weights are read only once.
+/// The prefetch distance in bytes where the weights are read only once.
 const PREFETCH_BYTES: usize = 4096;
 
-/// Room for the quantised rows, kept from one product to the next.
+/// Buffers for the quantised rows, kept from one matmul to the next.
 #[derive(Default)]
-pub(crate) struct Scratch {
+pub(crate) struct RowScratch {
     /// Four values each.
     quants: Vec<i32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
 }
 
-/// `out[rows, n] = input[rows, k] * weights[k, n]`.
+/// Computes `out[rows, n] = input[rows, k] * weights[k, n]`.
 pub(crate) fn multiply(
     packed: &PackedWeights,
     input: &[f32],
     out: &mut [f32],
-    scratch: &mut Scratch,
+    scratch: &mut RowScratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
     let shape = packed.shape;
@@ -85,8 +85,8 @@ pub(crate) fn multiply(
     })
 }
 
-/// QuantisedRows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less than to
-/// unpack them twice. More are parted evenly, into panels whose sums leave the registers less often.
+/// The rows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less
+/// than to unpack them twice. More are divided evenly, into panels whose sums leave the registers less often.
 fn panel_height(rows: usize) -> usize {
     if rows <= MAX_PANEL_ROWS {
         rows.max(1)
@@ -109,7 +109,7 @@ struct QuantisedRows {
     count: usize,
 }
 
-/// One tile of columns for all rows.
+/// Computes one tile of columns for all rows.
 ///
 /// # Safety
 /// As for [`compute`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
@@ -164,18 +164,18 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
                 },
                 fetch,
             };
-            // SAFETY: the operands are those of this tile, by the caller's word.
+            // SAFETY: the operands are those of this tile, as the caller guarantees.
             unsafe { dispatch(count, groups, &operands) };
         }
     }
 }
 
-/// Chooses the code for a panel of `rows` rows and a tile of `groups` groups.
+/// Selects the code for a panel of `rows` rows and a tile of `groups` groups.
 ///
 /// # Safety
 /// As for [`compute`].
 unsafe fn dispatch(rows: usize, groups: usize, tile: &Tile) {
-    // SAFETY: the caller's word is passed on.
+    // SAFETY: the caller's guarantee is passed on.
     unsafe {
         match (rows, groups) {
             (1, 1) => compute::<1, 1>(tile),

@@ -1,4 +1,4 @@
-//! The product as an operator of ONNX Runtime.
+//! The binding of the matmul to ONNX Runtime.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -7,22 +7,22 @@ use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInp
 use ort::value::{TensorElementType, TensorValueType};
 
 use crate::matmul::OPERATOR;
-use crate::matmul::multiply::{Scratch, multiply};
+use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 
-/// Scratch that the kernels of a session hand to each other.
-type Pool = Arc<Mutex<Vec<Scratch>>>;
+/// Scratch buffers that the kernels of a session share.
+type RowScratchPool = Arc<Mutex<Vec<RowScratch>>>;
 
-/// The operator, for one session.
+/// The operator of one session.
 pub(crate) struct MatMul {
     threads: usize,
-    scratch: Pool,
+    scratch: RowScratchPool,
 }
 
 impl MatMul {
-    /// Weights are packed on `threads` threads.
+    /// An operator that packs weights on `threads` threads.
     pub(crate) fn new(threads: usize) -> Self {
         Self {
             threads,
@@ -74,7 +74,7 @@ impl Operator for MatMul {
             zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
         };
         let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
-        // They are not read again.
+        // The constant inputs are not read after packing.
         // SAFETY: floats are bytes without gaps.
         let scales = unsafe {
             std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
@@ -87,10 +87,10 @@ impl Operator for MatMul {
     }
 }
 
-/// One matrix.
+/// The kernel of one matrix.
 pub(crate) struct MatMulKernel {
     packed: PackedWeights,
-    scratch: Pool,
+    scratch: RowScratchPool,
 }
 
 impl Kernel for MatMulKernel {

@@ -1,4 +1,4 @@
-//! Weights as the product reads them: one stream a tile of columns, in the order of the arithmetic.
+//! Packed weights: one stream for each tile of columns, in the order of the arithmetic.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
 use std::arch::x86_64::{
@@ -10,10 +10,10 @@ use std::ptr::NonNull;
 
 use crate::matmul::{GROUPS, LANES, available};
 
-/// Bytes of a register, and of a cache line.
+/// The bytes of a register, and of a cache line.
 const LINE_BYTES: usize = LANES * 4;
 
-/// What a matrix looks like in the graph.
+/// The dimensions of a matrix in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct MatrixShape {
     /// Values of a row of the input.
@@ -62,7 +62,7 @@ pub(crate) struct WeightInputs<'a> {
     pub(crate) zeros: Option<&'a [u8]>,
 }
 
-/// The weights of one matrix. There are such only on processors that have what the product needs.
+/// The packed weights of one matrix. They exist only on processors that support the operator.
 ///
 /// By tile, then by block, then by word: the words of eight values of each column, one column behind the other, as in the
 /// file. Behind a block's words stand its scales. So a tile is read from one end to the other.
@@ -75,7 +75,8 @@ pub(crate) struct PackedWeights {
 }
 
 impl PackedWeights {
-    /// Packs on `threads` threads. The error says what does not fit, or that the processor lacks what the product needs.
+    /// Packs on `threads` threads. The error says what does not fit, or that the processor does not support the
+    /// operator.
     pub(crate) fn new(shape: MatrixShape, source: WeightInputs<'_>, threads: usize) -> Result<Self, String> {
         let MatrixShape { k, n, block } = shape;
         if !available() {
@@ -228,7 +229,7 @@ fn pack_zeros(shape: MatrixShape, zeros: &[u8]) -> Vec<u8> {
     packed
 }
 
-/// Bytes that begin at a cache line's begin, as aligned loads want it.
+/// Bytes that begin at a cache line, as aligned loads need.
 pub(crate) struct AlignedBytes {
     start: NonNull<u8>,
     layout: Layout,
@@ -244,7 +245,7 @@ const LARGE_PAGE: usize = 2 << 20;
 
 impl AlignedBytes {
     /// Zeros. Those of a large matrix are asked to lie in large pages: they are read from one end to the other, and between
-    /// small pages the processor looks up each one and begins its fetching anew.
+    /// small pages the processor looks up each one and starts prefetching again.
     fn new(bytes: usize) -> Self {
         let large = bytes >= 2 * LARGE_PAGE;
         let layout = Layout::from_size_align(bytes.max(1), if large { LARGE_PAGE } else { LINE_BYTES })
@@ -253,7 +254,7 @@ impl AlignedBytes {
         let start = NonNull::new(unsafe { alloc(layout) }).unwrap_or_else(|| handle_alloc_error(layout));
         #[cfg(target_os = "linux")]
         if large {
-            // The pages that are wholly ours; a refusal costs speed alone.
+            // Only whole pages of this allocation; a refusal costs speed alone.
             // SAFETY: the range lies within what was just allocated.
             unsafe {
                 libc::madvise(
@@ -263,7 +264,7 @@ impl AlignedBytes {
                 );
             }
         }
-        // SAFETY: all of it is ours.
+        // SAFETY: all of it was just allocated.
         unsafe { start.as_ptr().write_bytes(0, layout.size()) };
         Self { start, layout }
     }
@@ -280,7 +281,7 @@ impl Deref for AlignedBytes {
 
 impl DerefMut for AlignedBytes {
     fn deref_mut(&mut self) -> &mut [u8] {
-        // SAFETY: as for `deref`, and borrowed by nobody else.
+        // SAFETY: as for `deref`, and borrowed by no other code.
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.layout.size()) }
     }
 }

@@ -1,4 +1,4 @@
-//! Rows of the input as whole numbers of eight bits, with a scale for each block, as accuracy level 4 of `MatMulNBits`
+//! Quantisation of the input's rows to eight bits, with a scale for each block, as accuracy level 4 of `MatMulNBits`
 //! has it: the largest value of a block becomes 127.
 
 use std::arch::x86_64::{
@@ -10,7 +10,7 @@ use std::arch::x86_64::{
 
 use crate::matmul::LANES;
 
-/// Where one row of a panel is written. A panel is a few rows that go through the product together.
+/// The destination of one row of a panel. A panel is a few rows that go through the matmul together.
 pub(crate) struct PanelRow {
     /// The panel's values: by word, the even values of each row, then the odd ones, four bytes a row.
     pub(crate) quants: *mut i32,
@@ -24,13 +24,13 @@ pub(crate) struct PanelRow {
     pub(crate) row: usize,
 }
 
-/// Quantises one row. Its last block is filled up with zeros.
+/// Quantises one row. Its last block is padded with zeros.
 ///
 /// Sums of a block's whole values fit 16 bits: 256 of them at most, of 127 each.
 ///
 /// # Safety
 /// The processor has AVX-512 with BW and VL. `place` points to a panel of `place.rows` rows with room for `row.len()`
-/// rounded up to whole blocks, which nobody else reads or writes this row of. `block` is a multiple of 16.
+/// rounded up to whole blocks, and no other code reads or writes this row of it meanwhile. `block` is a multiple of 16.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
     const WORD: usize = 8;
@@ -47,7 +47,7 @@ pub(crate) unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
         let start = index * block;
         let mut largest = _mm512_setzero_si512();
         for at in (start..start + block).step_by(LANES) {
-            // Magnitudes compare as whole numbers do, and what is not a number is the largest: so it isn't lost.
+            // Magnitudes compare as whole numbers do, and NaN is the largest of them: so it isn't lost.
             let bits = _mm512_and_si512(_mm512_castps_si512(load(at)), magnitude);
             largest = _mm512_max_epi32(largest, bits);
         }
@@ -59,7 +59,7 @@ pub(crate) unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
             sum = _mm512_add_epi32(sum, whole);
             let bytes: __m128i = _mm_shuffle_epi8(_mm512_cvtepi32_epi8(whole), apart);
             let word = at / WORD * 2;
-            // SAFETY: the panel has room for whole blocks of this row, by the caller's word.
+            // SAFETY: the panel has room for whole blocks of this row, as the caller guarantees.
             unsafe {
                 let to = place.quants.add(place.row);
                 to.add(word * place.rows).write(_mm_extract_epi32::<0>(bytes));

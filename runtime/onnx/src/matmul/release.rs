@@ -1,6 +1,6 @@
-//! Gives the pages of weights back that were read from their file once.
+//! The release of pages of weights that were read from their file once.
 
-/// Gives back the memory of each of `parts` that is a file's: it is read again if anybody asks for it.
+/// Releases the memory of each of `parts` that is mapped from a file: it is read again on access.
 ///
 /// ONNX Runtime keeps an operator's constant inputs for as long as the session lives, mapped from the weights' file. They
 /// would count as this process's memory beside their packed copy.
@@ -27,7 +27,7 @@ pub(crate) fn release(parts: &[&[u8]]) {
 #[cfg(not(target_os = "linux"))]
 pub(crate) fn release(_parts: &[&[u8]]) {}
 
-/// Whether one private mapping of a file covers `start..end`, by the account in `maps` (proc_pid_maps(5)).
+/// Whether one private mapping of a file covers `start..end`, according to `maps` (proc_pid_maps(5)).
 #[cfg(target_os = "linux")]
 fn is_file(maps: &str, start: usize, end: usize) -> bool {
     maps.lines().any(|line| {
@@ -56,7 +56,7 @@ mod tests {
     fn a_mapped_file_is_read_again_and_own_memory_is_kept() {
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![7; 40_000]).unwrap();
-        // SAFETY: nobody else knows the file.
+        // SAFETY: no one else has the file.
         let map = unsafe { memmap2::Mmap::map(&file) }.unwrap();
         release(&[&map[100..39_000], &map[..10], &[]]);
         assert!(map.iter().all(|byte| *byte == 7));

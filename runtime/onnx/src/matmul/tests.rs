@@ -6,7 +6,7 @@
 use proptest::prelude::*;
 
 use crate::matmul::available;
-use crate::matmul::multiply::{Scratch, multiply};
+use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::workers::Workers;
 
@@ -41,7 +41,14 @@ impl Matrix {
 
     fn product(&self, input: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; input.len() / self.shape.k * self.shape.n];
-        multiply(&self.packed(2), input, &mut out, &mut Scratch::default(), &Alone).unwrap();
+        multiply(
+            &self.packed(2),
+            input,
+            &mut out,
+            &mut RowScratch::default(),
+            &Alone,
+        )
+        .unwrap();
         out
     }
 
@@ -257,7 +264,7 @@ fn what_does_not_fit_is_told() {
             &matrix,
             &[0.0; 65],
             &mut [0.0; 3],
-            &mut Scratch::default(),
+            &mut RowScratch::default(),
             &Alone,
         );
         assert!(outcome.is_err());

@@ -1,4 +1,4 @@
-//! One tile of the product: a panel of rows times a tile of columns, in registers.
+//! One tile of the matmul: a panel of rows times a tile of columns, in registers.
 
 use std::arch::x86_64::{
     __m128i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 
 use crate::matmul::LANES;
 
-/// What a tile is computed of, and where to: a run of blocks, one behind the other.
+/// The operands of a tile and its destination: a run of blocks, one behind the other.
 pub(crate) struct Tile {
     /// The first block's words and scales ([`crate::matmul::pack::PackedWeights`]), at a cache line's begin.
     pub(crate) weights: *const u8,
@@ -26,11 +26,11 @@ pub(crate) struct Tile {
     /// The tile's upper left corner in the output, whose rows are `stride` values apart.
     pub(crate) out: *mut f32,
     pub(crate) stride: usize,
-    /// Which columns of the last group there are.
+    /// The mask of the last group's columns.
     pub(crate) mask: u16,
-    /// Adds to what is in the output.
+    /// Whether the result is added to the output.
     pub(crate) add: bool,
-    /// Bytes from a word to the one that is fetched into the cache meanwhile, and the groups for which it is done.
+    /// The prefetch distance in bytes, and the groups that are prefetched.
     pub(crate) ahead: usize,
     pub(crate) fetch: [bool; 3],
 }
@@ -41,7 +41,7 @@ pub(crate) struct Tile {
 /// order by one operation each, whatever the number of rows and wherever the run of blocks is cut.
 ///
 /// # Safety
-/// The processor has AVX-512 with BW, VL and VNNI. All of `tile` points to what its fields say, and nobody else writes or
+/// The processor has AVX-512 with BW, VL and VNNI. All of `tile` points to what its fields say, and no other code writes or
 /// reads the part of the output meanwhile.
 #[allow(
     clippy::needless_range_loop,
@@ -74,7 +74,7 @@ pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile
         // SAFETY: the fields of `tile` point to `tile.blocks` blocks of `tile.words` words each; the order of reading is
         // that of packing.
         unsafe {
-            // The weights are unsigned: what their zero points make of the row's sum is taken off first.
+            // The weights are unsigned: the zero points' share of the row's sum is subtracted first.
             for group in 0..GROUPS {
                 let zeros = tile.zeros.add(block * tile.zeros_step + group * LANES);
                 let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast::<__m128i>()));

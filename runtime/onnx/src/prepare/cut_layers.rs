@@ -1,4 +1,4 @@
-//! The first layers of a graph and its end, as a small model of the same form: what an edit is tried on.
+//! Cutting a graph to its first layers and its end: the small model of the same form that edits are tried on.
 
 use std::collections::HashSet;
 
@@ -8,8 +8,8 @@ use crate::onnx_proto::{NodeProto, graph_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 use crate::prepare::logits::Tail;
 
-/// The graph with its first `layers` layers only. `outputs` are what it returns then: the logits first, and the keys
-/// and values of those layers. `None`: the graph is of another form, or has no more layers than that.
+/// Returns the graph with its first `layers` layers only. `outputs` are its outputs then: the logits first, and the
+/// keys and values of those layers. `None`: the graph is of another form, or has no more layers than that.
 pub(crate) fn cut(model: &Bytes, layers: usize, outputs: &[String]) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let nodes = &editor.nodes;
@@ -72,7 +72,8 @@ pub(crate) fn cut(model: &Bytes, layers: usize, outputs: &[String]) -> Option<By
     )
 }
 
-/// The node of the tail that adds the stream to what the attention gave: its operator, and which input the stream is.
+/// The node of the tail that adds the residual stream to the attention's result: its operator, and the index of the
+/// stream among its inputs.
 fn joins<'a>(nodes: &'a [NodeProto], tail: &Tail, residual: &str) -> Option<(&'a str, usize)> {
     tail.nodes.iter().find_map(|&index| {
         let at = nodes[index].input.iter().position(|input| input == residual)?;
@@ -80,7 +81,7 @@ fn joins<'a>(nodes: &'a [NodeProto], tail: &Tail, residual: &str) -> Option<(&'a
     })
 }
 
-/// The stream beside the attention `from`: what the next node of the same operator takes at the same place.
+/// The residual stream beside the attention `from`: the same input of the next node of the same operator.
 fn stream_beside<'a>(
     nodes: &'a [NodeProto],
     from: usize,

@@ -1,7 +1,6 @@
 //! The graph editor: an ONNX model as protobuf bytes, read as far as an edit needs and written with what it changes.
 //!
-//! What an edit does not name is copied as it stands, known or not (protobuf encoding specification; field numbers of
-//! onnx.proto).
+//! Fields that an edit does not name are copied as they are, known or not.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -96,13 +95,13 @@ impl GraphEditor {
             .collect()
     }
 
-    /// Where the fields of this number have their content, within the graph.
+    /// The contents of the fields of this number, as ranges of the graph.
     fn payloads(&self, number: u32) -> impl Iterator<Item = Range<usize>> {
         let fields = self.fields.iter().filter(move |field| field.number == number);
         fields.map(|field| field.payload.clone())
     }
 
-    /// The model with each field of its graph as `edit` wants it, and `extra` fields behind them.
+    /// Returns the model with each field of its graph as `edit` makes it, and `extra` fields behind them.
     pub(crate) fn write(
         &self,
         mut edit: impl FnMut(GraphField<'_>) -> Option<FieldEdit>,
@@ -142,7 +141,7 @@ impl GraphEditor {
     }
 }
 
-/// A node with other inputs; all else as it stands.
+/// Returns a node with other inputs, otherwise unchanged.
 pub(crate) fn with_inputs(node: &[u8], inputs: &[String]) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(node.len() + 64);
     for input in inputs {
@@ -156,7 +155,7 @@ pub(crate) fn with_inputs(node: &[u8], inputs: &[String]) -> Option<Vec<u8>> {
     Some(out)
 }
 
-/// A node with another operator; all else as it stands.
+/// Returns a node with another operator, otherwise unchanged.
 pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<Vec<u8>> {
     let mut out = Vec::with_capacity(node.len() + 32);
     for field in fields(node)? {
@@ -169,7 +168,7 @@ pub(crate) fn with_operator(node: &[u8], op_type: &str, domain: &str) -> Option<
     Some(out)
 }
 
-/// A model that also imports the operators of `domain`; once, whoever asks for it.
+/// Returns a model that imports the operators of `domain`, once.
 pub(crate) fn with_opset(model: Bytes, domain: &str, version: i64) -> Bytes {
     let imports = |field: &Field| {
         field.number == model_field::OPSET_IMPORT
@@ -183,7 +182,7 @@ pub(crate) fn with_opset(model: Bytes, domain: &str, version: i64) -> Bytes {
         domain: domain.to_owned(),
         version,
     };
-    // Of a model that no one else holds, the memory is taken over.
+    // The memory of a model with one owner is reused.
     let mut model = Vec::from(model);
     put(&mut model, model_field::OPSET_IMPORT, &opset.encode_to_vec());
     model.into()

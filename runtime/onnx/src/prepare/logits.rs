@@ -1,4 +1,4 @@
-//! Logits of chosen tokens only.
+//! The edit that computes logits of chosen tokens only.
 
 use std::collections::{BTreeSet, HashMap};
 
@@ -8,10 +8,10 @@ use prost::bytes::Bytes;
 use crate::onnx_proto::{AttributeProto, NodeProto, TensorProto, ValueInfoProto, data_type, graph_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
-/// The input that says which logits are wanted: indices into the run's tokens, rows one after the other.
+/// The input with the tokens whose logits are wanted: indices into the run's tokens, rows one after the other.
 pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
 
-/// What may stand between the last attention and the logits: all that treats each token for itself.
+/// The operators that treat each token by itself: they may stand between the last attention and the logits.
 const PER_TOKEN_OPERATORS: [&str; 12] = [
     "Add",
     "Cast",
@@ -27,11 +27,11 @@ const PER_TOKEN_OPERATORS: [&str; 12] = [
     "Tanh",
 ];
 
-/// Has what follows the last attention computed only for the tokens whose logits are wanted: `logits` becomes
-/// `[1, wanted, vocab]`.
+/// Computes everything after the last attention only for the tokens whose logits are wanted: `logits` becomes `[1,
+/// wanted, vocab]`.
 ///
 /// Of a prefill chunk at most one is wanted, and the last matrix is the largest of the graph; most of the last layer
-/// is spared as well. Keys and values are computed for all, before. `None`: the graph is of another form.
+/// is saved as well. Keys and values are computed for all, before. `None`: the graph is of another form.
 pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let tail = Tail::of(&editor.nodes, logits).or_else(|| projection(&editor.nodes, logits))?;
@@ -74,13 +74,13 @@ pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
 pub(crate) struct Tail {
     /// Indices of its nodes.
     pub(crate) nodes: BTreeSet<usize>,
-    /// What it takes from the rest of the graph, one vector a token each.
+    /// Its inputs from the rest of the graph, one vector a token each.
     pub(crate) sources: Vec<String>,
 }
 
 impl Tail {
-    /// All that follows the last attention, if all of it treats each token for itself. It takes the attention's result and
-    /// the stream beside it.
+    /// Everything after the last attention, if all of it treats each token by itself. Its sources are the attention's
+    /// result and the residual stream beside it.
     pub(crate) fn of(nodes: &[NodeProto], logits: &str) -> Option<Self> {
         let attention = nodes
             .iter()
@@ -107,7 +107,7 @@ impl Tail {
         }
         let mut sources: Vec<String> = Vec::new();
         for input in inside.iter().flat_map(|&at| &nodes[at].input) {
-            // Weights come from no node, or from one that only holds them.
+            // Weights come from no node, or from a constant.
             let from = produced.get(input.as_str()).filter(|from| !inside.contains(from));
             if from.is_some_and(|&from| nodes[from].op_type != "Constant") && !sources.contains(input) {
                 sources.push(input.clone());
@@ -120,7 +120,7 @@ impl Tail {
     }
 }
 
-/// The last matrix alone.
+/// The tail that is the last matrix alone.
 fn projection(nodes: &[NodeProto], logits: &str) -> Option<Tail> {
     let at = nodes
         .iter()

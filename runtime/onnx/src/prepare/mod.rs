@@ -1,7 +1,7 @@
-//! Edits of a graph in memory, before it is opened. The files are never touched.
+//! Graph edits, made in memory before a graph is opened. The files are never touched.
 //!
-//! Where a graph does not look as an edit expects, it is left alone; where it does, the edited graph is held against
-//! the plain one before it is used ([`crate::verify_edits`]).
+//! A graph of another form than an edit expects is left as it is; an edited graph is verified against the plain one
+//! before it is used ([`crate::verify_edits`]).
 
 mod cut_layers;
 mod graph_editor;
@@ -24,10 +24,10 @@ pub(crate) use rope::RopeTables;
 
 use prost::bytes::Bytes;
 
-/// How far a graph's form is edited. Each level includes those before it, as far as they apply.
+/// The level of a graph's form. Each includes those before it, as far as they apply.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
-    /// Not at all.
+    /// The form of the file.
     Plain,
     /// Logits are computed for chosen tokens only.
     Logits,
@@ -37,29 +37,30 @@ pub enum Level {
     Ragged,
 }
 
-/// What is edited in a graph.
+/// The edits of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Prepare {
-    /// Its form.
+    /// The level of its form.
     pub level: Level,
-    /// Products with weights of four bits are computed by the own operator. On processors with AVX-512 VNNI alone.
+    /// Matmuls with weights of four bits are computed by the custom operator. Only on processors with AVX-512 VNNI.
     pub matmul: bool,
-    /// Attention is computed by the own operator, in graphs that take rows of any length. On processors with AVX-512
-    /// alone.
+    /// Attention is computed by the custom operator, in graphs that take rows of any length. Only on processors with
+    /// AVX-512.
     pub attention: bool,
 }
 
 impl Prepare {
-    /// Nothing: the graph runs as it stands in its file.
+    /// No edits: the graph runs as it is in its file.
     pub const PLAIN: Self = Self::form(Level::Plain);
-    /// All there is.
+    /// All edits.
     pub const ALL: Self = Self {
         level: Level::Ragged,
         matmul: true,
         attention: true,
     };
 
-    /// What is tried, the most first. The form comes before the operators, for it decides what a run may mix.
+    /// The edits that are tried, the most first. The form comes before the operators, for it decides what a run may
+    /// mix.
     pub(crate) const ATTEMPTS: [Self; 9] = [
         Self::ALL,
         Self {
@@ -75,7 +76,7 @@ impl Prepare {
         Self::with_matmul(Level::Plain),
     ];
 
-    /// The form alone.
+    /// A form without custom operators.
     pub const fn form(level: Level) -> Self {
         Self {
             level,
@@ -92,12 +93,12 @@ impl Prepare {
         }
     }
 
-    /// Whether all of it is part of `most`.
+    /// Whether all of these edits are part of `most`.
     pub(crate) fn within(self, most: Self) -> bool {
         self.level <= most.level && (most.matmul || !self.matmul) && (most.attention || !self.attention)
     }
 
-    /// Its name on the command line and in the file of verdicts.
+    /// Their name on the command line and in the edit cache's file.
     pub fn as_str(self) -> &'static str {
         match (self.level, self.matmul, self.attention) {
             (Level::Plain, false, _) => "plain",
@@ -140,11 +141,12 @@ impl std::str::FromStr for Prepare {
 /// An edited graph.
 pub(crate) struct EditedGraph {
     pub(crate) graph: Bytes,
-    /// What its inputs for rope tables take, if it has such.
+    /// The contents of its inputs for rope tables, if it has such.
     pub(crate) tables: Option<RopeTables>,
 }
 
-/// Edits `model`, whose logits have this name. `None` where the level's own edit does not apply, or that of products.
+/// Edits `model`, whose logits have this name. `None` where the level's own edit or the replacement of matmuls does
+/// not apply.
 pub(crate) fn prepare(model: &Bytes, logits: &str, prepare: Prepare) -> Option<EditedGraph> {
     let Prepare {
         level,

@@ -1,5 +1,6 @@
-//! Rows of different numbers of tokens in one run, of none, and of both rope regimes: each row's number of tokens and
-//! each token's position become inputs of the attention (GroupQueryAttention's inputs 16, of ONNX Runtime 1.32, and 9).
+//! The edit for ragged runs: rows of different numbers of tokens, of none, and of both rope regimes. Each row's
+//! number of tokens and each token's position become inputs of the attention (GroupQueryAttention's inputs 16, of
+//! ONNX Runtime 1.32, and 9).
 
 use prost::Message;
 use prost::bytes::Bytes;
@@ -7,7 +8,7 @@ use prost::bytes::Bytes;
 use crate::onnx_proto::{ValueInfoProto, data_type, graph_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
 
-/// The input that says how many of a row's tokens count: `i32 [rows]`.
+/// The input with the number of each row's tokens that count: `i32 [rows]`.
 pub(crate) const LENGTHS: &str = "phi_edge.query_lengths";
 /// The input with each token's row in the rope tables: `i64 [rows, width]`.
 pub(crate) const POSITIONS: &str = "phi_edge.positions";
@@ -27,14 +28,14 @@ pub(crate) fn wire_lengths(model: &Bytes) -> Option<Bytes> {
             .is_some_and(|name| !name.is_empty())
     };
     let fit = attentions.iter().all(|&index| {
-        // A node that does not rotate gets its positions elsewhere; one that is wired already says something else.
+        // A node that does not rotate gets its positions elsewhere; one that is wired already has other inputs there.
         let rotates = editor.nodes[index]
             .attribute
             .iter()
             .any(|attribute| attribute.name == "do_rotary" && attribute.i == 1);
         rotates && !wired(index, POSITIONS_INDEX) && !wired(index, LENGTHS_INDEX)
     });
-    // A graph that still chooses its table by the mask's width can't mix.
+    // A graph that still selects its table by the mask's width can't mix regimes.
     let chooses = editor.nodes.iter().any(|node| node.op_type == "If");
     if attentions.is_empty() || !fit || chooses {
         return None;

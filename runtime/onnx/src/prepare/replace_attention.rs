@@ -1,4 +1,4 @@
-//! Attention by an operator of our own ([`crate::attention`]).
+//! The edit that replaces attention by the custom operator ([`crate::attention`]).
 
 use prost::bytes::Bytes;
 
@@ -10,14 +10,15 @@ use crate::prepare::graph_editor::{
 };
 use crate::prepare::ragged::{LENGTHS, POSITIONS};
 
-/// Where `GroupQueryAttention` has what the own operator takes, in the order in which that takes it: packed queries, keys
-/// and values; past keys and values; the last token of each row; cosines and sines; positions; lengths.
+/// The inputs of `GroupQueryAttention` that the custom operator takes, in its order: packed queries, keys and values;
+/// past keys and values; the last token of each row; cosines and sines; positions; lengths.
 const OPERATOR_INPUTS: [usize; 8] = [0, 3, 4, 5, 7, 8, 9, 16];
 
-/// Puts the own operator in the place of each `GroupQueryAttention`. `None`: there is none, or one of another form.
+/// Replaces each `GroupQueryAttention`. `None`: there is none, or one of another form.
 ///
-/// That is: lengths and positions are wired ([`super::ragged`]); queries, keys and values are packed; keys and values are
-/// `f32`; nothing else is asked for (windows, soft caps, sinks, biases, scaled caches).
+/// Supported are graphs whose lengths and positions are wired ([`super::ragged`]), with packed queries, keys and
+/// values, and keys and values of `f32`; nothing else may be asked for (windows, soft caps, sinks, biases, scaled
+/// caches).
 pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let floats: Vec<String> = editor
@@ -42,7 +43,7 @@ pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
                 let node = with_inputs(editor.node(index)?, &inputs)?;
                 Some(FieldEdit::Put(with_operator(&node, OPERATOR, DOMAIN)?))
             }
-            // As for products: the library infers nothing through an operator that it does not know.
+            // As for matmuls: the library infers nothing through an operator that it does not know.
             GraphField::Named(graph_field::VALUE_INFO, _) => Some(FieldEdit::Drop),
             _ => Some(FieldEdit::Keep),
         },
@@ -59,7 +60,7 @@ fn fits(node: &NodeProto, floats: &[String]) -> bool {
         && [3, 4]
             .iter()
             .all(|at| floats.iter().any(|name| name == input(*at)));
-    // The sixth is the longest row's length, which the operator needs not be told.
+    // Input 6 is the longest row's length, which the operator does not need.
     let alone =
         (0..node.input.len()).all(|at| at == 6 || OPERATOR_INPUTS.contains(&at) || input(at).is_empty());
     let plain = node

@@ -1,4 +1,4 @@
-//! Products with weights of four bits by an operator of our own ([`crate::matmul`]).
+//! The edit that replaces matmuls with weights of four bits by the custom operator ([`crate::matmul`]).
 
 use std::collections::{HashMap, HashSet};
 
@@ -12,11 +12,11 @@ use crate::prepare::graph_editor::{
     FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 
-/// Puts the own operator in the place of each `MatMulNBits` that it can stand for; inputs, attributes and weights stay.
-/// `None`: the graph has none.
+/// Replaces each `MatMulNBits` that the custom operator supports; inputs, attributes and weights stay. `None`: the
+/// graph has none.
 ///
-/// That is: weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be quantised to
-/// eight bits), no permutation and no bias.
+/// Supported are weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be
+/// quantised to eight bits), no permutation and no bias.
 pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let held: HashMap<String, i32> = editor.initializers()?;
@@ -28,13 +28,14 @@ pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
         |part| match part {
             GraphField::Node(index) if fitting[index] => {
                 let inputs: Vec<String> = editor.nodes[index].input.iter().take(4).cloned().collect();
-                // An input that is left out may not stand at the end.
+                // An omitted input may not be the last.
                 let count = inputs.iter().filter(|input| !input.is_empty()).count();
                 let node = with_inputs(editor.node(index)?, &inputs[..count])?;
                 Some(FieldEdit::Put(with_operator(&node, OPERATOR, DOMAIN)?))
             }
-            // What the exporter wrote down of shapes between the nodes: it gives values of chosen rows the shape of all
-            // rows, and the library, which infers nothing through an operator that it does not know, plans buffers by it.
+            // The exporter's shapes of intermediate values are dropped: they give values of chosen rows the shape of
+            // all rows, and the library, which infers nothing through an operator that it does not know, plans
+            // buffers by them.
             GraphField::Named(graph_field::VALUE_INFO, _) => Some(FieldEdit::Drop),
             _ => Some(FieldEdit::Keep),
         },
@@ -43,7 +44,7 @@ pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
     Some(with_opset(edited, DOMAIN, 1))
 }
 
-/// One product of a graph of single products.
+/// One matmul of a graph of single matmuls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SingleMatmul {
     /// The graph's input, `f32 [rows, k]`.
@@ -54,8 +55,8 @@ pub(crate) struct SingleMatmul {
     pub(crate) n: usize,
 }
 
-/// A graph of nothing but the first of `model`'s products of each shape that the own operator can stand for, each with an
-/// input of its own: what the operator is tried on. `None`: there is none.
+/// Returns a graph of the first of `model`'s matmuls of each shape that the custom operator supports, each with an
+/// input of its own: the graph that the operator is tried on. `None`: there is none.
 pub(crate) fn single_matmuls(model: &Bytes) -> Option<(Bytes, Vec<SingleMatmul>)> {
     let editor = GraphEditor::read(model)?;
     let held = editor.initializers()?;
@@ -128,7 +129,7 @@ fn attribute(node: &NodeProto, name: &str) -> Option<i64> {
         .map(|attribute| attribute.i)
 }
 
-/// Whether the operator can stand for `node`. `held` are the element types of what the graph holds.
+/// Whether the operator supports `node`. `held` are the element types of the graph's initializers.
 fn fits(node: &NodeProto, held: &HashMap<String, i32>) -> bool {
     if node.op_type != "MatMulNBits" || node.outputs().count() != 1 {
         return false;

@@ -1,6 +1,6 @@
-//! LongRoPE's tables as inputs, in place of the `If` that chooses between them by the mask's width.
+//! The edit that makes LongRoPE's tables inputs, in place of the `If` that selects them by the mask's width.
 //!
-//! A run's table is then the decoder's choice, and the graph, which held two tables of the whole context, shrinks from
+//! The decoder then selects a run's table, and the graph, which held two tables of the whole context, shrinks from
 //! tens of megabytes to the nodes alone.
 
 use prost::Message;
@@ -10,7 +10,7 @@ use crate::onnx_proto::{GraphProto, NodeProto, TensorProto, ValueInfoProto, data
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField};
 use crate::raw::Element;
 
-/// Cosines and sines of the short factors, and behind them those of the long ones.
+/// LongRoPE's tables: cosines and sines of the short factors, and behind them those of the long ones.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct RopeTables {
     /// The inputs that take them.
@@ -18,7 +18,7 @@ pub(crate) struct RopeTables {
     /// Cosines, then sines: each `[rows, width]`, row-major, little-endian.
     pub(crate) data: [Vec<u8>; 2],
     pub(crate) element: Element,
-    /// Values a position has: half of what is rotated of a head.
+    /// The values of a position: half of a head's rotated dimensions.
     pub(crate) width: usize,
     /// Positions under the short factors; those under the long ones start behind them.
     pub(crate) short: usize,
@@ -27,7 +27,7 @@ pub(crate) struct RopeTables {
 }
 
 impl RopeTables {
-    /// Forgets positions that no row can have.
+    /// Drops positions that no row can have.
     pub(crate) fn limit(&mut self, positions: usize) {
         self.long = self.long.min(positions);
         let bytes = (self.short + self.long) * self.width * self.element.bytes();
@@ -38,7 +38,7 @@ impl RopeTables {
     }
 }
 
-/// Takes the tables out of the graph. `None`: the graph is of another form.
+/// Moves the tables out of the graph. `None`: the graph is of another form.
 pub(crate) fn take_tables(model: &Bytes) -> Option<(Bytes, RopeTables)> {
     let editor = GraphEditor::read(model)?;
     let mut choices = (0..editor.nodes.len()).filter(|&index| editor.nodes[index].op_type == "If");
@@ -73,7 +73,7 @@ pub(crate) fn take_tables(model: &Bytes) -> Option<(Bytes, RopeTables)> {
         |part| {
             Some(match part {
                 GraphField::Node(index) if index == at => FieldEdit::Drop,
-                // What was known of the tables' shapes is the input's to say.
+                // The new inputs declare the tables' shapes.
                 GraphField::Named(graph_field::VALUE_INFO, name)
                     if tables.names.iter().any(|n| n == name) =>
                 {

@@ -1,4 +1,4 @@
-//! Whether the own operator gives what the library's gives, matmul by matmul.
+//! Comparison of the custom matmul operator with the library's, matmul by matmul.
 
 use std::path::Path;
 
@@ -11,13 +11,13 @@ use crate::prepare::{SingleMatmul, replace_matmuls, single_matmuls};
 use crate::session;
 use crate::verify_edits::Trial;
 
-/// Rows of the trial's inputs: one, a few, and more than fit one part of the work.
+/// The numbers of rows of the trial's inputs: one, a few, and more than fit one piece of work.
 const TRIAL_ROWS: [usize; 3] = [1, 7, 33];
-/// The largest difference, as a share of the largest result. Seen: 1e-6. A value halfway between two whole numbers that is
-/// rounded the other way makes 1e-4.
+/// The largest accepted difference, as a share of the largest result. Seen: 1e-6. A value halfway between two whole
+/// numbers that is rounded the other way makes 1e-4.
 const RESULT_TOLERANCE: f32 = 1e-3;
 
-/// Holds one product of each shape against the library's, on the same inputs.
+/// Compares one matmul of each shape with the library's, on the same inputs.
 pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
     let none = || "its products are of another form".to_owned();
     let (plain, matmuls) = single_matmuls(model).ok_or_else(none)?;
@@ -30,7 +30,7 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
             .iter()
             .fold(0f32, |largest, value| largest.max(value.abs()));
         let differences = expected.iter().zip(got).map(|(a, b)| (a - b).abs());
-        // Not a number is the largest difference there is.
+        // NaN counts as the largest difference.
         let difference = differences.fold(0f32, |most, d| if d.is_nan() || d > most { d } else { most });
         if got.len() != expected.len() || difference.is_nan() || difference > RESULT_TOLERANCE * largest {
             return Err(format!(
@@ -42,7 +42,7 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
     Ok(())
 }
 
-/// What `graph` gives for each number of rows, matmul by matmul.
+/// The results of `graph` for each number of rows, matmul by matmul.
 fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<Vec<Vec<f32>>, String> {
     let said = |error: ort::Error| one_line(error);
     let folder = trial.path.parent().unwrap_or(Path::new("."));
@@ -67,7 +67,7 @@ fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<
     Ok(results)
 }
 
-/// Numbers without order about zero, some of them large: what a layer's input looks like.
+/// Pseudo-random numbers about zero, some of them large, as in a layer's input.
 fn values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
     let mut next = || {

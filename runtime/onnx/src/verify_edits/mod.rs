@@ -1,4 +1,4 @@
-//! Whether an edited graph does what the plain one does, tried on its first layers.
+//! Verification of edits: an edited graph must give the results of the plain one, tried on its first layers.
 
 mod compare_matmuls;
 
@@ -16,22 +16,23 @@ use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::Provider;
 use crate::session::{self, GraphSource, OpenModel};
 
-/// Layers of the trial: the second one reads what the edits made of the first.
+/// The number of layers of the trial: the second one reads what the edits made of the first.
 const TRIAL_LAYERS: usize = 2;
-/// Tokens a row of the trial may hold beyond the boundary of the rope factors.
+/// The tokens that a row of the trial may hold beyond the boundary of the rope factors.
 const TOKENS_BEYOND_BOUNDARY: usize = 32;
-/// Tokens that each row takes in each step of the trial.
+/// The tokens of each row in each step of the trial.
 const STEP_LENGTHS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
-/// The largest difference of a logit, as a share of the largest logit. Seen: none at all for small models of fp32 and
-/// int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
+/// The largest accepted difference of a logit, as a share of the largest logit. Seen: none at all for small models of
+/// fp32 and int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
 const LOGIT_TOLERANCE: f32 = 5e-3;
 
-/// The same where products are computed by the own operator. Each product equals the library's ([`compare_matmuls`]), but for the
-/// last bits; these decide now and then how the next product rounds an input to eight bits, and so on, so that after a
-/// few products two equally good results differ by as much as rounding to eight bits costs. Seen: 12e-3 at full size.
+/// The same where matmuls are computed by the custom operator. Each result equals the library's
+/// ([`compare_matmuls`]), but for the last bits; these decide now and then how the next matmul rounds an input to
+/// eight bits, so that after a few matmuls two equally good results differ by as much as rounding to eight bits
+/// costs. Seen: 12e-3 at full size.
 const MATMUL_LOGIT_TOLERANCE: f32 = 5e-2;
 
-/// What a trial needs.
+/// A trial of edits on one provider.
 pub(crate) struct Trial<'a> {
     pub(crate) library: &'a Library,
     pub(crate) path: &'a Path,
@@ -42,8 +43,8 @@ pub(crate) struct Trial<'a> {
 }
 
 impl Trial<'_> {
-    /// Runs the same steps on the plain graph and on the one edited so. The inner result is the verdict; the
-    /// outer one fails where the plain graph can't be run either.
+    /// Runs the same steps on the plain graph and on the edited one. The inner result is the outcome; the outer one
+    /// fails where the plain graph can't be run either.
     pub(crate) fn run(&self, model: &Bytes, edits: Prepare) -> Result<Result<(), String>, OnnxError> {
         let mut genai = self.genai.clone();
         genai.num_layers = genai.num_layers.min(TRIAL_LAYERS);
@@ -108,7 +109,7 @@ impl Trial<'_> {
         }
     }
 
-    /// Whether `prepared` gives the `expected` logits.
+    /// Compares the logits of `prepared` with `expected`.
     fn compare(
         &self,
         prepared: EditedGraph,
@@ -125,7 +126,7 @@ impl Trial<'_> {
             .iter()
             .fold(0f32, |largest, value| largest.max(value.abs()));
         let differences = expected.iter().zip(&got).map(|(a, b)| (a - b).abs());
-        // Not a number is the largest difference there is.
+        // NaN counts as the largest difference.
         let difference = differences.fold(0f32, |most, d| if d.is_nan() || d > most { d } else { most });
         let tolerance = if edits.matmul {
             MATMUL_LOGIT_TOLERANCE
@@ -176,12 +177,12 @@ impl Trial<'_> {
             tables,
             prepared: edits,
         };
-        OnnxDecoder::over(opened, self.path, genai, &config)
+        OnnxDecoder::new(opened, self.path, genai, &config)
     }
 }
 
-/// Three sequences that enter, go on and stand still; their logits one after the other. Where the decoder takes rows
-/// of any length and regime in one run, they share their runs; else each has its own.
+/// Runs three sequences that enter, go on and pause; returns their logits one after the other. Where the decoder
+/// takes rows of any length and regime in one run, they share their runs; else each has its own.
 ///
 /// Two tokens at least: kernels for quantised weights round differently for a single one.
 fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
@@ -233,7 +234,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
     Ok(logits)
 }
 
-/// Any tokens: spread over the vocabulary, and different for each row and position.
+/// Arbitrary tokens: spread over the vocabulary, and different for each row and position.
 fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<TokenId> {
     let past = u32::try_from(past).unwrap_or(0);
     (0u32..)
