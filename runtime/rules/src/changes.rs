@@ -25,8 +25,8 @@ pub struct KeptMessage {
 impl KeptMessage {
     /// Its cost in memory and on the disk, in bytes: its content and an allowance for its row.
     pub fn cost(&self) -> u64 {
-        const ROW: usize = 128;
-        (ROW + self.group.len() + self.topic.len() + self.payload.len()) as u64
+        const ROW_BYTES: usize = 128;
+        (ROW_BYTES + self.group.len() + self.topic.len() + self.payload.len()) as u64
     }
 }
 
@@ -46,7 +46,7 @@ pub struct ShownMessage {
 impl ShownMessage {
     /// Its cost in memory, and about as much on the disk, in bytes.
     pub fn cost(&self) -> u64 {
-        const ROW: usize = 64;
+        const ROW_BYTES: usize = 64;
         let fields = self.fields.iter().map(|(name, value)| {
             name.len()
                 + match value {
@@ -54,7 +54,7 @@ impl ShownMessage {
                     Value::Text(text) => text.len(),
                 }
         });
-        (ROW + self.topic.len() + self.payload.len() + fields.sum::<usize>()) as u64
+        (ROW_BYTES + self.topic.len() + self.payload.len() + fields.sum::<usize>()) as u64
     }
 
     /// The message in the form of prompts.
@@ -89,8 +89,8 @@ impl PendingEvent {
 
     /// Its cost in memory and on the disk, in bytes: its messages and an allowance for the facts.
     pub fn cost(&self) -> u64 {
-        const FACTS: u64 = 1024;
-        FACTS + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
+        const FACTS_BYTES: u64 = 1024;
+        FACTS_BYTES + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
     }
 }
 

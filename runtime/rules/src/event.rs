@@ -50,18 +50,18 @@ pub struct Published {
 impl Published {
     /// Its cost in memory, and about as much on the disk, in bytes.
     pub fn cost(&self) -> u64 {
-        const EVENT: usize = 1024;
-        const FIELD: usize = 320;
-        const VALUE: usize = 40;
+        const EVENT_BYTES: usize = 1024;
+        const FIELD_BYTES: usize = 320;
+        const VALUE_BYTES: usize = 40;
         let event = &self.event;
         let texts = [&event.text, &event.data].into_iter().flatten().map(String::len);
         let fields = event.stats.iter().map(|(name, facts)| {
-            let values = facts.values.iter().map(|(text, _)| VALUE + text.len());
-            FIELD + name.len() + values.sum::<usize>()
+            let values = facts.values.iter().map(|(text, _)| VALUE_BYTES + text.len());
+            FIELD_BYTES + name.len() + values.sum::<usize>()
         });
         let error = event.error.as_ref().map_or(0, |error| error.message.len());
         let names = event.group.len() + self.output.topic.len() + error;
-        (EVENT + names + texts.sum::<usize>() + fields.sum::<usize>()) as u64
+        (EVENT_BYTES + names + texts.sum::<usize>() + fields.sum::<usize>()) as u64
     }
 }
 

@@ -8,7 +8,7 @@ use phi_edge_rules::{Time, TimeSource, Value, WindowKind, WindowMessage, WindowO
 
 const SECOND: i64 = 1000;
 /// Bytes of a message of 300 bytes in the store.
-const MESSAGE: u64 = 428;
+const MESSAGE_BYTES: u64 = 428;
 const MESSAGES: u64 = 25_000;
 
 fn hopping() -> WindowSpec {
@@ -63,11 +63,11 @@ fn cost(text: impl Fn(u64) -> String) -> (u64, u64) {
 fn texts_of_hopping_windows_are_held_once() {
     // 64 texts of 256 bytes in each of 10 groups, all through a thousand windows: 7.5 MB of messages.
     let (held, grown) = cost(|n| format!("{:0>256}", n % 64));
-    assert!(held <= MESSAGES * MESSAGE, "{held} bytes are held");
+    assert!(held <= MESSAGES * MESSAGE_BYTES, "{held} bytes are held");
     assert!(grown < 24 << 20, "the process has grown by {grown} bytes");
     // Texts that are all different cost what their messages do.
     let (held, grown) = cost(|n| format!("{n:0>128}"));
-    assert!(held <= MESSAGES * MESSAGE * 2, "{held} bytes are held");
+    assert!(held <= MESSAGES * MESSAGE_BYTES * 2, "{held} bytes are held");
     assert!(grown < 48 << 20, "the process has grown by {grown} bytes");
     a_message_in_each_of_many_groups_opens_no_thousand_windows();
     what_is_held_is_the_same_after_a_restart_and_nothing_once_all_has_ended();
@@ -84,7 +84,7 @@ fn a_message_in_each_of_many_groups_opens_no_thousand_windows() {
         windows.ingest(&message(seq + 1, 0, seq, |_| "on".to_owned()));
     }
     let held = windows.held_bytes();
-    assert!(held <= 10_000 * MESSAGE * 3, "{held} bytes are held");
+    assert!(held <= 10_000 * MESSAGE_BYTES * 3, "{held} bytes are held");
 }
 
 fn what_is_held_is_the_same_after_a_restart_and_nothing_once_all_has_ended() {

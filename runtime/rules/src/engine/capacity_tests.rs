@@ -84,7 +84,7 @@ fn the_limit_of_all_rules_holds_for_what_windows_hold_in_memory() {
 fn of_more_events_behind_their_group_than_there_is_room_for_the_oldest_go_out_of_order() {
     let room = QueueCapacity {
         events: 1,
-        behind: 2,
+        followers: 2,
         ..QueueCapacity::UNBOUNDED
     };
     let mut engine = rule_engine(rule(), room);

@@ -116,13 +116,13 @@ impl RuleEngine {
         }
         self.close_due(name, now, changes);
         for state in self.rules.values_mut() {
-            state.windows.give_back();
+            state.windows.free_texts();
         }
         self.has_room(name, cost)
     }
 
-    /// Whether the kept messages, with one of this cost, and the memory of windows are within their limits. The latter is known
-    /// only after a message: it may exceed its limit by one message's.
+    /// Whether the kept messages, with one of this cost, and the memory of windows are within their limits. The latter
+    /// is known only after a message: it may exceed its limit by one message's.
     fn has_room(&self, name: &str, cost: u64) -> bool {
         let (mut kept_bytes, mut window_bytes) = (0, 0);
         for state in self.rules.values() {

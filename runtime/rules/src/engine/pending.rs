@@ -15,7 +15,7 @@ pub struct QueueCapacity {
     /// The most bytes of their messages; a single event may be larger.
     pub bytes: u64,
     /// The most events without a summary that wait for an earlier one of their group.
-    pub behind: usize,
+    pub followers: usize,
 }
 
 impl QueueCapacity {
@@ -23,13 +23,13 @@ impl QueueCapacity {
     pub const DEFAULT: Self = Self {
         events: 1000,
         bytes: 32 << 20,
-        behind: 1000,
+        followers: 1000,
     };
     /// No limits, for callers that take each event at once.
     pub const UNBOUNDED: Self = Self {
         events: usize::MAX,
         bytes: u64::MAX,
-        behind: usize::MAX,
+        followers: usize::MAX,
     };
 }
 
@@ -110,7 +110,7 @@ impl PendingEvents {
     fn bound_followers(&mut self) {
         let behind = |queued: &&mut QueuedEvent| !queued.needs_summary && !queued.skips_order;
         let many = self.queue.len().saturating_sub(self.needs_summary);
-        if many <= self.capacity.behind {
+        if many <= self.capacity.followers {
             return;
         }
         let over = self
@@ -118,13 +118,14 @@ impl PendingEvents {
             .iter_mut()
             .filter(behind)
             .count()
-            .saturating_sub(self.capacity.behind);
+            .saturating_sub(self.capacity.followers);
         for queued in self.queue.iter_mut().filter(behind).take(over) {
             queued.skips_order = true;
         }
     }
 
-    /// Events whose deadline has passed lose their summary. `deadline` returns that of a rule, `None` if it is not configured.
+    /// Events whose deadline has passed lose their summary. `deadline` returns that of a rule, `None` if it is not
+    /// configured.
     pub(super) fn expire(&mut self, now: Time, deadline: impl Fn(&str) -> Option<Duration>) {
         for index in 0..self.queue.len() {
             let expired = self.queue.get(index).is_some_and(|queued| {
@@ -166,8 +167,8 @@ impl PendingEvents {
         self.in_progress.values().chain(waiting)
     }
 
-    /// Takes the oldest event of a kind. Events of one group are taken in the order of their windows, and one only after the
-    /// one before it was completed: of retained events the broker keeps the last.
+    /// Takes the oldest event of a kind. Events of one group are taken in the order of their windows, and one only
+    /// after the one before it was completed: of retained events the broker keeps the last.
     fn take(&mut self, needs_summary: bool) -> Option<PendingEvent> {
         fn group(pending: &PendingEvent) -> (&str, &str) {
             (&pending.event.rule, &pending.event.group)

@@ -61,7 +61,7 @@ pub(super) fn facts(engine: &mut RuleEngine) -> Vec<(Option<Value>, Option<Error
 }
 
 #[test]
-fn an_event_waits_for_words_no_longer_than_its_deadline() {
+fn an_event_waits_for_a_summary_no_longer_than_its_deadline() {
     let mut engine = rule_engine(rule(), QueueCapacity::DEFAULT);
     say(&mut engine, "a", &json!({"t": 1}), after(0));
     say(&mut engine, "b", &json!({"t": 2}), after(40));
@@ -80,7 +80,7 @@ fn an_event_waits_for_words_no_longer_than_its_deadline() {
 }
 
 #[test]
-fn of_more_events_than_there_is_room_for_the_oldest_go_without_words() {
+fn of_more_events_than_there_is_room_for_the_oldest_go_without_a_summary() {
     for room in [
         QueueCapacity {
             events: 2,
@@ -106,7 +106,7 @@ fn of_more_events_than_there_is_room_for_the_oldest_go_without_words() {
 }
 
 #[test]
-fn what_goes_without_words_waits_for_what_its_group_said_before() {
+fn an_event_without_a_summary_waits_for_those_of_its_group_before() {
     let room = QueueCapacity {
         events: 1,
         ..QueueCapacity::UNBOUNDED
@@ -220,10 +220,10 @@ fn a_rule_that_is_gone_leaves_nothing_behind() {
     watched.window.absence = Some(Duration::from_mins(1));
     let mut engine = rule_engine(watched.clone(), QueueCapacity::UNBOUNDED);
     say(&mut engine, "a", &json!({}), after(0));
-    let mut words = watched.clone();
-    words.summary.max_tokens += 1;
-    let changes = engine.set_rules(vec![words], after(1)).unwrap();
-    assert_eq!(leaves(&changes), [""; 0], "it goes on with other words");
+    let mut changed = watched.clone();
+    changed.summary.max_tokens += 1;
+    let changes = engine.set_rules(vec![changed], after(1)).unwrap();
+    assert_eq!(leaves(&changes), [""; 0], "it goes on with another summary");
     let mut other = watched.clone();
     other.window.kind = WindowKind::Count { messages: 2 };
     say(&mut engine, "b", &json!({}), after(1));
@@ -304,7 +304,7 @@ fn an_alarm_is_told_while_nothing_can_be_stored() {
 }
 
 #[test]
-fn who_is_dropped_is_not_absent() {
+fn a_dropped_message_is_no_absence() {
     let mut engine = rule_engine(full("false"), QueueCapacity::UNBOUNDED);
     say(&mut engine, "a", &json!({"t": 1}), after(0));
     let changes = say(&mut engine, "a", &json!({"t": 2}), after(50));
@@ -492,7 +492,7 @@ fn what_waits_at_the_broker_is_counted_where_it_belongs() {
 }
 
 #[test]
-fn who_says_nothing_after_a_restart_is_absent_a_little_later() {
+fn silence_after_a_restart_is_absence_a_little_later() {
     let mut arrivals = stamped();
     arrivals.window.time = TimeSource::Arrival;
     for (rule, at_once) in [

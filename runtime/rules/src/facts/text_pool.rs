@@ -40,7 +40,7 @@ impl TextPool {
     }
 
     /// Frees the texts that no window holds, if a window has closed since the last time.
-    pub(crate) fn give_back(&mut self) {
+    pub(crate) fn free_texts(&mut self) {
         if self.ended {
             self.sweep();
         }
@@ -71,10 +71,10 @@ mod tests {
         assert!(Arc::ptr_eq(&first, &pool.intern("a")));
         assert_eq!(pool.bytes(), ENTRY_BYTES + 1);
         drop(first);
-        pool.give_back();
+        pool.free_texts();
         assert_eq!(pool.bytes(), ENTRY_BYTES + 1);
         pool.window_ended();
-        pool.give_back();
+        pool.free_texts();
         assert_eq!(pool.bytes(), 0);
     }
 

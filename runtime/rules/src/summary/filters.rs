@@ -21,7 +21,8 @@ fn record(value: &Value) -> Result<String, Error> {
     Ok(message.line.clone())
 }
 
-/// The filter `tojson`: a value as JSON on one line. Unlike Jinja's own it leaves `<` and `'` alone: a prompt is no web page.
+/// The filter `tojson`: a value as JSON on one line. Unlike Jinja's own it leaves `<` and `'` alone: a prompt is no web
+/// page.
 fn tojson(value: &Value) -> Result<String, Error> {
     let json = serde_json::to_string(value)
         .map_err(|error| Error::new(ErrorKind::InvalidOperation, format!("is no JSON: {error}")))?;

@@ -8,8 +8,9 @@ pub const MAX_PROMPT_TEXT_BYTES: usize = 4096;
 /// The mark at the end of a text that was cut.
 pub const CUT_MARK: &str = "…[cut]";
 
-/// The private-use characters with which `phi_edge_models` marks spellings of control tokens; in texts they are replaced. It
-/// can't encode a conversation that uses all of them, so one hostile message could otherwise silence a rule.
+/// The private-use characters with which `phi_edge_models` marks spellings of control tokens; in texts they are
+/// replaced. It can't encode a conversation that uses all of them, so one hostile message could otherwise silence a
+/// rule.
 const RESERVED_CHARACTERS: std::ops::RangeInclusive<char> = '\u{F8A0}'..='\u{F8FF}';
 
 /// A message in prompts: text of bounded size.

@@ -36,8 +36,8 @@ impl Object for TemplateMessage {
     }
 }
 
-/// A message as one line of JSON: `{"time", "topic", fields…}`, or `payload` where the rule has no fields. A field of the name
-/// `time` or `topic` replaces the message's own.
+/// A message as one line of JSON: `{"time", "topic", fields…}`, or `payload` where the rule has no fields. A field of
+/// the name `time` or `topic` replaces the message's own.
 pub(super) fn json_line(record: &PromptMessage, time: &str) -> String {
     let mut line = String::from("{");
     let mut pair = |name: &str, json: &str| {
@@ -86,8 +86,8 @@ fn quoted(text: &str) -> String {
     one_line(&serde_json::Value::from(text).to_string())
 }
 
-/// JSON on one line. JSON escapes control characters below U+0020 only; the others that break a line or change its direction
-/// are escaped here.
+/// JSON on one line. JSON escapes control characters below U+0020 only; the others that break a line or change its
+/// direction are escaped here.
 pub(super) fn one_line(json: &str) -> String {
     let breaks = |c: char| matches!(c, '\u{7F}'..='\u{9F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}' | '\u{200E}' | '\u{200F}' | '\u{61C}');
     if !json.contains(breaks) {

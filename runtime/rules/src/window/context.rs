@@ -7,8 +7,8 @@ use super::open_window::RetentionLimits;
 use crate::facts::TextPool;
 use crate::{Time, TimeSource, WindowKind, WindowSpec};
 
-/// The farthest that an event time may be ahead of the arrival. Clocks differ by seconds; an event time that is farther ahead
-/// is wrong, and would keep a window open until that time comes.
+/// The farthest that an event time may be ahead of the arrival. Clocks differ by seconds; an event time that is farther
+/// ahead is wrong, and would keep a window open until that time comes.
 const MAX_CLOCK_SKEW: Duration = Duration::from_mins(1);
 
 /// A rule's window specification, with its calendar, its limits and the texts of its windows.

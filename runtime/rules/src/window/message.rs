@@ -22,9 +22,9 @@ pub struct WindowMessage {
     pub values: Vec<(usize, Value)>,
 }
 
-/// The outcome of a message's ingestion. A caller that stores messages and checkpoints writes in this order: the message if
-/// it is assigned, the changes of `closed`, the removal of the checkpoints of `evicted`, and the checkpoint of the message's
-/// group if it is not assigned.
+/// The outcome of a message's ingestion. A caller that stores messages and checkpoints writes in this order: the
+/// message if it is assigned, the changes of `closed`, the removal of the checkpoints of `evicted`, and the checkpoint
+/// of the message's group if it is not assigned.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct IngestOutcome {
     /// Windows that closed, in order: those that were due before the message, then the one that it closed, which contains

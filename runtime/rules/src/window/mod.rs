@@ -5,12 +5,13 @@
 //!
 //! # Time
 //!
-//! A message's *timestamp* is its arrival or, for [`TimeSource::Field`](super::TimeSource::Field), its event time. A missing
-//! event time, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival, counts as the
-//! arrival. The *watermark* is the clock less the rule's `lateness` (zero for arrivals): unlike Flink's, the clock and not the
-//! messages moves it, so that windows close in silence, too. A window is *due* when the watermark has passed its end.
-//! Whatever is due when a message arrives closes before the message is ingested, so it makes no difference whether a tick
-//! or a message comes first. Windows are half open: a message at the end of one is in the next.
+//! A message's *timestamp* is its arrival or, for [`TimeSource::Field`](super::TimeSource::Field), its event time. A
+//! missing event time, or one that is more than the lateness or a minute (whichever is more) ahead of the arrival,
+//! counts as the arrival. The *watermark* is the clock less the rule's `lateness` (zero for arrivals): unlike Flink's,
+//! the clock and not the messages moves it, so that windows close in silence, too. A window is *due* when the watermark
+//! has reached its end. Whatever is due when a message arrives closes before the message is ingested, so it makes no
+//! difference whether a tick or a message comes first. Windows are half open: a message at the end of one is in the
+//! next.
 //!
 //! # Kinds of window
 //!
@@ -24,8 +25,8 @@
 //! *Session.* A message joins every open session that has a message nearer than `gap`, and merges them; else it
 //! begins one. A session starts with its earliest message and ends `gap` after its newest.
 //!
-//! *Count.* A number of messages in the order of their arrival; the window spans from the earliest to the newest. No message
-//! is late.
+//! *Count.* A number of messages in the order of their arrival; the window spans from the earliest to the newest. No
+//! message is late.
 //!
 //! *Schedule.* The local times `at` on `days` are boundaries; a period runs from one to the next. In a gap of the local
 //! clock a boundary is the end of the gap, in a fold the first of the two. The same holds for midnights.
@@ -42,10 +43,11 @@
 //!
 //! Beside the watermark, `early` and `early_rate` close a window with the message that meets them, `max_messages` and
 //! `max_bytes` with the one that reaches them, in this order of precedence; the window ends a millisecond after that
-//! message's timestamp, never after its own end. The rate is exceeded when a message came less than the span after the one
-//! that is `n` before it in the same window: what an earlier window counted does not count again. The remainder of a period
-//! goes on as a further window from that message's timestamp: later messages at or after it count there, those before it are
-//! late. Of more than 1,000 such periods of a group the oldest are closed. Hopping windows have none of these triggers.
+//! message's timestamp, never after its own end. The rate is exceeded when a message came less than the span after the
+//! one that is `n` before it in the same window: what an earlier window counted does not count again. The remainder of
+//! a period goes on as a further window from that message's timestamp: later messages at or after it count there, those
+//! before it are late. Of more than 1,000 such periods of a group the oldest are closed. Hopping windows have none of
+//! these triggers.
 //!
 //! Session and count windows close at `max_age` after the first of their messages arrived.
 //!
@@ -78,10 +80,10 @@
 //!
 //! # Clocks that are set back
 //!
-//! Moments given to [`WindowOperator::ingest`] and [`WindowOperator::tick`] are monotonic. If the clock is not, the caller
-//! either waits for it with the latest moment, or calls [`WindowOperator::set_back`]: windows that begin after the new moment
-//! then close, and what was remembered beyond it is cut to it. A hopping group with such a window, or with one that has closed
-//! and ends after the new moment, closes all of its windows, since they share messages.
+//! Moments given to [`WindowOperator::ingest`] and [`WindowOperator::tick`] are monotonic. If the clock is not, the
+//! caller either waits for it with the latest moment, or calls [`WindowOperator::set_back`]: windows that begin after
+//! the new moment then close, and what was remembered beyond it is cut to it. A hopping group with such a window, or
+//! with one that has closed and ends after the new moment, closes all of its windows, since they share messages.
 //!
 //! # Holding event time
 //!
@@ -91,12 +93,12 @@
 //!
 //! # Checkpoints
 //!
-//! A group is restored from its checkpoint and its stored messages. The caller stores each message that is assigned, deletes
-//! [`ClosedWindow::forget`] and stores [`ClosedWindow::checkpoint`] in one step, stores the checkpoint of a group
-//! also for a message that is not assigned, and all checkpoints after the clock was set back. Then
-//! [`WindowOperator::restore`] of the checkpoints and [`WindowOperator::ingest`] of the stored messages, by their numbers and
-//! with their arrivals as recorded, bring back the same windows. Only a rule without groups that has not reported anything
-//! yet begins to watch for absence again.
+//! A group is restored from its checkpoint and its stored messages. The caller stores each message that is assigned,
+//! deletes [`ClosedWindow::forget`] and stores [`ClosedWindow::checkpoint`] in one step, stores the checkpoint of a
+//! group also for a message that is not assigned, and all checkpoints after the clock was set back. Then
+//! [`WindowOperator::restore`] of the checkpoints and [`WindowOperator::ingest`] of the stored messages, by their
+//! numbers and with their arrivals as recorded, bring back the same windows. Only a rule without groups that has not
+//! reported anything yet begins to watch for absence again.
 
 mod calendar;
 mod checkpoint;
@@ -288,8 +290,8 @@ impl WindowOperator {
     }
 
     /// Frees the texts of windows that have closed.
-    pub(crate) fn give_back(&mut self) {
-        self.context.texts.give_back();
+    pub(crate) fn free_texts(&mut self) {
+        self.context.texts.free_texts();
     }
 
     /// Restores a group's checkpoint, before its stored messages are ingested again.

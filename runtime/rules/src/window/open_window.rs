@@ -77,8 +77,8 @@ impl OpenWindow {
         self.trim(limits);
     }
 
-    /// Adds a message to those that are removed from the store with this window. `before` is the group's stored message before
-    /// it.
+    /// Adds a message to those that are removed from the store with this window. `before` is the group's stored message
+    /// before it.
     pub(super) fn add_stored(&mut self, seq: u64, before: Option<u64>) {
         match self.stored_runs.last_mut() {
             Some(run) if Some(run.1) == before => run.1 = seq,

@@ -55,7 +55,7 @@ impl GroupState {
 
     fn occupies(&self, context: &WindowContext, period: Span) -> bool {
         if context.is_hopping() {
-            return self.has_hop_from(period);
+            return self.has_hop_at(period);
         }
         self.windows
             .iter()

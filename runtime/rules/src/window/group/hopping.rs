@@ -96,23 +96,23 @@ impl GroupState {
             from,
         };
         self.slices.insert(index, slice);
-        self.first_hop = Some(self.first_hop.map_or(from, |first| first.min(from)));
+        self.first_hop_start = Some(self.first_hop_start.map_or(from, |first| first.min(from)));
         self.stale = true;
         index
     }
 
     /// The span of the window that is due next.
-    pub(super) fn first_hopping(&self, context: &WindowContext) -> Option<Span> {
+    pub(super) fn first_hopping_span(&self, context: &WindowContext) -> Option<Span> {
         let WindowKind::Hopping { length, .. } = context.spec.kind else {
             return None;
         };
-        let start = self.first_hop.filter(|_| !self.slices.is_empty())?;
+        let start = self.first_hop_start.filter(|_| !self.slices.is_empty())?;
         let end = start.after(length);
         Some(Span { start, end })
     }
 
     /// Whether an open window with messages begins with `period`.
-    pub(super) fn has_hop_from(&self, period: Span) -> bool {
+    pub(super) fn has_hop_at(&self, period: Span) -> bool {
         self.slices.iter().any(|slice| slice.is_in(period.start))
     }
 
@@ -128,7 +128,7 @@ impl GroupState {
         span: Span,
         ending: impl FnOnce(&OpenWindow) -> WindowEnd,
     ) -> ClosedWindow {
-        let window = self.hopping(context, span);
+        let window = self.merge_slices(context, span);
         let ending = ending(&window);
         self.finish(context, window, ending)
     }
@@ -141,14 +141,14 @@ impl GroupState {
         reason: CloseReason,
     ) -> Vec<ClosedWindow> {
         let mut closed = Vec::new();
-        while let Some(span) = self.first_hopping(context) {
+        while let Some(span) = self.first_hopping_span(context) {
             closed.push(self.close_hopping(context, span, |window| WindowEnd::now(window, now, reason)));
         }
         closed
     }
 
     /// Merges a window from its slices. Those of its first period are in no later one.
-    fn hopping(&mut self, context: &mut WindowContext, span: Span) -> OpenWindow {
+    fn merge_slices(&mut self, context: &mut WindowContext, span: Span) -> OpenWindow {
         let mut window = OpenWindow::new(span, Time(i64::MAX), context.limits);
         let next = context.period(span.start).end;
         for slice in std::mem::take(&mut self.slices) {
@@ -162,7 +162,7 @@ impl GroupState {
                 self.slices.push(Slice { from, ..slice });
             }
         }
-        self.first_hop = self.slices.iter().map(|slice| slice.from).min();
+        self.first_hop_start = self.slices.iter().map(|slice| slice.from).min();
         window
     }
 }

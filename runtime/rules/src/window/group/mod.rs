@@ -26,7 +26,7 @@ pub(super) struct GroupState {
     /// The slices of open hopping windows, ascending by start.
     slices: Vec<Slice>,
     /// The start of the first open hopping window.
-    pub(super) first_hop: Option<Time>,
+    pub(super) first_hop_start: Option<Time>,
     /// The number of its windows and slices as [`super::WindowOperator`] last counted them.
     pub(super) counted: usize,
     /// Its checkpoint as of now.
@@ -51,7 +51,7 @@ impl GroupState {
             name,
             windows: Vec::new(),
             slices: Vec::new(),
-            first_hop: None,
+            first_hop_start: None,
             counted: 0,
             assigned_until: checkpoint.seq,
             checkpoint,

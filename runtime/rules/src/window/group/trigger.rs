@@ -67,7 +67,7 @@ impl GroupState {
                 .filter_map(|window| window_due(context, window))
                 .map(|(due, _)| due)
                 .min(),
-            WindowKind::Hopping { .. } => self.first_hopping(context).map(|span| context.due(span.end)),
+            WindowKind::Hopping { .. } => self.first_hopping_span(context).map(|span| context.due(span.end)),
             _ => self.windows.first().map(|window| context.due(window.span.end)),
         };
         let empty_window = self.empty_window.map(|span| context.due(span.end));
@@ -89,7 +89,7 @@ impl GroupState {
         now: Time,
     ) -> Option<ClosedWindow> {
         if let Some(span) = self
-            .first_hopping(context)
+            .first_hopping_span(context)
             .filter(|span| context.due(span.end) == due)
         {
             return Some(self.close_hopping(context, span, |window| WindowEnd {
