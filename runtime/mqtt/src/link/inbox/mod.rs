@@ -1,4 +1,4 @@
-//! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
+//! The inbox: messages are read, refused or handed to the service, and then acknowledged in order of arrival.
 
 mod incoming;
 mod refuse;
@@ -30,9 +30,10 @@ use crate::topics::{Inbound, InboundKind, KnownClients, Topics};
 use incoming::IncomingRequest;
 use request_ids::RequestIds;
 
-/// Replies that may wait to be sent before further messages are looked at.
+/// The most replies that wait to be sent while further messages are handled.
 const MAX_REPLIES_WAITING: usize = 1024;
 
+/// The task that handles incoming messages.
 pub(crate) struct Inbox {
     topics: Topics,
     limits: watch::Receiver<RequestLimits>,
@@ -44,29 +45,29 @@ pub(crate) struct Inbox {
     clients: KnownClients,
 }
 
-/// What tells which messages rules take.
+/// What decides which messages rules take.
 pub(crate) struct RuleInputs {
     pub(crate) topics: watch::Receiver<RuleTopics>,
     pub(crate) routing: Arc<Routing>,
 }
 
-/// A message that has not been dealt with; it is acknowledged in its turn when it is.
+/// A message that is not acknowledged yet. Messages are acknowledged in order, each when it is handled.
 struct PendingAck {
     received: IncomingPublish,
-    /// What it counts for until then.
+    /// The bytes that the message counts for until then.
     size: u64,
     handling: Handling,
 }
 
-/// When a message is dealt with.
+/// The progress of a message.
 enum Handling {
-    /// Already.
+    /// It is handled.
     Done,
-    /// When a task has ended.
+    /// It is handled when this task has ended.
     Task(JoinHandle<()>),
-    /// When it is stored.
+    /// It is handled when it is stored.
     Stored(Observed),
-    /// A fence: when it is stored what lies before it and what behind.
+    /// A fence, handled when the change of subscriptions that it marks is stored.
     FenceStored(Observed),
 }
 
@@ -92,7 +93,7 @@ impl Inbox {
         }
     }
 
-    /// Takes messages in their order. Many may wait for the disk together: one flush serves them all.
+    /// Handles messages in order. Many may wait for the disk together: one flush serves them all.
     pub(crate) async fn run(mut self, mut received: mpsc::UnboundedReceiver<IncomingPublish>) {
         // While the model loads, requests wait here and, beyond the receive maximum, in the broker.
         let service = match self.service.wait_for(Option::is_some).await {
@@ -132,7 +133,7 @@ impl Inbox {
                         service.forget_receipts();
                     }
                     let handling = self.handle(&received.publish, received.arrived, &service);
-                    // What is still needed of it is elsewhere: here it only waits to be acknowledged.
+                    // The payload is elsewhere by now: here the message only waits to be acknowledged.
                     received.publish.payload = Bytes::new();
                     pending.push_back(PendingAck { received, size, handling });
                 }
@@ -140,8 +141,8 @@ impl Inbox {
         }
     }
 
-    /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
-    /// message may be acknowledged.
+    /// Handles a message: at once what must happen in order of arrival, the rest in a task that ends when the message may be
+    /// acknowledged.
     fn handle(&mut self, publish: &Publish, arrived: Instant, service: &Service) -> Handling {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
@@ -192,7 +193,7 @@ impl Inbox {
             return Handling::Done;
         }
         if !self.rules.routing.counts(topic, subscriptions(publish)) {
-            // Remembered: under other subscriptions it might count when it comes again.
+            // The receipt is kept: under other subscriptions the message might count when it is delivered again.
             service.dismiss(receipt(publish));
             return Handling::Done;
         }
@@ -236,12 +237,12 @@ impl Inbox {
     }
 }
 
-/// Waits until the oldest message is dealt with.
+/// Waits until the oldest message is handled.
 async fn first_done(pending: &mut VecDeque<PendingAck>) {
     match pending.front_mut() {
         Some(PendingAck { handling, .. }) => match handling {
             Handling::Done => {}
-            // An error is a panic in its task: the message would come again for ever.
+            // An error is a panic in the task. The message is acknowledged: it would be delivered again without end.
             Handling::Task(task) => {
                 if let Err(error) = task.await {
                     tracing::error!(%error, "dealing with a message failed");
