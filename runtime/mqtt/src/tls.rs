@@ -25,7 +25,7 @@ pub struct TlsFiles {
 pub struct TlsError {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// The fault, in a few words.
     pub fault: String,
 }
 

@@ -72,7 +72,7 @@ impl Poller {
                     self.connection_lost(true).await;
                     since = None;
                     self.events.options.set_transport(transport);
-                    tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
+                    tracing::info!(broker = self.broker, "reconnecting with renewed certificates");
                     let reason = "the certificates were renewed".to_owned();
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
@@ -335,7 +335,7 @@ mod tests {
         });
         let missed = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
         let missed = timeout(KEEP_ALIVE * 2, missed).await;
-        assert!(missed.is_ok(), "nobody noticed");
+        assert!(missed.is_ok(), "the loss is not noticed");
         streams.abort();
         poller.abort();
     }

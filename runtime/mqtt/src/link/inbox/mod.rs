@@ -188,7 +188,7 @@ impl Inbox {
         if self.topics.is_own(topic) {
             tracing::debug!(
                 topic,
-                "a message on a topic of our own is not taken for a machine's"
+                "a message on one of the node's topics is not taken for a device's"
             );
             return Handling::Done;
         }
