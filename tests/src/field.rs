@@ -213,7 +213,10 @@ impl Field {
 
     /// Requests with outcomes that differ, and these.
     pub fn differing(&self) -> Vec<(&str, Vec<String>)> {
-        let asked = self.outcomes.iter().filter(|(id, _)| self.asked.contains_key(*id));
+        let asked = self
+            .outcomes
+            .iter()
+            .filter(|(id, _)| self.asked.contains_key(*id));
         let differing = asked.filter(|(_, outcomes)| differ(outcomes));
         let text = |outcome: &Vec<u8>| String::from_utf8_lossy(outcome).into_owned();
         differing

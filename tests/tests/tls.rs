@@ -160,7 +160,7 @@ async fn renewed_certificates_are_taken_over_on_reload() {
     std::fs::write(folder.path().join("node.key"), key).unwrap();
     let chain = std::fs::read_to_string(folder.path().join("node.pem")).unwrap();
     std::fs::write(folder.path().join("node.pem"), format!("{chain}\n")).unwrap();
-    reload("connecting anew with renewed certificates", 1);
+    reload("reconnecting with renewed certificates", 1);
     client
         .publish(&format!("{BASE}/request"), "Who are you?", None)
         .await

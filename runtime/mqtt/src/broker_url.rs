@@ -1,4 +1,4 @@
-//! `mqtt://user:password@host:port/base`: where a client finds a daemon.
+//! The URL of a broker, as `mqtt://user:password@host:port/base`.
 
 use std::str::FromStr;
 
@@ -7,11 +7,11 @@ use url::Url;
 /// A broker's address on a command line. The path, if there is one, is the daemon's base topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct BrokerUrl {
-    /// Name or address.
+    /// The name or address.
     pub host: String,
-    /// 1883, or 8883 with TLS, where none is given.
+    /// The port: without one 1883, or 8883 with TLS.
     pub port: u16,
-    /// `mqtts://`
+    /// Whether the scheme is `mqtts`.
     pub tls: bool,
     /// The user.
     pub username: Option<String>,
@@ -21,7 +21,7 @@ pub struct BrokerUrl {
     pub base: Option<String>,
 }
 
-/// No URL of a broker.
+/// The reason why a text is no URL of a broker.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}: write mqtt://[user:password@]host[:port][/base/topic] or mqtts://…")]
 pub struct BrokerUrlError(String);

@@ -1,4 +1,4 @@
-//! A client of the daemon: asks over MQTT and takes the replies.
+//! A client of the daemon, which sends requests over MQTT and receives the replies.
 
 use std::time::Duration;
 
@@ -16,38 +16,38 @@ use crate::link::{INFLIGHT, MemorySession};
 use crate::tls::{TlsError, TlsFiles};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// The largest packet that is taken.
+/// The largest packet that is accepted.
 const MAX_PACKET_BYTES: u32 = 16 << 20;
 
-/// Where the broker is and who calls.
+/// The options of a client.
 #[derive(Debug, Clone, Default)]
 pub struct ClientOptions {
-    /// Name or address.
+    /// The broker's name or address.
     pub host: String,
-    /// The port.
+    /// The broker's port.
     pub port: u16,
-    /// This client's id.
+    /// The client id.
     pub client_id: String,
-    /// User and password.
+    /// The user and the password.
     pub credentials: Option<(String, String)>,
-    /// TLS.
+    /// The files of TLS, if the client uses it.
     pub tls: Option<TlsFiles>,
-    /// How long the broker keeps messages for this client while it is away; `None` starts anew each time.
+    /// The time for which the broker keeps the session of a client that is away; `None` for a clean start each time.
     pub session: Option<Duration>,
 }
 
-/// Why the client can't go on.
+/// The reason why the client can't continue.
 #[derive(Debug, thiserror::Error)]
 pub enum ClientError {
     /// A TLS file can't be used.
     #[error(transparent)]
     Tls(#[from] TlsError),
-    /// The broker can't be reached or does not want us.
+    /// The broker can't be reached or refuses the client.
     #[error("no connection to the broker at {broker}: {reason}")]
     Broker {
-        /// Host and port.
+        /// The broker's host and port.
         broker: String,
-        /// One line.
+        /// The reason, in one line.
         reason: String,
     },
     /// The request can't be sent.
@@ -55,7 +55,7 @@ pub enum ClientError {
     Send(String),
 }
 
-/// A message that came in.
+/// A received message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Received {
     /// Its topic.
@@ -66,11 +66,11 @@ pub struct Received {
     pub correlation: Option<Bytes>,
     /// User properties.
     pub user_properties: Vec<(String, String)>,
-    /// Kept by the broker from before.
+    /// Whether the broker had retained it.
     pub retained: bool,
 }
 
-/// A connection that asks. It ends when it is dropped, or when the broker ends it.
+/// A client's connection. It ends when this is dropped, or when the broker ends it.
 pub struct Client {
     mqtt: AsyncClient,
     received: mpsc::UnboundedReceiver<Publish>,
@@ -202,15 +202,15 @@ impl Client {
             .map_err(|error| ClientError::Send(error.to_string()))
     }
 
-    /// The next message; `None` if none comes within `limit`.
+    /// Returns the next message; `None` if none comes within `limit`.
     ///
     /// # Errors
     /// The broker is gone.
     pub async fn receive(&mut self, limit: Duration) -> Result<Option<Received>, ClientError> {
         match timeout(limit, self.received.recv()).await {
             Ok(Some(publish)) => {
-                // Not before: what nobody has taken yet is the broker's to deliver again. An error: the connection is gone,
-                // and the broker will.
+                // Acknowledged only now, so that the broker delivers again what was not received. An error: the connection is
+                // gone, and the broker will.
                 let _ = self.mqtt.try_ack(&publish);
                 Ok(Some(Received::from(publish)))
             }
@@ -222,7 +222,7 @@ impl Client {
         }
     }
 
-    /// Leaves in good order.
+    /// Disconnects.
     pub async fn close(mut self) {
         let _ = self.mqtt.try_disconnect();
         let _ = timeout(CONNECT_TIMEOUT, &mut self.poller).await;
@@ -243,7 +243,7 @@ impl Drop for Client {
 }
 
 impl Received {
-    /// The value of a user property.
+    /// Returns the value of a user property.
     pub fn property(&self, name: &str) -> Option<&str> {
         self.user_properties
             .iter()

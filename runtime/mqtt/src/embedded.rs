@@ -1,4 +1,4 @@
-//! A broker inside the process, for boxes that have none.
+//! The embedded broker, for machines without one.
 
 use std::net::SocketAddr;
 use std::ops::RangeInclusive;
@@ -9,40 +9,42 @@ use mqtt5::broker::config::{AuthConfig, AuthMethod, StorageBackend, StorageConfi
 use mqtt5::broker::{BrokerConfig, MqttBroker};
 use tokio::task::JoinHandle;
 
-/// What may wait in memory for a client that is slow to read: so many bytes, if every message is as large as can be. Of what
-/// is beyond, QoS 0 is dropped, and QoS 1 goes to the client's queue.
+/// The most bytes that wait in memory for a client that is slow to read, if every message is of the largest size. Beyond them
+/// QoS 0 messages are dropped, and QoS 1 messages go to the client's queue.
 const MAX_UNREAD_BYTES: usize = 128 << 20;
-/// The bounds of that in messages. A burst of small ones must not be lost before the other end had a chance to read it.
+/// The bounds of their number. A burst of small messages must not be lost before the client had a chance to read it.
 const UNREAD_MESSAGES: RangeInclusive<usize> = 16..=1024;
-/// What is queued for a session whose client is away or behind; beyond it the oldest messages go. On the disk it takes up
-/// to ten times as much.
+/// The most bytes that are queued for a client that is away or behind; beyond them the oldest messages are dropped. On the
+/// disk they take up to ten times as much.
 const MAX_QUEUED_BYTES: usize = 16 << 20;
+/// The most messages in such a queue.
 const MAX_QUEUED_MESSAGES: usize = 10_000;
-/// Retained messages, and the size of one; what is beyond is refused.
+/// The most retained messages; further ones are refused.
 const MAX_RETAINED_MESSAGES: usize = 10_000;
+/// The most bytes of a retained message; a longer one is refused.
 const MAX_RETAINED_BYTES: usize = 64 << 10;
-/// Topic filters of one client.
+/// The most topic filters of one client.
 const MAX_SUBSCRIPTIONS: usize = 1000;
 
-/// How the broker is set up.
+/// The configuration of the broker.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EmbeddedBrokerConfig {
-    /// Where it listens; port 0 is any free one.
+    /// The address to listen on; port 0 is any free one.
     pub listen: SocketAddr,
-    /// Users and password hashes; without it anybody may connect.
+    /// The file of users and password hashes; without it any client may connect.
     pub password_file: Option<PathBuf>,
-    /// Who may do what.
+    /// The file of access rules.
     pub acl_file: Option<PathBuf>,
-    /// Where it keeps sessions and retained messages; none keeps them in memory.
+    /// The folder of sessions and retained messages; without it they are kept in memory.
     pub storage: Option<PathBuf>,
     /// The largest packet, in bytes.
     pub max_packet: usize,
 }
 
-/// Why the broker does not run.
+/// The reason why the broker does not run.
 #[derive(Debug, thiserror::Error)]
 pub enum EmbeddedBrokerError {
-    /// Open to everybody on a network.
+    /// It would be open to everyone on a network.
     #[error(
         "mqtt.embedded_listen is {0}, which others can reach: set mqtt.embedded_password_file, or listen on 127.0.0.1"
     )]
@@ -50,9 +52,9 @@ pub enum EmbeddedBrokerError {
     /// It can't start.
     #[error("the embedded broker can't start on {listen}: {reason}")]
     Start {
-        /// Where it should listen.
+        /// The address to listen on.
         listen: SocketAddr,
-        /// One line.
+        /// The reason, in one line.
         reason: String,
     },
 }
@@ -64,7 +66,7 @@ pub struct EmbeddedBroker {
 }
 
 impl EmbeddedBroker {
-    /// Starts the broker and waits until it takes connections.
+    /// Starts the broker and waits until it accepts connections.
     ///
     /// # Errors
     /// It would be open to the network, or can't listen.
@@ -128,7 +130,7 @@ impl EmbeddedBroker {
         }
     }
 
-    /// Where it listens.
+    /// Returns the address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }

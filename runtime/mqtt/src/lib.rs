@@ -1,9 +1,9 @@
-//! The MQTT side: topics, and the link that carries requests in and replies out.
+//! The link to an MQTT broker, which brings requests in and replies out; its topics; a client; an embedded broker.
 //!
-//! The only crate that names the MQTT client library. It must never know ONNX Runtime or the engine's inside.
+//! The only crate that names the MQTT client library. It must never know ONNX Runtime or engine internals.
 //!
-//! [`Link`] is the daemon's end. [`Client`] is the other one: what `phi-edge ask --broker`, the demo and the
-//! tests talk to a daemon with. The messages themselves are of `phi_edge_wire`.
+//! [`Link`] is the daemon's end. [`Client`] is the other end, of `phi-edge ask --broker`, the demo and the tests. The JSON of the
+//! messages is `phi_edge_wire`'s.
 
 mod broker_url;
 mod client;

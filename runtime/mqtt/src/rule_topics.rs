@@ -1,4 +1,4 @@
-//! The filters of rules: what is subscribed to for them, and who takes a message.
+//! The topic filters of rules, and which rules take a message.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,13 +10,13 @@ use crate::topics::filter_matches;
 /// The largest subscription identifier (MQTT 5, section 3.8.2.1.2).
 const MAX_SUBSCRIPTION_ID: u32 = 268_435_455;
 
-/// The filters of rules, and which rules take what matches them.
+/// The topic filters of rules, each with the rules that take what matches it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleTopics {
     filters: Vec<RuleFilter>,
-    /// Filters that were subscribed to before and are no more.
+    /// Filters that were subscribed to before and are not any more.
     former: Vec<String>,
-    /// One subscription brings all topics.
+    /// Whether one subscription brings all topics.
     in_one: bool,
 }
 
@@ -31,7 +31,7 @@ struct RuleFilter {
 }
 
 impl RuleTopics {
-    /// The filters of these rules, given by name.
+    /// Creates the filters of these rules, given by name.
     pub fn new<'a>(rules: impl IntoIterator<Item = (&'a str, &'a [String])>) -> Self {
         let mut filters: BTreeMap<&str, Vec<Arc<str>>> = BTreeMap::new();
         for (name, topics) in rules {
@@ -57,20 +57,20 @@ impl RuleTopics {
         }
     }
 
-    /// The same by one subscription to all topics, which a change of rules does not touch. For a broker in this process: it
-    /// routes the messages of several clients at the same time, so that none of them can mark where a change takes effect.
+    /// Replaces the subscriptions by one to all topics, which a change of rules does not touch. For a broker in this process: it
+    /// routes the messages of several clients at the same time, so that no message can mark where a change takes effect.
     #[must_use]
     pub fn in_one(self) -> Self {
         Self { in_one: true, ..self }
     }
 
-    /// Whether a message to the node itself that came by these subscriptions is a second copy: it comes by the node's own, too,
-    /// which have no identifiers.
+    /// Whether a message to the node itself that came by these subscriptions is a second copy: it also comes by the node's own
+    /// subscriptions, which have no identifiers.
     pub(crate) fn is_second_copy(&self, ids: &[usize]) -> bool {
         self.in_one && !ids.is_empty()
     }
 
-    /// The same, in place of `former` ones: what is no longer wanted of them is unsubscribed from.
+    /// Sets the earlier filters, which are unsubscribed from where they are not wanted any more.
     #[must_use]
     pub fn in_place_of(mut self, former: impl IntoIterator<Item = String>) -> Self {
         let former = former.into_iter();
@@ -80,7 +80,7 @@ impl RuleTopics {
         self
     }
 
-    /// What is subscribed to.
+    /// Returns the filters to subscribe to.
     pub fn filters(&self) -> impl Iterator<Item = &str> {
         let in_one = self.in_one && !self.filters.is_empty();
         let each = self.filters.iter().filter(move |_| !in_one);
@@ -90,12 +90,12 @@ impl RuleTopics {
             .chain(each.map(|filter| filter.filter.as_str()))
     }
 
-    /// What is unsubscribed from.
+    /// Returns the filters to unsubscribe from.
     pub fn former(&self) -> impl Iterator<Item = &str> {
         self.former.iter().map(String::as_str)
     }
 
-    /// The rules that take the messages of a topic.
+    /// Returns the rules that take the messages of a topic.
     pub(crate) fn takers(&self, topic: &str) -> Vec<Arc<str>> {
         let mut takers: Vec<Arc<str>> = Vec::new();
         let matching = self.filters.iter();
@@ -110,8 +110,8 @@ impl RuleTopics {
     }
 }
 
-/// Subscription identifiers for a filter, the preferred one first: the same for the same filter in every process, as the
-/// broker may keep messages with them.
+/// Returns subscription identifiers for a filter, the preferred one first: the same for the same filter in every process, as
+/// the broker may queue messages with them.
 pub(crate) fn identifier(filter: &str) -> impl Iterator<Item = usize> {
     let digest = Sha256::digest(filter.as_bytes());
     let number = u32::from_be_bytes([digest[0], digest[1], digest[2], digest[3]]);

@@ -1,4 +1,4 @@
-//! TLS for the link: files in PEM, checked before they are used.
+//! TLS for the link, from PEM files that are checked before they are used.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use sha2::{Digest, Sha256};
 /// The files of a TLS connection.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TlsFiles {
-    /// Certificates that the broker's must descend from.
+    /// The certificates of the authorities that sign the broker's certificate.
     pub ca: PathBuf,
-    /// The client's chain and key, for brokers that ask who calls.
+    /// The client's certificate chain and key, for brokers that ask for one.
     pub identity: Option<(PathBuf, PathBuf)>,
 }
 
-/// A file that TLS can't be set up with.
+/// A file that can't be used for TLS.
 #[derive(Debug, thiserror::Error)]
 #[error("{file}: {fault}", file = .file.display())]
 pub struct TlsError {
     /// The file.
     pub file: PathBuf,
-    /// What is wrong with it.
+    /// The fault, in a few words.
     pub fault: String,
 }
 
@@ -35,7 +35,7 @@ impl TlsFiles {
         self.client_config().map(drop)
     }
 
-    /// Which of these certificates ends first, and when.
+    /// Returns the file of the certificate that expires first, and the time.
     pub fn first_to_end(&self) -> Result<Option<(PathBuf, SystemTime)>, TlsError> {
         let chain = self.identity.as_ref().map(|(chain, _)| chain);
         let mut first: Option<(PathBuf, SystemTime)> = None;
@@ -54,8 +54,8 @@ impl TlsFiles {
         Ok(first)
     }
 
-    /// Tells whether the files have changed.
-    pub(crate) fn stamp(&self) -> [u8; 32] {
+    /// Returns the digest of the files, which tells whether they have changed.
+    pub(crate) fn fingerprint(&self) -> [u8; 32] {
         let mut digest = Sha256::new();
         let identity = self.identity.iter().flat_map(|(chain, key)| [chain, key]);
         for file in std::iter::once(&self.ca).chain(identity) {

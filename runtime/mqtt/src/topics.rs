@@ -1,4 +1,4 @@
-//! Topics of the contract: building them, telling them apart, and what a response topic may be.
+//! The topics of the contract: their names, their parsing, and the check of response topics.
 
 mod clients;
 mod form;
@@ -7,7 +7,7 @@ pub(crate) use clients::KnownClients;
 pub use form::TopicFault;
 pub(crate) use form::{brief, is_allowed_text};
 
-/// The most bytes of the level that names a client: replies go below it, on a topic that must itself be one.
+/// The most bytes of the level that names a client, since replies go to longer topics with the same level.
 const MAX_CLIENT_BYTES: usize = 256;
 
 /// The topics of one node, and of the pool that it belongs to.
@@ -19,32 +19,33 @@ pub struct Topics {
     max_levels: usize,
 }
 
-/// The node's own topics below its base, also of a pool.
+/// The first level of the node's own topics below its base, and of those below a pool's.
 const OWN_LEVELS: [&str; 5] = ["request", "cancel", "status", "stats", "dead-letter"];
 
 /// The default of [`Topics::with_max_levels`]: the levels that mosquitto takes, as it counts them.
 const DEFAULT_MAX_LEVELS: usize = 200;
 
+/// A pool that nodes share.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Pool {
-    /// The share's name.
+    /// The name of the shared subscription.
     name: String,
-    /// What stands before `/request`.
+    /// The topic before `/request`.
     base: String,
 }
 
-/// What a message on one of our subscriptions is.
+/// The parsed topic of a message to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Inbound<'a> {
     pub(crate) kind: InboundKind,
-    /// Below whose base.
+    /// Whether the topic is the node's or its pool's.
     pub(crate) scope: Scope,
-    /// The last level, where there is one. It may be none that names a client: see [`Inbound::misnamed`].
+    /// The last level, if there is one. It may be no valid client name: see [`Inbound::misnamed`].
     pub(crate) client: Option<&'a str>,
 }
 
 impl Inbound<'_> {
-    /// Why the last level names no client, if so: nothing may be asked or answered in its name.
+    /// Returns the reason why the last level is no valid client name, if so: such a request is refused.
     pub(crate) fn misnamed(&self) -> Option<String> {
         let client = self.client?;
         if client.is_empty() {
@@ -59,13 +60,14 @@ impl Inbound<'_> {
     }
 }
 
+/// The kind of a message to the node.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum InboundKind {
     Request,
     Cancel,
 }
 
-/// Who was asked.
+/// The addressee of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Scope {
     /// This node.
@@ -74,19 +76,19 @@ pub(crate) enum Scope {
     Pool,
 }
 
-/// Why a response topic is refused.
+/// The reason why a topic is refused.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum TopicError {
-    /// No broker takes it.
+    /// No broker accepts the topic.
     #[error("{0}")]
     Invalid(TopicFault),
-    /// A topic that the node itself publishes or listens on.
+    /// The node itself publishes or listens on the topic.
     #[error("topic \"{}\" is one of the node's own", brief(.0))]
     Own(String),
-    /// Not in `mqtt.reply_topics`.
+    /// The topic is not in `mqtt.reply_topics`.
     #[error("response topic \"{}\" is not allowed: mqtt.reply_topics lists what is", brief(.0))]
     NotAllowed(String),
-    /// Replies to a request of no client don't go where those of a client go that has a topic of its own.
+    /// The topic belongs to a client with a request topic of its own, and the request names no client.
     #[error(
         "response topic \"{}\" is not allowed on this request topic: a client asks on {request}, and its replies are there, \
          unless a filter of mqtt.reply_topics other than \"{below}#\" begins so and matches it",
@@ -95,23 +97,23 @@ pub enum TopicError {
     OfAnotherClient {
         /// The topic asked for.
         topic: String,
-        /// Where that client asks.
+        /// The request topic of that client.
         request: String,
-        /// What stands before the client's name.
+        /// The topic before the client's name.
         below: String,
     },
-    /// A client's replies go below its own topic.
+    /// The topic is not below the client's own response topic.
     #[error("response topic \"{}\" is not allowed on this request topic: it must be below {below}", brief(.topic))]
     NotOfClient {
         /// The topic asked for.
         topic: String,
-        /// Where it must be.
+        /// The topic that it must be below.
         below: String,
     },
 }
 
 impl Topics {
-    /// Topics below `base` (no trailing slash), with the filters that response topics must match one of.
+    /// Creates the topics below `base` (no trailing slash). A response topic must match one of the filters `allowed`.
     pub fn new(base: impl Into<String>, allowed: Vec<String>) -> Self {
         Self {
             base: base.into(),
@@ -121,7 +123,7 @@ impl Topics {
         }
     }
 
-    /// The same topics at a broker that takes topics of at most `levels` levels, counted as mosquitto does: by the `/`.
+    /// Sets the most levels of a topic that the broker accepts, counted as mosquitto does: by the `/`.
     #[must_use]
     pub fn with_max_levels(self, levels: usize) -> Self {
         Self {
@@ -130,7 +132,7 @@ impl Topics {
         }
     }
 
-    /// The same node as a member of the pool `name`, whose topics are below `{pool_base}/{name}`.
+    /// Adds the pool `name`, whose topics are below `{pool_base}/{name}`.
     #[must_use]
     pub fn in_pool(mut self, pool_base: &str, name: &str) -> Self {
         self.pool = Some(Pool {
@@ -140,13 +142,13 @@ impl Topics {
         self
     }
 
-    /// What stands before `/request`.
+    /// Returns the topic before `/request`.
     pub fn base(&self) -> &str {
         &self.base
     }
 
-    /// What the node always subscribes to: its own requests, and cancellations, also of the pool's, as nobody but the node
-    /// that serves a request knows that it does.
+    /// Returns the filters that the node always subscribes to: its requests and cancellations, and the pool's cancellations,
+    /// since only the node that serves a request knows it.
     pub fn subscriptions(&self) -> Vec<String> {
         let below = |base: &str, tails: &[&str]| -> Vec<String> {
             tails.iter().map(|tail| format!("{base}/{tail}")).collect()
@@ -158,7 +160,8 @@ impl Topics {
         filters
     }
 
-    /// The pool's requests, of which the broker gives each to one member; empty without a pool.
+    /// Returns the shared subscriptions to the pool's requests, of which the broker gives each to one member; none without a
+    /// pool.
     pub fn shared_subscriptions(&self) -> Vec<String> {
         let pool = self.pool.iter();
         pool.flat_map(|pool| {
@@ -167,32 +170,32 @@ impl Topics {
         .collect()
     }
 
-    /// Where a request goes.
+    /// Returns the topic of requests.
     pub fn request(&self, client: Option<&str>) -> String {
         self.below("request", client)
     }
 
-    /// Where a cancellation goes.
+    /// Returns the topic of cancellations.
     pub fn cancel(&self, client: Option<&str>) -> String {
         self.below("cancel", client)
     }
 
-    /// Where replies go if the request names no response topic.
+    /// Returns the topic of replies to a request without a response topic.
     pub fn response(&self, client: Option<&str>, id: &str) -> String {
         format!("{}/{id}", self.below("response", client))
     }
 
-    /// Retained: how the node is.
+    /// Returns the topic of the status.
     pub fn status(&self) -> String {
         self.below("status", None)
     }
 
-    /// Retained: how much it does.
+    /// Returns the topic of the stats.
     pub fn stats(&self) -> String {
         self.below("stats", None)
     }
 
-    /// What could not be served.
+    /// Returns the topic of dead letters.
     pub fn dead_letter(&self) -> String {
         self.below("dead-letter", None)
     }
@@ -204,7 +207,7 @@ impl Topics {
         }
     }
 
-    /// Where replies go to a request that reached us in this way and names no response topic.
+    /// Returns the topic of replies to a request of this scope without a response topic.
     pub(crate) fn response_in(&self, scope: Scope, client: Option<&str>, id: &str) -> String {
         let base = self.base_of(scope);
         match client {
@@ -220,7 +223,7 @@ impl Topics {
         }
     }
 
-    /// Whether a topic is below what is ours: nothing there is taken for a machine's message.
+    /// Whether a topic is below the node's or its pool's base: no message there is a device's.
     pub(crate) fn is_own(&self, topic: &str) -> bool {
         let below = |base: &str| {
             topic
@@ -230,7 +233,7 @@ impl Topics {
         below(&self.base) || self.pool.as_ref().is_some_and(|pool| below(&pool.base))
     }
 
-    /// Whether an event may be published on a topic: one that brokers take, and that is none of the node's contract.
+    /// Checks that an event may be published on a topic: brokers accept it, and it is none of the contract's.
     pub(crate) fn check_event(&self, topic: &str) -> Result<(), TopicError> {
         self.check_form(topic).map_err(TopicError::Invalid)?;
         if self.is_of_contract(topic, &["response"]) {
@@ -239,12 +242,12 @@ impl Topics {
         Ok(())
     }
 
-    /// Whether brokers take a topic, as far as its text tells.
+    /// Checks that brokers accept a topic, as far as its text tells.
     pub(crate) fn check_form(&self, topic: &str) -> Result<(), TopicFault> {
         form::check(topic, self.max_levels)
     }
 
-    /// Whether a topic is one of the node's or its pool's contract, or below one, with these beside [`OWN_LEVELS`].
+    /// Whether a topic is one of the contract's, or below one: of the node or its pool, with the `further` levels.
     fn is_of_contract(&self, topic: &str, further: &[&str]) -> bool {
         let first = |base: &str| {
             let tail = topic.strip_prefix(base)?.strip_prefix('/')?;
@@ -255,7 +258,7 @@ impl Topics {
         first(&self.base).is_some_and(own) || of_pool.is_some_and(own)
     }
 
-    /// Tells what a message is; `None` for a topic that was never subscribed to.
+    /// Parses the topic of a message; `None` if the node does not subscribe to it for itself.
     pub(crate) fn inbound<'a>(&self, topic: &'a str) -> Option<Inbound<'a>> {
         let tail = |base: &str| topic.strip_prefix(base)?.strip_prefix('/');
         let of_pool = || tail(&self.pool.as_ref()?.base);
@@ -276,7 +279,7 @@ impl Topics {
         Some(Inbound { kind, scope, client })
     }
 
-    /// Whether replies to a request of `client` may go to `topic`.
+    /// Checks that replies to a request of `client` may go to `topic`.
     pub(crate) fn check_response(
         &self,
         topic: &str,
@@ -287,7 +290,7 @@ impl Topics {
         self.check_form(topic).map_err(TopicError::Invalid)?;
         let responses = format!("{}/response/", self.base_of(scope));
         let of_pool = scope == Scope::Pool && topic.starts_with(&responses);
-        // Own requests would be answers to ourselves, and so for ever; the rest says things in the node's name.
+        // A reply on a request topic would be a request to the node, without end; the others speak for the node.
         if self.is_of_contract(topic, &["event"]) {
             return Err(TopicError::Own(topic.to_owned()));
         }
@@ -307,8 +310,8 @@ impl Topics {
         })
     }
 
-    /// Whether a request that names no client may have its replies there: not where a client has its own that has asked on a
-    /// topic of its own, whose name only the broker checks. `{base}/request` would be a way to write to all of them.
+    /// Checks the response topic of a request that names no client. It must not be a client's that has asked on a request
+    /// topic of its own, whose name only the broker checks: `{base}/request` would be a way to write to all of them.
     fn check_unnamed(&self, topic: &str, known: &KnownClients) -> Result<(), TopicError> {
         let bases = [Some(&self.base), self.pool.as_ref().map(|pool| &pool.base)];
         for base in bases.into_iter().flatten() {

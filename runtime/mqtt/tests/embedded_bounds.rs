@@ -15,10 +15,10 @@ use tokio::time::timeout;
 const MIB: u64 = 1 << 20;
 
 /// A silence after which a burst is over.
-const QUIET: Duration = Duration::from_millis(500);
+const QUIET_PERIOD: Duration = Duration::from_millis(500);
 
 /// Memory is that of the process: one test at a time.
-static ALONE: Mutex<()> = Mutex::const_new(());
+static EXCLUSIVE_LOCK: Mutex<()> = Mutex::const_new(());
 
 async fn broker(storage: Option<&Path>) -> EmbeddedBroker {
     EmbeddedBroker::start(EmbeddedBrokerConfig {
@@ -127,7 +127,7 @@ fn size_of_folder(folder: &Path) -> u64 {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn qos_0_is_dropped_for_a_reader_that_does_not_read() {
-    let _alone = ALONE.lock().await;
+    let _alone = EXCLUSIVE_LOCK.lock().await;
     let broker = broker(None).await;
     let mut deaf = Raw::connect(broker.address(), "deaf", 0).await;
     deaf.subscribe("t/#", 0).await;
@@ -150,7 +150,7 @@ async fn qos_0_is_dropped_for_a_reader_that_does_not_read() {
     drop(deaf);
     let mut got = 0;
     loop {
-        let Ok((kind, body)) = timeout(QUIET, reader.packet()).await else {
+        let Ok((kind, body)) = timeout(QUIET_PERIOD, reader.packet()).await else {
             // All that was kept of the burst has come; a message that finds room is the end.
             publisher.publish("burst", None, b"last").await;
             continue;
@@ -166,7 +166,7 @@ async fn qos_0_is_dropped_for_a_reader_that_does_not_read() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_is_kept_for_a_session_that_is_away_is_bounded() {
-    let _alone = ALONE.lock().await;
+    let _alone = EXCLUSIVE_LOCK.lock().await;
     let folder = tempfile::tempdir().unwrap();
     let broker = broker(Some(folder.path())).await;
     let mut away = Raw::connect(broker.address(), "away", 3600).await;

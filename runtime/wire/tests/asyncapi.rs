@@ -24,7 +24,7 @@ use serde_json::{Map, Value, json};
 use schema::fault;
 
 /// The largest `max_tokens` that a node may be set to allow, which the schema has.
-const MOST_TOKENS: usize = 1 << 20;
+const MAX_TOKENS: usize = 1 << 20;
 
 fn document() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/asyncapi.json");
@@ -104,7 +104,7 @@ fn check(schema: &str, messages: &[Value]) {
     assert_eq!(seen, named, "{schema}");
 }
 
-const CODES: [ErrorCode; 9] = [
+const ERROR_CODES: [ErrorCode; 9] = [
     ErrorCode::BadRequest,
     ErrorCode::TooLarge,
     ErrorCode::Busy,
@@ -116,7 +116,7 @@ const CODES: [ErrorCode; 9] = [
     ErrorCode::Internal,
 ];
 
-const ENDS: [FinishReason; 4] = [
+const FINISH_REASONS: [FinishReason; 4] = [
     FinishReason::Stop,
     FinishReason::Length,
     FinishReason::Cancelled,
@@ -159,10 +159,10 @@ fn replies_are_as_documented() {
             model: "phi".into(),
         }))
     };
-    check("Final", &ENDS.map(answer));
+    check("Final", &FINISH_REASONS.map(answer));
     assert_eq!(
         words("FinishReason"),
-        ENDS.map(|end| end.as_str().to_owned()).into()
+        FINISH_REASONS.map(|end| end.as_str().to_owned()).into()
     );
 
     let error = |code| {
@@ -173,12 +173,12 @@ fn replies_are_as_documented() {
             retry_after: (code == ErrorCode::Busy).then_some(Duration::from_secs(2)),
         }))
     };
-    let mut errors = CODES.map(error).to_vec();
+    let mut errors = ERROR_CODES.map(error).to_vec();
     errors.push(serde_json::from_slice(&encode_too_large("a", "b.3", 5, 4)).unwrap());
     check("Error", &errors);
     assert_eq!(
         words("ErrorCode"),
-        CODES.map(|code| code.as_str().to_owned()).into()
+        ERROR_CODES.map(|code| code.as_str().to_owned()).into()
     );
 }
 
@@ -442,7 +442,7 @@ fn values(name: &str) -> BoxedStrategy<Value> {
 }
 
 /// No field of a request.
-const UNKNOWN: &str = "max_token";
+const UNKNOWN_FIELD: &str = "max_token";
 
 /// Requests of some of the schema's fields, seldom with one that it does not have.
 fn requests() -> impl Strategy<Value = Map<String, Value>> {
@@ -459,7 +459,7 @@ fn requests() -> impl Strategy<Value = Map<String, Value>> {
         1 => Just(vec![]),
     ];
     let some = proptest::sample::subsequence(others, 0..4);
-    let unknown = prop_oneof![15 => Just(None), 1 => Just(Some(UNKNOWN))];
+    let unknown = prop_oneof![15 => Just(None), 1 => Just(Some(UNKNOWN_FIELD))];
     (asked, some, unknown).prop_flat_map(|(asked, some, unknown)| {
         let names = asked.into_iter().map(str::to_owned).chain(some);
         let fields: Vec<_> = names
@@ -479,7 +479,7 @@ fn read(request: &Map<String, Value>) -> Result<bool, (ErrorCode, String)> {
         bytes: text.as_bytes(),
         content_type: None,
     };
-    parse_request(payload, MOST_TOKENS)
+    parse_request(payload, MAX_TOKENS)
         .map(|parsed| parsed.is_some())
         .map_err(|rejected| (rejected.code, rejected.message))
 }
@@ -499,7 +499,7 @@ proptest! {
         let taken = read(&request);
         let mut plain = request.clone();
         // Of a name that is not known it is a fault all the same.
-        plain.retain(|name, value| !value.is_null() || name == UNKNOWN);
+        plain.retain(|name, value| !value.is_null() || name == UNKNOWN_FIELD);
         prop_assert_eq!(taken.is_ok(), read(&plain).is_ok(), "null is not as absent: {:?}", request);
         let fault = DOCUMENT.with(|document| {
             fault(document, &document["components"]["schemas"]["Request"], &Value::Object(plain))

@@ -1,25 +1,27 @@
-//! How long to wait before the next attempt.
+//! The backoff between attempts to connect.
 
 use std::time::Duration;
 
 use super::quarantine::ReconnectDelay;
 use super::takeover::SHORT_CONNECTION;
 
+/// The wait after the first failure.
 const INITIAL_BACKOFF: Duration = Duration::from_millis(250);
+/// The longest wait after failures.
 const MAX_BACKOFF: Duration = Duration::from_secs(30);
-/// Credentials don't mend themselves, and brokers lock out who tries too often.
+/// The wait after a refusal: credentials seldom become right by themselves, and brokers lock out clients that try often.
 const REFUSED_BACKOFF: Duration = Duration::from_mins(1);
-/// Where the path is not to blame. Enough for a broker not to be rushed.
+/// The wait where the path is not to blame, long enough to spare the broker.
 pub(crate) const QUICK_RECONNECT_DELAY: Duration = Duration::from_millis(50);
 
-/// Doubles the wait with every failure. Jitter keeps a fleet from coming back all at once.
+/// An exponential backoff with jitter, which keeps a fleet from reconnecting at the same moment.
 #[derive(Debug, Default)]
 pub(crate) struct Backoff {
     failures: u32,
 }
 
 impl Backoff {
-    /// The wait after a connection that lived for `lived`, or an attempt that failed (`None`).
+    /// Returns the wait after a connection that lived for `lived`, or after a failed attempt (`None`).
     pub(crate) fn after(&mut self, lived: Option<Duration>) -> Duration {
         if lived.is_some_and(|lived| lived >= SHORT_CONNECTION) {
             self.failures = 0;
@@ -31,7 +33,7 @@ impl Backoff {
         jittered(wait)
     }
 
-    /// As [`Backoff::after`], of a connection of which the quarantine says how soon the next one should be made.
+    /// As [`Backoff::after`], for a connection of which the quarantine tells how soon to reconnect.
     pub(crate) fn after_loss(&mut self, lived: Option<Duration>, wait: ReconnectDelay) -> Duration {
         match wait {
             ReconnectDelay::Short => Self::quick(),
@@ -39,22 +41,23 @@ impl Backoff {
         }
     }
 
-    /// The wait after a connection that a message is likely to have ended.
+    /// Returns the wait after a connection that a message is likely to have ended.
     fn quick() -> Duration {
         jittered(QUICK_RECONNECT_DELAY)
     }
 
-    /// The wait after the broker refused us.
+    /// Returns the wait after a refusal.
     pub(crate) fn refused() -> Duration {
         jittered(REFUSED_BACKOFF)
     }
 
+    /// Returns the number of failures in a row.
     pub(crate) fn failures(&self) -> u32 {
         self.failures
     }
 }
 
-/// Between half of `wait` and all of it.
+/// Returns a random time between half of `wait` and `wait`.
 fn jittered(wait: Duration) -> Duration {
     let half = wait / 2;
     half + half.mul_f64(rand::random())

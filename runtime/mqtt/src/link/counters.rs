@@ -1,4 +1,4 @@
-//! What the link has seen, for status and metrics.
+//! The counters of the link, for stats and metrics.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -8,16 +8,16 @@ use tokio::sync::watch;
 
 use super::liveness::Heartbeat;
 
-/// Numbers since the start.
+/// The counters since the start.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize)]
 pub struct LinkCounters {
     /// Messages that arrived.
     pub received: u64,
-    /// Empty payloads.
+    /// Messages with an empty payload.
     pub ignored: u64,
-    /// Requests that were refused at the edge.
+    /// Requests that were refused.
     pub refused: u64,
-    /// Requests without an id or a response topic to tell their sender on.
+    /// Requests without an id or a response topic by which their sender could be told.
     pub unanswerable: u64,
     /// Replies that the broker has acknowledged.
     pub published: u64,
@@ -25,18 +25,19 @@ pub struct LinkCounters {
     pub events: u64,
     /// Chunks that were not sent: the link was down.
     pub chunks_dropped: u64,
-    /// Messages to the dead-letter topic.
+    /// Messages sent to the dead-letter topic.
     pub dead_letters: u64,
-    /// Messages that can't be delivered: no broker takes their topic, or they ended each connection that they were tried on.
+    /// Messages that can't be delivered: their topic is invalid, or they ended each connection that they were tried on.
     pub undeliverable: u64,
     /// Connections made.
     pub connections: u64,
     /// QoS 0 messages that were dropped: too many waited.
     pub qos0_dropped: u64,
-    /// Messages that were left to the broker for a while: too much waited to be dealt with.
+    /// Messages that were left to the broker for a while: too many waited to be acknowledged.
     pub deferred: u64,
 }
 
+/// The counters that the link's tasks share.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     pub(crate) received: AtomicU64,
@@ -49,27 +50,27 @@ pub(crate) struct Counters {
     pub(crate) dead_letters: AtomicU64,
     pub(crate) undeliverable: AtomicU64,
     pub(crate) connections: AtomicU64,
-    /// Bytes of QoS 0 messages between poller and inbox: not bounded by the receive maximum.
+    /// Bytes of QoS 0 messages between poller and inbox, which the receive maximum does not bound.
     pub(crate) qos0_waiting: AtomicU64,
     pub(crate) qos0_dropped: AtomicU64,
     pub(crate) deferred: AtomicU64,
-    /// Bytes of messages that were handed to the inbox and are not dealt with, those of QoS 0 aside.
+    /// Bytes of messages that were handed to the inbox and are not acknowledged, QoS 0 aside.
     pub(crate) held: watch::Sender<u64>,
     /// Messages that were handed to the inbox.
     pub(crate) handed_on: AtomicU64,
-    /// Messages that the inbox has dealt with.
+    /// Messages that the inbox has handled.
     pub(crate) dealt_with: watch::Sender<u64>,
-    /// Whether the broker may give us requests of the pool, as far as we know.
+    /// Whether the broker may give the node requests of its pool.
     pub(crate) in_pool: watch::Sender<bool>,
     /// Connections in a row that ended soon after they were made.
     pub(crate) short_connections: watch::Sender<u32>,
-    /// What was sent and the broker has not answered.
+    /// Packets that the broker has not answered.
     unanswered: AtomicUsize,
     pub(crate) heartbeat: Arc<Heartbeat>,
 }
 
 impl Counters {
-    /// So many messages wait for the broker's answer now.
+    /// Sets the number of packets that the broker has to answer.
     pub(crate) fn answers_due(&self, messages: usize) {
         self.unanswered.store(messages, Ordering::Relaxed);
     }
@@ -98,21 +99,22 @@ impl Counters {
     }
 }
 
-/// Counts one more; gives the number before.
+/// Counts one more and returns the number before.
 pub(crate) fn count_of(counter: &AtomicU64) -> u64 {
     counter.fetch_add(1, Ordering::Relaxed)
 }
 
+/// Counts one more.
 pub(crate) fn count(counter: &AtomicU64) {
     counter.fetch_add(1, Ordering::Relaxed);
 }
 
-/// Reads the numbers while the link lives, without holding it.
+/// A reader of the counters that does not hold the link.
 #[derive(Debug, Clone)]
 pub struct CounterReader(pub(crate) Arc<Counters>);
 
 impl CounterReader {
-    /// The numbers now.
+    /// Returns the counters now.
     pub fn read(&self) -> LinkCounters {
         self.0.read()
     }

@@ -1,18 +1,18 @@
-//! Acknowledgements reach only the connection that their message came by.
+//! The epoch gate: acknowledgements and publishes reach only the connection that they are meant for.
 
 use parking_lot::Mutex;
 
 use rumqttc::{AsyncClient, Publish};
 
-/// Knows which connection lives. A packet id means nothing on the next one: the broker would take the
-/// acknowledgement for another message's, and the library for a fault.
+/// The gate in front of the client library, open for the current connection alone. A packet id means nothing on the next
+/// connection: the broker would take the acknowledgement for another message's, and the library for an error.
 #[derive(Debug)]
 pub(crate) struct EpochGate {
     client: AsyncClient,
     epoch: Mutex<Epoch>,
 }
 
-/// Names a connection.
+/// The number of a connection, and of the broker's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Epoch {
     connection: u64,
@@ -35,21 +35,22 @@ impl EpochGate {
         }
     }
 
+    /// Returns the current epoch.
     pub(crate) fn epoch(&self) -> Epoch {
         *self.lock()
     }
 
-    /// From now on nothing of the old connection is acknowledged. What was queued before must be cleaned
-    /// out of the event loop after this.
+    /// Closes the gate for the current connection. What was queued before must be removed from the event loop after this.
     pub(crate) fn close(&self) {
         self.lock().connection += 1;
     }
 
-    /// The broker has begun a new session: what it sends from now on belongs to that.
+    /// Begins a new session of the broker: messages that arrive from now on belong to it.
     pub(crate) fn begin_session(&self) {
         self.lock().session += 1;
     }
 
+    /// Acknowledges a message if the connection that it came by is the current one.
     pub(crate) fn acknowledge(&self, epoch: Epoch, publish: &Publish) {
         let now = self.lock();
         if now.connection == epoch.connection {
@@ -60,8 +61,7 @@ impl EpochGate {
         }
     }
 
-    /// Has something published on the connection of this epoch; `None` if it is gone. So nothing that was meant for one
-    /// connection reaches the next.
+    /// Publishes on the connection of this epoch; `None` if that connection is gone.
     pub(crate) fn publish<T>(&self, epoch: Epoch, publish: impl FnOnce(&AsyncClient) -> T) -> Option<T> {
         let now = self.lock();
         (*now == epoch).then(|| publish(&self.client))

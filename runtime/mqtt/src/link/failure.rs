@@ -1,22 +1,23 @@
-//! What a connection error means, in words for the operator.
+//! The classification of connection errors, with reasons for the operator.
 
 use std::io::ErrorKind;
 
 use rumqttc::{ConnectReturnCode, ConnectionError, DisconnectReasonCode, Error, StateError, TlsError};
 
+/// The reason why a connection could not be made or has ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum ConnectionFailure {
-    /// Another client of the same id took the session.
+    /// Another client of the same id has taken the session over.
     TakenOver,
-    /// The broker does not want us: credentials, ban, client id.
+    /// The broker refuses the client: credentials, ban, client id.
     Refused(String),
-    /// The link was closed from our side.
+    /// This side closed the connection.
     Closed,
-    /// The broker closed the connection without a word. Some do so when another client takes the session.
+    /// The broker closed the connection without a reason. Some brokers do so when another client takes the session over.
     Dropped,
     /// The connection was reset: by the broker, as [`ConnectionFailure::Dropped`], or by something on the way.
     Reset,
-    /// Anything else: try again.
+    /// Any other failure, which a later attempt may not have.
     Down(String),
 }
 
@@ -51,8 +52,8 @@ impl ConnectionFailure {
             ConnectionError::Timeout(_) => Self::Down("no answer from the broker in time".into()),
             ConnectionError::Io(error) => Self::Down(error.to_string()),
             ConnectionError::MqttState(StateError::Io(error)) => Self::Down(error.to_string()),
-            ConnectionError::Tls(TlsError::Io(error)) => Self::Down(tls(&error.to_string())),
-            ConnectionError::Tls(error) => Self::Down(tls(&error.to_string())),
+            ConnectionError::Tls(TlsError::Io(error)) => Self::Down(tls_reason(&error.to_string())),
+            ConnectionError::Tls(error) => Self::Down(tls_reason(&error.to_string())),
             other => Self::Down(other.to_string()),
         }
     }
@@ -75,8 +76,7 @@ impl ConnectionFailure {
     }
 }
 
-/// How a connection ends that the other side closes while something of ours is on its way. A DISCONNECT that told why is
-/// lost with it.
+/// Whether the other side closed the connection while this side was sending. A DISCONNECT with a reason is lost then.
 fn is_reset(kind: ErrorKind) -> bool {
     matches!(
         kind,
@@ -87,8 +87,8 @@ fn is_reset(kind: ErrorKind) -> bool {
     )
 }
 
-/// The usual reasons behind a failed handshake, beside what the library says.
-fn tls(error: &str) -> String {
+/// Returns the library's message about a failed handshake, with the usual cause and what to do.
+fn tls_reason(error: &str) -> String {
     let hint = if error.contains("NotValidYet") || error.contains("not valid yet") {
         " (is this machine's clock right?)"
     } else if error.contains("UnknownIssuer") || error.contains("BadSignature") {

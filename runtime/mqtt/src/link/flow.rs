@@ -1,11 +1,11 @@
-//! A bound on what was received and is not dealt with, in bytes.
+//! Flow control: a bound on the bytes of messages that are received and not acknowledged.
 //!
-//! The receive maximum bounds a number of messages, of which each may be as large as a packet, and not every broker keeps to
-//! it: mosquitto sends all that is under way again when a session resumes. So what is beyond the bound is not kept: it is
-//! not acknowledged either, and nothing more of this connection is taken, since order counts. The broker sends no more than
-//! it may have under way, while replies, acknowledgements and signs of life go on as ever: a reader that simply stopped
-//! would keep out the acknowledgements that its own replies wait for, and would seem dead while a model loads. Once the
-//! inbox has room the link reconnects, and the broker sends again what was left to it, in order.
+//! The receive maximum bounds the number of messages, each of which may be as large as a packet, and not every broker keeps to
+//! it: mosquitto sends everything in flight again when a session resumes. So messages beyond the bound are dropped without an
+//! acknowledgement, and so are all later ones of the connection, since order counts. The broker sends no more than it may have
+//! in flight, while replies, acknowledgements and pings go on: a reader that simply stopped would also stop the
+//! acknowledgements of its own replies, and would seem dead while a model loads. Once the inbox has room the link reconnects,
+//! and the broker sends the dropped messages again, in order.
 
 use std::sync::Arc;
 
@@ -14,23 +14,23 @@ use tokio::sync::watch;
 
 use super::counters::{Counters, count_of};
 
-/// Bytes of messages that may wait to be dealt with, or two of the largest packets.
+/// The most bytes of messages that wait to be acknowledged, unless two of the largest packets are more.
 const MAX_UNACKNOWLEDGED_BYTES: u64 = 64 << 20;
 
-/// What a message counts for beyond its payload.
+/// The bytes that a message counts for beside its payload.
 const MESSAGE_OVERHEAD_BYTES: u64 = 512;
 
-/// The poller's account of the inbox.
+/// The poller's account of the bytes in the inbox.
 #[derive(Debug)]
 pub(crate) struct FlowControl {
     counters: Arc<Counters>,
     held: watch::Receiver<u64>,
     limit: u64,
-    /// Whether messages of this connection were left to the broker.
+    /// Whether messages of this connection are left to the broker.
     is_deferring: bool,
 }
 
-/// What a message counts for while it waits.
+/// Returns the bytes that a message counts for while it waits.
 pub(crate) fn size(publish: &Publish) -> u64 {
     MESSAGE_OVERHEAD_BYTES + publish.payload.len() as u64
 }
@@ -54,14 +54,14 @@ impl FlowControl {
         }
     }
 
-    /// Whether a message is to be handed on; if so, it counts until the inbox has dealt with it.
+    /// Whether a message is handed to the inbox; if so, it counts until it is acknowledged.
     pub(crate) fn accepts(&mut self, publish: &Publish) -> bool {
         if publish.qos == QoS::AtMostOnce {
             return true;
         }
         let size = size(publish);
         let held = *self.held.borrow();
-        // A message that is larger than the bound is taken alone.
+        // A message that is larger than the bound is accepted alone.
         if !self.is_deferring && (held == 0 || held + size <= self.limit) {
             self.counters.held.send_modify(|held| *held += size);
             return true;
@@ -76,20 +76,20 @@ impl FlowControl {
         false
     }
 
-    /// Whether the broker is to be asked again for what was left to it.
+    /// Whether messages were left to the broker, which a new connection brings again.
     pub(crate) fn is_deferring(&self) -> bool {
         self.is_deferring
     }
 
-    /// Ends when there is room again. Nothing is lost if it is not waited for to the end.
+    /// Resolves when there is room again. Cancel safe.
     pub(crate) async fn wait_for_room(&mut self) {
-        let enough = self.limit / 4;
-        if self.held.wait_for(|held| *held <= enough).await.is_err() {
+        let low_mark = self.limit / 4;
+        if self.held.wait_for(|held| *held <= low_mark).await.is_err() {
             std::future::pending::<()>().await;
         }
     }
 
-    /// The connection is another: the broker sends again what it has no acknowledgement of.
+    /// Begins a new connection, on which the broker sends again what is not acknowledged.
     pub(crate) fn reset(&mut self) {
         self.is_deferring = false;
     }

@@ -1,9 +1,8 @@
-//! Finds out that nobody answers while something is being sent.
+//! The keep-alive monitor: notices a broker that does not answer while the node is sending.
 //!
-//! The client library asks for a sign of life only after a time in which nothing was sent either, and waits for as long as
-//! the system likes for bytes to leave. So a broker that has vanished without a word would not be missed by a node that
-//! streams. What we publish with QoS 1 must be answered: an answer that does not come tells. As stats are published every
-//! minute at least, there is always something to be answered.
+//! The client library pings only after a time in which nothing was sent either, and waits without a limit for bytes to leave.
+//! So it would not notice the loss of the broker while the node streams. The broker must answer what is published with QoS 1:
+//! a missing answer tells. Stats are published every minute at least, so an answer is due often enough.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,20 +11,20 @@ use tokio::time::{Instant, Interval, MissedTickBehavior, interval};
 
 use super::counters::Counters;
 
-/// Between two looks.
+/// The time between two checks.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long the broker has owed us an answer and said nothing.
+/// The monitor of how long the broker has owed an answer and sent nothing.
 pub(crate) struct KeepAliveMonitor {
     counters: Arc<Counters>,
     ticker: Interval,
-    /// The most of it.
+    /// The longest silence while an answer is due.
     limit: Duration,
     since: Option<Instant>,
 }
 
 impl KeepAliveMonitor {
-    /// One and a half times the keep-alive, as brokers have it with their clients (MQTT 5, section 3.1.2.10).
+    /// The limit is one and a half times the keep-alive, as for brokers (MQTT 5, section 3.1.2.10).
     pub(crate) fn new(counters: Arc<Counters>, keep_alive: Duration) -> Self {
         let mut ticker = interval(CHECK_INTERVAL);
         ticker.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -37,12 +36,12 @@ impl KeepAliveMonitor {
         }
     }
 
-    /// The broker said something, or the connection is another.
+    /// Resets the silence: the broker has sent something, or the connection is a new one.
     pub(crate) fn reset(&mut self) {
         self.since = None;
     }
 
-    /// Ends when the silence is too long. Nothing is lost if it is not waited for to the end.
+    /// Resolves when the silence has lasted too long. Cancel safe.
     pub(crate) async fn expired(&mut self) {
         loop {
             let now = self.ticker.tick().await;

@@ -1,9 +1,9 @@
-//! The link to the broker: one task polls, one takes requests in, one brings replies out.
+//! The link to the broker: a poller, an inbox and an outbox, each a task.
 //!
-//! The poller waits for nothing but the network. What arrives goes through an unbounded queue that is bounded
-//! in bytes (`flow.rs`); what leaves is published without waiting. Our own outbox is the truth about what
-//! the broker has acknowledged; the client library holds no more than a window of it, and forgets it when a connection ends:
-//! what is published again, and when, is the quarantine's to decide (`quarantine`).
+//! The poller waits for nothing but the network. Incoming messages go through a channel that is bounded in bytes (`flow.rs`);
+//! outgoing messages are published without waiting. The outbox records what the broker has acknowledged. The client library
+//! holds no more than a window of that and forgets it when a connection ends: the quarantine decides what is published again
+//! and when (`quarantine`).
 
 mod backoff;
 mod counters;
@@ -55,31 +55,31 @@ use quarantine::ReconnectDelay;
 use routing::Routing;
 use takeover::TakeoverDetector;
 
-/// QoS 1 messages that the broker may have under way to us, unacknowledged. All of them wait for one flush to the disk: on
-/// a card that takes 40 ms for one, this many make 6,400 messages a second, and a quarter of it would be too few for 200
-/// devices. Each may be as large as `mqtt.max_packet`. Brokers may have more under way when they resume a session.
+/// The most QoS 1 messages that the broker may have in flight to this node. All of them wait for one flush to the disk: on a
+/// card that takes 40 ms for one, this many make 6,400 messages a second, and a quarter of it would be too few for 200
+/// devices. Each may be as large as `mqtt.max_packet`. Brokers may have more in flight when they resume a session.
 pub(crate) const RECEIVE_MAXIMUM: u16 = 256;
-/// How long an orderly goodbye may take once everything is sent.
+/// The most time that an orderly disconnect takes once everything is sent.
 const DISCONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a node is linked to its broker.
+/// The configuration of the link.
 #[derive(Debug, Clone)]
 pub struct LinkConfig {
     /// The broker's name or address.
     pub host: String,
     /// The broker's port.
     pub port: u16,
-    /// Stable over restarts, unlike any other client's.
+    /// The client id: the same over restarts and no other client's.
     pub client_id: String,
-    /// User and password.
+    /// The user and the password.
     pub credentials: Option<(String, String)>,
-    /// TLS, if the link uses it.
+    /// The files of TLS, if the link uses it.
     pub tls: Option<TlsFiles>,
-    /// Silence after which either side asks for a sign of life.
+    /// MQTT's keep-alive: the silence after which either side pings.
     pub keep_alive: Duration,
-    /// How long the broker keeps requests for a node that is away.
+    /// The time for which the broker keeps the session of a node that is away.
     pub session_expiry: Duration,
-    /// The largest packet that is taken, in bytes; the broker is told.
+    /// The largest packet that is accepted, in bytes; the broker is told.
     pub max_packet: u32,
     /// The node's topics.
     pub topics: Topics,
@@ -87,7 +87,7 @@ pub struct LinkConfig {
     pub node: String,
 }
 
-/// Bounds that are checked at the edge.
+/// The limits on requests that are checked before the service sees them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct RequestLimits {
     /// The largest request payload, in bytes.
@@ -96,79 +96,79 @@ pub struct RequestLimits {
     pub max_tokens: usize,
 }
 
-/// How the link is.
+/// The state of the link.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum LinkState {
     /// The first attempt is under way.
     Connecting,
     /// Connected.
     Up,
-    /// Not connected; attempts go on.
+    /// Not connected; the link goes on trying.
     Down {
-        /// One line.
+        /// The reason, in one line.
         reason: String,
     },
-    /// The broker does not want us; attempts go on slowly.
+    /// The broker refuses the client; the link goes on trying slowly.
     Refused {
-        /// One line.
+        /// The reason, in one line.
         reason: String,
     },
-    /// Another client of the same id has the session: attempts would fight over it.
+    /// Another client of the same id has the session; the link does not try again.
     TakenOver,
     /// Ended by [`Link::shutdown`].
     Closed,
 }
 
-/// What the poller tells the outbox.
+/// A change of the connection, which the poller tells the outbox.
 #[derive(Debug)]
 pub(crate) enum ConnectionEvent {
-    /// A connection was made.
+    /// A connection is made.
     Up(BrokerLimits, Epoch),
-    /// It has ended, and the client library has dropped what was under way.
+    /// The connection has ended, and the client library has dropped what was in flight.
     Down {
-        /// By the node's own will: nothing that was under way is to blame.
+        /// The node ended it: no message in flight is suspected.
         is_deliberate: bool,
-        /// Told how soon to connect again.
+        /// Receives how soon to connect again.
         wait: oneshot::Sender<ReconnectDelay>,
     },
 }
 
-/// What the broker said in its CONNACK.
+/// The limits and capabilities in the broker's CONNACK.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct BrokerLimits {
     pub(crate) max_packet: usize,
     pub(crate) receive_maximum: usize,
-    /// It says by which subscription a message comes.
+    /// The broker tells the subscription identifiers of messages.
     pub(crate) subscription_ids: bool,
-    /// It keeps retained messages.
+    /// The broker keeps retained messages.
     pub(crate) retain: bool,
-    /// It goes on with the session of an earlier connection.
+    /// The broker resumes the session of an earlier connection.
     pub(crate) session_present: bool,
 }
 
-/// What the link works with, from its start to its end.
+/// The inputs of the link.
 pub struct LinkInputs {
-    /// Who takes requests; they wait until it is there.
+    /// The service that takes requests; they wait until it is there.
     pub service: watch::Receiver<Option<Service>>,
-    /// What is to be published.
+    /// The replies to publish.
     pub replies: mpsc::Receiver<Reply>,
-    /// The retained status.
+    /// The status, published retained.
     pub status: watch::Receiver<Status>,
-    /// The retained stats; null while there are none.
+    /// The stats, published retained; null while there are none.
     pub stats: watch::Receiver<Value>,
-    /// While true, the node takes requests of its pool, if it has one.
+    /// Whether the node takes requests of its pool, if it has one.
     pub open: watch::Receiver<bool>,
-    /// What is subscribed to for rules.
+    /// The topic filters of rules.
     pub rules: watch::Receiver<RuleTopics>,
-    /// What requests may ask for.
+    /// The limits on requests.
     pub limits: watch::Receiver<RequestLimits>,
 }
 
-/// The daemon's end of the link. Dropping it cuts the connection, and the broker publishes the will.
+/// The running link. Dropping it cuts the connection, and the broker publishes the will.
 pub struct Link {
     state: watch::Receiver<LinkState>,
     counters: Arc<Counters>,
-    /// The files of TLS and what they held when they were last read.
+    /// The files of TLS and the fingerprint of what they held when they were last read.
     tls: Option<parking_lot::Mutex<(TlsFiles, [u8; 32])>>,
     transports: mpsc::Sender<Transport>,
     close: mpsc::Sender<Duration>,
@@ -178,7 +178,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// Connects, and goes on doing so.
+    /// Starts the link's tasks, which connect and reconnect until the end.
     ///
     /// # Errors
     /// A TLS file can't be used.
@@ -193,13 +193,13 @@ impl Link {
             limits,
         } = inputs;
         let tls = config.tls.clone();
-        let stamp = tls.as_ref().map(TlsFiles::stamp);
+        let stamp = tls.as_ref().map(TlsFiles::fingerprint);
         let (transports_tx, transports) = mpsc::channel(1);
         let offline = status
             .borrow()
             .with(phi_edge_wire::State::Offline, Some("connection lost".into()));
         let options = options::options(&config, &offline)?;
-        // Unbounded: the outbox bounds what is under way by itself, and acknowledgements must never fail.
+        // Unbounded: the outbox bounds what is in flight, and acknowledgements must never fail.
         let (client, events) = AsyncClient::builder(options).unbounded().build();
         let gate = Arc::new(EpochGate::new(client.clone()));
         let counters = Arc::new(Counters::default());
@@ -256,21 +256,21 @@ impl Link {
         })
     }
 
-    /// Reads the certificates again. If they have changed, the link connects anew with them, and nothing is lost; true then.
+    /// Reads the certificates again and, if they have changed, reconnects with them; nothing is lost. True if they have changed.
     ///
     /// # Errors
-    /// A file can't be used: the link goes on with what it has.
+    /// A file can't be used: the link goes on with the earlier ones.
     pub fn renew_certificates(&self) -> Result<bool, TlsError> {
         let Some(tls) = &self.tls else {
             return Ok(false);
         };
         let mut tls = tls.lock();
-        let stamp = tls.0.stamp();
+        let stamp = tls.0.fingerprint();
         if stamp == tls.1 {
             return Ok(false);
         }
         let transport = tls.0.transport()?;
-        // Full: another renewal is on its way, and reads no older files than this.
+        // The channel is full: an earlier renewal is pending, and the next call tries again.
         let sent = self.transports.try_send(transport).is_ok();
         if sent {
             tls.1 = stamp;
@@ -278,17 +278,17 @@ impl Link {
         Ok(sent)
     }
 
-    /// How the link is, and each change.
+    /// The state of the link and its changes.
     pub fn state(&self) -> watch::Receiver<LinkState> {
         self.state.clone()
     }
 
-    /// What the link has seen so far, now and later.
+    /// A reader of the link's counters.
     pub fn watch_counters(&self) -> CounterReader {
         CounterReader(Arc::clone(&self.counters))
     }
 
-    /// Whether the link lives, now and later.
+    /// A reader of the link's heartbeat.
     pub fn liveness(&self) -> LinkLiveness {
         LinkLiveness::new(
             Arc::clone(&self.counters.heartbeat),
@@ -296,8 +296,8 @@ impl Link {
         )
     }
 
-    /// Waits until the broker gives this node no more requests of its pool, and those that it has given are dealt with. The
-    /// pool is left when [`LinkInputs::open`] says so. Not longer than `limit`.
+    /// Waits, at most for `limit`, until the broker gives this node no more requests of its pool and those given are handled.
+    /// [`LinkInputs::open`] makes the node leave the pool.
     pub async fn left_pool(&self, limit: Duration) {
         let mut in_pool = self.counters.in_pool.subscribe();
         let mut dealt_with = self.counters.dealt_with.subscribe();
@@ -315,13 +315,13 @@ impl Link {
         }
     }
 
-    /// Takes no more requests: those that come stay with the broker for the next start.
+    /// Stops taking requests: later ones stay with the broker for the next start.
     pub fn stop_taking(&self) {
         self.inbox.abort();
     }
 
-    /// Sends what there is to send, within `limit`, says `offline` and leaves. What the broker has not
-    /// acknowledged by then is lost with this process (the log says how much).
+    /// Sends what is queued, within `limit`, publishes the status `offline` and disconnects. The log tells how many messages
+    /// the broker has not acknowledged by then; stored ones are sent after the next start.
     pub async fn shutdown(self, limit: Duration) {
         self.inbox.abort();
         let _ = self.close.send(limit).await;

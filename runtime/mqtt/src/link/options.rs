@@ -1,4 +1,4 @@
-//! Every option of the connection that matters, set on purpose.
+//! The options of the connection.
 
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use crate::tls::TlsError;
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
+/// Returns the options of the link's connection; `offline` is the status that the broker publishes as the will.
 pub(crate) fn options(config: &LinkConfig, offline: &Status) -> Result<MqttOptions, TlsError> {
     let mut options = MqttOptions::new(
         config.client_id.as_str(),
@@ -22,16 +23,16 @@ pub(crate) fn options(config: &LinkConfig, offline: &Status) -> Result<MqttOptio
     let session_expiry = seconds(config.session_expiry);
     options
         .set_keep_alive(u16::try_from(seconds(config.keep_alive)).unwrap_or(u16::MAX))
-        // The broker keeps requests for us while we are away.
+        // The broker keeps requests while the node is away.
         .set_clean_start(false)
         .set_session_expiry_interval(Some(session_expiry))
         .set_session_store(MemorySession::new(session_expiry, PersistedAckMode::Manual))
-        // Acknowledged when the service has taken it, not when it arrived.
+        // A message is acknowledged when it is handled, not when it arrives.
         .set_ack_mode(AckMode::Manual)
         .set_receive_maximum(Some(RECEIVE_MAXIMUM))
         .set_outgoing_inflight_upper_limit(INFLIGHT)
         .set_max_packet_size(Some(config.max_packet))
-        // The library's default would refuse packets over 10 KiB that the broker delivers again for ever.
+        // The library's default would refuse packets over 10 KiB, which the broker would deliver again and again.
         .set_incoming_packet_size_limit(IncomingPacketSizeLimit::Bytes(config.max_packet))
         .set_connect_timeout(CONNECT_TIMEOUT)
         .set_last_will(LastWill::new(

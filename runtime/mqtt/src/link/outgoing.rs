@@ -1,4 +1,4 @@
-//! A message on its way out.
+//! Outgoing messages.
 
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
@@ -11,22 +11,23 @@ use super::properties::TRACEPARENT;
 use super::quarantine::Publication;
 use crate::topics::{Topics, brief, is_allowed_text};
 
-/// A message and what must be known of it when the broker answers.
+/// A message to publish, and what is needed of it when the broker answers.
 #[derive(Debug, Clone)]
 pub(crate) struct Outgoing {
     pub(crate) topic: String,
     pub(crate) payload: Bytes,
     pub(crate) properties: PublishProperties,
     pub(crate) retain: bool,
-    /// QoS 0.
+    /// The message is published with QoS 0.
     pub(crate) at_most_once: bool,
     pub(crate) kind: OutgoingKind,
-    /// Names it to the service, which keeps it until it is told that the broker has it.
+    /// The service's number of the message, which it keeps until the broker has acknowledged it.
     pub(crate) delivery: Option<u64>,
-    /// When it need not be published any more.
+    /// The time after which the message is not published any more.
     pub(crate) expires: Option<Instant>,
 }
 
+/// The kind of an outgoing message.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum OutgoingKind {
     Chunk,
@@ -38,7 +39,7 @@ pub(crate) enum OutgoingKind {
         trace: Option<TraceParent>,
     },
     DeadLetter(DeadLetterContent),
-    /// Of a rule.
+    /// An event of a rule.
     Event {
         id: String,
     },
@@ -46,14 +47,14 @@ pub(crate) enum OutgoingKind {
     Stats,
 }
 
-/// A dead letter by what it holds of others' making. One that can't be delivered is followed by one that holds less.
+/// The foreign content of a dead letter. One that can't be delivered is followed by one with less of it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum DeadLetterContent {
     /// It quotes a topic or a payload, and names an id where there is one.
     Quoting(Option<String>),
-    /// It quotes nothing, and names an id.
+    /// It quotes nothing and names an id.
     Naming,
-    /// It holds only what the node itself has made.
+    /// It holds only texts of the node itself.
     Plain,
 }
 
@@ -70,7 +71,7 @@ impl DeadLetterContent {
 }
 
 impl OutgoingKind {
-    /// The word for the log and for dead letters.
+    /// The kind's name in the log and in dead letters.
     pub(crate) fn label(&self) -> &'static str {
         match self {
             Self::Chunk => "chunk",
@@ -82,7 +83,7 @@ impl OutgoingKind {
         }
     }
 
-    /// The request's id or the event's.
+    /// The id of the request or of the event.
     pub(crate) fn id(&self) -> Option<&str> {
         match self {
             Self::Outcome { id, .. } | Self::Event { id } => Some(id),
@@ -92,6 +93,7 @@ impl OutgoingKind {
 }
 
 impl Outgoing {
+    /// Creates the message of a reply of the service.
     pub(crate) fn reply(reply: &Reply, topics: &Topics, node: &str) -> Self {
         let outcome = |reply_id: &str| OutgoingKind::Outcome {
             id: reply.key.id.clone(),
@@ -119,7 +121,7 @@ impl Outgoing {
                 let trace = (TRACEPARENT.into(), trace.as_str().into());
                 properties.user_properties.push(trace);
             }
-            // A trace may go on with what a later version of its standard says, and so hold anything.
+            // A later version of the trace's standard may append anything to it.
             let allowed = |(name, value): &(String, String)| is_allowed_text(name) && is_allowed_text(value);
             properties.user_properties.retain(allowed);
         }
@@ -143,20 +145,21 @@ impl Outgoing {
         }
     }
 
-    /// The properties of a publication now, and whether it is still to be: the broker is told what is left of the expiry.
+    /// Returns the properties to publish with now, with what is left of the expiry; `None` once the message has expired.
     pub(crate) fn properties_now(&self) -> Option<PublishProperties> {
         let mut properties = self.properties.clone();
         if let Some(expires) = self.expires {
             let left = expires
                 .checked_duration_since(Instant::now())
                 .filter(|left| !left.is_zero())?;
-            // Whole seconds: the last one is not cut short.
+            // Whole seconds, rounded up.
             let seconds = left.as_secs() + u64::from(left.subsec_nanos() > 0);
             properties.message_expiry_interval = Some(u32::try_from(seconds).unwrap_or(u32::MAX));
         }
         Some(properties)
     }
 
+    /// Creates a retained JSON message of the node itself.
     pub(crate) fn retained(topic: String, payload: Vec<u8>, kind: OutgoingKind) -> Self {
         Self {
             topic,
@@ -170,7 +173,7 @@ impl Outgoing {
         }
     }
 
-    /// What may be told of the message wherever: nothing of its topic's or its payload's text.
+    /// Describes the message without any text of its topic or payload, so that the description can be published.
     pub(crate) fn facts(&self) -> String {
         let client = match &self.kind {
             OutgoingKind::Outcome {
@@ -187,10 +190,10 @@ impl Outgoing {
         )
     }
 
-    /// An upper bound of the packet's size in bytes.
+    /// Returns an upper bound of the packet's size in bytes.
     pub(crate) fn packet_size(&self) -> usize {
-        // Fixed header, topic length, packet id, property length and the small properties.
-        const HEAD: usize = 64;
+        // The bytes of the fixed header, topic length, packet id, property length and the small properties.
+        const HEADER_BYTES: usize = 64;
         let correlation = self.properties.correlation_data.as_ref().map_or(0, Bytes::len);
         let user: usize = self
             .properties
@@ -198,7 +201,7 @@ impl Outgoing {
             .iter()
             .map(|(k, v)| k.len() + v.len() + 5)
             .sum();
-        HEAD + self.topic.len() + correlation + user + self.payload.len()
+        HEADER_BYTES + self.topic.len() + correlation + user + self.payload.len()
     }
 }
 
@@ -224,7 +227,7 @@ impl Publication for Outgoing {
     }
 }
 
-/// A short name for a topic, of this process.
+/// Returns the hash of a topic, which names it within this process.
 pub(crate) fn destination(topic: &str) -> u64 {
     let mut hasher = DefaultHasher::new();
     topic.hash(&mut hasher);

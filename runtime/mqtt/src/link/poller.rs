@@ -1,4 +1,4 @@
-//! The one task that polls the network. It waits for nothing else.
+//! The poller: the one task that polls the network. It waits for nothing else.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,27 +21,28 @@ use super::session::INFLIGHT;
 use super::takeover::TakeoverDetector;
 use super::{BrokerLimits, ConnectionEvent, LinkState};
 
-/// Bytes of QoS 0 messages that may wait for the inbox; the broker knows no bound for them.
+/// The most bytes of QoS 0 messages that wait for the inbox; the receive maximum does not bound them.
 const MAX_QOS0_BYTES: u64 = 8 << 20;
-/// How long the outbox may take to tell what it makes of a connection's end.
+/// The time for which the outbox is waited for when a connection has ended.
 const OUTBOX_TIMEOUT: Duration = Duration::from_secs(1);
-/// What a message counts for beyond its payload.
+/// The bytes that a message counts for beside its payload.
 const QOS0_OVERHEAD_BYTES: u64 = 512;
 
-/// What a QoS 0 message counts for while it waits.
+/// Returns the bytes that a QoS 0 message counts for while it waits.
 pub(crate) fn qos0_size(publish: &Publish) -> u64 {
     QOS0_OVERHEAD_BYTES + publish.payload.len() as u64
 }
 
-/// A message and the connection it came by.
+/// A message and the epoch of the connection that it came by.
 #[derive(Debug)]
 pub(crate) struct IncomingPublish {
     pub(crate) epoch: Epoch,
     pub(crate) publish: Publish,
-    /// When it came off the network: its time counts from then.
+    /// The time of arrival, from which deadlines count.
     pub(crate) arrived: Instant,
 }
 
+/// The task that polls the network.
 pub(crate) struct Poller {
     pub(crate) events: EventLoop,
     pub(crate) gate: Arc<EpochGate>,
@@ -49,12 +50,12 @@ pub(crate) struct Poller {
     pub(crate) connection_events: mpsc::UnboundedSender<ConnectionEvent>,
     pub(crate) state: watch::Sender<LinkState>,
     pub(crate) counters: Arc<Counters>,
-    /// With renewed certificates.
+    /// Transports with renewed certificates.
     pub(crate) transports: mpsc::Receiver<Transport>,
     pub(crate) flow: FlowControl,
     pub(crate) keep_alive: KeepAliveMonitor,
     pub(crate) takeover: TakeoverDetector,
-    /// For the log.
+    /// The broker's address, for the log.
     pub(crate) broker: String,
 }
 
@@ -71,7 +72,7 @@ impl Poller {
                     self.connection_lost(true).await;
                     since = None;
                     self.events.options.set_transport(transport);
-                    tracing::info!(broker = self.broker, "connecting anew with renewed certificates");
+                    tracing::info!(broker = self.broker, "reconnecting with renewed certificates");
                     let reason = "the certificates were renewed".to_owned();
                     self.down(LinkState::Down { reason }, Duration::ZERO).await;
                     continue;
@@ -113,7 +114,7 @@ impl Poller {
                     let lived = since.take().map(|since| since.elapsed());
                     self.clear();
                     let ended = self.connection_lost(false).await;
-                    // What a message is likely to have ended says nothing of the path.
+                    // A connection that a message is likely to have ended tells nothing of the path.
                     self.takeover
                         .ended(lived.filter(|_| ended == ReconnectDelay::Backoff));
                     match ConnectionFailure::classify(&error) {
@@ -193,7 +194,7 @@ impl Poller {
             if waiting + size > MAX_QOS0_BYTES {
                 self.counters.qos0_waiting.fetch_sub(size, Ordering::Relaxed);
                 count(&self.counters.unanswerable);
-                // One line for a flood of them.
+                // One line for a thousand of them.
                 if count_of(&self.counters.qos0_dropped).is_multiple_of(1000) {
                     tracing::warn!("QoS 0 messages are dropped: too many wait; clients should use QoS 1");
                 }
@@ -201,7 +202,7 @@ impl Poller {
             }
         }
         let epoch = self.gate.epoch();
-        // An error: the inbox has ended, and the broker keeps the message for the next start.
+        // A failed send: the inbox has ended, and the broker keeps the message for the next start.
         let received = IncomingPublish {
             epoch,
             publish,
@@ -212,19 +213,19 @@ impl Poller {
         }
     }
 
-    /// Has the client library forget the connection and what was under way on it. At QoS 1 the broker keeps nothing of what
-    /// we sent; the library would send it again by itself, and so what has ended the connection.
+    /// Makes the client library forget the connection and what was in flight on it: the library would publish that again by
+    /// itself, and with it the message that ended the connection. At QoS 1 the broker keeps nothing of it.
     fn clear(&mut self) {
-        // First no more acknowledgements and publications for this connection, then out with those that wait.
+        // The gate is closed before the queue is emptied, so that nothing for this connection is added meanwhile.
         self.gate.close();
         self.events.clean();
         self.events
             .drain_pending_as_failed(NoticeFailureReason::SessionReset);
-        // The packet ids of what was drained would be reserved for ever.
+        // Without a new state the packet ids of drained packets would stay reserved.
         self.events.state = MqttState::builder(INFLIGHT).ack_mode(AckMode::Manual).build();
     }
 
-    /// Tells the outbox that there is no connection any more; how soon there should be one.
+    /// Tells the outbox that the connection has ended, and returns how soon to reconnect.
     async fn connection_lost(&self, is_deliberate: bool) -> ReconnectDelay {
         let (wait, answer) = oneshot::channel();
         let _ = self
@@ -252,7 +253,8 @@ impl Poller {
         self.state.send_replace(state);
     }
 
-    /// The first failure and every tenth, but none that a message is likely to blame for (the outbox tells of that): a broker that is away for a week must not fill the log.
+    /// Logs the first failure and every tenth, since a broker that is away for a week must not fill the log. A failure that a
+    /// message is likely to blame for is logged by the outbox.
     fn log_down(&self, reason: &str, wait: Duration, failures: u32) {
         let retry_s = wait.as_secs_f64();
         if failures % 10 == 1 && wait > QUICK_RECONNECT_DELAY {
@@ -333,7 +335,7 @@ mod tests {
         });
         let missed = state.wait_for(|state| matches!(state, LinkState::Down { .. }));
         let missed = timeout(KEEP_ALIVE * 2, missed).await;
-        assert!(missed.is_ok(), "nobody noticed");
+        assert!(missed.is_ok(), "the loss is not noticed");
         streams.abort();
         poller.abort();
     }

@@ -1,7 +1,8 @@
 //! The MQTT properties of requests and replies that the contract uses.
 
-use phi_edge_service::TraceParent;
-use rumqttc::Publish;
+use phi_edge_service::{Receipt, TraceParent};
+use rumqttc::{Publish, QoS};
+use sha2::{Digest, Sha256};
 
 /// The user property that names a trace (W3C Trace Context), of a request and of its replies.
 pub(super) const TRACEPARENT: &str = "traceparent";
@@ -22,4 +23,36 @@ pub(super) fn traceparent(publish: &Publish) -> Option<TraceParent> {
         .iter()
         .find(|(name, _)| name.as_str() == TRACEPARENT)?;
     TraceParent::parse(value)
+}
+
+/// Returns the receipt of a message, the same if the broker delivers it again; `None` for QoS 0, which is never delivered
+/// again.
+pub(super) fn receipt(publish: &Publish) -> Option<Receipt> {
+    if publish.qos == QoS::AtMostOnce {
+        return None;
+    }
+    let properties = publish.properties.as_ref();
+    let mut digest = Sha256::new();
+    let mut part = |bytes: &[u8]| {
+        digest.update(bytes.len().to_le_bytes());
+        digest.update(bytes);
+    };
+    part(&publish.pkid.to_le_bytes());
+    part(&publish.topic);
+    part(&publish.payload);
+    part(
+        properties
+            .and_then(|p| p.correlation_data.as_deref())
+            .unwrap_or_default(),
+    );
+    part(
+        properties
+            .and_then(|p| p.response_topic.as_deref())
+            .unwrap_or_default()
+            .as_bytes(),
+    );
+    Some(Receipt {
+        packet_id: publish.pkid,
+        digest: digest.finalize().into(),
+    })
 }

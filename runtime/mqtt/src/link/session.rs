@@ -1,25 +1,25 @@
-//! The client library's record of a session, in memory.
+//! The client library's session record, in memory.
 //!
-//! Without a record of its own the library refuses to resume a session that the broker kept over a restart
-//! of this process, or resumes it and then refuses to publish. We need no record: replies that were not
-//! acknowledged are in our outbox, which publishes them again itself ([`super::quarantine`]), and at QoS 1 the broker keeps
-//! nothing of what we sent. So the first record is an empty one.
+//! Without a record the library refuses to resume a session that the broker kept over a restart of this process, or resumes it
+//! and then refuses to publish. The content is not needed: the outbox publishes unacknowledged replies again
+//! ([`super::quarantine`]), and at QoS 1 the broker keeps nothing of what was sent. So the first record is an empty one.
 
 use parking_lot::{Mutex, MutexGuard};
 use std::pin::Pin;
 
 use rumqttc::{PersistedAckMode, PersistedSession, SessionStore, SessionStoreError, SessionStoreKey};
 
-/// What the library's trait returns; it does not export its own name for it.
+/// The future of the library's trait, which exports no name for it.
 type StoreFuture<'a, T> = Pin<Box<dyn Future<Output = Result<T, SessionStoreError>> + Send + 'a>>;
 
-/// QoS 1 messages that the library may have under way. It looks at every place for one at each change of its record, so
-/// that with the protocol's limit of 65,535 it did nothing else.
+/// The most QoS 1 messages that the library has in flight. It visits each slot at each change of its record, so that the
+/// protocol's limit of 65,535 would take all its time.
 pub(crate) const INFLIGHT: u16 = 64;
 
 /// The version of the library's record.
 const RECORD_FORMAT: u16 = 1;
 
+/// A session store in memory.
 #[derive(Debug)]
 pub(crate) struct MemorySession {
     session_expiry: u32,

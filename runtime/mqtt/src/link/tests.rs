@@ -1,4 +1,4 @@
-//! What comes in and what goes out, over a service whose engine does nothing and a broker that says nothing.
+//! Inbox and outbox over a service whose engine does nothing and a broker that answers nothing.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -25,7 +25,7 @@ use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
 use crate::rule_topics::RuleTopics;
 use crate::topics::Topics;
 
-/// Longer than anything is waited for on purpose; time is paused.
+/// Longer than any wait on purpose; time is paused.
 const TEST_TIMEOUT: Duration = Duration::from_mins(1);
 const BASE_TOPIC: &str = "phi-edge/v1/box";
 const POOL_BASE_TOPIC: &str = "phi-edge/v1/pool";
@@ -61,19 +61,19 @@ impl Detokenizer for ByteTokens {
     }
 }
 
-/// Inbox and outbox, and the test's hands on their other ends.
+/// Inbox and outbox with the other ends of their channels.
 struct Harness {
     received: mpsc::UnboundedSender<IncomingPublish>,
-    /// What the service says, before it goes to `outgoing`.
+    /// The service's replies, before they go to `outgoing`.
     replies: mpsc::Receiver<Reply>,
     outgoing: mpsc::Sender<Reply>,
     connection_events: mpsc::UnboundedSender<ConnectionEvent>,
     gate: Arc<EpochGate>,
-    /// Kept open: the ends that nobody uses here.
+    /// The other ends, which are kept open.
     _open: (EventLoop, Box<dyn std::any::Any>),
 }
 
-/// The service, the other end of its engine, and what it says.
+/// Returns the service, the other end of its engine, and its replies.
 fn service() -> (Service, mpsc::Receiver<EngineCommand>, mpsc::Receiver<Reply>) {
     let (commands, engine) = mpsc::channel(16);
     let (replies_tx, replies) = mpsc::channel(64);
@@ -203,7 +203,7 @@ impl Harness {
         self.connection_events.send(note).expect("an outbox");
     }
 
-    /// What the service says next.
+    /// Returns the service's next reply.
     async fn reply(&mut self) -> Reply {
         let reply = timeout(TEST_TIMEOUT, self.replies.recv()).await;
         reply.expect("in time").expect("a reply")
@@ -226,7 +226,7 @@ async fn a_level_that_names_no_client_is_refused() {
         let letter = harness.letter().await;
         assert_eq!(letter.reason, "bad_request");
         assert_eq!(letter.topic, topic);
-        // Whoever says where an answer may go gets one.
+        // A request with a response topic gets an answer.
         let answer = format!("{BASE_TOPIC}/response/{client}/a");
         harness.arrives(&topic, Some(&answer), r#"{"id":"a","prompt":"x"}"#);
         let reply = harness.reply().await;
@@ -264,7 +264,7 @@ async fn a_response_topic_that_no_broker_takes_is_refused_at_the_door() {
     ] {
         let topic = format!("{BASE_TOPIC}/request/c");
         harness.arrives(&topic, Some(&bad), r#"{"id":"a","prompt":"x"}"#);
-        // The operator hears of a sender that waits in vain.
+        // The operator is told of a sender that waits in vain.
         let letter = harness.letter().await;
         assert_eq!(letter.reason, "bad_request");
         assert!(

@@ -1,11 +1,11 @@
-//! The names of clients that have spoken on topics of their own.
+//! The names of clients that have asked on topics of their own.
 
 use std::collections::{HashSet, VecDeque};
 
-/// The most names; beyond them the one that was first heard longest ago is forgotten.
+/// The most names; beyond them the one that was noted first is forgotten.
 const MAX_NAMES: usize = 16_384;
 
-/// The names of clients that have asked or cancelled on a topic of their own, which their replies are below.
+/// The names of clients that have sent a request or a cancellation on a topic of their own.
 #[derive(Debug, Default)]
 pub(crate) struct KnownClients {
     names: HashSet<String>,
@@ -27,7 +27,7 @@ impl KnownClients {
         self.order.push_back(name.to_owned());
     }
 
-    /// Whether a client of this name has spoken.
+    /// Whether a client of this name is known.
     pub(crate) fn contains(&self, name: &str) -> bool {
         self.names.contains(name)
     }

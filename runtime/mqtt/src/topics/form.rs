@@ -1,4 +1,4 @@
-//! The text of topics: what brokers take, as far as that can be told before they are asked.
+//! The form of topics: the check of what brokers accept, as far as the text tells.
 
 use std::fmt;
 
@@ -7,12 +7,12 @@ use phi_edge_wire::is_interchange_char;
 /// The most characters of a topic that a message quotes.
 const MAX_QUOTED_CHARS: usize = 80;
 
-/// The reason why brokers do not take a topic. It tells where and what, and never quotes the whole topic.
+/// The reason why brokers do not accept a topic. Its text never quotes the whole topic.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum TopicFault {
     /// It has no characters.
     Empty,
-    /// It has more bytes than MQTT can say (MQTT 5, section 1.5.4).
+    /// It has more bytes than an MQTT string can have (MQTT 5, section 1.5.4).
     Long {
         /// The topic's length.
         bytes: usize,
@@ -59,7 +59,7 @@ impl fmt::Display for TopicFault {
 
 impl std::error::Error for TopicFault {}
 
-/// Holds a topic against what brokers take.
+/// Checks that brokers accept a topic to publish on.
 pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
     if topic.is_empty() {
         return Err(TopicFault::Empty);
@@ -84,13 +84,13 @@ pub(super) fn check(topic: &str, max_levels: usize) -> Result<(), TopicFault> {
     Ok(())
 }
 
-/// Whether brokers take a text as one of MQTT's strings: mosquitto ends the connection of a client that sends a control
-/// character or a non-character in one, as MQTT 5, section 1.5.4 lets it.
+/// Whether brokers accept a text as an MQTT string: mosquitto ends the connection of a client that sends a control character
+/// or a noncharacter in one, as MQTT 5, section 1.5.4 allows.
 pub(crate) fn is_allowed_text(text: &str) -> bool {
     u16::try_from(text.len()).is_ok() && text.chars().all(is_interchange_char)
 }
 
-/// The beginning of a text with everything escaped that a log or a message had better not hold.
+/// Returns the beginning of a text, with everything but printable ASCII escaped.
 pub(crate) fn brief(text: &str) -> String {
     let mut quoted: String = text
         .chars()

@@ -1,4 +1,4 @@
-//! What the topics of the contract are, and who may name which.
+//! The topics of the contract, and which response topics a request may name.
 
 use proptest::prelude::*;
 

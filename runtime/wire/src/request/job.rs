@@ -6,7 +6,7 @@ use phi_edge_api::{JobKey, NewJob, Receipt, ReplyAddress, Sampling};
 
 use super::Request;
 
-/// What a transport knows of a request beside its payload's content.
+/// The parts of a job that the transport knows, not the payload.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Envelope {
     /// The job's key. Its id is the request's, if the request has one.

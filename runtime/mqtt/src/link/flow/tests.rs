@@ -17,9 +17,9 @@ use crate::link::takeover::TakeoverDetector;
 use crate::link::{LinkConfig, LinkState, options, tests};
 
 const KEEP_ALIVE: Duration = Duration::from_secs(10);
-const PAYLOAD: usize = 1000;
-const EACH_SIZE: u64 = MESSAGE_OVERHEAD_BYTES + PAYLOAD as u64;
-const PATIENCE: Duration = Duration::from_mins(5);
+const PAYLOAD_BYTES: usize = 1000;
+const MESSAGE_BYTES: u64 = MESSAGE_OVERHEAD_BYTES + PAYLOAD_BYTES as u64;
+const TEST_TIMEOUT: Duration = Duration::from_mins(5);
 
 /// A broker with QoS 1 messages for its only client: each connection gets all that are not acknowledged, in order.
 #[derive(Default)]
@@ -34,13 +34,13 @@ impl Broker {
         for id in 1..=messages {
             // Topic `t`, the packet id, no properties.
             let mut packet = vec![0x32];
-            let length = 3 + 2 + 1 + PAYLOAD;
+            let length = 3 + 2 + 1 + PAYLOAD_BYTES;
             packet.push(u8::try_from(length % 128).expect("a byte") | 0x80);
             packet.push(u8::try_from(length / 128).expect("a short packet"));
             packet.extend([0, 1, b't']);
             packet.extend(id.to_be_bytes());
             packet.push(0);
-            packet.extend(vec![b'x'; PAYLOAD]);
+            packet.extend(vec![b'x'; PAYLOAD_BYTES]);
             broker.waiting.lock().expect("no panic").insert(id, packet);
         }
         Arc::new(broker)
@@ -159,7 +159,7 @@ fn bench(messages: u16, limit: u64) -> Bench {
 impl Bench {
     /// Deals with the next message as the inbox does.
     async fn deal(&mut self) -> u16 {
-        let received = timeout(PATIENCE, self.received.recv()).await;
+        let received = timeout(TEST_TIMEOUT, self.received.recv()).await;
         let received = received.expect("in time").expect("a message");
         self.gate.acknowledge(received.epoch, &received.publish);
         let size = size(&received.publish);
@@ -175,7 +175,7 @@ impl Bench {
 #[tokio::test(start_paused = true)]
 async fn what_waits_is_bounded_and_all_of_it_comes_in_the_end() {
     for (messages, room) in [(40, 8), (40, 1), (9, 40)] {
-        let limit = room * EACH_SIZE;
+        let limit = room * MESSAGE_BYTES;
         let mut bench = bench(messages, limit);
         let mut first = Vec::new();
         while bench.broker.left() > 0 {
@@ -195,7 +195,7 @@ async fn what_waits_is_bounded_and_all_of_it_comes_in_the_end() {
 
 #[tokio::test(start_paused = true)]
 async fn the_connection_lives_while_nothing_is_dealt_with() {
-    let mut bench = bench(40, 8 * EACH_SIZE);
+    let mut bench = bench(40, 8 * MESSAGE_BYTES);
     bench
         .state
         .wait_for(|state| *state == LinkState::Up)
@@ -205,7 +205,7 @@ async fn the_connection_lives_while_nothing_is_dealt_with() {
     sleep(KEEP_ALIVE * 30).await;
     assert_eq!(bench.broker.connections.load(Ordering::SeqCst), 1);
     assert_eq!(*bench.state.borrow(), LinkState::Up);
-    assert_eq!(bench.held(), 8 * EACH_SIZE);
+    assert_eq!(bench.held(), 8 * MESSAGE_BYTES);
     while bench.broker.left() > 0 {
         bench.deal().await;
         sleep(Duration::from_millis(1)).await;
@@ -215,7 +215,7 @@ async fn the_connection_lives_while_nothing_is_dealt_with() {
 
 #[tokio::test(start_paused = true)]
 async fn a_message_beyond_the_bound_is_taken_alone() {
-    let mut bench = bench(3, EACH_SIZE / 2);
+    let mut bench = bench(3, MESSAGE_BYTES / 2);
     while bench.broker.left() > 0 {
         bench.deal().await;
         sleep(Duration::from_millis(1)).await;

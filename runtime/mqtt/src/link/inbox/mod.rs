@@ -1,19 +1,19 @@
-//! Requests in: read, refused or handed to the service, then acknowledged, in order of arrival.
+//! The inbox: messages are read, refused or handed to the service, and then acknowledged in order of arrival.
 
+mod incoming;
 mod refuse;
 mod request_ids;
+mod requests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use bytes::Bytes;
 use phi_edge_rules::RuleMessage;
-use phi_edge_service::{JobKey, Observed, Receipt, ReplyAddress, ReplyBody, ReplyTarget, Service};
-use phi_edge_wire::{Envelope, Payload, parse_cancel, parse_request};
+use phi_edge_service::{JobKey, Observed, Service};
+use phi_edge_wire::parse_cancel;
 use rumqttc::{Publish, QoS};
-use sha2::{Digest, Sha256};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
@@ -22,17 +22,18 @@ use super::counters::{Counters, count};
 use super::epoch_gate::EpochGate;
 use super::flow;
 use super::poller::{IncomingPublish, qos0_size};
-use super::properties::{subscriptions, traceparent};
+use super::properties::{receipt, subscriptions};
 use super::routing::Routing;
 use super::{LinkConfig, RECEIVE_MAXIMUM, RequestLimits};
 use crate::rule_topics::RuleTopics;
-use crate::topics::{Inbound, InboundKind, KnownClients, Scope, Topics};
-use refuse::RequestRefusal;
-use request_ids::{RequestIds, receipt};
+use crate::topics::{Inbound, InboundKind, KnownClients, Topics};
+use incoming::IncomingRequest;
+use request_ids::RequestIds;
 
-/// Replies that may wait to be sent before further messages are looked at.
+/// The most replies that wait to be sent while further messages are handled.
 const MAX_REPLIES_WAITING: usize = 1024;
 
+/// The task that handles incoming messages.
 pub(crate) struct Inbox {
     topics: Topics,
     limits: watch::Receiver<RequestLimits>,
@@ -44,44 +45,30 @@ pub(crate) struct Inbox {
     clients: KnownClients,
 }
 
-/// What tells which messages rules take.
+/// What decides which messages rules take.
 pub(crate) struct RuleInputs {
     pub(crate) topics: watch::Receiver<RuleTopics>,
     pub(crate) routing: Arc<Routing>,
 }
 
-/// A message that has not been dealt with; it is acknowledged in its turn when it is.
+/// A message that is not acknowledged yet. Messages are acknowledged in order, each when it is handled.
 struct PendingAck {
     received: IncomingPublish,
-    /// What it counts for until then.
+    /// The bytes that the message counts for until then.
     size: u64,
     handling: Handling,
 }
 
-/// When a message is dealt with.
+/// The progress of a message.
 enum Handling {
-    /// Already.
+    /// It is handled.
     Done,
-    /// When a task has ended.
+    /// It is handled when this task has ended.
     Task(JoinHandle<()>),
-    /// When it is stored.
+    /// It is handled when it is stored.
     Stored(Observed),
-    /// A fence: when it is stored what lies before it and what behind.
+    /// A fence, handled when the change of subscriptions that it marks is stored.
     FenceStored(Observed),
-}
-
-/// A request as far as MQTT tells.
-struct IncomingRequest<'a> {
-    client: Option<&'a str>,
-    /// Why `client` names none, if so.
-    misnamed: Option<String>,
-    scope: Scope,
-    publish: &'a Publish,
-    arrived: Instant,
-    topic: &'a str,
-    response_topic: Option<&'a str>,
-    correlation: Option<Vec<u8>>,
-    receipt: Option<Receipt>,
 }
 
 impl Inbox {
@@ -106,7 +93,7 @@ impl Inbox {
         }
     }
 
-    /// Takes messages in their order. Many may wait for the disk together: one flush serves them all.
+    /// Handles messages in order. Many may wait for the disk together: one flush serves them all.
     pub(crate) async fn run(mut self, mut received: mpsc::UnboundedReceiver<IncomingPublish>) {
         // While the model loads, requests wait here and, beyond the receive maximum, in the broker.
         let service = match self.service.wait_for(Option::is_some).await {
@@ -146,7 +133,7 @@ impl Inbox {
                         service.forget_receipts();
                     }
                     let handling = self.handle(&received.publish, received.arrived, &service);
-                    // What is still needed of it is elsewhere: here it only waits to be acknowledged.
+                    // The payload is elsewhere by now: here the message only waits to be acknowledged.
                     received.publish.payload = Bytes::new();
                     pending.push_back(PendingAck { received, size, handling });
                 }
@@ -154,8 +141,8 @@ impl Inbox {
         }
     }
 
-    /// Deals with a message: what must happen in order of arrival at once, the rest in a task that ends when the
-    /// message may be acknowledged.
+    /// Handles a message: at once what must happen in order of arrival, the rest in a task that ends when the message may be
+    /// acknowledged.
     fn handle(&mut self, publish: &Publish, arrived: Instant, service: &Service) -> Handling {
         let topics = self.topics.clone();
         let inbound = std::str::from_utf8(&publish.topic)
@@ -174,20 +161,7 @@ impl Inbox {
         }
         match inbound.kind {
             InboundKind::Request => {
-                let properties = publish.properties.as_ref();
-                let correlation = properties.and_then(|p| p.correlation_data.as_ref());
-                let response_topic = properties.and_then(|p| p.response_topic.as_deref());
-                let request = IncomingRequest {
-                    client: inbound.client,
-                    misnamed: inbound.misnamed(),
-                    scope: inbound.scope,
-                    publish,
-                    arrived,
-                    topic,
-                    response_topic,
-                    correlation: correlation.map(|data| data.to_vec()),
-                    receipt: receipt(publish),
-                };
+                let request = IncomingRequest::new(publish, arrived, topic, &inbound);
                 Handling::Task(self.request(&request, service))
             }
             InboundKind::Cancel => {
@@ -214,12 +188,12 @@ impl Inbox {
         if self.topics.is_own(topic) {
             tracing::debug!(
                 topic,
-                "a message on a topic of our own is not taken for a machine's"
+                "a message on one of the node's topics is not taken for a device's"
             );
             return Handling::Done;
         }
         if !self.rules.routing.counts(topic, subscriptions(publish)) {
-            // Remembered: under other subscriptions it might count when it comes again.
+            // The receipt is kept: under other subscriptions the message might count when it is delivered again.
             service.dismiss(receipt(publish));
             return Handling::Done;
         }
@@ -261,131 +235,14 @@ impl Inbox {
             }
         }
     }
-
-    fn request(&mut self, request: &IncomingRequest<'_>, service: &Service) -> JoinHandle<()> {
-        let publish = request.publish;
-        if publish.payload.is_empty() {
-            // Also how retained messages are cleared.
-            count(&self.counters.ignored);
-            tracing::debug!("an empty request is ignored");
-            return nothing();
-        }
-        if publish.dup
-            && request
-                .receipt
-                .is_some_and(|receipt| service.has_dealt_with(&receipt))
-        {
-            tracing::debug!("a request that was dealt with came again");
-            return nothing();
-        }
-        if let Some(message) = request.misnamed.clone() {
-            return self.refuse(request, service, RequestRefusal::for_form(None, message));
-        }
-        let limits = *self.limits.borrow();
-        if publish.payload.len() > limits.max_payload {
-            let message = format!(
-                "the request has {} bytes, limits.max_payload is {}",
-                publish.payload.len(),
-                limits.max_payload
-            );
-            return self.refuse(request, service, RequestRefusal::for_size(message));
-        }
-        let payload = Payload {
-            bytes: &publish.payload,
-            content_type: publish
-                .properties
-                .as_ref()
-                .and_then(|p| p.content_type.as_deref()),
-        };
-        let parsed = match parse_request(payload, limits.max_tokens) {
-            Ok(Some(parsed)) => parsed,
-            Ok(None) => return nothing(),
-            Err(error) => return self.refuse(request, service, error.into()),
-        };
-        if publish.retain {
-            let message = "retained requests are refused: they would be asked again at every start";
-            return self.refuse(
-                request,
-                service,
-                RequestRefusal::for_form(parsed.id, message.into()),
-            );
-        }
-        if let Some(topic) = request.response_topic
-            && let Err(error) =
-                self.topics
-                    .check_response(topic, request.scope, request.client, &self.clients)
-        {
-            return self.refuse(
-                request,
-                service,
-                RequestRefusal::for_form(parsed.id, error.to_string()),
-            );
-        }
-        let id = match parsed.id.clone() {
-            Some(id) => id,
-            None => self.ids.of(request, service),
-        };
-        let job = parsed.into_job(self.envelope(request, id));
-        let (key, address, receipt) = (job.key.clone(), job.reply.clone(), job.receipt);
-        let taken = service.receive(job, publish.dup, request.arrived);
-        let (service, counters) = (service.clone(), Arc::clone(&self.counters));
-        tokio::spawn(async move {
-            if let Err(refusal) = taken.await {
-                count(&counters.refused);
-                service
-                    .post(key, address, ReplyBody::Error(refusal), receipt)
-                    .await;
-            }
-        })
-    }
-
-    fn envelope(&mut self, request: &IncomingRequest<'_>, id: String) -> Envelope {
-        let publish = request.publish;
-        let expiry = publish
-            .properties
-            .as_ref()
-            .and_then(|p| p.message_expiry_interval);
-        Envelope {
-            reply: self.address(request, &id),
-            key: JobKey {
-                client: request.client.map(str::to_owned),
-                id,
-            },
-            body_digest: Sha256::digest(&publish.payload).into(),
-            payload_bytes: publish.payload.len(),
-            expiry: expiry.map(|seconds| Duration::from_secs(u64::from(seconds))),
-            seed: rand::random(),
-            receipt: request.receipt,
-        }
-    }
-
-    /// The response topic of the request where it may be used, else our own.
-    fn address(&self, request: &IncomingRequest<'_>, id: &str) -> ReplyAddress {
-        let topic = request
-            .response_topic
-            .filter(|topic| {
-                self.topics
-                    .check_response(topic, request.scope, request.client, &self.clients)
-                    .is_ok()
-            })
-            .map_or_else(
-                || self.topics.response_in(request.scope, request.client, id),
-                str::to_owned,
-            );
-        ReplyAddress {
-            target: ReplyTarget::Topic(topic),
-            correlation: request.correlation.clone(),
-            traceparent: traceparent(request.publish),
-        }
-    }
 }
 
-/// Waits until the oldest message is dealt with.
+/// Waits until the oldest message is handled.
 async fn first_done(pending: &mut VecDeque<PendingAck>) {
     match pending.front_mut() {
         Some(PendingAck { handling, .. }) => match handling {
             Handling::Done => {}
-            // An error is a panic in its task: the message would come again for ever.
+            // An error is a panic in the task. The message is acknowledged: it would be delivered again without end.
             Handling::Task(task) => {
                 if let Err(error) = task.await {
                     tracing::error!(%error, "dealing with a message failed");
@@ -395,9 +252,4 @@ async fn first_done(pending: &mut VecDeque<PendingAck>) {
         },
         None => std::future::pending().await,
     }
-}
-
-/// Nothing is left to be done.
-fn nothing() -> JoinHandle<()> {
-    tokio::spawn(async {})
 }

@@ -1,25 +1,26 @@
-//! Requests that are not taken: who is told, and what the log says.
+//! The refusal of requests: its log line, its reply and its dead letter.
 
-use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, Service, TraceParent};
+use phi_edge_service::{DeadLetter, ErrorCode, ReplyAddress, ReplyBody, Service, TraceParent};
 use phi_edge_wire::RequestError;
 use tokio::task::JoinHandle;
 
-use super::{Inbox, IncomingRequest};
+use super::Inbox;
+use super::incoming::IncomingRequest;
 use crate::link::counters::count;
 use crate::link::properties::traceparent;
 
-/// Why a request is not taken.
+/// The reason why a request is refused.
 pub(super) struct RequestRefusal {
     id: Option<String>,
     code: ErrorCode,
-    /// For the sender.
+    /// One line for the sender.
     message: String,
-    /// For the log in its place, where the message quotes what the sender wrote.
+    /// Stands for the message in the log where the message quotes what the sender wrote.
     logged: Option<&'static str>,
 }
 
 impl Inbox {
-    /// Tells the sender if there is a way to, and the dead-letter topic if there is none.
+    /// Tells the sender of a refusal if there is a way to, else the dead-letter topic. The task ends when that is stored.
     pub(super) fn refuse(
         &mut self,
         request: &IncomingRequest<'_>,
@@ -33,11 +34,7 @@ impl Inbox {
             logged,
         } = refused;
         count(&self.counters.refused);
-        let usable = request.response_topic.is_some_and(|topic| {
-            self.topics
-                .check_response(topic, request.scope, request.client, &self.clients)
-                .is_ok()
-        });
+        let is_usable = self.usable_response_topic(request).is_some();
         tracing::info!(
             topic = cut_for_log(request.topic),
             job.id = id,
@@ -48,14 +45,10 @@ impl Inbox {
             "request refused"
         );
         tracing::trace!(error = message, "and its sender is told");
-        let key = |id: &str| JobKey {
-            client: request.client.map(str::to_owned),
-            id: id.to_owned(),
-        };
-        // A sender that named a topic which it may not use waits there: somebody should know.
-        let misdirected = request.response_topic.is_some() && !usable;
-        let unanswerable = id.is_none() && !usable;
-        let letter = (misdirected || unanswerable).then(|| {
+        // A sender that named a topic which it may not use waits there in vain: the operator is told.
+        let is_misdirected = request.response_topic.is_some() && !is_usable;
+        let is_unanswerable = id.is_none() && !is_usable;
+        let letter = (is_misdirected || is_unanswerable).then(|| {
             let letter = DeadLetter {
                 reason: code.as_str().to_owned(),
                 message: message.clone(),
@@ -64,22 +57,22 @@ impl Inbox {
                 payload: DeadLetter::beginning(&request.publish.payload),
                 bytes: request.publish.payload.len(),
             };
-            let key = key(id.as_deref().unwrap_or_default());
             service.post(
-                key,
+                request.key(id.clone().unwrap_or_default()),
                 ReplyAddress::nowhere(),
                 ReplyBody::DeadLetter(letter),
-                // Remembered with what is stored last: then nothing is missing.
-                request.receipt.filter(|_| unanswerable),
+                // The receipt is stored with the last message about the request.
+                request.receipt.filter(|_| is_unanswerable),
             )
         });
-        if unanswerable {
+        if is_unanswerable {
             count(&self.counters.unanswerable);
         }
-        let refusal = (!unanswerable).then(|| {
+        let refusal = (!is_unanswerable).then(|| {
             let id = id.unwrap_or_else(|| self.ids.next());
+            let address = self.address(request, &id);
             let refusal = ReplyBody::Error(service.refusal(code, message));
-            service.post(key(&id), self.address(request, &id), refusal, request.receipt)
+            service.post(request.key(id), address, refusal, request.receipt)
         });
         tokio::spawn(async move {
             if let Some(letter) = letter {
@@ -121,7 +114,7 @@ impl From<RequestError> for RequestRefusal {
     }
 }
 
-/// As much of a topic, or of a level of it, as the log needs.
+/// Returns the beginning of a topic or of one of its levels, for the log.
 pub(super) fn cut_for_log(topic: &str) -> &str {
     const MAX_LOGGED_CHARS: usize = 512;
     let end = topic.char_indices().map(|(at, _)| at).nth(MAX_LOGGED_CHARS);

@@ -1,14 +1,12 @@
-//! Names of messages: receipts, and ids for requests that have none.
+//! The ids and seeds of requests that give none.
 
 use std::fmt::Write as _;
 
-use phi_edge_service::{JobKey, Receipt, Service};
-use rumqttc::{Publish, QoS};
-use sha2::{Digest, Sha256};
+use phi_edge_service::Service;
 
-use super::IncomingRequest;
+use super::incoming::IncomingRequest;
 
-/// Names for what came without one, and seeds.
+/// The source of ids and seeds.
 pub(super) struct RequestIds {
     boot: String,
     next: u64,
@@ -22,13 +20,14 @@ impl RequestIds {
         }
     }
 
+    /// Returns an id that this process gives only once.
     pub(super) fn next(&mut self) -> String {
         self.next += 1;
         format!("{}-{}", self.boot, self.next)
     }
 
-    /// The name of a request without an id, from its receipt: the same again if the broker delivers it again, even to
-    /// another process. A message that only looks like an earlier one (packet ids come round) gets a name of its own.
+    /// Returns the id of a request from its receipt: the same if the broker delivers the request again, even to another
+    /// process. A message that only looks like an earlier one (packet ids come round) gets an id of its own.
     pub(super) fn of(&mut self, request: &IncomingRequest<'_>, service: &Service) -> String {
         let Some(receipt) = request.receipt else {
             return self.next();
@@ -48,12 +47,7 @@ impl RequestIds {
                 format!("{stem}.{n}")
             }
         };
-        let known = |n: u32| {
-            service.knows(&JobKey {
-                client: request.client.map(str::to_owned),
-                id: name(n),
-            })
-        };
+        let known = |n: u32| service.knows(&request.key(name(n)));
         let mut free = 0;
         while known(free) {
             free += 1;
@@ -64,35 +58,4 @@ impl RequestIds {
             free
         })
     }
-}
-
-/// A message's receipt, the same again if the broker delivers it again; `None` for one that it never does.
-pub(super) fn receipt(publish: &Publish) -> Option<Receipt> {
-    if publish.qos == QoS::AtMostOnce {
-        return None;
-    }
-    let properties = publish.properties.as_ref();
-    let mut digest = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        digest.update(bytes.len().to_le_bytes());
-        digest.update(bytes);
-    };
-    part(&publish.pkid.to_le_bytes());
-    part(&publish.topic);
-    part(&publish.payload);
-    part(
-        properties
-            .and_then(|p| p.correlation_data.as_deref())
-            .unwrap_or_default(),
-    );
-    part(
-        properties
-            .and_then(|p| p.response_topic.as_deref())
-            .unwrap_or_default()
-            .as_bytes(),
-    );
-    Some(Receipt {
-        packet_id: publish.pkid,
-        digest: digest.finalize().into(),
-    })
 }

@@ -1,4 +1,4 @@
-//! What has become of what was sent.
+//! Completions: the broker's answers to what was sent.
 
 use phi_edge_service::{DeadLetter, ErrorCode, JobKey, ReplyAddress, ReplyBody, TraceParent};
 use rumqttc::{PubAckReason, PublishNoticeError, PublishResult, SubscribeReasonCode};
@@ -35,7 +35,7 @@ impl Outbox {
                 tracing::debug!(%error, "joining the pool was not answered")
             }
             Completion::PoolLeft(Ok(_)) => {
-                // It may have been joined again meanwhile.
+                // The pool may have been joined again meanwhile.
                 if !self.in_pool {
                     self.counters.in_pool.send_replace(false);
                 }
@@ -50,7 +50,7 @@ impl Outbox {
             Completion::RuleUnsubscribed(_, Err(error)) => {
                 tracing::debug!(%error, "leaving a filter was not answered")
             }
-            // The connection went with it: the next one subscribes anew.
+            // The connection is gone: the next one subscribes again.
             Completion::RuleSubscribed(_, Err(error))
             | Completion::Subscribed(Err(error))
             | Completion::StatusSubscribed(_, Err(error)) => {
@@ -66,7 +66,7 @@ impl Outbox {
                 PubAckReason::Success | PubAckReason::NoMatchingSubscribers,
             )) => None,
             Err(PublishNoticeError::V5PubAck(reason)) => Some(format!("the broker refuses it: {reason:?}")),
-            // The connection is gone; the quarantine has the message still.
+            // The connection is gone; the quarantine still has the message.
             Err(PublishNoticeError::Recv | PublishNoticeError::SessionReset) => return,
             Err(error) => Some(error.to_string()),
         };
@@ -83,6 +83,7 @@ impl Outbox {
         }
     }
 
+    /// Handles a message that the broker has acknowledged.
     pub(super) fn acknowledged(&mut self, outgoing: &Outgoing) {
         if let OutgoingKind::Outcome {
             id,
@@ -110,14 +111,14 @@ impl Outbox {
         self.settled(outgoing.delivery);
     }
 
-    /// The service need not keep the message any longer.
+    /// Tells the service that it need not keep the message any longer.
     pub(super) fn settled(&self, delivery: Option<u64>) {
         if let (Some(delivery), Some(service)) = (delivery, self.service.borrow().as_ref()) {
             service.delivered(delivery);
         }
     }
 
-    /// It has waited for the broker until its expiry had passed.
+    /// Handles an event whose expiry passed before it was published.
     pub(super) fn expired(&self, outgoing: &Outgoing) {
         tracing::debug!(
             topic = outgoing.topic,
@@ -128,7 +129,7 @@ impl Outbox {
         }
     }
 
-    /// An answer that the broker can't carry becomes an error that it can.
+    /// Replaces an answer that is too large for the broker by an error.
     pub(super) fn too_large(&mut self, outgoing: &Outgoing, size: usize, limit: usize) {
         if let OutgoingKind::Outcome { id, reply_id, .. } = &outgoing.kind {
             let payload = phi_edge_wire::encode_too_large(id, reply_id, size, limit);
@@ -149,17 +150,17 @@ impl Outbox {
             }
         }
         let reason = format!("it needs a packet of {size} bytes, the broker takes {limit}");
-        // The letter must get through where its original does not: quoted it grows, seldom to three times its length.
+        // The dead letter must be smaller than the original: quoting seldom makes a payload three times as long.
         self.rejected_in_part(outgoing, &reason, limit / 3);
     }
 
-    /// What the broker refuses is not tried again: it goes to the dead-letter topic, or to the log.
+    /// Handles a message that the broker refuses: it is not tried again and goes to the dead-letter topic or the log.
     pub(super) fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
         self.rejected_in_part(outgoing, reason, DeadLetter::ORIGINAL);
     }
 
-    /// As [`Outbox::rejected`], with so many bytes of the message at the most.
-    fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, most: usize) {
+    /// As [`Outbox::rejected`]; the dead letter quotes at most `quoted_bytes` of the message.
+    fn rejected_in_part(&mut self, outgoing: &Outgoing, reason: &str, quoted_bytes: usize) {
         tracing::error!(
             topic = brief(&outgoing.topic),
             reason,
@@ -171,7 +172,9 @@ impl Outbox {
                 message: reason.to_owned(),
                 topic: outgoing.topic.clone(),
                 id: Some(id.clone()),
-                payload: DeadLetter::beginning(outgoing.payload.get(..most).unwrap_or(&outgoing.payload)),
+                payload: DeadLetter::beginning(
+                    outgoing.payload.get(..quoted_bytes).unwrap_or(&outgoing.payload),
+                ),
                 bytes: outgoing.payload.len(),
             }),
             _ => None,
@@ -179,7 +182,7 @@ impl Outbox {
         self.post_letter(outgoing, letter);
     }
 
-    /// What can't be published for certain: its dead letter has facts only, for what it quoted might be the cause.
+    /// Handles a message that can't be published at all. Its dead letter quotes nothing, since the text may be the cause.
     pub(super) fn undeliverable(&mut self, outgoing: &Outgoing, reason: &str) {
         count(&self.counters.undeliverable);
         let facts = outgoing.facts();
@@ -191,7 +194,7 @@ impl Outbox {
             reason,
             "a message can't be delivered"
         );
-        // Of a dead letter that can't be delivered the operator is to know, too, by one that holds less.
+        // A dead letter that can't be delivered is followed by one with less content.
         let (id, message) = match &outgoing.kind {
             OutgoingKind::Outcome { id, .. } | OutgoingKind::Event { id } => {
                 (Some(id.clone()), Some(format!("{facts}: {reason}")))
@@ -217,7 +220,7 @@ impl Outbox {
         self.post_letter(outgoing, letter);
     }
 
-    /// Posts a message's dead letter, if there is to be one. Then the message is kept no longer.
+    /// Posts the dead letter of a message, if there is one. Then the service need not keep the message any longer.
     fn post_letter(&self, outgoing: &Outgoing, letter: Option<DeadLetter>) {
         if let (Some(letter), Some(service)) = (letter, self.service.borrow().as_ref()) {
             let key = JobKey {

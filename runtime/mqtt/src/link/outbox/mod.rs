@@ -1,4 +1,4 @@
-//! Replies out: the truth about what the broker has acknowledged.
+//! The outbox: publishes replies, status and stats, subscribes, and records what the broker has acknowledged.
 
 mod completions;
 mod publish;
@@ -28,13 +28,14 @@ use super::{BrokerLimits, ConnectionEvent, DISCONNECT_TIMEOUT, LinkConfig};
 use crate::rule_topics::RuleTopics;
 use rule_subscriptions::Fence;
 
-/// Messages that may wait here; beyond them the service keeps its outcomes.
+/// The most messages in the outbox; beyond them the service keeps its outcomes.
 const MAX_QUEUED_MESSAGES: usize = 256;
-/// Chunks that are handed to the library and not written to the connection.
+/// The most chunks that are handed to the client library and not written to the connection yet.
 const MAX_CHUNKS_IN_FLIGHT: usize = 256;
-/// Between two attempts at a subscription that the broker refused.
+/// The time between two attempts at a subscription that the broker refuses.
 const RESUBSCRIBE_INTERVAL: Duration = Duration::from_mins(1);
 
+/// The task that publishes and subscribes.
 pub(super) struct Outbox {
     client: AsyncClient,
     gate: Arc<EpochGate>,
@@ -42,42 +43,42 @@ pub(super) struct Outbox {
     service: watch::Receiver<Option<Service>>,
     status: watch::Receiver<Status>,
     stats: watch::Receiver<Value>,
-    /// What is subscribed to for rules.
+    /// The topic filters of rules.
     rules: watch::Receiver<RuleTopics>,
     routing: Arc<Routing>,
-    /// The fence that is under way.
+    /// The fence in flight.
     fence: Option<Fence>,
-    /// The broker refuses some of it: why, and when it is asked again.
+    /// Set while the broker refuses a filter of a rule: the reason, and the time of the next attempt.
     rules_refused: Option<(String, Instant)>,
     counters: Arc<Counters>,
-    /// Everything that is to be published, and the say over what may be when.
+    /// The messages to publish; it decides which may be published when.
     quarantine: Quarantine<Outgoing>,
-    /// From which the quarantine's time is counted.
+    /// The origin of the quarantine's time.
     origin: Instant,
-    /// What the broker has not answered yet; it is answered, or fails, before the next connection is used.
+    /// The packets that the broker has not answered; each is answered or fails before the next connection is used.
     in_flight: JoinSet<Completion>,
-    /// Messages among them.
+    /// The number of publishes among them.
     publishes_in_flight: usize,
-    /// Who is to be told what the connection's end means, once everything that was under way has failed.
+    /// The end of the connection and who is told how soon to reconnect, once all publishes in flight have failed.
     connection_end: Option<(bool, oneshot::Sender<ReconnectDelay>)>,
-    /// Room for chunks that are not written yet.
+    /// The permits for chunks that are not written yet.
     chunks: Arc<Semaphore>,
     broker: Option<BrokerLimits>,
     epoch: Epoch,
     subscription: RequestSubscription,
-    /// Whether the node may take requests of its pool.
+    /// Whether the node is to take requests of its pool.
     open: watch::Receiver<bool>,
-    /// Whether the broker gives us some, as far as we have asked it to.
+    /// Whether the node has asked the broker for requests of its pool.
     in_pool: bool,
-    /// The broker refuses to: why, and when it is asked again.
+    /// Set while the broker refuses the pool: the reason, and the time of the next attempt.
     pool_refused: Option<(String, Instant)>,
     status_due: bool,
     stats_due: bool,
-    /// Stats are not published before: they ended connections.
+    /// Set after stats ended connections: the time before which none are published, and the duration of the hold.
     stats_held: Option<(Instant, Duration)>,
 }
 
-/// What the outbox keeps an eye on.
+/// The inputs of the outbox.
 pub(super) struct OutboxInputs {
     pub(super) service: watch::Receiver<Option<Service>>,
     pub(super) status: watch::Receiver<Status>,
@@ -87,6 +88,7 @@ pub(super) struct OutboxInputs {
     pub(super) routing: Arc<Routing>,
 }
 
+/// The state of the subscription to requests and cancellations.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum RequestSubscription {
     Requested,
@@ -94,6 +96,7 @@ enum RequestSubscription {
     Refused { reason: String, retry_at: Instant },
 }
 
+/// The completion of a packet that was sent: the broker's answer, or the reason why there is none.
 enum Completion {
     Published(u64, Result<PublishResult, PublishNoticeError>),
     Subscribed(Result<SubAck, SubscribeNoticeError>),
@@ -101,9 +104,9 @@ enum Completion {
     PoolLeft(Result<UnsubAck, UnsubscribeNoticeError>),
     RuleSubscribed(String, Result<SubAck, SubscribeNoticeError>),
     RuleUnsubscribed(String, Result<UnsubAck, UnsubscribeNoticeError>),
-    /// We are to hear ourselves.
+    /// The node subscribes to its own status, to receive a fence of this number.
     StatusSubscribed(u64, Result<SubAck, SubscribeNoticeError>),
-    /// A fence is with the broker.
+    /// The fence of this number is published.
     FencePublished(u64, Result<PublishResult, PublishNoticeError>),
 }
 
@@ -240,7 +243,7 @@ impl Outbox {
         self.quarantine.is_idle() && self.in_flight.is_empty() && (self.broker.is_none() || !self.status_due)
     }
 
-    /// The node's status as far as the link lets it be true.
+    /// Returns the node's status, degraded while the broker refuses a subscription.
     fn visible_status(&mut self) -> Status {
         let status = self.status.borrow_and_update().clone();
         match &self.subscription {

@@ -1,4 +1,4 @@
-//! Publishing what the quarantine lets out, and telling it what comes of that.
+//! Publishing what the quarantine releases, and telling the quarantine the result.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -15,13 +15,15 @@ use crate::link::outgoing::{Outgoing, OutgoingKind, destination};
 use crate::link::quarantine::{ReconnectDelay, Shipment, Verdict};
 use crate::topics::TopicError;
 
-/// The first time for which stats that ended connections are not published; it doubles each time.
+/// The first time for which no stats are published after they ended connections; it doubles each time.
 const INITIAL_STATS_HOLD: Duration = Duration::from_mins(1);
+/// The longest such time.
 const MAX_STATS_HOLD: Duration = Duration::from_hours(1);
-/// The most bytes of one user property that pads a control (MQTT 5, section 1.5.4).
+/// The most bytes of a user property that pads a control (MQTT 5, section 1.5.4).
 const MAX_PADDING_BYTES: usize = u16::MAX as usize;
 
 impl Outbox {
+    /// Handles a change of the connection.
     pub(super) fn connection_event(&mut self, event: ConnectionEvent) {
         if let Some(service) = self.service.borrow().as_ref() {
             service.set_connected(matches!(event, ConnectionEvent::Up(..)));
@@ -50,7 +52,7 @@ impl Outbox {
             ConnectionEvent::Down { is_deliberate, wait } => {
                 self.broker = None;
                 self.fence = None;
-                // Nothing comes by a connection that is gone; the next one sees to it that nothing does.
+                // Nothing arrives without a connection, and the next one leaves the pool again if it must.
                 self.counters.in_pool.send_replace(false);
                 self.conclude_connection();
                 self.connection_end = Some((is_deliberate, wait));
@@ -61,7 +63,7 @@ impl Outbox {
         }
     }
 
-    /// Draws the consequences of the connection's end, when all answers that came by it are known.
+    /// Concludes a connection that has ended, once all answers that came by it are known.
     pub(super) fn conclude_connection(&mut self) {
         let Some((is_deliberate, wait)) = self.connection_end.take() else {
             return;
@@ -82,10 +84,11 @@ impl Outbox {
             }
             said
         };
-        // An error: the poller has gone on without.
+        // An error: the poller has stopped waiting.
         let _ = wait.send(said);
     }
 
+    /// Takes a reply of the service.
     pub(super) fn reply(&mut self, reply: &Reply) {
         let outgoing = Outgoing::reply(reply, &self.config.topics, &self.config.node);
         if matches!(outgoing.kind, OutgoingKind::DeadLetter(_)) {
@@ -94,7 +97,7 @@ impl Outbox {
         if outgoing.kind == OutgoingKind::Chunk {
             return self.chunk(outgoing);
         }
-        // Checked here: the library or the broker would end the connection at it.
+        // The client library or the broker would end the connection at an invalid topic.
         let topics = &self.config.topics;
         let checked = if let OutgoingKind::Event { .. } = outgoing.kind {
             topics.check_event(&outgoing.topic)
@@ -108,7 +111,7 @@ impl Outbox {
         }
     }
 
-    /// Hands a message to the quarantine, unless the broker says that it takes none of its size.
+    /// Hands a message to the quarantine, unless it is larger than the broker takes.
     pub(super) fn enqueue(&mut self, outgoing: Outgoing) {
         let size = outgoing.packet_size();
         match self.broker {
@@ -117,13 +120,13 @@ impl Outbox {
         }
     }
 
-    /// Chunks go now or never: a late one is of no use, and the final reply has the whole text.
+    /// Publishes a chunk at once or drops it: a late chunk is of no use, and the final reply has the whole text.
     fn chunk(&mut self, chunk: Outgoing) {
         let size = chunk.packet_size();
         let fits = self.config.topics.check_form(&chunk.topic).is_ok()
             && self.broker.is_some_and(|broker| size <= broker.max_packet)
             && self.quarantine.may_stream(destination(&chunk.topic), size);
-        // The library's own queue has no bound: a broker that is slow to read must not fill it.
+        // The client library's queue has no bound: a broker that is slow to read must not fill it.
         let has_room = Arc::clone(&self.chunks).try_acquire_owned().ok().filter(|_| fits);
         let sent = has_room.and_then(|has_room| {
             let options = PublishOptions::at_most_once().properties(chunk.properties);
@@ -143,13 +146,13 @@ impl Outbox {
         }
     }
 
-    /// Publishes as much as may be under way.
+    /// Publishes as much as may be in flight.
     pub(super) fn pump(&mut self) {
         while let Some(verdict) = self.quarantine.next_verdict() {
             self.apply_verdict(verdict);
         }
         let Some(broker) = self.broker else { return };
-        // The status says that the node hears requests.
+        // The status says that the node receives requests.
         if self.subscription == RequestSubscription::Requested {
             return;
         }
@@ -180,12 +183,12 @@ impl Outbox {
         }
     }
 
-    /// What the broker has to answer: publications, and subscriptions.
+    /// Returns the number of packets that the broker has to answer: publishes and subscriptions.
     pub(super) fn answers_due(&self) -> usize {
         self.quarantine.unanswered() + self.in_flight.len().saturating_sub(self.publishes_in_flight)
     }
 
-    /// When the quarantine lets out something by itself.
+    /// Returns the time at which the quarantine may release a message by itself.
     pub(super) fn wake(&self) -> Option<Instant> {
         self.broker?;
         if self.subscription == RequestSubscription::Requested {
@@ -194,6 +197,7 @@ impl Outbox {
         Some(self.origin + self.quarantine.wake()?)
     }
 
+    /// Returns the quarantine's time.
     pub(super) fn now(&self) -> Duration {
         self.origin.elapsed()
     }
@@ -227,7 +231,7 @@ impl Outbox {
             .gate
             .publish(self.epoch, |client| publish(client, &message, properties, retain));
         match sent {
-            // The connection is gone: what is under way is known to be, once that is told.
+            // The connection is gone: the quarantine learns what was in flight when that is told.
             None | Some(Ok(None)) => {}
             Some(Ok(Some(notice))) => {
                 self.publishes_in_flight += 1;
@@ -260,7 +264,7 @@ impl Outbox {
     }
 }
 
-/// The status, and a form of it that holds nothing but what the node itself has made.
+/// Returns the status, and a minimal form of it that holds only texts of the node itself.
 pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
     let minimal = Status::new(status.state, status.boot_id.as_str());
     let control =
@@ -268,7 +272,7 @@ pub(super) fn controls(topic: &str, status: &Status) -> (Outgoing, Outgoing) {
     (control(status), control(&minimal))
 }
 
-/// Makes a packet longer by so many bytes.
+/// Makes a packet longer by `bytes`.
 fn pad(properties: &mut PublishProperties, bytes: usize) {
     let mut left = bytes;
     while left > 0 {
@@ -280,12 +284,12 @@ fn pad(properties: &mut PublishProperties, bytes: usize) {
     }
 }
 
-/// Hands a message to the client library; there is no notice of QoS 0.
+/// Hands a message to the client library, which gives no notice for QoS 0.
 fn publish(
     client: &AsyncClient,
     message: &Outgoing,
     properties: PublishProperties,
-    // The library refuses what the broker would.
+    // The library refuses a retained message that the broker would refuse.
     retain: bool,
 ) -> Result<Option<PublishNotice>, String> {
     let qos = if message.at_most_once {

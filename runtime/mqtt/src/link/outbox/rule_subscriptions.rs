@@ -1,4 +1,4 @@
-//! What is subscribed to for rules, and how that changes without a loss (`link/routing`).
+//! The subscriptions of rules, and their changes without a loss (`link/routing`).
 
 use std::time::Duration;
 
@@ -11,23 +11,23 @@ use super::{Completion, Outbox, RESUBSCRIBE_INTERVAL};
 use crate::link::outgoing::{Outgoing, OutgoingKind};
 use crate::link::routing::{Action, FENCE_PROPERTY};
 
-/// A fence may take so long while nothing arrives.
+/// The time for which a fence is waited for while nothing arrives.
 const FENCE_IDLE_TIMEOUT: Duration = Duration::from_secs(10);
-/// A fence may take so long behind messages that arrive: it stands at their end.
+/// The time for which a fence is waited for while messages arrive, behind which it is queued.
 const FENCE_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// A fence that is under way.
+/// A fence in flight.
 pub(super) struct Fence {
     number: u64,
-    /// When it is looked whether anything has arrived meanwhile.
+    /// The time of the next check whether messages have arrived.
     pub(super) check: Instant,
     give_up: Instant,
-    /// Messages that had been dealt with at the last look.
+    /// The number of messages that were handled at the last check.
     dealt_with: u64,
 }
 
 impl Outbox {
-    /// The topics of rules have changed.
+    /// Takes the changed topics of rules.
     pub(super) fn change_rules(&mut self) {
         let topics = self.rules.borrow_and_update().clone();
         self.routing.want(&topics, self.service.borrow().as_ref());
@@ -37,7 +37,7 @@ impl Outbox {
         self.advance_rules();
     }
 
-    /// Asks once more for what was refused.
+    /// Asks again for refused filters.
     pub(super) fn retry_rules(&mut self) {
         self.rules_refused = None;
         self.status_due = true;
@@ -45,7 +45,7 @@ impl Outbox {
         self.advance_rules();
     }
 
-    /// Asks the broker for what is due.
+    /// Sends the subscriptions, unsubscriptions and the fence that are due.
     pub(super) fn advance_rules(&mut self) {
         if self.broker.is_none() {
             return;
@@ -63,9 +63,9 @@ impl Outbox {
         }
     }
 
-    /// Each filter by itself, so that the broker says by which of them a message came.
+    /// Subscribes to one filter by itself, so that the broker tells by which filter a message came.
     fn subscribe_rule(&mut self, filter: String, id: usize) {
-        // What this node publishes is none of its rules' business.
+        // The node's own messages are not for its rules.
         let wanted = [subscription(&filter).no_local(true)];
         let properties = SubscribeProperties {
             id: Some(id),
@@ -99,7 +99,7 @@ impl Outbox {
         }
     }
 
-    /// Listens to the node's own status, the one topic that it may both publish on and subscribe to.
+    /// Begins a fence: subscribes to the node's own status, the one topic that it may both publish on and subscribe to.
     fn raise_fence(&mut self, number: u64) {
         let now = Instant::now();
         self.fence = Some(Fence {
@@ -132,7 +132,7 @@ impl Outbox {
         properties
             .user_properties
             .push((FENCE_PROPERTY.into(), self.routing.name(number)));
-        // Not retained: the retained status has no such property, and stays.
+        // Not retained, so that the retained status stays without this property.
         let options = PublishOptions::at_least_once().properties(properties);
         match self
             .client
@@ -152,12 +152,12 @@ impl Outbox {
             Err(PublishNoticeError::V5PubAck(reason)) => {
                 self.give_up_fence(number, &format!("the broker does not deliver it: {reason:?}"));
             }
-            // The next connection raises another.
+            // The next connection begins another fence.
             Err(error) => tracing::debug!(%error, "a fence was not answered"),
         }
     }
 
-    /// Gives up a fence that does not come back while nothing else arrives either.
+    /// Gives up the fence if it does not come back while nothing else arrives either.
     pub(super) fn check_fence(&mut self) {
         let Some(fence) = &mut self.fence else { return };
         let now = Instant::now();
@@ -171,7 +171,7 @@ impl Outbox {
         self.give_up_fence(number, "it does not come back");
     }
 
-    /// Goes on without: messages that are under way may be missed or count twice.
+    /// Continues without the fence: messages in flight may be missed or counted twice.
     fn give_up_fence(&mut self, number: u64, reason: &str) {
         tracing::warn!(
             reason,
@@ -192,7 +192,7 @@ impl Outbox {
         self.stop_listening(true);
     }
 
-    /// Hears the node's own status no more.
+    /// Unsubscribes from the node's own status.
     pub(super) fn stop_listening(&self, session_present: bool) {
         if !session_present || self.fence.is_some() {
             return;

@@ -1,4 +1,4 @@
-//! What is subscribed to for requests and the pool.
+//! The subscriptions to requests, cancellations and the pool.
 
 use rumqttc::{QoS, RetainForwardRule, SubAck, SubscribeFilterInput, SubscribeReasonCode};
 use tokio::time::Instant;
@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use super::{Completion, Outbox, RESUBSCRIBE_INTERVAL, RequestSubscription};
 
 impl Outbox {
-    /// Always anew: the broker may have forgotten us. Messages that it kept are not sent again for it.
+    /// Subscribes on each connection, since the broker may have lost the session. Queued messages are not sent again for it.
     pub(super) fn subscribe(&mut self) {
         let filters = self.config.topics.subscriptions();
         self.subscription = RequestSubscription::Requested;
@@ -20,13 +20,13 @@ impl Outbox {
             }
             Err(error) => tracing::error!(%error, "the subscription can't be asked for"),
         }
-        // The broker may remember us as a member, or not.
+        // The broker may remember the node as a member of the pool, or not.
         self.in_pool = !*self.open.borrow();
         self.join_or_leave_pool();
     }
 
-    /// Takes part in the pool's work, or leaves it to the others: before the node drains, while it is degraded or its
-    /// queue is full. What the broker has given us by then is ours to answer.
+    /// Joins the pool or leaves it, as the node says: it leaves before it drains, while it is degraded or its queue is full.
+    /// Requests that the broker has given the node by then are still answered.
     pub(super) fn join_or_leave_pool(&mut self) {
         let filters = self.config.topics.shared_subscriptions();
         let open = *self.open.borrow_and_update();
@@ -36,7 +36,7 @@ impl Outbox {
         self.in_pool = open;
         self.pool_refused = None;
         self.status_due = true;
-        // Until the broker has answered that we are out, it may give us some.
+        // Until the broker has answered the unsubscription, it may give the node requests.
         self.counters.in_pool.send_replace(true);
         tracing::info!(open, "pool");
         if open {
@@ -61,6 +61,7 @@ impl Outbox {
         }
     }
 
+    /// Handles the broker's answer to the subscription to requests.
     pub(super) fn subscribed(&mut self, suback: &SubAck) {
         self.counters.heartbeat.subscribed();
         let refused = suback
@@ -83,6 +84,7 @@ impl Outbox {
     }
 }
 
+/// Returns a subscription with QoS 1 that brings no retained messages.
 pub(super) fn subscription(filter: &str) -> SubscribeFilterInput {
     SubscribeFilterInput::new(filter, QoS::AtLeastOnce)
         .preserve_retain(true)

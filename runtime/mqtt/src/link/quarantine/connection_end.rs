@@ -1,4 +1,4 @@
-//! What it means that a connection ends, and when that is held against a message.
+//! The end of a connection: which messages become suspects, and when a death counts against one.
 
 use std::time::Duration;
 
@@ -7,20 +7,22 @@ use super::{
     Accusation, ConnectionLoad, FlightRole, Phase, Publication, Quarantine, ReconnectDelay, Verdict,
 };
 
-/// Connections that must end with a message alone under way before it is given up.
+/// The number of verified deaths with a message alone in flight after which it is given up.
 const DEATHS_TO_CONVICT: u32 = 4;
-/// The least that the window shrinks to while connections end with several messages under way.
+/// The smallest window, to which it shrinks while connections end with several messages in flight.
 const MIN_WINDOW: usize = 4;
-/// Trials one after the other before messages that are not suspect have their turn again.
+/// The number of trials one after the other before messages that are not suspect have their turn.
 const TRIALS_PER_TURN: usize = 16;
-/// The most of a connection's age, packets and bytes that the verification after a suspect's first death must reach: the
-/// connection may have lived for days. Later trials follow a verification at once, so that theirs are reached in full.
+/// The most age of the connection that the verification after a suspect's first death must reach: the connection may have
+/// lived for days. Later trials follow a verification at once, so that their load is reached in full.
 const MAX_FIRST_AGE: Duration = Duration::from_secs(5);
+/// The most packets that this verification must reach.
 const MAX_FIRST_PACKETS: u32 = 64;
+/// The most bytes, beside the suspect's own, that this verification must reach.
 const MAX_FIRST_BYTES: usize = 64 << 10;
 
 impl<M: Publication> Quarantine<M> {
-    /// The connection has ended by our own will: what was under way is published again and not suspected.
+    /// Notes that this node has closed the connection: what was in flight is published again and not suspected.
     pub(crate) fn closed(&mut self) {
         for (_, flight) in std::mem::take(&mut self.flights).into_iter().rev() {
             if flight.role == FlightRole::Fresh {
@@ -35,7 +37,7 @@ impl<M: Publication> Quarantine<M> {
         self.phase = Phase::Down;
     }
 
-    /// The connection has ended. All answers that came by it are told before.
+    /// Notes that the connection has ended by itself. All answers that came by it must be told before.
     pub(crate) fn died(&mut self, now: Duration) -> ReconnectDelay {
         let lived = now.saturating_sub(self.born);
         let phase = std::mem::replace(&mut self.phase, Phase::Down);
@@ -77,7 +79,7 @@ impl<M: Publication> Quarantine<M> {
             .collect();
         if !matches!(phase, Phase::Open) || (fresh.is_empty() && chunks.is_empty()) {
             self.void();
-            // In the midst of a verification the path was good enough for something.
+            // A verification that got beyond its first packet shows that the path works to some degree.
             return match phase {
                 Phase::Verifying { .. } if self.carried.packets > 1 => self.path.wait(),
                 _ => ReconnectDelay::Backoff,
@@ -93,7 +95,7 @@ impl<M: Publication> Quarantine<M> {
         self.path.wait()
     }
 
-    /// All evidence is void: the path ends connections by itself.
+    /// Voids all evidence, since the path ends connections by itself.
     pub(super) fn void(&mut self) {
         self.path.fault();
         if let Some(Accusation { suspect, .. }) = self.accused.take() {
@@ -102,14 +104,14 @@ impl<M: Publication> Quarantine<M> {
         self.suspects.void();
     }
 
-    /// A suspect that is not settled is one again, unless it is a status that has been replaced.
+    /// Returns a suspect that is not settled to the others, unless it is a status that has been replaced.
     pub(super) fn put_back(&mut self, suspect: Suspect<M>) {
         if !suspect.is_status || self.controls.is_full(&suspect.message) {
             self.suspects.put_back(suspect);
         }
     }
 
-    /// Holds the last death against its suspect, once the verification is complete.
+    /// Counts the last death against its suspect, once the verification is complete.
     pub(super) fn judge(&mut self, now: Duration) {
         if now < self.verified_at() {
             return;
@@ -121,7 +123,7 @@ impl<M: Publication> Quarantine<M> {
         self.path.cleared();
         suspect.alone += 1;
         if suspect.alone < DEATHS_TO_CONVICT {
-            // Tried again at once, while the connection is as young as it can be.
+            // The next trial follows at once, while the connection is young.
             self.turn = 0;
             return self.put_back(suspect);
         }
@@ -135,6 +137,7 @@ impl<M: Publication> Quarantine<M> {
             .push_back(Verdict::Convicted(suspect.message, suspect.deaths));
     }
 
+    /// Returns the time at which the connection reaches the age that the verification needs.
     pub(super) fn verified_at(&self) -> Duration {
         self.born
             + self

@@ -1,27 +1,27 @@
-//! The node's status, which is the control publish: full, or in its minimal form where the full one is suspect.
+//! The control publishes: the node's status in full, or in its minimal form where the full one is suspect.
 
 use super::Publication;
 
-/// What is known of the full status.
+/// The standing of the full status.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Standing {
-    /// It was not acknowledged yet, and no connection ended at it.
+    /// It was not acknowledged yet, and no connection ended while it was in flight.
     Untried,
     /// The broker has acknowledged it.
     Proven,
-    /// A connection ended while it was under way.
+    /// A connection ended while it was in flight.
     Suspect,
     /// It ends connections.
     Convicted,
 }
 
-/// Both forms of the status.
+/// Both forms of the status and the standing of the full one.
 #[derive(Debug)]
 pub(super) struct Controls<M> {
     full: M,
     minimal: M,
     standing: Standing,
-    /// The retained status is another than it should be.
+    /// Whether the retained status differs from the one set.
     pub(super) is_due: bool,
 }
 
@@ -35,7 +35,7 @@ impl<M: Publication> Controls<M> {
         }
     }
 
-    /// States the status; true if it is another than before.
+    /// Sets the status; true if it differs from the one before.
     pub(super) fn set(&mut self, full: M, minimal: M) -> bool {
         self.is_due = true;
         if full.is_same(&self.full) {
@@ -45,12 +45,12 @@ impl<M: Publication> Controls<M> {
         true
     }
 
-    /// Whether this is the full status still.
+    /// Whether this message is the current full status.
     pub(super) fn is_full(&self, message: &M) -> bool {
         message.is_same(&self.full)
     }
 
-    /// What is published as the control.
+    /// Returns the message to publish as the control.
     pub(super) fn message(&self) -> M {
         match self.standing {
             Standing::Untried | Standing::Proven => self.full.clone(),
@@ -58,14 +58,14 @@ impl<M: Publication> Controls<M> {
         }
     }
 
-    /// The broker has acknowledged this status.
+    /// Notes that the broker has acknowledged this status.
     pub(super) fn acknowledged(&mut self, message: &M) {
         if message.is_same(&self.full) {
             self.standing = Standing::Proven;
         }
     }
 
-    /// A connection ended while this status was under way: the full one, if that makes it a suspect.
+    /// Notes that a connection ended while this status was in flight. Returns the full status if that makes it a suspect.
     pub(super) fn died(&mut self, message: &M) -> Option<M> {
         self.is_due = true;
         if self.standing == Standing::Untried && message.is_same(&self.full) {
@@ -75,12 +75,12 @@ impl<M: Publication> Controls<M> {
         None
     }
 
-    /// The full status ends connections.
+    /// Notes that the full status is convicted.
     pub(super) fn convicted(&mut self, message: &M) {
         self.give_up_full(message);
     }
 
-    /// Publishes the minimal status in place of this one; false if it is the minimal one itself.
+    /// Replaces the full status by the minimal one; false if this message is not the full one, or it is replaced already.
     pub(super) fn give_up_full(&mut self, message: &M) -> bool {
         if !message.is_same(&self.full)
             || self.full.is_same(&self.minimal)

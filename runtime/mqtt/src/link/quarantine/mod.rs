@@ -1,15 +1,15 @@
-//! Quarantine of what ends connections: which message may be published now, what it means that a connection ends, and when a
-//! message is given up.
+//! The quarantine of messages that end connections: decides which message may be published now, which are suspected when a
+//! connection ends, and when a message is given up.
 //!
-//! Brokers end the connection of a client that publishes what they don't take, and something on the way may do so too. The
-//! message would be published again on the next connection, and so for ever. So whatever was under way when a connection
-//! ended is suspect and is tried alone: a message that the broker acknowledges is innocent. A message is convicted when
-//! four connections ended while it was alone under way, each after a control publish (the node's status) was
-//! acknowledged on it, and each followed by a verification: a connection on which only controls are published, one after the
-//! other, and which carries as many packets and bytes and lives as long as the one that ended. A path that ends connections by
-//! itself ends verifications too, which voids all evidence.
+//! Brokers end the connection of a client that publishes what they do not accept, and something on the way may do so too.
+//! Such a message would be published again on each connection. So each message in flight when a connection ends is suspect
+//! and is tried alone: a message that the broker acknowledges is innocent. A message is convicted when four connections ended
+//! while it was alone in flight, each after a control publish (the node's status) was acknowledged on it, and each followed by
+//! a verification: a connection on which only controls are published, one after the other, and which carries as many packets
+//! and bytes and lives as long as the one that ended. A path that ends connections by itself ends verifications too, which
+//! voids all evidence.
 //!
-//! Nothing here knows clocks or tasks: time is an argument, counted from any moment.
+//! The state machine knows no clocks and no tasks: time is an argument, counted from any moment.
 
 mod connection_end;
 mod controls;
@@ -28,56 +28,56 @@ use path_record::PathRecord;
 use recent::RecentDestinations;
 use suspects::{Suspect, Suspects};
 
-/// Messages under way at once; fewer than the client library takes, so that controls need not wait for them.
+/// The most messages in flight: fewer than the client library takes, so that controls need not wait for them.
 const MAX_WINDOW: usize = 48;
-/// Packets that a verification has beyond those of the connection that ended.
+/// The packets that a verification has beside those of the connection that ended.
 const EXTRA_VERIFICATION_PACKETS: u32 = 4;
-/// Destinations that are remembered, of convicted messages and of chunks that were lost.
+/// The most destinations that are remembered, of convicted messages and of lost chunks each.
 const MAX_REMEMBERED_DESTINATIONS: usize = 1024;
 
-/// What must be known of a message.
+/// A message to publish, as far as the quarantine must know it.
 pub(crate) trait Publication: Clone {
-    /// Names its topic.
+    /// Returns the hash of its topic.
     fn destination(&self) -> u64;
-    /// The size of its packet.
+    /// Returns the size of its packet.
     fn bytes(&self) -> usize;
-    /// Published with QoS 0: the broker acknowledges nothing of it.
+    /// Whether it is published with QoS 0, which the broker does not acknowledge.
     fn is_qos0(&self) -> bool;
-    /// Of several to one destination only the latest is of use.
+    /// Whether of several messages to its destination only the latest is of use.
     fn is_latest_only(&self) -> bool;
-    /// Whether both would be published alike.
+    /// Whether both messages would be published alike.
     fn is_same(&self, other: &Self) -> bool;
 }
 
-/// Something to be published now.
+/// A message to publish now.
 #[derive(Debug)]
 pub(crate) struct Shipment<M> {
-    /// Names it when the broker answers.
+    /// The number by which the broker's answer is told.
     pub(crate) number: u64,
     pub(crate) message: M,
-    /// Bytes that a control is to be longer by.
+    /// The bytes by which a control is to be longer.
     pub(crate) padding: usize,
 }
 
-/// What has become of a message.
+/// The decision about a message.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum Verdict<M> {
-    /// A QoS 0 message: something that was published later is acknowledged.
+    /// A QoS 0 message is confirmed, since something published later is acknowledged.
     Confirmed(M),
-    /// It ends connections; after so many it is given up.
+    /// The message is given up, since it ended so many connections.
     Convicted(M, u32),
 }
 
-/// How soon the next connection is to be made.
+/// The delay before the next connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum ReconnectDelay {
-    /// At once, but for some chance: a message is likely to blame.
+    /// Nearly none: a message is likely to blame.
     Short,
-    /// As for any path that fails.
+    /// The backoff of a path that fails.
     Backoff,
 }
 
-/// What a message is under way as.
+/// The role of a message in flight.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum FlightRole {
     Fresh,
@@ -85,6 +85,7 @@ enum FlightRole {
     Control,
 }
 
+/// A message in flight.
 #[derive(Debug)]
 struct Flight<M> {
     message: M,
@@ -92,34 +93,34 @@ struct Flight<M> {
     since: Duration,
 }
 
-/// What the connection is used for.
+/// The use of the connection.
 #[derive(Debug)]
 enum Phase {
     Down,
-    /// A control must be acknowledged first.
+    /// A control must be acknowledged before anything else is published.
     Proving {
         is_sent: bool,
     },
-    /// Only controls, one after the other.
+    /// Only controls are published, one after the other.
     Verifying {
         left: u32,
         is_sent: bool,
     },
-    /// Everything, but suspects.
+    /// Everything but suspects is published.
     Open,
-    /// A suspect alone.
+    /// A suspect is tried alone.
     Trial,
 }
 
-/// A suspect whose connection ended, until a verification tells whether that is held against it.
+/// A suspect whose connection ended, until a verification tells whether that counts against it.
 #[derive(Debug)]
 struct Accusation<M> {
     suspect: Suspect<M>,
-    /// What the connection was when it ended, and the verification's must become.
+    /// The load of the connection when it ended, which the verification must reach.
     load: ConnectionLoad,
 }
 
-/// How far a connection has come.
+/// The load that a connection has carried.
 #[derive(Debug, Clone, Copy, Default)]
 struct ConnectionLoad {
     age: Duration,
@@ -127,40 +128,40 @@ struct ConnectionLoad {
     bytes: usize,
 }
 
-/// The state of the quarantine, over messages `M`. It holds every message that is to be published until it is acknowledged.
+/// The state machine of the quarantine. It holds every message until it is acknowledged or given up.
 #[derive(Debug)]
 pub(crate) struct Quarantine<M> {
     phase: Phase,
-    /// When the connection was made.
+    /// The time at which the connection was made.
     born: Duration,
-    /// What was published on it; its age is not kept here.
+    /// The packets and bytes published on the connection; the age is left out.
     carried: ConnectionLoad,
     next_number: u64,
     queue: VecDeque<M>,
     flights: BTreeMap<u64, Flight<M>>,
-    /// Destinations of chunks, and the number that the next shipment had then.
+    /// The destinations of chunks in flight, each with the number that the next shipment had then.
     chunks: BTreeMap<u64, u64>,
     controls: Controls<M>,
     suspects: Suspects<M>,
     on_trial: Option<Suspect<M>>,
     accused: Option<Accusation<M>>,
-    /// Of convicted messages: others to them are tried alone from the start.
+    /// The destinations of convicted messages: others to them are tried alone from the start.
     convicted: RecentDestinations,
-    /// Of chunks that were under way when a connection ended: they get no further ones.
+    /// The destinations of chunks that were in flight when a connection ended: they get no further chunks.
     muted: RecentDestinations,
     path: PathRecord,
     window: usize,
-    /// Messages that may still be published before the next trial.
+    /// The number of messages that may still be published before the next trial.
     turn: usize,
-    /// Trials since the last turn.
+    /// The number of trials since other messages had their turn.
     trials: usize,
-    /// What is under way must be confirmed soon.
+    /// The link ends: messages in flight must be confirmed soon.
     is_closing: bool,
     verdicts: VecDeque<Verdict<M>>,
 }
 
 impl<M: Publication> Quarantine<M> {
-    /// `full` is the node's status, `minimal` a form of it that holds nothing that could be refused.
+    /// Creates a quarantine whose control is the node's status: `full`, or `minimal`, which no broker has reason to refuse.
     pub(crate) fn new(full: M, minimal: M) -> Self {
         Self {
             phase: Phase::Down,
@@ -185,14 +186,14 @@ impl<M: Publication> Quarantine<M> {
         }
     }
 
-    /// States the node's status, which is published soon.
+    /// Sets the node's status, which is published soon.
     pub(crate) fn set_status(&mut self, full: M, minimal: M) {
         if self.controls.set(full, minimal) {
             self.suspects.remove_status();
         }
     }
 
-    /// Takes a message.
+    /// Adds a message.
     pub(crate) fn push(&mut self, message: M) {
         if message.is_latest_only() {
             let destination = message.destination();
@@ -201,7 +202,7 @@ impl<M: Publication> Quarantine<M> {
         self.queue.push_back(message);
     }
 
-    /// Takes back what waits and can't be published on this connection.
+    /// Removes and returns the waiting messages that can't be published on this connection.
     pub(crate) fn sift(&mut self, can_be: impl Fn(&M) -> bool) -> Vec<M> {
         let mut out = self.suspects.sift(&can_be);
         for message in std::mem::take(&mut self.queue) {
@@ -214,7 +215,7 @@ impl<M: Publication> Quarantine<M> {
         out
     }
 
-    /// Messages that are not acknowledged yet, controls left out.
+    /// Returns the number of messages that are not acknowledged, controls left out.
     pub(crate) fn len(&self) -> usize {
         let flights = self
             .flights
@@ -224,12 +225,12 @@ impl<M: Publication> Quarantine<M> {
         self.queue.len() + flights.count() + self.suspects.len() + tried
     }
 
-    /// Messages that are tried alone.
+    /// Returns the number of messages that wait for a trial.
     pub(crate) fn suspects(&self) -> usize {
         self.suspects.len()
     }
 
-    /// Whether nothing is left to be published.
+    /// Whether nothing is left to publish.
     pub(crate) fn is_idle(&self) -> bool {
         self.len() == 0
             && self.flights.is_empty()
@@ -237,18 +238,18 @@ impl<M: Publication> Quarantine<M> {
             && (matches!(self.phase, Phase::Down) || !self.controls.is_due)
     }
 
-    /// The link ends: nothing may wait for long.
+    /// Notes that the link ends, so that nothing waits for long.
     pub(crate) fn close(&mut self) {
         self.is_closing = true;
     }
 
-    /// Shipments that the broker has to answer.
+    /// Returns the number of shipments that the broker has to answer.
     pub(crate) fn unanswered(&self) -> usize {
         let flights = self.flights.values();
         flights.filter(|flight| !flight.message.is_qos0()).count()
     }
 
-    /// A connection was made.
+    /// Notes that a connection is made.
     pub(crate) fn up(&mut self, now: Duration) {
         self.born = now;
         self.carried = ConnectionLoad::default();
@@ -265,11 +266,12 @@ impl<M: Publication> Quarantine<M> {
         };
     }
 
-    /// The broker has answered a shipment, whatever it says; gives the message, unless it is a control or a QoS 0 one.
+    /// Notes that the broker has answered a shipment, whatever the answer. Returns the message, unless it is a control or has
+    /// QoS 0.
     pub(crate) fn answered(&mut self, number: u64, now: Duration) -> Option<M> {
         let flight = self.flights.remove(&number)?;
         if flight.message.is_qos0() {
-            // It only left: what follows it must be acknowledged.
+            // It was only sent: a later message must be acknowledged.
             self.flights.insert(number, flight);
             return None;
         }
@@ -315,13 +317,13 @@ impl<M: Publication> Quarantine<M> {
         }
     }
 
-    /// A control is too large for the broker. The minimal status stands in for the full one from now on.
+    /// Notes that a control is too large for the broker. The minimal status replaces the full one from now on.
     pub(crate) fn is_too_large(&mut self, number: u64, now: Duration) {
         let Some(flight) = self.flights.get(&number) else {
             return;
         };
         if !self.controls.give_up_full(&flight.message) {
-            // A broker that takes next to nothing: then there is no proof to be had of it.
+            // The broker takes next to nothing: the control counts as acknowledged, since no other proof is possible.
             self.answered(number, now);
             return;
         }
@@ -331,7 +333,7 @@ impl<M: Publication> Quarantine<M> {
         }
     }
 
-    /// Takes back a shipment that could not be handed to the client library.
+    /// Removes and returns a shipment that could not be handed to the client library.
     pub(crate) fn withdraw(&mut self, number: u64) -> Option<M> {
         let flight = self.flights.remove(&number)?;
         match flight.role {
@@ -344,7 +346,7 @@ impl<M: Publication> Quarantine<M> {
         }
     }
 
-    /// What has become of messages, since this was asked last.
+    /// Returns the next decision about a message.
     pub(crate) fn next_verdict(&mut self) -> Option<Verdict<M>> {
         self.verdicts.pop_front()
     }
@@ -354,7 +356,7 @@ impl<M: Publication> Quarantine<M> {
         self.muted.forget(message.destination());
     }
 
-    /// Confirms QoS 0 messages that were published before this shipment, which is acknowledged.
+    /// Confirms the QoS 0 messages that were published before this shipment, which is acknowledged.
     fn confirm_before(&mut self, number: u64) {
         let later = self.flights.split_off(&number);
         let earlier = std::mem::replace(&mut self.flights, later);

@@ -1,21 +1,21 @@
-//! How far the path to the broker can be trusted, as its connections have shown.
+//! The record of the path to the broker: how often its connections ended by themselves.
 
 use std::time::Duration;
 
 use super::ReconnectDelay;
 
-/// Round trips of a verification on a path that has shown no fault by itself.
+/// The round trips of a verification on a path without faults.
 const MIN_ROUND_TRIPS: u32 = 16;
-/// How often they double at most, once for each connection that ended by the path's fault.
+/// The most doublings of the round trips, one for each connection that ended by the path's fault.
 const MAX_DOUBLINGS: u32 = 4;
-/// Connections that may be made again at once; those that brought something are given back.
+/// The most reconnects without a backoff; a verification or a conviction gives one back.
 const MAX_QUICK_RECONNECTS: u32 = 32;
-/// A connection that lived as long was a good one.
+/// The age of a connection after which all quick reconnects are available again.
 const GOOD_CONNECTION_AGE: Duration = Duration::from_secs(5);
-/// After so long a life the path's earlier faults are forgotten.
+/// The age of a connection after which the path's faults are forgotten.
 const FAULT_RETENTION: Duration = Duration::from_mins(1);
 
-/// The path's record.
+/// The record of the path.
 #[derive(Debug)]
 pub(super) struct PathRecord {
     faults: u32,
@@ -30,12 +30,12 @@ impl PathRecord {
         }
     }
 
-    /// A connection ended without a message being to blame.
+    /// Notes that a connection ended without a message to blame.
     pub(super) fn fault(&mut self) {
         self.faults = (self.faults + 1).min(MAX_DOUBLINGS);
     }
 
-    /// A connection ended after `lived`.
+    /// Notes that a connection ended after `lived`.
     pub(super) fn lived(&mut self, lived: Duration) {
         if lived >= GOOD_CONNECTION_AGE {
             self.quick_reconnects = MAX_QUICK_RECONNECTS;
@@ -45,7 +45,7 @@ impl PathRecord {
         }
     }
 
-    /// How long to wait after a death that a message may be to blame for.
+    /// Returns the delay after a death that a message may be to blame for.
     pub(super) fn wait(&mut self) -> ReconnectDelay {
         match self.quick_reconnects.checked_sub(1) {
             Some(left) => {
@@ -56,12 +56,12 @@ impl PathRecord {
         }
     }
 
-    /// A verification was clean, or a message was convicted: the path is not to blame for a death before.
+    /// Notes that the path was not to blame for a death: a verification was clean, or a message was convicted.
     pub(super) fn cleared(&mut self) {
         self.quick_reconnects = (self.quick_reconnects + 1).min(MAX_QUICK_RECONNECTS);
     }
 
-    /// How many control publishes must be acknowledged, one after the other, to hold a death against a message.
+    /// Returns the number of controls that a verification publishes, one after the other.
     pub(super) fn round_trips(&self) -> u32 {
         MIN_ROUND_TRIPS << self.faults
     }

@@ -2,17 +2,17 @@
 
 use std::collections::VecDeque;
 
-/// The destinations noted last; the oldest is forgotten for a new one.
+/// The destinations noted last; a new one beyond the bound replaces the oldest.
 #[derive(Debug)]
 pub(super) struct RecentDestinations {
-    most: usize,
+    capacity: usize,
     noted: VecDeque<u64>,
 }
 
 impl RecentDestinations {
-    pub(super) fn new(most: usize) -> Self {
+    pub(super) fn new(capacity: usize) -> Self {
         Self {
-            most,
+            capacity,
             noted: VecDeque::new(),
         }
     }
@@ -23,7 +23,7 @@ impl RecentDestinations {
 
     pub(super) fn note(&mut self, destination: u64) {
         self.forget(destination);
-        if self.noted.len() >= self.most {
+        if self.noted.len() >= self.capacity {
             self.noted.pop_front();
         }
         self.noted.push_back(destination);

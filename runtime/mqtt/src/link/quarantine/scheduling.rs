@@ -1,4 +1,4 @@
-//! What is published next.
+//! The scheduling of publishes: which message is next.
 
 use std::time::Duration;
 
@@ -7,14 +7,14 @@ use super::{
     Accusation, Flight, FlightRole, MAX_REMEMBERED_DESTINATIONS, Phase, Publication, Quarantine, Shipment,
 };
 
-/// QoS 0 messages that may be under way: published, and nothing acknowledged since.
+/// The most QoS 0 messages that are published and not confirmed by a later acknowledgement.
 const MAX_UNCONFIRMED: usize = 256;
-/// How long QoS 0 messages wait for another publish to be acknowledged before a control is published for it.
+/// The time for which QoS 0 messages wait for a later acknowledgement before a control is published for it.
 const CONFIRMATION_TIMEOUT: Duration = Duration::from_secs(3);
 
 impl<M: Publication> Quarantine<M> {
-    /// What is to be published next, if anything may be now. `most` is what the broker takes unacknowledged.
-    pub(crate) fn next(&mut self, now: Duration, most: usize) -> Option<Shipment<M>> {
+    /// Returns the next message to publish, if one may be published now. `receive_maximum` is the broker's.
+    pub(crate) fn next(&mut self, now: Duration, receive_maximum: usize) -> Option<Shipment<M>> {
         match &mut self.phase {
             Phase::Down => None,
             Phase::Proving { is_sent } | Phase::Verifying { is_sent, left: 1.. } => {
@@ -23,21 +23,21 @@ impl<M: Publication> Quarantine<M> {
             Phase::Verifying { left: 0, .. } => {
                 self.judge(now);
                 match self.phase {
-                    Phase::Open => self.next_of_open(now, most.max(1)),
+                    Phase::Open => self.next_of_open(now, receive_maximum.max(1)),
                     _ => None,
                 }
             }
             Phase::Trial => {
-                // A QoS 0 message is acknowledged by what follows it.
+                // A QoS 0 message is confirmed by the acknowledgement of a later one.
                 let alone = self.flights.len() == 1;
                 let is_qos0 = self.on_trial.as_ref().is_some_and(|s| s.message.is_qos0());
                 (alone && is_qos0).then(|| self.control(now))
             }
-            Phase::Open => self.next_of_open(now, most.max(1)),
+            Phase::Open => self.next_of_open(now, receive_maximum.max(1)),
         }
     }
 
-    /// When [`Quarantine::next`] may have something without anything happening before.
+    /// Returns the time at which [`Quarantine::next`] may return a message without another event before.
     pub(crate) fn wake(&self) -> Option<Duration> {
         match self.phase {
             Phase::Verifying { left: 0, .. } => Some(self.verified_at()),
@@ -49,7 +49,7 @@ impl<M: Publication> Quarantine<M> {
         }
     }
 
-    /// Whether a chunk may be published there now. It is then under way until something later is acknowledged.
+    /// Whether a chunk may be published to a destination now. It is then in flight until a later message is acknowledged.
     pub(crate) fn may_stream(&mut self, destination: u64, bytes: usize) -> bool {
         let free = matches!(self.phase, Phase::Open)
             && !self.is_draining()
@@ -62,13 +62,13 @@ impl<M: Publication> Quarantine<M> {
         free
     }
 
-    pub(super) fn next_of_open(&mut self, now: Duration, most: usize) -> Option<Shipment<M>> {
+    pub(super) fn next_of_open(&mut self, now: Duration, receive_maximum: usize) -> Option<Shipment<M>> {
         let waits_for_control = self.waits_for_control();
         if self.controls.is_due && !waits_for_control {
             return Some(self.control(now));
         }
         if !self.is_draining()
-            && let Some(shipment) = self.next_fresh(now, most)
+            && let Some(shipment) = self.next_fresh(now, receive_maximum)
         {
             return Some(shipment);
         }
@@ -87,10 +87,10 @@ impl<M: Publication> Quarantine<M> {
         None
     }
 
-    pub(super) fn next_fresh(&mut self, now: Duration, most: usize) -> Option<Shipment<M>> {
-        while self.unanswered() < self.window.min(most) && self.flights.len() < MAX_UNCONFIRMED {
+    pub(super) fn next_fresh(&mut self, now: Duration, receive_maximum: usize) -> Option<Shipment<M>> {
+        while self.unanswered() < self.window.min(receive_maximum) && self.flights.len() < MAX_UNCONFIRMED {
             let Some(message) = self.queue.pop_front() else {
-                // Nothing else waits: it is the suspects' turn.
+                // Nothing else waits: the suspects have their turn.
                 self.turn = 0;
                 return None;
             };
@@ -105,7 +105,7 @@ impl<M: Publication> Quarantine<M> {
         None
     }
 
-    /// Whether a message to this destination is to be tried alone.
+    /// Whether a message to this destination must be tried alone.
     pub(super) fn is_suspected(&self, destination: u64) -> bool {
         self.suspects.is_suspected(destination)
             || self.convicted.contains(destination)
@@ -118,12 +118,12 @@ impl<M: Publication> Quarantine<M> {
             .any(|flight| flight.role == FlightRole::Control)
     }
 
-    /// Whether what is under way is waited for, so that a suspect can be tried.
+    /// Whether nothing more is published until the messages in flight are answered, so that a suspect can be tried.
     pub(super) fn is_draining(&self) -> bool {
         !self.suspects.is_empty() && self.turn == 0
     }
 
-    /// Whether something is under way that the broker acknowledges only by acknowledging what follows.
+    /// Whether a QoS 0 message or a chunk is in flight that only a later acknowledgement confirms.
     pub(super) fn is_unconfirmed(&self) -> bool {
         let mut last_first = self.flights.values().rev();
         let chunk = self.chunks.values().max();
@@ -136,13 +136,13 @@ impl<M: Publication> Quarantine<M> {
             || chunk.is_some_and(|before| acknowledged.is_none_or(|(number, _)| number < before))
     }
 
-    /// The control. In a verification it has its share of the bytes that the suspect has.
+    /// Returns a control. In a verification it is padded to its share of the bytes that must be reached.
     pub(super) fn control(&mut self, now: Duration) -> Shipment<M> {
         self.controls.is_due = false;
         let message = self.controls.message();
         let padding = match (&self.phase, &self.accused) {
             (Phase::Verifying { left, .. }, Some(Accusation { load, .. })) => {
-                // A little more than the other connection carried, shared by the controls to come.
+                // A little more than the other connection carried, shared by the remaining controls.
                 let wanted = load.bytes.saturating_add(load.bytes / 8);
                 let wanted = wanted.saturating_sub(self.carried.bytes);
                 let share = wanted / (*left).max(1) as usize + 1;

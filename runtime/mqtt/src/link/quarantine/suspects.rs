@@ -1,18 +1,18 @@
-//! Messages that were under way when a connection ended, and what is known against them.
+//! The suspects: messages that were in flight when a connection ended.
 
 use std::collections::VecDeque;
 
 use super::Publication;
 
-/// A message that may be what ends connections.
+/// A message that may end connections.
 #[derive(Debug, Clone)]
 pub(super) struct Suspect<M> {
     pub(super) message: M,
-    /// Connections that ended while it was under way.
+    /// The number of connections that ended while it was in flight.
     pub(super) deaths: u32,
-    /// Those of them that it was alone on, each followed by a clean verification.
+    /// The number of those on which it was alone and that a clean verification followed.
     pub(super) alone: u32,
-    /// It is the node's full status.
+    /// Whether it is the node's full status.
     pub(super) is_status: bool,
 }
 
@@ -44,7 +44,7 @@ impl<M: Publication> Suspects<M> {
         self.0.is_empty()
     }
 
-    /// Adds one behind the others. Of messages of which only the latest counts it replaces an earlier one.
+    /// Adds a suspect behind the others. It replaces an earlier one where only the latest is of use.
     pub(super) fn add(&mut self, suspect: Suspect<M>) {
         if suspect.message.is_latest_only()
             && let Some(known) = self.find(suspect.message.destination())
@@ -55,10 +55,10 @@ impl<M: Publication> Suspects<M> {
         self.0.push_back(suspect);
     }
 
-    /// Puts one back that was on trial: before all others.
+    /// Puts a suspect back that was on trial, before all others.
     pub(super) fn put_back(&mut self, suspect: Suspect<M>) {
         if suspect.message.is_latest_only() && self.find(suspect.message.destination()).is_some() {
-            // A later one has taken its place meanwhile.
+            // A later message has replaced it meanwhile.
             return;
         }
         self.0.push_front(suspect);
@@ -79,7 +79,7 @@ impl<M: Publication> Suspects<M> {
         self.0.retain(|suspect| !suspect.is_status);
     }
 
-    /// Takes out what can't be published.
+    /// Removes and returns the messages that can't be published.
     pub(super) fn sift(&mut self, can_be: impl Fn(&M) -> bool) -> Vec<M> {
         let mut out = Vec::new();
         for suspect in std::mem::take(&mut self.0) {
@@ -92,15 +92,15 @@ impl<M: Publication> Suspects<M> {
         out
     }
 
-    /// Forgets what is known against each of them.
+    /// Forgets the verified deaths of all suspects.
     pub(super) fn void(&mut self) {
         for suspect in &mut self.0 {
             suspect.alone = 0;
         }
     }
 
-    /// Takes the next one for a trial: the one with the most against it, else the first. Messages to one destination keep
-    /// their order.
+    /// Takes the suspect for the next trial: the one with the most verified deaths, else the first. Messages to one
+    /// destination keep their order.
     pub(super) fn next(&mut self) -> Option<Suspect<M>> {
         let mut best: Option<(usize, u32)> = None;
         for (at, suspect) in self.0.iter().enumerate() {

@@ -7,10 +7,10 @@ use proptest::prelude::*;
 
 use super::{Publication, Quarantine, ReconnectDelay, Verdict};
 
-const SHORT: Duration = Duration::from_millis(50);
+const QUICK_DELAY: Duration = Duration::from_millis(50);
 const BACKOFF: Duration = Duration::from_millis(250);
 /// Longer than anything that is waited for.
-const END: Duration = Duration::from_hours(100);
+const TIME_LIMIT: Duration = Duration::from_hours(100);
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Letter {
@@ -75,7 +75,7 @@ impl Chance {
     }
 }
 
-/// What ends a connection beside poison.
+/// The causes that end a connection beside poison.
 #[derive(Debug, Clone, Copy)]
 enum Cut {
     Never,
@@ -102,7 +102,7 @@ struct World {
     /// The status is one too.
     status_is_poison: bool,
     waiting: VecDeque<Letter>,
-    /// How many of them are taken at once at the most.
+    /// The most of them that are taken at once.
     room: usize,
     answered: BTreeMap<u32, u32>,
     convicted: BTreeMap<u32, u32>,
@@ -156,7 +156,7 @@ impl World {
                 }
                 self.round_trip.mul_f64(f64::from(trips) + self.chance.unit())
             }
-            _ => END,
+            _ => TIME_LIMIT,
         };
         self.now + age
     }
@@ -196,10 +196,10 @@ impl World {
             if !self.waiting.is_empty() && self.quarantine.len() < self.room {
                 continue;
             }
-            let wake = self.quarantine.wake().unwrap_or(END).max(self.now);
-            let answer = answers.front().map_or(END, |(at, _)| *at);
+            let wake = self.quarantine.wake().unwrap_or(TIME_LIMIT).max(self.now);
+            let answer = answers.front().map_or(TIME_LIMIT, |(at, _)| *at);
             let next = answer.min(wake);
-            if next >= END && end >= END {
+            if next >= TIME_LIMIT && end >= TIME_LIMIT {
                 assert!(
                     self.quarantine.is_idle(),
                     "nothing happens any more: {:?}",
@@ -216,7 +216,7 @@ impl World {
                 let wait = self.quarantine.died(self.now);
                 self.verdicts();
                 self.now += if wait == ReconnectDelay::Short {
-                    SHORT
+                    QUICK_DELAY
                 } else {
                     BACKOFF
                 };

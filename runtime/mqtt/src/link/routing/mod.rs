@@ -1,5 +1,5 @@
-//! The subscriptions of rules, shared by inbox and outbox: the one judges copies in the order of their arrival, the other
-//! asks the broker for what is wanted.
+//! The subscriptions of rules, shared by inbox and outbox: the inbox decides in order of arrival which copy of a message
+//! counts, the outbox subscribes to what is wanted.
 
 mod order;
 #[cfg(test)]
@@ -15,25 +15,26 @@ use crate::rule_topics::RuleTopics;
 pub(crate) use order::Action;
 use order::Order;
 
-/// The user property that makes a status message a fence.
+/// The user property that marks a status message as a fence.
 pub(crate) const FENCE_PROPERTY: &str = "fence";
 
-/// The state of the rules' subscriptions.
+/// The subscriptions of rules.
 #[derive(Debug)]
 pub(crate) struct Routing {
     state: Mutex<RoutingState>,
-    /// Tells the outbox that something is to be asked for.
+    /// Wakes the outbox when a subscription may be due.
     advanced: Notify,
-    /// Names the fences of this process; no one else can tell it beforehand.
+    /// The unpredictable part of the names of this process's fences.
     secret: u64,
 }
 
+/// The state under the lock.
 #[derive(Debug, Default)]
 struct RoutingState {
     order: Order,
-    /// As it was kept last.
+    /// The list as it was stored last.
     kept: String,
-    /// The broker's session in which the last message came.
+    /// The broker's session in which the last message arrived.
     session: u64,
 }
 
@@ -46,12 +47,12 @@ impl Routing {
         }
     }
 
-    /// Resolves when [`Routing::advance`] may have something to do.
+    /// Resolves when [`Routing::advance`] may return something.
     pub(crate) async fn advanced(&self) {
         self.advanced.notified().await;
     }
 
-    /// Takes over what an earlier process noted, before the first message is looked at.
+    /// Restores the list that an earlier process stored, before the first message is handled.
     pub(crate) fn restore(&self, service: &Service) {
         let mut state = self.state();
         let note = service.link_note();
@@ -62,8 +63,7 @@ impl Routing {
         self.advanced.notify_one();
     }
 
-    /// The topics that rules have from now on; `former` are those that the broker may know from an earlier version of the
-    /// program.
+    /// Sets the topics that rules have from now on.
     pub(crate) fn want(&self, topics: &RuleTopics, service: Option<&Service>) {
         let mut state = self.state();
         state.order.want(topics);
@@ -72,36 +72,36 @@ impl Routing {
         }
     }
 
-    /// As [`Routing::want`], for the first time: also what is noted as subscribed to by an earlier process.
+    /// As [`Routing::want`], for the first time: with the filters that an earlier process may have subscribed to.
     pub(crate) fn begin(&self, topics: &RuleTopics) {
         let mut state = self.state();
         state.order.remember(topics.former().map(str::to_owned));
         state.order.want(topics);
     }
 
-    /// A connection is up.
+    /// Notes that a connection is made.
     pub(crate) fn connected(&self, session_present: bool) {
         self.state().order.connected(session_present);
     }
 
-    /// What is to be asked for now, while there is a connection.
+    /// Returns the requests to the broker that are due, while there is a connection.
     pub(crate) fn advance(&self) -> Vec<Action> {
         self.state().order.advance()
     }
 
-    /// The broker has answered a subscription; true if the filter is wanted.
+    /// Notes the broker's answer to a subscription; true if the filter is wanted.
     pub(crate) fn answered(&self, filter: &str, granted: bool) -> bool {
         let mut state = self.state();
         state.order.answered(filter, granted);
         state.order.is_wanted(filter)
     }
 
-    /// What the broker has refused is to be asked for once more.
+    /// Makes refused subscriptions due again.
     pub(crate) fn retry(&self) {
         self.state().order.retry();
     }
 
-    /// The broker has answered that a filter is left.
+    /// Notes the broker's answer to an unsubscription.
     pub(crate) fn left(&self, filter: &str, service: Option<&Service>) {
         let mut state = self.state();
         state.order.left(filter);
@@ -110,17 +110,17 @@ impl Routing {
         }
     }
 
-    /// Whether a fence is under way.
+    /// Whether a fence is in flight.
     pub(crate) fn is_fenced(&self) -> bool {
         self.state().order.is_fenced()
     }
 
-    /// The value of the user property [`FENCE_PROPERTY`] of a fence.
+    /// Returns the name of a fence, the value of its user property [`FENCE_PROPERTY`].
     pub(crate) fn name(&self, fence: u64) -> String {
         format!("{:016x}-{fence}", self.secret)
     }
 
-    /// The fence that a message to ourselves is, if it is one.
+    /// Returns the number of the fence that a message is, if it is one of this process.
     pub(crate) fn fence(&self, publish: &Publish) -> Option<u64> {
         let properties = publish.properties.as_ref()?;
         let mut named = properties.user_properties.iter();
@@ -129,7 +129,7 @@ impl Routing {
         number.parse().ok()
     }
 
-    /// A fence has come back, or is given up. [`Routing::noted`] is to be called when what this returns has resolved.
+    /// Notes that a fence has come back or is given up. [`Routing::noted`] must be called when the returned future has resolved.
     pub(crate) fn pass(&self, fence: u64, service: &Service) -> Option<Observed> {
         let mut state = self.state();
         if !state.order.pass(fence) {
@@ -144,19 +144,18 @@ impl Routing {
         noted
     }
 
-    /// It is on the disk what decides: what is former may be left.
+    /// Notes that the list is on the disk: former filters may be unsubscribed from.
     pub(crate) fn noted(&self) {
         self.state().order.noted();
         self.advanced.notify_one();
     }
 
-    /// A message of this session of the broker's is to be looked at; true if it is the first of a session that the broker
-    /// began anew.
+    /// Notes the broker's session of a message; true if it is the first message of a new session.
     pub(crate) fn enters(&self, session: u64) -> bool {
         std::mem::replace(&mut self.state().session, session) != session
     }
 
-    /// Whether the copy of a publication counts that came by these subscriptions.
+    /// Whether the copy of a message that came by these subscriptions counts.
     pub(crate) fn counts(&self, topic: &str, ids: &[usize]) -> bool {
         self.state().order.counts(topic, ids)
     }
@@ -167,7 +166,7 @@ impl Routing {
 }
 
 impl RoutingState {
-    /// Keeps the list over a restart, where it has changed; under the lock, so that the order of notes is that of changes.
+    /// Stores the list for a restart, if it has changed. Under the lock, so that lists are stored in the order of changes.
     fn keep(&mut self, service: &Service) -> Option<Observed> {
         let note = self.order.note();
         if note == self.kept {

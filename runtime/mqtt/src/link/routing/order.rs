@@ -1,13 +1,14 @@
-//! The subscriptions of rules while they change: which copy of a publication counts, and what is subscribed to and left.
+//! The order of the rules' filters while they change: which copy of a message counts, and what is subscribed to and
+//! unsubscribed from.
 //!
-//! A broker may send a publication once for each subscription that matches it. One copy of it counts: the first filter of
-//! an ordered list that matches the topic decides, by the identifier of its subscription. New filters go to the list's
-//! end, where they decide on nothing that another one decides on, so that they need no care. A filter that is no longer
-//! wanted stays in the list, and subscribed to, until all that are wanted are granted and a fence has come back: a message
-//! to ourselves that the broker queues behind all that it routed before. The copies of one publication are on the same
-//! side of it. Only then is the filter left.
+//! A broker may send a message once for each subscription that matches it. One copy counts: the first filter of an ordered
+//! list that matches the topic decides, by the identifier of its subscription. New filters are added at the end of the list,
+//! where they decide on nothing that an earlier filter decides on. A filter that is no longer wanted stays in the list, and
+//! subscribed to, until all wanted ones are granted and a fence has come back: a message to the node itself that the broker
+//! queues behind all that it routed before. The copies of one message are on the same side of the fence. Only then is the
+//! filter unsubscribed from.
 //!
-//! No clock, no network: what is to be done is said by [`Order::advance`].
+//! The state machine knows no clock and no network: [`Order::advance`] returns what to ask the broker for.
 
 use std::collections::VecDeque;
 
@@ -16,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use crate::rule_topics::{RuleTopics, identifier};
 use crate::topics::filter_matches;
 
-/// Identifiers of filters that were left and are remembered: a copy of theirs that comes late counts no more.
+/// The most identifiers of former filters that are remembered: a late copy that came by one does not count.
 const MAX_LEFT_IDS: usize = 1024;
 
 /// The filters of rules in the order in which they decide.
@@ -24,30 +25,30 @@ const MAX_LEFT_IDS: usize = 1024;
 pub(crate) struct Order {
     filters: Vec<OrderedFilter>,
     wanted: Vec<String>,
-    /// Filters that decide no more and are to be left.
+    /// Filters that do not decide any more and are to be unsubscribed from.
     former: Vec<FormerFilter>,
-    /// Identifiers of filters that were left, oldest first.
+    /// The identifiers of filters that were unsubscribed from, oldest first.
     left: VecDeque<usize>,
-    /// Whether the list of an earlier process was looked at: no copy is judged before.
+    /// Whether the list of an earlier process was restored; no copy is judged before.
     restored: bool,
     fence: Option<u64>,
     fences: u64,
 }
 
-/// A filter that is subscribed to by itself, so that the broker says by which subscription a copy came.
+/// A filter with a subscription of its own, so that the broker tells by which filter a copy came.
 #[derive(Debug)]
 struct OrderedFilter {
     filter: String,
-    /// The same over a restart, as the broker keeps copies with it.
+    /// The subscription identifier: the same over a restart, as the broker queues copies with it.
     id: usize,
     grant: GrantState,
-    /// The broker has refused it, and has not granted it since.
+    /// Whether the broker has refused the filter and not granted it since.
     refused: bool,
-    /// An earlier process may have asked for it.
+    /// Whether an earlier process may have subscribed to it.
     remembered: bool,
 }
 
-/// What the broker has said on the present connection.
+/// The broker's answer to a subscription on the current connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum GrantState {
     NotRequested,
@@ -56,15 +57,16 @@ enum GrantState {
     Refused,
 }
 
+/// A filter that does not decide any more.
 #[derive(Debug)]
 struct FormerFilter {
     filter: String,
     id: usize,
-    /// It is on the disk that it decides no more.
+    /// Whether the list without this filter is on the disk.
     noted: bool,
-    /// The broker was asked to forget it on the present connection.
+    /// Whether the unsubscription was sent on the current connection.
     asked: bool,
-    /// The broker has lost it with the session.
+    /// Whether the broker has lost the subscription with the session.
     lost: bool,
 }
 
@@ -78,11 +80,11 @@ pub(crate) enum Action {
     Unsubscribe {
         filter: String,
     },
-    /// A message to ourselves that names this number.
+    /// Publish a fence of this number.
     Fence(u64),
 }
 
-/// The list as it is kept over a restart.
+/// The list as it is stored.
 #[derive(Debug, Serialize, Deserialize)]
 struct SavedOrder {
     order: Vec<(String, usize)>,
@@ -91,7 +93,7 @@ struct SavedOrder {
 }
 
 impl Order {
-    /// Takes over the list of an earlier process, before the first copy is judged.
+    /// Restores the list of an earlier process, before the first copy is judged.
     pub(crate) fn restore(&mut self, note: Option<&str>) {
         self.restored = true;
         let note: Option<SavedOrder> = note.and_then(|note| {
@@ -112,7 +114,7 @@ impl Order {
             }
             self.filters.push(entry);
         }
-        // What the list does not know may be subscribed to or not: it must not decide in the place of another.
+        // A filter outside the stored list may be subscribed to or not: it must not decide before others.
         let mut unsure: Vec<OrderedFilter> = known.extract_if(.., |entry| entry.remembered).collect();
         self.filters.append(&mut known);
         self.filters.append(&mut unsure);
@@ -131,8 +133,8 @@ impl Order {
         }
     }
 
-    /// Filters that the broker may know from an earlier process, before any is wanted. They decide first, unless that process
-    /// has left a list.
+    /// Adds the filters that the broker may know from an earlier process, before any is wanted. They decide first, unless that
+    /// process has stored a list.
     pub(crate) fn remember(&mut self, filters: impl IntoIterator<Item = String>) {
         for filter in filters {
             self.append(filter);
@@ -142,17 +144,17 @@ impl Order {
         }
     }
 
-    /// These filters are wanted from now on.
+    /// Sets the wanted filters.
     pub(crate) fn want(&mut self, topics: &RuleTopics) {
         self.wanted = topics.filters().map(str::to_owned).collect();
         for filter in self.wanted.clone() {
             self.append(filter);
         }
-        // What it would end has changed.
+        // The fence in flight is about an earlier list.
         self.fence = None;
     }
 
-    /// A connection is up. Without a session the broker knows none of the filters.
+    /// Notes that a connection is made. Without a session the broker knows none of the filters.
     pub(crate) fn connected(&mut self, session_present: bool) {
         for entry in &mut self.filters {
             entry.grant = GrantState::NotRequested;
@@ -161,7 +163,7 @@ impl Order {
             former.asked = false;
         }
         if !session_present {
-            // The disk has still those that are not noted: a process that is started now would let them decide.
+            // The stored list still has those that are not noted: a process started now would let them decide.
             let gone: Vec<FormerFilter> = self.former.extract_if(.., |former| former.noted).collect();
             for former in gone {
                 self.forget_id(former.id);
@@ -173,8 +175,8 @@ impl Order {
         self.fence = None;
     }
 
-    /// What is to be asked for now, while there is a connection: on each one all filters in their order, since the broker may
-    /// have lost the session. Then of those that it knows again the first ones decide, as ever.
+    /// Returns the requests that are due while there is a connection. On each connection all filters are subscribed to in their
+    /// order, since the broker may have lost the session: of those that it knows again the first ones decide.
     pub(crate) fn advance(&mut self) -> Vec<Action> {
         let mut actions = Vec::new();
         for former in self.former.iter_mut().filter(|former| former.lost) {
@@ -205,12 +207,12 @@ impl Order {
         actions
     }
 
-    /// Whether a filter is wanted, and not only to be left in good order.
+    /// Whether a filter is wanted, and not kept only until it may be unsubscribed from.
     pub(crate) fn is_wanted(&self, filter: &str) -> bool {
         self.wanted.iter().any(|wanted| wanted == filter)
     }
 
-    /// The broker has answered a subscription.
+    /// Notes the broker's answer to a subscription.
     pub(crate) fn answered(&mut self, filter: &str, granted: bool) {
         let place = self.filters.iter().position(|entry| entry.filter == filter);
         let Some(entry) = place.and_then(|place| self.filters.get_mut(place)) else {
@@ -224,13 +226,13 @@ impl Order {
         if std::mem::take(&mut entry.refused)
             && let Some(place) = place
         {
-            // Others have decided in its place, and go on.
+            // Others have decided in its place, and continue to.
             let entry = self.filters.remove(place);
             self.filters.push(entry);
         }
     }
 
-    /// What the broker has refused is to be asked for once more.
+    /// Makes refused subscriptions due again.
     pub(crate) fn retry(&mut self) {
         for entry in &mut self.filters {
             if entry.grant == GrantState::Refused {
@@ -239,7 +241,7 @@ impl Order {
         }
     }
 
-    /// The broker has answered that a filter is left.
+    /// Notes the broker's answer to an unsubscription.
     pub(crate) fn left(&mut self, filter: &str) {
         let place = self.former.iter().position(|former| former.filter == filter);
         if let Some(former) = place.map(|place| self.former.remove(place)) {
@@ -247,13 +249,13 @@ impl Order {
         }
     }
 
-    /// Whether a fence is under way.
+    /// Whether a fence is in flight.
     pub(crate) fn is_fenced(&self) -> bool {
         self.fence.is_some()
     }
 
-    /// A fence has come back, or is given up: what is not wanted decides no more from here on. True if it was the fence
-    /// that is waited for; then [`Order::noted`] is to be called when [`Order::note`] is on the disk.
+    /// Notes that a fence has come back or is given up: filters that are not wanted do not decide from here on. True if it was
+    /// the fence in flight; then [`Order::noted`] must be called when [`Order::note`] is on the disk.
     pub(crate) fn pass(&mut self, fence: u64) -> bool {
         if self.fence != Some(fence) {
             return false;
@@ -275,15 +277,15 @@ impl Order {
         true
     }
 
-    /// It is on the disk what decides: what is former may be left.
+    /// Notes that the list is on the disk: former filters may be unsubscribed from.
     pub(crate) fn noted(&mut self) {
         for former in &mut self.former {
             former.noted = true;
         }
     }
 
-    /// Whether the copy of a publication counts that came by these subscriptions. A broker that says nothing of
-    /// subscriptions, or tells of one that was never known here, leaves it to the topic.
+    /// Whether the copy of a message that came by these subscriptions counts. It does if the broker tells no subscriptions, or
+    /// only unknown ones.
     pub(crate) fn counts(&self, topic: &str, ids: &[usize]) -> bool {
         let known = |id: &usize| {
             self.filters.iter().any(|entry| entry.id == *id)
@@ -302,7 +304,7 @@ impl Order {
         decides.is_some_and(|entry| ids.contains(&entry.id))
     }
 
-    /// What is to be kept over a restart.
+    /// Returns the list to store for a restart.
     pub(crate) fn note(&self) -> String {
         let note = SavedOrder {
             order: self
@@ -317,7 +319,7 @@ impl Order {
                 .collect(),
             left: self.left.iter().copied().collect(),
         };
-        // Of texts and numbers: nothing that can't be written.
+        // Texts and numbers can always be written.
         serde_json::to_string(&note).unwrap_or_default()
     }
 

@@ -10,8 +10,8 @@ use super::{FENCE_PROPERTY, Routing};
 use crate::rule_topics::RuleTopics;
 use crate::topics::filter_matches;
 
-/// What a rule may have: all of it matches `TOPIC`.
-const ALWAYS: [&[&str]; 6] = [
+/// The filters that a rule may have: all match `TOPIC`.
+const COMMON_FILTERS: [&[&str]; 6] = [
     &["a/b"],
     &["a/+"],
     &["#"],
@@ -19,8 +19,8 @@ const ALWAYS: [&[&str]; 6] = [
     &["+/b", "#"],
     &["a/#", "+/b", "a/b"],
 ];
-/// What another rule may have beside it.
-const BESIDE: [&[&str]; 4] = [&[], &["a/b"], &["a/+", "c"], &["c", "+/+"]];
+/// The filters that another rule may have beside it.
+const OTHER_FILTERS: [&[&str]; 4] = [&[], &["a/b"], &["a/+", "c"], &["c", "+/+"]];
 const TOPIC: &str = "a/b";
 
 #[derive(Debug, Clone)]
@@ -32,7 +32,7 @@ enum Step {
     Broker(usize),
     /// The node looks at so many packets.
     Node(usize),
-    /// What the node has decided is on the disk.
+    /// The node's decisions are on the disk.
     Flush,
     /// Acknowledgements go out.
     Acknowledge,
@@ -50,7 +50,7 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
     let few = 1..4_usize;
     let step = prop_oneof![
         12 => Just(Step::Publish),
-        3 => (0..ALWAYS.len(), 0..BESIDE.len()).prop_map(|(a, b)| Step::Reload(a, b)),
+        3 => (0..COMMON_FILTERS.len(), 0..OTHER_FILTERS.len()).prop_map(|(a, b)| Step::Reload(a, b)),
         8 => few.clone().prop_map(Step::Broker),
         12 => few.clone().prop_map(Step::Node),
         4 => Just(Step::Flush),
@@ -91,7 +91,7 @@ enum What {
     Fence(u64),
 }
 
-/// What a process keeps, in the order of its decisions.
+/// The stored decisions of a process, in their order.
 #[derive(Debug, Clone)]
 enum Entry {
     Receipt(u64, Option<u64>),
@@ -129,7 +129,7 @@ struct World {
 
 fn topics(always: usize, beside: usize) -> RuleTopics {
     let owned = |topics: &[&str]| topics.iter().map(|&topic| topic.to_owned()).collect::<Vec<_>>();
-    let (always, beside) = (owned(ALWAYS[always]), owned(BESIDE[beside]));
+    let (always, beside) = (owned(COMMON_FILTERS[always]), owned(OTHER_FILTERS[beside]));
     RuleTopics::new([("r", &always[..]), ("s", &beside[..])])
 }
 
@@ -316,7 +316,7 @@ impl World {
         self.connect(true);
     }
 
-    /// What waits for the disk goes on waiting, and is not acknowledged.
+    /// Messages that wait for the disk go on waiting and are not acknowledged.
     fn lose_connection(&mut self) {
         for (number, _) in &mut self.done {
             *number = 0;

@@ -1,24 +1,24 @@
-//! What speaks for another node that has this node's session: a state machine; time is an argument.
+//! The evidence of a takeover: a state machine to which time is an argument.
 //!
-//! The broker gives a session to one connection at a time. So a node of the same client id publishes its status just
-//! when this node has lost its connection, and never while this node has it. Both are used: a status counts for the death
-//! of the connection that it followed, and what was seen of a node that publishes while this one is connected is dropped.
+//! The broker gives a session to one connection at a time. So another node of the same client id publishes its status just
+//! after this node has lost its connection, and never while this node is connected. Both are used: a status counts for the
+//! death of the connection that it followed, and a node that publishes while this one is connected is forgotten.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// Deaths of the connection, each followed by a status of the same other node, that confirm a takeover.
+/// The number of deaths of the connection, each followed by a status of the same other node, that confirm a takeover.
 const REQUIRED_CONFIRMATIONS: u32 = 2;
-/// The same for a node that had its session for long: of two nodes the younger one is to end.
+/// The same for an established node: of two nodes the younger one is to end.
 const REQUIRED_CONFIRMATIONS_ESTABLISHED: u32 = 4;
-/// A connection that lived as long makes the node an established one.
+/// The age of a connection that makes the node an established one.
 const ESTABLISHED_AGE: Duration = Duration::from_mins(1);
-/// A status that arrives so soon after the connection may have been published before it.
+/// The time after a connection is made within which a status may have been published before.
 const SETTLING_TIME: Duration = Duration::from_secs(1);
-/// A status that arrives so shortly before the death is noticed may have been published after it.
+/// The time before a death is noticed within which a status may have been published after the death.
 const DETECTION_DELAY: Duration = Duration::from_millis(500);
-/// Other nodes that are remembered; beyond them the one that was seen least recently is forgotten.
+/// The most other nodes that are remembered; beyond them the one seen least recently is forgotten.
 const MAX_CONTENDERS: usize = 8;
 
 /// The evidence of a series of deaths of the connection.
@@ -32,25 +32,26 @@ pub(super) struct Evidence {
     contenders: Vec<Contender>,
 }
 
+/// The state of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum ConnectionState {
     Up {
         since: Instant,
     },
-    /// `watched`: statuses were listened to before the connection died.
+    /// `watched`: the probe listened before the connection died.
     Down {
         watched: bool,
     },
 }
 
-/// Another node that publishes this node's status.
+/// Another node that publishes on this node's status topic.
 #[derive(Debug)]
 struct Contender {
     boot_id: String,
-    /// Deaths that a status of it followed.
+    /// The number of deaths that a status of this node followed.
     deaths: u32,
     last_death: u64,
-    /// The first status since this node is connected: innocent, if the connection goes on.
+    /// The time of its first status while the connection is up, which clears it unless the connection dies at once.
     while_up: Option<Instant>,
 }
 
@@ -65,18 +66,18 @@ impl Evidence {
         }
     }
 
-    /// The node has its session.
+    /// Notes that this node has its session.
     pub(super) fn connected(&mut self, now: Instant) {
         self.link = ConnectionState::Up { since: now };
     }
 
-    /// The connection is gone, for a reason that is known or not.
+    /// Notes that the connection is gone, for whatever reason.
     pub(super) fn lost(&mut self) {
         self.link = ConnectionState::Down { watched: false };
     }
 
-    /// The connection was closed without a reason; it lived so long. `watched`: statuses were listened to before, so that one
-    /// that comes now is fresh.
+    /// Notes that the other side closed the connection, after `lived`, without a reason. `watched`: the probe listened before,
+    /// so that a status that comes now is fresh.
     pub(super) fn died(&mut self, now: Instant, lived: Duration, watched: bool) {
         self.established |= lived >= ESTABLISHED_AGE;
         self.link = ConnectionState::Down { watched };
@@ -91,12 +92,12 @@ impl Evidence {
                     }
                     true
                 }
-                // It published while this node had the session: it is not the one that takes it.
+                // It published while this node had the session, so it does not take the session over.
                 Some(_) => false,
             });
     }
 
-    /// A fresh status, not retained, of a node that is not offline.
+    /// Notes a fresh status, not retained, of a node that is not offline.
     pub(super) fn seen(&mut self, boot_id: &str, now: Instant) {
         if boot_id == self.own_boot_id {
             return;
@@ -114,12 +115,12 @@ impl Evidence {
         }
     }
 
-    /// Whether another node published its status after the present death of the connection.
+    /// Whether another node has published its status since the last death of the connection.
     pub(super) fn is_current(&self) -> bool {
         self.current().next().is_some()
     }
 
-    /// Whether another node has the session for certain.
+    /// Whether a takeover is confirmed.
     pub(super) fn is_conclusive(&self) -> bool {
         let needed = if self.established {
             REQUIRED_CONFIRMATIONS_ESTABLISHED
@@ -129,7 +130,7 @@ impl Evidence {
         self.current().any(|contender| contender.deaths >= needed)
     }
 
-    /// Forgets the other nodes: the series of deaths is over.
+    /// Forgets the other nodes, at the end of a series of deaths.
     pub(super) fn clear(&mut self) {
         self.contenders.clear();
     }
@@ -142,7 +143,7 @@ impl Evidence {
             .filter(move |contender| down && death > 0 && contender.last_death == death)
     }
 
-    /// The one of this boot id, at the end of the list.
+    /// Returns the node of this boot id, moved to the end of the list.
     fn contender(&mut self, boot_id: &str) -> &mut Contender {
         let known = self.contenders.iter().position(|known| known.boot_id == boot_id);
         let contender = match known {
@@ -164,7 +165,7 @@ impl Evidence {
 }
 
 impl Contender {
-    /// Several statuses after one death count once.
+    /// Counts a death once, however many statuses follow it.
     fn follows(&mut self, death: u64) {
         if self.last_death != death {
             self.last_death = death;

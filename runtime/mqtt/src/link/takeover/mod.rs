@@ -1,10 +1,10 @@
-//! Finds out whether another client has this node's session, at a broker that does not say so.
+//! The detection of a takeover of this node's session, for brokers that do not tell of it.
 //!
 //! mosquitto 2.0 closes the connection of a client whose session is taken over without the DISCONNECT of MQTT 5, section
-//! 3.1.4. To connect again would take the session back, and the other would do the same. A load balancer, a tunnel or a
-//! firewall closes connections just so. So a connection that was closed opens a probe, a second one of another name, which
-//! listens to the node's status while this node goes on connecting: the other node publishes its own each time that it
-//! takes the session back. [`Evidence`] says what of that is a takeover; a series of closed connections never is.
+//! 3.1.4. To reconnect would take the session back, and the other client would do the same. A load balancer, a tunnel or a
+//! firewall closes connections in the same way. So after a closed connection a probe, a second connection of another client
+//! id, listens to the node's status while this node goes on reconnecting: another node publishes its status each time that it
+//! takes the session back. [`Evidence`] decides what of that is a takeover; a series of closed connections alone never is.
 
 mod evidence;
 mod probe;
@@ -22,25 +22,25 @@ use crate::tls::TlsError;
 use evidence::Evidence;
 use probe::{Probe, Sighting};
 
-/// How long the other node may take to publish its status: it subscribes first.
+/// The time within which another node publishes its status, for which it subscribes first.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(3);
-/// The same where a message is as likely to have ended the connection: others wait for it to be tried.
+/// The same time where a message may as well have ended the connection, and others wait for its trial.
 const STATUS_TIMEOUT_IN_TRIALS: Duration = Duration::from_millis(300);
-/// How long the probe may take to subscribe.
+/// The time within which the probe subscribes.
 const PROBE_TIMEOUT: Duration = Duration::from_secs(1);
-/// Deaths in a row that a status was waited for in vain; after them the usual backoff is time enough.
+/// Deaths in a row after which no status came; after so many the detector waits no longer than the backoff.
 const MAX_FRUITLESS_WAITS: u32 = 5;
-/// A connection that lived shorter than this was short.
+/// The age below which a connection was a short one.
 pub(crate) const SHORT_CONNECTION: Duration = Duration::from_secs(10);
-/// A connection that lived as long ends a series of deaths: longer than any wait of another node between its attempts.
+/// The age of a connection that ends a series of deaths: longer than any backoff of another node.
 const SERIES_END_AGE: Duration = Duration::from_mins(2);
-/// Short connections in a row between two lines of the log.
+/// The number of short connections in a row between two warnings.
 const SHORT_CONNECTIONS_PER_WARNING: u32 = 5;
 
 /// Makes the options of a probe's connection.
 type ProbeOptions = Box<dyn Fn() -> Result<MqttOptions, TlsError> + Send + Sync>;
 
-/// What is known of the deaths of the connection.
+/// The detector of takeovers, which the poller tells of each connection and its end.
 pub(crate) struct TakeoverDetector {
     probe_options: ProbeOptions,
     status_topic: String,
@@ -63,13 +63,13 @@ impl TakeoverDetector {
         }
     }
 
-    /// The connection is made.
+    /// Notes that a connection is made.
     pub(crate) fn connected(&mut self) {
         self.evidence.connected(Instant::now());
     }
 
-    /// Attends to a connection that is up since `since`: hears what the probe hears, and ends a series of deaths once the
-    /// connection has lived long. Never ends; nothing is lost if it is started again.
+    /// Watches a connection that is up since `since`: takes the probe's sightings, and ends a series of deaths once the
+    /// connection is old enough. Never resolves. Cancel safe.
     pub(crate) async fn watch(&mut self, since: Instant) -> Infallible {
         loop {
             let short = *self.counters.short_connections.borrow() > 0;
@@ -91,7 +91,7 @@ impl TakeoverDetector {
         }
     }
 
-    /// Counts a connection that ended, for whatever reason. It lived so long; none if there was no connection.
+    /// Notes that a connection ended, whatever the reason, after `lived`; `None` for a failed attempt.
     pub(crate) fn ended(&mut self, lived: Option<Duration>) {
         self.evidence.lost();
         match lived {
@@ -114,8 +114,8 @@ impl TakeoverDetector {
         }
     }
 
-    /// Whether a connection that lived so long and was closed by the other side means that the session is another's. Takes
-    /// at least `wait`, the time until the next attempt, unless it does. `in_trials`: a message is as likely to be the reason.
+    /// Whether the session was taken over, after the other side closed a connection that had lived for `lived`. Takes at least
+    /// `wait`, the time until the next attempt, unless it was. `in_trials`: a message may as well be the reason.
     pub(crate) async fn is_taken_over(
         &mut self,
         lived: Option<Duration>,
@@ -146,7 +146,7 @@ impl TakeoverDetector {
                 Err(error) => tracing::debug!(%error, "the probe can't be set up"),
             }
         }
-        // It must hear what the next death brings.
+        // The probe must be subscribed before the next death.
         if let Some(probe) = &mut self.probe {
             probe.subscribed(PROBE_TIMEOUT).await;
         }
@@ -154,7 +154,7 @@ impl TakeoverDetector {
         false
     }
 
-    /// Listens to statuses until `resume`, and until `late` where one may still come.
+    /// Takes sightings until `resume`, and until `late` while one may still come.
     async fn is_confirmed(&mut self, late: Instant, resume: Instant) -> bool {
         let patient = self.fruitless_waits < MAX_FRUITLESS_WAITS;
         loop {
@@ -176,7 +176,7 @@ impl TakeoverDetector {
         }
     }
 
-    /// The next status that the probe hears; none if there is none until then.
+    /// Returns the probe's next sighting; `None` if there is none before `until`.
     async fn next_sighting(&mut self, until: Option<Instant>) -> Option<Sighting> {
         let heard = async {
             match &mut self.probe {

@@ -1,4 +1,4 @@
-//! A second connection to the broker that listens to the node's status.
+//! The probe: a second connection to the broker that listens to the node's status.
 
 use std::time::Duration;
 
@@ -14,18 +14,19 @@ use tokio::time::{Instant, sleep, timeout};
 use crate::link::LinkConfig;
 use crate::tls::TlsError;
 
-/// The largest packet that is taken; a status is far smaller.
+/// The largest packet that is accepted; a status is far smaller.
 const MAX_PACKET_BYTES: u32 = 64 << 10;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Between the loss of the connection and the next attempt; it doubles with each that fails.
+/// The wait before an attempt to reconnect; it doubles with each failure.
 const RECONNECT_INTERVAL: Duration = Duration::from_secs(1);
+/// The longest such wait.
 const MAX_RECONNECT_INTERVAL: Duration = Duration::from_secs(30);
-/// Statuses that wait to be looked at; beyond them they are dropped.
+/// The most sightings that wait to be taken; further ones are dropped.
 const MAX_QUEUED_SIGHTINGS: usize = 32;
-/// The longest id of a start that is looked at.
+/// The most bytes of a boot id; a status with a longer one is ignored.
 const MAX_BOOT_ID_BYTES: usize = 64;
 
-/// The connection; it ends when this is dropped.
+/// The probe's connection. It ends when this is dropped.
 pub(super) struct Probe {
     statuses: mpsc::Receiver<Sighting>,
     subscribed: watch::Receiver<bool>,
@@ -39,7 +40,8 @@ pub(super) struct Sighting {
     pub(super) at: Instant,
 }
 
-/// How the probe of this start of the node connects. Its id is no other's: two nodes that fight over a session both listen.
+/// Returns the options of the probe's connection. Its client id holds the start's id, so that two nodes that contend for a
+/// session can both listen.
 pub(super) fn options(config: &LinkConfig, boot_id: &str) -> Result<MqttOptions, TlsError> {
     let start: String = boot_id.chars().take(8).collect();
     let mut options = MqttOptions::new(
@@ -65,7 +67,7 @@ pub(super) fn options(config: &LinkConfig, boot_id: &str) -> Result<MqttOptions,
 }
 
 impl Probe {
-    /// Connects in the background and goes on doing so; `topic` is the status'.
+    /// Connects in the background, again after each loss; `topic` is the status topic.
     pub(super) fn open(options: MqttOptions, topic: String) -> Self {
         let (client, events) = AsyncClient::builder(options).unbounded().build();
         let (statuses_tx, statuses) = mpsc::channel(MAX_QUEUED_SIGHTINGS);
@@ -78,23 +80,23 @@ impl Probe {
         }
     }
 
-    /// Whether every status that is published now is seen.
+    /// Whether every status published now is received.
     pub(super) fn is_subscribed(&self) -> bool {
         *self.subscribed.borrow()
     }
 
-    /// Whether the broker has refused the subscription: the probe is of no use.
+    /// Whether the probe has ended, because the broker refused the subscription.
     pub(super) fn has_ended(&self) -> bool {
         self.task.is_finished()
     }
 
     /// Waits until the broker has agreed to the subscription, at most for `limit`.
     pub(super) async fn subscribed(&mut self, limit: Duration) {
-        // An error: the broker has refused it, and it never will be.
+        // An error: the broker has refused the subscription.
         let _ = timeout(limit, self.subscribed.wait_for(|subscribed| *subscribed)).await;
     }
 
-    /// The next status; waits for ever once the probe has ended. Nothing is lost if it is not waited for to the end.
+    /// Returns the next sighting; never resolves once the probe has ended. Cancel safe.
     pub(super) async fn next(&mut self) -> Sighting {
         match self.statuses.recv().await {
             Some(sighting) => sighting,
@@ -120,7 +122,7 @@ async fn listen(
     loop {
         match events.poll().await {
             Ok(Event::Incoming(Packet::ConnAck(_))) => {
-                // QoS 0: nothing is delivered twice. What the broker keeps is not asked for.
+                // QoS 0, so that nothing is delivered twice, and without the retained status.
                 let filter = SubscribeFilterInput::new(topic.as_str(), QoS::AtMostOnce)
                     .retain_forward_rule(RetainForwardRule::Never);
                 if let Err(error) = client.try_subscribe_many([filter]) {
@@ -142,7 +144,7 @@ async fn listen(
             }
             Ok(Event::Incoming(Packet::Publish(publish))) => {
                 if let Some(sighting) = sighting(&publish) {
-                    // An error: more of them than anybody can need.
+                    // A full channel holds more sightings than are needed.
                     let _ = statuses.try_send(sighting);
                 }
             }
@@ -158,7 +160,7 @@ async fn listen(
     }
 }
 
-/// What a message tells, if it is the fresh status of a node that is there.
+/// Returns the sighting that a message is, if it is a fresh status of a node that is not offline.
 fn sighting(publish: &Publish) -> Option<Sighting> {
     if publish.retain {
         return None;

@@ -20,7 +20,7 @@ use crate::link::{LinkState, options, tests};
 /// CONNACK without properties.
 const CONNACK: [u8; 5] = [0x20, 3, 0, 0, 0];
 
-/// A node's suspicion at a broker that anybody may publish at.
+/// A node's takeover detector at a broker that any client may publish at.
 struct Node {
     takeover: TakeoverDetector,
     client: Client,
@@ -97,7 +97,7 @@ async fn a_forged_status_is_not_enough() {
 }
 
 #[tokio::test]
-async fn a_broker_that_lets_nobody_read_the_status_confirms_nothing() {
+async fn a_broker_that_forbids_reading_the_status_confirms_nothing() {
     let mut node = Node::suspicious().await;
     // As good as a refusal: the probe ends.
     node.takeover.probe = Some(Probe::open(unreachable_broker(), node.topic.clone()));
@@ -146,10 +146,10 @@ fn path(short: u32, life: Duration, options: &mut MqttOptions) {
 #[tokio::test(start_paused = true)]
 async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
     for life in [0, 1, 4, 9].map(|seconds| Duration::from_millis(seconds * 1000 + 100)) {
-        const SHORT: u32 = 20;
+        const SHORT_CONNECTIONS: u32 = 20;
         let config = tests::config(1883);
         let mut options = options::options(&config, &Status::new(State::Offline, "boot")).expect("options");
-        path(SHORT, life, &mut options);
+        path(SHORT_CONNECTIONS, life, &mut options);
         let (client, events) = AsyncClient::builder(options).unbounded().build();
         let counters = Arc::new(Counters::default());
         let mut short_connections = counters.short_connections.subscribe();
@@ -174,13 +174,13 @@ async fn a_path_that_ends_connections_is_no_takeover_and_is_told() {
         };
         let begun = Instant::now();
         let poller = tokio::spawn(poller.run());
-        let all = short_connections.wait_for(|short| *short == SHORT);
+        let all = short_connections.wait_for(|short| *short == SHORT_CONNECTIONS);
         assert!(
             timeout(Duration::from_hours(1), all).await.is_ok(),
             "{life:?}: {:?}",
             state.borrow()
         );
-        let waited = begun.elapsed().saturating_sub(life * SHORT);
+        let waited = begun.elapsed().saturating_sub(life * SHORT_CONNECTIONS);
         assert!(
             waited > Duration::from_mins(2),
             "{life:?}: it does not back off: {waited:?}"
