@@ -59,6 +59,37 @@ fn no_crate_knows_what_it_must_never_know() {
     assert!(violations.is_empty(), "\n{}\n", violations.join("\n"));
 }
 
+#[test]
+fn the_paths_of_the_document_exist() {
+    let text = document::text();
+    let missing: Vec<&str> = document::paths(&text)
+        .into_iter()
+        .filter(|path| !source::root().join(path).exists())
+        .collect();
+    assert!(
+        missing.is_empty(),
+        "ARCHITECTURE.md names:\n{}\n",
+        missing.join("\n")
+    );
+}
+
+#[test]
+fn a_change_opens_at_most_three_files() {
+    let text = document::text();
+    let changes = document::table(&text, "| to change | open |");
+    assert!(changes.len() >= 20, "{} changes", changes.len());
+    for cells in &changes {
+        let files = document::paths(&cells[1]).len();
+        assert!((1..=3).contains(&files), "{}: {files} files", cells[0]);
+    }
+    let terms = document::table(&text, "| term | meaning | where |");
+    // With the head of the table and its line.
+    assert!(terms.len() + 2 <= 40, "{} terms", terms.len());
+    for cells in &terms {
+        assert!(!document::paths(&cells[2]).is_empty(), "{}", cells[0]);
+    }
+}
+
 /// A proof that holds for every crate would prove nothing.
 #[test]
 fn each_proof_fails_for_a_crate_that_knows() {
