@@ -41,3 +41,22 @@ pub(crate) fn crates(text: &str) -> Vec<Row> {
         })
         .collect()
 }
+
+/// The paths from the repository's root that a text names, in backticks.
+pub(crate) fn paths(text: &str) -> Vec<&str> {
+    const FOLDERS: [&str; 9] = [
+        "demo/",
+        "docs/",
+        "edge-config/",
+        "examples/",
+        "models/",
+        "runtime/",
+        "systemd/",
+        "tests/",
+        "xtask/",
+    ];
+    let quoted = text.split('`').skip(1).step_by(2);
+    quoted
+        .filter(|path| FOLDERS.iter().any(|folder| path.starts_with(folder)))
+        .collect()
+}

@@ -49,6 +49,8 @@ pub(crate) const MAY_RECUR: &[(&str, &str)] = &[
     ("phi-edge-onnx", "Shared"),
     // The errors of a folder.
     ("phi-edge-models", "error"),
+    // The arguments of a command, or of several.
+    ("phi-edge", "args"),
 ];
 
 const ENGINE: &[&str] = &["runtime/engine/"];
@@ -135,7 +137,7 @@ pub(crate) const OLD: &[Old] = &[
     kind("Desk", SERVICE, "RuleState"),
     function("desk", SERVICE, "rule state"),
     module("words", SERVICE, "summary"),
-    kind("Words", SERVICE, "summary"),
+    kind("Words", RULES, "summary"),
     kind("WordsError", SERVICE, "SummaryError"),
     function("words", RULES, "summary; tokens, where those of a text are meant"),
     module("worded", SERVICE, "summary"),
@@ -161,7 +163,7 @@ pub(crate) const OLD: &[Old] = &[
     kind("Witness", RUNTIME, "Observer"),
     kind("Witnesses", RUNTIME, "Observers"),
     function("witnesses", RUNTIME, "observers"),
-    function("tell", SERVICE, "notify"),
+    function("tell", &["runtime/service/"], "notify"),
     function("observe", MESSAGES, "ingest"),
     // Models and hub.
     module("shelf", MODELS, "model store"),

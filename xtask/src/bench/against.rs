@@ -83,6 +83,11 @@ enum Build {
 /// Measures, prints the table, and fails where a figure is out of bounds.
 pub(super) fn against(args: &BenchArgs, binary: &Path) -> Result<()> {
     ensure!(binary.is_file(), "{} is no file", binary.display());
+    ensure!(
+        release_binary().canonicalize().ok() != Some(binary.canonicalize()?),
+        "{} is what this checkout is built to: copy the other build elsewhere",
+        binary.display()
+    );
     run(cargo().args(["build", "--release", "--locked", "-p", "phi-edge"]))?;
     let (model, library, threads) = (model(args), library::for_this_machine()?, args.threads());
     let sizes = sizes(args, &model);
