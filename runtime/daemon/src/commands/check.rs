@@ -58,8 +58,14 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         };
         report.add("rules", rule_conversion::convert_all(config).map(names));
     }
-    let setup = ModelSetup::from_config(config, &[]);
-    let model = report.add("model", open(&setup));
+    check_model(&mut report, &ModelSetup::from_config(config, &[]));
+    check_link(&mut report, config, args.offline);
+    report.end()
+}
+
+/// Checks the model, the library, and whether a provider runs the model.
+fn check_model(report: &mut Report, setup: &ModelSetup) {
+    let model = report.add("model", open(setup));
     let library = report.add(
         "library",
         Library::find(setup.library.as_deref())
@@ -84,6 +90,10 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             }),
         );
     }
+}
+
+/// Checks the files of TLS and, unless `offline`, the connection to the broker.
+fn check_link(report: &mut Report, config: &Config, offline: bool) {
     match link::checked_tls(config) {
         Ok(None) => {}
         Ok(Some(tls)) => {
@@ -97,14 +107,13 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         }
         Err(fault) => note("tls", &fault),
     }
-    if !args.offline {
+    if !offline {
         report.add("broker", broker(config));
     } else if let Err(fault) =
         link::require_credential("mqtt.password_file", config.mqtt.password_file.as_deref())
     {
         note("broker", &fault);
     }
-    report.end()
 }
 
 /// Prints what can't be checked in this process, which is no fault.

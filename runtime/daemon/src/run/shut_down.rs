@@ -56,12 +56,13 @@ pub(super) async fn shut_down(
     reason: StopReason,
     mut signals: StopSignals,
 ) -> Result<(), Fault> {
-    serving.health.abort();
+    let tasks = serving.tasks;
+    tasks.health.abort();
     let built = serving.built;
     // What was asked of the broker on a connection that lives is with it when the connection ends in good order.
     let up = *built.link_state.borrow() == LinkState::Up;
     let outcome = outcome(app, reason, &built.marker);
-    let drained = drain(app, reason, serving.service, built.link, serving.helpers);
+    let drained = drain(app, reason, serving.service, built.link, tasks.helpers);
     tokio::select! {
         () = drained => tracing::info!("phi-edge ends"),
         () = signals.next() => {

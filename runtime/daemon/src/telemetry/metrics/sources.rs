@@ -48,7 +48,7 @@ pub(crate) struct MetricsSources {
     /// The limits of the configuration that was read last.
     pub(crate) limits: watch::Receiver<Limits>,
     pub(crate) bounds: Bounds,
-    pub(crate) pace: watch::Receiver<ThrottleState>,
+    pub(crate) throttle: watch::Receiver<ThrottleState>,
     pub(crate) sysfs: Sysfs,
     pub(crate) zones: Zones,
     pub(crate) started: SystemTime,
@@ -69,7 +69,7 @@ impl MetricsSources {
         self.link();
         self.store();
         self.machine();
-        self.pace();
+        self.throttle();
         // A copy: the channel is not to be held while the ledger is asked.
         let service = self.service.borrow().clone();
         if let Some(service) = service {
@@ -256,11 +256,11 @@ impl MetricsSources {
         }
     }
 
-    fn pace(&self) {
-        let pace = *self.pace.borrow();
-        self.set(&c::PACE_SHARE, f64::from(pace.share) / 100.0);
+    fn throttle(&self) {
+        let throttle = *self.throttle.borrow();
+        self.set(&c::PACE_SHARE, f64::from(throttle.share) / 100.0);
         for reason in ThrottleReason::ALL {
-            let is = truth(pace.reason == Some(reason));
+            let is = truth(throttle.reason == Some(reason));
             self.set_one(&c::PACE_SLOWED, "reason", reason.as_str(), is);
         }
     }
