@@ -28,7 +28,7 @@ pub(crate) struct CheckArgs {
 
 /// Prints one line for each check, and fails with the exit code of the first fault.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
-    let mut report = Report::default();
+    let mut report = CheckReport::default();
     let Some(loaded) = report.add(
         "config",
         settings::load(&args.config).map(|loaded| {
@@ -58,8 +58,14 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         };
         report.add("rules", rule_conversion::convert_all(config).map(names));
     }
-    let setup = ModelSetup::from_config(config, &[]);
-    let model = report.add("model", open(&setup));
+    check_model(&mut report, &ModelSetup::from_config(config, &[]));
+    check_link(&mut report, config, args.offline);
+    report.end()
+}
+
+/// Checks the model, the library, and whether a provider runs the model.
+fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
+    let model = report.add("model", open(setup));
     let library = report.add(
         "library",
         Library::find(setup.library.as_deref())
@@ -84,6 +90,10 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
             }),
         );
     }
+}
+
+/// Checks the files of TLS and, unless `offline`, the connection to the broker.
+fn check_link(report: &mut CheckReport, config: &Config, offline: bool) {
     match link::checked_tls(config) {
         Ok(None) => {}
         Ok(Some(tls)) => {
@@ -97,14 +107,13 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         }
         Err(fault) => note("tls", &fault),
     }
-    if !args.offline {
+    if !offline {
         report.add("broker", broker(config));
     } else if let Err(fault) =
         link::require_credential("mqtt.password_file", config.mqtt.password_file.as_deref())
     {
         note("broker", &fault);
     }
-    report.end()
 }
 
 /// Prints what can't be checked in this process, which is no fault.
@@ -132,7 +141,7 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
         .map_err(Fault::failed)?;
     let link = link::link(config, None)?;
     let said = format!("{}:{} lets us in", link.host, link.port);
-    // Another id: a daemon that runs keeps its session.
+    // A different client id, so that a running daemon keeps its session.
     let options = ClientOptions {
         client_id: format!("{}-check-{}", link.client_id, std::process::id()),
         host: link.host,
@@ -157,11 +166,11 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
 
 /// The result of the checks.
 #[derive(Default)]
-struct Report {
+struct CheckReport {
     first: Option<Fault>,
 }
 
-impl Report {
+impl CheckReport {
     fn add<T>(&mut self, what: &str, outcome: Result<(T, String), Fault>) -> Option<T> {
         match outcome {
             Ok((value, said)) => {

@@ -54,11 +54,26 @@ pub(super) struct ServiceInputs {
     pub(super) store: Store,
     /// To the link.
     pub(super) replies: mpsc::Sender<Reply>,
+    pub(super) outputs: TaskOutputs,
+}
+
+/// The senders by which the service's tasks reach the link and the telemetry.
+pub(super) struct TaskOutputs {
     /// To the link, which publishes them.
     pub(super) stats: watch::Sender<Value>,
     /// To the link: whether the node takes part in its pool's work.
     pub(super) pool_open: watch::Sender<bool>,
     pub(super) throttle: watch::Sender<ThrottleState>,
+}
+
+impl TaskOutputs {
+    fn new() -> Self {
+        Self {
+            stats: watch::Sender::new(Value::Null),
+            pool_open: watch::Sender::new(false),
+            throttle: watch::Sender::new(ThrottleState::default()),
+        }
+    }
 }
 
 /// Builds the parts in the order in which they need each other: nothing is connected before the store is locked and the
@@ -77,27 +92,25 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
     let link_config = link::link(config, broker.as_ref())?;
     let service = watch::Sender::new(None);
     let (replies, link_replies) = mpsc::channel(REPLY_QUEUE_CAPACITY);
-    let stats = watch::Sender::new(Value::Null);
-    let pool_open = watch::Sender::new(false);
+    let outputs = TaskOutputs::new();
     let request_limits = watch::Sender::new(link::request_limits(config));
     let link_inputs = LinkInputs {
         service: service.subscribe(),
         replies: link_replies,
         status: app.status.subscribe(),
-        stats: stats.subscribe(),
-        open: pool_open.subscribe(),
+        stats: outputs.stats.subscribe(),
+        open: outputs.pool_open.subscribe(),
         rules: rules.topics(),
         limits: request_limits.subscribe(),
     };
     let link =
         Link::start(link_config, link_inputs).map_err(|error| Fault::new(Exit::Config, error.to_string()))?;
-    let throttle = watch::Sender::new(ThrottleState::default());
     let metrics_inputs = MetricsInputs {
         service: service.subscribe(),
         status: app.status.subscribe(),
         link: &link,
         store: store.health(),
-        throttle: throttle.subscribe(),
+        throttle: outputs.throttle.subscribe(),
         limits: app.limits.subscribe(),
     };
     let (metrics, liveness) = telemetry.serve(metrics_inputs).await?;
@@ -121,9 +134,7 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
         rules: rules_at_start,
         store,
         replies,
-        stats,
-        pool_open,
-        throttle,
+        outputs,
     };
     Ok((built, inputs))
 }

@@ -1,11 +1,13 @@
 //! The daemon in service: its tasks, and the main loop.
 
-use phi_edge_service::{Service, ServiceConfig, Throttle};
+#[cfg(unix)]
+use phi_edge_service::EnginePulse;
+use phi_edge_service::{Service, ServiceConfig, StoreHealth, Throttle};
 use phi_edge_wire::State;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
-use super::build::{Built, ServiceInputs};
+use super::build::{Built, ServiceInputs, TaskOutputs};
 use super::health::HealthInputs;
 use super::load::LoadedEngine;
 #[cfg(unix)]
@@ -14,21 +16,27 @@ use super::reload::{self, Reloadable};
 use super::signals::{ReloadSignals, StopSignals};
 use super::{App, health, pool, takeover};
 use crate::machine::sysfs::Sysfs;
-use crate::machine::thermal::{self, ThrottleState};
+use crate::machine::thermal;
 use crate::setup::service;
 use crate::telemetry::stats;
 
 /// The daemon that takes requests. Its fields are dropped in this order.
 pub(super) struct Serving<'a> {
-    /// Told when files may have changed under their names.
-    pub(super) reloaded: watch::Sender<()>,
-    pub(super) health: JoinHandle<()>,
-    /// The tasks that report and regulate until the service has drained.
-    pub(super) helpers: Vec<JoinHandle<()>>,
+    pub(super) tasks: Tasks,
     pub(super) service: Service,
     /// The model's name.
     pub(super) model: String,
     pub(super) built: Built<'a>,
+}
+
+/// The tasks beside the service and the link.
+pub(super) struct Tasks {
+    /// Told when files may have changed under their names.
+    reloaded: watch::Sender<()>,
+    /// Aborted first at the shutdown, which sets the status itself.
+    pub(super) health: JoinHandle<()>,
+    /// The tasks that report and regulate until the service has drained.
+    pub(super) helpers: Vec<JoinHandle<()>>,
 }
 
 /// The reason why the daemon ends.
@@ -49,30 +57,25 @@ pub(super) fn start<'a>(
     engine: LoadedEngine,
 ) -> Serving<'a> {
     let LoadedEngine { handle, provider } = engine;
+    let ServiceInputs {
+        text,
+        rules,
+        store,
+        replies,
+        outputs,
+    } = inputs;
     let model = built.served.model().name();
     let context = handle.info().context_length;
+    let store_health = store.health();
     let throttle = handle.throttle();
     #[cfg(unix)]
-    let notifier = notify::NotifierInputs {
-        status: app.status.subscribe(),
-        link: built.link.state(),
-        liveness: built.link.liveness(),
-        engine: handle.pulse(),
-        limits: app.limits.subscribe(),
-    };
-    let store_health = inputs.store.health();
+    let pulse = handle.pulse();
     let service_config = ServiceConfig {
-        rules: inputs.rules,
+        rules,
         witnesses: built.telemetry.witnesses(),
         ..service::service(app.config, &model)
     };
-    let service = Service::start_with(
-        service_config,
-        handle,
-        inputs.text,
-        inputs.replies,
-        Some(inputs.store),
-    );
+    let service = Service::start_with(service_config, handle, text, replies, Some(store));
     built.service.send_replace(Some(service.clone()));
     app.status.send_modify(|status| {
         status.state = State::Ready;
@@ -82,46 +85,69 @@ pub(super) fn start<'a>(
         status.provider = Some(provider.into());
     });
     tracing::info!(model, provider, context, base = app.config.node.base, "ready");
-    let (reloaded, reloads) = watch::channel(());
-    let health_inputs = HealthInputs {
-        store: store_health.clone(),
-        link: built.link.state(),
-        short_connections: built.link.liveness().short_connections(),
-        tls: built.tls.clone(),
-        reloaded: reloads,
-    };
-    let health = tokio::spawn(health::watch(app.status.clone(), health_inputs));
-    let sources = stats::StatsSources {
-        service: service.clone(),
-        link: built.link.watch_counters(),
-        store: store_health,
-        pace: inputs.throttle.subscribe(),
-        sysfs: Sysfs::at(&app.config.runtime.pace.sysfs),
-    };
-    let helpers = vec![
-        tokio::spawn(pool::watch(
-            service.clone(),
-            app.status.subscribe(),
-            app.limits.subscribe(),
-            inputs.pool_open,
-        )),
-        tokio::spawn(stats::publish(sources, inputs.stats)),
-        spawn_governor(app, throttle, inputs.throttle),
-        #[cfg(unix)]
-        tokio::spawn(notify::run(notifier)),
-    ];
+    let tasks = Tasks::spawn(app, &built, &service, store_health, outputs, throttle);
+    #[cfg(unix)]
+    let tasks = tasks.with_notifier(app, &built, pulse);
     Serving {
-        reloaded,
-        health,
-        helpers,
+        tasks,
         service,
         model,
         built,
     }
 }
 
-fn spawn_governor(app: &App<'_>, throttle: Throttle, state: watch::Sender<ThrottleState>) -> JoinHandle<()> {
-    tokio::spawn(thermal::govern(app.config.runtime.pace.clone(), throttle, state))
+impl Tasks {
+    fn spawn(
+        app: &App<'_>,
+        built: &Built<'_>,
+        service: &Service,
+        store: watch::Receiver<StoreHealth>,
+        outputs: TaskOutputs,
+        throttle: Throttle,
+    ) -> Self {
+        let (reloaded, reloads) = watch::channel(());
+        let health_inputs = HealthInputs {
+            store: store.clone(),
+            link: built.link.state(),
+            short_connections: built.link.liveness().short_connections(),
+            tls: built.tls.clone(),
+            reloaded: reloads,
+        };
+        let health = tokio::spawn(health::watch(app.status.clone(), health_inputs));
+        let (status, limits) = (app.status.subscribe(), app.limits.subscribe());
+        let pool = pool::watch(service.clone(), status, limits, outputs.pool_open);
+        let sources = stats::StatsSources {
+            service: service.clone(),
+            link: built.link.watch_counters(),
+            store,
+            throttle: outputs.throttle.subscribe(),
+            sysfs: Sysfs::at(&app.config.runtime.pace.sysfs),
+        };
+        let governor = thermal::govern(app.config.runtime.pace.clone(), throttle, outputs.throttle);
+        let helpers = vec![
+            tokio::spawn(pool),
+            tokio::spawn(stats::publish(sources, outputs.stats)),
+            tokio::spawn(governor),
+        ];
+        Self {
+            reloaded,
+            health,
+            helpers,
+        }
+    }
+
+    #[cfg(unix)]
+    fn with_notifier(mut self, app: &App<'_>, built: &Built<'_>, pulse: EnginePulse) -> Self {
+        let inputs = notify::NotifierInputs {
+            status: app.status.subscribe(),
+            link: built.link.state(),
+            liveness: built.link.liveness(),
+            engine: pulse,
+            limits: app.limits.subscribe(),
+        };
+        self.helpers.push(tokio::spawn(notify::run(inputs)));
+        self
+    }
 }
 
 /// Serves until something ends the daemon.
@@ -132,11 +158,10 @@ pub(super) async fn serve(
     reloads: &mut ReloadSignals,
 ) -> StopReason {
     let Serving {
-        reloaded,
+        tasks,
         service,
         model,
         built,
-        ..
     } = serving;
     loop {
         tokio::select! {
@@ -154,7 +179,7 @@ pub(super) async fn serve(
                 tls: built.tls.as_ref(),
                 request_limits: &built.request_limits,
                 model,
-                reloaded,
+                reloaded: &tasks.reloaded,
             }),
             // An error: the health check has given up waiting.
             Some(probe) = built.liveness.recv() => drop(probe.send(())),

@@ -115,7 +115,7 @@ impl<'a> Telemetry<'a> {
                 store_folder: config.store.path.clone(),
                 rules: config.store.max_rules_size.bytes(),
             },
-            pace: inputs.throttle,
+            throttle: inputs.throttle,
             sysfs: Sysfs::at(&config.runtime.pace.sysfs),
             zones: Zones::default(),
             started: self.started,

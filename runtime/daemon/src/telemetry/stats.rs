@@ -23,7 +23,7 @@ pub(crate) struct StatsSources {
     pub(crate) service: Service,
     pub(crate) link: CounterReader,
     pub(crate) store: watch::Receiver<StoreHealth>,
-    pub(crate) pace: watch::Receiver<ThrottleState>,
+    pub(crate) throttle: watch::Receiver<ThrottleState>,
     pub(crate) sysfs: Sysfs,
 }
 
@@ -34,7 +34,7 @@ struct StatsSample {
     link: LinkCounters,
     rules: RuleCounters,
     model: ModelLoad,
-    pace: ThrottleState,
+    throttle: ThrottleState,
 }
 
 #[derive(Debug, Default, PartialEq)]
@@ -56,7 +56,7 @@ impl StatsSources {
                 loads: engine.loads,
                 load_time: engine.load_time,
             },
-            pace: *self.pace.borrow(),
+            throttle: *self.throttle.borrow(),
         }
     }
 }
@@ -90,7 +90,7 @@ fn encode(numbers: &StatsSample, store: &StoreHealth, temperatures: &[(String, f
         link,
         rules,
         model,
-        pace,
+        throttle,
     } = numbers;
     let temperatures: Vec<Value> = temperatures
         .iter()
@@ -134,7 +134,7 @@ fn encode(numbers: &StatsSample, store: &StoreHealth, temperatures: &[(String, f
             "loads": model.loads,
             "load_ms": model.load_time.as_millis(),
         },
-        "pace": {"share": pace.share, "reason": pace.reason.map(ThrottleReason::as_str)},
+        "pace": {"share": throttle.share, "reason": throttle.reason.map(ThrottleReason::as_str)},
         "memory": {"rss_bytes": resident_bytes()},
         "temperatures": temperatures,
     })

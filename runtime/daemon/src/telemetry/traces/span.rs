@@ -6,7 +6,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use phi_edge_service::{JobEnd, Outcome, TraceParent};
+use phi_edge_service::{Answer, JobEnd, Outcome, TraceParent};
 use serde_json::{Value, json};
 
 /// The kinds of a span in OTLP.
@@ -24,8 +24,7 @@ pub(super) fn is_sampled(trace: Option<&TraceParent>) -> bool {
 
 /// The spans of a job that has just ended.
 pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
-    let job = end.job;
-    let trace = job.reply.traceparent.as_ref();
+    let trace = end.job.reply.traceparent.as_ref();
     let trace_id = trace.map_or_else(
         || format!("{:016x}{:016x}", random(), random()),
         |trace| trace.trace_id().to_owned(),
@@ -36,34 +35,12 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
     let id = format!("{:016x}", random());
     let ended = SystemTime::now();
     let begun = ended.checked_sub(end.took).unwrap_or(UNIX_EPOCH);
-    let mut attributes = vec![
-        text("gen_ai.operation.name", "chat"),
-        text("gen_ai.provider.name", "phi-edge"),
-        text("gen_ai.request.model", model),
-        whole("gen_ai.request.max_tokens", job.max_tokens),
-        whole("gen_ai.usage.input_tokens", end.prompt.len()),
-        text("phi_edge.job.id", &job.key.id),
-        text(
-            "phi_edge.job.source",
-            if end.internal { "rule" } else { "client" },
-        ),
-        whole("phi_edge.job.attempts", end.attempts as usize),
-    ];
-    if let Some(client) = job.key.client.as_deref().filter(|_| !end.internal) {
-        attributes.push(text("phi_edge.job.client", client));
-    }
+    let mut attributes = request_attributes(end, model);
     let mut status = json!({});
-    let mut parts = Vec::new();
+    let mut children = Vec::new();
     match end.outcome {
         Outcome::Answered { answer, .. } => {
-            attributes.extend([
-                whole("gen_ai.usage.output_tokens", answer.completion_tokens),
-                whole("phi_edge.usage.cached_tokens", answer.cached_tokens),
-                json!({
-                    "key": "gen_ai.response.finish_reasons",
-                    "value": {"arrayValue": {"values": [{"stringValue": answer.finish_reason.as_str()}]}},
-                }),
-            ]);
+            attributes.extend(answer_attributes(answer));
             let mut from = begun;
             for (name, took) in [
                 ("queue", answer.queued),
@@ -71,7 +48,7 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
                 ("decode", answer.decode),
             ] {
                 let to = (from + took).min(ended);
-                parts.push(json!({
+                children.push(json!({
                     "traceId": trace_id,
                     "spanId": format!("{:016x}", random()),
                     "parentSpanId": id,
@@ -89,7 +66,7 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
             status = json!({"code": STATUS_CODE_ERROR, "message": refusal.code.as_str()});
         }
     }
-    let mut whole = json!({
+    let mut root = json!({
         "traceId": trace_id,
         "spanId": id,
         "name": format!("chat {model}"),
@@ -100,10 +77,42 @@ pub(super) fn spans(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
         "status": status,
     });
     if !parent.is_empty() {
-        whole["parentSpanId"] = parent.into();
+        root["parentSpanId"] = parent.into();
     }
-    parts.insert(0, whole);
-    parts
+    children.insert(0, root);
+    children
+}
+
+fn request_attributes(end: &JobEnd<'_>, model: &str) -> Vec<Value> {
+    let job = end.job;
+    let mut attributes = vec![
+        text("gen_ai.operation.name", "chat"),
+        text("gen_ai.provider.name", "phi-edge"),
+        text("gen_ai.request.model", model),
+        whole("gen_ai.request.max_tokens", job.max_tokens),
+        whole("gen_ai.usage.input_tokens", end.prompt.len()),
+        text("phi_edge.job.id", &job.key.id),
+        text(
+            "phi_edge.job.source",
+            if end.internal { "rule" } else { "client" },
+        ),
+        whole("phi_edge.job.attempts", end.attempts as usize),
+    ];
+    if let Some(client) = job.key.client.as_deref().filter(|_| !end.internal) {
+        attributes.push(text("phi_edge.job.client", client));
+    }
+    attributes
+}
+
+fn answer_attributes(answer: &Answer) -> [Value; 3] {
+    [
+        whole("gen_ai.usage.output_tokens", answer.completion_tokens),
+        whole("phi_edge.usage.cached_tokens", answer.cached_tokens),
+        json!({
+            "key": "gen_ai.response.finish_reasons",
+            "value": {"arrayValue": {"values": [{"stringValue": answer.finish_reason.as_str()}]}},
+        }),
+    ]
 }
 
 /// The body of one export.
