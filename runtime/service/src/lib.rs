@@ -16,11 +16,11 @@ mod service;
 mod stats;
 
 pub use engine_thread::{
-    Beat, EngineCommand, EngineHandle, EngineInfo, EngineLoad, EngineLost, EnginePulse, Generation, Sink,
-    StartError, Throttle, Update, spawn_engine,
+    EngineCommand, EngineHandle, EngineInfo, EngineLoad, EngineLost, Generation, Heartbeat, LivenessProbe,
+    Sink, StartError, Throttle, Update, spawn_engine,
 };
 pub use jobs::Quota;
-pub use observers::{JobEnd, Outcome, Witness, Witnesses};
+pub use observers::{JobEnd, Observer, Observers, Outcome};
 pub use phi_edge_api::{
     Answer, DeadLetter, JobKey, NewJob, Priority, Refusal, Reply, ReplyAddress, ReplyBody, ReplyTarget,
 };
@@ -32,5 +32,5 @@ pub use phi_edge_store::{
     inspect, private_folder, purge,
 };
 pub use prompts::{PromptError, Prompts};
-pub use service::{Observed, Service, ServiceConfig};
+pub use service::{Ingested, Service, ServiceConfig};
 pub use stats::Stats;

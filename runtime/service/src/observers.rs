@@ -12,7 +12,7 @@ use phi_edge_rules::Event;
 
 /// Is told of what happens. It is called where the service decides, some of it under its locks: it must be quick, wait for
 /// nothing, and not call the service.
-pub trait Witness: Send + Sync {
+pub trait Observer: Send + Sync {
     /// A job that was accepted has its outcome.
     fn ended(&self, _end: &JobEnd<'_>) {}
     /// A request was not accepted. The address is where it is told so.
@@ -58,37 +58,37 @@ pub enum Outcome<'a> {
 
 /// All who are told.
 #[derive(Clone, Default)]
-pub struct Witnesses(Vec<Arc<dyn Witness>>);
+pub struct Observers(Vec<Arc<dyn Observer>>);
 
-impl Witnesses {
+impl Observers {
     /// These, told in this order.
-    pub fn new(witnesses: Vec<Arc<dyn Witness>>) -> Self {
-        Self(witnesses)
+    pub fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
+        Self(observers)
     }
 
     /// Tells them of a flush of the store to the disk, and how long it took.
     pub fn flushed(&self, took: Duration) {
-        self.tell(|witness| witness.flushed(took));
+        self.notify(|observer| observer.flushed(took));
     }
 
-    pub(crate) fn tell(&self, mut what: impl FnMut(&dyn Witness)) {
-        for witness in &self.0 {
-            what(witness.as_ref());
+    pub(crate) fn notify(&self, mut what: impl FnMut(&dyn Observer)) {
+        for observer in &self.0 {
+            what(observer.as_ref());
         }
     }
 }
 
-impl fmt::Debug for Witnesses {
+impl fmt::Debug for Observers {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Witnesses({})", self.0.len())
+        write!(f, "Observers({})", self.0.len())
     }
 }
 
-impl PartialEq for Witnesses {
+impl PartialEq for Observers {
     /// The very same ones.
     fn eq(&self, other: &Self) -> bool {
         self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| Arc::ptr_eq(a, b))
     }
 }
 
-impl Eq for Witnesses {}
+impl Eq for Observers {}

@@ -250,7 +250,7 @@ async fn a_refusal_is_not_said_twice() {
     bench.service.delivered(said.delivery.unwrap());
     bench.service.close_store().await;
     let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
-    assert!(bench.service.has_dealt_with(&receipt));
+    assert!(bench.service.is_redelivery(&receipt));
     let mut again = job("a");
     again.receipt = Some(receipt);
     bench.service.submit_redelivered(again.clone()).await.unwrap();
@@ -303,19 +303,19 @@ async fn a_redelivery_is_known_however_much_came_since_until_the_session_is_lost
     bench.service.close_store().await;
     drop(bench);
     let bench = Bench::durable(folder.path(), 1, LastEnd::Crashed);
-    let known = (1..=20_000).filter(|n| bench.service.has_dealt_with(&receipt(*n)));
+    let known = (1..=20_000).filter(|n| bench.service.is_redelivery(&receipt(*n)));
     assert_eq!(known.count(), 20_000);
     let other = Receipt {
         digest: [1; 32],
         ..receipt(7)
     };
-    assert!(!bench.service.has_dealt_with(&other));
+    assert!(!bench.service.is_redelivery(&other));
     bench.service.forget_receipts();
-    assert!(!bench.service.has_dealt_with(&receipt(7)));
+    assert!(!bench.service.is_redelivery(&receipt(7)));
     bench.service.close_store().await;
     drop(bench);
     let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
-    assert!(!bench.service.has_dealt_with(&receipt(7)));
+    assert!(!bench.service.is_redelivery(&receipt(7)));
 }
 
 #[tokio::test]
@@ -341,9 +341,9 @@ async fn receipts_of_the_version_before_are_taken_over() {
     drop(connection);
     let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
     for n in 1..=3 {
-        assert!(bench.service.has_dealt_with(&receipt(n)), "{n}");
+        assert!(bench.service.is_redelivery(&receipt(n)), "{n}");
     }
-    assert!(!bench.service.has_dealt_with(&receipt(4)));
+    assert!(!bench.service.is_redelivery(&receipt(4)));
 }
 
 #[tokio::test]

@@ -82,7 +82,7 @@ fn message(value: f64) -> RuleMessage {
 /// Takes messages in and waits until each is stored.
 async fn observe(bench: &Bench, values: impl IntoIterator<Item = f64>) {
     for value in values {
-        if let Some(mut observed) = bench.service.observe(&message(value)) {
+        if let Some(mut observed) = bench.service.ingest(&message(value)) {
             observed.wait().await;
         }
     }
@@ -218,7 +218,7 @@ async fn events_of_a_group_come_in_the_order_of_their_windows() {
             topic: topic.to_owned(),
             ..message(value)
         };
-        bench.service.observe(&message);
+        bench.service.ingest(&message);
     }
     // Two may be worded at once: the second of a waits for the first, and b for nobody.
     // Which of the two is asked for first is chance.
@@ -274,7 +274,7 @@ async fn a_redelivery_and_a_publishers_repeat_count_once() {
         redelivered: true,
         ..message(0.0)
     };
-    assert!(bench.service.observe(&again).is_none());
+    assert!(bench.service.ingest(&again).is_none());
     // The same `n` in another message.
     observe(&bench, [1.0, 2.0]).await;
     let counters = bench.service.rule_counters();
@@ -349,7 +349,7 @@ async fn thousands_that_the_broker_had_under_way_count_once() {
     let values = || (0..5000_u32).map(f64::from);
     for value in values() {
         // Not waited for each: what is written in order is stored in order.
-        drop(bench.service.observe(&message(value)));
+        drop(bench.service.ingest(&message(value)));
     }
     bench.service.drain(Duration::ZERO).await;
     bench.service.close_store().await;
@@ -362,12 +362,12 @@ async fn thousands_that_the_broker_had_under_way_count_once() {
             redelivered: true,
             ..message(value)
         };
-        assert!(bench.service.observe(&again).is_none(), "{value}");
+        assert!(bench.service.ingest(&again).is_none(), "{value}");
     }
     let counters = bench.service.rule_counters();
     assert_eq!((counters.held, counters.redelivered), (MESSAGES, MESSAGES as u64));
     // Packet ids come round: what is new counts, whatever it looks like.
-    drop(bench.service.observe(&message(7.0)));
+    drop(bench.service.ingest(&message(7.0)));
     assert_eq!(bench.service.rule_counters().held, MESSAGES + 1);
 }
 
@@ -386,7 +386,7 @@ async fn an_open_window_survives_a_restart() {
         redelivered: true,
         ..message(2.0)
     };
-    assert!(bench.service.observe(&again).is_none());
+    assert!(bench.service.ingest(&again).is_none());
     observe(&bench, [3.0]).await;
     assert_eq!(answer(&mut bench, "three").await, "1 2 3");
     let (event, _) = event(&mut bench).await;

@@ -16,7 +16,7 @@ use support::{Bytes, job, key};
 use tokio::sync::mpsc;
 
 const VOCAB: usize = 128;
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 #[derive(Clone, Copy, PartialEq)]
 enum Mood {
@@ -77,7 +77,7 @@ impl Decoder for Alphabet {
             Mood::Waits => {
                 let _ = self.hanging.send(());
                 let gate = self.gate.as_ref().expect("a gate");
-                gate.recv_timeout(PATIENCE).expect("nobody opens the gate");
+                gate.recv_timeout(TIMEOUT).expect("nobody opens the gate");
             }
             Mood::Hangs => {
                 let (tx, rx) = std_mpsc::channel();
@@ -86,7 +86,7 @@ impl Decoder for Alphabet {
                 });
                 let _guard = interrupt.during(&hook);
                 let _ = self.hanging.send(());
-                rx.recv_timeout(PATIENCE).expect("nobody interrupts the run");
+                rx.recv_timeout(TIMEOUT).expect("nobody interrupts the run");
                 return Err(DecodeError::Interrupted);
             }
         }
@@ -164,7 +164,7 @@ async fn start_with(
 }
 
 async fn outcome(ends: &mut Ends) -> ReplyBody {
-    tokio::time::timeout(PATIENCE, ends.replies.recv())
+    tokio::time::timeout(TIMEOUT, ends.replies.recv())
         .await
         .expect("a reply in time")
         .expect("a reply")
@@ -174,7 +174,7 @@ async fn outcome(ends: &mut Ends) -> ReplyBody {
 /// Waits until the decoder is in a run, without holding up the runtime's threads.
 async fn a_run_hangs(ends: Ends) -> Ends {
     tokio::task::spawn_blocking(move || {
-        ends.hanging.recv_timeout(PATIENCE).expect("a run");
+        ends.hanging.recv_timeout(TIMEOUT).expect("a run");
         ends
     })
     .await
@@ -197,7 +197,7 @@ async fn an_answer_comes_out_of_the_engine() {
         assert_eq!(answer.completion_tokens, text.len());
         assert_eq!(answer.prompt_tokens, "question x".len());
     }
-    ends.service.drain(PATIENCE).await;
+    ends.service.drain(TIMEOUT).await;
     assert!(
         ends.hanging.recv().is_err(),
         "the engine was dropped with its thread"
@@ -235,7 +235,7 @@ async fn a_panic_in_the_engine_makes_the_service_unavailable() {
     ends.service.engine_lost().await;
     let refusal = ends.service.submit(job("b")).await.unwrap_err();
     assert_eq!(refusal.code, ErrorCode::Unavailable);
-    ends.service.drain(PATIENCE).await;
+    ends.service.drain(TIMEOUT).await;
 }
 
 #[tokio::test]
@@ -252,7 +252,7 @@ async fn a_failed_build_is_told() {
 /// Waits until the engine is dropped, without holding up the runtime's threads.
 async fn the_engine_goes(ends: Ends) -> Ends {
     tokio::task::spawn_blocking(move || {
-        let gone = ends.hanging.recv_timeout(PATIENCE);
+        let gone = ends.hanging.recv_timeout(TIMEOUT);
         assert_eq!(gone, Err(std_mpsc::RecvTimeoutError::Disconnected));
         ends
     })
@@ -273,7 +273,7 @@ async fn an_engine_that_nobody_needs_goes_and_comes_back() {
     }
     let load = ends.service.engine_load();
     assert!(load.loads >= 2, "{load:?}");
-    ends.service.drain(PATIENCE).await;
+    ends.service.drain(TIMEOUT).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -288,7 +288,7 @@ async fn an_engine_that_can_not_come_back_is_lost() {
     };
     assert_eq!(error.code, ErrorCode::Unavailable);
     ends.service.engine_lost().await;
-    ends.service.drain(PATIENCE).await;
+    ends.service.drain(TIMEOUT).await;
 }
 
 /// Only the least is asserted: a busy machine makes everything longer.
@@ -305,12 +305,12 @@ async fn a_throttled_engine_rests_after_each_step() {
     .await
     .expect("the engine starts");
     engine.throttle().set(SHARE);
-    let pulse = engine.pulse();
+    let liveness = engine.liveness();
     let (replies_tx, mut replies) = mpsc::channel(16);
     let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
     let begun = std::time::Instant::now();
     service.submit(job("v")).await.unwrap();
-    let reply = tokio::time::timeout(PATIENCE, replies.recv()).await;
+    let reply = tokio::time::timeout(TIMEOUT, replies.recv()).await;
     let took = begun.elapsed();
     assert!(matches!(reply, Ok(Some(_))), "an answer");
     // The last run's rest is not waited for.
@@ -319,12 +319,12 @@ async fn a_throttled_engine_rests_after_each_step() {
     assert!(runs >= 4, "{runs} runs");
     assert!(took >= least, "{runs} runs took {took:?}, not {least:?} at least");
     // The answer comes a moment before the engine rests.
-    let resting = pulse.read();
-    while pulse.read().is_stuck_since(resting) {
-        assert!(begun.elapsed() < PATIENCE, "it has nothing to do");
+    let resting = liveness.read();
+    while liveness.read().is_stuck_since(resting) {
+        assert!(begun.elapsed() < TIMEOUT, "it has nothing to do");
         tokio::task::yield_now().await;
     }
-    service.drain(PATIENCE).await;
+    service.drain(TIMEOUT).await;
 }
 
 /// A run that does not end is told from a long prompt, each of whose chunks is a step, and from an idle engine.
@@ -345,17 +345,20 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
     })
     .await
     .expect("the engine starts");
-    let pulse = engine.pulse();
-    let idle = pulse.read();
-    assert!(!pulse.read().is_stuck_since(idle), "an idle engine is not stuck");
+    let liveness = engine.liveness();
+    let idle = liveness.read();
+    assert!(
+        !liveness.read().is_stuck_since(idle),
+        "an idle engine is not stuck"
+    );
     let (replies_tx, replies) = mpsc::channel(16);
     let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
     service.submit(job("v")).await.unwrap();
-    let watched = pulse.clone();
+    let watched = liveness.clone();
     tokio::task::spawn_blocking(move || {
         let mut before = idle;
         for chunk in 0..CHUNKS {
-            running.recv_timeout(PATIENCE).expect("a run");
+            running.recv_timeout(TIMEOUT).expect("a run");
             let now = watched.read();
             assert!(!now.is_stuck_since(before), "chunk {chunk} is progress");
             assert!(
@@ -380,9 +383,9 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
         hanging: std_mpsc::channel().1,
     };
     assert!(matches!(outcome(&mut ends).await, ReplyBody::Final(_)));
-    ends.service.drain(PATIENCE).await;
-    let at_rest = pulse.read();
-    assert!(!pulse.read().is_stuck_since(at_rest));
+    ends.service.drain(TIMEOUT).await;
+    let at_rest = liveness.read();
+    assert!(!liveness.read().is_stuck_since(at_rest));
 }
 
 #[tokio::test]

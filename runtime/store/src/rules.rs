@@ -3,7 +3,7 @@
 use rusqlite::{Connection, params};
 
 use super::event_row::{MarkRow, OutputRow, PendingRow, ShownRow};
-use super::file::{each, json, parse, signed, unsigned};
+use super::file::{for_each_row, json, parse, signed, unsigned};
 use phi_edge_rules::Time;
 use phi_edge_rules::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange, WindowClose};
 use phi_edge_rules::engine::MAX_DEDUPE_VALUES;
@@ -135,7 +135,7 @@ pub(super) fn read(
         dedupe_values,
     } = rules;
     vec![
-        each(
+        for_each_row(
             connection,
             &format!(
                 "SELECT seq, rule, grp, arrived, topic, payload FROM rule_messages ORDER BY seq {order}"
@@ -152,7 +152,7 @@ pub(super) fn read(
                 Ok(())
             },
         ),
-        each(
+        for_each_row(
             connection,
             &format!("SELECT rule, grp, mark FROM rule_marks ORDER BY rule {order}, grp {order}"),
             |row| {
@@ -163,7 +163,7 @@ pub(super) fn read(
                 Ok(())
             },
         ),
-        each(
+        for_each_row(
             connection,
             &format!(
                 "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, LENGTH(event_id) {order}, event_id {order}"
@@ -183,7 +183,7 @@ pub(super) fn read(
                 Ok(())
             },
         ),
-        each(
+        for_each_row(
             connection,
             &format!(
                 "SELECT rule, value, seen FROM (

@@ -14,7 +14,7 @@ use super::{FlushObserver, LastEnd, Signals, StoreConfig, StoreError, Unwritten}
 /// The most batches of one commit: what waits for it must not wait for ever.
 const GROUP: usize = 1024;
 /// Between two attempts at a disk that fails.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
     config: StoreConfig,
@@ -191,7 +191,7 @@ impl Writer {
         }
         self.failing = Some(Failing {
             reason: reason.to_owned(),
-            again: Instant::now() + AGAIN,
+            again: Instant::now() + RETRY_INTERVAL,
             asked: false,
         });
         self.signals
@@ -202,7 +202,7 @@ impl Writer {
 
     fn try_again(&mut self) {
         let Some(failing) = &mut self.failing else { return };
-        failing.again = Instant::now() + AGAIN;
+        failing.again = Instant::now() + RETRY_INTERVAL;
         if failing.asked {
             // The service is slow to answer, or gone.
             return;
@@ -235,7 +235,7 @@ impl Writer {
         let (file, restored) = File::open(&self.config, &self.clock, self.last_end)?;
         if !self.restored {
             self.restored = true;
-            self.tell(restored);
+            self.report_restored(restored);
         }
         self.signals
             .health
@@ -244,7 +244,7 @@ impl Writer {
         Ok(())
     }
 
-    fn tell(&self, restored: Restored) {
+    fn report_restored(&self, restored: Restored) {
         *self.signals.restored.lock() = Some(restored);
         self.signals.news.notify_one();
     }

@@ -6,7 +6,7 @@ use phi_edge_config::Config;
 use phi_edge_models::TextModel;
 use phi_edge_mqtt::{EmbeddedBroker, Link, LinkInputs, LinkState, RequestLimits, TlsFiles};
 use phi_edge_rules::Rule;
-use phi_edge_service::{LastEnd, LockError, Reply, Service, Store, StoreLock, Witnesses};
+use phi_edge_service::{LastEnd, LockError, Observers, Reply, Service, Store, StoreLock};
 use serde_json::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -87,7 +87,7 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
     let text = Arc::new(served.model().text()?);
     let telemetry = Telemetry::new(config, served.model(), Arc::clone(&text) as _)?;
     let (marker, last_end) = CrashMarker::place(&config.store.path);
-    let store = open_store(config, last_end, telemetry.witnesses())?;
+    let store = open_store(config, last_end, telemetry.observers())?;
     let broker = start_broker(config).await?;
     let link_config = link::link(config, broker.as_ref())?;
     let service = watch::Sender::new(None);
@@ -155,11 +155,11 @@ fn lock_store(config: &Config) -> Result<Option<StoreLock>, Fault> {
 }
 
 /// Opens the durable store; where the disk fails, the store opens it later.
-fn open_store(config: &Config, last_end: LastEnd, witnesses: Witnesses) -> Result<Store, Fault> {
+fn open_store(config: &Config, last_end: LastEnd, observers: Observers) -> Result<Store, Fault> {
     Store::open_observed(
         service::store(config),
         last_end,
-        Box::new(move |took| witnesses.flushed(took)),
+        Box::new(move |took| observers.flushed(took)),
     )
     .map_err(|error| Fault::new(Exit::Config, error.to_string()))
 }

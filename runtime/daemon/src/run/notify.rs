@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use phi_edge_config::Limits;
 use phi_edge_mqtt::{LinkLiveness, LinkState};
-use phi_edge_service::{Beat, EnginePulse};
+use phi_edge_service::{Heartbeat, LivenessProbe};
 use phi_edge_wire::{State, Status};
 use sd_notify::NotifyState;
 use tokio::sync::watch;
@@ -24,7 +24,7 @@ pub(crate) struct NotifierInputs {
     pub(crate) status: watch::Receiver<Status>,
     pub(crate) link: watch::Receiver<LinkState>,
     pub(crate) liveness: LinkLiveness,
-    pub(crate) engine: EnginePulse,
+    pub(crate) engine: LivenessProbe,
     /// For `drain_grace`, which a reload may change.
     pub(crate) limits: watch::Receiver<Limits>,
 }
@@ -143,7 +143,7 @@ fn describe(status: &Status, link: &LinkState) -> String {
 }
 
 /// Feeds the watchdog as long as engine and link make progress. That this task runs proves that the runtime does.
-async fn feed_watchdog(limit: Duration, link: LinkLiveness, engine: EnginePulse) {
+async fn feed_watchdog(limit: Duration, link: LinkLiveness, engine: LivenessProbe) {
     let mut watch = StallDetector::new(limit, Instant::now(), engine.read(), link.beats());
     let mut ticks = interval(limit / 4);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -165,12 +165,12 @@ struct StallDetector {
     /// The time without progress after which a part counts as stuck. It is generous, since one step may be 512 tokens
     /// of a large model on a small machine; systemd waits as long again.
     limit: Duration,
-    engine: (Beat, Instant),
+    engine: (Heartbeat, Instant),
     link: (u64, Instant),
 }
 
 impl StallDetector {
-    fn new(limit: Duration, now: Instant, engine: Beat, link: u64) -> Self {
+    fn new(limit: Duration, now: Instant, engine: Heartbeat, link: u64) -> Self {
         Self {
             limit,
             engine: (engine, now),
@@ -179,7 +179,7 @@ impl StallDetector {
     }
 
     /// The part that is stuck, if one is.
-    fn check(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
+    fn check(&mut self, now: Instant, engine: Heartbeat, link: u64) -> Option<&'static str> {
         if !engine.is_stuck_since(self.engine.0) {
             self.engine = (engine, now);
         }
@@ -211,34 +211,34 @@ mod tests {
 
     #[test]
     fn a_step_may_take_as_long_as_the_limit() {
-        let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 0);
+        let (liveness, start) = (LivenessProbe::default(), Instant::now());
+        let mut watch = StallDetector::new(LIMIT, start, liveness.read(), 0);
         let mut link = 0;
         let mut check = |seconds: u64| {
             link += 1;
-            watch.check(start + Duration::from_secs(seconds), pulse.read(), link)
+            watch.check(start + Duration::from_secs(seconds), liveness.read(), link)
         };
         assert_eq!(check(1000), None, "an idle engine");
-        pulse.work();
+        liveness.work();
         assert_eq!(check(1010), None);
         assert_eq!(check(1129), None, "a long step");
         assert_eq!(check(1130), Some("engine"), "too long a step");
-        pulse.step();
+        liveness.step();
         assert_eq!(check(1140), None, "it has ended after all");
         for chunk in 0..20 {
-            pulse.step();
+            liveness.step();
             assert_eq!(check(1240 + chunk * 100), None, "a long prompt, chunk by chunk");
         }
-        pulse.rest();
+        liveness.rest();
         assert_eq!(check(9000), None);
     }
 
     #[test]
     fn a_link_that_does_not_respond_is_named() {
-        let (pulse, start) = (EnginePulse::default(), Instant::now());
-        let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 7);
+        let (liveness, start) = (LivenessProbe::default(), Instant::now());
+        let mut watch = StallDetector::new(LIMIT, start, liveness.read(), 7);
         let mut check =
-            |seconds, ticks| watch.check(start + Duration::from_secs(seconds), pulse.read(), ticks);
+            |seconds, ticks| watch.check(start + Duration::from_secs(seconds), liveness.read(), ticks);
         assert_eq!(check(119, 7), None);
         assert_eq!(check(120, 7), Some("link"));
         assert_eq!(check(121, 8), None);

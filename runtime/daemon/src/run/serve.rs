@@ -1,7 +1,7 @@
 //! The daemon in service: its tasks, and the main loop.
 
 #[cfg(unix)]
-use phi_edge_service::EnginePulse;
+use phi_edge_service::LivenessProbe;
 use phi_edge_service::{Service, ServiceConfig, StoreHealth, Throttle};
 use phi_edge_wire::State;
 use tokio::sync::watch;
@@ -69,10 +69,10 @@ pub(super) fn start<'a>(
     let store_health = store.health();
     let throttle = handle.throttle();
     #[cfg(unix)]
-    let pulse = handle.pulse();
+    let liveness = handle.liveness();
     let service_config = ServiceConfig {
         rules,
-        witnesses: built.telemetry.witnesses(),
+        observers: built.telemetry.observers(),
         ..service::service(app.config, &model)
     };
     let service = Service::start_with(service_config, handle, text, replies, Some(store));
@@ -87,7 +87,7 @@ pub(super) fn start<'a>(
     tracing::info!(model, provider, context, base = app.config.node.base, "ready");
     let tasks = Tasks::spawn(app, &built, &service, store_health, outputs, throttle);
     #[cfg(unix)]
-    let tasks = tasks.with_notifier(app, &built, pulse);
+    let tasks = tasks.with_notifier(app, &built, liveness);
     Serving {
         tasks,
         service,
@@ -137,12 +137,12 @@ impl Tasks {
     }
 
     #[cfg(unix)]
-    fn with_notifier(mut self, app: &App<'_>, built: &Built<'_>, pulse: EnginePulse) -> Self {
+    fn with_notifier(mut self, app: &App<'_>, built: &Built<'_>, liveness: LivenessProbe) -> Self {
         let inputs = notify::NotifierInputs {
             status: app.status.subscribe(),
             link: built.link.state(),
             liveness: built.link.liveness(),
-            engine: pulse,
+            engine: liveness,
             limits: app.limits.subscribe(),
         };
         self.helpers.push(tokio::spawn(notify::run(inputs)));

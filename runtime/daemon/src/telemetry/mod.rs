@@ -14,7 +14,7 @@ use std::time::SystemTime;
 use phi_edge_config::{Config, Limits};
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Link;
-use phi_edge_service::{Prompts, Service, StoreHealth, Witness, Witnesses};
+use phi_edge_service::{Observer, Observers, Prompts, Service, StoreHealth};
 use phi_edge_wire::Status;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -81,11 +81,14 @@ impl<'a> Telemetry<'a> {
     }
 
     /// The observers for the service and the store.
-    pub(crate) fn witnesses(&self) -> Witnesses {
-        let recorder = self.recorder.clone().map(|recorder| recorder as Arc<dyn Witness>);
-        let audit = self.audit.clone().map(|audit| audit as Arc<dyn Witness>);
-        let traces = self.traces.clone().map(|traces| traces as Arc<dyn Witness>);
-        Witnesses::new(recorder.into_iter().chain(audit).chain(traces).collect())
+    pub(crate) fn observers(&self) -> Observers {
+        let recorder = self
+            .recorder
+            .clone()
+            .map(|recorder| recorder as Arc<dyn Observer>);
+        let audit = self.audit.clone().map(|audit| audit as Arc<dyn Observer>);
+        let traces = self.traces.clone().map(|traces| traces as Arc<dyn Observer>);
+        Observers::new(recorder.into_iter().chain(audit).chain(traces).collect())
     }
 
     /// Serves metrics and health, if the configuration wants it. The main loop must answer the probes that the

@@ -47,7 +47,7 @@ pub(super) enum Standing {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum NoteState {
     Free,
     /// Being encoded, others may be too.
     Together,
@@ -61,7 +61,7 @@ enum State {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Line {
-    state: State,
+    state: NoteState,
     deaths: u32,
     work: WorkDigest,
 }
@@ -74,21 +74,21 @@ pub(super) struct EncodeNote {
 }
 
 /// Stays in the file as long as this lives.
-pub(super) struct Entry {
+pub(super) struct NoteEntry {
     note: Arc<Mutex<EncodeNote>>,
     line: usize,
 }
 
 /// Notes that a text is being encoded from now on; `alone`: and nothing else.
-pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> Entry {
+pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> NoteEntry {
     let line = note.lock().enter(work, alone);
-    Entry {
+    NoteEntry {
         note: Arc::clone(note),
         line,
     }
 }
 
-impl Drop for Entry {
+impl Drop for NoteEntry {
     fn drop(&mut self) {
         self.note.lock().leave(self.line);
     }
@@ -111,7 +111,7 @@ impl EncodeNote {
                 tracing::warn!(file = %path.display(), %error, "the note of encoding can't be read")
             }
         }
-        let suspects = note.count(State::Suspect);
+        let suspects = note.count(NoteState::Suspect);
         if suspects > 0 {
             tracing::warn!(
                 suspects,
@@ -140,12 +140,12 @@ impl EncodeNote {
         let mut known = self.lines.iter().filter(|line| line.work == *work);
         known
             .find_map(|line| match line.state {
-                State::Suspect | State::Alone => Some(Standing::Suspect),
-                State::GivenUp | State::Told => Some(Standing::GivenUp {
+                NoteState::Suspect | NoteState::Alone => Some(Standing::Suspect),
+                NoteState::GivenUp | NoteState::Told => Some(Standing::GivenUp {
                     deaths: line.deaths,
-                    first: line.state == State::GivenUp,
+                    first: line.state == NoteState::GivenUp,
                 }),
-                State::Free | State::Together => None,
+                NoteState::Free | NoteState::Together => None,
             })
             .unwrap_or(Standing::Clear)
     }
@@ -155,9 +155,9 @@ impl EncodeNote {
         for line in 0..self.lines.len() {
             if let Some(told) = self.lines.get_mut(line)
                 && told.work == *work
-                && told.state == State::GivenUp
+                && told.state == NoteState::GivenUp
             {
-                told.state = State::Told;
+                told.state = NoteState::Told;
                 self.write(line);
             }
         }
@@ -167,12 +167,12 @@ impl EncodeNote {
     pub(super) fn close(&mut self) {
         for line in 0..self.lines.len() {
             if let Some(noted) = self.lines.get_mut(line)
-                && matches!(noted.state, State::Together | State::Alone)
+                && matches!(noted.state, NoteState::Together | NoteState::Alone)
             {
-                noted.state = if noted.state == State::Alone {
-                    State::Suspect
+                noted.state = if noted.state == NoteState::Alone {
+                    NoteState::Suspect
                 } else {
-                    State::Free
+                    NoteState::Free
                 };
                 self.write(line);
             }
@@ -182,28 +182,32 @@ impl EncodeNote {
 
     fn enter(&mut self, work: WorkDigest, alone: bool) -> usize {
         // A suspect keeps its line: what it is suspected of stands in it.
-        let suspect = |line: &Line| alone && line.work == work && line.state == State::Suspect;
+        let suspect = |line: &Line| alone && line.work == work && line.state == NoteState::Suspect;
         let place = self
             .lines
             .iter()
             .position(suspect)
-            .or_else(|| self.lines.iter().position(|line| line.state == State::Free));
+            .or_else(|| self.lines.iter().position(|line| line.state == NoteState::Free));
         let place = place.unwrap_or_else(|| {
             self.lines.push(Line {
-                state: State::Free,
+                state: NoteState::Free,
                 deaths: 0,
                 work,
             });
             self.lines.len() - 1
         });
         if let Some(line) = self.lines.get_mut(place) {
-            line.deaths = if line.state == State::Suspect {
+            line.deaths = if line.state == NoteState::Suspect {
                 line.deaths
             } else {
                 0
             };
             line.work = work;
-            line.state = if alone { State::Alone } else { State::Together };
+            line.state = if alone {
+                NoteState::Alone
+            } else {
+                NoteState::Together
+            };
         }
         self.write(place);
         place
@@ -212,7 +216,7 @@ impl EncodeNote {
     /// It was encoded, or refused: in any case the process lives.
     fn leave(&mut self, line: usize) {
         if let Some(left) = self.lines.get_mut(line) {
-            left.state = State::Free;
+            left.state = NoteState::Free;
         }
         self.write(line);
     }
@@ -234,7 +238,7 @@ impl EncodeNote {
         self.lines.iter().map(Line::text).collect()
     }
 
-    fn count(&self, state: State) -> usize {
+    fn count(&self, state: NoteState) -> usize {
         self.lines.iter().filter(|line| line.state == state).count()
     }
 
@@ -251,17 +255,17 @@ fn concluded(left: &str) -> Vec<Line> {
     let mut order = Vec::new();
     for mut line in left.lines().filter_map(Line::read) {
         match line.state {
-            State::Free => continue,
-            State::Together | State::Suspect => line.state = State::Suspect,
-            State::Alone => {
+            NoteState::Free => continue,
+            NoteState::Together | NoteState::Suspect => line.state = NoteState::Suspect,
+            NoteState::Alone => {
                 line.deaths += 1;
                 line.state = if line.deaths >= DEATHS {
-                    State::GivenUp
+                    NoteState::GivenUp
                 } else {
-                    State::Suspect
+                    NoteState::Suspect
                 };
             }
-            State::GivenUp | State::Told => {}
+            NoteState::GivenUp | NoteState::Told => {}
         }
         let known = found.entry(line.work).or_insert_with(|| {
             order.push(line.work);
@@ -274,7 +278,7 @@ fn concluded(left: &str) -> Vec<Line> {
     let lines: Vec<Line> = order.iter().filter_map(|work| found.remove(work)).collect();
     let (given_up, suspects): (Vec<Line>, Vec<Line>) = lines
         .into_iter()
-        .partition(|line| matches!(line.state, State::GivenUp | State::Told));
+        .partition(|line| matches!(line.state, NoteState::GivenUp | NoteState::Told));
     let oldest = given_up.len().saturating_sub(GIVEN_UP);
     given_up
         .into_iter()
@@ -305,14 +309,14 @@ impl Line {
             *byte = u8::from_str_radix(hex.get(2 * n..2 * n + 2)?, 16).ok()?;
         }
         Some(Self {
-            state: State::of(state)?,
+            state: NoteState::of(state)?,
             deaths: deaths.parse().ok()?,
             work,
         })
     }
 }
 
-impl State {
+impl NoteState {
     const ALL: [Self; 6] = [
         Self::Free,
         Self::Together,

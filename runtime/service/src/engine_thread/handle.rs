@@ -9,12 +9,12 @@ use std::time::Duration;
 use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, TokenId};
 use tokio::sync::{mpsc, oneshot};
 
-use super::EnginePulse;
+use super::LivenessProbe;
 use super::Throttle;
 use super::{EngineCommand, Generation};
 
 /// So much earlier than the last load took is a model loaded that is needed at a known time.
-const AHEAD: Duration = Duration::from_secs(2);
+const PRELOAD_MARGIN: Duration = Duration::from_secs(2);
 
 /// What the service must know of the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -83,7 +83,7 @@ impl Waker {
         let load = self.load.read();
         if !load.loaded
             && load.loads > 0
-            && ahead <= load.load_time + AHEAD
+            && ahead <= load.load_time + PRELOAD_MARGIN
             && let Some(commands) = self.commands.upgrade()
         {
             // A full channel holds commands that wake it, too.
@@ -101,7 +101,7 @@ pub struct EngineLost;
 pub struct EngineHandle {
     client: EngineClient,
     info: EngineInfo,
-    pulse: EnginePulse,
+    liveness: LivenessProbe,
     load: LoadGauge,
     throttle: Throttle,
     thread: Option<EngineThread>,
@@ -110,7 +110,7 @@ pub struct EngineHandle {
 /// What the engine's thread and the rest tell each other beside commands.
 #[derive(Clone, Default)]
 pub(crate) struct Gauges {
-    pub(crate) pulse: EnginePulse,
+    pub(crate) liveness: LivenessProbe,
     pub(crate) load: LoadGauge,
     pub(crate) throttle: Throttle,
 }
@@ -132,7 +132,7 @@ impl EngineHandle {
                 next_id: Arc::default(),
             },
             info,
-            pulse: EnginePulse::default(),
+            liveness: LivenessProbe::default(),
             load: LoadGauge::default(),
             throttle: Throttle::default(),
             thread: None,
@@ -141,7 +141,7 @@ impl EngineHandle {
 
     pub(crate) fn with_thread(mut self, thread: EngineThread, gauges: Gauges) -> Self {
         self.thread = Some(thread);
-        self.pulse = gauges.pulse;
+        self.liveness = gauges.liveness;
         self.load = gauges.load;
         self.throttle = gauges.throttle;
         self
@@ -169,8 +169,8 @@ impl EngineHandle {
     }
 
     /// Tells whether the thread gets on; it may outlive this.
-    pub fn pulse(&self) -> EnginePulse {
-        self.pulse.clone()
+    pub fn liveness(&self) -> LivenessProbe {
+        self.liveness.clone()
     }
 
     pub(crate) fn client(&self) -> EngineClient {

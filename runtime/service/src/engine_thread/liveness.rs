@@ -8,23 +8,23 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// One number carries both facts, so that they can't be read apart: it is odd while the thread works, and changes with
 /// each step that ends. Whoever drives an engine says what it does; there is one such thread.
 #[derive(Debug, Clone, Default)]
-pub struct EnginePulse(Arc<AtomicU64>);
+pub struct LivenessProbe(Arc<AtomicU64>);
 
-/// What [`EnginePulse`] said at one moment.
+/// What [`LivenessProbe`] said at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Beat(u64);
+pub struct Heartbeat(u64);
 
-impl Beat {
+impl Heartbeat {
     /// True if the thread has work and has not ended a step since `earlier`. A thread without work is never stuck.
     pub fn is_stuck_since(self, earlier: Self) -> bool {
         self == earlier && self.0 % 2 == 1
     }
 }
 
-impl EnginePulse {
+impl LivenessProbe {
     /// How things stand.
-    pub fn read(&self) -> Beat {
-        Beat(self.0.load(Ordering::Relaxed))
+    pub fn read(&self) -> Heartbeat {
+        Heartbeat(self.0.load(Ordering::Relaxed))
     }
 
     /// Nothing is to be done.
@@ -55,17 +55,17 @@ mod tests {
 
     #[test]
     fn only_work_without_a_step_is_stuck() {
-        let pulse = EnginePulse::default();
-        let resting = pulse.read();
+        let liveness = LivenessProbe::default();
+        let resting = liveness.read();
         assert!(!resting.is_stuck_since(resting));
-        pulse.work();
-        let begun = pulse.read();
+        liveness.work();
+        let begun = liveness.read();
         assert!(!begun.is_stuck_since(resting));
-        assert!(pulse.read().is_stuck_since(begun));
-        pulse.step();
-        assert!(!pulse.read().is_stuck_since(begun));
-        pulse.rest();
-        let rests_again = pulse.read();
-        assert!(!pulse.read().is_stuck_since(rests_again));
+        assert!(liveness.read().is_stuck_since(begun));
+        liveness.step();
+        assert!(!liveness.read().is_stuck_since(begun));
+        liveness.rest();
+        let rests_again = liveness.read();
+        assert!(!liveness.read().is_stuck_since(rests_again));
     }
 }

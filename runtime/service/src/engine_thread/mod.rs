@@ -22,7 +22,7 @@ use handle::{EngineThread, Gauges};
 pub use generation::{EngineCommand, Generation, Sink, Update};
 pub(crate) use handle::{Ask, EngineClient, LoadGauge, Waker};
 pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
-pub use liveness::{Beat, EnginePulse};
+pub use liveness::{Heartbeat, LivenessProbe};
 pub use throttle::Throttle;
 
 /// Commands under way to the thread. The service hands over no more requests than there are slots and the
@@ -192,7 +192,7 @@ impl<F> Host<F> {
         let epoch = Instant::now();
         let now = || epoch.elapsed();
         let Gauges {
-            pulse,
+            liveness,
             load,
             throttle,
         } = self.gauges.clone();
@@ -200,15 +200,15 @@ impl<F> Host<F> {
         let mut events = Vec::new();
         let mut orphaned = false;
         if let Some(command) = first {
-            pulse.work();
+            liveness.work();
             take(&mut engine, &mut sinks, command, now());
         }
         loop {
             if engine.is_idle() {
-                pulse.rest();
+                liveness.rest();
                 match self.next() {
                     Ok(command) => {
-                        pulse.work();
+                        liveness.work();
                         take(&mut engine, &mut sinks, command, now());
                     }
                     Err(left) => return left,
@@ -235,16 +235,16 @@ impl<F> Host<F> {
             let begun = Instant::now();
             engine.step(&now, &self.interrupt, &mut events);
             let step = begun.elapsed();
-            pulse.step();
+            liveness.step();
             load.stepped(engine.kv_use());
             for event in events.drain(..) {
                 deliver(&mut sinks, event);
             }
             if throttle.share() < 1.0 && !engine.is_idle() {
                 // To rest is not to be stuck.
-                pulse.rest();
+                liveness.rest();
                 throttle.pause(step, &self.interrupt);
-                pulse.work();
+                liveness.work();
             }
         }
     }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use phi_edge_engine::Interrupt;
 
 /// A pause looks this often whether it is still wanted.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The share of the time in which the engine computes. After each step it rests for as long as the share asks for.
 #[derive(Debug, Clone)]
@@ -47,7 +47,7 @@ impl Throttle {
             if left.is_zero() || interrupt.is_raised() {
                 break;
             }
-            std::thread::sleep(left.min(LOOK));
+            std::thread::sleep(left.min(POLL_INTERVAL));
         }
         interrupt.clear_sole_request();
     }

@@ -101,8 +101,8 @@ mod tests {
 
     use super::*;
 
-    /// Words and, as byte fallback has them, bytes: a run of bytes is certain at its end.
-    struct Words;
+    /// ByteFallback and, as byte fallback has them, bytes: a run of bytes is certain at its end.
+    struct ByteFallback;
 
     const WORDS: [&str; 7] = ["ab", " and", "END", "e", "N", "ü€", "."];
     const BYTES: u32 = 1000;
@@ -133,7 +133,7 @@ mod tests {
         }
     }
 
-    impl Prompts for Words {
+    impl Prompts for ByteFallback {
         fn encode(&self, _messages: &[Message]) -> Result<Vec<TokenId>, String> {
             Ok(Vec::new())
         }
@@ -168,7 +168,11 @@ mod tests {
     }
 
     fn check(tokens: &[TokenId], text: &str, expected: &[TokenId]) {
-        assert_eq!(seen(&Words, tokens, text), expected, "{text:?} of {tokens:?}");
+        assert_eq!(
+            seen(&ByteFallback, tokens, text),
+            expected,
+            "{text:?} of {tokens:?}"
+        );
     }
 
     #[test]
@@ -207,12 +211,12 @@ mod tests {
             more in "[a-zü€漢 ]{0,6}", cut in any::<prop::sample::Index>(),
         ) {
             let tokens = [words(&ids), bytes(&more)].concat();
-            let whole = decode(&Words, &tokens);
+            let whole = decode(&ByteFallback, &tokens);
             let ends: Vec<usize> = whole.char_indices().map(|(at, _)| at).chain([whole.len()]).collect();
             let text = &whole[..*cut.get(&ends)];
-            let ids = seen(&Words, &tokens, text);
+            let ids = seen(&ByteFallback, &tokens, text);
             // What is malformed may have no ids: then none of it is there.
-            let kept = decode(&Words, &ids);
+            let kept = decode(&ByteFallback, &ids);
             prop_assert!(kept == text || (text.contains('\u{FFFD}') && text.starts_with(&kept)), "{:?} of {:?}", kept, text);
         }
 

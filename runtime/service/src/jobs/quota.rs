@@ -28,7 +28,7 @@ pub(crate) struct Quotas {
     swept: usize,
 }
 
-/// Filled at a steady pace up to a minute's worth; tokens may be overdrawn by the last request that was let in.
+/// Filled at a steady throughput up to a minute's worth; tokens may be overdrawn by the last request that was let in.
 #[derive(Debug)]
 struct Used {
     requests: f64,
@@ -115,8 +115,8 @@ impl Quotas {
 
     /// Client names come from outside: those that have their whole budget again need no memory.
     fn forget_rested(&mut self, now: Instant) {
-        const MANY: usize = 1024;
-        let most = (2 * self.swept).clamp(MANY, CLIENTS_AT_MOST);
+        const MIN_SWEEP_CLIENTS: usize = 1024;
+        let most = (2 * self.swept).clamp(MIN_SWEEP_CLIENTS, CLIENTS_AT_MOST);
         if self.clients.len() >= most {
             self.clients
                 .retain(|_, used| now.saturating_duration_since(used.at) < Duration::from_mins(2));

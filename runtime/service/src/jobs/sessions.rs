@@ -132,7 +132,7 @@ impl Sessions {
     }
 
     fn fit(&mut self) {
-        let bytes = |session: &Session| (session.ids.len() * size_of::<TokenId>()).max(LEAST);
+        let bytes = |session: &Session| (session.ids.len() * size_of::<TokenId>()).max(MIN_SESSION_BYTES);
         let mut held: usize = self.all.values().map(bytes).sum();
         while held > self.memory {
             let idle = self.all.iter().filter(|(_, session)| session.asked.is_none());
@@ -155,7 +155,7 @@ impl Sessions {
 }
 
 /// What the shortest session is taken to cost, in bytes: its names and its place.
-const LEAST: usize = 256;
+const MIN_SESSION_BYTES: usize = 256;
 
 fn key(job: &JobKey, session: &str) -> SessionKey {
     SessionKey {

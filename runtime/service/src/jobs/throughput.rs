@@ -12,13 +12,13 @@ const WEIGHT: f64 = 0.2;
 
 /// Exponentially weighted means over finished jobs.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(crate) struct Throughput {
     job_seconds: Option<f64>,
     tokens_per_s: Option<f64>,
     first_token: Option<f64>,
 }
 
-impl Pace {
+impl Throughput {
     /// Takes in a finished answer.
     pub(crate) fn observe(&mut self, answer: &Answer) {
         blend(
@@ -92,21 +92,24 @@ mod tests {
 
     #[test]
     fn the_wait_follows_what_jobs_took() {
-        let mut pace = Pace::default();
+        let mut throughput = Throughput::default();
         let most = Duration::from_mins(10);
-        assert_eq!(pace.retry_after(8, 1, most), FIRST_GUESS * 4);
-        pace.observe(&answer(21, 1, 2));
-        assert_eq!(pace.retry_after(8, 1, most), Duration::from_secs(12));
-        assert_eq!(pace.retry_after(8, 2, most), Duration::from_secs(6));
-        assert_eq!(pace.retry_after(100_000, 1, most), most);
-        assert!((pace.tokens_per_s() - 10.0).abs() < 1e-9);
+        assert_eq!(throughput.retry_after(8, 1, most), FIRST_GUESS * 4);
+        throughput.observe(&answer(21, 1, 2));
+        assert_eq!(throughput.retry_after(8, 1, most), Duration::from_secs(12));
+        assert_eq!(throughput.retry_after(8, 2, most), Duration::from_secs(6));
+        assert_eq!(throughput.retry_after(100_000, 1, most), most);
+        assert!((throughput.tokens_per_s() - 10.0).abs() < 1e-9);
     }
 
     #[test]
     fn an_answer_of_no_tokens_says_nothing_about_speed() {
-        let mut pace = Pace::default();
-        pace.observe(&answer(0, 0, 0));
-        assert!(pace.tokens_per_s().abs() < f64::EPSILON);
-        assert_eq!(pace.retry_after(0, 1, Duration::ZERO), Duration::from_secs(1));
+        let mut throughput = Throughput::default();
+        throughput.observe(&answer(0, 0, 0));
+        assert!(throughput.tokens_per_s().abs() < f64::EPSILON);
+        assert_eq!(
+            throughput.retry_after(0, 1, Duration::ZERO),
+            Duration::from_secs(1)
+        );
     }
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::engine_thread::EngineInfo;
 use crate::jobs::ledger::Limits;
 use crate::jobs::quota::Quota;
-use crate::observers::Witnesses;
+use crate::observers::Observers;
 use phi_edge_rules::Rule;
 
 /// Bounds and times of the service.
@@ -44,7 +44,7 @@ pub struct ServiceConfig {
     /// The most that events may cost that wait for the broker, in memory and in the store, in bytes; the oldest go first.
     pub event_bytes: u64,
     /// Who is told of every end.
-    pub witnesses: Witnesses,
+    pub observers: Observers,
 }
 
 impl Default for ServiceConfig {
@@ -65,7 +65,7 @@ impl Default for ServiceConfig {
             rule_jobs: 2,
             rules_bytes: 64 << 20,
             event_bytes: 64 << 20,
-            witnesses: Witnesses::default(),
+            observers: Observers::default(),
         }
     }
 }
@@ -86,7 +86,7 @@ impl ServiceConfig {
             session_memory: self.session_memory,
             quota: self.quota,
             model: self.model.as_str().into(),
-            witnesses: self.witnesses.clone(),
+            observers: self.observers.clone(),
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::engine_thread::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Wake
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::{Closed, Ledger};
 use crate::jobs::runner::{END_WAIT, Runner};
-use crate::observers::Witnesses;
+use crate::observers::Observers;
 use crate::prompts::Prompts;
 use crate::stats::Stats;
 use phi_edge_api::ReplyAddress;
@@ -59,7 +59,7 @@ pub(crate) struct Shared {
     max_prompt_tokens: AtomicUsize,
     load: LoadGauge,
     waker: Waker,
-    witnesses: Witnesses,
+    observers: Observers,
     /// Tells the dispatcher that the ledger has something for it.
     pub(crate) wake: Notify,
     stats: watch::Sender<Stats>,
@@ -125,7 +125,7 @@ impl Service {
             max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
             load: engine.load(),
             waker: engine.waker(),
-            witnesses: config.witnesses.clone(),
+            observers: config.observers.clone(),
             wake: Notify::new(),
             finish: watch::Sender::new(false),
             engine_lost: watch::Sender::new(false),
@@ -180,8 +180,8 @@ impl Service {
 
     /// Counts a message in the windows of rules. What it returns resolves when the message may be acknowledged: it is
     /// stored, or was dropped because it can't be.
-    pub fn observe(&self, message: &RuleMessage) -> Option<Observed> {
-        self.shared.observe(message)
+    pub fn ingest(&self, message: &RuleMessage) -> Option<Ingested> {
+        self.shared.ingest(message)
     }
 
     /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
@@ -245,8 +245,8 @@ impl Service {
         let shared = Arc::clone(&self.shared);
         if let ReplyBody::Error(refusal) = &body {
             shared
-                .witnesses
-                .tell(|witness| witness.refused(&key, &address, refusal));
+                .observers
+                .notify(|observer| observer.refused(&key, &address, refusal));
         }
         let stored = shared.ledger().post(key, address, body, receipt);
         shared.changed();
@@ -259,8 +259,8 @@ impl Service {
     }
 
     /// Whether the message of this receipt was dealt with, so that its redelivery needs nothing more.
-    pub fn has_dealt_with(&self, receipt: &Receipt) -> bool {
-        self.shared.ledger().has_dealt_with(receipt)
+    pub fn is_redelivery(&self, receipt: &Receipt) -> bool {
+        self.shared.ledger().is_redelivery(receipt)
     }
 
     /// Notes that a message needs nothing: should the broker deliver it again, it needs nothing again.
@@ -275,8 +275,8 @@ impl Service {
 
     /// Keeps a note for the link over a restart, in place of the one before and in the order of what is decided about
     /// messages. What it returns resolves when the note is stored, or can't be.
-    pub fn note_link(&self, note: String) -> Option<Observed> {
-        self.shared.ledger().note_link(note).map(Observed)
+    pub fn note_link(&self, note: String) -> Option<Ingested> {
+        self.shared.ledger().note_link(note).map(Ingested)
     }
 
     /// The link's last note, also of an earlier process.
@@ -395,9 +395,9 @@ impl Service {
 
 /// A message of a rule on its way to the disk.
 #[derive(Debug)]
-pub struct Observed(Stored);
+pub struct Ingested(Stored);
 
-impl Observed {
+impl Ingested {
     /// Waits until the message can't be lost any more, or can't be stored. May be called again if it was not waited for to
     /// the end.
     pub async fn wait(&mut self) {

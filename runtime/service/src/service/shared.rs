@@ -10,7 +10,7 @@ use phi_edge_engine::TokenId;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Observed, Shared};
+use super::{Ingested, Shared};
 use crate::door::{Encode, NotEncoded};
 use crate::jobs::journal::Stored;
 use crate::jobs::ledger::{Ledger, Verdict};
@@ -82,12 +82,12 @@ impl Shared {
         }
     }
 
-    pub(super) fn observe(&self, message: &RuleMessage) -> Option<Observed> {
+    pub(super) fn ingest(&self, message: &RuleMessage) -> Option<Ingested> {
         let mut rule_engine = self.rule_engine();
         let storable = {
             let ledger = self.ledger();
             let receipt = message.receipt.as_ref();
-            if message.redelivered && receipt.is_some_and(|receipt| ledger.has_dealt_with(receipt)) {
+            if message.redelivered && receipt.is_some_and(|receipt| ledger.is_redelivery(receipt)) {
                 rule_engine.redelivered();
                 return None;
             }
@@ -100,13 +100,13 @@ impl Shared {
             rule_engine.ingest_unstorable(message, wall())
         };
         let waiting = changes.iter().any(RuleChange::needs_summary);
-        let stored = self.ledger().note_observed(message.receipt, changes);
+        let stored = self.ledger().note_ingested(message.receipt, changes);
         drop(rule_engine);
         if waiting {
             self.rules_wake.notify_one();
         }
         // Nobody waits for a store that fails.
-        stored.filter(|_| storable).map(Observed)
+        stored.filter(|_| storable).map(Ingested)
     }
 
     pub(super) fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
@@ -146,7 +146,7 @@ impl Shared {
 
     /// Hands an event on; the jobs that worded it are forgotten.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
-        self.witnesses.tell(|witness| witness.event(&published.event));
+        self.observers.notify(|observer| observer.event(&published.event));
         let mut rule_engine = self.rule_engine();
         let change = rule_engine.complete_event(&published.event);
         self.ledger().publish_event(published, change, jobs, wall());

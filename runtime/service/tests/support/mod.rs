@@ -20,7 +20,7 @@ use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 /// Longer than anything a test waits for on purpose. Time is paused: waiting costs nothing.
-const PATIENCE: Duration = Duration::from_hours(1);
+const TIMEOUT: Duration = Duration::from_hours(1);
 
 /// One token per byte; text that starts with `!` can't be encoded, `*` panics.
 pub struct Bytes;
@@ -114,7 +114,7 @@ impl Bench {
 
     /// What the service asks of the engine next.
     pub async fn asked(&mut self) -> (GenerateRequest, Sink) {
-        match timeout(PATIENCE, self.commands.recv()).await {
+        match timeout(TIMEOUT, self.commands.recv()).await {
             Ok(Some(EngineCommand::Generate { request, sink })) => (request, sink),
             other => panic!("the service asks nothing: {}", other.is_ok()),
         }
@@ -127,7 +127,7 @@ impl Bench {
     }
 
     pub async fn reply(&mut self) -> Reply {
-        match timeout(PATIENCE, self.replies.recv()).await {
+        match timeout(TIMEOUT, self.replies.recv()).await {
             Ok(Some(reply)) => reply,
             other => panic!("no reply: {other:?}"),
         }

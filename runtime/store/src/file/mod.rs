@@ -23,8 +23,8 @@ use mend::{salvage, set_aside};
 use read::{Reading, boot, read, rebase};
 use trouble::disk;
 
-pub(super) use read::each;
 pub(super) use trouble::{Trouble, hint};
+pub(super) use value::for_each_row;
 pub(super) use value::{json, parse, signed, unsigned};
 
 /// The file in the store's folder.
@@ -146,10 +146,10 @@ impl File {
     /// Finds out whether the disk takes writes.
     pub(super) fn probe(&mut self) -> Result<(), Trouble> {
         // Larger than what is left on a disk that is full but for a few bytes.
-        const ROOM: usize = 64 << 10;
+        const PROBE_BYTES: usize = 64 << 10;
         let probe = || -> rusqlite::Result<()> {
             let transaction = self.connection.unchecked_transaction()?;
-            let filler = "x".repeat(ROOM);
+            let filler = "x".repeat(PROBE_BYTES);
             transaction.execute("REPLACE INTO meta VALUES ('probe', ?1)", [filler])?;
             transaction.execute("DELETE FROM meta WHERE name = 'probe'", [])?;
             transaction.commit()

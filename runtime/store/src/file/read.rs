@@ -4,7 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use tokio::time::Instant;
 
-use super::value::{parse, unsigned};
+use super::value::{for_each_row, parse, unsigned};
 use crate::clock::{Clock, Moment};
 use crate::receipt::{ReceiptRow, receipt_mark};
 use crate::record::{
@@ -35,7 +35,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
     };
     let mut restored = Restored::default();
     let tables = [
-        each(
+        for_each_row(
             connection,
             &format!(
                 "SELECT place, client, id, digest, request, prompt, addresses, accepted_up, accepted_wall,
@@ -50,7 +50,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
                 Ok(())
             },
         ),
-        each(
+        for_each_row(
             connection,
             &format!("SELECT delivery, message FROM outbox ORDER BY delivery {order}"),
             |row| {
@@ -58,7 +58,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
                 Ok(())
             },
         ),
-        each(
+        for_each_row(
             connection,
             &format!("SELECT packet, number, mark FROM receipts ORDER BY packet {order}"),
             |row| {
@@ -70,11 +70,11 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
                 Ok(())
             },
         ),
-        each(connection, "SELECT mark FROM former_receipts", |row| {
+        for_each_row(connection, "SELECT mark FROM former_receipts", |row| {
             restored.former_receipts.push(row.get(0)?);
             Ok(())
         }),
-        each(connection, "SELECT value FROM meta WHERE name = 'link'", |row| {
+        for_each_row(connection, "SELECT value FROM meta WHERE name = 'link'", |row| {
             restored.link_note = Some(row.get(0)?);
             Ok(())
         }),
@@ -89,19 +89,6 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
         }
     }
     Ok(restored)
-}
-
-pub(crate) fn each(
-    connection: &Connection,
-    sql: &str,
-    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
-) -> rusqlite::Result<()> {
-    let mut statement = connection.prepare(sql)?;
-    let mut rows = statement.query([])?;
-    while let Some(row) = rows.next()? {
-        take(row)?;
-    }
-    Ok(())
 }
 
 /// With its receipts of an earlier version. `None` for a row whose words this version does not know; the log says so.

@@ -1,4 +1,6 @@
-//! Values in cells.
+//! Rows and the values in their cells.
+
+use rusqlite::{Connection, Row};
 
 pub(crate) fn json(value: &impl serde::Serialize) -> String {
     // Of texts and numbers: nothing that can't be written.
@@ -18,4 +20,18 @@ pub(crate) fn signed(number: u64) -> i64 {
 
 pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// Calls `take` with each row of a query.
+pub(crate) fn for_each_row(
+    connection: &Connection,
+    sql: &str,
+    mut take: impl FnMut(&Row<'_>) -> rusqlite::Result<()>,
+) -> rusqlite::Result<()> {
+    let mut statement = connection.prepare(sql)?;
+    let mut rows = statement.query([])?;
+    while let Some(row) = rows.next()? {
+        take(row)?;
+    }
+    Ok(())
 }

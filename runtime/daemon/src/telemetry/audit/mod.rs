@@ -14,7 +14,7 @@ use std::time::Duration;
 use phi_edge_models::ModelDir;
 use phi_edge_rules::Event;
 use phi_edge_service::{
-    Detokenizer, JobEnd, JobKey, Outcome, Prompts, Refusal, ReplyAddress, TokenId, Witness,
+    Detokenizer, JobEnd, JobKey, Observer, Outcome, Prompts, Refusal, ReplyAddress, TokenId,
 };
 
 use super::worker::{Handed, LostCounter, Worker, WorkerThread};
@@ -138,7 +138,7 @@ impl Audit {
     }
 }
 
-impl Witness for Audit {
+impl Observer for Audit {
     fn ended(&self, end: &JobEnd<'_>) {
         let answer = match end.outcome {
             Outcome::Answered { answer, .. } => Some(answer.text.clone()),

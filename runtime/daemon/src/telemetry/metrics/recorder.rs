@@ -6,7 +6,7 @@ use metrics::{Counter, Gauge, Histogram, Key, Label, Level, Metadata, Recorder a
 use metrics_exporter_prometheus::{Matcher, PrometheusBuilder, PrometheusHandle, PrometheusRecorder};
 use phi_edge_rules::Event;
 use phi_edge_service::{
-    Answer, ErrorCode, FinishReason, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, Witness,
+    Answer, ErrorCode, FinishReason, JobEnd, JobKey, Observer, Outcome, Refusal, ReplyAddress,
 };
 
 use super::catalogue::{self as c, Metric, MetricKind};
@@ -135,7 +135,7 @@ impl Recorder {
     }
 }
 
-impl Witness for Recorder {
+impl Observer for Recorder {
     fn ended(&self, end: &JobEnd<'_>) {
         let source = if end.internal { "rule" } else { "client" };
         let error = match end.outcome {

@@ -7,7 +7,7 @@ mod span;
 use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use phi_edge_service::{JobEnd, Witness};
+use phi_edge_service::{JobEnd, Observer};
 use serde_json::Value;
 
 use super::worker::Worker;
@@ -61,7 +61,7 @@ impl Traces {
     }
 }
 
-impl Witness for Traces {
+impl Observer for Traces {
     fn ended(&self, end: &JobEnd<'_>) {
         if !span::is_sampled(end.job.reply.traceparent.as_ref()) {
             return;

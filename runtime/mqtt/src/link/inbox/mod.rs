@@ -11,7 +11,7 @@ use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use phi_edge_rules::RuleMessage;
-use phi_edge_service::{JobKey, Observed, Service};
+use phi_edge_service::{Ingested, JobKey, Service};
 use phi_edge_wire::parse_cancel;
 use rumqttc::{Publish, QoS};
 use tokio::sync::{mpsc, watch};
@@ -66,9 +66,9 @@ enum Handling {
     /// It is handled when this task has ended.
     Task(JoinHandle<()>),
     /// It is handled when it is stored.
-    Stored(Observed),
+    Stored(Ingested),
     /// A fence, handled when the change of subscriptions that it marks is stored.
-    FenceStored(Observed),
+    FenceStored(Ingested),
 }
 
 impl Inbox {
@@ -209,7 +209,7 @@ impl Inbox {
             receipt: receipt(publish),
             redelivered: publish.dup,
         };
-        service.observe(&message).map_or(Handling::Done, Handling::Stored)
+        service.ingest(&message).map_or(Handling::Done, Handling::Stored)
     }
 
     fn cancel(&self, inbound: &Inbound<'_>, publish: &Publish, service: &Service) {

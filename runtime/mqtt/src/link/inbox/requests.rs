@@ -73,7 +73,7 @@ impl Inbox {
             tracing::debug!("an empty request is ignored");
             return true;
         }
-        let is_known = |receipt| service.has_dealt_with(&receipt);
+        let is_known = |receipt| service.is_redelivery(&receipt);
         if publish.dup && request.receipt.is_some_and(is_known) {
             tracing::debug!("a request that was dealt with came again");
             return true;

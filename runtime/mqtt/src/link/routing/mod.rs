@@ -7,7 +7,7 @@ mod tests;
 
 use parking_lot::{Mutex, MutexGuard};
 
-use phi_edge_service::{Observed, Service};
+use phi_edge_service::{Ingested, Service};
 use rumqttc::Publish;
 use tokio::sync::Notify;
 
@@ -130,7 +130,7 @@ impl Routing {
     }
 
     /// Notes that a fence has come back or is given up. [`Routing::noted`] must be called when the returned future has resolved.
-    pub(crate) fn pass(&self, fence: u64, service: &Service) -> Option<Observed> {
+    pub(crate) fn pass(&self, fence: u64, service: &Service) -> Option<Ingested> {
         let mut state = self.state();
         if !state.order.pass(fence) {
             return None;
@@ -167,7 +167,7 @@ impl Routing {
 
 impl RoutingState {
     /// Stores the list for a restart, if it has changed. Under the lock, so that lists are stored in the order of changes.
-    fn keep(&mut self, service: &Service) -> Option<Observed> {
+    fn keep(&mut self, service: &Service) -> Option<Ingested> {
         let note = self.order.note();
         if note == self.kept {
             return None;

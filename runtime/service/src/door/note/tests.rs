@@ -77,7 +77,7 @@ proptest! {
         let mut alone_at_death: HashMap<u8, u32> = HashMap::new();
         for life in lives {
             let note = open(folder.path());
-            let mut open_entries: Vec<(u8, bool, Entry)> = Vec::new();
+            let mut open_entries: Vec<(u8, bool, NoteEntry)> = Vec::new();
             for (n, ends) in life {
                 if ends {
                     open_entries.pop();

@@ -150,7 +150,7 @@ impl Ledger {
             let key = job.key.clone();
             self.journal.note(Change::Addresses { key, addresses });
         }
-        self.note_receipt(job.receipt);
+        self.record_receipt(job.receipt);
         tracing::debug!(
             job.id = job.key.id,
             job.client = job.key.client,
@@ -219,7 +219,7 @@ impl Ledger {
         if self.journal.is_durable() {
             self.journal.note(Change::Accept(Box::new(record)));
         }
-        self.note_receipt(receipt);
+        self.record_receipt(receipt);
         Ok(self.journal.send_and_wait())
     }
 
@@ -284,7 +284,7 @@ impl Ledger {
 
     pub(super) fn busy(&mut self, why: &str) -> Refusal {
         let retry_after =
-            self.pace
+            self.throughput
                 .retry_after(self.queue.len(), self.limits.slots, self.limits.max_deadline);
         Refusal {
             retry_after: Some(retry_after),

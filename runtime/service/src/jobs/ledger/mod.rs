@@ -23,8 +23,8 @@ use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::quota::{Quota, Quotas};
 use crate::jobs::receipts::Receipts;
 use crate::jobs::sessions::Sessions;
-use crate::jobs::throughput::Pace;
-use crate::observers::Witnesses;
+use crate::jobs::throughput::Throughput;
+use crate::observers::Observers;
 use crate::stats::Stats;
 use outgoing::OutgoingQueue;
 use phi_edge_api::ReplyBody;
@@ -66,7 +66,7 @@ pub(crate) struct Limits {
     pub(crate) session_memory: usize,
     pub(crate) quota: Quota,
     pub(crate) model: std::sync::Arc<str>,
-    pub(crate) witnesses: Witnesses,
+    pub(crate) observers: Observers,
 }
 
 /// What a request is to the ledger.
@@ -152,7 +152,7 @@ impl Entry {
     }
 }
 
-struct Kept {
+struct KeptOutcome {
     key: JobKey,
     until: Instant,
     bytes: usize,
@@ -182,8 +182,8 @@ pub(crate) struct Ledger {
     /// Tokens promised to what runs.
     promised: usize,
     /// Finished jobs, oldest first.
-    kept: VecDeque<Kept>,
-    kept_bytes: usize,
+    outcomes: VecDeque<KeptOutcome>,
+    outcome_bytes: usize,
     /// Messages on their way to the broker.
     outgoing: OutgoingQueue,
     /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
@@ -194,7 +194,7 @@ pub(crate) struct Ledger {
     /// Queued jobs that ran when the process crashed.
     suspects: usize,
     /// The one that runs is such a job.
-    alone: bool,
+    suspect_running: bool,
     closed: Option<Closed>,
     /// Who waits for an outcome within this process.
     listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
@@ -202,7 +202,7 @@ pub(crate) struct Ledger {
     quotas: Quotas,
     /// What each client has in the queue or on its way there.
     shares: Shares,
-    pace: Pace,
+    throughput: Throughput,
     journal: Journal,
     places: u64,
     replies: u64,
@@ -225,16 +225,16 @@ impl Ledger {
             queue: BTreeMap::new(),
             running: 0,
             promised: 0,
-            kept: VecDeque::new(),
-            kept_bytes: 0,
+            outcomes: VecDeque::new(),
+            outcome_bytes: 0,
             outgoing: OutgoingQueue::default(),
             receipts: Receipts::default(),
             link_note: None,
             arriving: 0,
             suspects: 0,
-            alone: false,
+            suspect_running: false,
             closed: None,
-            pace: Pace::default(),
+            throughput: Throughput::default(),
             journal,
             places: 0,
             replies: 0,
@@ -254,12 +254,12 @@ impl Ledger {
     }
 
     /// Whether a message that the broker delivers again was dealt with before.
-    pub(crate) fn has_dealt_with(&self, receipt: &Receipt) -> bool {
+    pub(crate) fn is_redelivery(&self, receipt: &Receipt) -> bool {
         self.receipts.knows(receipt)
     }
 
     /// Notes that a message is dealt with, in the batch that is being collected: both are stored or neither.
-    pub(crate) fn note_receipt(&mut self, receipt: Option<Receipt>) {
+    pub(crate) fn record_receipt(&mut self, receipt: Option<Receipt>) {
         if let Some(receipt) = receipt {
             let row = self.receipts.add(&receipt);
             self.journal.note(Change::Received(row));
@@ -269,7 +269,7 @@ impl Ledger {
     /// Notes that a message is dealt with of which nothing else is kept. No commit is hurried for it: it is stored with what
     /// is decided later, or before.
     pub(crate) fn dismiss(&mut self, receipt: Option<Receipt>) {
-        self.note_receipt(receipt);
+        self.record_receipt(receipt);
         self.journal.send();
     }
 
@@ -293,12 +293,12 @@ impl Ledger {
     }
 
     /// Writes down what the rules have decided about a message.
-    pub(crate) fn note_observed(
+    pub(crate) fn note_ingested(
         &mut self,
         receipt: Option<Receipt>,
         changes: Vec<RuleChange>,
     ) -> Option<Stored> {
-        self.note_receipt(receipt);
+        self.record_receipt(receipt);
         self.note_rules(changes)
     }
 
@@ -335,8 +335,8 @@ impl Ledger {
             queued: self.queue.len(),
             running: self.running,
             slots: self.limits.slots,
-            tokens_per_s: self.pace.tokens_per_s(),
-            first_token: self.pace.first_token(),
+            tokens_per_s: self.throughput.tokens_per_s(),
+            first_token: self.throughput.first_token(),
             served: self.served,
             failed: self.failed,
             refused: self.refused,

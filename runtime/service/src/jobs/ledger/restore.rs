@@ -6,7 +6,7 @@ use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
 use super::settle::size;
-use super::{CRASHES, Entry, Kept, Ledger, Place, State, Waiting};
+use super::{CRASHES, Entry, KeptOutcome, Ledger, Place, State, Waiting};
 use crate::jobs::journal::Journal;
 use crate::prompts::Prompts;
 use phi_edge_api::DeadLetter;
@@ -118,8 +118,8 @@ impl Ledger {
                 let bytes = size(&body);
                 self.jobs
                     .insert(key.clone(), entry(None, State::Done(body, until)));
-                self.kept.push_back(Kept { key, until, bytes });
-                self.kept_bytes += bytes;
+                self.outcomes.push_back(KeptOutcome { key, until, bytes });
+                self.outcome_bytes += bytes;
             }
             RestoredState::Open => {
                 let expires = now + self.journal.left(record.expires.up_ms);

@@ -18,7 +18,7 @@ impl Ledger {
     /// below it; what comes to rank above it goes first.
     pub(crate) fn start_next(&mut self, now: Instant) -> Option<Start> {
         self.expire(now);
-        if self.closed.is_some() || self.running >= self.limits.slots || self.alone {
+        if self.closed.is_some() || self.running >= self.limits.slots || self.suspect_running {
             return None;
         }
         let suspect = self.next_suspect();
@@ -56,7 +56,7 @@ impl Ledger {
         };
         if entry.tries.suspect {
             self.suspects -= 1;
-            self.alone = true;
+            self.suspect_running = true;
         }
         self.running += 1;
         self.promised += promised;
@@ -179,7 +179,7 @@ impl Ledger {
         self.shares.enter(&key.client);
         self.running -= 1;
         self.promised = self.promised.saturating_sub(promised);
-        self.alone = false;
+        self.suspect_running = false;
         if entry.tries.suspect {
             self.suspects += 1;
         }
@@ -223,7 +223,7 @@ impl Ledger {
             self.settle(&key, &body, now);
         }
         self.sessions.expire(now);
-        while self.kept.front().is_some_and(|kept| kept.until <= now) {
+        while self.outcomes.front().is_some_and(|kept| kept.until <= now) {
             self.forget_oldest();
         }
         self.journal.send();
@@ -239,7 +239,7 @@ impl Ledger {
                 State::Arriving { .. } | State::Running { .. } | State::Done(..) => None,
             });
         queued
-            .chain(self.kept.front().map(|kept| kept.until))
+            .chain(self.outcomes.front().map(|kept| kept.until))
             .chain(self.sessions.next_expiry())
             .min()
     }

@@ -5,8 +5,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use super::run::promised;
-use super::{Kept, Ledger, State, Waiting, is_internal};
-use crate::observers::{JobEnd, Outcome, Witnesses};
+use super::{KeptOutcome, Ledger, State, Waiting, is_internal};
+use crate::observers::{JobEnd, Observers, Outcome};
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;
@@ -32,7 +32,7 @@ impl Ledger {
         self.settle_with(key, body, (0, 0), now);
     }
 
-    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the witnesses are told.
+    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the observers are told.
     pub(super) fn settle_with(
         &mut self,
         key: &JobKey,
@@ -56,13 +56,13 @@ impl Ledger {
                 self.promised = self
                     .promised
                     .saturating_sub(waiting.promised(self.limits.context));
-                self.alone = false;
+                self.suspect_running = false;
                 waiting.expires
             }
         };
         if let Some(waiting) = entry.waiting() {
-            tell(
-                &self.limits.witnesses,
+            notify(
+                &self.limits.observers,
                 entry.tries.attempts,
                 waiting,
                 body,
@@ -83,7 +83,7 @@ impl Ledger {
         match body {
             ReplyBody::Final(answer) => {
                 self.served += 1;
-                self.pace.observe(answer);
+                self.throughput.observe(answer);
                 log_answer(key, answer, entry.waiting());
             }
             ReplyBody::Error(refusal) => {
@@ -121,30 +121,30 @@ impl Ledger {
             // An error: whoever asked has left.
             let _ = listener.send(body.clone());
         }
-        self.kept.push_back(Kept {
+        self.outcomes.push_back(KeptOutcome {
             key: key.clone(),
             until,
             bytes,
         });
-        self.kept_bytes += bytes;
-        while self.kept.len() > self.limits.keep_outcomes || self.kept_bytes > self.limits.keep_bytes {
+        self.outcome_bytes += bytes;
+        while self.outcomes.len() > self.limits.keep_outcomes || self.outcome_bytes > self.limits.keep_bytes {
             self.forget_oldest();
         }
     }
 
     pub(super) fn forget_oldest(&mut self) {
-        if let Some(kept) = self.kept.pop_front() {
-            self.kept_bytes -= kept.bytes;
+        if let Some(kept) = self.outcomes.pop_front() {
+            self.outcome_bytes -= kept.bytes;
             self.jobs.remove(&kept.key);
             self.journal.note(Change::Forget(kept.key));
         }
     }
 
     pub(super) fn forget(&mut self, key: &JobKey) {
-        if let Some(place) = self.kept.iter().position(|kept| kept.key == *key)
-            && let Some(kept) = self.kept.remove(place)
+        if let Some(place) = self.outcomes.iter().position(|kept| kept.key == *key)
+            && let Some(kept) = self.outcomes.remove(place)
         {
-            self.kept_bytes -= kept.bytes;
+            self.outcome_bytes -= kept.bytes;
             self.jobs.remove(key);
             self.journal.note(Change::Forget(kept.key));
         }
@@ -160,9 +160,9 @@ pub(super) fn size(body: &ReplyBody) -> usize {
     }
 }
 
-/// Tells the witnesses of a job's end.
-pub(super) fn tell(
-    witnesses: &Witnesses,
+/// Tells the observers of a job's end.
+pub(super) fn notify(
+    observers: &Observers,
     attempts: u32,
     waiting: &Waiting,
     body: &ReplyBody,
@@ -186,7 +186,7 @@ pub(super) fn tell(
         took: now.saturating_duration_since(waiting.accepted),
         outcome,
     };
-    witnesses.tell(|witness| witness.ended(&end));
+    observers.notify(|observer| observer.ended(&end));
 }
 
 pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {

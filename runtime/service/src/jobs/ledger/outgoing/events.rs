@@ -7,11 +7,12 @@
 use std::collections::HashSet;
 use std::time::Duration;
 
-use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::Time;
 use phi_edge_store::Change;
 
-use super::queue::{Message, OutgoingQueue, Undelivered};
+use super::event_stats::EventCounters;
+use super::message::MessagePlace;
+use super::queue::OutgoingQueue;
 use crate::jobs::journal::Journal;
 use crate::jobs::ledger::Ledger;
 
@@ -21,97 +22,10 @@ const STALLED: Duration = Duration::from_secs(5);
 /// Tens of thousands may wait: they are looked through so often.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of an event that waits.
-#[derive(Debug)]
-pub(super) struct EventMark {
-    bytes: u64,
-    since: Time,
-    expiry: Option<Duration>,
-    retained: bool,
-}
-
-/// Events among the messages that leave.
-#[derive(Debug, Default)]
-pub(super) struct Events {
-    waiting: usize,
-    bytes: u64,
-    counters: EventCounters,
-    /// When they were last looked through.
-    swept: Option<Time>,
-    /// That events are dropped for want of room was logged.
-    told: bool,
-    /// Since when there is no connection to the broker.
-    away_since: Option<Time>,
-}
-
-/// Events that were not published, since the start.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub(crate) struct EventCounters {
-    /// Their expiry had passed.
-    pub(crate) expired: u64,
-    /// A newer one was to be retained in their place.
-    pub(crate) superseded: u64,
-    /// There was no room for more.
-    pub(crate) dropped: u64,
-}
-
 #[derive(Debug, Clone, Copy)]
 enum Unpublished {
     Expired,
     Superseded,
-}
-
-impl EventMark {
-    /// None of what is no event.
-    pub(super) fn of(reply: &Reply, since: Time) -> Option<Self> {
-        let ReplyBody::Event(published) = &reply.body else {
-            return None;
-        };
-        Some(Self {
-            bytes: published.cost(),
-            since,
-            expiry: published.output.expiry,
-            retained: published.output.retain,
-        })
-    }
-
-    pub(super) fn since(&self) -> Time {
-        self.since
-    }
-
-    fn is_expired(&self, wall: Time) -> bool {
-        self.expiry.is_some_and(|expiry| wall.since(self.since) >= expiry)
-    }
-}
-
-impl Events {
-    pub(super) fn came(&mut self, event: &EventMark) {
-        self.waiting += 1;
-        self.bytes += event.bytes;
-    }
-
-    pub(super) fn left(&mut self, event: &EventMark) {
-        self.waiting = self.waiting.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(event.bytes);
-        self.told &= self.waiting > 0;
-    }
-
-    pub(super) fn clear(&mut self) {
-        (self.waiting, self.bytes) = (0, 0);
-    }
-}
-
-impl Undelivered {
-    /// The message; of an event, with what is left of its expiry.
-    pub(super) fn left(&self, wall: Time) -> Reply {
-        let mut reply = self.reply.clone();
-        if let ReplyBody::Event(published) = &mut reply.body
-            && let Some(expiry) = &mut published.output.expiry
-        {
-            *expiry = expiry.saturating_sub(wall.since(self.since));
-        }
-        reply
-    }
 }
 
 impl Ledger {
@@ -238,7 +152,7 @@ impl OutgoingQueue {
         if let Some(event) = &out.event {
             self.events.left(event);
         }
-        if let Message::Kept(delivery) = out.message {
+        if let MessagePlace::Kept(delivery) = out.place {
             self.undelivered.remove(&delivery);
             journal.note(Change::Delivered(delivery));
         }

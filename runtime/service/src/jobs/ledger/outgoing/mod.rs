@@ -1,6 +1,8 @@
 //! Messages on their way: they leave once the journal is safe, and are forgotten once the broker has them.
 
+mod event_stats;
 mod events;
+mod message;
 mod queue;
 #[cfg(test)]
 mod tests;
@@ -33,7 +35,7 @@ impl Ledger {
         body: ReplyBody,
         receipt: Option<Receipt>,
     ) -> Option<Stored> {
-        self.note_receipt(receipt);
+        self.record_receipt(receipt);
         let content = address.topic().map_or(0, str::len) + address.correlation.as_ref().map_or(0, Vec::len);
         let bytes = REFUSAL_OVERHEAD + content as u64 + body.texts();
         let journal = &mut self.journal;

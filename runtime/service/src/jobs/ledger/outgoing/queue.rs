@@ -8,7 +8,8 @@ use std::collections::{BTreeMap, VecDeque};
 use phi_edge_api::{JobKey, Reply, ReplyAddress, ReplyBody};
 use phi_edge_rules::Time;
 
-use super::events::{EventMark, Events};
+use super::event_stats::EventStats;
+use super::message::{EventMark, MessagePlace, Outgoing, Undelivered};
 
 /// The class of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,35 +25,6 @@ pub(in crate::jobs::ledger) enum Class {
 /// The classes by turns. One that has nothing to send passes its turn on.
 const TURNS: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
 
-/// A message that waits for its batch of the journal to be safe, and for the link to take it.
-#[derive(Debug)]
-pub(super) struct Outgoing {
-    /// The number of the batch.
-    pub(super) safe_with: u64,
-    pub(super) message: Message,
-    /// Facts about an event.
-    pub(super) event: Option<EventMark>,
-    /// Bytes of a refusal that the limit of refusals counts.
-    pub(super) refusal_bytes: u64,
-}
-
-/// Where the message is.
-#[derive(Debug)]
-pub(super) enum Message {
-    /// Among those that the broker has not acknowledged, by its delivery.
-    Kept(u64),
-    /// Here: nothing is kept of it when it has left.
-    Unkept(Box<Reply>),
-}
-
-/// A message that is kept until the broker has it.
-#[derive(Debug)]
-pub(super) struct Undelivered {
-    pub(super) reply: Reply,
-    /// When it was handed on: the expiry of an event counts from then.
-    pub(super) since: Time,
-}
-
 /// All messages on their way.
 #[derive(Debug, Default)]
 pub(in crate::jobs::ledger) struct OutgoingQueue {
@@ -66,7 +38,7 @@ pub(in crate::jobs::ledger) struct OutgoingQueue {
     /// Refusals that were dropped for want of room.
     dropped: u64,
     /// Counters and bounds of the events.
-    pub(super) events: Events,
+    pub(super) events: EventStats,
     /// Messages that the broker has not acknowledged, those that wait among them; only what is durable.
     pub(super) undelivered: BTreeMap<u64, Undelivered>,
     /// The highest number of a delivery.
@@ -129,10 +101,10 @@ impl OutgoingQueue {
                 self.events.left(event);
             }
             self.refusal_bytes = self.refusal_bytes.saturating_sub(out.refusal_bytes);
-            let reply = match out.message {
-                Message::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
-                Message::Unkept(reply) => {
-                    let since = out.event.as_ref().map_or(wall, EventMark::since);
+            let reply = match out.place {
+                MessagePlace::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
+                MessagePlace::Unkept(reply) => {
+                    let since = out.event.as_ref().map_or(wall, |event| event.since);
                     Some(Undelivered { reply: *reply, since }.left(wall))
                 }
             };
@@ -159,9 +131,9 @@ impl OutgoingQueue {
 
     /// The message itself; `None` of one that was forgotten meanwhile.
     pub(super) fn message<'a>(&'a self, out: &'a Outgoing) -> Option<&'a Reply> {
-        match &out.message {
-            Message::Kept(delivery) => self.undelivered.get(delivery).map(|kept| &kept.reply),
-            Message::Unkept(reply) => Some(reply),
+        match &out.place {
+            MessagePlace::Kept(delivery) => self.undelivered.get(delivery).map(|kept| &kept.reply),
+            MessagePlace::Unkept(reply) => Some(reply),
         }
     }
 
@@ -232,16 +204,16 @@ impl OutgoingQueue {
         if let Some(event) = &event {
             self.events.came(event);
         }
-        let message = match reply.delivery {
+        let place = match reply.delivery {
             Some(delivery) => {
                 self.undelivered.insert(delivery, Undelivered { reply, since });
-                Message::Kept(delivery)
+                MessagePlace::Kept(delivery)
             }
-            None => Message::Unkept(Box::new(reply)),
+            None => MessagePlace::Unkept(Box::new(reply)),
         };
         Outgoing {
             safe_with,
-            message,
+            place,
             event,
             refusal_bytes: 0,
         }

@@ -22,7 +22,7 @@ fn ledger(event_bytes: u64) -> Ledger {
         session_memory: 1 << 20,
         quota: Quota::default(),
         model: "m".into(),
-        witnesses: Witnesses::default(),
+        observers: Observers::default(),
     };
     Ledger::new(limits, 7, Journal::new(None))
 }

@@ -1,4 +1,4 @@
-//! What witnesses are told, and traces.
+//! What observers are told, and traces.
 #![allow(clippy::unwrap_used)]
 
 mod support;
@@ -7,8 +7,8 @@ use std::sync::{Arc, Mutex};
 
 use phi_edge_engine::{Finish, Summary};
 use phi_edge_service::{
-    ErrorCode, JobEnd, JobKey, Outcome, Refusal, ReplyAddress, ReplyBody, ServiceConfig, TraceParent,
-    Witness, Witnesses,
+    ErrorCode, JobEnd, JobKey, Observer, Observers, Outcome, Refusal, ReplyAddress, ReplyBody, ServiceConfig,
+    TraceParent,
 };
 use support::{Bench, job, key, summary};
 
@@ -25,7 +25,7 @@ impl Told {
     }
 }
 
-impl Witness for Told {
+impl Observer for Told {
     fn ended(&self, end: &JobEnd<'_>) {
         let id = &end.job.key.id;
         self.say(match end.outcome {
@@ -53,7 +53,7 @@ impl Witness for Told {
 fn watched() -> (Bench, Arc<Told>) {
     let told = Arc::new(Told::default());
     let config = ServiceConfig {
-        witnesses: Witnesses::new(vec![Arc::clone(&told) as Arc<dyn Witness>]),
+        observers: Observers::new(vec![Arc::clone(&told) as Arc<dyn Observer>]),
         ..ServiceConfig::default()
     };
     (Bench::with(config, 1, 64), told)
