@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use tar::{Archive, Builder, Entry, EntryType, Header};
 
 use super::ModelStore;
-use super::intake::contents;
+use super::import_folder::contents;
 use super::staging::write_hashed;
 use crate::digest::FileHasher;
 use crate::error::ModelError;
@@ -55,7 +55,12 @@ impl ModelStore {
     }
 
     /// Imports the model in the archive `file`, as `name` or under the name that it has, once all of it is verified.
-    pub fn import(&self, file: &Path, name: Option<&str>, watch: Watch<'_>) -> Result<PathBuf, PullError> {
+    pub fn import_archive(
+        &self,
+        file: &Path,
+        name: Option<&str>,
+        watch: Watch<'_>,
+    ) -> Result<PathBuf, PullError> {
         let fault = |fault: String| PullError::Archive {
             path: file.to_path_buf(),
             fault,

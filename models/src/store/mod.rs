@@ -11,7 +11,7 @@
 
 mod archive;
 mod compare;
-mod intake;
+mod import_folder;
 mod link;
 mod staging;
 mod switch;
@@ -224,14 +224,14 @@ mod tests {
         };
         let previous = store.previous("m");
         std::fs::create_dir_all(&previous).unwrap();
-        store.take_in(&source, "m", &watch).unwrap();
+        store.import_folder(&source, "m", &watch).unwrap();
         assert_eq!(*dropped.lock().unwrap(), 1);
         assert!(!previous.exists());
         std::fs::create_dir_all(&previous).unwrap();
-        store.import(&archive, Some("m"), &watch).unwrap();
+        store.import_archive(&archive, Some("m"), &watch).unwrap();
         assert_eq!(*dropped.lock().unwrap(), 2);
         // What is to be taken in must not give way to itself.
-        let error = store.take_in(&previous, "m", &watch).unwrap_err();
+        let error = store.import_folder(&previous, "m", &watch).unwrap_err();
         assert!(error.to_string().contains("models rollback m"), "{error}");
         assert!(previous.join("genai_config.json").exists());
     }

@@ -68,7 +68,7 @@ impl EditCache {
             entry.insert(prepare.as_str().to_owned(), Value::from(text));
         }
         if let Err(error) = write(file, &Value::Object(all).to_string()) {
-            tracing::debug!(file = %file.display(), %error, "EditCache on prepared graphs can't be kept.");
+            tracing::debug!(file = %file.display(), %error, "The outcomes of graph edits can't be kept.");
         }
     }
 

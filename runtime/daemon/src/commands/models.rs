@@ -109,7 +109,7 @@ pub(crate) fn models(args: &ModelsArgs) -> Result<(), Fault> {
             println!("{}: {}", file.display(), Size(bytes));
         }
         ModelsAction::Import { file, name, use_it } => {
-            let place = shelf.import(file, name.as_deref(), &watch)?;
+            let place = shelf.import_archive(file, name.as_deref(), &watch)?;
             progress.end();
             println!("every file verified: {}", place.display());
             if *use_it {

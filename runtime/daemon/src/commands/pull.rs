@@ -73,7 +73,7 @@ pub(crate) fn pull(args: &PullArgs) -> Result<(), Fault> {
     let progress = ProgressBars::new();
     let watch = |event: &Event<'_>| progress.show(event);
     let outcome = if let Source::Folder(folder) = &source {
-        Outcome::Installed(shelf.take_in(folder, &name, &watch)?)
+        Outcome::Installed(shelf.import_folder(folder, &name, &watch)?)
     } else {
         let hub = Hub::new(&source, options(args, &source)?)?;
         let accelerator = match args.provider {

@@ -98,36 +98,20 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let context = slab.context(genai.context_length);
-        if context < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
+        let caps = capabilities(&slab, genai, facts.rope_boundary, vocab_size, ragged);
+        if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
-                context,
+                context = caps.context_length,
                 kv_bytes = config.kv_memory,
                 "There is little memory for keys and values: longer prompts are refused (runtime.kv_memory, MemoryMax= of the unit)."
             );
         }
-        let caps = Caps {
-            kv_type: slab.shape().kv_type(),
-            ragged_chunks: ragged,
-            idle_rows: ragged,
-            mixed_regimes: ragged,
-            shared_kv: true,
-            contiguous_rows: true,
-            kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
-            context_length: context,
-            rope_boundary: facts.rope_boundary.filter(|boundary| *boundary < context),
-            vocab_size,
-            rows: slab.shape().rows,
-        };
-        let factors = match &mut tables {
-            Some(tables) => {
-                tables.limit(slab.shape().capacity);
-                if ragged {
-                    RopeFactors::Offset(tables.short)
-                } else {
-                    RopeFactors::Table
-                }
-            }
+        if let Some(tables) = &mut tables {
+            tables.limit(slab.shape().capacity);
+        }
+        let factors = match &tables {
+            Some(tables) if ragged => RopeFactors::Offset(tables.short),
+            Some(_) => RopeFactors::Table,
             None if ragged => RopeFactors::Offset(0),
             None if position_ids.is_some() => RopeFactors::OwnPositions,
             None => RopeFactors::MaskWidth,
@@ -307,6 +291,30 @@ impl OnnxDecoder {
                 row.0, self.caps.rows
             )))
         }
+    }
+}
+
+/// The capabilities of a graph over `slab`.
+fn capabilities(
+    slab: &KvSlab,
+    genai: &GenaiConfig,
+    rope_boundary: Option<usize>,
+    vocab_size: usize,
+    ragged: bool,
+) -> Caps {
+    let context = slab.context(genai.context_length);
+    Caps {
+        kv_type: slab.shape().kv_type(),
+        ragged_chunks: ragged,
+        idle_rows: ragged,
+        mixed_regimes: ragged,
+        shared_kv: true,
+        contiguous_rows: true,
+        kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
+        context_length: context,
+        rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
+        vocab_size,
+        rows: slab.shape().rows,
     }
 }
 

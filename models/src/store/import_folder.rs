@@ -15,7 +15,7 @@ use crate::safe_path::is_safe;
 impl ModelStore {
     /// Copies the model in `folder` to the store as `name`. Files are compared with the hashes of its manifest;
     /// without any, the files' own are noted.
-    pub fn take_in(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
+    pub fn import_folder(&self, folder: &Path, name: &str, watch: Watch<'_>) -> Result<PathBuf, PullError> {
         let config = folder.join("genai_config.json");
         if !config.is_file() {
             return Err(ModelError::Missing {
