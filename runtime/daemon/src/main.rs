@@ -24,7 +24,7 @@ use crate::telemetry::logging;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    // Before there is any other thread.
+    // Before any other thread is started.
     phi_edge_onnx::forbid_telemetry();
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Run(_)) {

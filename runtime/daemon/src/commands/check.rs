@@ -28,7 +28,7 @@ pub(crate) struct CheckArgs {
 
 /// Prints one line for each check, and fails with the exit code of the first fault.
 pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
-    let mut report = Report::default();
+    let mut report = CheckReport::default();
     let Some(loaded) = report.add(
         "config",
         settings::load(&args.config).map(|loaded| {
@@ -64,7 +64,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
 }
 
 /// Checks the model, the library, and whether a provider runs the model.
-fn check_model(report: &mut Report, setup: &ModelSetup) {
+fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
     let model = report.add("model", open(setup));
     let library = report.add(
         "library",
@@ -93,7 +93,7 @@ fn check_model(report: &mut Report, setup: &ModelSetup) {
 }
 
 /// Checks the files of TLS and, unless `offline`, the connection to the broker.
-fn check_link(report: &mut Report, config: &Config, offline: bool) {
+fn check_link(report: &mut CheckReport, config: &Config, offline: bool) {
     match link::checked_tls(config) {
         Ok(None) => {}
         Ok(Some(tls)) => {
@@ -141,7 +141,7 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
         .map_err(Fault::failed)?;
     let link = link::link(config, None)?;
     let said = format!("{}:{} lets us in", link.host, link.port);
-    // Another id: a daemon that runs keeps its session.
+    // A different client id, so that a running daemon keeps its session.
     let options = ClientOptions {
         client_id: format!("{}-check-{}", link.client_id, std::process::id()),
         host: link.host,
@@ -166,11 +166,11 @@ fn broker(config: &Config) -> Result<((), String), Fault> {
 
 /// The result of the checks.
 #[derive(Default)]
-struct Report {
+struct CheckReport {
     first: Option<Fault>,
 }
 
-impl Report {
+impl CheckReport {
     fn add<T>(&mut self, what: &str, outcome: Result<(T, String), Fault>) -> Option<T> {
         match outcome {
             Ok((value, said)) => {

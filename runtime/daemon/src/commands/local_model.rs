@@ -28,7 +28,7 @@ impl<D: Decoder> LocalModel<D> {
     /// Loads the model of `setup`, with its decoder wrapped by `wrap`.
     pub(crate) fn load_over(setup: &ModelSetup, wrap: impl FnOnce(OnnxDecoder) -> D) -> Result<Self, Fault> {
         let epoch = Instant::now();
-        // The directory first: a wrong path is the commonest fault, and needs no library to be told.
+        // The directory first: a wrong path is the commonest fault, and is found without the library.
         let model = ModelDir::open(&setup.model)?;
         warn_of_demonstration(&model);
         let engine = setup.engine_over(&model, wrap)?;

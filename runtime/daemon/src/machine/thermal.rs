@@ -1,6 +1,6 @@
 //! The thermal and battery governor: the share of the time in which the engine computes.
 
-use phi_edge_config::Pace as Config;
+use phi_edge_config::Pace;
 use phi_edge_service::Throttle;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval};
@@ -51,7 +51,7 @@ impl ThrottleReason {
 
 /// Reads temperature and battery at an interval and sets `throttle`, until it is aborted. Returns at once if the
 /// configuration limits nothing.
-pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sender<ThrottleState>) {
+pub(crate) async fn govern(config: Pace, throttle: Throttle, state: watch::Sender<ThrottleState>) {
     if config.max_temperature.is_none() && config.battery_share >= 100 {
         return;
     }
@@ -62,15 +62,15 @@ pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sende
             "runtime.pace.max_temperature has no effect: no thermal zone that counts has a reading"
         );
     }
-    let mut looks = interval(config.every.get());
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = interval(config.every.get());
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut governor = Governor::new(config);
     loop {
-        looks.tick().await;
+        ticks.tick().await;
         let hottest = hottest(&governor.config, &sysfs.temperatures());
         let next = governor.update(hottest, sysfs.is_on_battery());
         throttle.set(f64::from(next.share) / 100.0);
-        let before = now.send_replace(next);
+        let before = state.send_replace(next);
         if before.reason != next.reason {
             if let Some(reason) = next.reason {
                 tracing::warn!(
@@ -86,21 +86,21 @@ pub(crate) async fn govern(config: Config, throttle: Throttle, now: watch::Sende
     }
 }
 
-fn hottest(config: &Config, readings: &[(String, f64)]) -> Option<f64> {
+fn hottest(config: &Pace, readings: &[(String, f64)]) -> Option<f64> {
     let counts = |name: &String| config.zones.as_ref().is_none_or(|zones| zones.contains(name));
-    let those = readings.iter().filter(|(name, _)| counts(name));
-    those.map(|(_, celsius)| *celsius).max_by(f64::total_cmp)
+    let counted = readings.iter().filter(|(name, _)| counts(name));
+    counted.map(|(_, celsius)| *celsius).max_by(f64::total_cmp)
 }
 
 /// The controller of the share, from one reading to the next.
 struct Governor {
-    config: Config,
+    config: Pace,
     /// The share that the temperature allows, from `least_share` to 1.
     cool_share: f64,
 }
 
 impl Governor {
-    fn new(config: Config) -> Self {
+    fn new(config: Pace) -> Self {
         Self {
             config,
             cool_share: 1.0,

@@ -35,8 +35,8 @@ pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
         tls,
         mut reloaded,
     } = inputs;
-    let mut looks = interval(CERTIFICATE_CHECK_INTERVAL);
-    looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut certificate_checks = interval(CERTIFICATE_CHECK_INTERVAL);
+    certificate_checks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut warning = None;
     loop {
         let fault = fault(
@@ -44,8 +44,8 @@ pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
             &link.borrow_and_update(),
             *short_connections.borrow_and_update(),
         );
-        status.send_if_modified(|status| set(status, fault, warning.clone()));
-        let look = tokio::select! {
+        status.send_if_modified(|status| update_status(status, fault, warning.clone()));
+        let check_certificates = tokio::select! {
             changed = store.changed() => match changed {
                 Ok(()) => false,
                 Err(_) => return,
@@ -54,9 +54,9 @@ pub(crate) async fn watch(status: watch::Sender<Status>, inputs: HealthInputs) {
             Ok(()) = link.changed() => false,
             Ok(()) = short_connections.changed() => false,
             Ok(()) = reloaded.changed() => true,
-            _ = looks.tick() => true,
+            _ = certificate_checks.tick() => true,
         };
-        if look {
+        if check_certificates {
             warning = tls
                 .as_ref()
                 .and_then(|tls| certificate_warning(tls, SystemTime::now()));
@@ -86,7 +86,7 @@ pub(crate) fn refusal(reason: &str) -> String {
 }
 
 /// Sets the state and the reason, and returns whether that changed anything.
-fn set(status: &mut Status, fault: Option<String>, warning: Option<String>) -> bool {
+fn update_status(status: &mut Status, fault: Option<String>, warning: Option<String>) -> bool {
     let (state, reason) = match fault {
         Some(fault) => (State::Degraded, Some(fault)),
         None => (State::Ready, warning),

@@ -65,7 +65,7 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
     let handle = spawn_engine("engine", unload_after, move || {
         served.verify_unchanged()?;
         let engine = setup.engine(served.model());
-        // What was read of another folder meanwhile is as wrong as all of it.
+        // Checked again: the folder may have been replaced during the load.
         served.verify_unchanged()?;
         let engine = engine?;
         if let Some(provider_tx) = provider_tx.take() {

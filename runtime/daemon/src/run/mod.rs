@@ -43,7 +43,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let (set_level, log_limits) = logging::daemon(&loaded.config.log);
     announce(&loaded);
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        // The engine has its own thread; what is left is light.
+        // The engine has its own thread; the other work is light.
         .worker_threads(2)
         .enable_all()
         .build()
@@ -52,7 +52,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         let _reports = log_limits.spawn_reports();
         App::new(&loaded, args, set_level).run().await
     });
-    // A model that is still being loaded is not worth waiting for.
+    // Not waiting for a model that is still being loaded.
     runtime.shutdown_background();
     outcome
 }

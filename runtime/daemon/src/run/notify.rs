@@ -31,14 +31,14 @@ pub(crate) struct NotifierInputs {
 
 /// Sends notifications from the moment that the model is loaded to the end. A broker that is away does not delay
 /// readiness for long: the daemon reconnects by itself, and a restart would not help.
-pub(crate) async fn run(watched: NotifierInputs) {
+pub(crate) async fn run(inputs: NotifierInputs) {
     let watchdog = async {
         match sd_notify::watchdog_enabled() {
-            Some(limit) => feed_watchdog(limit, watched.liveness.clone(), watched.engine.clone()).await,
+            Some(limit) => feed_watchdog(limit, inputs.liveness.clone(), inputs.engine.clone()).await,
             None => std::future::pending().await,
         }
     };
-    tokio::join!(report_status(&watched), watchdog);
+    tokio::join!(report_status(&inputs), watchdog);
 }
 
 /// Sends a status text, for the time before [`run`].
@@ -52,10 +52,10 @@ pub(crate) struct Reloading(());
 impl Reloading {
     /// Sends that the configuration is being reloaded.
     pub(crate) fn begin() -> Self {
-        let mut news = vec![NotifyState::Reloading];
+        let mut messages = vec![NotifyState::Reloading];
         // Asked for by Type=notify-reload, ignored by others.
-        news.extend(NotifyState::monotonic_usec_now().ok());
-        send(&news);
+        messages.extend(NotifyState::monotonic_usec_now().ok());
+        send(&messages);
         Self(())
     }
 }
@@ -66,26 +66,26 @@ impl Drop for Reloading {
     }
 }
 
-async fn report_status(watched: &NotifierInputs) {
-    let (mut status, mut link) = (watched.status.clone(), watched.link.clone());
-    let mut said = describe(&status.borrow(), &link.borrow());
-    send_status(&said);
-    first_attempt(watched.liveness.subscribed(), link.clone()).await;
-    let mut begins = true;
+async fn report_status(inputs: &NotifierInputs) {
+    let (mut status, mut link) = (inputs.status.clone(), inputs.link.clone());
+    let mut sent = describe(&status.borrow(), &link.borrow());
+    send_status(&sent);
+    first_attempt(inputs.liveness.subscribed(), link.clone()).await;
+    let mut first = true;
     loop {
         let now = describe(&status.borrow_and_update(), &link.borrow_and_update());
-        if begins || now != said {
-            let mut news = vec![NotifyState::Status(&now)];
-            if begins {
-                news.push(NotifyState::Ready);
+        if first || now != sent {
+            let mut messages = vec![NotifyState::Status(&now)];
+            if first {
+                messages.push(NotifyState::Ready);
             }
-            send(&news);
-            begins = false;
-            said = now;
+            send(&messages);
+            first = false;
+            sent = now;
         }
         if status.borrow().state == State::Draining {
             // Running answers may take all of their time, whatever TimeoutStopSec= says.
-            let grace = watched.limits.borrow().drain_grace.get();
+            let grace = inputs.limits.borrow().drain_grace.get();
             let time = (grace + SHUTDOWN_ALLOWANCE).as_micros();
             let extend = NotifyState::ExtendTimeoutUsec(u32::try_from(time).unwrap_or(u32::MAX));
             send(&[NotifyState::Stopping, extend]);
@@ -149,7 +149,7 @@ async fn feed_watchdog(limit: Duration, link: LinkLiveness, engine: EnginePulse)
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        match watch.look(Instant::now(), engine.read(), link.beats()) {
+        match watch.check(Instant::now(), engine.read(), link.beats()) {
             None => send(&[NotifyState::Watchdog]),
             Some(stuck) => tracing::error!(
                 part = stuck,
@@ -179,7 +179,7 @@ impl StallDetector {
     }
 
     /// The part that is stuck, if one is.
-    fn look(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
+    fn check(&mut self, now: Instant, engine: Beat, link: u64) -> Option<&'static str> {
         if !engine.is_stuck_since(self.engine.0) {
             self.engine = (engine, now);
         }
@@ -196,8 +196,8 @@ impl StallDetector {
     }
 }
 
-fn send(news: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(news) {
+fn send(messages: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(messages) {
         // Without notifications the service looks stuck to systemd, so the fault is logged.
         tracing::warn!(%error, "systemd can't be notified of the service's state");
     }
@@ -214,33 +214,34 @@ mod tests {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
         let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 0);
         let mut link = 0;
-        let mut look = |seconds: u64| {
+        let mut check = |seconds: u64| {
             link += 1;
-            watch.look(start + Duration::from_secs(seconds), pulse.read(), link)
+            watch.check(start + Duration::from_secs(seconds), pulse.read(), link)
         };
-        assert_eq!(look(1000), None, "an idle engine");
+        assert_eq!(check(1000), None, "an idle engine");
         pulse.work();
-        assert_eq!(look(1010), None);
-        assert_eq!(look(1129), None, "a long step");
-        assert_eq!(look(1130), Some("engine"), "too long a step");
+        assert_eq!(check(1010), None);
+        assert_eq!(check(1129), None, "a long step");
+        assert_eq!(check(1130), Some("engine"), "too long a step");
         pulse.step();
-        assert_eq!(look(1140), None, "it has ended after all");
+        assert_eq!(check(1140), None, "it has ended after all");
         for chunk in 0..20 {
             pulse.step();
-            assert_eq!(look(1240 + chunk * 100), None, "a long prompt, chunk by chunk");
+            assert_eq!(check(1240 + chunk * 100), None, "a long prompt, chunk by chunk");
         }
         pulse.rest();
-        assert_eq!(look(9000), None);
+        assert_eq!(check(9000), None);
     }
 
     #[test]
     fn a_link_that_does_not_respond_is_named() {
         let (pulse, start) = (EnginePulse::default(), Instant::now());
         let mut watch = StallDetector::new(LIMIT, start, pulse.read(), 7);
-        let mut look = |seconds, ticks| watch.look(start + Duration::from_secs(seconds), pulse.read(), ticks);
-        assert_eq!(look(119, 7), None);
-        assert_eq!(look(120, 7), Some("link"));
-        assert_eq!(look(121, 8), None);
+        let mut check =
+            |seconds, ticks| watch.check(start + Duration::from_secs(seconds), pulse.read(), ticks);
+        assert_eq!(check(119, 7), None);
+        assert_eq!(check(120, 7), Some("link"));
+        assert_eq!(check(121, 8), None);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub(super) async fn shut_down(
     let tasks = serving.tasks;
     tasks.health.abort();
     let built = serving.built;
-    // What was asked of the broker on a connection that lives is with it when the connection ends in good order.
+    // On a connection that is up, an orderly disconnect comes after all subscription changes.
     let up = *built.link_state.borrow() == LinkState::Up;
     let outcome = outcome(app, reason, &built.marker);
     let drained = drain(app, reason, serving.service, built.link, tasks.helpers);
@@ -108,7 +108,7 @@ async fn drain(
     helpers: Vec<JoinHandle<()>>,
 ) {
     let grace = app.limits.borrow().drain_grace.get();
-    // What the pool has given this node by then is answered here: no other member gets it while this one is away.
+    // The broker hands no request of the pool to another member once it was given to this node: those are answered here.
     if reason == StopReason::Signal {
         link.left_pool(POOL_LEAVE_TIMEOUT).await;
     }

@@ -51,7 +51,7 @@ fn left_in_cgroup(root: &Path) -> Option<u64> {
         };
         // `max` is no number, and no limit.
         if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
-            // Files that were read count as used, the model's own among them, and are given up for what is needed.
+            // The page cache counts as used, including the model's file, but is reclaimed when memory is needed.
             let left = limit.saturating_sub(used.saturating_sub(cached(&folder.join("memory.stat"))));
             least = Some(least.map_or(left, |least: u64| least.min(left)));
         }
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(budget(root.path()), Some(614_400));
         file(root.path(), &format!("{unit}/memory.max"), "1100\n");
         assert_eq!(budget(root.path()), Some(600));
-        // Most of what is used are pages of the model's file.
+        // Most of the used memory are pages of the model's file.
         file(root.path(), &format!("{unit}/memory.current"), "900\n");
         file(
             root.path(),

@@ -194,7 +194,7 @@ async fn serve(config: &Config, args: &RuleTestArgs) -> Result<Service, Fault> {
             other => Fault::failed(other),
         })?;
     let (replies, mut taken) = mpsc::channel(16);
-    // Nothing but events is asked for, and those come back another way.
+    // Only summaries are requested, and they are returned by `word`.
     tokio::spawn(async move { while taken.recv().await.is_some() {} });
     let service_config = ServiceConfig {
         model: name,
@@ -225,7 +225,7 @@ impl WindowPrinter<'_> {
             if let (Some(speed), Some(last)) = (self.args.speed, last) {
                 tokio::time::sleep(at.since(last).div_f64(speed)).await;
             }
-            // What is due between two messages ends at its own time.
+            // Windows that are due between two messages end at their own time.
             while let Some(due) = replay.due().filter(|due| *due <= at) {
                 for window in replay.tick(due) {
                     windows += 1;

@@ -159,7 +159,7 @@ async fn retained(config: &Config) -> Result<Value, String> {
         host = config.mqtt.embedded_listen.ip().to_string();
         port = config.mqtt.embedded_listen.port();
     }
-    // Another id: a daemon that runs keeps its session.
+    // A different client id, so that a running daemon keeps its session.
     let options = ClientOptions {
         client_id: format!("{}-support-{}", link.client_id, std::process::id()),
         host,

@@ -44,7 +44,7 @@ impl Redactor {
             }
         }
         secrets.retain(|secret| secret.len() >= MIN_SECRET_LEN);
-        // A secret that holds another goes first.
+        // A secret that contains another is replaced first.
         secrets.sort_by_key(|secret| std::cmp::Reverse(secret.len()));
         secrets.dedup();
         Self { secrets }

@@ -25,7 +25,7 @@ const LIBRARY_DIRECTIVES: &str = "ort=warn,mqtt5=warn,rumqttc=error";
 pub(crate) type SetLevel = Box<dyn Fn(&Log) -> Result<(), String> + Send + Sync>;
 
 /// A layer that writes log lines.
-type Output = Box<dyn Layer<Registry> + Send + Sync>;
+type LogLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Sets up logging for the daemon, as the configuration says unless `RUST_LOG` says otherwise. Returns the function
 /// that changes the level, and the rate limit.
@@ -69,14 +69,14 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
     installed
 }
 
-fn text() -> Output {
+fn text() -> LogLayer {
     let lines = fmt::layer()
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
     Box::new(lines)
 }
 
-fn install(log: &Log, output: Output) -> (SetLevel, LogRateLimit) {
+fn install(log: &Log, output: LogLayer) -> (SetLevel, LogRateLimit) {
     let limits = LogRateLimit::default();
     let (level, handle) = reload::Layer::new(filter(log));
     // The limits are asked last: only what the level lets through counts.

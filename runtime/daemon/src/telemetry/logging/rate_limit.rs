@@ -158,15 +158,15 @@ impl<S: Subscriber> Layer<S> for LogRateLimit {
 }
 
 fn message(event: &Event<'_>) -> String {
-    struct Message(String);
-    impl Visit for Message {
+    struct MessageVisitor(String);
+    impl Visit for MessageVisitor {
         fn record_debug(&mut self, field: &Field, value: &dyn Debug) {
             if field.name() == "message" {
                 self.0 = format!("{value:?}");
             }
         }
     }
-    let mut message = Message(String::new());
+    let mut message = MessageVisitor(String::new());
     event.record(&mut message);
     message.0
 }

@@ -210,7 +210,7 @@ async fn response(path: &str, sources: &Arc<MetricsSources>) -> Response {
     match path {
         "/metrics" => {
             let sources = Arc::clone(sources);
-            // Disks are asked for what is free, and one that fails takes its time.
+            // The free space of the disk is read, and a failing disk may block for long.
             match tokio::task::spawn_blocking(move || sources.metrics()).await {
                 Ok(metrics) => Response {
                     content_type: "text/plain; version=0.0.4; charset=utf-8",

@@ -70,7 +70,7 @@ impl MetricsSources {
         self.store();
         self.machine();
         self.throttle();
-        // A copy: the channel is not to be held while the ledger is asked.
+        // A copy, so that the channel is not locked while the ledger is read.
         let service = self.service.borrow().clone();
         if let Some(service) = service {
             self.service(&service);
@@ -106,7 +106,7 @@ impl MetricsSources {
         if lost {
             return Err("the engine is lost".to_owned());
         }
-        // While it starts and ends the main loop has other things to do, which are bounded by themselves.
+        // During start and shutdown the main loop does not run; both are bounded by themselves.
         if !matches!(self.status.borrow().state, State::Ready | State::Degraded) {
             return Ok(());
         }
@@ -145,7 +145,12 @@ impl MetricsSources {
     fn state(&self) {
         let status = self.status.borrow().clone();
         for state in State::ALL {
-            self.set_one(&c::STATE, "state", state.as_str(), truth(state == status.state));
+            self.set_one(
+                &c::STATE,
+                "state",
+                state.as_str(),
+                as_gauge(state == status.state),
+            );
         }
         // Only once the model is loaded: a series without its provider could not be removed later.
         if let Some(provider) = &status.provider {
@@ -167,7 +172,7 @@ impl MetricsSources {
         let idle = stats.slots.saturating_sub(stats.running);
         self.set_one(&c::SLOTS, "state", "idle", float(idle));
         self.count(&c::ENGINE_STEPS, load.steps);
-        self.set(&c::MODEL_LOADED, truth(load.loaded));
+        self.set(&c::MODEL_LOADED, as_gauge(load.loaded));
         self.count(&c::MODEL_LOADS, load.loads);
         self.set(&c::MODEL_LOAD_TIME, load.load_time.as_secs_f64());
         self.set_one(&c::KV_BYTES, "state", "running", float64(load.kv.running));
@@ -210,7 +215,7 @@ impl MetricsSources {
 
     fn link(&self) {
         let up = *self.link.borrow() == LinkState::Up;
-        self.set(&c::LINK_UP, truth(up));
+        self.set(&c::LINK_UP, as_gauge(up));
         let seen = self.link_counters.read();
         self.count(&c::LINK_CONNECTIONS, seen.connections);
         for (what, count) in [
@@ -250,7 +255,7 @@ impl MetricsSources {
         let health = self.store.borrow().clone();
         self.set(&c::STORE_BYTES, float64(health.bytes));
         self.set(&c::STORE_LIMIT, float64(self.bounds.store));
-        self.set(&c::STORE_FAILING, truth(health.failing.is_some()));
+        self.set(&c::STORE_FAILING, as_gauge(health.failing.is_some()));
         if let Some(free) = process::free_bytes(&self.bounds.store_folder) {
             self.set(&c::STORE_FREE, float64(free));
         }
@@ -260,7 +265,7 @@ impl MetricsSources {
         let throttle = *self.throttle.borrow();
         self.set(&c::PACE_SHARE, f64::from(throttle.share) / 100.0);
         for reason in ThrottleReason::ALL {
-            let is = truth(throttle.reason == Some(reason));
+            let is = as_gauge(throttle.reason == Some(reason));
             self.set_one(&c::PACE_SLOWED, "reason", reason.as_str(), is);
         }
     }
@@ -282,6 +287,6 @@ impl MetricsSources {
     }
 }
 
-fn truth(is: bool) -> f64 {
+fn as_gauge(is: bool) -> f64 {
     if is { 1.0 } else { 0.0 }
 }
