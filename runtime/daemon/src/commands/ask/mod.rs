@@ -1,6 +1,6 @@
 //! `phi-edge ask`: one prompt, answered in this process or by a daemon.
 
-mod args;
+mod ask_args;
 mod remote;
 
 use std::io::{IsTerminal, Read, Write};
@@ -18,7 +18,7 @@ use crate::exit::{Exit, Fault};
 use crate::setup::model::ModelSetup;
 use crate::terminal;
 
-pub(crate) use args::{AskArgs, EXAMPLES};
+pub(crate) use ask_args::{AskArgs, EXAMPLES};
 
 /// The id of the only request.
 const REQUEST_ID: RequestId = RequestId(0);

@@ -1,6 +1,6 @@
 //! `phi-edge bench`: measures the speed of this model on this machine.
 
-mod args;
+mod bench_args;
 mod scenarios;
 mod scripted_decoder;
 mod summary;
@@ -16,10 +16,10 @@ use crate::commands::local_model::LocalModel;
 use crate::exit::Fault;
 use crate::machine::process;
 use crate::setup::model::ModelSetup;
-use args::Scenario;
+use bench_args::Scenario;
 use scripted_decoder::ScriptedDecoder;
 
-pub(crate) use args::BenchArgs;
+pub(crate) use bench_args::BenchArgs;
 
 /// A loaded model whose tokens can be prescribed.
 type Bench = LocalModel<ScriptedDecoder>;

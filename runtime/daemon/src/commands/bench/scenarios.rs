@@ -6,7 +6,7 @@ use std::time::Duration;
 use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId};
 use serde_json::{Value, json};
 
-use super::args::BenchArgs;
+use super::bench_args::BenchArgs;
 use super::{Bench, MarkPerToken, median, prompt_of, salt};
 use crate::exit::Fault;
 

@@ -8,7 +8,7 @@ use phi_edge_engine::{Event, Interrupt, RequestId, Summary, TokenId};
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::{Value, json};
 
-use super::args::BenchArgs;
+use super::bench_args::BenchArgs;
 use super::scenarios::{finish_all, request_of, summaries_of};
 use super::{Bench, median};
 use crate::exit::{Exit, Fault};
