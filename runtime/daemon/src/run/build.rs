@@ -87,7 +87,7 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
     let text = Arc::new(served.model().text()?);
     let telemetry = Telemetry::new(config, served.model(), Arc::clone(&text) as _)?;
     let (marker, last_end) = CrashMarker::place(&config.store.path);
-    let store = open_store(config, last_end, telemetry.witnesses())?;
+    let store = open_store(config, last_end, telemetry.observers())?;
     let broker = start_broker(config).await?;
     let link_config = link::link(config, broker.as_ref())?;
     let service = watch::Sender::new(None);

@@ -72,7 +72,7 @@ pub(super) fn start<'a>(
     let pulse = handle.pulse();
     let service_config = ServiceConfig {
         rules,
-        witnesses: built.telemetry.witnesses(),
+        witnesses: built.telemetry.observers(),
         ..service::service(app.config, &model)
     };
     let service = Service::start_with(service_config, handle, text, replies, Some(store));

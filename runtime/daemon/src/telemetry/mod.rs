@@ -81,7 +81,7 @@ impl<'a> Telemetry<'a> {
     }
 
     /// The observers for the service and the store.
-    pub(crate) fn witnesses(&self) -> Witnesses {
+    pub(crate) fn observers(&self) -> Witnesses {
         let recorder = self.recorder.clone().map(|recorder| recorder as Arc<dyn Witness>);
         let audit = self.audit.clone().map(|audit| audit as Arc<dyn Witness>);
         let traces = self.traces.clone().map(|traces| traces as Arc<dyn Witness>);
