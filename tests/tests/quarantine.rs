@@ -279,10 +279,11 @@ async fn a_flapping_path_convicts_no_message() {
         }
     }
     path.lives(None);
+    // Not every death was a connection's: on a busy machine some end before the broker's acknowledgement.
+    let before = link(&mut client, "the count so far", |_| true).await;
     path.cut();
-    let connections = u64::from(path.deaths());
-    let link = link(&mut client, "the count", |link| {
-        link["connections"].as_u64() > Some(connections)
+    let link = link(&mut client, "the count of one more", |link| {
+        link["connections"].as_u64() > before["connections"].as_u64()
     })
     .await;
     assert_eq!(link["undeliverable"], 0, "{link}");
