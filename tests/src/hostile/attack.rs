@@ -260,10 +260,12 @@ impl Hostile {
 
     /// A connection that ends without a word, so that the broker publishes a request in its name.
     async fn leave_a_will(&mut self) -> Result<()> {
+        // An id of its own: once the outcome of a reused one is forgotten, it is a new request with another outcome.
+        let id = format!("will-{}", self.id());
         let mut introduction = self.introduction();
         introduction.will = Some(Will {
             topic: format!("{BASE}/request/{}", self.name),
-            payload: payloads::request(&mut self.chance, "will", 2048).bytes,
+            payload: payloads::request(&mut self.chance, &id, 2048).bytes,
         });
         RawClient::connect(self.port, &introduction).await?;
         Ok(())

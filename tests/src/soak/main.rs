@@ -3,9 +3,11 @@
 //! `phi-edge-soak MINUTES [--hostile]`; `cargo xtask soak --minutes N` sets everything up. With `--hostile`, hostile clients
 //! attack the same node all the while, and the bounds are the same.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use parking_lot::Mutex;
 use phi_edge_tests::hostile::{Attack, Force, rules_under_attack};
 use phi_edge_tests::{BASE, Chance, Daemon, Field, Mosquitto, demo_model, median, question, random_seed};
 use serde_json::json;
@@ -14,6 +16,8 @@ use serde_json::json;
 const PAUSE: Duration = Duration::from_secs(8);
 /// Memory may grow by so much from the first quarter to the last.
 const GROWTH: f64 = 1.05;
+/// The time between two samples of the daemon's memory and descriptors.
+const SAMPLE_INTERVAL: Duration = Duration::from_secs(1);
 
 fn main() -> Result<()> {
     let minutes: u64 = std::env::args().nth(1).context("how many minutes?")?.parse()?;
@@ -42,8 +46,16 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
         }
     }
     let rules_dir = format!("node.rules_dir={}", rules.path().display());
-    let settings = ["runtime.slots=4", "log.level=info", &rules_dir];
+    // What is kept for those that ask again has a bound; it is reached before the first quarter, so that what grows is a leak.
+    let settings = [
+        "runtime.slots=4",
+        "log.level=info",
+        "store.keep_outcomes=2000",
+        &rules_dir,
+    ];
     let daemon = Daemon::start(broker.port, &demo_model(), &settings);
+    let samples = Arc::new(Mutex::new(Vec::new()));
+    let sampler = tokio::spawn(take_samples(daemon.id(), Arc::clone(&samples)));
     let mut field = Field::at(broker.port).await;
     field
         .listen_until("a ready daemon", |field| field.state() == "ready")
@@ -56,7 +68,6 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
     let mut chance = Chance::random();
     let mut below = |bound: u64| chance.below(bound);
     let begun = Instant::now();
-    let mut samples = Vec::new();
     let mut asked = 0_u64;
     let mut asked_again = 0_u64;
     let mut faults = 0_u64;
@@ -115,16 +126,17 @@ async fn soak(time: Duration, is_hostile: bool) -> Result<()> {
                 }
                 _ => field.leave(),
             }
-            samples.push(sample(&daemon)?);
         }
     }
     if let Some(attack) = attack {
         attack.end().await;
     }
+    sampler.abort();
     let tally = field.settle().await;
     for (id, outcomes) in field.differing().into_iter().take(5) {
         println!("outcomes of {id} differ: {outcomes:?}");
     }
+    let samples = samples.lock().clone();
     let quarter = (samples.len() / 4).max(1);
     let median = |part: &[Sample], of: fn(&Sample) -> u64| median(part.iter().map(of));
     // The first quarter's first half is warming up.
@@ -168,8 +180,20 @@ fn hostile_clients() -> Force {
     }
 }
 
-fn sample(daemon: &Daemon) -> Result<Sample> {
-    let process = format!("/proc/{}", daemon.id());
+/// Samples the process until it is aborted, or the process has ended.
+async fn take_samples(process: u32, samples: Arc<Mutex<Vec<Sample>>>) {
+    let mut ticks = tokio::time::interval(SAMPLE_INTERVAL);
+    loop {
+        ticks.tick().await;
+        match sample(process) {
+            Ok(sample) => samples.lock().push(sample),
+            Err(error) => return eprintln!("no sample: {error:#}"),
+        }
+    }
+}
+
+fn sample(process: u32) -> Result<Sample> {
+    let process = format!("/proc/{process}");
     let status = std::fs::read_to_string(format!("{process}/status"))?;
     let line = status
         .lines()
