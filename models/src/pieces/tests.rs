@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 
 /// So small that a short text has many pieces.
-const SMALL: usize = 24;
+const SMALL_PIECE: usize = 24;
 
 fn repository() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -58,7 +58,7 @@ fn plain(json: &Value) -> Tokenizer {
 
 fn encoder(json: &Value) -> PieceEncoder {
     PieceEncoder {
-        size: SMALL,
+        size: SMALL_PIECE,
         ..PieceEncoder::new(json, plain(json)).unwrap()
     }
 }

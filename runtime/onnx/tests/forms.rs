@@ -16,7 +16,7 @@ use serde_json::Value;
 use support::{Silent, ids, library};
 
 /// Logits closer than this may change places with the number of tokens in a run.
-const NEAR: f64 = 0.01;
+const LOGIT_TOLERANCE: f64 = 0.01;
 
 fn forms() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/forms")
@@ -91,7 +91,7 @@ fn both_forms_give_the_reference_without_a_cache() {
                 if let Some(at) = differs {
                     let gap = case["gaps"][at].as_f64().unwrap();
                     assert!(
-                        gap < NEAR,
+                        gap < LOGIT_TOLERANCE,
                         "{form}, case {n}, chunks of {prefill_chunk}: token {at} is {:?}, not {:?}, by {gap}",
                         got[at],
                         expected[at]

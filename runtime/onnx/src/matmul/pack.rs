@@ -184,8 +184,8 @@ unsafe fn transpose(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw")]
 fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
-    const EVEN: i32 = 0b1000_1000;
-    const ODD: i32 = 0b1101_1101;
+    const EVEN_LANES: i32 = 0b1000_1000;
+    const ODD_LANES: i32 = 0b1101_1101;
     let mut pairs = *rows;
     for at in (0..LANES).step_by(2) {
         pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
@@ -201,14 +201,14 @@ fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
     }
     let mut columns = *rows;
     for at in 0..4 {
-        let even = _mm512_shuffle_i32x4::<EVEN>(fours[at], fours[4 + at]);
-        let odd = _mm512_shuffle_i32x4::<ODD>(fours[at], fours[4 + at]);
-        let even_below = _mm512_shuffle_i32x4::<EVEN>(fours[8 + at], fours[12 + at]);
-        let odd_below = _mm512_shuffle_i32x4::<ODD>(fours[8 + at], fours[12 + at]);
-        columns[at] = _mm512_shuffle_i32x4::<EVEN>(even, even_below);
-        columns[4 + at] = _mm512_shuffle_i32x4::<EVEN>(odd, odd_below);
-        columns[8 + at] = _mm512_shuffle_i32x4::<ODD>(even, even_below);
-        columns[12 + at] = _mm512_shuffle_i32x4::<ODD>(odd, odd_below);
+        let even = _mm512_shuffle_i32x4::<EVEN_LANES>(fours[at], fours[4 + at]);
+        let odd = _mm512_shuffle_i32x4::<ODD_LANES>(fours[at], fours[4 + at]);
+        let even_below = _mm512_shuffle_i32x4::<EVEN_LANES>(fours[8 + at], fours[12 + at]);
+        let odd_below = _mm512_shuffle_i32x4::<ODD_LANES>(fours[8 + at], fours[12 + at]);
+        columns[at] = _mm512_shuffle_i32x4::<EVEN_LANES>(even, even_below);
+        columns[4 + at] = _mm512_shuffle_i32x4::<EVEN_LANES>(odd, odd_below);
+        columns[8 + at] = _mm512_shuffle_i32x4::<ODD_LANES>(even, even_below);
+        columns[12 + at] = _mm512_shuffle_i32x4::<ODD_LANES>(odd, odd_below);
     }
     columns
 }
