@@ -58,7 +58,8 @@ impl ReplyBody {
     }
 }
 
-/// What could not be served.
+/// What could not be served. Where a letter itself can't be delivered, the link leaves out the texts that are not the
+/// node's own (`DeadLetterContent` of phi-edge-mqtt).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// An error code's word, or [`DeadLetter::UNDELIVERABLE`].
