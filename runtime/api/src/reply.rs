@@ -88,7 +88,7 @@ impl DeadLetter {
     }
 }
 
-/// A finished answer.
+/// A finished answer. A field that is added needs a default in the store, for the rows of earlier versions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The same for every copy of this reply.
