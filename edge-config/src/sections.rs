@@ -8,6 +8,9 @@ use serde::{Deserialize, Serialize};
 use crate::{ByteSize, Rule, Secret, TimeSpan};
 
 /// The whole configuration. `default.toml` says what each key means; the comments here add what callers need.
+///
+/// The daemon passes the values to the crates in its `setup/`. A reload applies all of `[limits]`, and of the other
+/// keys those that `reload.rs` lists.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Config {
@@ -169,7 +172,7 @@ pub struct Pace {
     pub sysfs: PathBuf,
 }
 
-/// An ONNX Runtime execution provider.
+/// An ONNX Runtime execution provider. The key `runtime.provider` in `schema.rs` lists the names that are accepted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Provider {

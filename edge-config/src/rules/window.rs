@@ -71,6 +71,7 @@ pub(super) fn read(values: &Values<'_>) -> Result<Window, ConfigError> {
     })
 }
 
+/// Reads the kind, one of the names that `keys.rs` lists for `window.kind`.
 fn kind(values: &Values<'_>) -> Result<WindowKind, ConfigError> {
     let Some(kind) = values.optional::<String>("window.kind")? else {
         if !values.has_table("window") {

@@ -10,7 +10,7 @@ use crate::redaction::without_user;
 /// The hub that short names mean unless a mirror is named.
 pub const DEFAULT_HUB: &str = "https://huggingface.co";
 
-/// The source of a model.
+/// The source of a model. `phi-edge pull` imports a folder and asks a hub for all else.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Source {
     /// A repository of a hub.

@@ -84,7 +84,8 @@ pub enum Priority {
     Interactive,
 }
 
-/// A request that passed the edge.
+/// A validated request. The store keeps it as a `RequestRow`, where a field that is added needs a default for the rows of
+/// earlier versions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
     /// Its name.

@@ -58,7 +58,8 @@ impl ReplyBody {
     }
 }
 
-/// What could not be served.
+/// What could not be served. Where a letter itself can't be delivered, the link leaves out the texts that are not the
+/// node's own (`DeadLetterContent` of phi-edge-mqtt).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// An error code's word, or [`DeadLetter::UNDELIVERABLE`].
@@ -87,7 +88,7 @@ impl DeadLetter {
     }
 }
 
-/// A finished answer.
+/// A finished answer. A field that is added needs a default in the store, for the rows of earlier versions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
     /// The same for every copy of this reply.

@@ -41,7 +41,7 @@ impl ErrorCode {
 }
 
 impl ErrorCode {
-    /// All of them.
+    /// All codes: one that is missing here can't be read back from the store.
     pub const ALL: [Self; 9] = [
         Self::BadRequest,
         Self::TooLarge,

@@ -30,6 +30,7 @@ impl KvShape {
         2 * self.layers * self.heads * self.head_size * self.element.bytes()
     }
 
+    /// The element type as the engine knows it: every [`Element`] that `session.rs` accepts for keys and values.
     pub(crate) fn kv_type(&self) -> KvType {
         if self.element == Element::F16 {
             KvType::F16

@@ -5,6 +5,10 @@ use ort::ep::{self, ExecutionProvider, ExecutionProviderDispatch};
 use crate::error::{OnnxError, one_line};
 
 /// An execution provider, as configured or as it runs.
+///
+/// A new one also takes a feature of `ort` in the workspace's Cargo.toml, the device of its KV memory
+/// (`decoder/reserve.rs`), its name in the configuration, and for `phi-edge pull` the names of its folders
+/// (`Accelerator` of phi-edge-models).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Provider {
     /// The best that is available.

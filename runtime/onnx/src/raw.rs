@@ -10,7 +10,7 @@ use ort::{AsPointer, sys};
 
 use crate::error::one_line;
 
-/// An element type of the graphs' inputs and outputs.
+/// An element type of the graphs' inputs and outputs. `session.rs` decides which of them logits, keys and values may have.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Element {
     F32,

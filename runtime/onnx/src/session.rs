@@ -164,6 +164,8 @@ fn tensor(outlets: &[Outlet], name: &str, kind: &str) -> Result<(TensorElementTy
     }
 }
 
+/// The element type of logits, keys or values. The custom operator for attention takes F32 alone
+/// (`prepare/replace_attention.rs`).
 fn float_element(name: &str, kind: &str, found: TensorElementType) -> Result<Element, String> {
     match found {
         TensorElementType::Float32 => Ok(Element::F32),

@@ -5,7 +5,8 @@ use std::sync::Arc;
 use super::{CloseReason, FieldFacts, Output, Time};
 use phi_edge_job::{ErrorCode, FinishReason};
 
-/// The event of a closed window: its facts and their summary.
+/// The event of a closed window: its facts and their summary. A field that is added needs a default in the store, for the
+/// rows of earlier versions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Event {
     /// The same for every copy of this event.

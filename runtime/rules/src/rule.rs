@@ -174,7 +174,8 @@ impl WindowSpec {
     }
 }
 
-/// The kinds of window.
+/// The kinds of window. Beside the exhaustive matches, `if let` and `matches!` in `window/` single out hopping and count
+/// windows; `tests/windows/` holds all kinds against a plain reference.
 #[derive(Debug, Clone, PartialEq)]
 pub enum WindowKind {
     /// Adjacent windows, aligned to local midnight.

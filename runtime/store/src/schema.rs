@@ -6,6 +6,10 @@ use rusqlite::{Connection, Result};
 pub(super) const VERSION: i64 = 3;
 
 /// One step per version: the first makes the tables, the others change them.
+///
+/// Rows of a new table are read by `file/read.rs` into `Restored` (with moments also rebased there), merged by
+/// `file/mend.rs` where the file is damaged, written back by `File::fill`, and deleted where a batch replaces everything
+/// (`file/mod.rs`) and where the store is emptied (`tool.rs`).
 const STEPS: [&str; 3] = [
     "
     CREATE TABLE meta (

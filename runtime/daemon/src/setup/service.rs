@@ -11,7 +11,7 @@ use super::usize_of;
 const MAX_EVENT_BYTES: u64 = 64 << 20;
 const EVENT_STORE_DIVISOR: u64 = 4;
 
-/// The service's configuration.
+/// The service's configuration. After a reload `Service::set_limits` applies what may change.
 pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
     let (limits, store) = (&config.limits, &config.store);
     ServiceConfig {

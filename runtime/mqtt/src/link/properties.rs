@@ -1,4 +1,6 @@
 //! The MQTT properties of requests and replies that the contract uses.
+//!
+//! The inbox takes those of a request into its envelope (`inbox/requests.rs`) and its reply address.
 
 use phi_edge_service::{Receipt, TraceParent};
 use rumqttc::{Publish, QoS};

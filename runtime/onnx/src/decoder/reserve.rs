@@ -15,6 +15,7 @@ const DEVICE_KV_BYTES: u64 = 4 << 30;
 /// The most rows that only cache prefixes, on a device.
 const DEVICE_CACHE_ROWS: usize = 8;
 
+/// Reserves the KV memory on the host or on the provider's device; each provider but the processor has one.
 pub(super) fn reserve(
     graph: &OpenGraph,
     genai: &GenaiConfig,

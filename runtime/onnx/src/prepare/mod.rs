@@ -38,6 +38,9 @@ pub enum Level {
 }
 
 /// The edits of a graph.
+///
+/// `possible` in `open.rs` decides on which providers and processors an edit is tried. The edit cache keeps the outcome, so
+/// that a change of what an edit does needs a new `TRIAL_REVISION` (`edit_cache.rs`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Prepare {
     /// The level of its form.

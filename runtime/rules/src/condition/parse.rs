@@ -1,4 +1,4 @@
-//! The parser of conditions.
+//! The parser of conditions; docs/rules.md describes their language.
 
 use super::lexer::{Token, tokenize};
 use crate::Field;

@@ -32,7 +32,8 @@ pub(super) const FIELDS: [&str; 18] = [
     "session",
 ];
 
-/// A request as its sender writes it, with every field optional.
+/// A request as its sender writes it, with every field optional. `validate` in the parent module checks the fields;
+/// docs/mqtt.md describes them, docs/asyncapi.json has their schema, and `tests/asyncapi.rs` makes values for each.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct RequestBody {

@@ -83,7 +83,7 @@ impl MetricsSources {
         self.recorder.render()
     }
 
-    /// Fails, with the reason, while the daemon does not take requests.
+    /// The check of `/readyz`: fails, with the reason, while the daemon does not take requests.
     pub(crate) fn ready(&self) -> Result<(), String> {
         let status = self.status.borrow();
         if status.state == State::Ready {
@@ -96,7 +96,7 @@ impl MetricsSources {
         })
     }
 
-    /// Fails, with the reason, if the process should be restarted.
+    /// The check of `/healthz`: fails, with the reason, if the process should be restarted.
     pub(crate) async fn alive(&self) -> Result<(), String> {
         let lost = self
             .service
