@@ -1,7 +1,7 @@
 //! ONNX Runtime under the engine: finds and loads the library, chooses the execution provider, owns the KV
 //! memory, binds it, and runs exported graphs as the engine's [`Decoder`](phi_edge_engine::Decoder).
 //!
-//! The only crate that names `ort`, and the only one with `unsafe` code. It must never know MQTT or tokio.
+//! The only crate that names `ort`, and the one with `unsafe` code (but for the signal handlers of `phi-edge`). It must never know MQTT or tokio.
 
 mod attention;
 pub mod baseline;
