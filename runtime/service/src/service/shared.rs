@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use super::{Ingested, Shared};
 use crate::door::{Encode, NotEncoded};
 use crate::jobs::journal::Stored;
-use crate::jobs::ledger::{Ledger, Verdict};
+use crate::jobs::ledger::{Admission, Ledger};
 use crate::prompts::Prompts;
 use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
@@ -197,20 +197,20 @@ impl Shared {
         job: NewJob,
         redelivered: bool,
         arrived: Instant,
-        mut verdict: Result<Verdict, Refusal>,
+        mut verdict: Result<Admission, Refusal>,
     ) -> Result<(), Refusal> {
         loop {
             match verdict? {
-                Verdict::Known(stored) => {
+                Admission::Known(stored) => {
                     self.stored_or_not(stored).await;
                     return Ok(());
                 }
-                Verdict::Arriving(mut arriving) => {
+                Admission::Arriving(mut arriving) => {
                     // Ends with an error, when the other has arrived or was refused.
                     while arriving.changed().await.is_ok() {}
                     verdict = self.ledger().admit(&job, redelivered, Instant::now());
                 }
-                Verdict::New { said } => {
+                Admission::New { said } => {
                     let key = job.key.clone();
                     let accepted = self.accept(job, said, arrived).await;
                     let mut ledger = self.ledger();

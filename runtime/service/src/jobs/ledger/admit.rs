@@ -8,8 +8,8 @@ use tokio::time::Instant;
 
 use super::restore::record;
 use super::run::promised;
-use super::shares::NoRoom;
-use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
+use super::shares::QueueFull;
+use super::{Admission, Entry, Ledger, MAX_ADDRESSES, State, Waiting, is_internal};
 use crate::jobs::journal::Stored;
 use phi_edge_api::Refusal;
 use phi_edge_api::{JobKey, NewJob};
@@ -24,9 +24,9 @@ impl Ledger {
         job: &NewJob,
         redelivered: bool,
         now: Instant,
-    ) -> Result<Verdict, Refusal> {
+    ) -> Result<Admission, Refusal> {
         if redelivered && job.receipt.is_some_and(|receipt| self.receipts.knows(&receipt)) {
-            return Ok(Verdict::Known(None));
+            return Ok(Admission::Known(None));
         }
         if let Some(entry) = self.jobs.get(&job.key) {
             if entry.digest != job.body_digest {
@@ -36,14 +36,14 @@ impl Ledger {
                 ));
             }
             if let State::Arriving { arrived, .. } = &entry.state {
-                return Ok(Verdict::Arriving(arrived.subscribe()));
+                return Ok(Admission::Arriving(arrived.subscribe()));
             }
             if redelivered && job.receipt.is_none() {
-                return Ok(Verdict::Known(None));
+                return Ok(Admission::Known(None));
             }
             return self.repeat(job);
         }
-        self.let_in(job, now)?;
+        self.check_limits(job, now)?;
         let said = match &job.session {
             None => Vec::new(),
             Some(session) => match self.sessions.begin(&job.key, session, now) {
@@ -73,11 +73,11 @@ impl Ledger {
             },
         };
         self.jobs.insert(job.key.clone(), entry);
-        Ok(Verdict::New { said })
+        Ok(Admission::New { said })
     }
 
     /// Whether there is room for one more.
-    pub(super) fn let_in(&mut self, job: &NewJob, now: Instant) -> Result<(), Refusal> {
+    pub(super) fn check_limits(&mut self, job: &NewJob, now: Instant) -> Result<(), Refusal> {
         if let Some(closed) = self.closed {
             return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
         }
@@ -90,16 +90,16 @@ impl Ledger {
         let queued = self.queue.len() + self.arriving;
         match self.shares.room(&job.key.client, queued, self.limits.queue) {
             // A rule's own jobs are few, and their windows are waited for.
-            Err(NoRoom::ShareUsed { own, share, clients }) if !is_internal(&job.key) => {
+            Err(QueueFull::ShareExhausted { own, share, clients }) if !is_internal(&job.key) => {
                 return Err(self.busy(&format!(
                     "{queued} requests of {clients} clients wait already, {own} of them this client's, whose share of \
                      limits.queue is {share}"
                 )));
             }
-            Err(NoRoom::Full { waiting }) => {
+            Err(QueueFull::Full { waiting }) => {
                 return Err(self.busy(&format!("{waiting} requests wait already")));
             }
-            Ok(()) | Err(NoRoom::ShareUsed { .. }) => {}
+            Ok(()) | Err(QueueFull::ShareExhausted { .. }) => {}
         }
         let waiting = self.replies_waiting();
         if waiting >= self.limits.queue {
@@ -125,9 +125,9 @@ impl Ledger {
     }
 
     /// A client asks again for what it asked before: it gets the outcome once more, or waits for it.
-    pub(super) fn repeat(&mut self, job: &NewJob) -> Result<Verdict, Refusal> {
+    pub(super) fn repeat(&mut self, job: &NewJob) -> Result<Admission, Refusal> {
         let Some(entry) = self.jobs.get_mut(&job.key) else {
-            return Ok(Verdict::Known(None));
+            return Ok(Admission::Known(None));
         };
         if let State::Done(body, _) = &entry.state {
             let body = body.clone();
@@ -140,9 +140,9 @@ impl Ledger {
                 self.send(job.key.clone(), job.reply.clone(), body);
             }
         } else if !entry.addresses.contains(&job.reply) {
-            if entry.addresses.len() >= ADDRESSES {
+            if entry.addresses.len() >= MAX_ADDRESSES {
                 return Err(self.busy(&format!(
-                    "{ADDRESSES} response topics wait for this request already"
+                    "{MAX_ADDRESSES} response topics wait for this request already"
                 )));
             }
             entry.addresses.push(job.reply.clone());
@@ -157,7 +157,7 @@ impl Ledger {
             trace_id = job.trace_id(),
             "request repeated"
         );
-        Ok(Verdict::Known(self.journal.send_and_wait()))
+        Ok(Admission::Known(self.journal.send_and_wait()))
     }
 
     /// When a job that arrived at `arrived` is of no use any more.

@@ -34,18 +34,18 @@ use phi_edge_rules::changes::RuleChange;
 use phi_edge_store::{Change, Tries};
 use shares::Shares;
 
-/// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
-/// that changes its response topic when it reconnects.
-const ADDRESSES: usize = 4;
+/// The most reply addresses of one job. A client that repeats a request has one; more are needed where it changes its
+/// response topic when it reconnects.
+const MAX_ADDRESSES: usize = 4;
 
-/// Waiting time that outweighs one step of priority.
-const AGEING: Duration = Duration::from_secs(30);
+/// The waiting time that counts as much as one step of priority.
+const AGEING_INTERVAL: Duration = Duration::from_secs(30);
 
-/// Crashes in which a job was alone, after which it is not tried again.
-const CRASHES: u32 = 3;
+/// The number of crashes while a job ran alone, after which it is not tried again.
+const MAX_CRASHES: u32 = 3;
 
-/// The client of what is asked within this process.
-pub(crate) const INTERNAL: &str = "/rules";
+/// The client name of jobs that this process submits itself. A topic level holds no slash, so no MQTT client has it.
+pub(crate) const INTERNAL_CLIENT: &str = "/rules";
 
 /// Bounds of the ledger.
 #[derive(Debug, Clone)]
@@ -71,7 +71,7 @@ pub(crate) struct Limits {
 
 /// What a request is to the ledger.
 #[derive(Debug)]
-pub(crate) enum Verdict {
+pub(crate) enum Admission {
     /// Not seen before, and from here on arriving: encode it behind what its session has said so far, and call
     /// [`Ledger::accept`] or [`Ledger::abandon`].
     New { said: Vec<TokenId> },
@@ -349,5 +349,5 @@ impl Ledger {
 
 /// Whether a job was asked for within this process: no client's name holds a slash.
 fn is_internal(key: &JobKey) -> bool {
-    key.client.as_deref() == Some(INTERNAL)
+    key.client.as_deref() == Some(INTERNAL_CLIENT)
 }

@@ -6,7 +6,7 @@ use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
 use super::settle::size;
-use super::{CRASHES, Entry, KeptOutcome, Ledger, Place, State, Waiting};
+use super::{Entry, KeptOutcome, Ledger, MAX_CRASHES, Place, State, Waiting};
 use crate::jobs::journal::Journal;
 use crate::prompts::Prompts;
 use phi_edge_api::DeadLetter;
@@ -139,7 +139,7 @@ impl Ledger {
                 self.shares.enter(&key.client);
                 self.suspects += usize::from(tries.suspect);
                 self.jobs.insert(key.clone(), entry);
-                if tries.crashes >= CRASHES {
+                if tries.crashes >= MAX_CRASHES {
                     self.give_up(&key, tries.crashes, prompts, now);
                 }
             }

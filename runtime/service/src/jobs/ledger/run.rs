@@ -6,7 +6,7 @@ use phi_edge_engine::Finish;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{AGEING, Closed, Ledger, Place, Start, State, Waiting};
+use super::{AGEING_INTERVAL, Closed, Ledger, Place, Start, State, Waiting};
 use crate::jobs::runner::Ended;
 use phi_edge_api::{Answer, ReplyBody};
 use phi_edge_api::{JobKey, Priority};
@@ -79,7 +79,7 @@ impl Ledger {
     }
 
     /// The place in the queue that is served next: of the highest priority, where waiting counts for as much as a
-    /// higher one every [`AGEING`], so that nobody waits for ever behind those who may go first; and within it that of the
+    /// higher one every [`AGEING_INTERVAL`], so that nobody waits for ever behind those who may go first; and within it that of the
     /// client that was served least.
     pub(super) fn next_place(&self, now: Instant) -> Option<Place> {
         let heads = [Priority::Interactive, Priority::Normal, Priority::Background].map(|priority| {
@@ -88,7 +88,7 @@ impl Ledger {
                 return None;
             };
             let waited = now.saturating_duration_since(waiting.accepted);
-            let rank = u128::from(priority as u8) * AGEING.as_millis() + waited.as_millis();
+            let rank = u128::from(priority as u8) * AGEING_INTERVAL.as_millis() + waited.as_millis();
             Some((rank, Reverse(place.1), priority))
         });
         let (.., priority) = heads.into_iter().flatten().max()?;

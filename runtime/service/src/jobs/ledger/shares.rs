@@ -1,16 +1,16 @@
 //! Fair shares of the queue: what each client has in it, and whose turn it is.
 //!
 //! The queue is first come, first served while it has room. When it is full, a client that has less than its share of it is
-//! still taken in, up to [`OVERFULL`] times the queue, so that no client's flood keeps others out. Within a priority the next
+//! still taken in, up to [`MAX_OVERCOMMIT`] times the queue, so that no client's flood keeps others out. Within a priority the next
 //! job is that of the client that was served least, by start-time fair queueing (Goyal, Vin and Cheng, 1996): each job has
 //! the tag at which its client's last one ended, in tokens, and the smallest tag is next. A client that was away does not
 //! save up for later: its tag is not below that of the job that was started last.
 
 use std::collections::HashMap;
 
-/// The most that waits in all, in parts of `limits.queue`: shares are never so many that it is reached before each client
-/// that waits has its own, as long as there are no more clients than places.
-const OVERFULL: usize = 2;
+/// The most jobs that wait in all, as a multiple of `limits.queue`. It is not reached before each waiting client has its
+/// share, as long as there are no more clients than places in the queue.
+const MAX_OVERCOMMIT: usize = 2;
 
 /// Whose job it is: the `{client}` of its topic; all without one are the same client.
 type Client = Option<String>;
@@ -30,11 +30,11 @@ pub(super) struct Shares {
 
 /// Why a client's job is not taken in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoRoom {
+pub(super) enum QueueFull {
     /// The queue is full, and no other client waits or there is no share left.
     Full { waiting: usize },
     /// The queue is full, and the client has its share of it.
-    ShareUsed {
+    ShareExhausted {
         own: usize,
         share: usize,
         clients: usize,
@@ -43,18 +43,18 @@ pub(super) enum NoRoom {
 
 impl Shares {
     /// Whether a client may have one job more, of `waiting` in a queue for `queue`.
-    pub(super) fn room(&self, client: &Client, waiting: usize, queue: usize) -> Result<(), NoRoom> {
+    pub(super) fn room(&self, client: &Client, waiting: usize, queue: usize) -> Result<(), QueueFull> {
         if waiting < queue {
             return Ok(());
         }
         let own = self.waiting.get(client).copied().unwrap_or(0);
         let clients = self.waiting.len() + usize::from(own == 0);
         let share = (queue / clients.max(1)).max(1);
-        if clients <= 1 || waiting >= queue.saturating_mul(OVERFULL) {
-            return Err(NoRoom::Full { waiting });
+        if clients <= 1 || waiting >= queue.saturating_mul(MAX_OVERCOMMIT) {
+            return Err(QueueFull::Full { waiting });
         }
         if own >= share {
-            return Err(NoRoom::ShareUsed { own, share, clients });
+            return Err(QueueFull::ShareExhausted { own, share, clients });
         }
         Ok(())
     }
@@ -147,7 +147,7 @@ mod tests {
                         if queue.len() < limit || others.is_empty() {
                             // No other client waits, or there is room: as without shares.
                             prop_assert_eq!(room.is_ok(), queue.len() < limit);
-                        } else if queue.len() < OVERFULL * limit {
+                        } else if queue.len() < MAX_OVERCOMMIT * limit {
                             prop_assert_eq!(room.is_ok(), own < share);
                         } else {
                             prop_assert!(room.is_err());
@@ -156,7 +156,7 @@ mod tests {
                             shares.enter(&client(who));
                             queue.push_back((who, tokens));
                         }
-                        prop_assert!(queue.len() <= OVERFULL * limit);
+                        prop_assert!(queue.len() <= MAX_OVERCOMMIT * limit);
                     }
                 }
                 let waiting: std::collections::HashSet<usize> = queue.iter().map(|(client, _)| *client).collect();
@@ -197,11 +197,14 @@ mod tests {
         for _ in 0..10 {
             serve(&mut shares, &mut queue);
         }
-        assert_eq!(shares.room(&client(0), 64, 64), Err(NoRoom::Full { waiting: 64 }));
+        assert_eq!(
+            shares.room(&client(0), 64, 64),
+            Err(QueueFull::Full { waiting: 64 })
+        );
         assert_eq!(shares.room(&client(1), 64, 64), Ok(()));
         shares.enter(&client(1));
         queue.push_back((1, 500));
-        let used = NoRoom::ShareUsed {
+        let used = QueueFull::ShareExhausted {
             own: 54,
             share: 32,
             clients: 2,

@@ -16,10 +16,11 @@ use super::queue::OutgoingQueue;
 use crate::jobs::journal::Journal;
 use crate::jobs::ledger::Ledger;
 
-/// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
-const STALLED: Duration = Duration::from_secs(5);
+/// The outage of the broker after which retained events are reduced to the newest of a topic; an event that has waited as
+/// long is not being transmitted.
+const STALL_THRESHOLD: Duration = Duration::from_secs(5);
 
-/// Tens of thousands may wait: they are looked through so often.
+/// The shortest time between two sweeps of the events: tens of thousands may wait, and a sweep visits all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
 #[derive(Debug, Clone, Copy)]
@@ -93,7 +94,7 @@ impl OutgoingQueue {
             }
             self.forget_event(index, journal);
         }
-        self.event_queue.retain(|out| out.safe_with != FORGOTTEN);
+        self.event_queue.retain(|out| out.safe_with != REMOVED_BATCH);
         journal.send();
     }
 
@@ -125,7 +126,7 @@ impl OutgoingQueue {
         let is_away = self
             .events
             .away_since
-            .is_some_and(|since| wall.since(since) >= STALLED);
+            .is_some_and(|since| wall.since(since) >= STALL_THRESHOLD);
         for (index, out) in self.event_queue.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
             if event.is_expired(wall) {
@@ -136,7 +137,7 @@ impl OutgoingQueue {
                 continue;
             };
             let first = newer.insert(reply.address.topic().unwrap_or_default());
-            if !first && is_away && wall.since(event.since) >= STALLED {
+            if !first && is_away && wall.since(event.since) >= STALL_THRESHOLD {
                 gone.push((index, Unpublished::Superseded));
             }
         }
@@ -148,7 +149,7 @@ impl OutgoingQueue {
         let Some(out) = self.event_queue.get_mut(index) else {
             return;
         };
-        out.safe_with = FORGOTTEN;
+        out.safe_with = REMOVED_BATCH;
         if let Some(event) = &out.event {
             self.events.left(event);
         }
@@ -159,5 +160,5 @@ impl OutgoingQueue {
     }
 }
 
-/// The batch of an event that is to be taken out of the queue.
-const FORGOTTEN: u64 = u64::MAX;
+/// The batch number that marks an event for removal from the queue.
+const REMOVED_BATCH: u64 = u64::MAX;

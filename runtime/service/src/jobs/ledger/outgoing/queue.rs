@@ -22,8 +22,8 @@ pub(in crate::jobs::ledger) enum Class {
     Notice,
 }
 
-/// The classes by turns. One that has nothing to send passes its turn on.
-const TURNS: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
+/// The order in which the classes are served, round robin. A class without a message that may leave is skipped.
+const TURN_ORDER: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
 
 /// All messages on their way.
 #[derive(Debug, Default)]
@@ -31,7 +31,7 @@ pub(in crate::jobs::ledger) struct OutgoingQueue {
     outcomes: VecDeque<Outgoing>,
     pub(super) event_queue: VecDeque<Outgoing>,
     notices: VecDeque<Outgoing>,
-    /// The index in [`TURNS`] of the next turn.
+    /// The index in [`TURN_ORDER`] of the next turn.
     turn: usize,
     /// What the refusals take that wait, in bytes.
     refusal_bytes: u64,
@@ -90,7 +90,9 @@ impl OutgoingQueue {
 
     /// Whether a message may leave: its batch is not behind `committed`.
     pub(super) fn has_ready(&self, committed: u64) -> bool {
-        TURNS.iter().any(|class| self.ready(*class, committed).is_some())
+        TURN_ORDER
+            .iter()
+            .any(|class| self.ready(*class, committed).is_some())
     }
 
     /// Takes the next message that may leave; of an event, with what is left of its expiry.
@@ -220,11 +222,11 @@ impl OutgoingQueue {
     }
 
     fn take_next(&mut self, committed: u64) -> Option<Outgoing> {
-        for step in 0..TURNS.len() {
-            let turn = (self.turn + step) % TURNS.len();
-            if let Some(index) = self.ready(TURNS[turn], committed) {
-                self.turn = (turn + 1) % TURNS.len();
-                return self.class_mut(TURNS[turn]).remove(index);
+        for step in 0..TURN_ORDER.len() {
+            let turn = (self.turn + step) % TURN_ORDER.len();
+            if let Some(index) = self.ready(TURN_ORDER[turn], committed) {
+                self.turn = (turn + 1) % TURN_ORDER.len();
+                return self.class_mut(TURN_ORDER[turn]).remove(index);
             }
         }
         None
