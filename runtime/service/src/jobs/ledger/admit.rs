@@ -25,7 +25,11 @@ impl Ledger {
         redelivered: bool,
         now: Instant,
     ) -> Result<Admission, Refusal> {
-        if redelivered && job.receipt.is_some_and(|receipt| self.receipts.knows(&receipt)) {
+        if redelivered
+            && job
+                .receipt
+                .is_some_and(|receipt| self.link.is_redelivery(&receipt))
+        {
             return Ok(Admission::Known(None));
         }
         if let Some(entry) = self.jobs.get(&job.key) {
@@ -44,17 +48,16 @@ impl Ledger {
             return self.repeat(job);
         }
         self.check_limits(job, now)?;
-        let said = match &job.session {
-            None => Vec::new(),
-            Some(session) => match self.sessions.begin(&job.key, session, now) {
-                Ok(said) => said,
-                Err(occupied) => {
-                    return Err(self.busy(&format!(
-                        "session: request {:?} of {session:?} is not answered yet",
-                        occupied.by
-                    )));
-                }
-            },
+        let session = job.session.as_deref();
+        let said = match self.accounts.reserve_session(&job.key, session, now) {
+            Ok(said) => said,
+            Err(occupied) => {
+                return Err(self.busy(&format!(
+                    "session: request {:?} of {:?} is not answered yet",
+                    occupied.by,
+                    session.unwrap_or_default()
+                )));
+            }
         };
         let place = (Reverse(job.priority), self.places);
         self.places += 1;
@@ -111,7 +114,7 @@ impl Ledger {
             )));
         }
         if !is_internal(&job.key)
-            && let Err((wait, which)) = self.quotas.enter(job.key.client.as_ref(), now)
+            && let Err((wait, which)) = self.accounts.admit(&job.key, now)
         {
             return Err(Refusal {
                 retry_after: Some(wait),
@@ -202,9 +205,8 @@ impl Ledger {
             trace_id = job.trace_id(),
             "job accepted"
         );
-        if let Some(session) = &job.session {
-            self.sessions.asked(&job.key, session, &prompt);
-        }
+        self.accounts
+            .set_prompt(&job.key, job.session.as_deref(), &prompt);
         let new = Waiting {
             prompt,
             accepted: now,
@@ -213,8 +215,7 @@ impl Ledger {
         };
         let record = record(&new, place, entry.tries, &self.journal);
         let receipt = new.job.receipt;
-        self.quotas
-            .charge(new.job.key.client.as_ref(), promised(&new), now);
+        self.accounts.charge(&new.job.key, promised(&new), now);
         *waiting = Some(Box::new(new));
         if self.journal.is_durable() {
             self.journal.note(Change::Accept(Box::new(record)));
@@ -263,19 +264,15 @@ impl Ledger {
         let Some(entry) = self.jobs.remove(key) else {
             return;
         };
-        if let Some(waiting) = entry.waiting() {
-            self.quotas.charge(key.client.as_ref(), -promised(waiting), now);
-        }
-        if let Some(session) = &entry.session {
-            self.sessions.answered(key, session, None, now);
-        }
+        let unused = entry.waiting().map(promised);
+        self.accounts.release(key, unused, entry.session.as_deref(), now);
     }
 
     /// Makes a refusal.
     pub(crate) fn refuse(&mut self, code: ErrorCode, message: impl Into<String>) -> Refusal {
-        self.refused += 1;
+        self.stats.record_refusal();
         Refusal {
-            reply_id: self.reply_id(),
+            reply_id: self.reply_ids.issue(),
             code,
             message: message.into(),
             retry_after: None,
@@ -284,7 +281,7 @@ impl Ledger {
 
     pub(super) fn busy(&mut self, why: &str) -> Refusal {
         let retry_after =
-            self.throughput
+            self.stats
                 .retry_after(self.queue.len(), self.limits.slots, self.limits.max_deadline);
         Refusal {
             retry_after: Some(retry_after),

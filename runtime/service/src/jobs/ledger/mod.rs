@@ -5,7 +5,11 @@
 //! order; outcomes leave once the journal is safe.
 
 mod admit;
+mod client_accounts;
+mod job_stats;
+mod link_state;
 mod outgoing;
+mod reply_ids;
 mod restore;
 mod run;
 mod settle;
@@ -20,18 +24,19 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::Instant;
 
 use crate::jobs::journal::{Journal, Stored};
-use crate::jobs::quota::{Quota, Quotas};
-use crate::jobs::receipts::Receipts;
-use crate::jobs::sessions::Sessions;
-use crate::jobs::throughput::Throughput;
+use crate::jobs::quota::Quota;
 use crate::observers::Observers;
 use crate::stats::Stats;
+use client_accounts::ClientAccounts;
+use job_stats::JobStats;
+use link_state::LinkState;
 use outgoing::OutgoingQueue;
 use phi_edge_api::ReplyBody;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::Receipt;
 use phi_edge_rules::changes::RuleChange;
 use phi_edge_store::{Change, Tries};
+use reply_ids::ReplyIds;
 use shares::Shares;
 
 /// The most reply addresses of one job. A client that repeats a request has one; more are needed where it changes its
@@ -186,10 +191,7 @@ pub(crate) struct Ledger {
     outcome_bytes: usize,
     /// Messages on their way to the broker.
     outgoing: OutgoingQueue,
-    /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
-    receipts: Receipts,
-    /// The link's note.
-    link_note: Option<String>,
+    link: LinkState,
     arriving: usize,
     /// Queued jobs that ran when the process crashed.
     suspects: usize,
@@ -198,26 +200,19 @@ pub(crate) struct Ledger {
     closed: Option<Closed>,
     /// Who waits for an outcome within this process.
     listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
-    sessions: Sessions,
-    quotas: Quotas,
+    accounts: ClientAccounts,
     /// What each client has in the queue or on its way there.
     shares: Shares,
-    throughput: Throughput,
+    stats: JobStats,
+    reply_ids: ReplyIds,
     journal: Journal,
     places: u64,
-    replies: u64,
-    /// Makes reply ids differ between processes.
-    boot: u64,
-    served: u64,
-    failed: u64,
-    refused: u64,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: Limits, boot: u64, journal: Journal) -> Self {
         Self {
-            sessions: Sessions::new(limits.session_ttl, limits.session_memory),
-            quotas: Quotas::new(limits.quota),
+            accounts: ClientAccounts::new(&limits),
             shares: Shares::default(),
             limits,
             jobs: HashMap::new(),
@@ -228,41 +223,33 @@ impl Ledger {
             outcomes: VecDeque::new(),
             outcome_bytes: 0,
             outgoing: OutgoingQueue::default(),
-            receipts: Receipts::default(),
-            link_note: None,
+            link: LinkState::default(),
             arriving: 0,
             suspects: 0,
             suspect_running: false,
             closed: None,
-            throughput: Throughput::default(),
+            stats: JobStats::default(),
+            reply_ids: ReplyIds::new(boot),
             journal,
             places: 0,
-            replies: 0,
-            boot,
-            served: 0,
-            failed: 0,
-            refused: 0,
         }
     }
 
-    /// Other bounds, for what comes from now on.
+    /// Replaces the bounds; they apply to what is decided from now on.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
-        self.sessions
-            .set_bounds(limits.session_ttl, limits.session_memory);
-        self.quotas.set(limits.quota);
+        self.accounts.set_limits(&limits);
         self.limits = limits;
     }
 
     /// Whether a message that the broker delivers again was dealt with before.
     pub(crate) fn is_redelivery(&self, receipt: &Receipt) -> bool {
-        self.receipts.knows(receipt)
+        self.link.is_redelivery(receipt)
     }
 
     /// Notes that a message is dealt with, in the batch that is being collected: both are stored or neither.
     pub(crate) fn record_receipt(&mut self, receipt: Option<Receipt>) {
         if let Some(receipt) = receipt {
-            let row = self.receipts.add(&receipt);
-            self.journal.note(Change::Received(row));
+            self.journal.note(self.link.record_receipt(&receipt));
         }
     }
 
@@ -275,21 +262,19 @@ impl Ledger {
 
     /// The broker has lost the session: its packet ids mean other messages now.
     pub(crate) fn forget_receipts(&mut self) {
-        self.receipts.clear();
-        self.journal.note(Change::ForgetReceipts);
+        self.journal.note(self.link.forget_receipts());
         self.journal.send();
     }
 
     /// Keeps a note for the link, in the order of what is decided.
     pub(crate) fn note_link(&mut self, note: String) -> Option<Stored> {
-        self.link_note = Some(note.clone());
-        self.journal.note(Change::LinkNote(note));
+        self.journal.note(self.link.set_note(note));
         self.journal.send_and_wait()
     }
 
     /// The link's last note.
     pub(crate) fn link_note(&self) -> Option<String> {
-        self.link_note.clone()
+        self.link.note().map(str::to_owned)
     }
 
     /// Writes down what the rules have decided about a message.
@@ -335,14 +320,10 @@ impl Ledger {
             queued: self.queue.len(),
             running: self.running,
             slots: self.limits.slots,
-            tokens_per_s: self.throughput.tokens_per_s(),
-            first_token: self.throughput.first_token(),
-            served: self.served,
-            failed: self.failed,
-            refused: self.refused,
             outcomes_waiting: self.outgoing.len(),
             undelivered: self.outgoing.undelivered_len(),
             replies_dropped: self.outgoing.dropped(),
+            ..self.stats.snapshot()
         }
     }
 }

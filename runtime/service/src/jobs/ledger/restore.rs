@@ -62,10 +62,7 @@ impl Ledger {
             self.send_again(reply, wall);
         }
         self.sweep_events(wall);
-        self.receipts.restore(receipts, former_receipts);
-        if self.link_note.is_none() {
-            self.link_note = link_note;
-        }
+        self.link.restore(receipts, former_receipts, link_note);
         self.make_way(jobs.iter().map(|job| job.record.place).max());
         for job in jobs {
             self.restore_job(job, prompts, now);
@@ -124,9 +121,10 @@ impl Ledger {
             RestoredState::Open => {
                 let expires = now + self.journal.left(record.expires.up_ms);
                 let session = record.job.session.clone().filter(|session| {
-                    let free = self.sessions.begin(&key, session, now).is_ok();
-                    self.sessions.asked(&key, session, &record.prompt);
-                    free
+                    let session = Some(session.as_str());
+                    let reserved = self.accounts.reserve_session(&key, session, now).is_ok();
+                    self.accounts.set_prompt(&key, session, &record.prompt);
+                    reserved
                 });
                 let waiting = Waiting {
                     prompt: record.prompt,
@@ -213,8 +211,7 @@ impl Ledger {
         }
         let undelivered = self.outgoing.undelivered(wall);
         all.extend(undelivered.map(|reply| Change::Post(Box::new(reply))));
-        all.extend(self.receipts.rows().map(Change::Received));
-        all.extend(self.link_note.clone().map(Change::LinkNote));
+        all.extend(self.link.all_changes());
         self.journal.replace(all);
     }
 }

@@ -107,7 +107,7 @@ impl Ledger {
         let session = self.jobs.get(key).and_then(|entry| entry.session.as_deref());
         if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session) {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
-            self.sessions.answered(key, session, Some(answer), now);
+            self.accounts.record_answer(key, session, answer, now);
         }
         let mut guesses = (0, 0);
         let body = match ended {
@@ -129,7 +129,7 @@ impl Ledger {
                     );
                 }
                 ReplyBody::Final(Answer {
-                    reply_id: self.reply_id(),
+                    reply_id: self.reply_ids.issue(),
                     text,
                     finish_reason: finish,
                     prompt_tokens: summary.prompt_tokens,
@@ -222,7 +222,7 @@ impl Ledger {
             );
             self.settle(&key, &body, now);
         }
-        self.sessions.expire(now);
+        self.accounts.expire(now);
         while self.outcomes.front().is_some_and(|kept| kept.until <= now) {
             self.forget_oldest();
         }
@@ -240,7 +240,7 @@ impl Ledger {
             });
         queued
             .chain(self.outcomes.front().map(|kept| kept.until))
-            .chain(self.sessions.next_expiry())
+            .chain(self.accounts.next_expiry())
             .min()
     }
 

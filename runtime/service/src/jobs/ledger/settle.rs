@@ -15,16 +15,11 @@ use phi_edge_store::Change;
 impl Ledger {
     pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {
         ReplyBody::Error(Refusal {
-            reply_id: self.reply_id(),
+            reply_id: self.reply_ids.issue(),
             code,
             message: message.into(),
             retry_after: None,
         })
-    }
-
-    pub(super) fn reply_id(&mut self) -> String {
-        self.replies += 1;
-        format!("{:016x}-{}", self.boot, self.replies)
     }
 
     /// Gives a job its outcome. One that has its outcome keeps it.
@@ -60,6 +55,7 @@ impl Ledger {
                 waiting.expires
             }
         };
+        let mut unused = None;
         if let Some(waiting) = entry.waiting() {
             notify(
                 &self.limits.observers,
@@ -73,21 +69,17 @@ impl Ledger {
                 ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
                 _ => 0,
             };
-            let rest = promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX);
-            self.quotas.charge(key.client.as_ref(), -rest, now);
+            unused = Some(promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX));
         }
-        if let Some(session) = entry.session.take() {
-            // Already its own again after an answer: this is for those that have none.
-            self.sessions.answered(key, &session, None, now);
-        }
+        let session = entry.session.take();
+        self.accounts.release(key, unused, session.as_deref(), now);
         match body {
             ReplyBody::Final(answer) => {
-                self.served += 1;
-                self.throughput.observe(answer);
+                self.stats.record_answer(answer);
                 log_answer(key, answer, entry.waiting());
             }
             ReplyBody::Error(refusal) => {
-                self.failed += 1;
+                self.stats.record_failure();
                 tracing::info!(
                     job.id = key.id,
                     job.client = key.client,
