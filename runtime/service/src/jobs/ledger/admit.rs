@@ -32,14 +32,18 @@ impl Ledger {
         {
             return Ok(Admission::Known(None));
         }
-        if let Some(entry) = self.jobs.get(&job.key) {
-            if entry.digest != job.body_digest {
+        let entry = self.jobs.get(&job.key);
+        let digest = entry
+            .map(|entry| entry.digest)
+            .or_else(|| self.outcomes.get(&job.key).map(|kept| kept.digest));
+        if let Some(digest) = digest {
+            if digest != job.body_digest {
                 return Err(self.refuse(
                     ErrorCode::BadRequest,
                     "id: in use by another request; give each request its own id",
                 ));
             }
-            if let State::Arriving { arrived, .. } = &entry.state {
+            if let Some(State::Arriving { arrived, .. }) = entry.map(|entry| &entry.state) {
                 return Ok(Admission::Arriving(arrived.subscribe()));
             }
             if redelivered && job.receipt.is_none() {
@@ -129,11 +133,8 @@ impl Ledger {
 
     /// A client asks again for what it asked before: it gets the outcome once more, or waits for it.
     pub(super) fn repeat(&mut self, job: &NewJob) -> Result<Admission, Refusal> {
-        let Some(entry) = self.jobs.get_mut(&job.key) else {
-            return Ok(Admission::Known(None));
-        };
-        if let State::Done(body, _) = &entry.state {
-            let body = body.clone();
+        if let Some(kept) = self.outcomes.get(&job.key) {
+            let body = kept.body.clone();
             // One that has not left yet serves both.
             let is_sent = !is_internal(&job.key) && job.reply.topic().is_some();
             if is_sent && !self.is_leaving(&job.key, &job.reply, &body) {
@@ -142,7 +143,9 @@ impl Ledger {
                 }
                 self.send(job.key.clone(), job.reply.clone(), body);
             }
-        } else if !entry.addresses.contains(&job.reply) {
+        } else if let Some(entry) = self.jobs.get_mut(&job.key)
+            && !entry.addresses.contains(&job.reply)
+        {
             if entry.addresses.len() >= MAX_ADDRESSES {
                 return Err(self.busy(&format!(
                     "{MAX_ADDRESSES} response topics wait for this request already"
@@ -291,6 +294,6 @@ impl Ledger {
 
     /// Whether there is a job of this name.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
-        self.jobs.contains_key(key)
+        self.jobs.contains_key(key) || self.outcomes.contains(key)
     }
 }

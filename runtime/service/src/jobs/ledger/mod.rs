@@ -7,6 +7,7 @@
 mod admit;
 mod client_accounts;
 mod job_stats;
+mod kept_outcomes;
 mod link_state;
 mod outgoing;
 mod reply_ids;
@@ -16,11 +17,11 @@ mod settle;
 mod shares;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::jobs::journal::{Journal, Stored};
@@ -29,9 +30,9 @@ use crate::observers::Observers;
 use crate::stats::Stats;
 use client_accounts::ClientAccounts;
 use job_stats::JobStats;
+use kept_outcomes::KeptOutcomes;
 use link_state::LinkState;
 use outgoing::OutgoingQueue;
-use phi_edge_api::ReplyBody;
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
 use phi_edge_job::Receipt;
 use phi_edge_rules::changes::RuleChange;
@@ -132,7 +133,6 @@ enum State {
         /// Stopped by us, not by its client: it goes on after a restart.
         paused: bool,
     },
-    Done(ReplyBody, Instant),
 }
 
 struct Entry {
@@ -152,15 +152,8 @@ impl Entry {
         match &self.state {
             State::Arriving { waiting, .. } => waiting.as_deref(),
             State::Queued(waiting) | State::Running { waiting, .. } => Some(waiting),
-            State::Done(..) => None,
         }
     }
-}
-
-struct KeptOutcome {
-    key: JobKey,
-    until: Instant,
-    bytes: usize,
 }
 
 /// Why nothing new is accepted.
@@ -186,9 +179,7 @@ pub(crate) struct Ledger {
     running: usize,
     /// Tokens promised to what runs.
     promised: usize,
-    /// Finished jobs, oldest first.
-    outcomes: VecDeque<KeptOutcome>,
-    outcome_bytes: usize,
+    outcomes: KeptOutcomes,
     /// Messages on their way to the broker.
     outgoing: OutgoingQueue,
     link: LinkState,
@@ -198,8 +189,6 @@ pub(crate) struct Ledger {
     /// The one that runs is such a job.
     suspect_running: bool,
     closed: Option<Closed>,
-    /// Who waits for an outcome within this process.
-    listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
     accounts: ClientAccounts,
     /// What each client has in the queue or on its way there.
     shares: Shares,
@@ -216,12 +205,10 @@ impl Ledger {
             shares: Shares::default(),
             limits,
             jobs: HashMap::new(),
-            listeners: HashMap::new(),
             queue: BTreeMap::new(),
             running: 0,
             promised: 0,
-            outcomes: VecDeque::new(),
-            outcome_bytes: 0,
+            outcomes: KeptOutcomes::default(),
             outgoing: OutgoingQueue::default(),
             link: LinkState::default(),
             arriving: 0,

@@ -5,12 +5,12 @@ use std::cmp::Reverse;
 use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
-use super::settle::size;
-use super::{Entry, KeptOutcome, Ledger, MAX_CRASHES, Place, State, Waiting};
+use super::kept_outcomes::KeptOutcome;
+use super::{Entry, Ledger, MAX_CRASHES, Place, State, Waiting};
 use crate::jobs::journal::Journal;
 use crate::prompts::Prompts;
 use phi_edge_api::DeadLetter;
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
 use phi_edge_rules::changes::RestoredRules;
@@ -81,6 +81,7 @@ impl Ledger {
         for entry in self.jobs.values_mut() {
             entry.place = behind(entry.place);
         }
+        self.outcomes.shift_places(by);
         let queue = std::mem::take(&mut self.queue);
         self.queue = queue
             .into_iter()
@@ -95,7 +96,7 @@ impl Ledger {
             state,
         } = restored;
         let key = record.job.key.clone();
-        if self.jobs.contains_key(&key) {
+        if self.knows(&key) {
             return;
         }
         let place = (Reverse(record.job.priority), record.place);
@@ -112,11 +113,13 @@ impl Ledger {
         match state {
             RestoredState::Done { body, until_up_ms } => {
                 let until = now + self.journal.left(until_up_ms);
-                let bytes = size(&body);
-                self.jobs
-                    .insert(key.clone(), entry(None, State::Done(body, until)));
-                self.outcomes.push_back(KeptOutcome { key, until, bytes });
-                self.outcome_bytes += bytes;
+                let outcome = KeptOutcome {
+                    digest,
+                    place: record.place,
+                    body,
+                    until,
+                };
+                self.outcomes.insert(key, outcome);
             }
             RestoredState::Open => {
                 let expires = now + self.journal.left(record.expires.up_ms);
@@ -184,15 +187,6 @@ impl Ledger {
             let key = key.clone();
             match (&entry.state, entry.waiting()) {
                 (State::Arriving { .. }, _) => {}
-                (State::Done(body, until), _) => {
-                    let record = outcome_record(&key, entry, *until, &self.journal);
-                    all.push(Change::Accept(Box::new(record)));
-                    all.push(Change::Settle {
-                        key,
-                        body: Box::new(body.clone()),
-                        until: self.journal.moment(*until),
-                    });
-                }
                 (state, Some(waiting)) => {
                     let record = record(waiting, entry.place, entry.tries, &self.journal);
                     all.push(Change::Accept(Box::new(record)));
@@ -208,6 +202,14 @@ impl Ledger {
                 }
                 (_, None) => {}
             }
+        }
+        for (key, outcome) in self.outcomes.iter() {
+            all.push(Change::Accept(Box::new(outcome.record(key, &self.journal))));
+            all.push(Change::Settle {
+                key: key.clone(),
+                body: Box::new(outcome.body.clone()),
+                until: self.journal.moment(outcome.until),
+            });
         }
         let undelivered = self.outgoing.undelivered(wall);
         all.extend(undelivered.map(|reply| Change::Post(Box::new(reply))));
@@ -235,31 +237,5 @@ pub(super) fn record(waiting: &Waiting, place: Place, tries: Tries, journal: &Jo
         tries,
         accepted: journal.moment(waiting.accepted),
         expires: journal.moment(waiting.expires),
-    }
-}
-
-/// The row of a job of which only the outcome is left.
-pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal) -> JobRecord {
-    JobRecord {
-        job: NewJob {
-            key: key.clone(),
-            body_digest: entry.digest,
-            messages: Vec::new(),
-            max_tokens: 0,
-            sampling: phi_edge_engine::Sampling::default(),
-            stop: Vec::new(),
-            stream: false,
-            priority: Priority::Normal,
-            deadline: None,
-            session: None,
-            reply: ReplyAddress::nowhere(),
-            payload_bytes: None,
-            receipt: None,
-        },
-        prompt: Vec::new(),
-        place: entry.place.1,
-        tries: Tries::default(),
-        accepted: journal.moment(Instant::now()),
-        expires: journal.moment(until),
     }
 }

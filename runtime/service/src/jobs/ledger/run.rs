@@ -209,7 +209,7 @@ impl Ledger {
                 stop.send_replace(true);
                 true
             }
-            Some(State::Done(..)) | None => false,
+            None => false,
         }
     }
 
@@ -223,8 +223,8 @@ impl Ledger {
             self.settle(&key, &body, now);
         }
         self.accounts.expire(now);
-        while self.outcomes.front().is_some_and(|kept| kept.until <= now) {
-            self.forget_oldest();
+        while let Some(key) = self.outcomes.pop_expired(now) {
+            self.journal.note(Change::Forget(key));
         }
         self.journal.send();
     }
@@ -236,10 +236,10 @@ impl Ledger {
             .values()
             .filter_map(|key| match self.jobs.get(key)?.state {
                 State::Queued(ref waiting) => Some(waiting.expires),
-                State::Arriving { .. } | State::Running { .. } | State::Done(..) => None,
+                State::Arriving { .. } | State::Running { .. } => None,
             });
         queued
-            .chain(self.outcomes.front().map(|kept| kept.until))
+            .chain(self.outcomes.next_expiry())
             .chain(self.accounts.next_expiry())
             .min()
     }

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::kept_outcomes::KeptOutcome;
 use super::run::promised;
-use super::{KeptOutcome, Ledger, State, Waiting, is_internal};
+use super::{Ledger, State, Waiting, is_internal};
 use crate::observers::{JobEnd, Observers, Outcome};
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
@@ -35,16 +36,19 @@ impl Ledger {
         guesses: (usize, usize),
         now: Instant,
     ) {
-        let Some(entry) = self.jobs.get_mut(key) else {
+        let until = match self.jobs.get(key).map(|entry| &entry.state) {
+            None | Some(State::Arriving { .. }) => return,
+            Some(State::Queued(waiting) | State::Running { waiting, .. }) => waiting.expires,
+        };
+        let Some(entry) = self.jobs.remove(key) else {
             return;
         };
-        let until = match &entry.state {
-            State::Arriving { .. } | State::Done(..) => return,
-            State::Queued(waiting) => {
+        match &entry.state {
+            State::Arriving { .. } => {}
+            State::Queued(_) => {
                 self.queue.remove(&entry.place);
                 self.shares.leave(&key.client);
                 self.suspects -= usize::from(entry.tries.suspect);
-                waiting.expires
             }
             State::Running { waiting, .. } => {
                 self.running -= 1;
@@ -52,9 +56,8 @@ impl Ledger {
                     .promised
                     .saturating_sub(waiting.promised(self.limits.context));
                 self.suspect_running = false;
-                waiting.expires
             }
-        };
+        }
         let mut unused = None;
         if let Some(waiting) = entry.waiting() {
             notify(
@@ -71,8 +74,7 @@ impl Ledger {
             };
             unused = Some(promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX));
         }
-        let session = entry.session.take();
-        self.accounts.release(key, unused, session.as_deref(), now);
+        self.accounts.release(key, unused, entry.session.as_deref(), now);
         match body {
             ReplyBody::Final(answer) => {
                 self.stats.record_answer(answer);
@@ -80,22 +82,12 @@ impl Ledger {
             }
             ReplyBody::Error(refusal) => {
                 self.stats.record_failure();
-                tracing::info!(
-                    job.id = key.id,
-                    job.client = key.client,
-                    code = refusal.code.as_str(),
-                    error = refusal.message,
-                    trace_id = entry.waiting().and_then(|waiting| waiting.job.trace_id()),
-                    "job failed"
-                );
+                log_failure(key, refusal, entry.waiting());
             }
             ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => {}
         }
-        let bytes = size(body);
-        let addresses = std::mem::take(&mut entry.addresses);
         // Until its deadline a repeat is answered with the same.
         let until = until.max(now + self.limits.keep_for);
-        entry.state = State::Done(body.clone(), until);
         if self.journal.is_durable() {
             self.journal.note(Change::Settle {
                 key: key.clone(),
@@ -103,57 +95,40 @@ impl Ledger {
                 until: self.journal.moment(until),
             });
         }
-        for address in addresses {
-            // A job of this process is sent nowhere, and what is held is picked up.
+        for address in entry.addresses {
+            // The outcome of an internal job is sent to its listener; a held outcome is picked up.
             if !is_internal(key) && address.topic().is_some() {
                 self.send(key.clone(), address, body.clone());
             }
         }
-        if let Some(listener) = self.listeners.remove(key) {
-            // An error: whoever asked has left.
-            let _ = listener.send(body.clone());
-        }
-        self.outcomes.push_back(KeptOutcome {
-            key: key.clone(),
+        let outcome = KeptOutcome {
+            digest: entry.digest,
+            place: entry.place.1,
+            body: body.clone(),
             until,
-            bytes,
-        });
-        self.outcome_bytes += bytes;
-        while self.outcomes.len() > self.limits.keep_outcomes || self.outcome_bytes > self.limits.keep_bytes {
-            self.forget_oldest();
+        };
+        self.keep_outcome(key, outcome);
+    }
+
+    /// Keeps an outcome for repeats, and forgets the oldest where there are too many.
+    fn keep_outcome(&mut self, key: &JobKey, outcome: KeptOutcome) {
+        self.outcomes.settle(key.clone(), outcome);
+        let (max_outcomes, max_bytes) = (self.limits.keep_outcomes, self.limits.keep_bytes);
+        while let Some(key) = self.outcomes.pop_excess(max_outcomes, max_bytes) {
+            self.journal.note(Change::Forget(key));
         }
     }
 
-    pub(super) fn forget_oldest(&mut self) {
-        if let Some(kept) = self.outcomes.pop_front() {
-            self.outcome_bytes -= kept.bytes;
-            self.jobs.remove(&kept.key);
-            self.journal.note(Change::Forget(kept.key));
-        }
-    }
-
+    /// Forgets the outcome of a job, if it is kept.
     pub(super) fn forget(&mut self, key: &JobKey) {
-        if let Some(place) = self.outcomes.iter().position(|kept| kept.key == *key)
-            && let Some(kept) = self.outcomes.remove(place)
-        {
-            self.outcome_bytes -= kept.bytes;
-            self.jobs.remove(key);
-            self.journal.note(Change::Forget(kept.key));
+        if self.outcomes.remove(key) {
+            self.journal.note(Change::Forget(key.clone()));
         }
-    }
-}
-
-/// Bytes of text of an outcome.
-pub(super) fn size(body: &ReplyBody) -> usize {
-    match body {
-        ReplyBody::Final(answer) => answer.text.len(),
-        ReplyBody::Error(refusal) => refusal.message.len(),
-        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => 0,
     }
 }
 
 /// Tells the observers of a job's end.
-pub(super) fn notify(
+fn notify(
     observers: &Observers,
     attempts: u32,
     waiting: &Waiting,
@@ -181,7 +156,7 @@ pub(super) fn notify(
     observers.notify(|observer| observer.ended(&end));
 }
 
-pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
+fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
     tracing::info!(
         job.id = key.id,
         job.client = key.client,
@@ -196,6 +171,17 @@ pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting
     );
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+fn log_failure(key: &JobKey, refusal: &Refusal, waiting: Option<&Waiting>) {
+    tracing::info!(
+        job.id = key.id,
+        job.client = key.client,
+        code = refusal.code.as_str(),
+        error = refusal.message,
+        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
+        "job failed"
+    );
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

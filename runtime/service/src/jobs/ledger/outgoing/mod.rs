@@ -14,7 +14,7 @@ use phi_edge_rules::{Published, Time};
 use phi_edge_store::Change;
 use tokio::sync::oneshot;
 
-use super::{Ledger, State};
+use super::Ledger;
 use crate::jobs::journal::{Journal, Stored};
 
 pub(super) use queue::{Class, OutgoingQueue};
@@ -66,19 +66,14 @@ impl Ledger {
         }
     }
 
-    /// Whoever asks within this process gets the outcome of `key` here, at once if there is one.
+    /// Sends the outcome of a job to `listener`, within this process: now, or when it is decided.
     pub(crate) fn listen(&mut self, key: &JobKey, listener: oneshot::Sender<ReplyBody>) {
-        if let Some(State::Done(body, _)) = self.jobs.get(key).map(|entry| &entry.state) {
-            // An error: nobody waits any more.
-            let _ = listener.send(body.clone());
-        } else {
-            self.listeners.insert(key.clone(), listener);
-        }
+        self.outcomes.listen(key, listener);
     }
 
-    /// Nobody waits for this outcome any more.
+    /// Drops the listener for the outcome of a job.
     pub(crate) fn unlisten(&mut self, key: &JobKey) {
-        self.listeners.remove(key);
+        self.outcomes.unlisten(key);
     }
 
     /// Puts an event among the messages that leave; the jobs that worded it are forgotten. All of it is stored together.

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::jobs::ledger::*;
+use phi_edge_api::ReplyBody;
 use phi_edge_rules::{CloseReason, Event, EventWindow, Output, Published, Time};
 
 const START: Time = Time(1_700_000_000_000);
