@@ -197,22 +197,22 @@ impl Shared {
         job: NewJob,
         redelivered: bool,
         arrived: Instant,
-        mut verdict: Result<Admission, Refusal>,
+        mut admission: Result<Admission, Refusal>,
     ) -> Result<(), Refusal> {
         loop {
-            match verdict? {
-                Admission::Known(stored) => {
+            match admission? {
+                Admission::Duplicate(stored) => {
                     self.stored_or_not(stored).await;
                     return Ok(());
                 }
                 Admission::Arriving(mut arriving) => {
                     // Ends with an error, when the other has arrived or was refused.
                     while arriving.changed().await.is_ok() {}
-                    verdict = self.ledger().admit(&job, redelivered, Instant::now());
+                    admission = self.ledger().admit(&job, redelivered, Instant::now());
                 }
-                Admission::New { said } => {
+                Admission::New { session_tokens } => {
                     let key = job.key.clone();
-                    let accepted = self.accept(job, said, arrived).await;
+                    let accepted = self.accept(job, session_tokens, arrived).await;
                     let mut ledger = self.ledger();
                     match accepted {
                         Ok(()) => ledger.arrived(&key, Instant::now()),

@@ -1,19 +1,27 @@
-//! Outcomes: said once, remembered for who asks again, forgotten in time.
+//! The end of a job: its one outcome is decided, sent and kept for repeats.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
 use super::kept_outcomes::KeptOutcome;
-use super::run::promised;
-use super::{Ledger, State, Waiting, is_internal};
+use super::open_job::{AcceptedJob, OpenJob};
+use super::{Ledger, is_internal};
 use crate::observers::{JobEnd, Observers, Outcome};
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_store::Change;
 
+/// The numbers of draft tokens of an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct DraftTokens {
+    pub(super) proposed: usize,
+    pub(super) accepted: usize,
+}
+
 impl Ledger {
+    /// The outcome of a job that failed.
     pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {
         ReplyBody::Error(Refusal {
             reply_id: self.reply_ids.issue(),
@@ -23,71 +31,49 @@ impl Ledger {
         })
     }
 
-    /// Gives a job its outcome. One that has its outcome keeps it.
+    /// Ends an accepted job with an outcome. A job that has its outcome keeps it.
     pub(super) fn settle(&mut self, key: &JobKey, body: &ReplyBody, now: Instant) {
-        self.settle_with(key, body, (0, 0), now);
+        self.settle_with(key, body, DraftTokens::default(), now);
     }
 
-    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the observers are told.
-    pub(super) fn settle_with(
-        &mut self,
-        key: &JobKey,
-        body: &ReplyBody,
-        guesses: (usize, usize),
-        now: Instant,
-    ) {
-        let until = match self.jobs.get(key).map(|entry| &entry.state) {
-            None | Some(State::Arriving { .. }) => return,
-            Some(State::Queued(waiting) | State::Running { waiting, .. }) => waiting.expires,
-        };
-        let Some(entry) = self.jobs.remove(key) else {
+    /// As [`Ledger::settle`], with the numbers of draft tokens for the observers.
+    pub(super) fn settle_with(&mut self, key: &JobKey, body: &ReplyBody, drafts: DraftTokens, now: Instant) {
+        if self.jobs.get(key).is_none_or(OpenJob::is_arriving) {
+            return;
+        }
+        let Some(mut open) = self.jobs.remove(key) else {
             return;
         };
-        match &entry.state {
-            State::Arriving { .. } => {}
-            State::Queued(_) => {
-                self.queue.remove(&entry.place);
-                self.shares.leave(&key.client);
-                self.suspects -= usize::from(entry.tries.suspect);
-            }
-            State::Running { waiting, .. } => {
-                self.running -= 1;
-                self.promised = self
-                    .promised
-                    .saturating_sub(waiting.promised(self.limits.context));
-                self.suspect_running = false;
+        match open.end_run() {
+            Some(reservation) => self.running.release(reservation),
+            None => {
+                self.queue.remove(open.place());
             }
         }
-        let mut unused = None;
-        if let Some(waiting) = entry.waiting() {
-            notify(
-                &self.limits.observers,
-                entry.tries.attempts,
-                waiting,
-                body,
-                guesses,
-                now,
-            );
-            let used = match body {
-                ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
-                _ => 0,
-            };
-            unused = Some(promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX));
-        }
-        self.accounts.release(key, unused, entry.session.as_deref(), now);
+        let Some(accepted) = open.accepted() else {
+            return;
+        };
+        let attempts = open.tries().attempts;
+        notify(&self.limits.observers, attempts, accepted, body, drafts, now);
+        let used = match body {
+            ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
+            _ => 0,
+        };
+        let unused = accepted.charged_tokens() - i64::try_from(used).unwrap_or(i64::MAX);
+        self.accounts.release(key, Some(unused), open.session(), now);
         match body {
             ReplyBody::Final(answer) => {
                 self.stats.record_answer(answer);
-                log_answer(key, answer, entry.waiting());
+                log_answer(key, answer, accepted);
             }
             ReplyBody::Error(refusal) => {
                 self.stats.record_failure();
-                log_failure(key, refusal, entry.waiting());
+                log_failure(key, refusal, accepted);
             }
             ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => {}
         }
-        // Until its deadline a repeat is answered with the same.
-        let until = until.max(now + self.limits.keep_for);
+        // A repeat before the deadline gets the same outcome.
+        let until = accepted.expires.max(now + self.limits.keep_for);
         if self.journal.is_durable() {
             self.journal.note(Change::Settle {
                 key: key.clone(),
@@ -95,15 +81,15 @@ impl Ledger {
                 until: self.journal.moment(until),
             });
         }
-        for address in entry.addresses {
+        for address in open.addresses() {
             // The outcome of an internal job is sent to its listener; a held outcome is picked up.
             if !is_internal(key) && address.topic().is_some() {
-                self.send(key.clone(), address, body.clone());
+                self.send(key.clone(), address.clone(), body.clone());
             }
         }
         let outcome = KeptOutcome {
-            digest: entry.digest,
-            place: entry.place.1,
+            digest: open.digest(),
+            place: open.place().number(),
             body: body.clone(),
             until,
         };
@@ -127,36 +113,36 @@ impl Ledger {
     }
 }
 
-/// Tells the observers of a job's end.
+/// Notifies the observers of the end of a job.
 fn notify(
     observers: &Observers,
     attempts: u32,
-    waiting: &Waiting,
+    accepted: &AcceptedJob,
     body: &ReplyBody,
-    guesses: (usize, usize),
+    drafts: DraftTokens,
     now: Instant,
 ) {
     let outcome = match body {
         ReplyBody::Final(answer) => Outcome::Answered {
             answer,
-            guessed: guesses.0,
-            guessed_right: guesses.1,
+            guessed: drafts.proposed,
+            guessed_right: drafts.accepted,
         },
         ReplyBody::Error(refusal) => Outcome::Failed(refusal),
         ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => return,
     };
     let end = JobEnd {
-        job: &waiting.job,
-        prompt: &waiting.prompt,
-        internal: is_internal(&waiting.job.key),
+        job: &accepted.job,
+        prompt: &accepted.prompt,
+        internal: is_internal(&accepted.job.key),
         attempts,
-        took: now.saturating_duration_since(waiting.accepted),
+        took: now.saturating_duration_since(accepted.accepted),
         outcome,
     };
     observers.notify(|observer| observer.ended(&end));
 }
 
-fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
+fn log_answer(key: &JobKey, answer: &Answer, accepted: &AcceptedJob) {
     tracing::info!(
         job.id = key.id,
         job.client = key.client,
@@ -166,18 +152,18 @@ fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
         queued_ms = millis(answer.queued),
         prefill_ms = millis(answer.prefill),
         decode_ms = millis(answer.decode),
-        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
+        trace_id = accepted.job.trace_id(),
         "job answered"
     );
 }
 
-fn log_failure(key: &JobKey, refusal: &Refusal, waiting: Option<&Waiting>) {
+fn log_failure(key: &JobKey, refusal: &Refusal, accepted: &AcceptedJob) {
     tracing::info!(
         job.id = key.id,
         job.client = key.client,
         code = refusal.code.as_str(),
         error = refusal.message,
-        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
+        trace_id = accepted.job.trace_id(),
         "job failed"
     );
 }

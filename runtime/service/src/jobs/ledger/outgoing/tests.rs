@@ -2,8 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::jobs::ledger::*;
-use phi_edge_api::ReplyBody;
+use phi_edge_api::{ReplyAddress, ReplyBody};
 use phi_edge_rules::{CloseReason, Event, EventWindow, Output, Published, Time};
 
 const START: Time = Time(1_700_000_000_000);
