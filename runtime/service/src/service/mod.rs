@@ -298,7 +298,7 @@ impl Service {
     /// The expiry of an event, of that [`Reply::delivery`], has passed before the broker had it: it is kept no longer, and
     /// counted.
     pub fn expired(&self, delivery: Option<u64>) {
-        self.shared.ledger().expired(delivery);
+        self.shared.ledger().event_expired(delivery);
         self.shared.changed();
     }
 

@@ -89,7 +89,7 @@ impl Ledger {
             }
             Ok(()) | Err(QueueFull::ShareExhausted { .. }) => {}
         }
-        let waiting = self.replies_waiting();
+        let waiting = self.unsent_outcomes();
         if waiting >= self.limits.queue {
             return Err(self.busy(&format!("{waiting} replies wait to be sent")));
         }
@@ -118,8 +118,8 @@ impl Ledger {
             let body = kept.body.clone();
             // An outcome that has not left yet answers both.
             let is_sent = !is_internal(&job.key) && job.reply.topic().is_some();
-            if is_sent && !self.is_leaving(&job.key, &job.reply, &body) {
-                if self.replies_waiting() >= self.limits.queue {
+            if is_sent && !self.has_unsent_outcome(&job.key, &job.reply, &body) {
+                if self.unsent_outcomes() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }
                 self.send(job.key.clone(), job.reply.clone(), body);

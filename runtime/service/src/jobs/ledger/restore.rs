@@ -60,7 +60,7 @@ impl Ledger {
         // The messages of the earlier process leave before those of this one.
         self.outgoing.renumber(&mut outbox);
         for reply in outbox.into_iter().rev() {
-            self.send_again(reply, wall);
+            self.restore_message(reply, wall);
         }
         self.sweep_events(wall);
         self.link.restore(receipts, former_receipts, link_note);

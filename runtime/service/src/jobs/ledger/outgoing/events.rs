@@ -1,8 +1,8 @@
-//! Events of rules that wait to be published: how much of them is kept while the broker is away.
+//! The queued events of rules, and their bounds while the broker is unreachable.
 //!
-//! Windows end without the broker, and a window can't be refused. So what waits has a bound in bytes, beyond which the oldest
-//! events go; their own expiry is honoured here as a broker would; and of retained events, of which a broker keeps the
-//! newest, only that is kept where others have waited long.
+//! Windows end without the broker, and a window can't be refused. So the queue has a bound in bytes, beyond which the oldest
+//! events are dropped. An event whose expiry has passed is removed, as a broker would do; and of the retained events of a
+//! topic, of which a broker keeps the newest, older ones are removed during a long outage.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -23,6 +23,7 @@ const STALL_THRESHOLD: Duration = Duration::from_secs(5);
 /// The shortest time between two sweeps of the events: tens of thousands may wait, and a sweep visits all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The reason for which an event is not published.
 #[derive(Debug, Clone, Copy)]
 enum Unpublished {
     Expired,
@@ -30,25 +31,25 @@ enum Unpublished {
 }
 
 impl Ledger {
-    /// Events that were not published, since the start.
+    /// The numbers of events that were not published, since the start.
     pub(crate) fn event_counters(&self) -> EventCounters {
         self.outgoing.events.counters
     }
 
-    /// What the events cost that wait to be published, in bytes.
+    /// The memory of the queued events, in bytes.
     pub(crate) fn event_bytes(&self) -> u64 {
         self.outgoing.events.bytes
     }
 
-    /// The event's expiry has passed on its way to the broker.
-    pub(crate) fn expired(&mut self, delivery: Option<u64>) {
+    /// Forgets and counts an event whose expiry has passed in the link.
+    pub(crate) fn event_expired(&mut self, delivery: Option<u64>) {
         self.outgoing.events.counters.expired += 1;
         if let Some(delivery) = delivery {
             self.delivered(delivery);
         }
     }
 
-    /// As [`Ledger::sweep_events`], if it is time to look again.
+    /// As [`Ledger::sweep_events`], at most once in [`SWEEP_INTERVAL`].
     pub(crate) fn sweep_events_in_time(&mut self, wall: Time) {
         self.outgoing.sweep_events_in_time(wall, &mut self.journal);
     }
@@ -58,16 +59,16 @@ impl Ledger {
         self.outgoing.sweep_events(wall, &mut self.journal);
     }
 
-    /// Whether there is a connection to the broker.
+    /// Sets whether there is a connection to the broker.
     pub(crate) fn set_connected(&mut self, connected: bool, wall: Time) {
         if connected {
-            self.outgoing.events.away_since = None;
+            self.outgoing.events.disconnected_since = None;
         } else {
-            self.outgoing.events.away_since.get_or_insert(wall);
+            self.outgoing.events.disconnected_since.get_or_insert(wall);
         }
     }
 
-    /// Forgets the oldest events where there are more than there is room for.
+    /// Forgets the oldest events where they exceed the limit in bytes.
     pub(super) fn make_room_for_events(&mut self, wall: Time) {
         let limit = self.limits.event_bytes;
         self.outgoing.make_room_for_events(limit, wall, &mut self.journal);
@@ -76,9 +77,9 @@ impl Ledger {
 
 impl OutgoingQueue {
     fn sweep_events_in_time(&mut self, wall: Time, journal: &mut Journal) {
-        let before = self.events.swept.filter(|before| *before <= wall);
+        let before = self.events.last_sweep.filter(|before| *before <= wall);
         if before.is_none_or(|before| wall.since(before) >= SWEEP_INTERVAL) {
-            self.events.swept = Some(wall);
+            self.events.last_sweep = Some(wall);
             self.sweep_events(wall, journal);
         }
     }
@@ -104,8 +105,8 @@ impl OutgoingQueue {
         }
         self.sweep_events_in_time(wall, journal);
         while self.events.bytes > limit && self.event_queue.len() > 1 {
-            if !self.events.told {
-                self.events.told = true;
+            if !self.events.is_drop_logged {
+                self.events.is_drop_logged = true;
                 tracing::warn!(
                     events = self.event_queue.len(),
                     bytes = self.events.bytes,
@@ -119,13 +120,13 @@ impl OutgoingQueue {
         }
     }
 
-    /// Places of events that need not be published, and why.
+    /// The indices of events that need not be published, with the reasons.
     fn unpublished(&self, wall: Time) -> Vec<(usize, Unpublished)> {
         let mut gone = Vec::new();
         let mut newer: HashSet<&str> = HashSet::new();
         let is_away = self
             .events
-            .away_since
+            .disconnected_since
             .is_some_and(|since| wall.since(since) >= STALL_THRESHOLD);
         for (index, out) in self.event_queue.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
@@ -144,14 +145,14 @@ impl OutgoingQueue {
         gone
     }
 
-    /// Forgets the event of that place, but for the place itself.
+    /// Forgets the event of an index. Its entry stays, marked for removal.
     fn forget_event(&mut self, index: usize, journal: &mut Journal) {
         let Some(out) = self.event_queue.get_mut(index) else {
             return;
         };
         out.safe_with = REMOVED_BATCH;
         if let Some(event) = &out.event {
-            self.events.left(event);
+            self.events.remove(event);
         }
         if let MessagePlace::Kept(delivery) = out.place {
             self.undelivered.remove(&delivery);
