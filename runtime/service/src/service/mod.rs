@@ -2,19 +2,18 @@
 
 mod config;
 mod dispatcher;
+mod prompt_encoder;
 mod rules_task;
 mod shared;
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::door::EncodeDoor;
 use crate::engine_thread::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::{Closed, Ledger};
@@ -32,6 +31,7 @@ use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
 use phi_edge_store::{Signals, Store};
 
 use dispatcher::Dispatcher;
+use prompt_encoder::PromptEncoder;
 
 pub use config::ServiceConfig;
 
@@ -52,11 +52,8 @@ pub(crate) struct Shared {
     rule_engine: Mutex<RuleEngine>,
     /// Tells the task of the rules that the rule engine has something for it.
     pub(crate) rules_wake: Notify,
-    prompts: Arc<dyn Prompts>,
-    door: EncodeDoor,
+    encoder: PromptEncoder,
     engine: EngineInfo,
-    /// The largest number for no bound.
-    max_prompt_tokens: AtomicUsize,
     load: LoadGauge,
     waker: Waker,
     observers: Observers,
@@ -111,7 +108,12 @@ impl Service {
         let boot = rand::random();
         let journal = Journal::new(store);
         let signals = journal.signals();
-        let door = EncodeDoor::open(journal.folder());
+        let encoder = PromptEncoder::new(
+            Arc::clone(&prompts),
+            journal.folder(),
+            engine.info().context_length,
+            config.max_prompt_tokens,
+        );
         let ledger = Ledger::new(limits, boot, journal);
         let shared = Arc::new(Shared {
             signals,
@@ -119,10 +121,8 @@ impl Service {
             rules_wake: Notify::new(),
             stats: watch::Sender::new(ledger.stats()),
             ledger: Mutex::new(ledger),
-            prompts: Arc::clone(&prompts),
-            door,
+            encoder,
             engine: engine.info().clone(),
-            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
             load: engine.load(),
             waker: engine.waker(),
             observers: config.observers.clone(),
@@ -188,8 +188,8 @@ impl Service {
     pub fn set_limits(&self, config: &ServiceConfig) {
         let limits = config.limits(&self.shared.engine);
         self.shared
-            .max_prompt_tokens
-            .store(config.max_prompt_tokens.unwrap_or(usize::MAX), Ordering::Relaxed);
+            .encoder
+            .set_max_prompt_tokens(config.max_prompt_tokens);
         self.shared.ledger().set_limits(limits);
         self.shared.changed();
     }
@@ -385,7 +385,7 @@ impl Service {
 impl Service {
     /// Writes what is still to be written and lets the store go; nothing is kept after this.
     pub async fn close_store(&self) {
-        self.shared.door.close();
+        self.shared.encoder.close();
         let journal = self.shared.ledger().close_store();
         if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
             tracing::error!(%error, "the store was not closed in good order");

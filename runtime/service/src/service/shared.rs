@@ -1,9 +1,7 @@
 //! What the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
 
 use parking_lot::MutexGuard;
-use std::fmt::Write as _;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
@@ -11,11 +9,10 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Ingested, Shared};
-use crate::door::{Encode, NotEncoded};
 use crate::jobs::journal::Stored;
 use crate::jobs::ledger::{Admission, Ledger};
 use crate::prompts::Prompts;
-use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
+use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
@@ -159,7 +156,7 @@ impl Shared {
         let mut rule_engine = self.rule_engine();
         let restored = self
             .ledger()
-            .restore_if_any(self.prompts.as_ref(), Instant::now(), wall());
+            .restore_if_any(self.encoder.prompts().as_ref(), Instant::now(), wall());
         if let Some(restored) = restored {
             let changes = rule_engine.restore(restored, wall());
             self.ledger().note_rules(changes);
@@ -183,13 +180,12 @@ impl Shared {
     }
 
     pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {
-        &self.prompts
+        self.encoder.prompts()
     }
 
-    /// The most tokens of a prompt that leaves room for so many new ones.
+    /// The most tokens of a prompt that leaves room for `new_tokens` in the context.
     pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
-        let room = self.engine.context_length.saturating_sub(new_tokens + 1);
-        room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
+        self.encoder.max_tokens(new_tokens)
     }
 
     async fn take(
@@ -224,20 +220,21 @@ impl Shared {
         }
     }
 
-    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>, arrived: Instant) -> Result<(), Refusal> {
-        let said_before = said.len();
-        let encode = Encode {
-            messages: std::mem::take(&mut job.messages),
-            said,
-            most: self.room_for_prompt(0),
-            expires: self.ledger().expires(&job, arrived),
-        };
-        let encoded = self.door.encode(&self.prompts, encode).await;
+    async fn accept(
+        &self,
+        mut job: NewJob,
+        session_tokens: Vec<TokenId>,
+        arrived: Instant,
+    ) -> Result<(), Refusal> {
+        let session_length = session_tokens.len();
+        let messages = std::mem::take(&mut job.messages);
+        let expires = self.ledger().expires(&job, arrived);
+        let encoded = self.encoder.encode(messages, session_tokens, expires).await;
         let stored = {
             let mut ledger = self.ledger();
             match encoded {
                 Ok(prompt) => ledger.accept(job, prompt, arrived, Instant::now())?,
-                Err(fault) => return Err(self.not_encoded(&mut ledger, &job, fault, said_before)),
+                Err(error) => return Err(self.encoder.refuse(&mut ledger, &job, error, session_length)),
             }
         };
         match stored {
@@ -249,79 +246,6 @@ impl Shared {
                 )
             }),
         }
-    }
-
-    fn not_encoded(
-        &self,
-        ledger: &mut Ledger,
-        job: &NewJob,
-        fault: NotEncoded,
-        said_before: usize,
-    ) -> Refusal {
-        match fault {
-            NotEncoded::TooLong { tokens, exact } => self.too_long(ledger, tokens, exact, said_before),
-            NotEncoded::Refused(message) => ledger.refuse(
-                ErrorCode::BadRequest,
-                format!("messages: the prompt can't be built: {message}"),
-            ),
-            NotEncoded::Expired => ledger.refuse(
-                ErrorCode::Expired,
-                "the deadline passed before the request's turn to be encoded came",
-            ),
-            NotEncoded::Failed => ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"),
-            NotEncoded::GivenUp {
-                deaths,
-                first,
-                messages,
-            } => {
-                let message = format!(
-                    "the service ended {deaths} times while it encoded this prompt alone; it is not encoded again"
-                );
-                if first {
-                    tracing::error!(
-                        job.id = job.key.id,
-                        job.client = job.key.client,
-                        trace_id = job.trace_id(),
-                        deaths,
-                        "a prompt is given up"
-                    );
-                    let text: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-                    let text = text.join("\n");
-                    let letter = DeadLetter {
-                        reason: ErrorCode::Internal.as_str().to_owned(),
-                        message: message.clone(),
-                        topic: job.reply.topic().unwrap_or_default().to_owned(),
-                        id: Some(job.key.id.clone()),
-                        payload: DeadLetter::beginning(text.as_bytes()),
-                        bytes: job.payload_bytes.unwrap_or(text.len()),
-                    };
-                    ledger.dead_letter(job.key.clone(), letter);
-                }
-                ledger.refuse(ErrorCode::Internal, message)
-            }
-        }
-    }
-
-    /// The refusal of a prompt of so many tokens, or at least so many.
-    fn too_long(&self, ledger: &mut Ledger, tokens: usize, exact: bool, said_before: usize) -> Refusal {
-        let context = self.engine.context_length;
-        let count = if exact { "" } else { "at least " };
-        if tokens < context {
-            let most = self.max_prompt_tokens.load(Ordering::Relaxed);
-            let message =
-                format!("the prompt has {count}{tokens} tokens, limits.max_prompt_tokens is {most}");
-            return ledger.refuse(ErrorCode::TooLarge, message);
-        }
-        let mut message = format!(
-            "the prompt has {count}{tokens} tokens; with room for one new token the context takes {context}"
-        );
-        if said_before > 0 {
-            let _ = write!(
-                message,
-                "; {said_before} of them are what the session has said so far: begin a new one"
-            );
-        }
-        ledger.refuse(ErrorCode::ContextOverflow, message)
     }
 
     /// Waits for messages that promise nothing: they leave even if they can't be stored.
