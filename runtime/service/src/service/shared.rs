@@ -1,27 +1,103 @@
-//! What the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
+//! The state that the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
 
-use parking_lot::MutexGuard;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Ingested, Shared};
-use crate::jobs::journal::Stored;
+use super::prompt_encoder::PromptEncoder;
+use super::{Ingested, ServiceConfig};
+use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, Waker};
+use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::{Admission, Ledger};
+use crate::observers::Observers;
 use crate::prompts::Prompts;
+use crate::stats::Stats;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
 use phi_edge_rules::changes::{PendingEvent, RuleChange};
-use phi_edge_rules::engine::{RuleEngine, RuleMessage};
+use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
 use phi_edge_rules::{Published, Rule, Time};
+use phi_edge_store::Signals;
+
+/// The state and the signals that the handle, the dispatcher and the tasks of rules share.
+pub(crate) struct Shared {
+    ledger: Mutex<Ledger>,
+    /// Locked before the ledger where both are.
+    rule_engine: Mutex<RuleEngine>,
+    encoder: PromptEncoder,
+    engine: EngineInfo,
+    pub(super) load: LoadGauge,
+    waker: Waker,
+    pub(super) observers: Observers,
+    pub(super) stats: watch::Sender<Stats>,
+    /// The signals of the store, if there is one.
+    pub(crate) signals: Option<Arc<Signals>>,
+    /// Wakes the dispatcher: the ledger has changed.
+    pub(crate) wake: Notify,
+    /// Wakes the task of rules: the rule engine has pending events or other deadlines.
+    pub(crate) rules_wake: Notify,
+    /// Becomes true when the dispatcher is to end.
+    pub(crate) finish: watch::Sender<bool>,
+    /// Becomes true when the engine has panicked.
+    pub(crate) engine_lost: watch::Sender<bool>,
+}
 
 impl Shared {
-    /// As [`Service::receive`].
+    /// The state of a service without jobs, rules or restored state.
+    pub(super) fn new(
+        config: &ServiceConfig,
+        engine: &EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        journal: Journal,
+    ) -> Self {
+        let boot = rand::random();
+        let signals = journal.signals();
+        let context_length = engine.info().context_length;
+        let encoder = PromptEncoder::new(
+            prompts,
+            journal.folder(),
+            context_length,
+            config.max_prompt_tokens,
+        );
+        let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
+        let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
+        Self {
+            stats: watch::Sender::new(ledger.stats()),
+            ledger: Mutex::new(ledger),
+            rule_engine: Mutex::new(rule_engine),
+            encoder,
+            engine: engine.info().clone(),
+            load: engine.load(),
+            waker: engine.waker(),
+            observers: config.observers.clone(),
+            signals,
+            wake: Notify::new(),
+            rules_wake: Notify::new(),
+            finish: watch::Sender::new(false),
+            engine_lost: watch::Sender::new(false),
+        }
+    }
+
+    /// Holds what is decided from now on to the limits of `config`.
+    pub(super) fn set_limits(&self, config: &ServiceConfig) {
+        self.encoder.set_max_prompt_tokens(config.max_prompt_tokens);
+        self.ledger().set_limits(config.limits(&self.engine));
+        self.changed();
+    }
+
+    /// Lets the crash note and the store go; nothing is kept after this.
+    pub(super) fn close_store(&self) -> Journal {
+        self.encoder.close();
+        self.ledger().close_store()
+    }
+
+    /// As [`super::Service::receive`].
     pub(crate) fn receive(
         self: Arc<Self>,
         job: NewJob,
@@ -32,7 +108,7 @@ impl Shared {
         let trace = job.reply.traceparent.clone();
         let first = self.ledger().admit(&job, redelivered, Instant::now());
         let shared = Arc::clone(&self);
-        // A task of its own: whoever waits may leave.
+        // A task of its own: the caller may drop the future.
         let task = tokio::spawn(async move {
             let taken = shared.take(job, redelivered, arrived, first).await;
             shared.changed();
@@ -58,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// As [`Service::receive`], for what is asked within this process: the outcome comes back here.
+    /// Submits an internal job; returns its outcome.
     pub(crate) async fn ask(self: Arc<Self>, job: NewJob) -> Result<Answer, Refusal> {
         let key = job.key.clone();
         let (listener, outcome) = oneshot::channel();
@@ -88,7 +164,7 @@ impl Shared {
                 rule_engine.redelivered();
                 return None;
             }
-            // The broker holds back what it waits for; QoS 0 comes however slow the disk is.
+            // Flow control bounds the messages that have a receipt; those of QoS 0 come however slow the disk is.
             ledger.store_failing().is_none() && (receipt.is_some() || !ledger.store_behind())
         };
         let changes = if storable {
@@ -102,7 +178,7 @@ impl Shared {
         if waiting {
             self.rules_wake.notify_one();
         }
-        // Nobody waits for a store that fails.
+        // A store that fails gives no answer to wait for.
         stored.filter(|_| storable).map(Ingested)
     }
 
@@ -115,7 +191,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends windows that are due; tells when the next one is.
+    /// Closes windows that are due; returns the time until the next one is.
     pub(crate) fn tick_rules(&self) -> Option<Duration> {
         let mut rule_engine = self.rule_engine();
         let now = wall();
@@ -130,7 +206,7 @@ impl Shared {
         rule_engine.due().map(|due| due.since(now))
     }
 
-    /// Hands on the events that go without words.
+    /// Publishes the pending events that need no summary.
     pub(crate) fn publish_facts(&self) {
         loop {
             let next = self.rule_engine().take_facts_only();
@@ -141,7 +217,7 @@ impl Shared {
         }
     }
 
-    /// Hands an event on; the jobs that worded it are forgotten.
+    /// Publishes an event, and forgets the jobs that summarised it.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
         self.observers.notify(|observer| observer.event(&published.event));
         let mut rule_engine = self.rule_engine();
@@ -151,7 +227,7 @@ impl Shared {
         self.changed();
     }
 
-    /// Reads what an earlier process left, if it has just become readable.
+    /// Restores the state of an earlier process, if it has just become readable.
     pub(crate) fn restore_if_any(&self) {
         let mut rule_engine = self.rule_engine();
         let restored = self
@@ -164,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// Gives the store all there is.
+    /// Hands the complete state to the store.
     pub(crate) fn write_all(&self) {
         let rule_engine = self.rule_engine();
         let rules = rule_engine.all();
@@ -202,7 +278,7 @@ impl Shared {
                     return Ok(());
                 }
                 Admission::Arriving(mut arriving) => {
-                    // Ends with an error, when the other has arrived or was refused.
+                    // An error: the channel is closed, because the other request has arrived or was refused.
                     while arriving.changed().await.is_ok() {}
                     admission = self.ledger().admit(&job, redelivered, Instant::now());
                 }
@@ -248,7 +324,7 @@ impl Shared {
         }
     }
 
-    /// Waits for messages that promise nothing: they leave even if they can't be stored.
+    /// Waits until a refusal or a dead letter is stored; it leaves even if it can't be.
     pub(super) async fn stored_or_not(&self, stored: Option<Stored>) {
         let Some(stored) = stored else { return };
         let batch = stored.batch;
@@ -263,7 +339,7 @@ impl Shared {
         self.ledger.lock()
     }
 
-    /// Tells the world that the ledger has changed.
+    /// Publishes a change of the ledger: the statistics, and a signal to the dispatcher.
     pub(super) fn changed(&self) {
         self.publish_stats();
         self.wake.notify_one();
@@ -280,7 +356,7 @@ impl Shared {
     }
 }
 
-/// Takes a listener back when whoever listens leaves.
+/// Removes a listener of an outcome when it is dropped.
 struct Unlisten<'a> {
     shared: &'a Shared,
     key: &'a JobKey,
