@@ -33,17 +33,17 @@ enum Unpublished {
 impl Ledger {
     /// The numbers of events that were not published, since the start.
     pub(crate) fn event_counters(&self) -> EventCounters {
-        self.outgoing.events.counters
+        self.outgoing.events.counters()
     }
 
     /// The memory of the queued events, in bytes.
     pub(crate) fn event_bytes(&self) -> u64 {
-        self.outgoing.events.bytes
+        self.outgoing.events.bytes()
     }
 
     /// Forgets and counts an event whose expiry has passed in the link.
     pub(crate) fn event_expired(&mut self, delivery: Option<u64>) {
-        self.outgoing.events.counters.expired += 1;
+        self.outgoing.events.record_expired();
         if let Some(delivery) = delivery {
             self.delivered(delivery);
         }
@@ -61,11 +61,7 @@ impl Ledger {
 
     /// Sets whether there is a connection to the broker.
     pub(crate) fn set_connected(&mut self, connected: bool, wall: Time) {
-        if connected {
-            self.outgoing.events.disconnected_since = None;
-        } else {
-            self.outgoing.events.disconnected_since.get_or_insert(wall);
-        }
+        self.outgoing.events.set_connected(connected, wall);
     }
 
     /// Forgets the oldest events where they exceed the limit in bytes.
@@ -77,9 +73,7 @@ impl Ledger {
 
 impl OutgoingQueue {
     fn sweep_events_in_time(&mut self, wall: Time, journal: &mut Journal) {
-        let before = self.events.last_sweep.filter(|before| *before <= wall);
-        if before.is_none_or(|before| wall.since(before) >= SWEEP_INTERVAL) {
-            self.events.last_sweep = Some(wall);
+        if self.events.start_sweep_if_due(wall, SWEEP_INTERVAL) {
             self.sweep_events(wall, journal);
         }
     }
@@ -90,8 +84,8 @@ impl OutgoingQueue {
         }
         for (index, why) in self.unpublished(wall) {
             match why {
-                Unpublished::Expired => self.events.counters.expired += 1,
-                Unpublished::Superseded => self.events.counters.superseded += 1,
+                Unpublished::Expired => self.events.record_expired(),
+                Unpublished::Superseded => self.events.record_superseded(),
             }
             self.forget_event(index, journal);
         }
@@ -100,21 +94,19 @@ impl OutgoingQueue {
     }
 
     fn make_room_for_events(&mut self, limit: u64, wall: Time, journal: &mut Journal) {
-        if self.events.bytes <= limit {
+        if self.events.bytes() <= limit {
             return;
         }
         self.sweep_events_in_time(wall, journal);
-        while self.events.bytes > limit && self.event_queue.len() > 1 {
-            if !self.events.is_drop_logged {
-                self.events.is_drop_logged = true;
+        while self.events.bytes() > limit && self.event_queue.len() > 1 {
+            if self.events.record_dropped() {
                 tracing::warn!(
                     events = self.event_queue.len(),
-                    bytes = self.events.bytes,
+                    bytes = self.events.bytes(),
                     "the oldest events of rules are dropped: more wait for the broker than there is room for \
                      (a quarter of store.max_size, at most 64 MiB)"
                 );
             }
-            self.events.counters.dropped += 1;
             self.forget_event(0, journal);
             self.event_queue.pop_front();
         }
@@ -124,10 +116,7 @@ impl OutgoingQueue {
     fn unpublished(&self, wall: Time) -> Vec<(usize, Unpublished)> {
         let mut gone = Vec::new();
         let mut newer: HashSet<&str> = HashSet::new();
-        let is_away = self
-            .events
-            .disconnected_since
-            .is_some_and(|since| wall.since(since) >= STALL_THRESHOLD);
+        let is_outage = self.events.is_disconnected_for(STALL_THRESHOLD, wall);
         for (index, out) in self.event_queue.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
             if event.is_expired(wall) {
@@ -138,7 +127,7 @@ impl OutgoingQueue {
                 continue;
             };
             let first = newer.insert(reply.address.topic().unwrap_or_default());
-            if !first && is_away && wall.since(event.since) >= STALL_THRESHOLD {
+            if !first && is_outage && wall.since(event.since) >= STALL_THRESHOLD {
                 gone.push((index, Unpublished::Superseded));
             }
         }
