@@ -1,7 +1,7 @@
 //! Fair shares of the queue: admission and order of service by client.
 //!
 //! The queue admits every job while it has room. When it is full, a client that has less than its share of it is still
-//! admitted, up to [`MAX_OVERCOMMIT`] times the queue, so that the flood of one client does not keep others out. Within a
+//! admitted, up to [`OVERCOMMIT_FACTOR`] times the queue, so that the flood of one client does not keep others out. Within a
 //! priority the order is start-time fair queueing (Goyal, Vin and Cheng, 1996): each job has the tag at which its client's
 //! last one ended, in tokens, and the smallest tag is next. An idle client earns no credit: its tag is not below that of the
 //! job that was started last.
@@ -10,7 +10,7 @@ use std::collections::HashMap;
 
 /// The most jobs that wait in all, as a multiple of `limits.queue`. It is not reached before each waiting client has its
 /// share, as long as there are no more clients than places in the queue.
-const MAX_OVERCOMMIT: usize = 2;
+const OVERCOMMIT_FACTOR: usize = 2;
 
 /// The client of a job: the `{client}` of its topic. All jobs without one belong to the same client.
 pub(super) type Client = Option<String>;
@@ -51,7 +51,7 @@ impl Shares {
         let own = self.waiting.get(client).copied().unwrap_or(0);
         let clients = self.waiting.len() + usize::from(own == 0);
         let share = (queue / clients.max(1)).max(1);
-        if clients <= 1 || waiting >= queue.saturating_mul(MAX_OVERCOMMIT) {
+        if clients <= 1 || waiting >= queue.saturating_mul(OVERCOMMIT_FACTOR) {
             return Err(QueueFull::Full { waiting });
         }
         if own >= share {
@@ -148,7 +148,7 @@ mod tests {
                         if queue.len() < limit || others.is_empty() {
                             // No other client waits, or there is room: as without shares.
                             prop_assert_eq!(room.is_ok(), queue.len() < limit);
-                        } else if queue.len() < MAX_OVERCOMMIT * limit {
+                        } else if queue.len() < OVERCOMMIT_FACTOR * limit {
                             prop_assert_eq!(room.is_ok(), own < share);
                         } else {
                             prop_assert!(room.is_err());
@@ -157,7 +157,7 @@ mod tests {
                             shares.enter(&client(who));
                             queue.push_back((who, tokens));
                         }
-                        prop_assert!(queue.len() <= MAX_OVERCOMMIT * limit);
+                        prop_assert!(queue.len() <= OVERCOMMIT_FACTOR * limit);
                     }
                 }
                 let waiting: std::collections::HashSet<usize> = queue.iter().map(|(client, _)| *client).collect();
@@ -212,7 +212,7 @@ mod tests {
         };
         assert_eq!(shares.room(&client(0), 65, 64), Err(used));
         assert_eq!(serve(&mut shares, &mut queue), Some((1, 500)));
-        // What it had more than others it waits for.
+        // It waits until the other client has received as much service.
         shares.enter(&client(1));
         queue.push_back((1, 1));
         assert!((0..9).all(|_| serve(&mut shares, &mut queue) == Some((0, 50))));
