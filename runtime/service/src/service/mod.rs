@@ -2,24 +2,22 @@
 
 mod config;
 mod dispatcher;
+mod prompt_encoder;
 mod rules_task;
 mod shared;
 
 use parking_lot::Mutex;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
-use crate::door::EncodeDoor;
-use crate::engine_thread::{EngineHandle, EngineInfo, EngineLoad, LoadGauge, Waker};
+use crate::engine_thread::{EngineHandle, EngineLoad};
 use crate::jobs::journal::{Journal, Stored};
-use crate::jobs::ledger::{Closed, Ledger};
+use crate::jobs::ledger::Closed;
 use crate::jobs::runner::{END_WAIT, Runner};
-use crate::observers::Observers;
 use crate::prompts::Prompts;
 use crate::stats::Stats;
 use phi_edge_api::ReplyAddress;
@@ -27,11 +25,13 @@ use phi_edge_api::{JobKey, NewJob};
 use phi_edge_api::{Refusal, Reply, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::Receipt;
-use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
+use phi_edge_rules::engine::RuleMessage;
 use phi_edge_rules::{Event, ReplayedWindow, Rule, RuleCounters};
-use phi_edge_store::{Signals, Store};
+use phi_edge_store::Store;
 
 use dispatcher::Dispatcher;
+
+pub(crate) use shared::Shared;
 
 pub use config::ServiceConfig;
 
@@ -44,30 +44,6 @@ pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
 pub struct Service {
     shared: Arc<Shared>,
     tasks: Arc<Tasks>,
-}
-
-pub(crate) struct Shared {
-    ledger: Mutex<Ledger>,
-    /// Locked before the ledger where both are.
-    rule_engine: Mutex<RuleEngine>,
-    /// Tells the task of the rules that the rule engine has something for it.
-    pub(crate) rules_wake: Notify,
-    prompts: Arc<dyn Prompts>,
-    door: EncodeDoor,
-    engine: EngineInfo,
-    /// The largest number for no bound.
-    max_prompt_tokens: AtomicUsize,
-    load: LoadGauge,
-    waker: Waker,
-    observers: Observers,
-    /// Tells the dispatcher that the ledger has something for it.
-    pub(crate) wake: Notify,
-    stats: watch::Sender<Stats>,
-    /// What the store tells, if there is one.
-    pub(crate) signals: Option<Arc<Signals>>,
-    /// Ends the dispatcher.
-    pub(crate) finish: watch::Sender<bool>,
-    pub(crate) engine_lost: watch::Sender<bool>,
 }
 
 /// Ends with the last handle.
@@ -107,29 +83,12 @@ impl Service {
         replies: mpsc::Sender<Reply>,
         store: Option<Store>,
     ) -> Self {
-        let limits = config.limits(engine.info());
-        let boot = rand::random();
-        let journal = Journal::new(store);
-        let signals = journal.signals();
-        let door = EncodeDoor::open(journal.folder());
-        let ledger = Ledger::new(limits, boot, journal);
-        let shared = Arc::new(Shared {
-            signals,
-            rule_engine: Mutex::new(RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT)),
-            rules_wake: Notify::new(),
-            stats: watch::Sender::new(ledger.stats()),
-            ledger: Mutex::new(ledger),
-            prompts: Arc::clone(&prompts),
-            door,
-            engine: engine.info().clone(),
-            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
-            load: engine.load(),
-            waker: engine.waker(),
-            observers: config.observers.clone(),
-            wake: Notify::new(),
-            finish: watch::Sender::new(false),
-            engine_lost: watch::Sender::new(false),
-        });
+        let shared = Arc::new(Shared::new(
+            &config,
+            &engine,
+            Arc::clone(&prompts),
+            Journal::new(store),
+        ));
         let runner = Runner {
             engine: engine.client(),
             prompts,
@@ -186,12 +145,7 @@ impl Service {
 
     /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
     pub fn set_limits(&self, config: &ServiceConfig) {
-        let limits = config.limits(&self.shared.engine);
-        self.shared
-            .max_prompt_tokens
-            .store(config.max_prompt_tokens.unwrap_or(usize::MAX), Ordering::Relaxed);
-        self.shared.ledger().set_limits(limits);
-        self.shared.changed();
+        self.shared.set_limits(config);
     }
 
     /// Takes these rules in place of those there are: one that has changed only in its words and outputs goes on with its
@@ -298,7 +252,7 @@ impl Service {
     /// The expiry of an event, of that [`Reply::delivery`], has passed before the broker had it: it is kept no longer, and
     /// counted.
     pub fn expired(&self, delivery: Option<u64>) {
-        self.shared.ledger().expired(delivery);
+        self.shared.ledger().event_expired(delivery);
         self.shared.changed();
     }
 
@@ -385,8 +339,7 @@ impl Service {
 impl Service {
     /// Writes what is still to be written and lets the store go; nothing is kept after this.
     pub async fn close_store(&self) {
-        self.shared.door.close();
-        let journal = self.shared.ledger().close_store();
+        let journal = self.shared.close_store();
         if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
             tracing::error!(%error, "the store was not closed in good order");
         }

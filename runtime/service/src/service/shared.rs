@@ -1,30 +1,103 @@
-//! What the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
+//! The state that the handle, the dispatcher and the tasks of rules share: the ledger and the rule engine behind their locks.
 
-use parking_lot::MutexGuard;
-use std::fmt::Write as _;
+use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use tokio::sync::oneshot;
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
-use super::{Ingested, Shared};
-use crate::door::{Encode, NotEncoded};
-use crate::jobs::journal::Stored;
-use crate::jobs::ledger::{Ledger, Verdict};
+use super::prompt_encoder::PromptEncoder;
+use super::{Ingested, ServiceConfig};
+use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, Waker};
+use crate::jobs::journal::{Journal, Stored};
+use crate::jobs::ledger::{Admission, Ledger};
+use crate::observers::Observers;
 use crate::prompts::Prompts;
-use phi_edge_api::{Answer, DeadLetter, Refusal, ReplyBody};
+use crate::stats::Stats;
+use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
 use phi_edge_rules::changes::{PendingEvent, RuleChange};
-use phi_edge_rules::engine::{RuleEngine, RuleMessage};
+use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
 use phi_edge_rules::{Published, Rule, Time};
+use phi_edge_store::Signals;
+
+/// The state and the signals that the handle, the dispatcher and the tasks of rules share.
+pub(crate) struct Shared {
+    ledger: Mutex<Ledger>,
+    /// Locked before the ledger where both are.
+    rule_engine: Mutex<RuleEngine>,
+    encoder: PromptEncoder,
+    engine: EngineInfo,
+    pub(super) load: LoadGauge,
+    waker: Waker,
+    pub(super) observers: Observers,
+    pub(super) stats: watch::Sender<Stats>,
+    /// The signals of the store, if there is one.
+    pub(crate) signals: Option<Arc<Signals>>,
+    /// Wakes the dispatcher: the ledger has changed.
+    pub(crate) wake: Notify,
+    /// Wakes the task of rules: the rule engine has pending events or other deadlines.
+    pub(crate) rules_wake: Notify,
+    /// Becomes true when the dispatcher is to end.
+    pub(crate) finish: watch::Sender<bool>,
+    /// Becomes true when the engine has panicked.
+    pub(crate) engine_lost: watch::Sender<bool>,
+}
 
 impl Shared {
-    /// As [`Service::receive`].
+    /// The state of a service without jobs, rules or restored state.
+    pub(super) fn new(
+        config: &ServiceConfig,
+        engine: &EngineHandle,
+        prompts: Arc<dyn Prompts>,
+        journal: Journal,
+    ) -> Self {
+        let boot = rand::random();
+        let signals = journal.signals();
+        let context_length = engine.info().context_length;
+        let encoder = PromptEncoder::new(
+            prompts,
+            journal.folder(),
+            context_length,
+            config.max_prompt_tokens,
+        );
+        let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
+        let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
+        Self {
+            stats: watch::Sender::new(ledger.stats()),
+            ledger: Mutex::new(ledger),
+            rule_engine: Mutex::new(rule_engine),
+            encoder,
+            engine: engine.info().clone(),
+            load: engine.load(),
+            waker: engine.waker(),
+            observers: config.observers.clone(),
+            signals,
+            wake: Notify::new(),
+            rules_wake: Notify::new(),
+            finish: watch::Sender::new(false),
+            engine_lost: watch::Sender::new(false),
+        }
+    }
+
+    /// Holds what is decided from now on to the limits of `config`.
+    pub(super) fn set_limits(&self, config: &ServiceConfig) {
+        self.encoder.set_max_prompt_tokens(config.max_prompt_tokens);
+        self.ledger().set_limits(config.limits(&self.engine));
+        self.changed();
+    }
+
+    /// Lets the crash note and the store go; nothing is kept after this.
+    pub(super) fn close_store(&self) -> Journal {
+        self.encoder.close();
+        self.ledger().close_store()
+    }
+
+    /// As [`super::Service::receive`].
     pub(crate) fn receive(
         self: Arc<Self>,
         job: NewJob,
@@ -35,7 +108,7 @@ impl Shared {
         let trace = job.reply.traceparent.clone();
         let first = self.ledger().admit(&job, redelivered, Instant::now());
         let shared = Arc::clone(&self);
-        // A task of its own: whoever waits may leave.
+        // A task of its own: the caller may drop the future.
         let task = tokio::spawn(async move {
             let taken = shared.take(job, redelivered, arrived, first).await;
             shared.changed();
@@ -61,7 +134,7 @@ impl Shared {
         }
     }
 
-    /// As [`Service::receive`], for what is asked within this process: the outcome comes back here.
+    /// Submits an internal job; returns its outcome.
     pub(crate) async fn ask(self: Arc<Self>, job: NewJob) -> Result<Answer, Refusal> {
         let key = job.key.clone();
         let (listener, outcome) = oneshot::channel();
@@ -91,7 +164,7 @@ impl Shared {
                 rule_engine.redelivered();
                 return None;
             }
-            // The broker holds back what it waits for; QoS 0 comes however slow the disk is.
+            // Flow control bounds the messages that have a receipt; those of QoS 0 come however slow the disk is.
             ledger.store_failing().is_none() && (receipt.is_some() || !ledger.store_behind())
         };
         let changes = if storable {
@@ -105,7 +178,7 @@ impl Shared {
         if waiting {
             self.rules_wake.notify_one();
         }
-        // Nobody waits for a store that fails.
+        // A store that fails gives no answer to wait for.
         stored.filter(|_| storable).map(Ingested)
     }
 
@@ -118,7 +191,7 @@ impl Shared {
         Ok(())
     }
 
-    /// Ends windows that are due; tells when the next one is.
+    /// Closes windows that are due; returns the time until the next one is.
     pub(crate) fn tick_rules(&self) -> Option<Duration> {
         let mut rule_engine = self.rule_engine();
         let now = wall();
@@ -133,7 +206,7 @@ impl Shared {
         rule_engine.due().map(|due| due.since(now))
     }
 
-    /// Hands on the events that go without words.
+    /// Publishes the pending events that need no summary.
     pub(crate) fn publish_facts(&self) {
         loop {
             let next = self.rule_engine().take_facts_only();
@@ -144,7 +217,7 @@ impl Shared {
         }
     }
 
-    /// Hands an event on; the jobs that worded it are forgotten.
+    /// Publishes an event, and forgets the jobs that summarised it.
     pub(crate) fn publish_event(&self, published: Published, jobs: &[JobKey]) {
         self.observers.notify(|observer| observer.event(&published.event));
         let mut rule_engine = self.rule_engine();
@@ -154,12 +227,12 @@ impl Shared {
         self.changed();
     }
 
-    /// Reads what an earlier process left, if it has just become readable.
+    /// Restores the state of an earlier process, if it has just become readable.
     pub(crate) fn restore_if_any(&self) {
         let mut rule_engine = self.rule_engine();
         let restored = self
             .ledger()
-            .restore_if_any(self.prompts.as_ref(), Instant::now(), wall());
+            .restore_if_any(self.encoder.prompts().as_ref(), Instant::now(), wall());
         if let Some(restored) = restored {
             let changes = rule_engine.restore(restored, wall());
             self.ledger().note_rules(changes);
@@ -167,7 +240,7 @@ impl Shared {
         }
     }
 
-    /// Gives the store all there is.
+    /// Hands the complete state to the store.
     pub(crate) fn write_all(&self) {
         let rule_engine = self.rule_engine();
         let rules = rule_engine.all();
@@ -183,13 +256,12 @@ impl Shared {
     }
 
     pub(crate) fn prompts(&self) -> &Arc<dyn Prompts> {
-        &self.prompts
+        self.encoder.prompts()
     }
 
-    /// The most tokens of a prompt that leaves room for so many new ones.
+    /// The most tokens of a prompt that leaves room for `new_tokens` in the context.
     pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
-        let room = self.engine.context_length.saturating_sub(new_tokens + 1);
-        room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
+        self.encoder.max_tokens(new_tokens)
     }
 
     async fn take(
@@ -197,22 +269,22 @@ impl Shared {
         job: NewJob,
         redelivered: bool,
         arrived: Instant,
-        mut verdict: Result<Verdict, Refusal>,
+        mut admission: Result<Admission, Refusal>,
     ) -> Result<(), Refusal> {
         loop {
-            match verdict? {
-                Verdict::Known(stored) => {
+            match admission? {
+                Admission::Duplicate(stored) => {
                     self.stored_or_not(stored).await;
                     return Ok(());
                 }
-                Verdict::Arriving(mut arriving) => {
-                    // Ends with an error, when the other has arrived or was refused.
+                Admission::Arriving(mut arriving) => {
+                    // An error: the channel is closed, because the other request has arrived or was refused.
                     while arriving.changed().await.is_ok() {}
-                    verdict = self.ledger().admit(&job, redelivered, Instant::now());
+                    admission = self.ledger().admit(&job, redelivered, Instant::now());
                 }
-                Verdict::New { said } => {
+                Admission::New { session_tokens } => {
                     let key = job.key.clone();
-                    let accepted = self.accept(job, said, arrived).await;
+                    let accepted = self.accept(job, session_tokens, arrived).await;
                     let mut ledger = self.ledger();
                     match accepted {
                         Ok(()) => ledger.arrived(&key, Instant::now()),
@@ -224,20 +296,21 @@ impl Shared {
         }
     }
 
-    async fn accept(&self, mut job: NewJob, said: Vec<TokenId>, arrived: Instant) -> Result<(), Refusal> {
-        let said_before = said.len();
-        let encode = Encode {
-            messages: std::mem::take(&mut job.messages),
-            said,
-            most: self.room_for_prompt(0),
-            expires: self.ledger().expires(&job, arrived),
-        };
-        let encoded = self.door.encode(&self.prompts, encode).await;
+    async fn accept(
+        &self,
+        mut job: NewJob,
+        session_tokens: Vec<TokenId>,
+        arrived: Instant,
+    ) -> Result<(), Refusal> {
+        let session_length = session_tokens.len();
+        let messages = std::mem::take(&mut job.messages);
+        let expires = self.ledger().expires(&job, arrived);
+        let encoded = self.encoder.encode(messages, session_tokens, expires).await;
         let stored = {
             let mut ledger = self.ledger();
             match encoded {
                 Ok(prompt) => ledger.accept(job, prompt, arrived, Instant::now())?,
-                Err(fault) => return Err(self.not_encoded(&mut ledger, &job, fault, said_before)),
+                Err(error) => return Err(self.encoder.refuse(&mut ledger, &job, error, session_length)),
             }
         };
         match stored {
@@ -251,80 +324,7 @@ impl Shared {
         }
     }
 
-    fn not_encoded(
-        &self,
-        ledger: &mut Ledger,
-        job: &NewJob,
-        fault: NotEncoded,
-        said_before: usize,
-    ) -> Refusal {
-        match fault {
-            NotEncoded::TooLong { tokens, exact } => self.too_long(ledger, tokens, exact, said_before),
-            NotEncoded::Refused(message) => ledger.refuse(
-                ErrorCode::BadRequest,
-                format!("messages: the prompt can't be built: {message}"),
-            ),
-            NotEncoded::Expired => ledger.refuse(
-                ErrorCode::Expired,
-                "the deadline passed before the request's turn to be encoded came",
-            ),
-            NotEncoded::Failed => ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"),
-            NotEncoded::GivenUp {
-                deaths,
-                first,
-                messages,
-            } => {
-                let message = format!(
-                    "the service ended {deaths} times while it encoded this prompt alone; it is not encoded again"
-                );
-                if first {
-                    tracing::error!(
-                        job.id = job.key.id,
-                        job.client = job.key.client,
-                        trace_id = job.trace_id(),
-                        deaths,
-                        "a prompt is given up"
-                    );
-                    let text: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
-                    let text = text.join("\n");
-                    let letter = DeadLetter {
-                        reason: ErrorCode::Internal.as_str().to_owned(),
-                        message: message.clone(),
-                        topic: job.reply.topic().unwrap_or_default().to_owned(),
-                        id: Some(job.key.id.clone()),
-                        payload: DeadLetter::beginning(text.as_bytes()),
-                        bytes: job.payload_bytes.unwrap_or(text.len()),
-                    };
-                    ledger.dead_letter(job.key.clone(), letter);
-                }
-                ledger.refuse(ErrorCode::Internal, message)
-            }
-        }
-    }
-
-    /// The refusal of a prompt of so many tokens, or at least so many.
-    fn too_long(&self, ledger: &mut Ledger, tokens: usize, exact: bool, said_before: usize) -> Refusal {
-        let context = self.engine.context_length;
-        let count = if exact { "" } else { "at least " };
-        if tokens < context {
-            let most = self.max_prompt_tokens.load(Ordering::Relaxed);
-            let message =
-                format!("the prompt has {count}{tokens} tokens, limits.max_prompt_tokens is {most}");
-            return ledger.refuse(ErrorCode::TooLarge, message);
-        }
-        let mut message = format!(
-            "the prompt has {count}{tokens} tokens; with room for one new token the context takes {context}"
-        );
-        if said_before > 0 {
-            let _ = write!(
-                message,
-                "; {said_before} of them are what the session has said so far: begin a new one"
-            );
-        }
-        ledger.refuse(ErrorCode::ContextOverflow, message)
-    }
-
-    /// Waits for messages that promise nothing: they leave even if they can't be stored.
+    /// Waits until a refusal or a dead letter is stored; it leaves even if it can't be.
     pub(super) async fn stored_or_not(&self, stored: Option<Stored>) {
         let Some(stored) = stored else { return };
         let batch = stored.batch;
@@ -339,7 +339,7 @@ impl Shared {
         self.ledger.lock()
     }
 
-    /// Tells the world that the ledger has changed.
+    /// Publishes a change of the ledger: the statistics, and a signal to the dispatcher.
     pub(super) fn changed(&self) {
         self.publish_stats();
         self.wake.notify_one();
@@ -356,7 +356,7 @@ impl Shared {
     }
 }
 
-/// Takes a listener back when whoever listens leaves.
+/// Removes a listener of an outcome when it is dropped.
 struct Unlisten<'a> {
     shared: &'a Shared,
     key: &'a JobKey,

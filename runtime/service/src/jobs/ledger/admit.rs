@@ -1,83 +1,71 @@
-//! Whether a request is taken, and its way into the queue.
-
-use std::cmp::Reverse;
+//! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
 use phi_edge_engine::TokenId;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::restore::record;
-use super::run::promised;
-use super::shares::NoRoom;
-use super::{ADDRESSES, Entry, Ledger, State, Verdict, Waiting, is_internal};
+use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
+use super::shares::QueueFull;
+use super::{Admission, Ledger, is_internal};
 use crate::jobs::journal::Stored;
 use phi_edge_api::Refusal;
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
-use phi_edge_store::{Change, Tries};
+use phi_edge_store::Change;
 
 impl Ledger {
-    /// Looks at a request before the work of encoding it. `redelivered`: the broker sent it again. If it was dealt with the
-    /// first time, the client waits for nothing more than it already gets; if not, it is a repeat of the client's like any.
+    /// Decides about a request before it is encoded. `redelivered`: the broker has sent the message again. If the first
+    /// delivery was processed, no further outcome is owed; otherwise the message is a repeat like one of the client's.
     pub(crate) fn admit(
         &mut self,
         job: &NewJob,
         redelivered: bool,
         now: Instant,
-    ) -> Result<Verdict, Refusal> {
-        if redelivered && job.receipt.is_some_and(|receipt| self.receipts.knows(&receipt)) {
-            return Ok(Verdict::Known(None));
+    ) -> Result<Admission, Refusal> {
+        if redelivered
+            && job
+                .receipt
+                .is_some_and(|receipt| self.link.is_redelivery(&receipt))
+        {
+            return Ok(Admission::Duplicate(None));
         }
-        if let Some(entry) = self.jobs.get(&job.key) {
-            if entry.digest != job.body_digest {
+        let open = self.jobs.get(&job.key);
+        let digest = open
+            .map(OpenJob::digest)
+            .or_else(|| self.outcomes.get(&job.key).map(|kept| kept.digest));
+        if let Some(digest) = digest {
+            if digest != job.body_digest {
                 return Err(self.refuse(
                     ErrorCode::BadRequest,
                     "id: in use by another request; give each request its own id",
                 ));
             }
-            if let State::Arriving { arrived, .. } = &entry.state {
-                return Ok(Verdict::Arriving(arrived.subscribe()));
+            if let Some(arrival) = open.and_then(OpenJob::arrival) {
+                return Ok(Admission::Arriving(arrival));
             }
             if redelivered && job.receipt.is_none() {
-                return Ok(Verdict::Known(None));
+                return Ok(Admission::Duplicate(None));
             }
-            return self.repeat(job);
+            return self.answer_repeat(job);
         }
-        self.let_in(job, now)?;
-        let said = match &job.session {
-            None => Vec::new(),
-            Some(session) => match self.sessions.begin(&job.key, session, now) {
-                Ok(said) => said,
-                Err(occupied) => {
-                    return Err(self.busy(&format!(
-                        "session: request {:?} of {session:?} is not answered yet",
-                        occupied.by
-                    )));
-                }
-            },
+        self.check_limits(job, now)?;
+        let session = job.session.as_deref();
+        let session_tokens = match self.accounts.reserve_session(&job.key, session, now) {
+            Ok(tokens) => tokens,
+            Err(occupied) => {
+                return Err(self.busy(&format!(
+                    "session: request {:?} of {:?} is not answered yet",
+                    occupied.by,
+                    session.unwrap_or_default()
+                )));
+            }
         };
-        let place = (Reverse(job.priority), self.places);
-        self.places += 1;
-        self.arriving += 1;
-        self.shares.enter(&job.key.client);
-        let entry = Entry {
-            place,
-            digest: job.body_digest,
-            addresses: vec![job.reply.clone()],
-            session: job.session.clone(),
-            tries: Tries::default(),
-            state: State::Arriving {
-                waiting: None,
-                cancelled: false,
-                arrived: watch::Sender::new(()),
-            },
-        };
-        self.jobs.insert(job.key.clone(), entry);
-        Ok(Verdict::New { said })
+        let place = self.queue.reserve(&job.key.client, job.priority);
+        self.jobs.insert(job.key.clone(), OpenJob::arriving(job, place));
+        Ok(Admission::New { session_tokens })
     }
 
-    /// Whether there is room for one more.
-    pub(super) fn let_in(&mut self, job: &NewJob, now: Instant) -> Result<(), Refusal> {
+    /// Checks a new request against the limits, and takes it from the budget of its client.
+    fn check_limits(&mut self, job: &NewJob, now: Instant) -> Result<(), Refusal> {
         if let Some(closed) = self.closed {
             return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
         }
@@ -87,21 +75,21 @@ impl Ledger {
                 format!("requests can't be stored at present ({reason}); send it again later"),
             ));
         }
-        let queued = self.queue.len() + self.arriving;
-        match self.shares.room(&job.key.client, queued, self.limits.queue) {
-            // A rule's own jobs are few, and their windows are waited for.
-            Err(NoRoom::ShareUsed { own, share, clients }) if !is_internal(&job.key) => {
+        let queued = self.queue.len_with_arriving();
+        match self.queue.check_room(&job.key.client, self.limits.queue) {
+            // Internal jobs are few, and have no share.
+            Err(QueueFull::ShareExhausted { own, share, clients }) if !is_internal(&job.key) => {
                 return Err(self.busy(&format!(
                     "{queued} requests of {clients} clients wait already, {own} of them this client's, whose share of \
                      limits.queue is {share}"
                 )));
             }
-            Err(NoRoom::Full { waiting }) => {
+            Err(QueueFull::Full { waiting }) => {
                 return Err(self.busy(&format!("{waiting} requests wait already")));
             }
-            Ok(()) | Err(NoRoom::ShareUsed { .. }) => {}
+            Ok(()) | Err(QueueFull::ShareExhausted { .. }) => {}
         }
-        let waiting = self.replies_waiting();
+        let waiting = self.unsent_outcomes();
         if waiting >= self.limits.queue {
             return Err(self.busy(&format!("{waiting} replies wait to be sent")));
         }
@@ -111,7 +99,7 @@ impl Ledger {
             )));
         }
         if !is_internal(&job.key)
-            && let Err((wait, which)) = self.quotas.enter(job.key.client.as_ref(), now)
+            && let Err((wait, which)) = self.accounts.admit(&job.key, now)
         {
             return Err(Refusal {
                 retry_after: Some(wait),
@@ -124,31 +112,31 @@ impl Ledger {
         Ok(())
     }
 
-    /// A client asks again for what it asked before: it gets the outcome once more, or waits for it.
-    pub(super) fn repeat(&mut self, job: &NewJob) -> Result<Verdict, Refusal> {
-        let Some(entry) = self.jobs.get_mut(&job.key) else {
-            return Ok(Verdict::Known(None));
-        };
-        if let State::Done(body, _) = &entry.state {
-            let body = body.clone();
-            // One that has not left yet serves both.
+    /// Answers a repeat: with the kept outcome, or with that of the open job when it is decided.
+    fn answer_repeat(&mut self, job: &NewJob) -> Result<Admission, Refusal> {
+        if let Some(kept) = self.outcomes.get(&job.key) {
+            let body = kept.body.clone();
+            // An outcome that has not left yet answers both.
             let is_sent = !is_internal(&job.key) && job.reply.topic().is_some();
-            if is_sent && !self.is_leaving(&job.key, &job.reply, &body) {
-                if self.replies_waiting() >= self.limits.queue {
+            if is_sent && !self.has_unsent_outcome(&job.key, &job.reply, &body) {
+                if self.unsent_outcomes() >= self.limits.queue {
                     return Err(self.busy("replies wait to be sent"));
                 }
                 self.send(job.key.clone(), job.reply.clone(), body);
             }
-        } else if !entry.addresses.contains(&job.reply) {
-            if entry.addresses.len() >= ADDRESSES {
-                return Err(self.busy(&format!(
-                    "{ADDRESSES} response topics wait for this request already"
-                )));
+        } else if let Some(open) = self.jobs.get_mut(&job.key) {
+            match open.add_address(&job.reply) {
+                Ok(false) => {}
+                Ok(true) => self.journal.note(Change::Addresses {
+                    key: job.key.clone(),
+                    addresses: open.addresses().to_vec(),
+                }),
+                Err(TooManyAddresses) => {
+                    return Err(self.busy(&format!(
+                        "{MAX_ADDRESSES} response topics wait for this request already"
+                    )));
+                }
             }
-            entry.addresses.push(job.reply.clone());
-            let addresses = entry.addresses.clone();
-            let key = job.key.clone();
-            self.journal.note(Change::Addresses { key, addresses });
         }
         self.record_receipt(job.receipt);
         tracing::debug!(
@@ -157,16 +145,17 @@ impl Ledger {
             trace_id = job.trace_id(),
             "request repeated"
         );
-        Ok(Verdict::Known(self.journal.send_and_wait()))
+        Ok(Admission::Duplicate(self.journal.send_and_wait()))
     }
 
-    /// When a job that arrived at `arrived` is of no use any more.
+    /// The deadline of a job that arrived at `arrived`.
     pub(crate) fn expires(&self, job: &NewJob, arrived: Instant) -> Instant {
         let most = self.limits.max_deadline;
         arrived + job.deadline.map_or(most, |deadline| deadline.min(most))
     }
 
-    /// Takes a job in that is arriving; its time counts from `arrived`. From when this is stored, and [`Ledger::arrived`] is called, it gets an outcome.
+    /// Accepts an arriving job with its encoded prompt; its deadline counts from `arrived`. An outcome is owed once this is
+    /// stored and [`Ledger::arrived`] is called.
     pub(crate) fn accept(
         &mut self,
         job: NewJob,
@@ -174,27 +163,26 @@ impl Ledger {
         arrived: Instant,
         now: Instant,
     ) -> Result<Option<Stored>, Refusal> {
-        // The ledger was unlocked while the prompt was encoded: things may have changed.
+        // The ledger was unlocked while the prompt was encoded and may have been closed.
         if let Some(closed) = self.closed {
             return Err(self.refuse(ErrorCode::Unavailable, closed.message()));
         }
-        // One that is over only by now is taken, and ends as what its turn comes too late for: repeats get the same.
+        // A job whose deadline has passed since is accepted and expires in the queue: so its repeats get the same outcome.
         let expires = self.expires(&job, arrived);
         if expires <= arrived {
             return Err(self.refuse(ErrorCode::Expired, "the deadline has passed already"));
         }
-        let ahead = self.queue.len() + self.running;
-        let Some(entry) = self.jobs.get_mut(&job.key) else {
+        let ahead = self.queue.len() + self.running.len();
+        let Some(open) = self.jobs.get_mut(&job.key) else {
             return Err(self.refuse(ErrorCode::Internal, "the request was lost on its way"));
         };
-        let place = entry.place;
-        let State::Arriving { waiting, .. } = &mut entry.state else {
+        if !open.is_arriving() {
             return Err(self.refuse(ErrorCode::Internal, "the request has arrived twice"));
-        };
+        }
         tracing::info!(
             job.id = job.key.id,
             job.client = job.key.client,
-            // Not `priority`: that is the line's own in systemd's journal.
+            // Not `priority`: in systemd's journal that is the severity of the line.
             job.priority = ?job.priority,
             prompt_tokens = prompt.len(),
             max_tokens = job.max_tokens,
@@ -202,89 +190,71 @@ impl Ledger {
             trace_id = job.trace_id(),
             "job accepted"
         );
-        if let Some(session) = &job.session {
-            self.sessions.asked(&job.key, session, &prompt);
-        }
-        let new = Waiting {
+        self.accounts
+            .set_prompt(&job.key, job.session.as_deref(), &prompt);
+        let (key, receipt) = (job.key.clone(), job.receipt);
+        let accepted = AcceptedJob {
             prompt,
             accepted: now,
             expires,
             job,
         };
-        let record = record(&new, place, entry.tries, &self.journal);
-        let receipt = new.job.receipt;
-        self.quotas
-            .charge(new.job.key.client.as_ref(), promised(&new), now);
-        *waiting = Some(Box::new(new));
-        if self.journal.is_durable() {
+        self.accounts.charge(&key, accepted.charged_tokens(), now);
+        open.accept(accepted);
+        if self.journal.is_durable()
+            && let Some(record) = open.record(&self.journal)
+        {
             self.journal.note(Change::Accept(Box::new(record)));
         }
         self.record_receipt(receipt);
         Ok(self.journal.send_and_wait())
     }
 
-    /// The accepted job is stored: it takes its place in the queue.
+    /// Puts an accepted job that is stored on its place in the queue.
     pub(crate) fn arrived(&mut self, key: &JobKey, now: Instant) {
-        let Some(entry) = self.jobs.get_mut(key) else {
+        let Some(open) = self.jobs.get_mut(key) else {
             return;
         };
-        let place = entry.place;
-        let State::Arriving {
-            waiting, cancelled, ..
-        } = &mut entry.state
-        else {
+        let Some(cancelled) = open.arrive() else {
             return;
         };
-        let (Some(waiting), cancelled) = (waiting.take(), *cancelled) else {
-            return;
-        };
-        entry.state = State::Queued(waiting);
-        self.arriving -= 1;
-        self.queue.insert(place, key.clone());
+        if let Some(queued) = open.queued() {
+            self.queue.arrive(open.place(), queued);
+        }
         if cancelled {
             self.cancel(key, now);
         }
         self.journal.send();
     }
 
-    /// What was arriving is not accepted.
+    /// Removes an arriving job that is not accepted.
     pub(crate) fn abandon(&mut self, key: &JobKey, now: Instant) {
-        if !matches!(
-            self.jobs.get(key),
-            Some(Entry {
-                state: State::Arriving { .. },
-                ..
-            })
-        ) {
+        if !self.jobs.get(key).is_some_and(OpenJob::is_arriving) {
             return;
         }
-        self.arriving -= 1;
-        self.shares.leave(&key.client);
-        let Some(entry) = self.jobs.remove(key) else {
+        let Some(open) = self.jobs.remove(key) else {
             return;
         };
-        if let Some(waiting) = entry.waiting() {
-            self.quotas.charge(key.client.as_ref(), -promised(waiting), now);
-        }
-        if let Some(session) = &entry.session {
-            self.sessions.answered(key, session, None, now);
-        }
+        self.queue.abandon(&key.client);
+        let unused = open.accepted().map(AcceptedJob::charged_tokens);
+        self.accounts.release(key, unused, open.session(), now);
     }
 
-    /// Makes a refusal.
+    /// Makes and counts a refusal.
     pub(crate) fn refuse(&mut self, code: ErrorCode, message: impl Into<String>) -> Refusal {
-        self.refused += 1;
+        self.stats.record_refusal();
         Refusal {
-            reply_id: self.reply_id(),
+            reply_id: self.reply_ids.issue(),
             code,
             message: message.into(),
             retry_after: None,
         }
     }
 
-    pub(super) fn busy(&mut self, why: &str) -> Refusal {
+    /// Makes a refusal as busy, with the time after which the client may try again.
+    fn busy(&mut self, why: &str) -> Refusal {
         let retry_after =
-            self.throughput
+            self.stats
                 .retry_after(self.queue.len(), self.limits.slots, self.limits.max_deadline);
         Refusal {
             retry_after: Some(retry_after),
@@ -292,8 +262,8 @@ impl Ledger {
         }
     }
 
-    /// Whether there is a job of this name.
+    /// Whether there is a job of this name, open or with a kept outcome.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
-        self.jobs.contains_key(key)
+        self.jobs.contains_key(key) || self.outcomes.contains(key)
     }
 }

@@ -1,66 +1,70 @@
-//! Who asked for what, and what became of it.
+//! The ledger: the open jobs of the service, their outcomes, and the messages on their way to the broker.
 //!
-//! The ledger decides and does nothing: no clock, no tasks, no channels to wait on. Each job that it
-//! accepts gets exactly one outcome, for each address that asked for it. What it decides is noted in the journal, in
-//! order; outcomes leave once the journal is safe.
+//! The ledger decides, and its callers act: it has no clock, no tasks, and no channels to wait on. Each job that it accepts
+//! gets exactly one outcome, which is sent to each address that asked for it. Each decision is a change in the journal, in
+//! order; an outcome leaves once its change is stored.
+//!
+//! The fields of [`Ledger`] keep their own invariants. The files `admit`, `run`, `settle`, `restore` and `outgoing` hold the
+//! transitions that span several of them, in the order of a job's life.
 
 mod admit;
+mod client_accounts;
+mod job_queue;
+mod job_stats;
+mod kept_outcomes;
+mod link_state;
+mod open_job;
 mod outgoing;
+mod reply_ids;
 mod restore;
 mod run;
+mod running_jobs;
 mod settle;
 mod shares;
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::HashMap;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use tokio::sync::{oneshot, watch};
-use tokio::time::Instant;
+use tokio::sync::watch;
 
 use crate::jobs::journal::{Journal, Stored};
-use crate::jobs::quota::{Quota, Quotas};
-use crate::jobs::receipts::Receipts;
-use crate::jobs::sessions::Sessions;
-use crate::jobs::throughput::Throughput;
+use crate::jobs::quota::Quota;
 use crate::observers::Observers;
 use crate::stats::Stats;
+use client_accounts::ClientAccounts;
+use job_queue::JobQueue;
+use job_stats::JobStats;
+use kept_outcomes::KeptOutcomes;
+use link_state::LinkState;
+use open_job::OpenJob;
 use outgoing::OutgoingQueue;
-use phi_edge_api::ReplyBody;
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::JobKey;
 use phi_edge_job::Receipt;
 use phi_edge_rules::changes::RuleChange;
-use phi_edge_store::{Change, Tries};
-use shares::Shares;
+use phi_edge_store::Change;
+use reply_ids::ReplyIds;
+use running_jobs::RunningJobs;
 
-/// How many addresses may wait for one outcome. A client that repeats itself has one; a few more serve one
-/// that changes its response topic when it reconnects.
-const ADDRESSES: usize = 4;
+pub(crate) use open_job::Start;
 
-/// Waiting time that outweighs one step of priority.
-const AGEING: Duration = Duration::from_secs(30);
+/// The client name of jobs that this process submits itself. A topic level holds no slash, so no MQTT client has it.
+pub(crate) const INTERNAL_CLIENT: &str = "/rules";
 
-/// Crashes in which a job was alone, after which it is not tried again.
-const CRASHES: u32 = 3;
-
-/// The client of what is asked within this process.
-pub(crate) const INTERNAL: &str = "/rules";
-
-/// Bounds of the ledger.
+/// The bounds of the ledger.
 #[derive(Debug, Clone)]
 pub(crate) struct Limits {
     pub(crate) slots: usize,
-    /// Tokens that one job can have.
+    /// The most tokens of one job.
     pub(crate) context: usize,
-    /// Tokens that all that run can have together.
+    /// The most tokens of all running jobs together.
     pub(crate) memory: usize,
     pub(crate) queue: usize,
     pub(crate) max_deadline: Duration,
     pub(crate) keep_for: Duration,
     pub(crate) keep_outcomes: usize,
     pub(crate) keep_bytes: usize,
-    /// What events that wait for the broker may cost, in bytes.
+    /// The most memory of events that wait for the broker, in bytes.
     pub(crate) event_bytes: u64,
     pub(crate) session_ttl: Duration,
     pub(crate) session_memory: usize,
@@ -69,96 +73,19 @@ pub(crate) struct Limits {
     pub(crate) observers: Observers,
 }
 
-/// What a request is to the ledger.
+/// The admission of a request that is not refused.
 #[derive(Debug)]
-pub(crate) enum Verdict {
-    /// Not seen before, and from here on arriving: encode it behind what its session has said so far, and call
-    /// [`Ledger::accept`] or [`Ledger::abandon`].
-    New { said: Vec<TokenId> },
-    /// Its outcome was or will be sent, once this is stored.
-    Known(Option<Stored>),
-    /// The same request is just arriving: look again when this changes.
+pub(crate) enum Admission {
+    /// A new request, which is arriving from now on: it is to be encoded behind the tokens of its session, and then
+    /// [`Ledger::accept`] or [`Ledger::abandon`] is to be called.
+    New { session_tokens: Vec<TokenId> },
+    /// A repeat or a redelivery, whose outcome was or will be sent. It is processed once this is stored.
+    Duplicate(Option<Stored>),
+    /// A repeat of a request that is arriving: it is to be admitted again when this channel closes.
     Arriving(watch::Receiver<()>),
 }
 
-/// A job that gets a slot.
-pub(crate) struct Start {
-    pub(crate) job: NewJob,
-    /// 1, and one more after each interruption.
-    pub(crate) attempt: u32,
-    pub(crate) prompt: Vec<TokenId>,
-    pub(crate) accepted: Instant,
-    pub(crate) expires: Instant,
-    /// Becomes true when the job is to end.
-    pub(crate) stop: watch::Receiver<bool>,
-}
-
-#[derive(Clone)]
-struct Waiting {
-    job: NewJob,
-    prompt: Vec<TokenId>,
-    accepted: Instant,
-    expires: Instant,
-}
-
-impl Waiting {
-    /// Tokens that it may come to hold in the engine.
-    fn promised(&self, context: usize) -> usize {
-        let asked = self.prompt.len().saturating_add(self.job.max_tokens);
-        asked.min(context)
-    }
-}
-
-/// A place in the queue: who came first within a priority. [`Ledger::next_place`] chooses among priorities.
-type Place = (Reverse<Priority>, u64);
-
-enum State {
-    /// Not promised yet.
-    Arriving {
-        waiting: Option<Box<Waiting>>,
-        cancelled: bool,
-        /// Dropped when it has arrived or was abandoned.
-        arrived: watch::Sender<()>,
-    },
-    Queued(Box<Waiting>),
-    Running {
-        stop: watch::Sender<bool>,
-        waiting: Box<Waiting>,
-        /// Stopped by us, not by its client: it goes on after a restart.
-        paused: bool,
-    },
-    Done(ReplyBody, Instant),
-}
-
-struct Entry {
-    place: Place,
-    digest: [u8; 32],
-    /// Who waits for the outcome.
-    addresses: Vec<ReplyAddress>,
-    /// The session that it has reserved.
-    session: Option<String>,
-    /// A suspect runs alone.
-    tries: Tries,
-    state: State,
-}
-
-impl Entry {
-    fn waiting(&self) -> Option<&Waiting> {
-        match &self.state {
-            State::Arriving { waiting, .. } => waiting.as_deref(),
-            State::Queued(waiting) | State::Running { waiting, .. } => Some(waiting),
-            State::Done(..) => None,
-        }
-    }
-}
-
-struct KeptOutcome {
-    key: JobKey,
-    until: Instant,
-    bytes: usize,
-}
-
-/// Why nothing new is accepted.
+/// The reason for which all requests are refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Closed {
     Draining,
@@ -174,125 +101,85 @@ impl Closed {
     }
 }
 
+/// The state of all jobs, sessions and messages, and the journal of its changes.
 pub(crate) struct Ledger {
     limits: Limits,
-    jobs: HashMap<JobKey, Entry>,
-    queue: BTreeMap<Place, JobKey>,
-    running: usize,
-    /// Tokens promised to what runs.
-    promised: usize,
-    /// Finished jobs, oldest first.
-    outcomes: VecDeque<KeptOutcome>,
-    outcome_bytes: usize,
-    /// Messages on their way to the broker.
+    /// The jobs without an outcome.
+    jobs: HashMap<JobKey, OpenJob>,
+    queue: JobQueue,
+    running: RunningJobs,
+    outcomes: KeptOutcomes,
     outgoing: OutgoingQueue,
-    /// Receipts of all messages that were dealt with: accepted, repeated, refused or counted by rules.
-    receipts: Receipts,
-    /// The link's note.
-    link_note: Option<String>,
-    arriving: usize,
-    /// Queued jobs that ran when the process crashed.
-    suspects: usize,
-    /// The one that runs is such a job.
-    suspect_running: bool,
+    link: LinkState,
+    accounts: ClientAccounts,
+    stats: JobStats,
+    reply_ids: ReplyIds,
     closed: Option<Closed>,
-    /// Who waits for an outcome within this process.
-    listeners: HashMap<JobKey, oneshot::Sender<ReplyBody>>,
-    sessions: Sessions,
-    quotas: Quotas,
-    /// What each client has in the queue or on its way there.
-    shares: Shares,
-    throughput: Throughput,
     journal: Journal,
-    places: u64,
-    replies: u64,
-    /// Makes reply ids differ between processes.
-    boot: u64,
-    served: u64,
-    failed: u64,
-    refused: u64,
 }
 
 impl Ledger {
     pub(crate) fn new(limits: Limits, boot: u64, journal: Journal) -> Self {
         Self {
-            sessions: Sessions::new(limits.session_ttl, limits.session_memory),
-            quotas: Quotas::new(limits.quota),
-            shares: Shares::default(),
+            accounts: ClientAccounts::new(&limits),
             limits,
             jobs: HashMap::new(),
-            listeners: HashMap::new(),
-            queue: BTreeMap::new(),
-            running: 0,
-            promised: 0,
-            outcomes: VecDeque::new(),
-            outcome_bytes: 0,
+            queue: JobQueue::default(),
+            running: RunningJobs::default(),
+            outcomes: KeptOutcomes::default(),
             outgoing: OutgoingQueue::default(),
-            receipts: Receipts::default(),
-            link_note: None,
-            arriving: 0,
-            suspects: 0,
-            suspect_running: false,
+            link: LinkState::default(),
+            stats: JobStats::default(),
+            reply_ids: ReplyIds::new(boot),
             closed: None,
-            throughput: Throughput::default(),
             journal,
-            places: 0,
-            replies: 0,
-            boot,
-            served: 0,
-            failed: 0,
-            refused: 0,
         }
     }
 
-    /// Other bounds, for what comes from now on.
+    /// Replaces the bounds; they apply to what is decided from now on.
     pub(crate) fn set_limits(&mut self, limits: Limits) {
-        self.sessions
-            .set_bounds(limits.session_ttl, limits.session_memory);
-        self.quotas.set(limits.quota);
+        self.accounts.set_limits(&limits);
         self.limits = limits;
     }
 
-    /// Whether a message that the broker delivers again was dealt with before.
+    /// Whether a message that the broker delivers again was processed before.
     pub(crate) fn is_redelivery(&self, receipt: &Receipt) -> bool {
-        self.receipts.knows(receipt)
+        self.link.is_redelivery(receipt)
     }
 
-    /// Notes that a message is dealt with, in the batch that is being collected: both are stored or neither.
+    /// Records in the current batch that a message is processed: it is stored with the other changes of the batch or not at
+    /// all.
     pub(crate) fn record_receipt(&mut self, receipt: Option<Receipt>) {
         if let Some(receipt) = receipt {
-            let row = self.receipts.add(&receipt);
-            self.journal.note(Change::Received(row));
+            self.journal.note(self.link.record_receipt(&receipt));
         }
     }
 
-    /// Notes that a message is dealt with of which nothing else is kept. No commit is hurried for it: it is stored with what
-    /// is decided later, or before.
+    /// Records that a message is processed of which nothing else is kept. The caller does not wait for a commit: the receipt
+    /// may be stored with a later batch.
     pub(crate) fn dismiss(&mut self, receipt: Option<Receipt>) {
         self.record_receipt(receipt);
         self.journal.send();
     }
 
-    /// The broker has lost the session: its packet ids mean other messages now.
+    /// Forgets all receipts: the broker has lost the session, and its packet ids name other messages from now on.
     pub(crate) fn forget_receipts(&mut self) {
-        self.receipts.clear();
-        self.journal.note(Change::ForgetReceipts);
+        self.journal.note(self.link.forget_receipts());
         self.journal.send();
     }
 
-    /// Keeps a note for the link, in the order of what is decided.
+    /// Replaces the link's note, in the order of the other changes.
     pub(crate) fn note_link(&mut self, note: String) -> Option<Stored> {
-        self.link_note = Some(note.clone());
-        self.journal.note(Change::LinkNote(note));
+        self.journal.note(self.link.set_note(note));
         self.journal.send_and_wait()
     }
 
     /// The link's last note.
     pub(crate) fn link_note(&self) -> Option<String> {
-        self.link_note.clone()
+        self.link.note().map(str::to_owned)
     }
 
-    /// Writes down what the rules have decided about a message.
+    /// Records the changes of the rules' state that a message has caused.
     pub(crate) fn note_ingested(
         &mut self,
         receipt: Option<Receipt>,
@@ -302,7 +189,7 @@ impl Ledger {
         self.note_rules(changes)
     }
 
-    /// Writes down what the rules have decided.
+    /// Records changes of the rules' state.
     pub(crate) fn note_rules(&mut self, changes: Vec<RuleChange>) -> Option<Stored> {
         for change in changes {
             self.journal.note(Change::Rule(change));
@@ -310,44 +197,41 @@ impl Ledger {
         self.journal.send_and_wait()
     }
 
-    /// Why nothing new can be stored, if so.
+    /// The reason for which changes can't be stored, if there is one.
     pub(crate) fn store_failing(&self) -> Option<String> {
         self.journal.failing()
     }
 
-    /// Whether the store is too slow to take more of what waits for no answer.
+    /// Whether the store is so far behind that messages which wait for no acknowledgement are not stored.
     pub(crate) fn store_behind(&self) -> bool {
         self.journal.is_behind()
     }
 
-    /// Takes the store out: what is decided from here on is not kept.
+    /// Takes the store out: later changes are not kept.
     pub(crate) fn close_store(&mut self) -> Journal {
         std::mem::replace(&mut self.journal, Journal::new(None))
     }
 
-    /// The trace that an open job is part of, for logs.
+    /// The trace id of an open job, for logs.
     pub(crate) fn trace_id(&self, key: &JobKey) -> Option<&str> {
-        self.jobs.get(key)?.waiting()?.job.trace_id()
+        self.jobs.get(key)?.accepted()?.job.trace_id()
     }
 
+    /// A snapshot of the counters.
     pub(crate) fn stats(&self) -> Stats {
         Stats {
             queued: self.queue.len(),
-            running: self.running,
+            running: self.running.len(),
             slots: self.limits.slots,
-            tokens_per_s: self.throughput.tokens_per_s(),
-            first_token: self.throughput.first_token(),
-            served: self.served,
-            failed: self.failed,
-            refused: self.refused,
             outcomes_waiting: self.outgoing.len(),
             undelivered: self.outgoing.undelivered_len(),
             replies_dropped: self.outgoing.dropped(),
+            ..self.stats.snapshot()
         }
     }
 }
 
-/// Whether a job was asked for within this process: no client's name holds a slash.
+/// Whether a job was submitted by this process itself.
 fn is_internal(key: &JobKey) -> bool {
-    key.client.as_deref() == Some(INTERNAL)
+    key.client.as_deref() == Some(INTERNAL_CLIENT)
 }

@@ -1,23 +1,24 @@
-//! What an earlier process left, and writing all of it anew.
-
-use std::cmp::Reverse;
+//! The state of an earlier process, and the complete state for a store that has lost changes.
 
 use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
-use super::settle::size;
-use super::{CRASHES, Entry, KeptOutcome, Ledger, Place, State, Waiting};
-use crate::jobs::journal::Journal;
+use super::Ledger;
+use super::kept_outcomes::KeptOutcome;
+use super::open_job::OpenJob;
 use crate::prompts::Prompts;
 use phi_edge_api::DeadLetter;
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::JobKey;
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
 use phi_edge_rules::changes::RestoredRules;
-use phi_edge_store::{Change, JobRecord, Restored, RestoredJob, RestoredState, Tries};
+use phi_edge_store::{Change, Restored, RestoredJob, RestoredState};
+
+/// The number of crashes while a job ran alone, after which it is not tried again.
+const MAX_CRASHES: u32 = 3;
 
 impl Ledger {
-    /// Reads what an earlier process left, if it has just become readable; gives what rules need of it.
+    /// Restores the state of an earlier process, if it has just become readable; returns that of the rules.
     pub(crate) fn restore_if_any(
         &mut self,
         prompts: &dyn Prompts,
@@ -28,8 +29,8 @@ impl Ledger {
         Some(self.restore(restored, prompts, now, wall))
     }
 
-    /// Takes over what an earlier process left of requests and outcomes.
-    pub(super) fn restore(
+    /// Adds the jobs, outcomes and messages of an earlier process; returns the state of the rules.
+    fn restore(
         &mut self,
         restored: Restored,
         prompts: &dyn Prompts,
@@ -56,17 +57,14 @@ impl Ledger {
             undelivered = outbox.len(),
             "the store is read"
         );
-        // Before any of our own.
+        // The messages of the earlier process leave before those of this one.
         self.outgoing.renumber(&mut outbox);
         for reply in outbox.into_iter().rev() {
-            self.send_again(reply, wall);
+            self.restore_message(reply, wall);
         }
         self.sweep_events(wall);
-        self.receipts.restore(receipts, former_receipts);
-        if self.link_note.is_none() {
-            self.link_note = link_note;
-        }
-        self.make_way(jobs.iter().map(|job| job.record.place).max());
+        self.link.restore(receipts, former_receipts, link_note);
+        self.shift_places_behind(jobs.iter().map(|job| job.record.place).max());
         for job in jobs {
             self.restore_job(job, prompts, now);
         }
@@ -74,80 +72,63 @@ impl Ledger {
         rules
     }
 
-    /// Puts what was accepted before the file could be read behind all that the file has, of which `last` is the last.
-    fn make_way(&mut self, last: Option<u64>) {
+    /// Moves the jobs that this process has accepted before the store could be read behind those of the store, of which
+    /// `last` has the last place.
+    fn shift_places_behind(&mut self, last: Option<u64>) {
         let Some(by) = last.map(|last| last.saturating_add(1)) else {
             return;
         };
-        let behind = |(priority, place): Place| (priority, place.saturating_add(by));
-        self.places = self.places.saturating_add(by);
-        for entry in self.jobs.values_mut() {
-            entry.place = behind(entry.place);
+        self.queue.shift_places(by);
+        self.outcomes.shift_places(by);
+        for open in self.jobs.values_mut() {
+            open.shift_place(by);
         }
-        let queue = std::mem::take(&mut self.queue);
-        self.queue = queue
-            .into_iter()
-            .map(|(place, key)| (behind(place), key))
-            .collect();
     }
 
-    pub(super) fn restore_job(&mut self, restored: RestoredJob, prompts: &dyn Prompts, now: Instant) {
+    fn restore_job(&mut self, restored: RestoredJob, prompts: &dyn Prompts, now: Instant) {
         let RestoredJob {
             record,
             addresses,
             state,
         } = restored;
         let key = record.job.key.clone();
-        if self.jobs.contains_key(&key) {
+        if self.knows(&key) {
             return;
         }
-        let place = (Reverse(record.job.priority), record.place);
-        let tries = record.tries;
-        let digest = record.job.body_digest;
-        let entry = |session, state| Entry {
-            place,
-            digest,
-            addresses,
-            session,
-            tries,
-            state,
-        };
         match state {
             RestoredState::Done { body, until_up_ms } => {
                 let until = now + self.journal.left(until_up_ms);
-                let bytes = size(&body);
-                self.jobs
-                    .insert(key.clone(), entry(None, State::Done(body, until)));
-                self.outcomes.push_back(KeptOutcome { key, until, bytes });
-                self.outcome_bytes += bytes;
+                let outcome = KeptOutcome {
+                    digest: record.job.body_digest,
+                    place: record.place,
+                    body,
+                    until,
+                };
+                self.outcomes.insert(key, outcome);
             }
             RestoredState::Open => {
                 let expires = now + self.journal.left(record.expires.up_ms);
                 let session = record.job.session.clone().filter(|session| {
-                    let free = self.sessions.begin(&key, session, now).is_ok();
-                    self.sessions.asked(&key, session, &record.prompt);
-                    free
+                    let session = Some(session.as_str());
+                    let reserved = self.accounts.reserve_session(&key, session, now).is_ok();
+                    self.accounts.set_prompt(&key, session, &record.prompt);
+                    reserved
                 });
-                let waiting = Waiting {
-                    prompt: record.prompt,
-                    accepted: now,
-                    expires,
-                    job: record.job,
-                };
-                let entry = entry(session, State::Queued(Box::new(waiting)));
-                self.queue.insert(place, key.clone());
-                self.shares.enter(&key.client);
-                self.suspects += usize::from(tries.suspect);
-                self.jobs.insert(key.clone(), entry);
-                if tries.crashes >= CRASHES {
-                    self.give_up(&key, tries.crashes, prompts, now);
+                let crashes = record.tries.crashes;
+                let open = OpenJob::restored(record, addresses, session, now, expires);
+                if let Some(queued) = open.queued() {
+                    self.queue.insert(open.place(), queued);
+                }
+                self.jobs.insert(key.clone(), open);
+                if crashes >= MAX_CRASHES {
+                    self.give_up(&key, crashes, prompts, now);
                 }
             }
         }
     }
 
-    /// A job that was alone at so many crashes is taken to be their cause.
-    pub(super) fn give_up(&mut self, key: &JobKey, crashes: u32, prompts: &dyn Prompts, now: Instant) {
+    /// Ends a job that ran alone at so many crashes that it is taken to be their cause.
+    fn give_up(&mut self, key: &JobKey, crashes: u32, prompts: &dyn Prompts, now: Instant) {
         let message = format!(
             "the service crashed {crashes} times while it worked on this request alone; it is not tried again"
         );
@@ -158,11 +139,11 @@ impl Ledger {
             crashes,
             "a job is given up"
         );
-        // The request itself is not stored: what was asked stands in its prompt.
-        let (topic, prompt) = match self.jobs.get(key).and_then(Entry::waiting) {
-            Some(waiting) => (
-                waiting.job.reply.topic().unwrap_or_default().to_owned(),
-                text(&waiting.prompt, prompts),
+        // The store keeps no request: the letter has the text of the prompt.
+        let (topic, prompt) = match self.jobs.get(key).and_then(OpenJob::accepted) {
+            Some(accepted) => (
+                accepted.job.reply.topic().unwrap_or_default().to_owned(),
+                text(&accepted.prompt, prompts),
             ),
             None => Default::default(),
         };
@@ -179,90 +160,45 @@ impl Ledger {
         self.settle(key, &body, now);
     }
 
-    /// Writes everything that is to be kept anew, for a store that has missed something.
+    /// Hands the complete state to a store that has lost changes.
     pub(crate) fn write_all(&mut self, rules: &RestoredRules, wall: Time) {
         let mut all: Vec<Change> = rules.changes().into_iter().map(Change::Rule).collect();
-        for (key, entry) in &self.jobs {
-            let key = key.clone();
-            match (&entry.state, entry.waiting()) {
-                (State::Arriving { .. }, _) => {}
-                (State::Done(body, until), _) => {
-                    let record = outcome_record(&key, entry, *until, &self.journal);
-                    all.push(Change::Accept(Box::new(record)));
-                    all.push(Change::Settle {
-                        key,
-                        body: Box::new(body.clone()),
-                        until: self.journal.moment(*until),
-                    });
-                }
-                (state, Some(waiting)) => {
-                    let record = record(waiting, entry.place, entry.tries, &self.journal);
-                    all.push(Change::Accept(Box::new(record)));
-                    let addresses = entry.addresses.clone();
-                    all.push(Change::Addresses {
-                        key: key.clone(),
-                        addresses,
-                    });
-                    if matches!(state, State::Running { .. }) {
-                        let attempt = entry.tries.attempts;
-                        all.push(Change::Start { key, attempt });
-                    }
-                }
-                (_, None) => {}
+        let open = self.jobs.iter().filter(|(_, open)| !open.is_arriving());
+        for (key, open) in open {
+            let Some(record) = open.record(&self.journal) else {
+                continue;
+            };
+            all.push(Change::Accept(Box::new(record)));
+            all.push(Change::Addresses {
+                key: key.clone(),
+                addresses: open.addresses().to_vec(),
+            });
+            if open.is_running() {
+                all.push(Change::Start {
+                    key: key.clone(),
+                    attempt: open.tries().attempts,
+                });
             }
+        }
+        for (key, outcome) in self.outcomes.iter() {
+            all.push(Change::Accept(Box::new(outcome.record(key, &self.journal))));
+            all.push(Change::Settle {
+                key: key.clone(),
+                body: Box::new(outcome.body.clone()),
+                until: self.journal.moment(outcome.until),
+            });
         }
         let undelivered = self.outgoing.undelivered(wall);
         all.extend(undelivered.map(|reply| Change::Post(Box::new(reply))));
-        all.extend(self.receipts.rows().map(Change::Received));
-        all.extend(self.link_note.clone().map(Change::LinkNote));
+        all.extend(self.link.all_changes());
         self.journal.replace(all);
     }
 }
 
-/// A prompt in words.
+/// The text of a prompt.
 fn text(prompt: &[TokenId], prompts: &dyn Prompts) -> String {
     let mut detokenizer = prompts.detokenizer();
     let mut text: String = prompt.iter().map(|id| detokenizer.push(*id)).collect();
     text.push_str(&detokenizer.finish());
     text
-}
-
-pub(super) fn record(waiting: &Waiting, place: Place, tries: Tries, journal: &Journal) -> JobRecord {
-    JobRecord {
-        job: NewJob {
-            messages: Vec::new(),
-            ..waiting.job.clone()
-        },
-        prompt: waiting.prompt.clone(),
-        place: place.1,
-        tries,
-        accepted: journal.moment(waiting.accepted),
-        expires: journal.moment(waiting.expires),
-    }
-}
-
-/// The row of a job of which only the outcome is left.
-pub(super) fn outcome_record(key: &JobKey, entry: &Entry, until: Instant, journal: &Journal) -> JobRecord {
-    JobRecord {
-        job: NewJob {
-            key: key.clone(),
-            body_digest: entry.digest,
-            messages: Vec::new(),
-            max_tokens: 0,
-            sampling: phi_edge_engine::Sampling::default(),
-            stop: Vec::new(),
-            stream: false,
-            priority: Priority::Normal,
-            deadline: None,
-            session: None,
-            reply: ReplyAddress::nowhere(),
-            payload_bytes: None,
-            receipt: None,
-        },
-        prompt: Vec::new(),
-        place: entry.place.1,
-        tries: Tries::default(),
-        accepted: journal.moment(Instant::now()),
-        expires: journal.moment(until),
-    }
 }

@@ -1,115 +1,53 @@
-//! Whose turn it is, and the ways in which a job ends.
-
-use std::cmp::Reverse;
+//! The run of a job: start, end, cancellation, expiry, and what the end of the process does to it.
 
 use phi_edge_engine::Finish;
-use tokio::sync::watch;
 use tokio::time::Instant;
 
-use super::{AGEING, Closed, Ledger, Place, Start, State, Waiting};
+use super::open_job::{Cancellation, OpenJob};
+use super::settle::DraftTokens;
+use super::{Closed, Ledger, Start};
 use crate::jobs::runner::Ended;
+use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, ReplyBody};
-use phi_edge_api::{JobKey, Priority};
 use phi_edge_job::ErrorCode;
 use phi_edge_store::Change;
 
 impl Ledger {
-    /// The next job, if there are a slot and memory for it. What does not fit waits here and is not overtaken by what ranks
-    /// below it; what comes to rank above it goes first.
+    /// Starts the next job, if there are a slot and memory for it. A job that does not fit is not overtaken by jobs of a
+    /// lower rank, only by those that rank above it meanwhile.
     pub(crate) fn start_next(&mut self, now: Instant) -> Option<Start> {
         self.expire(now);
-        if self.closed.is_some() || self.running >= self.limits.slots || self.suspect_running {
+        let limits = &self.limits;
+        if self.closed.is_some() || self.running.is_full(limits.slots) {
             return None;
         }
-        let suspect = self.next_suspect();
-        if suspect.is_some() && self.running > 0 {
-            return None;
-        }
-        let place = suspect.or_else(|| self.next_place(now))?;
-        let waiting = self.jobs.get(self.queue.get(&place)?)?.waiting()?;
-        let promised = waiting.promised(self.limits.context);
-        if self.running > 0 && self.promised + promised > self.limits.memory {
-            return None;
-        }
-        let key = self.queue.remove(&place)?;
-        self.shares.leave(&key.client);
-        self.shares.started(&key.client, promised);
-        let entry = self.jobs.get_mut(&key)?;
-        let (stop, stopped) = watch::channel(false);
-        let State::Queued(waiting) = &entry.state else {
-            return None;
-        };
-        let waiting = waiting.clone();
-        entry.tries.attempts += 1;
-        let start = Start {
-            job: waiting.job.clone(),
-            attempt: entry.tries.attempts,
-            prompt: waiting.prompt.clone(),
-            accepted: waiting.accepted,
-            expires: waiting.expires,
-            stop: stopped,
-        };
-        entry.state = State::Running {
-            stop,
-            waiting,
-            paused: false,
-        };
-        if entry.tries.suspect {
-            self.suspects -= 1;
-            self.suspect_running = true;
-        }
-        self.running += 1;
-        self.promised += promised;
+        let (place, queued) = self.queue.peek(now)?;
+        let (key, suspect) = (queued.key.clone(), queued.suspect);
+        let open = self.jobs.get_mut(&key)?;
+        let tokens = open.accepted()?.max_tokens(limits.context);
+        let reservation = self
+            .running
+            .reserve(limits.slots, limits.memory, tokens, suspect)?;
+        self.queue.start(place, tokens);
+        let start = open.start(reservation)?;
         let attempt = start.attempt;
         self.journal.note(Change::Start { key, attempt });
         self.journal.send();
         Some(start)
     }
 
-    /// What ran when the process crashed runs first, each alone: then a crash tells which it was.
-    pub(super) fn next_suspect(&self) -> Option<Place> {
-        if self.suspects == 0 {
-            return None;
-        }
-        let suspect = |key: &JobKey| self.jobs.get(key).is_some_and(|entry| entry.tries.suspect);
-        self.queue
-            .iter()
-            .find(|(_, key)| suspect(key))
-            .map(|(place, _)| *place)
-    }
-
-    /// The place in the queue that is served next: of the highest priority, where waiting counts for as much as a
-    /// higher one every [`AGEING`], so that nobody waits for ever behind those who may go first; and within it that of the
-    /// client that was served least.
-    pub(super) fn next_place(&self, now: Instant) -> Option<Place> {
-        let heads = [Priority::Interactive, Priority::Normal, Priority::Background].map(|priority| {
-            let (place, key) = self.queue.range(class(priority)).next()?;
-            let State::Queued(waiting) = &self.jobs.get(key)?.state else {
-                return None;
-            };
-            let waited = now.saturating_duration_since(waiting.accepted);
-            let rank = u128::from(priority as u8) * AGEING.as_millis() + waited.as_millis();
-            Some((rank, Reverse(place.1), priority))
-        });
-        let (.., priority) = heads.into_iter().flatten().max()?;
-        let waiting = self.queue.range(class(priority));
-        // Of equal tags the first: it came first.
-        let fair = waiting.min_by_key(|(_, key)| self.shares.tag(&key.client));
-        fair.map(|(place, _)| *place)
-    }
-
-    /// The end of a job that [`Ledger::start_next`] gave out.
+    /// Ends a job that [`Ledger::start_next`] has started.
     pub(crate) fn ended(&mut self, key: &JobKey, ended: Ended, now: Instant) {
         if self.is_interrupted(key, &ended) {
-            self.pause(key);
+            self.keep_for_restart(key);
             return;
         }
-        let session = self.jobs.get(key).and_then(|entry| entry.session.as_deref());
+        let session = self.jobs.get(key).and_then(OpenJob::session);
         if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session) {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
-            self.sessions.answered(key, session, Some(answer), now);
+            self.accounts.record_answer(key, session, answer, now);
         }
-        let mut guesses = (0, 0);
+        let mut drafts = DraftTokens::default();
         let body = match ended {
             Ended::Answered {
                 text,
@@ -118,7 +56,10 @@ impl Ledger {
                 summary,
                 seen: _,
             } => {
-                guesses = (summary.draft_tokens, summary.accepted_draft_tokens);
+                drafts = DraftTokens {
+                    proposed: summary.draft_tokens,
+                    accepted: summary.accepted_draft_tokens,
+                };
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,
@@ -129,7 +70,7 @@ impl Ledger {
                     );
                 }
                 ReplyBody::Final(Answer {
-                    reply_id: self.reply_id(),
+                    reply_id: self.reply_ids.issue(),
                     text,
                     finish_reason: finish,
                     prompt_tokens: summary.prompt_tokens,
@@ -144,44 +85,40 @@ impl Ledger {
             Ended::Failed { code, message } => self.error(code, message),
             Ended::Lost => self.error(ErrorCode::Unavailable, Closed::EngineLost.message()),
         };
-        self.settle_with(key, &body, guesses, now);
+        self.settle_with(key, &body, drafts, now);
         self.journal.send();
     }
 
-    /// Whether the job ended only because the process does: then it is stored and goes on in the next.
-    pub(super) fn is_interrupted(&self, key: &JobKey, ended: &Ended) -> bool {
-        let Some(State::Running { paused, .. }) = self.jobs.get(key).map(|entry| &entry.state) else {
+    /// Whether the job ended only because the process ends: then it is stored, and the next process continues it.
+    fn is_interrupted(&self, key: &JobKey, ended: &Ended) -> bool {
+        let Some(open) = self.jobs.get(key).filter(|open| open.is_running()) else {
             return false;
         };
+        let paused = open.is_paused();
         let interrupted = match ended {
             Ended::Lost => true,
-            Ended::Answered { summary, .. } => *paused && summary.finish == Finish::Cancelled,
-            Ended::Failed { code, .. } => *paused && *code == ErrorCode::Unavailable,
+            Ended::Answered { summary, .. } => paused && summary.finish == Finish::Cancelled,
+            Ended::Failed { code, .. } => paused && *code == ErrorCode::Unavailable,
         };
         self.journal.is_durable() && interrupted
     }
 
-    /// Gives the slot back and keeps the job for the next process.
-    pub(super) fn pause(&mut self, key: &JobKey) {
-        let Some(entry) = self.jobs.get_mut(key) else {
+    /// Releases the slot of a job and keeps the job for the next process.
+    fn keep_for_restart(&mut self, key: &JobKey) {
+        let Some(open) = self.jobs.get_mut(key) else {
             return;
         };
-        let State::Running { waiting, paused, .. } = &entry.state else {
+        let is_paused = open.is_paused();
+        let Some(reservation) = open.end_run() else {
             return;
         };
-        // A crash is to be seen as one: then the job stays marked as running.
-        if *paused {
-            self.journal.note(Change::Pause { key: key.clone() });
+        self.running.release(reservation);
+        if let Some(queued) = open.queued() {
+            self.queue.insert(open.place(), queued);
         }
-        let promised = waiting.promised(self.limits.context);
-        entry.state = State::Queued(waiting.clone());
-        self.queue.insert(entry.place, key.clone());
-        self.shares.enter(&key.client);
-        self.running -= 1;
-        self.promised = self.promised.saturating_sub(promised);
-        self.suspect_running = false;
-        if entry.tries.suspect {
-            self.suspects += 1;
+        // A job that the engine's end has interrupted stays marked as running: the next process is to see a crash.
+        if is_paused {
+            self.journal.note(Change::Pause { key: key.clone() });
         }
         tracing::info!(
             job.id = key.id,
@@ -192,98 +129,61 @@ impl Ledger {
         self.journal.send();
     }
 
-    /// Cancels a job. False if there is none of this name that still waits or runs.
+    /// Cancels a job; returns false if there is none of this name without an outcome.
     pub(crate) fn cancel(&mut self, key: &JobKey, now: Instant) -> bool {
-        match self.jobs.get_mut(key).map(|entry| &mut entry.state) {
-            Some(State::Arriving { cancelled, .. }) => {
-                *cancelled = true;
-                true
-            }
-            Some(State::Queued(_)) => {
-                let body = self.error(ErrorCode::Cancelled, "cancelled before it started");
-                self.settle(key, &body, now);
-                self.journal.send();
-                true
-            }
-            Some(State::Running { stop, .. }) => {
-                stop.send_replace(true);
-                true
-            }
-            Some(State::Done(..)) | None => false,
+        let Some(open) = self.jobs.get_mut(key) else {
+            return false;
+        };
+        if open.cancel() == Cancellation::NotStarted {
+            let body = self.error(ErrorCode::Cancelled, "cancelled before it started");
+            self.settle(key, &body, now);
+            self.journal.send();
         }
+        true
     }
 
-    /// Ends what waited too long and forgets outcomes that were kept long enough.
+    /// Ends queued jobs whose deadline has passed, and forgets outcomes and sessions whose time is over.
     pub(crate) fn expire(&mut self, now: Instant) {
-        for key in self.queued_where(|waiting| waiting.expires <= now) {
+        for key in self.queue.expired(now) {
             let body = self.error(
                 ErrorCode::Expired,
                 "the deadline passed before the request's turn came",
             );
             self.settle(&key, &body, now);
         }
-        self.sessions.expire(now);
-        while self.outcomes.front().is_some_and(|kept| kept.until <= now) {
-            self.forget_oldest();
+        self.accounts.expire(now);
+        while let Some(key) = self.outcomes.pop_expired(now) {
+            self.journal.note(Change::Forget(key));
         }
         self.journal.send();
     }
 
-    /// When [`Ledger::expire`] has something to do next.
+    /// The time at which [`Ledger::expire`] has something to do next.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
-        let queued = self
-            .queue
-            .values()
-            .filter_map(|key| match self.jobs.get(key)?.state {
-                State::Queued(ref waiting) => Some(waiting.expires),
-                State::Arriving { .. } | State::Running { .. } | State::Done(..) => None,
-            });
-        queued
-            .chain(self.outcomes.front().map(|kept| kept.until))
-            .chain(self.sessions.next_expiry())
+        self.queue
+            .next_expiry()
+            .into_iter()
+            .chain(self.outcomes.next_expiry())
+            .chain(self.accounts.next_expiry())
             .min()
     }
 
-    /// Accepts nothing more. What runs goes on; what has not started is kept for the next process where anything
-    /// outlives this one, and ends where not.
+    /// Refuses requests from now on. Running jobs continue. Queued jobs are kept for the next process where the journal is
+    /// durable; otherwise they end with an error.
     pub(crate) fn close(&mut self, why: Closed, now: Instant) {
         // A lost engine stays lost while the service drains.
         self.closed.get_or_insert(why);
         if self.journal.is_durable() {
             return;
         }
-        for key in self.queued_where(|_| true) {
+        for key in self.queue.keys() {
             let body = self.error(ErrorCode::Unavailable, why.message());
             self.settle(&key, &body, now);
         }
     }
 
-    /// Asks all running jobs to end.
+    /// Stops all running jobs for the end of the process.
     pub(crate) fn stop_running(&mut self) {
-        for entry in self.jobs.values_mut() {
-            if let State::Running { stop, paused, .. } = &mut entry.state {
-                // One that its client has taken back ends for good.
-                *paused = !*stop.borrow();
-                stop.send_replace(true);
-            }
-        }
+        self.jobs.values_mut().for_each(OpenJob::pause);
     }
-
-    pub(super) fn queued_where(&self, wanted: impl Fn(&Waiting) -> bool) -> Vec<JobKey> {
-        let wanted = |key: &&JobKey| match self.jobs.get(*key).map(|entry| &entry.state) {
-            Some(State::Queued(waiting)) => wanted(waiting),
-            _ => false,
-        };
-        self.queue.values().filter(wanted).cloned().collect()
-    }
-}
-
-/// All places of a priority.
-fn class(priority: Priority) -> std::ops::RangeInclusive<Place> {
-    (Reverse(priority), 0)..=(Reverse(priority), u64::MAX)
-}
-
-/// Tokens that a job may come to.
-pub(super) fn promised(waiting: &Waiting) -> i64 {
-    i64::try_from(waiting.prompt.len() + waiting.job.max_tokens).unwrap_or(i64::MAX)
 }

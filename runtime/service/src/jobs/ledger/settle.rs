@@ -1,109 +1,79 @@
-//! Outcomes: said once, remembered for who asks again, forgotten in time.
+//! The end of a job: its one outcome is decided, sent and kept for repeats.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::run::promised;
-use super::{KeptOutcome, Ledger, State, Waiting, is_internal};
+use super::kept_outcomes::KeptOutcome;
+use super::open_job::{AcceptedJob, OpenJob};
+use super::{Ledger, is_internal};
 use crate::observers::{JobEnd, Observers, Outcome};
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_store::Change;
 
+/// The numbers of draft tokens of an answer.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct DraftTokens {
+    pub(super) proposed: usize,
+    pub(super) accepted: usize,
+}
+
 impl Ledger {
+    /// The outcome of a job that failed.
     pub(super) fn error(&mut self, code: ErrorCode, message: impl Into<String>) -> ReplyBody {
         ReplyBody::Error(Refusal {
-            reply_id: self.reply_id(),
+            reply_id: self.reply_ids.issue(),
             code,
             message: message.into(),
             retry_after: None,
         })
     }
 
-    pub(super) fn reply_id(&mut self) -> String {
-        self.replies += 1;
-        format!("{:016x}-{}", self.boot, self.replies)
-    }
-
-    /// Gives a job its outcome. One that has its outcome keeps it.
+    /// Ends an accepted job with an outcome. A job that has its outcome keeps it.
     pub(super) fn settle(&mut self, key: &JobKey, body: &ReplyBody, now: Instant) {
-        self.settle_with(key, body, (0, 0), now);
+        self.settle_with(key, body, DraftTokens::default(), now);
     }
 
-    /// As [`Ledger::settle`]; of `guesses`, all and those that were right, the observers are told.
-    pub(super) fn settle_with(
-        &mut self,
-        key: &JobKey,
-        body: &ReplyBody,
-        guesses: (usize, usize),
-        now: Instant,
-    ) {
-        let Some(entry) = self.jobs.get_mut(key) else {
+    /// As [`Ledger::settle`], with the numbers of draft tokens for the observers.
+    pub(super) fn settle_with(&mut self, key: &JobKey, body: &ReplyBody, drafts: DraftTokens, now: Instant) {
+        if self.jobs.get(key).is_none_or(OpenJob::is_arriving) {
+            return;
+        }
+        let Some(mut open) = self.jobs.remove(key) else {
             return;
         };
-        let until = match &entry.state {
-            State::Arriving { .. } | State::Done(..) => return,
-            State::Queued(waiting) => {
-                self.queue.remove(&entry.place);
-                self.shares.leave(&key.client);
-                self.suspects -= usize::from(entry.tries.suspect);
-                waiting.expires
+        match open.end_run() {
+            Some(reservation) => self.running.release(reservation),
+            None => {
+                self.queue.remove(open.place());
             }
-            State::Running { waiting, .. } => {
-                self.running -= 1;
-                self.promised = self
-                    .promised
-                    .saturating_sub(waiting.promised(self.limits.context));
-                self.suspect_running = false;
-                waiting.expires
-            }
+        }
+        let Some(accepted) = open.accepted() else {
+            return;
         };
-        if let Some(waiting) = entry.waiting() {
-            notify(
-                &self.limits.observers,
-                entry.tries.attempts,
-                waiting,
-                body,
-                guesses,
-                now,
-            );
-            let used = match body {
-                ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
-                _ => 0,
-            };
-            let rest = promised(waiting) - i64::try_from(used).unwrap_or(i64::MAX);
-            self.quotas.charge(key.client.as_ref(), -rest, now);
-        }
-        if let Some(session) = entry.session.take() {
-            // Already its own again after an answer: this is for those that have none.
-            self.sessions.answered(key, &session, None, now);
-        }
+        let attempts = open.tries().attempts;
+        notify(&self.limits.observers, attempts, accepted, body, drafts, now);
+        let used = match body {
+            ReplyBody::Final(answer) => answer.prompt_tokens + answer.completion_tokens,
+            _ => 0,
+        };
+        let unused = accepted.charged_tokens() - i64::try_from(used).unwrap_or(i64::MAX);
+        self.accounts.release(key, Some(unused), open.session(), now);
         match body {
             ReplyBody::Final(answer) => {
-                self.served += 1;
-                self.throughput.observe(answer);
-                log_answer(key, answer, entry.waiting());
+                self.stats.record_answer(answer);
+                log_answer(key, answer, accepted);
             }
             ReplyBody::Error(refusal) => {
-                self.failed += 1;
-                tracing::info!(
-                    job.id = key.id,
-                    job.client = key.client,
-                    code = refusal.code.as_str(),
-                    error = refusal.message,
-                    trace_id = entry.waiting().and_then(|waiting| waiting.job.trace_id()),
-                    "job failed"
-                );
+                self.stats.record_failure();
+                log_failure(key, refusal, accepted);
             }
             ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => {}
         }
-        let bytes = size(body);
-        let addresses = std::mem::take(&mut entry.addresses);
-        // Until its deadline a repeat is answered with the same.
-        let until = until.max(now + self.limits.keep_for);
-        entry.state = State::Done(body.clone(), until);
+        // A repeat before the deadline gets the same outcome.
+        let until = accepted.expires.max(now + self.limits.keep_for);
         if self.journal.is_durable() {
             self.journal.note(Change::Settle {
                 key: key.clone(),
@@ -111,85 +81,68 @@ impl Ledger {
                 until: self.journal.moment(until),
             });
         }
-        for address in addresses {
-            // A job of this process is sent nowhere, and what is held is picked up.
+        for address in open.addresses() {
+            // The outcome of an internal job is sent to its listener; a held outcome is picked up.
             if !is_internal(key) && address.topic().is_some() {
-                self.send(key.clone(), address, body.clone());
+                self.send(key.clone(), address.clone(), body.clone());
             }
         }
-        if let Some(listener) = self.listeners.remove(key) {
-            // An error: whoever asked has left.
-            let _ = listener.send(body.clone());
-        }
-        self.outcomes.push_back(KeptOutcome {
-            key: key.clone(),
+        let outcome = KeptOutcome {
+            digest: open.digest(),
+            place: open.place().number(),
+            body: body.clone(),
             until,
-            bytes,
-        });
-        self.outcome_bytes += bytes;
-        while self.outcomes.len() > self.limits.keep_outcomes || self.outcome_bytes > self.limits.keep_bytes {
-            self.forget_oldest();
+        };
+        self.keep_outcome(key, outcome);
+    }
+
+    /// Keeps an outcome for repeats, and forgets the oldest where there are too many.
+    fn keep_outcome(&mut self, key: &JobKey, outcome: KeptOutcome) {
+        self.outcomes.settle(key.clone(), outcome);
+        let (max_outcomes, max_bytes) = (self.limits.keep_outcomes, self.limits.keep_bytes);
+        while let Some(key) = self.outcomes.pop_excess(max_outcomes, max_bytes) {
+            self.journal.note(Change::Forget(key));
         }
     }
 
-    pub(super) fn forget_oldest(&mut self) {
-        if let Some(kept) = self.outcomes.pop_front() {
-            self.outcome_bytes -= kept.bytes;
-            self.jobs.remove(&kept.key);
-            self.journal.note(Change::Forget(kept.key));
-        }
-    }
-
+    /// Forgets the outcome of a job, if it is kept.
     pub(super) fn forget(&mut self, key: &JobKey) {
-        if let Some(place) = self.outcomes.iter().position(|kept| kept.key == *key)
-            && let Some(kept) = self.outcomes.remove(place)
-        {
-            self.outcome_bytes -= kept.bytes;
-            self.jobs.remove(key);
-            self.journal.note(Change::Forget(kept.key));
+        if self.outcomes.remove(key) {
+            self.journal.note(Change::Forget(key.clone()));
         }
     }
 }
 
-/// Bytes of text of an outcome.
-pub(super) fn size(body: &ReplyBody) -> usize {
-    match body {
-        ReplyBody::Final(answer) => answer.text.len(),
-        ReplyBody::Error(refusal) => refusal.message.len(),
-        ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => 0,
-    }
-}
-
-/// Tells the observers of a job's end.
-pub(super) fn notify(
+/// Notifies the observers of the end of a job.
+fn notify(
     observers: &Observers,
     attempts: u32,
-    waiting: &Waiting,
+    accepted: &AcceptedJob,
     body: &ReplyBody,
-    guesses: (usize, usize),
+    drafts: DraftTokens,
     now: Instant,
 ) {
     let outcome = match body {
         ReplyBody::Final(answer) => Outcome::Answered {
             answer,
-            guessed: guesses.0,
-            guessed_right: guesses.1,
+            guessed: drafts.proposed,
+            guessed_right: drafts.accepted,
         },
         ReplyBody::Error(refusal) => Outcome::Failed(refusal),
         ReplyBody::Chunk { .. } | ReplyBody::DeadLetter(_) | ReplyBody::Event(_) => return,
     };
     let end = JobEnd {
-        job: &waiting.job,
-        prompt: &waiting.prompt,
-        internal: is_internal(&waiting.job.key),
+        job: &accepted.job,
+        prompt: &accepted.prompt,
+        internal: is_internal(&accepted.job.key),
         attempts,
-        took: now.saturating_duration_since(waiting.accepted),
+        took: now.saturating_duration_since(accepted.accepted),
         outcome,
     };
     observers.notify(|observer| observer.ended(&end));
 }
 
-pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting>) {
+fn log_answer(key: &JobKey, answer: &Answer, accepted: &AcceptedJob) {
     tracing::info!(
         job.id = key.id,
         job.client = key.client,
@@ -199,11 +152,22 @@ pub(super) fn log_answer(key: &JobKey, answer: &Answer, waiting: Option<&Waiting
         queued_ms = millis(answer.queued),
         prefill_ms = millis(answer.prefill),
         decode_ms = millis(answer.decode),
-        trace_id = waiting.and_then(|waiting| waiting.job.trace_id()),
+        trace_id = accepted.job.trace_id(),
         "job answered"
     );
 }
 
-pub(super) fn millis(duration: Duration) -> u64 {
+fn log_failure(key: &JobKey, refusal: &Refusal, accepted: &AcceptedJob) {
+    tracing::info!(
+        job.id = key.id,
+        job.client = key.client,
+        code = refusal.code.as_str(),
+        error = refusal.message,
+        trace_id = accepted.job.trace_id(),
+        "job failed"
+    );
+}
+
+fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }

@@ -1,40 +1,41 @@
-//! Fair shares of the queue: what each client has in it, and whose turn it is.
+//! Fair shares of the queue: admission and order of service by client.
 //!
-//! The queue is first come, first served while it has room. When it is full, a client that has less than its share of it is
-//! still taken in, up to [`OVERFULL`] times the queue, so that no client's flood keeps others out. Within a priority the next
-//! job is that of the client that was served least, by start-time fair queueing (Goyal, Vin and Cheng, 1996): each job has
-//! the tag at which its client's last one ended, in tokens, and the smallest tag is next. A client that was away does not
-//! save up for later: its tag is not below that of the job that was started last.
+//! The queue admits every job while it has room. When it is full, a client that has less than its share of it is still
+//! admitted, up to [`OVERCOMMIT_FACTOR`] times the queue, so that the flood of one client does not keep others out. Within a
+//! priority the order is start-time fair queueing (Goyal, Vin and Cheng, 1996): each job has the tag at which its client's
+//! last one ended, in tokens, and the smallest tag is next. An idle client earns no credit: its tag is not below that of the
+//! job that was started last.
 
 use std::collections::HashMap;
 
-/// The most that waits in all, in parts of `limits.queue`: shares are never so many that it is reached before each client
-/// that waits has its own, as long as there are no more clients than places.
-const OVERFULL: usize = 2;
+/// The most jobs that wait in all, as a multiple of `limits.queue`. It is not reached before each waiting client has its
+/// share, as long as there are no more clients than places in the queue.
+const OVERCOMMIT_FACTOR: usize = 2;
 
-/// Whose job it is: the `{client}` of its topic; all without one are the same client.
-type Client = Option<String>;
+/// The client of a job: the `{client}` of its topic. All jobs without one belong to the same client.
+pub(super) type Client = Option<String>;
 
 /// A position in the order of service, in tokens.
 pub(super) type Tag = u64;
 
+/// The number of waiting jobs and the service received, by client.
 #[derive(Debug, Default)]
 pub(super) struct Shares {
-    /// Jobs that wait or arrive; no client has none.
+    /// The number of jobs that wait or arrive, above zero.
     waiting: HashMap<Client, usize>,
-    /// Where each client's last job ended; those that are behind `now` are not kept.
+    /// The tag at which each client's last job ends, above `now`.
     ends: HashMap<Client, Tag>,
     /// The tag of the job that was started last.
     now: Tag,
 }
 
-/// Why a client's job is not taken in.
+/// The reason for which a job is not admitted.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum NoRoom {
-    /// The queue is full, and no other client waits or there is no share left.
+pub(super) enum QueueFull {
+    /// The queue is full, and no other client waits, or the overcommit is used up too.
     Full { waiting: usize },
-    /// The queue is full, and the client has its share of it.
-    ShareUsed {
+    /// The queue is full, and the client has used its share of it.
+    ShareExhausted {
         own: usize,
         share: usize,
         clients: usize,
@@ -42,29 +43,29 @@ pub(super) enum NoRoom {
 }
 
 impl Shares {
-    /// Whether a client may have one job more, of `waiting` in a queue for `queue`.
-    pub(super) fn room(&self, client: &Client, waiting: usize, queue: usize) -> Result<(), NoRoom> {
+    /// Whether a client may add a job to `waiting` jobs in a queue for `queue`.
+    pub(super) fn room(&self, client: &Client, waiting: usize, queue: usize) -> Result<(), QueueFull> {
         if waiting < queue {
             return Ok(());
         }
         let own = self.waiting.get(client).copied().unwrap_or(0);
         let clients = self.waiting.len() + usize::from(own == 0);
         let share = (queue / clients.max(1)).max(1);
-        if clients <= 1 || waiting >= queue.saturating_mul(OVERFULL) {
-            return Err(NoRoom::Full { waiting });
+        if clients <= 1 || waiting >= queue.saturating_mul(OVERCOMMIT_FACTOR) {
+            return Err(QueueFull::Full { waiting });
         }
         if own >= share {
-            return Err(NoRoom::ShareUsed { own, share, clients });
+            return Err(QueueFull::ShareExhausted { own, share, clients });
         }
         Ok(())
     }
 
-    /// A job of this client waits from now on.
+    /// Counts a job of this client as waiting.
     pub(super) fn enter(&mut self, client: &Client) {
         *self.waiting.entry(client.clone()).or_default() += 1;
     }
 
-    /// A job of this client waits no longer.
+    /// Counts a job of this client as waiting no longer.
     pub(super) fn leave(&mut self, client: &Client) {
         if let Some(waiting) = self.waiting.get_mut(client) {
             *waiting -= 1;
@@ -74,12 +75,12 @@ impl Shares {
         }
     }
 
-    /// The tag of a client's next job: the smallest is next.
+    /// The tag of a client's next job. The smallest of all clients is served next.
     pub(super) fn tag(&self, client: &Client) -> Tag {
         self.ends.get(client).copied().unwrap_or(0).max(self.now)
     }
 
-    /// A job of this client starts, of so many tokens.
+    /// Counts the start of a job of `tokens` as service to its client.
     pub(super) fn started(&mut self, client: &Client, tokens: usize) {
         self.now = self.tag(client);
         let end = self.now.saturating_add(u64::try_from(tokens).unwrap_or(u64::MAX));
@@ -147,7 +148,7 @@ mod tests {
                         if queue.len() < limit || others.is_empty() {
                             // No other client waits, or there is room: as without shares.
                             prop_assert_eq!(room.is_ok(), queue.len() < limit);
-                        } else if queue.len() < OVERFULL * limit {
+                        } else if queue.len() < OVERCOMMIT_FACTOR * limit {
                             prop_assert_eq!(room.is_ok(), own < share);
                         } else {
                             prop_assert!(room.is_err());
@@ -156,7 +157,7 @@ mod tests {
                             shares.enter(&client(who));
                             queue.push_back((who, tokens));
                         }
-                        prop_assert!(queue.len() <= OVERFULL * limit);
+                        prop_assert!(queue.len() <= OVERCOMMIT_FACTOR * limit);
                     }
                 }
                 let waiting: std::collections::HashSet<usize> = queue.iter().map(|(client, _)| *client).collect();
@@ -197,18 +198,21 @@ mod tests {
         for _ in 0..10 {
             serve(&mut shares, &mut queue);
         }
-        assert_eq!(shares.room(&client(0), 64, 64), Err(NoRoom::Full { waiting: 64 }));
+        assert_eq!(
+            shares.room(&client(0), 64, 64),
+            Err(QueueFull::Full { waiting: 64 })
+        );
         assert_eq!(shares.room(&client(1), 64, 64), Ok(()));
         shares.enter(&client(1));
         queue.push_back((1, 500));
-        let used = NoRoom::ShareUsed {
+        let used = QueueFull::ShareExhausted {
             own: 54,
             share: 32,
             clients: 2,
         };
         assert_eq!(shares.room(&client(0), 65, 64), Err(used));
         assert_eq!(serve(&mut shares, &mut queue), Some((1, 500)));
-        // What it had more than others it waits for.
+        // It waits until the other client has received as much service.
         shares.enter(&client(1));
         queue.push_back((1, 1));
         assert!((0..9).all(|_| serve(&mut shares, &mut queue) == Some((0, 50))));

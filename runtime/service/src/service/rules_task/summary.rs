@@ -7,7 +7,7 @@ use phi_edge_engine::Sampling;
 use phi_edge_models::{Message, Role};
 use tokio::time::{Instant, sleep};
 
-use crate::jobs::ledger::INTERNAL;
+use crate::jobs::ledger::INTERNAL_CLIENT;
 use crate::prompts::{PromptError, Prompts};
 use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
@@ -162,7 +162,7 @@ impl Wording<'_> {
     async fn ask(&mut self, part: usize, prompt: String, event: &mut Event) -> Result<Answer, EventError> {
         let words = &self.rule.summary;
         let key = JobKey {
-            client: Some(INTERNAL.to_owned()),
+            client: Some(INTERNAL_CLIENT.to_owned()),
             id: format!("{}.{part}", event.event_id),
         };
         self.jobs.push(key.clone());

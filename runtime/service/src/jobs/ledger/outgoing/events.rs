@@ -1,8 +1,8 @@
-//! Events of rules that wait to be published: how much of them is kept while the broker is away.
+//! The queued events of rules, and their bounds while the broker is unreachable.
 //!
-//! Windows end without the broker, and a window can't be refused. So what waits has a bound in bytes, beyond which the oldest
-//! events go; their own expiry is honoured here as a broker would; and of retained events, of which a broker keeps the
-//! newest, only that is kept where others have waited long.
+//! Windows end without the broker, and a window can't be refused. So the queue has a bound in bytes, beyond which the oldest
+//! events are dropped. An event whose expiry has passed is removed, as a broker would do; and of the retained events of a
+//! topic, of which a broker keeps the newest, older ones are removed during a long outage.
 
 use std::collections::HashSet;
 use std::time::Duration;
@@ -16,12 +16,14 @@ use super::queue::OutgoingQueue;
 use crate::jobs::journal::Journal;
 use crate::jobs::ledger::Ledger;
 
-/// A broker that has been away for so long does not come back at once; an event that has waited as long is not on its way.
-const STALLED: Duration = Duration::from_secs(5);
+/// The outage of the broker after which retained events are reduced to the newest of a topic; an event that has waited as
+/// long is not being transmitted.
+const STALL_THRESHOLD: Duration = Duration::from_secs(5);
 
-/// Tens of thousands may wait: they are looked through so often.
+/// The shortest time between two sweeps of the events: tens of thousands may wait, and a sweep visits all.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
+/// The reason for which an event is not published.
 #[derive(Debug, Clone, Copy)]
 enum Unpublished {
     Expired,
@@ -29,25 +31,25 @@ enum Unpublished {
 }
 
 impl Ledger {
-    /// Events that were not published, since the start.
+    /// The numbers of events that were not published, since the start.
     pub(crate) fn event_counters(&self) -> EventCounters {
-        self.outgoing.events.counters
+        self.outgoing.events.counters()
     }
 
-    /// What the events cost that wait to be published, in bytes.
+    /// The memory of the queued events, in bytes.
     pub(crate) fn event_bytes(&self) -> u64 {
-        self.outgoing.events.bytes
+        self.outgoing.events.bytes()
     }
 
-    /// The event's expiry has passed on its way to the broker.
-    pub(crate) fn expired(&mut self, delivery: Option<u64>) {
-        self.outgoing.events.counters.expired += 1;
+    /// Forgets and counts an event whose expiry has passed in the link.
+    pub(crate) fn event_expired(&mut self, delivery: Option<u64>) {
+        self.outgoing.events.record_expired();
         if let Some(delivery) = delivery {
             self.delivered(delivery);
         }
     }
 
-    /// As [`Ledger::sweep_events`], if it is time to look again.
+    /// As [`Ledger::sweep_events`], at most once in [`SWEEP_INTERVAL`].
     pub(crate) fn sweep_events_in_time(&mut self, wall: Time) {
         self.outgoing.sweep_events_in_time(wall, &mut self.journal);
     }
@@ -57,16 +59,12 @@ impl Ledger {
         self.outgoing.sweep_events(wall, &mut self.journal);
     }
 
-    /// Whether there is a connection to the broker.
+    /// Sets whether there is a connection to the broker.
     pub(crate) fn set_connected(&mut self, connected: bool, wall: Time) {
-        if connected {
-            self.outgoing.events.away_since = None;
-        } else {
-            self.outgoing.events.away_since.get_or_insert(wall);
-        }
+        self.outgoing.events.set_connected(connected, wall);
     }
 
-    /// Forgets the oldest events where there are more than there is room for.
+    /// Forgets the oldest events where they exceed the limit in bytes.
     pub(super) fn make_room_for_events(&mut self, wall: Time) {
         let limit = self.limits.event_bytes;
         self.outgoing.make_room_for_events(limit, wall, &mut self.journal);
@@ -75,9 +73,7 @@ impl Ledger {
 
 impl OutgoingQueue {
     fn sweep_events_in_time(&mut self, wall: Time, journal: &mut Journal) {
-        let before = self.events.swept.filter(|before| *before <= wall);
-        if before.is_none_or(|before| wall.since(before) >= SWEEP_INTERVAL) {
-            self.events.swept = Some(wall);
+        if self.events.start_sweep_if_due(wall, SWEEP_INTERVAL) {
             self.sweep_events(wall, journal);
         }
     }
@@ -88,44 +84,39 @@ impl OutgoingQueue {
         }
         for (index, why) in self.unpublished(wall) {
             match why {
-                Unpublished::Expired => self.events.counters.expired += 1,
-                Unpublished::Superseded => self.events.counters.superseded += 1,
+                Unpublished::Expired => self.events.record_expired(),
+                Unpublished::Superseded => self.events.record_superseded(),
             }
             self.forget_event(index, journal);
         }
-        self.event_queue.retain(|out| out.safe_with != FORGOTTEN);
+        self.event_queue.retain(|out| out.safe_with != REMOVED_BATCH);
         journal.send();
     }
 
     fn make_room_for_events(&mut self, limit: u64, wall: Time, journal: &mut Journal) {
-        if self.events.bytes <= limit {
+        if self.events.bytes() <= limit {
             return;
         }
         self.sweep_events_in_time(wall, journal);
-        while self.events.bytes > limit && self.event_queue.len() > 1 {
-            if !self.events.told {
-                self.events.told = true;
+        while self.events.bytes() > limit && self.event_queue.len() > 1 {
+            if self.events.record_dropped() {
                 tracing::warn!(
                     events = self.event_queue.len(),
-                    bytes = self.events.bytes,
+                    bytes = self.events.bytes(),
                     "the oldest events of rules are dropped: more wait for the broker than there is room for \
                      (a quarter of store.max_size, at most 64 MiB)"
                 );
             }
-            self.events.counters.dropped += 1;
             self.forget_event(0, journal);
             self.event_queue.pop_front();
         }
     }
 
-    /// Places of events that need not be published, and why.
+    /// The indices of events that need not be published, with the reasons.
     fn unpublished(&self, wall: Time) -> Vec<(usize, Unpublished)> {
         let mut gone = Vec::new();
         let mut newer: HashSet<&str> = HashSet::new();
-        let is_away = self
-            .events
-            .away_since
-            .is_some_and(|since| wall.since(since) >= STALLED);
+        let is_outage = self.events.is_disconnected_for(STALL_THRESHOLD, wall);
         for (index, out) in self.event_queue.iter().enumerate().rev() {
             let Some(event) = &out.event else { continue };
             if event.is_expired(wall) {
@@ -136,21 +127,21 @@ impl OutgoingQueue {
                 continue;
             };
             let first = newer.insert(reply.address.topic().unwrap_or_default());
-            if !first && is_away && wall.since(event.since) >= STALLED {
+            if !first && is_outage && wall.since(event.since) >= STALL_THRESHOLD {
                 gone.push((index, Unpublished::Superseded));
             }
         }
         gone
     }
 
-    /// Forgets the event of that place, but for the place itself.
+    /// Forgets the event of an index. Its entry stays, marked for removal.
     fn forget_event(&mut self, index: usize, journal: &mut Journal) {
         let Some(out) = self.event_queue.get_mut(index) else {
             return;
         };
-        out.safe_with = FORGOTTEN;
+        out.safe_with = REMOVED_BATCH;
         if let Some(event) = &out.event {
-            self.events.left(event);
+            self.events.remove(event);
         }
         if let MessagePlace::Kept(delivery) = out.place {
             self.undelivered.remove(&delivery);
@@ -159,5 +150,5 @@ impl OutgoingQueue {
     }
 }
 
-/// The batch of an event that is to be taken out of the queue.
-const FORGOTTEN: u64 = u64::MAX;
+/// The batch number that marks an event for removal from the queue.
+const REMOVED_BATCH: u64 = u64::MAX;

@@ -5,36 +5,36 @@ use std::time::Duration;
 use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::Time;
 
-/// A message that waits for its batch of the journal to be safe, and for the link to take it.
+/// An entry of the queue: a message that waits until its batch of the journal is stored and the link takes it.
 #[derive(Debug)]
 pub(super) struct Outgoing {
-    /// The number of the batch.
+    /// The number of the batch; 0 for none.
     pub(super) safe_with: u64,
     pub(super) place: MessagePlace,
     /// Facts about an event.
     pub(super) event: Option<EventMark>,
-    /// Bytes of a refusal that the limit of refusals counts.
+    /// The memory of a refusal, in bytes; 0 for other messages.
     pub(super) refusal_bytes: u64,
 }
 
-/// Where the message is.
+/// The place where the message is kept.
 #[derive(Debug)]
 pub(super) enum MessagePlace {
     /// Among those that the broker has not acknowledged, by its delivery.
     Kept(u64),
-    /// Here: nothing is kept of it when it has left.
+    /// In the entry: it is forgotten when it has left.
     Unkept(Box<Reply>),
 }
 
-/// A message that is kept until the broker has it.
+/// A message that is kept until the broker acknowledges it.
 #[derive(Debug)]
 pub(super) struct Undelivered {
     pub(super) reply: Reply,
-    /// When it was handed on: the expiry of an event counts from then.
+    /// The time from which the expiry of an event counts.
     pub(super) since: Time,
 }
 
-/// Facts about an event that waits.
+/// Facts about a queued event.
 #[derive(Debug)]
 pub(super) struct EventMark {
     pub(super) bytes: u64,
@@ -44,8 +44,8 @@ pub(super) struct EventMark {
 }
 
 impl Undelivered {
-    /// The message; of an event, with what is left of its expiry.
-    pub(super) fn left(&self, wall: Time) -> Reply {
+    /// The message; the expiry of an event is what is left of it.
+    pub(super) fn with_remaining_expiry(&self, wall: Time) -> Reply {
         let mut reply = self.reply.clone();
         if let ReplyBody::Event(published) = &mut reply.body
             && let Some(expiry) = &mut published.output.expiry
@@ -57,7 +57,7 @@ impl Undelivered {
 }
 
 impl EventMark {
-    /// The facts of `reply`, handed on at `since`; `None` if it is no event.
+    /// The facts about `reply`, published at `since`; `None` if it is no event.
     pub(super) fn of(reply: &Reply, since: Time) -> Option<Self> {
         let ReplyBody::Event(published) = &reply.body else {
             return None;

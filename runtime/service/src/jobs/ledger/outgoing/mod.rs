@@ -1,4 +1,5 @@
-//! Messages on their way: they leave once the journal is safe, and are forgotten once the broker has them.
+//! The messages on their way to the broker: they leave once their changes are stored, and are forgotten once the broker has
+//! acknowledged them.
 
 mod event_stats;
 mod events;
@@ -14,20 +15,20 @@ use phi_edge_rules::{Published, Time};
 use phi_edge_store::Change;
 use tokio::sync::oneshot;
 
-use super::{Ledger, State};
+use super::Ledger;
 use crate::jobs::journal::{Journal, Stored};
 
 pub(super) use queue::{Class, OutgoingQueue};
 
-/// What refusals may take that wait to leave, in bytes. A client that sends more than the broker takes from the node must
-/// not fill the memory with answers.
+/// The most memory of refusals that wait to leave, in bytes. A client that sends requests faster than the broker takes
+/// replies must not fill the memory with them.
 const MAX_REFUSAL_BYTES: u64 = 8 << 20;
-/// What a refusal takes beside its content, in bytes.
+/// The memory of a refusal beside its content, in bytes.
 const REFUSAL_OVERHEAD: u64 = 512;
 
 impl Ledger {
-    /// Sends what is no job's outcome: a refusal, a dead letter. It leaves when this is stored; `receipt` is remembered
-    /// for the broker's redelivery of the request.
+    /// Sends a message that is no outcome of a job: a refusal or a dead letter. It leaves when this is stored; `receipt` is
+    /// recorded for redeliveries of the request.
     pub(crate) fn post(
         &mut self,
         key: JobKey,
@@ -47,18 +48,18 @@ impl Ledger {
         self.journal.send_and_wait()
     }
 
-    /// Sends a letter to the operator; it promises nothing to a client.
+    /// Sends a dead letter to the operator.
     pub(crate) fn dead_letter(&mut self, key: JobKey, letter: DeadLetter) {
         self.send_letter(key, letter);
         self.journal.send();
     }
 
-    /// The store did not take a batch of messages that promise nothing: they leave without.
+    /// Lets the messages of a batch leave although it is not stored: refusals and dead letters need not be.
     pub(crate) fn leave_unstored(&mut self, batch: u64) {
         self.outgoing.release(batch);
     }
 
-    /// The broker has acknowledged a message.
+    /// Forgets a message that the broker has acknowledged.
     pub(crate) fn delivered(&mut self, delivery: u64) {
         if self.outgoing.delivered(delivery) {
             self.journal.note(Change::Delivered(delivery));
@@ -66,22 +67,17 @@ impl Ledger {
         }
     }
 
-    /// Whoever asks within this process gets the outcome of `key` here, at once if there is one.
+    /// Sends the outcome of a job to `listener`, within this process: now, or when it is decided.
     pub(crate) fn listen(&mut self, key: &JobKey, listener: oneshot::Sender<ReplyBody>) {
-        if let Some(State::Done(body, _)) = self.jobs.get(key).map(|entry| &entry.state) {
-            // An error: nobody waits any more.
-            let _ = listener.send(body.clone());
-        } else {
-            self.listeners.insert(key.clone(), listener);
-        }
+        self.outcomes.listen(key, listener);
     }
 
-    /// Nobody waits for this outcome any more.
+    /// Drops the listener for the outcome of a job.
     pub(crate) fn unlisten(&mut self, key: &JobKey) {
-        self.listeners.remove(key);
+        self.outcomes.unlisten(key);
     }
 
-    /// Puts an event among the messages that leave; the jobs that worded it are forgotten. All of it is stored together.
+    /// Queues an event, and forgets the jobs that summarised it. All of it is stored in one batch.
     pub(crate) fn publish_event(
         &mut self,
         published: Published,
@@ -109,13 +105,13 @@ impl Ledger {
         self.journal.send();
     }
 
-    /// Puts an outcome among the messages that leave, and in the journal.
+    /// Queues an outcome, and records it in the journal.
     pub(super) fn send(&mut self, key: JobKey, address: ReplyAddress, body: ReplyBody) {
-        // Only the expiry of events counts from then.
+        // The time matters for the expiry of events alone.
         self.send_as(Class::Outcome, key, address, body, Time::default());
     }
 
-    /// Puts a dead letter among the messages that leave, and in the journal.
+    /// Queues a dead letter, and records it in the journal.
     pub(super) fn send_letter(&mut self, key: JobKey, letter: DeadLetter) {
         let (address, body) = (ReplyAddress::nowhere(), ReplyBody::DeadLetter(letter));
         self.send_as(Class::Notice, key, address, body, Time::default());
@@ -126,8 +122,8 @@ impl Ledger {
         self.outgoing.push_back(class, reply, safe_with, since);
     }
 
-    /// Puts a message of an earlier process before all others of its class.
-    pub(super) fn send_again(&mut self, reply: Reply, since: Time) {
+    /// Queues a message of an earlier process before all others of its class.
+    pub(super) fn restore_message(&mut self, reply: Reply, since: Time) {
         let class = match &reply.body {
             ReplyBody::Event(_) => Class::Event,
             ReplyBody::DeadLetter(_) => Class::Notice,
@@ -136,9 +132,9 @@ impl Ledger {
         self.outgoing.push_front(class, reply, since);
     }
 
-    /// Whether such an outcome has not left yet.
-    pub(super) fn is_leaving(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
-        self.outgoing.holds(key, address, body)
+    /// Whether an equal outcome has not left yet.
+    pub(super) fn has_unsent_outcome(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
+        self.outgoing.has_unsent(key, address, body)
     }
 
     /// Whether a message may leave.
@@ -151,12 +147,13 @@ impl Ledger {
         self.outgoing.take(self.journal.committed(), wall)
     }
 
-    /// Outcomes that have not left. Events are none: many windows may end at once, and no client can help it.
-    pub(super) fn replies_waiting(&self) -> usize {
+    /// The number of outcomes that have not left. Events do not count: many windows may end at once, and a client must not be
+    /// refused for them.
+    pub(super) fn unsent_outcomes(&self) -> usize {
         self.outgoing.outcomes_len()
     }
 
-    /// Forgets all that waits: nothing takes outcomes any more. Returns their number.
+    /// Forgets all messages that have not left: nothing takes them any more. Returns their number.
     pub(crate) fn discard_outgoing(&mut self) -> usize {
         let lost = self.outgoing.len();
         self.outgoing.clear();
@@ -164,8 +161,8 @@ impl Ledger {
     }
 }
 
-/// Makes a message and notes it in the journal, where that is durable; also returns the number of the batch that it is safe
-/// with.
+/// Makes a message and records it in the journal, where that is durable; also returns the number of the batch that must be
+/// stored before it leaves.
 fn note_post(
     queue: &mut OutgoingQueue,
     journal: &mut Journal,

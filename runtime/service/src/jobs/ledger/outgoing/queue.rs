@@ -22,24 +22,24 @@ pub(in crate::jobs::ledger) enum Class {
     Notice,
 }
 
-/// The classes by turns. One that has nothing to send passes its turn on.
-const TURNS: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
+/// The order in which the classes are served, round robin. A class without a message that may leave is skipped.
+const TURN_ORDER: [Class; 4] = [Class::Outcome, Class::Event, Class::Outcome, Class::Notice];
 
-/// All messages on their way.
+/// The queues of messages on their way, and the messages that the broker has not acknowledged.
 #[derive(Debug, Default)]
 pub(in crate::jobs::ledger) struct OutgoingQueue {
     outcomes: VecDeque<Outgoing>,
     pub(super) event_queue: VecDeque<Outgoing>,
     notices: VecDeque<Outgoing>,
-    /// The index in [`TURNS`] of the next turn.
+    /// The index in [`TURN_ORDER`] of the next turn.
     turn: usize,
-    /// What the refusals take that wait, in bytes.
+    /// The memory of the queued refusals, in bytes.
     refusal_bytes: u64,
-    /// Refusals that were dropped for want of room.
+    /// The number of refusals that were dropped because the limit was reached.
     dropped: u64,
     /// Counters and bounds of the events.
     pub(super) events: EventStats,
-    /// Messages that the broker has not acknowledged, those that wait among them; only what is durable.
+    /// The durable messages that the broker has not acknowledged, queued or sent, by delivery.
     pub(super) undelivered: BTreeMap<u64, Undelivered>,
     /// The highest number of a delivery.
     deliveries: u64,
@@ -64,7 +64,7 @@ impl OutgoingQueue {
         self.class_mut(class).push_front(out);
     }
 
-    /// Puts a refusal of `bytes` behind the other notices; nothing where they take more than `limit` bytes with it.
+    /// Puts a refusal of `bytes` behind the other notices; drops it where the refusals would exceed `limit` bytes with it.
     pub(super) fn push_refusal(
         &mut self,
         make: impl FnOnce(&mut Self) -> (Reply, u64),
@@ -90,32 +90,37 @@ impl OutgoingQueue {
 
     /// Whether a message may leave: its batch is not behind `committed`.
     pub(super) fn has_ready(&self, committed: u64) -> bool {
-        TURNS.iter().any(|class| self.ready(*class, committed).is_some())
+        TURN_ORDER
+            .iter()
+            .any(|class| self.ready(*class, committed).is_some())
     }
 
-    /// Takes the next message that may leave; of an event, with what is left of its expiry.
+    /// Takes the next message that may leave; the expiry of an event is what is left of it.
     pub(super) fn take(&mut self, committed: u64, wall: Time) -> Option<Reply> {
         loop {
             let out = self.take_next(committed)?;
             if let Some(event) = &out.event {
-                self.events.left(event);
+                self.events.remove(event);
             }
             self.refusal_bytes = self.refusal_bytes.saturating_sub(out.refusal_bytes);
             let reply = match out.place {
-                MessagePlace::Kept(delivery) => self.undelivered.get(&delivery).map(|kept| kept.left(wall)),
+                MessagePlace::Kept(delivery) => self
+                    .undelivered
+                    .get(&delivery)
+                    .map(|kept| kept.with_remaining_expiry(wall)),
                 MessagePlace::Unkept(reply) => {
                     let since = out.event.as_ref().map_or(wall, |event| event.since);
-                    Some(Undelivered { reply: *reply, since }.left(wall))
+                    Some(Undelivered { reply: *reply, since }.with_remaining_expiry(wall))
                 }
             };
-            // None of one that was delivered meanwhile.
+            // A message that was acknowledged meanwhile is skipped.
             if reply.is_some() {
                 return reply;
             }
         }
     }
 
-    /// Lets the messages of a batch leave that was not stored and need not be.
+    /// Lets the messages of a batch leave that is not stored.
     pub(super) fn release(&mut self, batch: u64) {
         for out in self
             .outcomes
@@ -129,7 +134,7 @@ impl OutgoingQueue {
         }
     }
 
-    /// The message itself; `None` of one that was forgotten meanwhile.
+    /// The message of a queue entry; `None` if it was forgotten meanwhile.
     pub(super) fn message<'a>(&'a self, out: &'a Outgoing) -> Option<&'a Reply> {
         match &out.place {
             MessagePlace::Kept(delivery) => self.undelivered.get(delivery).map(|kept| &kept.reply),
@@ -137,8 +142,8 @@ impl OutgoingQueue {
         }
     }
 
-    /// Whether such an outcome has not left yet.
-    pub(super) fn holds(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
+    /// Whether an equal reply has not left yet.
+    pub(super) fn has_unsent(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
         let mut replies = self
             .outcomes
             .iter()
@@ -152,9 +157,9 @@ impl OutgoingQueue {
         self.undelivered.remove(&delivery).is_some()
     }
 
-    /// Gives deliveries of an earlier process numbers that differ from those of this one. They are those of the file, unless
-    /// it became readable late: then some of this process's are with the broker already, and the file is written again with
-    /// other numbers for its own.
+    /// Makes the delivery numbers of an earlier process differ from those of this one. They are kept, unless the store became
+    /// readable late: then the broker has messages of this process already, and those of the store get new numbers, with
+    /// which it is rewritten.
     pub(in crate::jobs::ledger) fn renumber(&mut self, outbox: &mut [Reply]) {
         if self.deliveries > 0 {
             for reply in &mut *outbox {
@@ -165,32 +170,34 @@ impl OutgoingQueue {
         self.deliveries = self.deliveries.max(highest.unwrap_or(0));
     }
 
-    /// The kept messages, by delivery; events with what is left of their expiry.
+    /// The unacknowledged messages, by delivery; the expiry of an event is what is left of it.
     pub(in crate::jobs::ledger) fn undelivered(&self, wall: Time) -> impl Iterator<Item = Reply> {
-        self.undelivered.values().map(move |kept| kept.left(wall))
+        self.undelivered
+            .values()
+            .map(move |kept| kept.with_remaining_expiry(wall))
     }
 
-    /// Messages that the broker has not acknowledged.
+    /// The number of messages that the broker has not acknowledged.
     pub(in crate::jobs::ledger) fn undelivered_len(&self) -> usize {
         self.undelivered.len()
     }
 
-    /// Outcomes that wait.
+    /// The number of queued outcomes.
     pub(in crate::jobs::ledger) fn outcomes_len(&self) -> usize {
         self.outcomes.len()
     }
 
-    /// All messages that wait.
+    /// The number of queued messages.
     pub(in crate::jobs::ledger) fn len(&self) -> usize {
         self.outcomes.len() + self.event_queue.len() + self.notices.len()
     }
 
-    /// Refusals that were dropped for want of room, since the start.
+    /// The number of refusals that were dropped because the limit was reached, since the start.
     pub(in crate::jobs::ledger) fn dropped(&self) -> u64 {
         self.dropped
     }
 
-    /// Forgets all that waits.
+    /// Empties all queues.
     pub(super) fn clear(&mut self) {
         self.outcomes.clear();
         self.event_queue.clear();
@@ -202,7 +209,7 @@ impl OutgoingQueue {
     fn outgoing(&mut self, reply: Reply, safe_with: u64, since: Time) -> Outgoing {
         let event = EventMark::of(&reply, since);
         if let Some(event) = &event {
-            self.events.came(event);
+            self.events.add(event);
         }
         let place = match reply.delivery {
             Some(delivery) => {
@@ -220,18 +227,18 @@ impl OutgoingQueue {
     }
 
     fn take_next(&mut self, committed: u64) -> Option<Outgoing> {
-        for step in 0..TURNS.len() {
-            let turn = (self.turn + step) % TURNS.len();
-            if let Some(index) = self.ready(TURNS[turn], committed) {
-                self.turn = (turn + 1) % TURNS.len();
-                return self.class_mut(TURNS[turn]).remove(index);
+        for step in 0..TURN_ORDER.len() {
+            let turn = (self.turn + step) % TURN_ORDER.len();
+            if let Some(index) = self.ready(TURN_ORDER[turn], committed) {
+                self.turn = (turn + 1) % TURN_ORDER.len();
+                return self.class_mut(TURN_ORDER[turn]).remove(index);
             }
         }
         None
     }
 
-    /// The place of the first message of a class that may leave: nearly always the first. While the store fails, outcomes
-    /// wait and messages that are not kept pass them.
+    /// The index of the first message of a class that may leave, nearly always 0. While the store fails, outcomes wait and
+    /// messages that are not durable overtake them.
     fn ready(&self, class: Class, committed: u64) -> Option<usize> {
         self.class(class)
             .iter()

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
+use tokio::time::Instant;
+
 use crate::jobs::ledger::*;
+use phi_edge_api::{ReplyAddress, ReplyBody};
 use phi_edge_rules::{CloseReason, Event, EventWindow, Output, Published, Time};
 
 const START: Time = Time(1_700_000_000_000);
@@ -101,7 +104,7 @@ fn the_oldest_events_make_room_and_replies_stay() {
     }
     refuse(&mut ledger, "b");
     // Neither events nor refusals hold back the requests of others: they have bounds of their own.
-    assert_eq!(ledger.replies_waiting(), 0);
+    assert_eq!(ledger.unsent_outcomes(), 0);
     let left = leaving(&mut ledger, after(1000));
     let (refusals, events): (Vec<String>, Vec<String>) =
         left.into_iter().partition(|id| id == "a" || id == "b");
@@ -114,7 +117,7 @@ fn the_oldest_events_make_room_and_replies_stay() {
         events.len()
     };
     assert_eq!(ledger.event_counters().dropped, 1000 - events as u64);
-    assert_eq!((ledger.event_bytes(), ledger.replies_waiting()), (0, 0));
+    assert_eq!((ledger.event_bytes(), ledger.unsent_outcomes()), (0, 0));
 }
 
 #[test]
@@ -201,7 +204,7 @@ fn outcomes_wait_for_neither_refusals_nor_events_of_others() {
 #[test]
 fn what_has_expired_on_its_way_is_counted() {
     let mut ledger = ledger(1 << 20);
-    ledger.expired(None);
+    ledger.event_expired(None);
     assert_eq!(ledger.event_counters().expired, 1);
     assert!(ledger.start_next(Instant::now()).is_none());
 }

@@ -1,0 +1,161 @@
+//! The encoding of prompts within the limits of the model and of the configuration.
+
+use std::fmt::Write as _;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use phi_edge_engine::TokenId;
+use phi_edge_models::Message;
+use tokio::time::Instant;
+
+use crate::door::{Encode, EncodeDoor, NotEncoded};
+use crate::jobs::ledger::Ledger;
+use crate::prompts::Prompts;
+use phi_edge_api::{DeadLetter, NewJob, Refusal};
+use phi_edge_job::ErrorCode;
+
+/// The text side of the model, the budget of memory for encoding, and the limits of prompts.
+pub(super) struct PromptEncoder {
+    prompts: Arc<dyn Prompts>,
+    door: EncodeDoor,
+    /// The context length of the model, in tokens.
+    context_length: usize,
+    /// `limits.max_prompt_tokens`; `usize::MAX` where it is not set.
+    max_prompt_tokens: AtomicUsize,
+}
+
+impl PromptEncoder {
+    /// An encoder whose crash note is in `folder`, if there is one.
+    pub(super) fn new(
+        prompts: Arc<dyn Prompts>,
+        folder: Option<&Path>,
+        context_length: usize,
+        max_prompt_tokens: Option<usize>,
+    ) -> Self {
+        Self {
+            prompts,
+            door: EncodeDoor::open(folder),
+            context_length,
+            max_prompt_tokens: AtomicUsize::new(max_prompt_tokens.unwrap_or(usize::MAX)),
+        }
+    }
+
+    /// The text side of the model.
+    pub(super) fn prompts(&self) -> &Arc<dyn Prompts> {
+        &self.prompts
+    }
+
+    /// Replaces the limit of prompts; `None` is no limit.
+    pub(super) fn set_max_prompt_tokens(&self, max_prompt_tokens: Option<usize>) {
+        let max = max_prompt_tokens.unwrap_or(usize::MAX);
+        self.max_prompt_tokens.store(max, Ordering::Relaxed);
+    }
+
+    /// The most tokens of a prompt that leaves room for `new_tokens` in the context.
+    pub(super) fn max_tokens(&self, new_tokens: usize) -> usize {
+        let room = self.context_length.saturating_sub(new_tokens + 1);
+        room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
+    }
+
+    /// Encodes `messages` behind the tokens of their session.
+    pub(super) async fn encode(
+        &self,
+        messages: Vec<Message>,
+        session_tokens: Vec<TokenId>,
+        expires: Instant,
+    ) -> Result<Vec<TokenId>, NotEncoded> {
+        let encode = Encode {
+            messages,
+            said: session_tokens,
+            most: self.max_tokens(0),
+            expires,
+        };
+        self.door.encode(&self.prompts, encode).await
+    }
+
+    /// Closes the crash note: the process ends in good order.
+    pub(super) fn close(&self) {
+        self.door.close();
+    }
+
+    /// Refuses a job whose prompt is not encoded. `session_length`: the tokens of its session before the prompt. A prompt that
+    /// is given up also becomes a dead letter.
+    pub(super) fn refuse(
+        &self,
+        ledger: &mut Ledger,
+        job: &NewJob,
+        error: NotEncoded,
+        session_length: usize,
+    ) -> Refusal {
+        match error {
+            NotEncoded::TooLong { tokens, exact } => self.too_long(ledger, tokens, exact, session_length),
+            NotEncoded::Refused(message) => ledger.refuse(
+                ErrorCode::BadRequest,
+                format!("messages: the prompt can't be built: {message}"),
+            ),
+            NotEncoded::Expired => ledger.refuse(
+                ErrorCode::Expired,
+                "the deadline passed before the request's turn to be encoded came",
+            ),
+            NotEncoded::Failed => ledger.refuse(ErrorCode::Internal, "the prompt can't be encoded"),
+            NotEncoded::GivenUp {
+                deaths,
+                first,
+                messages,
+            } => {
+                let message = format!(
+                    "the service ended {deaths} times while it encoded this prompt alone; it is not encoded again"
+                );
+                if first {
+                    report_given_up(ledger, job, deaths, &message, &messages);
+                }
+                ledger.refuse(ErrorCode::Internal, message)
+            }
+        }
+    }
+
+    /// The refusal of a prompt that has `tokens`, or at least `tokens` where the number is not exact.
+    fn too_long(&self, ledger: &mut Ledger, tokens: usize, exact: bool, session_length: usize) -> Refusal {
+        let context = self.context_length;
+        let count = if exact { "" } else { "at least " };
+        if tokens < context {
+            let most = self.max_prompt_tokens.load(Ordering::Relaxed);
+            let message =
+                format!("the prompt has {count}{tokens} tokens, limits.max_prompt_tokens is {most}");
+            return ledger.refuse(ErrorCode::TooLarge, message);
+        }
+        let mut message = format!(
+            "the prompt has {count}{tokens} tokens; with room for one new token the context takes {context}"
+        );
+        if session_length > 0 {
+            let _ = write!(
+                message,
+                "; {session_length} of them are what the session has said so far: begin a new one"
+            );
+        }
+        ledger.refuse(ErrorCode::ContextOverflow, message)
+    }
+}
+
+/// Logs a prompt that is given up, and sends a dead letter with its text.
+fn report_given_up(ledger: &mut Ledger, job: &NewJob, deaths: u32, message: &str, messages: &[Message]) {
+    tracing::error!(
+        job.id = job.key.id,
+        job.client = job.key.client,
+        trace_id = job.trace_id(),
+        deaths,
+        "a prompt is given up"
+    );
+    let text: Vec<&str> = messages.iter().map(|message| message.content.as_str()).collect();
+    let text = text.join("\n");
+    let letter = DeadLetter {
+        reason: ErrorCode::Internal.as_str().to_owned(),
+        message: message.to_owned(),
+        topic: job.reply.topic().unwrap_or_default().to_owned(),
+        id: Some(job.key.id.clone()),
+        payload: DeadLetter::beginning(text.as_bytes()),
+        bytes: job.payload_bytes.unwrap_or(text.len()),
+    };
+    ledger.dead_letter(job.key.clone(), letter);
+}
