@@ -10,6 +10,7 @@
 
 mod change;
 mod clock;
+pub mod encode_note;
 mod event_row;
 mod file;
 mod lock;

@@ -2,10 +2,9 @@
 //!
 //! Whatever comes from outside and takes memory or time by its size goes through here before it is worked on: it is measured
 //! first, waits for its share of a budget of memory, and is written down while it is worked on, so that the next process
-//! knows what this one died of ([`note`]).
+//! knows what this one died of ([`encode_note`]).
 
 mod budget;
-mod note;
 
 use parking_lot::Mutex;
 use std::path::Path;
@@ -19,7 +18,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::prompts::{PromptError, Prompts};
 use budget::{Lane, MemoryBudget, Share};
-use note::{EncodeNote, Standing, WorkDigest};
+use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
 /// Memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
 const ENCODE_MEMORY: usize = 128 << 20;
@@ -125,7 +124,7 @@ impl EncodeDoor {
         let (note, prompts) = (Arc::clone(&self.note), Arc::clone(prompts));
         // Long prompts take the tokenizer long: not on a thread that others wait for.
         let encoded = tokio::task::spawn_blocking(move || {
-            let _entry = note::enter(&note, digest, suspect);
+            let _entry = encode_note::enter(&note, digest, suspect);
             let encoded = encode_behind(prompts.as_ref(), said, &messages, most);
             drop(share);
             encoded
@@ -156,7 +155,7 @@ impl EncodeDoor {
         let (note, prompts, digest) = (Arc::clone(&self.note), Arc::clone(prompts), work.digest);
         let messages = work.messages.to_vec();
         let cost = tokio::task::spawn_blocking(move || {
-            let _entry = note::enter(&note, digest, false);
+            let _entry = encode_note::enter(&note, digest, false);
             let cost = prompts.cost(&messages);
             drop((share, messages));
             cost

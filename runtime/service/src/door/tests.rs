@@ -115,7 +115,11 @@ async fn a_suspect_is_encoded_alone_and_after_three_deaths_not_at_all() {
     let folder = tempfile::tempdir().unwrap();
     let die = |alone: bool| {
         let note = Arc::new(Mutex::new(EncodeNote::open(Some(folder.path()))));
-        std::mem::forget(note::enter(&note, digest(&encode("poison").messages), alone));
+        std::mem::forget(encode_note::enter(
+            &note,
+            digest(&encode("poison").messages),
+            alone,
+        ));
     };
     let held = Arc::new(Held::default());
     held.release();
@@ -151,7 +155,11 @@ async fn a_suspect_is_encoded_alone_and_after_three_deaths_not_at_all() {
 async fn a_suspect_that_is_encoded_is_acquitted() {
     let folder = tempfile::tempdir().unwrap();
     let note = Arc::new(Mutex::new(EncodeNote::open(Some(folder.path()))));
-    std::mem::forget(note::enter(&note, digest(&encode("innocent").messages), false));
+    std::mem::forget(encode_note::enter(
+        &note,
+        digest(&encode("innocent").messages),
+        false,
+    ));
     let held = Arc::new(Held::default());
     held.release();
     let prompts: Arc<dyn Prompts> = Arc::clone(&held) as _;

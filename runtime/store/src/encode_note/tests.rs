@@ -50,14 +50,17 @@ fn an_orderly_end_suspects_nothing() {
     note.lock().close();
     drop(entry);
     assert_eq!(standing(&open(folder.path()), 1), Standing::Clear);
-    assert_eq!(std::fs::read_to_string(folder.path().join(NAME)).unwrap(), "");
+    assert_eq!(
+        std::fs::read_to_string(folder.path().join(FILE_NAME)).unwrap(),
+        ""
+    );
 }
 
 #[test]
 fn a_damaged_file_costs_what_is_damaged() {
     let folder = tempfile::tempdir().unwrap();
     std::mem::forget(enter(&open(folder.path()), work(7), false));
-    let path = folder.path().join(NAME);
+    let path = folder.path().join(FILE_NAME);
     let mut text = std::fs::read_to_string(&path).unwrap();
     text.push_str("a 9 ab\n\u{0}\n");
     std::fs::write(&path, text).unwrap();
@@ -85,7 +88,7 @@ proptest! {
                 }
                 let alone = match standing(&note, n) {
                     Standing::GivenUp { .. } => {
-                        prop_assert!(alone_at_death.get(&n).is_some_and(|deaths| *deaths >= DEATHS));
+                        prop_assert!(alone_at_death.get(&n).is_some_and(|deaths| *deaths >= MAX_DEATHS));
                         continue;
                     }
                     Standing::Suspect => true,

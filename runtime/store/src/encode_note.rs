@@ -2,7 +2,7 @@
 //!
 //! What a process works on when it dies without a word (out of memory, a fault in a library) is known to the next one from
 //! this file. It is not flushed to the disk: a process that dies leaves what it wrote with the system, and of a power cut
-//! nothing is learnt. Each text that was being encoded is then a suspect, and is encoded alone; only when [`DEATHS`]
+//! nothing is learnt. Each text that was being encoded is then a suspect, and is encoded alone; only when [`MAX_DEATHS`]
 //! processes died while they encoded the same text alone is it given up. A kill from outside looks the same, so that one
 //! death says nothing: it takes that many in the same short moments, and suspects are not tried before a process has lived
 //! for a while.
@@ -18,28 +18,29 @@ use std::path::Path;
 use std::sync::Arc;
 
 /// Deaths of processes that encoded the text alone, after which it is given up: as many as for jobs.
-const DEATHS: u32 = 3;
+const MAX_DEATHS: u32 = 3;
 
 /// Texts that were given up and are remembered; the oldest go first.
-const GIVEN_UP: usize = 64;
+const MAX_GIVEN_UP_TEXTS: usize = 64;
 
 /// Suspects that are remembered; more are not encoded at the same time.
-const SUSPECTS: usize = 256;
+const MAX_SUSPECTS: usize = 256;
 
-const NAME: &str = "encoding";
+const FILE_NAME: &str = "encoding";
 
-/// Names a text.
-pub(super) type WorkDigest = [u8; 32];
+/// The digest that names a text.
+pub type WorkDigest = [u8; 32];
 
-/// What is known of a text.
+/// What the note says of a text.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Standing {
+pub enum Standing {
     /// Nothing.
     Clear,
     /// A process died while it encoded it, perhaps with others.
     Suspect,
     /// It is not encoded again.
     GivenUp {
+        /// Processes that died while they encoded it alone.
         deaths: u32,
         /// [`EncodeNote::told`] was not called yet.
         first: bool,
@@ -66,21 +67,22 @@ struct Line {
     work: WorkDigest,
 }
 
+/// The note of the texts that are being encoded.
 #[derive(Debug)]
-pub(super) struct EncodeNote {
+pub struct EncodeNote {
     /// None without a folder, where the file can't be written, and after [`EncodeNote::close`].
     file: Option<File>,
     lines: Vec<Line>,
 }
 
-/// Stays in the file as long as this lives.
-pub(super) struct NoteEntry {
+/// The entry of a text that is being encoded; it is removed when this is dropped.
+pub struct NoteEntry {
     note: Arc<Mutex<EncodeNote>>,
     line: usize,
 }
 
-/// Notes that a text is being encoded from now on; `alone`: and nothing else.
-pub(super) fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> NoteEntry {
+/// Adds the entry of a text that is encoded from now on; `alone` if nothing else is.
+pub fn enter(note: &Arc<Mutex<EncodeNote>>, work: WorkDigest, alone: bool) -> NoteEntry {
     let line = note.lock().enter(work, alone);
     NoteEntry {
         note: Arc::clone(note),
@@ -96,12 +98,12 @@ impl Drop for NoteEntry {
 
 impl EncodeNote {
     /// Reads what an earlier process left in `folder`, and draws the conclusions.
-    pub(super) fn open(folder: Option<&Path>) -> Self {
+    pub fn open(folder: Option<&Path>) -> Self {
         let mut note = Self {
             file: None,
             lines: Vec::new(),
         };
-        let Some(path) = folder.map(|folder| folder.join(NAME)) else {
+        let Some(path) = folder.map(|folder| folder.join(FILE_NAME)) else {
             return note;
         };
         match std::fs::read_to_string(&path) {
@@ -136,7 +138,8 @@ impl EncodeNote {
         note
     }
 
-    pub(super) fn standing(&self, work: &WorkDigest) -> Standing {
+    /// Returns what the note says of a text.
+    pub fn standing(&self, work: &WorkDigest) -> Standing {
         let mut known = self.lines.iter().filter(|line| line.work == *work);
         known
             .find_map(|line| match line.state {
@@ -150,8 +153,8 @@ impl EncodeNote {
             .unwrap_or(Standing::Clear)
     }
 
-    /// The end of a text that was given up was told.
-    pub(super) fn told(&mut self, work: &WorkDigest) {
+    /// Notes that it was reported that the text is given up.
+    pub fn told(&mut self, work: &WorkDigest) {
         for line in 0..self.lines.len() {
             if let Some(told) = self.lines.get_mut(line)
                 && told.work == *work
@@ -163,8 +166,8 @@ impl EncodeNote {
         }
     }
 
-    /// Nothing that is noted is a trace of a crash any more.
-    pub(super) fn close(&mut self) {
+    /// Closes the note in good order: no entry is a trace of a crash any more.
+    pub fn close(&mut self) {
         for line in 0..self.lines.len() {
             if let Some(noted) = self.lines.get_mut(line)
                 && matches!(noted.state, NoteState::Together | NoteState::Alone)
@@ -259,7 +262,7 @@ fn concluded(left: &str) -> Vec<Line> {
             NoteState::Together | NoteState::Suspect => line.state = NoteState::Suspect,
             NoteState::Alone => {
                 line.deaths += 1;
-                line.state = if line.deaths >= DEATHS {
+                line.state = if line.deaths >= MAX_DEATHS {
                     NoteState::GivenUp
                 } else {
                     NoteState::Suspect
@@ -279,11 +282,11 @@ fn concluded(left: &str) -> Vec<Line> {
     let (given_up, suspects): (Vec<Line>, Vec<Line>) = lines
         .into_iter()
         .partition(|line| matches!(line.state, NoteState::GivenUp | NoteState::Told));
-    let oldest = given_up.len().saturating_sub(GIVEN_UP);
+    let oldest = given_up.len().saturating_sub(MAX_GIVEN_UP_TEXTS);
     given_up
         .into_iter()
         .skip(oldest)
-        .chain(suspects.into_iter().take(SUSPECTS))
+        .chain(suspects.into_iter().take(MAX_SUSPECTS))
         .collect()
 }
 
