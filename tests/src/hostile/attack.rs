@@ -200,7 +200,9 @@ impl Hostile {
         });
         let retain = chance.once_in(3);
         let qos = u8::from(!chance.once_in(3));
-        let id = format!("odd{}", chance.below(1000));
+        // Also one of the last few again, with another body. An old one would be a new request: its outcome is forgotten.
+        self.asked += 1;
+        let id = format!("odd{}", self.asked.saturating_sub(chance.below(4)));
         let body = payloads::request(chance, &id, self.force.largest.min(4096));
         let publish = Publish {
             qos,
