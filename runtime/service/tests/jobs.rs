@@ -225,7 +225,10 @@ async fn a_repeat_after_the_end_gets_the_same_outcome() {
 #[tokio::test(start_paused = true)]
 async fn what_is_held_for_pick_up_is_kept_and_not_sent() {
     let mut bench = Bench::new();
-    let held = question("a", |job| job.reply = ReplyTarget::Held.into());
+    let held = question("a", |job| {
+        job.reply = ReplyTarget::Held.into();
+        job.stream = true;
+    });
     bench.service.submit(held.clone()).await.unwrap();
     let (_request, sink) = bench.asked().await;
     sink.text("x");

@@ -64,10 +64,9 @@ impl Runner {
         let waited = start.accepted.elapsed();
         // A session goes on from what its client saw, and a stop text is not part of that.
         let may_hide = start.job.session.is_some() && !start.job.stop.is_empty();
-        let chunks = start
-            .job
-            .stream
-            .then(|| Chunks::new(&start, self.replies, self.chunk_interval));
+        // Chunks are sent to a topic only: what is held for pick-up is the outcome.
+        let is_streamed = start.job.stream && start.job.reply.topic().is_some();
+        let chunks = is_streamed.then(|| Chunks::new(&start, self.replies, self.chunk_interval));
         let ask = Ask {
             prompt: start.prompt,
             max_tokens: start.job.max_tokens,
