@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use phi_edge_engine::Finish;
 use phi_edge_service::{
-    EngineCommand, ErrorCode, LastEnd, NewJob, Quota, Receipt, Reply, ReplyBody, ServiceConfig, Sink, Store,
-    StoreConfig, StoreError, TraceParent,
+    EngineCommand, ErrorCode, LastEnd, NewJob, Quota, Receipt, Refusal, Reply, ReplyAddress, ReplyBody,
+    ServiceConfig, Sink, Store, StoreConfig, StoreError, TraceParent,
 };
 use proptest::prelude::*;
 use support::{Bench, job, key, summary};
@@ -138,6 +138,38 @@ async fn what_a_shutdown_cuts_short_resumes() {
     }
     let ids = BTreeSet::from([bench.reply().await.key.id, bench.reply().await.key.id]);
     assert_eq!(ids, BTreeSet::from(["runs".to_owned(), "waits".to_owned()]));
+}
+
+#[tokio::test]
+async fn refusals_of_an_earlier_process_hold_back_no_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    let refuse = |n: u32| {
+        let refusal = Refusal {
+            reply_id: format!("refused-{n}"),
+            code: ErrorCode::BadRequest,
+            message: "prompt".into(),
+            retry_after: None,
+        };
+        let (id, address) = (format!("r{n}"), ReplyAddress::nowhere());
+        bench
+            .service
+            .post(key(&id), address, ReplyBody::Error(refusal), None)
+    };
+    for n in 0..300 {
+        refuse(n).await;
+    }
+    bench.service.close_store().await;
+    let mut bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    // More than `limits.queue` outcomes that wait would make it busy.
+    bench.service.submit(job("a")).await.unwrap();
+    let (_request, sink) = bench.asked().await;
+    sink.finish(summary(Finish::Stop, 1));
+    let mut said = BTreeSet::new();
+    while said.len() < 301 {
+        said.insert(bench.reply().await.key);
+    }
+    assert!(said.contains(&key("a")));
 }
 
 #[tokio::test]

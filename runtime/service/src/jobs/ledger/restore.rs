@@ -1,5 +1,7 @@
 //! The state of an earlier process, and the complete state for a store that has lost changes.
 
+use std::collections::HashMap;
+
 use phi_edge_engine::TokenId;
 use tokio::time::Instant;
 
@@ -7,8 +9,7 @@ use super::Ledger;
 use super::kept_outcomes::KeptOutcome;
 use super::open_job::OpenJob;
 use crate::prompts::Prompts;
-use phi_edge_api::DeadLetter;
-use phi_edge_api::JobKey;
+use phi_edge_api::{DeadLetter, JobKey, ReplyBody};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
 use phi_edge_rules::changes::RestoredRules;
@@ -59,8 +60,10 @@ impl Ledger {
         );
         // The messages of the earlier process leave before those of this one.
         self.outgoing.renumber(&mut outbox);
+        let outcomes: HashMap<&JobKey, &ReplyBody> = jobs.iter().filter_map(outcome_of).collect();
         for reply in outbox.into_iter().rev() {
-            self.restore_message(reply, wall);
+            let is_outcome = outcomes.get(&reply.key).is_some_and(|body| **body == reply.body);
+            self.restore_message(reply, is_outcome, wall);
         }
         self.sweep_events(wall);
         self.link.restore(receipts, former_receipts, link_note);
@@ -201,4 +204,12 @@ fn text(prompt: &[TokenId], prompts: &dyn Prompts) -> String {
     let mut text: String = prompt.iter().map(|id| detokenizer.push(*id)).collect();
     text.push_str(&detokenizer.finish());
     text
+}
+
+/// The outcome of a restored job, if it has one.
+fn outcome_of(job: &RestoredJob) -> Option<(&JobKey, &ReplyBody)> {
+    match &job.state {
+        RestoredState::Done { body, .. } => Some((&job.record.job.key, body)),
+        RestoredState::Open => None,
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use phi_edge_api::{Reply, ReplyBody};
+use phi_edge_api::{Reply, ReplyAddress, ReplyBody};
 use phi_edge_rules::Time;
 
 /// An entry of the queue: a message that waits until its batch of the journal is stored and the link takes it.
@@ -13,8 +13,8 @@ pub(super) struct Outgoing {
     pub(super) place: MessagePlace,
     /// Facts about an event.
     pub(super) event: Option<EventMark>,
-    /// The memory of a refusal, in bytes; 0 for other messages.
-    pub(super) refusal_bytes: u64,
+    /// The memory of a refusal or a dead letter, in bytes; 0 for other messages.
+    pub(super) notice_bytes: u64,
 }
 
 /// The place where the message is kept.
@@ -41,6 +41,13 @@ pub(super) struct EventMark {
     pub(super) since: Time,
     expiry: Option<Duration>,
     pub(super) retained: bool,
+}
+
+/// The memory of a refusal or a dead letter, in bytes.
+pub(super) fn notice_bytes(address: &ReplyAddress, body: &ReplyBody) -> u64 {
+    const OVERHEAD: u64 = 512;
+    let content = address.topic().map_or(0, str::len) + address.correlation.as_ref().map_or(0, Vec::len);
+    OVERHEAD + content as u64 + body.texts()
 }
 
 impl Undelivered {

@@ -16,15 +16,16 @@ use phi_edge_store::Change;
 use tokio::sync::oneshot;
 
 use super::Ledger;
-use crate::jobs::journal::{Journal, Stored};
+use crate::jobs::journal::Stored;
 
-pub(super) use queue::{Class, OutgoingQueue};
+use message::notice_bytes;
+use queue::Class;
 
-/// The most memory of refusals that wait to leave, in bytes. A client that sends requests faster than the broker takes
-/// replies must not fill the memory with them.
-const MAX_REFUSAL_BYTES: u64 = 8 << 20;
-/// The memory of a refusal beside its content, in bytes.
-const REFUSAL_OVERHEAD: u64 = 512;
+pub(super) use queue::OutgoingQueue;
+
+/// The most memory of refusals and dead letters that wait to leave, in bytes. A client that sends requests faster than the
+/// broker takes replies must not fill the memory with them.
+const MAX_NOTICE_BYTES: u64 = 8 << 20;
 
 impl Ledger {
     /// Sends a message that is no outcome of a job: a refusal or a dead letter. It leaves when this is stored; `receipt` is
@@ -37,14 +38,12 @@ impl Ledger {
         receipt: Option<Receipt>,
     ) -> Option<Stored> {
         self.record_receipt(receipt);
-        let content = address.topic().map_or(0, str::len) + address.correlation.as_ref().map_or(0, Vec::len);
-        let bytes = REFUSAL_OVERHEAD + content as u64 + body.texts();
-        let journal = &mut self.journal;
-        self.outgoing.push_refusal(
-            |queue| note_post(queue, journal, key, address, body),
-            bytes,
-            MAX_REFUSAL_BYTES,
-        );
+        let bytes = notice_bytes(&address, &body);
+        if self.outgoing.has_room_for_notice(bytes, MAX_NOTICE_BYTES) {
+            self.send_as(Class::Notice, key, address, body, Time::default());
+        } else {
+            self.outgoing.drop_notice();
+        }
         self.journal.send_and_wait()
     }
 
@@ -118,14 +117,27 @@ impl Ledger {
     }
 
     fn send_as(&mut self, class: Class, key: JobKey, address: ReplyAddress, body: ReplyBody, since: Time) {
-        let (reply, safe_with) = note_post(&mut self.outgoing, &mut self.journal, key, address, body);
+        let delivery = self.journal.is_durable().then(|| self.outgoing.next_delivery());
+        let reply = Reply {
+            key,
+            address,
+            body,
+            delivery,
+        };
+        let mut safe_with = 0;
+        if delivery.is_some() {
+            safe_with = self.journal.number();
+            self.journal.note(Change::Post(Box::new(reply.clone())));
+        }
         self.outgoing.push_back(class, reply, safe_with, since);
     }
 
-    /// Queues a message of an earlier process before all others of its class.
-    pub(super) fn restore_message(&mut self, reply: Reply, since: Time) {
+    /// Queues a message of an earlier process before all others of its class. `is_outcome` tells the error of a job that was
+    /// accepted from a refusal.
+    pub(super) fn restore_message(&mut self, reply: Reply, is_outcome: bool, since: Time) {
         let class = match &reply.body {
             ReplyBody::Event(_) => Class::Event,
+            ReplyBody::Error(_) if !is_outcome => Class::Notice,
             ReplyBody::DeadLetter(_) => Class::Notice,
             ReplyBody::Chunk { .. } | ReplyBody::Final(_) | ReplyBody::Error(_) => Class::Outcome,
         };
@@ -159,28 +171,4 @@ impl Ledger {
         self.outgoing.clear();
         lost
     }
-}
-
-/// Makes a message and records it in the journal, where that is durable; also returns the number of the batch that must be
-/// stored before it leaves.
-fn note_post(
-    queue: &mut OutgoingQueue,
-    journal: &mut Journal,
-    key: JobKey,
-    address: ReplyAddress,
-    body: ReplyBody,
-) -> (Reply, u64) {
-    let delivery = journal.is_durable().then(|| queue.next_delivery());
-    let reply = Reply {
-        key,
-        address,
-        body,
-        delivery,
-    };
-    let mut safe_with = 0;
-    if delivery.is_some() {
-        safe_with = journal.number();
-        journal.note(Change::Post(Box::new(reply.clone())));
-    }
-    (reply, safe_with)
 }

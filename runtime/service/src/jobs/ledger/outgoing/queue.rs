@@ -9,7 +9,7 @@ use phi_edge_api::{JobKey, Reply, ReplyAddress, ReplyBody};
 use phi_edge_rules::Time;
 
 use super::event_stats::EventStats;
-use super::message::{EventMark, MessagePlace, Outgoing, Undelivered};
+use super::message::{EventMark, MessagePlace, Outgoing, Undelivered, notice_bytes};
 
 /// The class of a message.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,9 +33,9 @@ pub(in crate::jobs::ledger) struct OutgoingQueue {
     notices: VecDeque<Outgoing>,
     /// The index in [`TURN_ORDER`] of the next turn.
     turn: usize,
-    /// The memory of the queued refusals, in bytes.
-    refusal_bytes: u64,
-    /// The number of refusals that were dropped because the limit was reached.
+    /// The memory of the queued refusals and dead letters, in bytes.
+    notice_bytes: u64,
+    /// The number of them that were dropped because the limit was reached.
     dropped: u64,
     /// Counters and bounds of the events.
     pub(super) events: EventStats,
@@ -54,45 +54,38 @@ impl OutgoingQueue {
 
     /// Puts a message behind those of its class.
     pub(super) fn push_back(&mut self, class: Class, reply: Reply, safe_with: u64, since: Time) {
-        let out = self.outgoing(reply, safe_with, since);
+        let out = self.outgoing(class, reply, safe_with, since);
         self.class_mut(class).push_back(out);
     }
 
     /// Puts a message of an earlier process before those of its class.
     pub(super) fn push_front(&mut self, class: Class, reply: Reply, since: Time) {
-        let out = self.outgoing(reply, 0, since);
+        let out = self.outgoing(class, reply, 0, since);
         self.class_mut(class).push_front(out);
     }
 
-    /// Puts a refusal of `bytes` behind the other notices; drops it where the refusals would exceed `limit` bytes with it.
-    pub(super) fn push_refusal(
-        &mut self,
-        make: impl FnOnce(&mut Self) -> (Reply, u64),
-        bytes: u64,
-        limit: u64,
-    ) {
-        if self.refusal_bytes > 0 && self.refusal_bytes + bytes > limit {
-            if self.dropped == 0 {
-                tracing::warn!(
-                    bytes = self.refusal_bytes,
-                    "refusals are dropped, and their senders not told: the broker takes them slower than they come"
-                );
-            }
-            self.dropped += 1;
-            return;
+    /// Whether a refusal or a dead letter of `bytes` more does not exceed `limit` bytes. One alone never does.
+    pub(super) fn has_room_for_notice(&self, bytes: u64, limit: u64) -> bool {
+        self.notice_bytes == 0 || self.notice_bytes + bytes <= limit
+    }
+
+    /// Counts a refusal or a dead letter that is dropped because there is no room for it.
+    pub(super) fn drop_notice(&mut self) {
+        if self.dropped == 0 {
+            tracing::warn!(
+                bytes = self.notice_bytes,
+                "refusals are dropped, and their senders not told: the broker takes them slower than they come"
+            );
         }
-        self.refusal_bytes += bytes;
-        let (reply, safe_with) = make(self);
-        let mut out = self.outgoing(reply, safe_with, Time::default());
-        out.refusal_bytes = bytes;
-        self.notices.push_back(out);
+        self.dropped += 1;
     }
 
     /// Whether a message may leave: its batch is not behind `committed`.
     pub(super) fn has_ready(&self, committed: u64) -> bool {
-        TURN_ORDER
-            .iter()
-            .any(|class| self.ready(*class, committed).is_some())
+        let classes = [Class::Outcome, Class::Event, Class::Notice];
+        classes
+            .into_iter()
+            .any(|class| self.ready(class, committed).is_some())
     }
 
     /// Takes the next message that may leave; the expiry of an event is what is left of it.
@@ -102,7 +95,7 @@ impl OutgoingQueue {
             if let Some(event) = &out.event {
                 self.events.remove(event);
             }
-            self.refusal_bytes = self.refusal_bytes.saturating_sub(out.refusal_bytes);
+            self.notice_bytes = self.notice_bytes.saturating_sub(out.notice_bytes);
             let reply = match out.place {
                 MessagePlace::Kept(delivery) => self
                     .undelivered
@@ -142,13 +135,9 @@ impl OutgoingQueue {
         }
     }
 
-    /// Whether an equal reply has not left yet.
+    /// Whether an equal outcome has not left yet.
     pub(super) fn has_unsent(&self, key: &JobKey, address: &ReplyAddress, body: &ReplyBody) -> bool {
-        let mut replies = self
-            .outcomes
-            .iter()
-            .chain(&self.notices)
-            .filter_map(|out| self.message(out));
+        let mut replies = self.outcomes.iter().filter_map(|out| self.message(out));
         replies.any(|reply| reply.key == *key && reply.address == *address && reply.body == *body)
     }
 
@@ -192,7 +181,7 @@ impl OutgoingQueue {
         self.outcomes.len() + self.event_queue.len() + self.notices.len()
     }
 
-    /// The number of refusals that were dropped because the limit was reached, since the start.
+    /// The number of refusals and dead letters that were dropped because the limit was reached, since the start.
     pub(in crate::jobs::ledger) fn dropped(&self) -> u64 {
         self.dropped
     }
@@ -203,10 +192,15 @@ impl OutgoingQueue {
         self.event_queue.clear();
         self.notices.clear();
         self.events.clear();
-        self.refusal_bytes = 0;
+        self.notice_bytes = 0;
     }
 
-    fn outgoing(&mut self, reply: Reply, safe_with: u64, since: Time) -> Outgoing {
+    fn outgoing(&mut self, class: Class, reply: Reply, safe_with: u64, since: Time) -> Outgoing {
+        let notice_bytes = match class {
+            Class::Notice => notice_bytes(&reply.address, &reply.body),
+            Class::Outcome | Class::Event => 0,
+        };
+        self.notice_bytes += notice_bytes;
         let event = EventMark::of(&reply, since);
         if let Some(event) = &event {
             self.events.add(event);
@@ -222,7 +216,7 @@ impl OutgoingQueue {
             safe_with,
             place,
             event,
-            refusal_bytes: 0,
+            notice_bytes,
         }
     }
 
