@@ -204,23 +204,27 @@ impl Field {
             let Some(first) = outcomes.first() else { continue };
             tally.answered += 1;
             tally.copies += outcomes.len() - 1;
-            tally.differing += usize::from(differ(outcomes));
+            tally.differing += usize::from(outcomes.iter().any(|other| other != first));
             let body: Value = serde_json::from_slice(first).unwrap_or_default();
             tally.errors += usize::from(!body["error"].is_null());
         }
         tally
     }
 
-    /// Requests with outcomes that differ, and these.
-    pub fn differing(&self) -> Vec<(&str, Vec<String>)> {
+    /// Accepted requests with outcomes that differ, and these. A refusal as `busy` or `unavailable` is no outcome of one: asking
+    /// again makes another request, which may be accepted.
+    pub fn differing_when_accepted(&self) -> Vec<(&str, Vec<String>)> {
+        let text = |outcome: &Vec<u8>| String::from_utf8_lossy(outcome).into_owned();
         let asked = self
             .outcomes
             .iter()
             .filter(|(id, _)| self.asked.contains_key(*id));
-        let differing = asked.filter(|(_, outcomes)| differ(outcomes));
-        let text = |outcome: &Vec<u8>| String::from_utf8_lossy(outcome).into_owned();
-        differing
-            .map(|(id, outcomes)| (id.as_str(), outcomes.iter().map(text).collect()))
+        let accepted = asked.map(|(id, outcomes)| {
+            let accepted = outcomes.iter().filter(|outcome| !is_refusal(outcome));
+            (id.as_str(), accepted.map(text).collect::<Vec<String>>())
+        });
+        accepted
+            .filter(|(_, outcomes)| outcomes.iter().any(|other| *other != outcomes[0]))
             .collect()
     }
 
@@ -299,15 +303,7 @@ pub fn question(tokens: usize) -> Value {
     })
 }
 
-/// Whether one request has outcomes that differ. A refusal as `busy` or `unavailable` is none: the request was not accepted,
-/// and asking again makes a new one.
-fn differ(outcomes: &[Vec<u8>]) -> bool {
-    let is_refusal = |outcome: &Vec<u8>| {
-        let body: Value = serde_json::from_slice(outcome).unwrap_or_default();
-        matches!(body["error"]["code"].as_str(), Some("busy" | "unavailable"))
-    };
-    let mut accepted = outcomes.iter().filter(|outcome| !is_refusal(outcome));
-    accepted
-        .next()
-        .is_some_and(|first| accepted.any(|other| other != first))
+fn is_refusal(outcome: &[u8]) -> bool {
+    let body: Value = serde_json::from_slice(outcome).unwrap_or_default();
+    matches!(body["error"]["code"].as_str(), Some("busy" | "unavailable"))
 }
