@@ -8,7 +8,7 @@ use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
 use serde_json::{Map, Value, json};
 
 use super::AskArgs;
-use crate::commands::broker_client;
+use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
 use crate::terminal;
@@ -126,12 +126,12 @@ fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
 }
 
 fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
-    broker_client::client_options(
-        url,
-        "ask",
-        args.ca.as_ref(),
-        args.cert.as_ref().zip(args.key.as_ref()),
-    )
+    let tls = TlsArgs {
+        ca: args.ca.clone(),
+        cert: args.cert.clone(),
+        key: args.key.clone(),
+    };
+    broker_client::client_options(url, "ask", &tls)
 }
 
 /// Returns the base topic of the daemon, found by its retained status: the one with that base, or the only one at the

@@ -1,14 +1,13 @@
 //! `phi-edge rules record`: the recording of a broker's messages, one JSON object a line, for `phi-edge rules test`.
 
 use std::io::Write;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use phi_edge_mqtt::{BrokerUrl, Client};
 use serde::{Deserialize, Serialize};
 
-use crate::commands::broker_client;
+use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::terminal;
 
@@ -23,15 +22,8 @@ pub(super) struct RecordArgs {
     /// The broker: mqtt://[user:password@]host[:port], or mqtts://
     #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
     pub(crate) broker: BrokerUrl,
-    /// For mqtts://: the authority that signed the broker's certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ca: Option<PathBuf>,
-    /// For mqtts://: the client's own certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub(crate) cert: Option<PathBuf>,
-    /// For mqtts://: the key of the client's certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(crate) key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// End after so many messages.
     #[arg(long, value_name = "N")]
     pub(crate) messages: Option<u64>,
@@ -97,8 +89,7 @@ pub(super) fn record(args: &RecordArgs) -> Result<(), Fault> {
 }
 
 async fn listen(args: &RecordArgs) -> Result<(), Fault> {
-    let identity = args.cert.as_ref().zip(args.key.as_ref());
-    let options = broker_client::client_options(&args.broker, "record", args.ca.as_ref(), identity)?;
+    let options = broker_client::client_options(&args.broker, "record", &args.tls)?;
     let mut client = Client::connect(options).await?;
     for topic in &args.topics {
         client.subscribe(topic).await?;

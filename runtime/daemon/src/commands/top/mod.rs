@@ -4,14 +4,13 @@ mod nodes;
 mod screen;
 
 use std::io::IsTerminal as _;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 use phi_edge_mqtt::{BrokerUrl, Client};
 use tokio::time::Instant;
 
-use crate::commands::broker_client;
+use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::Fault;
 use nodes::Nodes;
 
@@ -27,15 +26,8 @@ pub(crate) struct TopArgs {
     /// The broker: mqtt://[user:password@]host[:port][/base/topic], or mqtts://; all nodes unless a base topic is given.
     #[arg(long, value_name = "URL", default_value = "mqtt://localhost")]
     pub(crate) broker: BrokerUrl,
-    /// For mqtts://: the authority that signed the broker's certificate, PEM.
-    #[arg(long, value_name = "FILE")]
-    pub(crate) ca: Option<PathBuf>,
-    /// For mqtts://: the client's own certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "key")]
-    pub(crate) cert: Option<PathBuf>,
-    /// For mqtts://: the key of the client's certificate, PEM.
-    #[arg(long, value_name = "FILE", requires = "cert")]
-    pub(crate) key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) tls: TlsArgs,
     /// Print what there is as text, once; so too where the output is no terminal.
     #[arg(long)]
     pub(crate) once: bool,
@@ -78,8 +70,7 @@ pub(crate) fn top(args: &TopArgs) -> Result<(), Fault> {
 
 async fn connect(args: &TopArgs) -> Result<Client, Fault> {
     let url = &args.broker;
-    let identity = args.cert.as_ref().zip(args.key.as_ref());
-    let options = broker_client::client_options(url, "top", args.ca.as_ref(), identity)?;
+    let options = broker_client::client_options(url, "top", &args.tls)?;
     let mut client = Client::connect(options).await?;
     let base = url.base.as_deref().unwrap_or(ALL_NODES);
     client.subscribe(&format!("{base}/status")).await?;
