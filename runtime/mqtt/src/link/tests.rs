@@ -311,9 +311,9 @@ async fn refused(replies: &mut mpsc::Receiver<Reply>, limit: Duration) -> Option
         .map(|reply| reply.key.id)
 }
 
-#[tokio::test]
-async fn what_left_its_pool_is_given_nothing_more_of_it() {
-    let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
+/// An embedded broker on a free port, that lets all clients in.
+pub(super) async fn embedded_broker() -> EmbeddedBroker {
+    EmbeddedBroker::start(EmbeddedBrokerConfig {
         listen: ([127, 0, 0, 1], 0).into(),
         password_file: None,
         acl_file: None,
@@ -321,7 +321,12 @@ async fn what_left_its_pool_is_given_nothing_more_of_it() {
         max_packet: 1 << 20,
     })
     .await
-    .expect("a broker");
+    .expect("a broker")
+}
+
+#[tokio::test]
+async fn what_left_its_pool_is_given_nothing_more_of_it() {
+    let broker = embedded_broker().await;
     let port = broker.address().port();
     let (service, _engine, mut replies) = service();
     let (_service, service) = watch::channel(Some(service));

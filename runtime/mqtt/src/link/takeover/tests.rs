@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::*;
 use crate::client::{Client, ClientOptions};
-use crate::embedded::{EmbeddedBroker, EmbeddedBrokerConfig};
+use crate::embedded::EmbeddedBroker;
 use crate::link::epoch_gate::EpochGate;
 use crate::link::flow::FlowControl;
 use crate::link::keep_alive::KeepAliveMonitor;
@@ -31,15 +31,7 @@ struct Node {
 impl Node {
     /// Its connection has died once, so that the probe listens.
     async fn suspicious() -> Self {
-        let broker = EmbeddedBroker::start(EmbeddedBrokerConfig {
-            listen: ([127, 0, 0, 1], 0).into(),
-            password_file: None,
-            acl_file: None,
-            storage: None,
-            max_packet: 1 << 20,
-        })
-        .await
-        .expect("a broker");
+        let broker = tests::embedded_broker().await;
         let port = broker.address().port();
         let config = tests::config(port);
         let client = Client::connect(ClientOptions {
