@@ -12,8 +12,6 @@ pub(crate) struct SourceFile {
     pub(crate) syntax: syn::File,
     /// Number of lines.
     pub(crate) lines: usize,
-    /// Number of lines of its `#[cfg(test)]` modules.
-    pub(crate) test_lines: usize,
     pub(crate) functions: Vec<Function>,
     pub(crate) definitions: Vec<Definition>,
 }
@@ -64,7 +62,6 @@ impl SourceFile {
         visitor.visit_file(&syntax);
         Ok(Self {
             lines: text.lines().count(),
-            test_lines: syntax.items.iter().map(test_lines).sum(),
             text,
             syntax,
             functions: visitor.functions,
@@ -97,23 +94,6 @@ pub(crate) fn is_test_only(attributes: &[Attribute]) -> bool {
             .is_some_and(|segment| segment.ident == "test"),
         _ => false,
     })
-}
-
-/// The lines of a module that stands in the file and is built for tests alone.
-fn test_lines(item: &Item) -> usize {
-    match item {
-        Item::Mod(module) if is_test_only(&module.attrs) => {
-            module.content.as_ref().map_or(0, |(brace, _)| {
-                let attributes = module
-                    .attrs
-                    .iter()
-                    .map(|attribute| attribute.pound_token.span.start().line);
-                let start = module.mod_token.span.start().line;
-                brace.span.close().end().line - attributes.min().unwrap_or(start) + 1
-            })
-        }
-        _ => 0,
-    }
 }
 
 fn mentions(tokens: &TokenStream, word: &str) -> bool {
