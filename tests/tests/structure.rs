@@ -18,7 +18,7 @@ use source::{Source, Target};
 const MAX_FILE_LINES: usize = 450;
 const MAX_FUNCTION_LINES: usize = 100;
 
-/// The folder that was split, and the lines that it may have, tests left out.
+/// The folder that was split, and the bound of its lines, tests included.
 const SERVICE: &str = "runtime/service/src/";
 const MAX_SERVICE_LINES: usize = 8_500;
 
