@@ -55,7 +55,7 @@ enum NoteState {
     /// Being encoded, and nothing else.
     Alone,
     Suspect,
-    /// Not told yet.
+    /// Given up, and not reported yet.
     GivenUp,
     Told,
 }
