@@ -1,4 +1,4 @@
-//! The ready rules of systemd/rules: whoever copies one gets a rule that is right.
+//! The ready rules of systemd/rules: a copy of each is a valid rule.
 #![allow(clippy::unwrap_used, reason = "a test may end at a fault")]
 
 mod machine;

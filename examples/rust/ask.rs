@@ -92,7 +92,7 @@ impl Answer {
             Some("chunk") => {
                 let attempt = body["attempt"].as_u64().unwrap_or_default();
                 if attempt != self.attempt {
-                    // The first, or the node has started again and answers anew.
+                    // The first, or the node has restarted and answers again from the beginning.
                     self.attempt = attempt;
                     self.shown.clear();
                 }

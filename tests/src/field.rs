@@ -68,7 +68,7 @@ impl Field {
         Self::below(port, BASE).await
     }
 
-    /// A client of whoever answers requests below `base`.
+    /// Returns a client of the node that answers requests below `base`.
     pub async fn below(port: u16, base: &str) -> Self {
         let mut field = Self {
             port,
@@ -267,7 +267,7 @@ impl Field {
         }
     }
 
-    /// The connection, made anew where it was lost.
+    /// Returns the connection, which is made again where it was lost.
     async fn client(&mut self) -> &mut Client {
         let begun = Instant::now();
         while self.client.is_none() {

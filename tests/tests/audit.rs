@@ -126,7 +126,7 @@ async fn a_full_disk_holds_up_no_job() {
     let said = || daemon.log().matches("the audit can't be written").count();
     let deadline = Instant::now() + TIMEOUT;
     while said() == 0 {
-        assert!(Instant::now() < deadline, "nobody says that lines are lost");
+        assert!(Instant::now() < deadline, "no report that lines are lost");
         std::thread::sleep(Duration::from_millis(5));
     }
     assert_eq!(said(), 1, "once, not for each line");

@@ -239,12 +239,12 @@ async fn ask_finds_the_daemon_at_a_broker() {
     }
     let Some(broker) = Mosquitto::start() else { return };
     let url = format!("mqtt://localhost:{}", broker.port);
-    let nobody = phi(&["ask", "--broker", &url, "Hello"]);
-    assert_eq!(nobody.status.code(), Some(69));
+    let unanswered = phi(&["ask", "--broker", &url, "Hello"]);
+    assert_eq!(unanswered.status.code(), Some(69));
     assert!(
-        text(&nobody.stderr).contains("no phi-edge"),
+        text(&unanswered.stderr).contains("no phi-edge"),
         "{}",
-        text(&nobody.stderr)
+        text(&unanswered.stderr)
     );
     let _daemon = Daemon::start(broker.port, &demo_model(), &[]);
     let mut client = client(broker.port).await;

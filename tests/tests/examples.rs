@@ -20,7 +20,7 @@ const NODE: &str = "press-07";
 /// What the demonstration model says of itself.
 const ANSWER: &str = "small demonstration model";
 
-/// A rule for whoever shows events.
+/// A rule for the examples that show events.
 const RULE: &str = r#"
 topics = ["plant/+/temperature"]
 group_by = "topic:1"

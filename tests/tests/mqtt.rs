@@ -309,7 +309,7 @@ async fn refusals_say_what_is_wrong() {
         );
         assert_eq!(data.as_deref(), payload.as_bytes().get(..4));
     }
-    // Nobody to tell: a dead letter.
+    // No address for a reply: a dead letter.
     client.publish(&topic, "{broken", None).await.unwrap();
     let letter = next(&mut client, "a dead letter", |m| {
         m.topic.ends_with("/dead-letter").then(|| json(m))

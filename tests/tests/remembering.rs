@@ -57,7 +57,7 @@ async fn a_session_goes_on_where_it_was() {
         count(&alone, "prompt_tokens") + said <= count(&second, "prompt_tokens") + 1,
         "{alone} {second}"
     );
-    // The whole conversation given anew is the same prompt.
+    // The whole conversation given again is the same prompt.
     let messages = json!([
         {"role":"user","content":"Who are you?"}, {"role":"assistant","content":first["text"]},
         {"role":"user","content":"And what can you do?"},

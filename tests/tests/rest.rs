@@ -75,7 +75,7 @@ async fn a_model_that_nobody_needs_is_unloaded_and_comes_back_for_a_request() {
         .await;
 }
 
-/// A pull that takes the place of the loaded model's folder must not mix two models: the daemon starts anew.
+/// A pull that takes the place of the loaded model's folder must not mix two models: the daemon restarts.
 #[cfg(unix)]
 #[tokio::test]
 async fn a_model_that_was_replaced_while_it_was_unloaded_is_loaded_by_the_next_start() {

@@ -32,7 +32,7 @@ fn broker() -> Option<Mosquitto> {
                     .unwrap();
                 assert!(status.success());
             }
-            // mosquitto wants both for nobody else to read.
+            // mosquitto requires that only its user can read both.
             for file in ["acl", "users"] {
                 let file = folder.join(file);
                 std::fs::set_permissions(file, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
@@ -93,12 +93,12 @@ async fn a_client_reaches_only_what_is_its_own() {
             .subscribe(&format!("{BASE}/response/{name}/#"))
             .await
             .unwrap();
-        // mosquitto grants the subscription and gives nothing: nobody else's answers come by it.
+        // mosquitto grants the subscription and gives nothing: no other client's answers come by it.
         client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
         client.subscribe(&format!("{BASE}/request/#")).await.unwrap();
     }
 
-    // Her own: asked, answered, and seen by nobody else.
+    // Her own: asked, answered, and seen by no other client.
     let body = json!({"id": "1", "prompt": "Who are you?"}).to_string();
     anna.publish(&format!("{BASE}/request/anna"), body, None)
         .await

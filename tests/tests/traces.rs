@@ -136,7 +136,7 @@ async fn a_collector_gets_the_spans_of_each_job() {
     assert_eq!(own["traceId"].as_str().unwrap().len(), 32);
     assert!(
         of("unwanted").is_none(),
-        "whoever began that trace does not keep it"
+        "the origin of that trace does not keep it"
     );
 }
 

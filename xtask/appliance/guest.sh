@@ -56,7 +56,7 @@ has_outcome() { grep -q '"reply_id"' "$DROP/$1"; }
 answered() { grep -q '"finish_reason"' "$DROP/$1"; }
 outcomes() { grep '"reply_id"' "$DROP/$1" | sort -u | wc -l; }
 
-# Nobody is here to be asked.
+# No user is here to be asked.
 export DEBIAN_FRONTEND=noninteractive
 # No network either: ca-certificates, which only `pull` wants, can't be fetched.
 printf 'APT::Install-Recommends "false";\nAPT::Get::Assume-Yes "true";\n' >/etc/apt/apt.conf.d/90guest

@@ -98,7 +98,7 @@ struct System {
     initrd: PathBuf,
 }
 
-/// Made once; a change of what it holds makes it anew.
+/// Returns the system, made once; a change of what it holds makes it again.
 fn system(folder: &Path) -> Result<System> {
     let tree = folder.join(SUITE);
     let disk = folder.join(format!("{SUITE}.img"));

@@ -20,7 +20,7 @@ pub(crate) fn target() -> PathBuf {
 pub(crate) fn cargo() -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
     command.current_dir(root());
-    // What cargo told this program about itself: build scripts that watch these variables (ring's does) would run anew
+    // What cargo told this program about itself: build scripts that watch these variables (ring's does) would run again
     // whenever builds by hand and builds from here take turns.
     for (name, _) in std::env::vars_os() {
         let of_this_package = name

@@ -153,9 +153,10 @@ impl Fetch<'_> {
                 if from > 0 && partial.etag().is_some() && etag.is_some() && partial.etag() != etag.as_deref()
                 {
                     partial.reset()?;
-                    return Err(
-                        RequestError::retry("the file changed at the server; it is begun anew").into(),
-                    );
+                    return Err(RequestError::retry(
+                        "the file changed at the server; its download starts again",
+                    )
+                    .into());
                 }
                 check_range(&response, from, wanted.size)?;
                 last + 1 - from
@@ -168,7 +169,7 @@ impl Fetch<'_> {
             _ => {
                 partial.reset()?;
                 return Err(RequestError::retry(
-                    "the server does not have the range; the file is begun anew",
+                    "the server does not have the range; its download starts again",
                 )
                 .into());
             }

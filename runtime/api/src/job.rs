@@ -1,4 +1,4 @@
-//! What a client asks for, validated.
+//! Validated requests of clients.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use phi_edge_models::Message;
 use phi_edge_job::Receipt;
 use phi_edge_job::TraceParent;
 
-/// Names a job: the id is unique per client.
+/// The key of a job, whose id is unique per client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct JobKey {
     /// The `{client}` of the request's topic; `None` on the shared topic.
@@ -17,7 +17,7 @@ pub struct JobKey {
     pub id: String,
 }
 
-/// The address of a reply, and what is returned to it. Two that differ only in their trace are the same address.
+/// The address of a reply, and the data that is returned to it. Two that differ only in their trace are equal.
 #[derive(Debug, Clone)]
 pub struct ReplyAddress {
     /// The target of the reply.
@@ -37,12 +37,12 @@ impl PartialEq for ReplyAddress {
 impl Eq for ReplyAddress {}
 
 impl ReplyAddress {
-    /// The address of replies that are sent nowhere, and of those that are sent by their kind.
+    /// Returns the address of replies that are not sent, and of those that are sent by their kind.
     pub fn nowhere() -> Self {
         Self::from(ReplyTarget::Nowhere)
     }
 
-    /// The topic, if the reply goes to one.
+    /// Returns the topic, if the reply goes to one.
     pub fn topic(&self) -> Option<&str> {
         match &self.target {
             ReplyTarget::Topic(topic) => Some(topic),
@@ -72,10 +72,10 @@ pub enum ReplyTarget {
     Nowhere,
 }
 
-/// Who goes first.
+/// The priority of a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub enum Priority {
-    /// When nothing else waits.
+    /// Runs when nothing else waits.
     Background,
     /// The default.
     #[default]
@@ -88,36 +88,36 @@ pub enum Priority {
 /// earlier versions.
 #[derive(Debug, Clone, PartialEq)]
 pub struct NewJob {
-    /// Its name.
+    /// The key of the job.
     pub key: JobKey,
     /// A digest of the request's body: the same id with another body is refused.
     pub body_digest: [u8; 32],
     /// The conversation.
     pub messages: Vec<Message>,
-    /// The most new tokens.
+    /// The maximum number of new tokens.
     pub max_tokens: usize,
-    /// How tokens are chosen.
+    /// The parameters of sampling.
     pub sampling: Sampling,
     /// Stop strings.
     pub stop: Vec<String>,
-    /// Publish chunks as the text grows.
+    /// Whether chunks are published as the text grows.
     pub stream: bool,
-    /// Who goes first.
+    /// The priority of a job.
     pub priority: Priority,
-    /// Time left until the answer is of no use.
+    /// The time left until the answer is of no use.
     pub deadline: Option<Duration>,
-    /// The conversation of the same client that this goes on, or begins.
+    /// The session of the same client that the request continues, or begins.
     pub session: Option<String>,
-    /// Where the replies go.
+    /// The address of the replies.
     pub reply: ReplyAddress,
-    /// Bytes of the request as it came, for the audit; `None` where nothing came, and after a restart.
+    /// The size of the request's payload in bytes, for the audit; `None` for an internal job, and after a restart.
     pub payload_bytes: Option<usize>,
-    /// The receipt of the message that it came by; `None` where the broker never delivers again.
+    /// The receipt of the request's message; `None` where the broker never redelivers it.
     pub receipt: Option<Receipt>,
 }
 
 impl NewJob {
-    /// The id of the trace that it is part of, for logs.
+    /// Returns the id of the trace that the request is part of, for logs.
     pub fn trace_id(&self) -> Option<&str> {
         self.reply.traceparent.as_ref().map(TraceParent::trace_id)
     }

@@ -1,4 +1,4 @@
-//! What a client is told.
+//! Replies to clients.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,21 +11,21 @@ use crate::job::{JobKey, ReplyAddress};
 /// One message to a client.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Reply {
-    /// The job it is about.
+    /// The key of its job.
     pub key: JobKey,
-    /// Where it goes.
+    /// Its address.
     pub address: ReplyAddress,
-    /// What it says.
+    /// Its content.
     pub body: ReplyBody,
-    /// Names a message that is kept until `Service::delivered` is told that the broker has it; `None` for one
-    /// that is not kept.
+    /// The number of a message that is kept until it is passed to `Service::delivered`, when the broker has it; `None` for
+    /// one that is not kept.
     pub delivery: Option<u64>,
 }
 
-/// The kinds of reply.
+/// The content of a reply, by its kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplyBody {
-    /// Text as it grows; loss does no harm.
+    /// A piece of the text as it grows; its loss does no harm.
     Chunk {
         /// 1, and one more after each restart of the job.
         attempt: u32,
@@ -36,16 +36,16 @@ pub enum ReplyBody {
     },
     /// The answer.
     Final(Answer),
-    /// Why there is none.
+    /// The reason why there is no answer.
     Error(Refusal),
-    /// For the operator: what could not be served. Its address is nobody's.
+    /// A dead letter for the operator, which goes to no client.
     DeadLetter(DeadLetter),
-    /// What a rule produced.
+    /// An event of a rule.
     Event(Box<Published>),
 }
 
 impl ReplyBody {
-    /// Bytes of the texts in it.
+    /// Returns the size of its texts, in bytes.
     pub fn texts(&self) -> u64 {
         let bytes = match self {
             Self::Chunk { delta, .. } => delta.len(),
@@ -58,15 +58,15 @@ impl ReplyBody {
     }
 }
 
-/// What could not be served. Where a letter itself can't be delivered, the link leaves out the texts that are not the
-/// node's own (`DeadLetterContent` of phi-edge-mqtt).
+/// A report of a message that could not be served. Where the letter itself can't be delivered, the link leaves out the texts
+/// that are not the node's own (`DeadLetterContent` of phi-edge-mqtt).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DeadLetter {
     /// An error code's word, or [`DeadLetter::UNDELIVERABLE`].
     pub reason: String,
-    /// One line.
+    /// The explanation, in one line.
     pub message: String,
-    /// Where the original came from, or should have gone.
+    /// The topic that the original came from, or should have gone to.
     pub topic: String,
     /// The request's id, if it has one.
     pub id: Option<String>,
@@ -77,14 +77,17 @@ pub struct DeadLetter {
 }
 
 impl DeadLetter {
-    /// The most bytes of an original that a dead letter repeats.
-    pub const ORIGINAL: usize = 64 << 10;
+    /// The maximum size of the part of an original that a dead letter repeats, in bytes.
+    pub const MAX_ORIGINAL_BYTES: usize = 64 << 10;
     /// The reason of a letter about a message that can't be published. It tells facts of the message and quotes nothing.
     pub const UNDELIVERABLE: &str = "undeliverable";
 
-    /// What is kept of an original: letters wait in memory and in the store.
+    /// Returns the part of an original that is kept: letters wait in memory and in the store.
     pub fn beginning(original: &[u8]) -> Vec<u8> {
-        original.get(..Self::ORIGINAL).unwrap_or(original).to_vec()
+        original
+            .get(..Self::MAX_ORIGINAL_BYTES)
+            .unwrap_or(original)
+            .to_vec()
     }
 }
 
@@ -95,34 +98,34 @@ pub struct Answer {
     pub reply_id: String,
     /// The whole text.
     pub text: String,
-    /// Why it ended.
+    /// The reason why it ended.
     pub finish_reason: FinishReason,
-    /// Tokens of the prompt.
+    /// The number of tokens of the prompt.
     pub prompt_tokens: usize,
-    /// New tokens.
+    /// The number of new tokens.
     pub completion_tokens: usize,
-    /// Prompt tokens that needed no work.
+    /// The number of prompt tokens whose keys and values were reused.
     pub cached_tokens: usize,
-    /// From acceptance to start.
+    /// The time from acceptance to the start.
     pub queued: Duration,
-    /// From start to the first token.
+    /// The time from the start to the first token.
     pub prefill: Duration,
-    /// From the first token to the end.
+    /// The time from the first token to the end.
     pub decode: Duration,
-    /// The model that wrote it.
+    /// The name of the model.
     pub model: Arc<str>,
 }
 
-/// Why a request gets no answer.
+/// The reason why a request gets no answer.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{code}: {message}")]
 pub struct Refusal {
     /// The same for every copy of this reply.
     pub reply_id: String,
-    /// For programs.
+    /// The error code, for programs.
     pub code: ErrorCode,
-    /// For people: one line, what and what to do.
+    /// One line for people: what happened and what to do.
     pub message: String,
-    /// When to try again.
+    /// The time until a retry is worthwhile.
     pub retry_after: Option<Duration>,
 }

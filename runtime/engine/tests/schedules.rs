@@ -61,7 +61,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(10_000))]
 
     /// Whatever comes, goes and is remembered, in whatever company: one end each, the text of one alone, memory
-    /// within its bound, and nobody is passed over for ever.
+    /// within its bound, and no request is passed over for ever.
     #[test]
     fn every_request_ends_once_with_its_own_text(
         jobs in jobs(), chunk in 1usize..12, slots in 1usize..5, boundary in any::<bool>(),

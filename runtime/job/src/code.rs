@@ -1,6 +1,6 @@
 //! The error codes of the contract.
 
-/// Error codes of the wire contract.
+/// An error code of the wire contract.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum ErrorCode {
     /// The request is malformed.
@@ -11,20 +11,20 @@ pub enum ErrorCode {
     Busy,
     /// The deadline passed before the job started.
     Expired,
-    /// Cancelled before it started.
+    /// The job was cancelled before it started.
     Cancelled,
     /// The prompt does not fit the context.
     ContextOverflow,
-    /// Asks for what this model or version can't do.
+    /// The request asks for something that this model or version can't do.
     Unsupported,
     /// The daemon can't take work now.
     Unavailable,
-    /// A fault of ours.
+    /// A fault of the daemon.
     Internal,
 }
 
 impl ErrorCode {
-    /// The code's spelling on the wire.
+    /// Returns the code's spelling on the wire.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::BadRequest => "bad_request",
@@ -54,7 +54,7 @@ impl ErrorCode {
         Self::Internal,
     ];
 
-    /// The code of this spelling.
+    /// Returns the code of this spelling.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|code| code.as_str() == word)
     }

@@ -1,23 +1,23 @@
 //! The reasons for which an answer ends.
 
-/// Why an answer ended.
+/// The reason why an answer ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum FinishReason {
     /// A stop token or stop string.
     Stop,
-    /// `max_tokens`, a full context, or a text that went round in circles.
+    /// `max_tokens`, a full context, or a text that repeats itself.
     Length,
-    /// The client took it back.
+    /// The client cancelled it.
     Cancelled,
     /// Its deadline passed.
     Deadline,
 }
 
 impl FinishReason {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 4] = [Self::Stop, Self::Length, Self::Cancelled, Self::Deadline];
 
-    /// The reason's spelling on the wire and in the store.
+    /// Returns the reason's spelling on the wire and in the store.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Stop => "stop",
@@ -27,7 +27,7 @@ impl FinishReason {
         }
     }
 
-    /// The reason of this spelling.
+    /// Returns the reason of this spelling.
     pub fn from_word(word: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == word)
     }

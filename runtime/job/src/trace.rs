@@ -6,21 +6,22 @@ use std::fmt;
 #[derive(Clone, PartialEq, Eq)]
 pub struct TraceParent(Box<str>);
 
-/// Lengths of version, trace id, parent id and flags.
-const PARTS: [usize; 4] = [2, 32, 16, 2];
+/// The lengths of version, trace id, parent id and flags.
+const PART_LENGTHS: [usize; 4] = [2, 32, 16, 2];
 
 impl TraceParent {
-    /// Reads one; what is none is to be ignored (section 3.2.2.3 of the specification).
+    /// Parses a `traceparent`; `None` for an invalid one, which is to be ignored (section 3.2.2.3 of the specification).
     pub fn parse(text: &str) -> Option<Self> {
         let parts: Vec<&str> = text.split('-').collect();
         let digits = |part: &str| part.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
         let zero = |part: &str| part.bytes().all(|byte| byte == b'0');
         // A later version may go on behind these four; of version 0 that would be a fault. "ff" is no version.
-        let whole = parts.len() == PARTS.len() || (parts.len() > PARTS.len() && parts[0] != "00");
+        let whole =
+            parts.len() == PART_LENGTHS.len() || (parts.len() > PART_LENGTHS.len() && parts[0] != "00");
         let valid = whole
             && parts
                 .iter()
-                .zip(PARTS)
+                .zip(PART_LENGTHS)
                 .all(|(part, len)| part.len() == len && digits(part))
             && parts[0] != "ff"
             && !zero(parts[1])
@@ -29,12 +30,12 @@ impl TraceParent {
         (valid && text.len() <= 128).then(|| Self(text.into()))
     }
 
-    /// As it came.
+    /// Returns the text as it came.
     pub fn as_str(&self) -> &str {
         &self.0
     }
 
-    /// The trace's id, 32 digits.
+    /// Returns the trace's id, 32 digits.
     pub fn trace_id(&self) -> &str {
         &self.0[3..35]
     }

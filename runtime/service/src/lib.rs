@@ -1,4 +1,4 @@
-//! Jobs: admission, queue, duplicates, deadlines, the engine's thread and what clients are told.
+//! Jobs: admission, queue, duplicates, deadlines, the engine's thread and the replies to clients.
 //!
 //! It must never know MQTT client types, topics' meaning, wire formats, or ONNX Runtime.
 //!

@@ -1,4 +1,4 @@
-//! Who is told of what happens, as it happens: metrics and the audit.
+//! The observers of the service: metrics and the audit.
 
 use std::fmt;
 use std::sync::Arc;
@@ -10,63 +10,63 @@ use phi_edge_api::{Answer, Refusal};
 use phi_edge_api::{JobKey, NewJob, ReplyAddress};
 use phi_edge_rules::Event;
 
-/// Is told of what happens. It is called where the service decides, some of it under its locks: it must be quick, wait for
-/// nothing, and not call the service.
+/// An observer of the service. It is called where the service decides, sometimes under its locks: it must be quick, must not
+/// block, and must not call the service.
 pub trait Observer: Send + Sync {
-    /// A job that was accepted has its outcome.
+    /// Called when an accepted job has its outcome.
     fn ended(&self, _end: &JobEnd<'_>) {}
-    /// A request was not accepted. The address is where it is told so.
+    /// Called when a request is refused. The address is that of the refusal.
     fn refused(&self, _key: &JobKey, _address: &ReplyAddress, _refusal: &Refusal) {}
-    /// An event of a rule was handed on.
+    /// Called when an event of a rule is published.
     fn event(&self, _event: &Event) {}
-    /// The store has waited for the disk.
+    /// Called when the store has flushed to the disk, with the time that the flush took.
     fn flushed(&self, _took: Duration) {}
 }
 
 /// The end of a job.
 #[derive(Debug)]
 pub struct JobEnd<'a> {
-    /// What was asked, without its messages.
+    /// The request, without its messages.
     pub job: &'a NewJob,
-    /// What the model was given.
+    /// The ids of its prompt.
     pub prompt: &'a [TokenId],
-    /// Asked for by a rule of this node, not by a client.
+    /// Whether a rule of this node asked for it, and not a client.
     pub internal: bool,
-    /// Its starts: more than one after a restart, none if its turn never came.
+    /// The number of its starts: more than one after a restart, 0 if it never started.
     pub attempts: u32,
-    /// From acceptance to the outcome, in this process.
+    /// The time from acceptance to the outcome, in this process.
     pub took: Duration,
-    /// What became of it.
+    /// Its outcome.
     pub outcome: Outcome<'a>,
 }
 
-/// What became of a job.
+/// The outcome of a job.
 #[derive(Debug, Clone, Copy)]
 pub enum Outcome<'a> {
     /// It was answered.
     Answered {
         /// The answer.
         answer: &'a Answer,
-        /// Tokens that were guessed and verified.
+        /// The number of drafted tokens that were verified.
         guessed: usize,
-        /// Guesses that were right.
+        /// The number of drafted tokens that were accepted.
         guessed_right: usize,
     },
-    /// It was not.
+    /// It failed.
     Failed(&'a Refusal),
 }
 
-/// All who are told.
+/// A list of observers.
 #[derive(Clone, Default)]
 pub struct Observers(Vec<Arc<dyn Observer>>);
 
 impl Observers {
-    /// These, told in this order.
+    /// Returns the list of these observers, which are called in this order.
     pub fn new(observers: Vec<Arc<dyn Observer>>) -> Self {
         Self(observers)
     }
 
-    /// Tells them of a flush of the store to the disk, and how long it took.
+    /// Reports a flush of the store to the disk, and the time that it took.
     pub fn flushed(&self, took: Duration) {
         self.notify(|observer| observer.flushed(took));
     }
@@ -85,7 +85,7 @@ impl fmt::Debug for Observers {
 }
 
 impl PartialEq for Observers {
-    /// The very same ones.
+    /// Compares the observers by identity.
     fn eq(&self, other: &Self) -> bool {
         self.0.len() == other.0.len() && self.0.iter().zip(&other.0).all(|(a, b)| Arc::ptr_eq(a, b))
     }

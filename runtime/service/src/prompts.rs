@@ -1,39 +1,38 @@
-//! What the service needs of a model's text side.
+//! The interface to the text side of a model.
 
 use phi_edge_engine::{Detokenizer, TokenId};
 use phi_edge_models::{EncodeCost, EncodeError, Message, TextModel};
 
-/// Why a conversation has no prompt within a limit.
+/// The reason why a conversation has no prompt within a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum PromptError {
-    /// It has more tokens than there is room for.
+    /// It has more tokens than the limit.
     TooLong {
-        /// So many at least.
+        /// The number of its tokens, or a lower bound of it.
         tokens: usize,
-        /// No more than those.
+        /// Whether `tokens` is the exact number.
         exact: bool,
     },
-    /// It can't be made; one line for the client.
+    /// It can't be encoded; one line for the client.
     Refused(String),
 }
 
-/// Turns conversations into token ids and ids into text.
+/// The text side of a model, which turns conversations into token ids and ids into text.
 pub trait Prompts: Send + Sync {
-    /// The prompt's ids, up to and with the start of the model's turn. The error is one line for the client.
+    /// Returns the prompt's ids, up to and with the start of the model's turn. The error is one line for the client.
     fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
 
-    /// What follows the ids of an answer when the conversation goes on: the end of its turn, `messages`, the start of
-    /// the next answer.
+    /// Returns the ids that follow those of an answer when the conversation goes on: the end of its turn, `messages`, the
+    /// start of the next answer.
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
 
-    /// The ids that add exactly `text` to an answer that begins with `before`; `None` where there are none, or where that
-    /// can't be told.
+    /// Returns the ids that add exactly `text` to an answer that begins with `before`; `None` where there are none, or
+    /// where they are unknown.
     fn encode_behind(&self, _before: &[TokenId], _text: &str) -> Option<Vec<TokenId>> {
         None
     }
 
-    /// As [`Prompts::encode`], as far as there are not more than `room` ids: no more work is done than it takes to find out
-    /// that there are.
+    /// As [`Prompts::encode`], with at most `room` ids. It stops as soon as it is certain that there are more.
     fn encode_within(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, PromptError> {
         within(self.encode(messages), room)
     }
@@ -47,7 +46,7 @@ pub trait Prompts: Send + Sync {
         within(self.encode_continuation(messages), room)
     }
 
-    /// What encoding takes, found out without doing it. The error is one line for the client.
+    /// Returns the cost of encoding, measured without encoding. The error is one line for the client.
     fn cost(&self, messages: &[Message]) -> Result<EncodeCost, String> {
         let text = messages.iter().map(|message| message.content.len()).sum();
         Ok(EncodeCost {
@@ -56,10 +55,10 @@ pub trait Prompts: Send + Sync {
         })
     }
 
-    /// A fresh one per answer.
+    /// Returns a new detokenizer, for one answer.
     fn detokenizer(&self) -> Box<dyn Detokenizer>;
 
-    /// Ids that end an answer.
+    /// Returns the ids that end an answer.
     fn stop_ids(&self) -> Vec<TokenId>;
 }
 

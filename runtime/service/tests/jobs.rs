@@ -299,7 +299,7 @@ async fn outcomes_are_forgotten_in_the_end() {
         sink.finish(summary(Finish::Stop, 1));
         bench.reply().await;
     }
-    // "a" was one too many: it runs anew.
+    // The outcome of "a" was one too many to keep: it runs again.
     bench.service.submit(job("a")).await.unwrap();
     let (_request, sink) = bench.asked().await;
     sink.finish(summary(Finish::Stop, 1));
@@ -320,7 +320,7 @@ async fn cancelling_before_the_start_is_an_error() {
     assert_eq!(reply.key, key("b"));
     assert!(matches!(reply.body, ReplyBody::Error(e) if e.code == ErrorCode::Cancelled));
     assert!(!bench.service.cancel(&key("b")));
-    assert!(!bench.service.cancel(&key("nobody")));
+    assert!(!bench.service.cancel(&key("unknown")));
     assert!(bench.is_silent().await);
 }
 

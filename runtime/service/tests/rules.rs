@@ -136,7 +136,7 @@ async fn a_window_becomes_an_event() {
         (&Some(Value::Number(1.0)), &Some(Value::Number(2.5)))
     );
     assert_eq!(event.error, None);
-    assert!(bench.is_silent().await, "what words it is nobody's reply");
+    assert!(bench.is_silent().await, "the job of the summary has no reply");
     assert_eq!(bench.service.rule_counters().events, 1);
 }
 
@@ -220,7 +220,7 @@ async fn events_of_a_group_come_in_the_order_of_their_windows() {
         };
         bench.service.ingest(&message);
     }
-    // Two may be worded at once: the second of a waits for the first, and b for nobody.
+    // Two may be summarised at once: the second of a waits for the first, and b for neither.
     // Which of the two is asked for first is chance.
     let mut asked = [bench.asked().await, bench.asked().await];
     asked.sort_by_key(|(request, _)| request.prompt.first().map(|id| id.0));

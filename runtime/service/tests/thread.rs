@@ -77,7 +77,7 @@ impl Decoder for Alphabet {
             Mood::Waits => {
                 let _ = self.hanging.send(());
                 let gate = self.gate.as_ref().expect("a gate");
-                gate.recv_timeout(TIMEOUT).expect("nobody opens the gate");
+                gate.recv_timeout(TIMEOUT).expect("the gate is not opened");
             }
             Mood::Hangs => {
                 let (tx, rx) = std_mpsc::channel();
@@ -86,7 +86,7 @@ impl Decoder for Alphabet {
                 });
                 let _guard = interrupt.during(&hook);
                 let _ = self.hanging.send(());
-                rx.recv_timeout(TIMEOUT).expect("nobody interrupts the run");
+                rx.recv_timeout(TIMEOUT).expect("the run is not interrupted");
                 return Err(DecodeError::Interrupted);
             }
         }
@@ -281,7 +281,7 @@ async fn an_engine_that_can_not_come_back_is_lost() {
     let first_only = |n| if n == 1 { Ok(()) } else { Err("the disk is gone") };
     let mut ends = start_with(Mood::Works, Some(Duration::from_millis(1)), first_only).await;
     ends = the_engine_goes(ends).await;
-    assert!(!ends.service.is_engine_lost(), "nobody has needed it");
+    assert!(!ends.service.is_engine_lost(), "it was only idle");
     ends.service.submit(job("v")).await.unwrap();
     let ReplyBody::Error(error) = outcome(&mut ends).await else {
         panic!("not an error")

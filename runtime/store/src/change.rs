@@ -1,4 +1,4 @@
-//! What the ledger tells the store.
+//! The changes that the ledger sends to the store.
 
 use tokio::sync::oneshot;
 
@@ -9,58 +9,58 @@ use phi_edge_api::{JobKey, ReplyAddress};
 use phi_edge_api::{Reply, ReplyBody};
 use phi_edge_rules::changes::{PendingEvent, RuleChange};
 
-/// One change of what is kept.
+/// A change of the stored state.
 #[derive(Debug, Clone)]
 pub enum Change {
     /// A request is accepted.
     Accept(Box<JobRecord>),
-    /// These wait for its outcome.
+    /// The addresses that wait for a job's outcome have changed.
     Addresses {
         /// The job.
         key: JobKey,
         /// All addresses that wait for it.
         addresses: Vec<ReplyAddress>,
     },
-    /// It has a slot.
+    /// A job has got a slot.
     Start {
         /// The job.
         key: JobKey,
         /// 1, and one more after each interruption.
         attempt: u32,
     },
-    /// It gave its slot back without an outcome.
+    /// A job has given its slot back without an outcome.
     Pause {
         /// The job.
         key: JobKey,
     },
-    /// It has its outcome.
+    /// A job has got its outcome.
     Settle {
         /// The job.
         key: JobKey,
         /// Its outcome.
         body: Box<ReplyBody>,
-        /// How long the outcome is kept for those that ask again.
+        /// The time until which the outcome is kept for clients that ask again.
         until: Moment,
     },
     /// A message is to be published.
     Post(Box<Reply>),
-    /// The broker has acknowledged that message.
+    /// The broker has acknowledged the message of this delivery.
     Delivered(u64),
-    /// The outcome is kept no longer.
+    /// The outcome of a job is not kept any longer.
     Forget(JobKey),
-    /// A message was dealt with; should the broker deliver it again, nothing more is to be done.
+    /// A message was handled; its redelivery is to be ignored.
     Received(ReceiptRow),
-    /// The broker has lost the session: no message comes again.
+    /// The broker has lost the session, and redelivers nothing.
     ForgetReceipts,
-    /// The link's note.
+    /// The link has a new note.
     LinkNote(String),
-    /// Something of the rules.
+    /// The state of the rules has changed.
     Rule(RuleChange),
 }
 
 impl Change {
-    /// Whether somebody waits for the disk. The rest may go with what comes later: were it lost in a power cut, the
-    /// same would be done once more, as the contract allows.
+    /// Whether the change must be flushed at once. The others are flushed with a later one: if a power cut loses them, the
+    /// same is done once more, as the contract allows.
     pub fn is_urgent(&self) -> bool {
         match self {
             Self::Accept(_)
@@ -73,7 +73,7 @@ impl Change {
             | Self::Pause { .. }
             | Self::Delivered(_)
             | Self::Forget(_)
-            // The waiter has noted something else with it.
+            // What waits for it has noted another change with it.
             | Self::Received(_)
             | Self::ForgetReceipts => false,
         }
@@ -81,9 +81,9 @@ impl Change {
 }
 
 impl Change {
-    /// About what it takes in memory until it is written, in bytes.
+    /// Returns the approximate memory that it takes until it is written, in bytes.
     fn cost(&self) -> u64 {
-        const CHANGE: u64 = 256;
+        const CHANGE_OVERHEAD_BYTES: u64 = 256;
         let content = match self {
             Self::Accept(record) => (record.prompt.len() * 4) as u64,
             Self::Settle { body, .. } => body.texts(),
@@ -96,31 +96,31 @@ impl Change {
             Self::Rule(RuleChange::AddPendingEvent(pending)) => pending.cost(),
             _ => 0,
         };
-        CHANGE + content
+        CHANGE_OVERHEAD_BYTES + content
     }
 }
 
 impl Batch {
-    /// About what it takes in memory until it is written, in bytes.
+    /// Returns the approximate memory that it takes until it is written, in bytes.
     pub fn cost(&self) -> u64 {
         self.changes.iter().map(Change::cost).sum()
     }
 }
 
-/// Changes that are made together.
+/// A batch of changes that are committed together.
 #[derive(Debug)]
 pub struct Batch {
-    /// Numbers follow each other without a gap.
+    /// Its number; numbers follow each other without a gap.
     pub number: u64,
     /// The changes, in order.
     pub changes: Vec<Change>,
-    /// The changes are all there is: whatever the file holds is forgotten.
+    /// Whether the changes replace everything that the file holds.
     pub replaces: bool,
-    /// Who can be told that it was not stored.
+    /// The channel of the result, if a task waits for it.
     pub waiting: Option<oneshot::Sender<Result<(), Unstored>>>,
 }
 
-/// The disk does not take it; one line says why.
+/// The reason why a batch was not stored, in one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct Unstored(pub String);

@@ -14,43 +14,43 @@ use tokio::time::Instant;
 /// A moment, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moment {
-    /// Since the machine started, without the time for which it was suspended.
+    /// The time since the machine started, without that for which it was suspended.
     pub up_ms: i64,
-    /// Since 1970, as the wall clock had it when this was written.
+    /// The time since 1970, by the wall clock when this was written.
     pub wall_ms: i64,
 }
 
-/// Turns moments of this process into such that outlive it, and back.
+/// A converter of moments of this process into stored moments, and back.
 #[derive(Debug, Clone)]
 pub struct Clock {
     start: Instant,
     start_up_ms: i64,
-    /// This start of the machine.
+    /// The id of this start of the machine.
     boot: String,
 }
 
 impl Clock {
-    /// The clock of this process on this start of the machine.
+    /// Returns the clock of this process on this start of the machine.
     pub fn of_this_process() -> Self {
         Self::at(Instant::now(), awake(), boot_id())
     }
 
-    /// A clock by its readings: `awake` is that of the machine at `start`.
+    /// Returns a clock with these readings: `awake` is that of the machine at `start`.
     fn at(start: Instant, awake: Duration, boot_id: Option<String>) -> Self {
         Self {
             start,
             start_up_ms: i64::try_from(awake.as_millis()).unwrap_or(i64::MAX),
-            // Moments by another clock are none of this one's, though the machine was not started since.
+            // Moments by another clock don't belong to this one, though the machine was not restarted since.
             boot: boot_id.map_or_else(String::new, |id| format!("{id} awake")),
         }
     }
 
-    /// Names this start of the machine; empty where that can't be told.
+    /// Returns the id of this start of the machine; empty where it is unknown.
     pub fn boot(&self) -> &str {
         &self.boot
     }
 
-    /// `moment` for the disk.
+    /// Returns `moment` as it is stored.
     pub fn keep(&self, moment: Instant) -> Moment {
         self.keep_at(moment, Instant::now())
     }
@@ -64,7 +64,7 @@ impl Clock {
         }
     }
 
-    /// A moment that this start of the machine wrote, for this process: `None` if it is past.
+    /// Returns the time left until a moment that this start of the machine stored; `None` if it is past.
     pub fn left(&self, up_ms: i64) -> Option<Duration> {
         self.left_at(up_ms, Instant::now())
     }
@@ -87,7 +87,7 @@ impl Clock {
     }
 }
 
-/// Milliseconds since 1970 by the wall clock.
+/// Returns the milliseconds since 1970 by the wall clock.
 pub fn wall_ms() -> i64 {
     match SystemTime::now().duration_since(UNIX_EPOCH) {
         Ok(since) => i64::try_from(since.as_millis()).unwrap_or(i64::MAX),
@@ -95,7 +95,7 @@ pub fn wall_ms() -> i64 {
     }
 }
 
-/// Time since the machine started, without the time for which it was suspended: what [`Instant`] goes by.
+/// Returns the time since the machine started, without that for which it was suspended: the clock of [`Instant`].
 #[cfg(unix)]
 fn awake() -> Duration {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
@@ -103,13 +103,14 @@ fn awake() -> Duration {
     Duration::new(seconds, u32::try_from(now.tv_nsec).unwrap_or_default())
 }
 
-/// There is no name for a start of the machine either: a restart of the process counts as one.
+/// Returns zero. There is no id of a start of the machine either: a restart of the process counts as one.
 #[cfg(not(unix))]
 fn awake() -> Duration {
     Duration::ZERO
 }
 
-/// Linux only. Elsewhere a restart of the process counts as one of the machine: by the wall clock.
+/// Returns the id of this start of the machine, on Linux. Elsewhere a restart of the process counts as one of the machine,
+/// by the wall clock.
 fn boot_id() -> Option<String> {
     let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
     Some(id.trim().to_owned())
@@ -156,7 +157,7 @@ mod tests {
     }
 
     proptest! {
-        /// Where a deadline would be due for a process that goes on, it is for those that come after it.
+        /// A deadline is due for later processes where it would be due for a process that goes on.
         #[test]
         fn a_deadline_is_neither_early_nor_late_after_suspend_and_restart(
             events in prop::collection::vec((0u64..400, prop::bool::ANY, prop::bool::ANY), 1..12), deadline in 1u64..2000,

@@ -17,13 +17,13 @@ use std::io::{Seek as _, SeekFrom, Write as _};
 use std::path::Path;
 use std::sync::Arc;
 
-/// Deaths of processes that encoded the text alone, after which it is given up: as many as for jobs.
+/// The number of deaths of processes that encoded a text alone, after which it is given up: as many as for jobs.
 const MAX_DEATHS: u32 = 3;
 
-/// Texts that were given up and are remembered; the oldest go first.
+/// The maximum number of given-up texts that are remembered; the oldest are removed first.
 const MAX_GIVEN_UP_TEXTS: usize = 64;
 
-/// Suspects that are remembered; more are not encoded at the same time.
+/// The maximum number of suspects that are remembered; no more texts are encoded at the same time.
 const MAX_SUSPECTS: usize = 256;
 
 const FILE_NAME: &str = "encoding";
@@ -31,18 +31,18 @@ const FILE_NAME: &str = "encoding";
 /// The digest that names a text.
 pub type WorkDigest = [u8; 32];
 
-/// What the note says of a text.
+/// The standing of a text in the note.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Standing {
-    /// Nothing.
+    /// The text is not noted.
     Clear,
     /// A process died while it encoded it, perhaps with others.
     Suspect,
-    /// It is not encoded again.
+    /// It is given up, and not encoded again.
     GivenUp {
-        /// Processes that died while they encoded it alone.
+        /// The number of processes that died while they encoded it alone.
         deaths: u32,
-        /// [`EncodeNote::told`] was not called yet.
+        /// Whether [`EncodeNote::told`] was not called yet.
         first: bool,
     },
 }
@@ -55,7 +55,7 @@ enum NoteState {
     /// Being encoded, and nothing else.
     Alone,
     Suspect,
-    /// Not told yet.
+    /// Given up, and not reported yet.
     GivenUp,
     Told,
 }
@@ -70,7 +70,7 @@ struct Line {
 /// The note of the texts that are being encoded.
 #[derive(Debug)]
 pub struct EncodeNote {
-    /// None without a folder, where the file can't be written, and after [`EncodeNote::close`].
+    /// `None` without a folder, where the file can't be written, and after [`EncodeNote::close`].
     file: Option<File>,
     lines: Vec<Line>,
 }
@@ -97,7 +97,7 @@ impl Drop for NoteEntry {
 }
 
 impl EncodeNote {
-    /// Reads what an earlier process left in `folder`, and draws the conclusions.
+    /// Reads the note that an earlier process left in `folder`, and derives suspects and given-up texts from it.
     pub fn open(folder: Option<&Path>) -> Self {
         let mut note = Self {
             file: None,
@@ -216,7 +216,7 @@ impl EncodeNote {
         place
     }
 
-    /// It was encoded, or refused: in any case the process lives.
+    /// Removes an entry: its text was encoded or refused, and the process lives.
     fn leave(&mut self, line: usize) {
         if let Some(left) = self.lines.get_mut(line) {
             left.state = NoteState::Free;
@@ -251,7 +251,7 @@ impl EncodeNote {
     }
 }
 
-/// What follows from the lines that a process left.
+/// Returns the lines of suspects and given-up texts that follow from those that a process left.
 fn concluded(left: &str) -> Vec<Line> {
     // By text: two that are the same may have been encoded at once.
     let mut found: HashMap<WorkDigest, Line> = HashMap::new();
@@ -300,7 +300,7 @@ impl Line {
         text
     }
 
-    /// `None`: it is none, or only a part of one.
+    /// Returns `None` if `text` is no line, or only a part of one.
     fn read(text: &str) -> Option<Self> {
         let mut parts = text.split(' ');
         let (state, deaths, hex) = (parts.next()?, parts.next()?, parts.next()?);

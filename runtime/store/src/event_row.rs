@@ -70,7 +70,7 @@ impl EventRow {
         }
     }
 
-    /// `None` for words that this version does not know.
+    /// Returns `None` for values that this version does not know.
     pub(super) fn event(self) -> Option<Event> {
         let error = match self.error {
             None => None,
@@ -115,12 +115,12 @@ impl EventRow {
     }
 }
 
-/// An event that waits for its words.
+/// The row of an event that waits for its summary.
 #[derive(Serialize, Deserialize)]
 pub(super) struct PendingRow {
     #[serde(flatten)]
     event: EventRow,
-    /// When its window was ended; none of rows that were written before this was.
+    /// The time at which its window was closed; `None` in rows of earlier versions.
     since: Option<i64>,
 }
 
@@ -132,7 +132,7 @@ impl PendingRow {
         }
     }
 
-    /// The event, and when its window was ended.
+    /// Returns the event, and the time at which its window was closed.
     pub(super) fn event(self) -> Option<(Event, Time)> {
         let since = self.since.unwrap_or_else(super::wall_ms);
         Some((self.event.event()?, Time(since)))
@@ -291,7 +291,7 @@ impl ShownRow {
 pub(super) struct MarkRow {
     seq: Option<u64>,
     closed_until: Option<i64>,
-    /// From, end.
+    /// The start and the end of each.
     splits: Vec<(i64, i64)>,
     cool_until: Option<i64>,
     last_seen: Option<i64>,
@@ -340,7 +340,7 @@ impl MarkRow {
 mod tests {
     use super::*;
 
-    /// As earlier versions wrote it.
+    /// A row as earlier versions wrote it.
     const EARLIER: &str = r#"{"event_id":"e1","rule":"r","group":"g","start":1,"end":2,"reason":"due","messages":1,
         "late":0,"left_out":0,"dropped":0,"closed_late":false,"stats":[["t",{"count":1,"min":0.1,"max":0.1,"mean":0.1,
         "first":0.1,"last":"x","rate":null,"from":1,"to":1,"values":[]}]],"text":null,"unsupported_numbers":null,

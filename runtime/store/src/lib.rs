@@ -1,12 +1,12 @@
-//! What must survive: accepted jobs, their outcomes, and messages that the broker has not acknowledged.
+//! The durable store of accepted jobs, their outcomes, and messages that the broker has not acknowledged.
 //!
-//! The ledger in memory decides, the store remembers: it is told every change in order and says when a change can no
-//! longer be lost. One thread owns the SQLite file and commits what has come together since its last commit in one
-//! transaction, so that the number of flushes to the disk grows with time and not with requests.
+//! The ledger in memory decides; the store takes every change in order and reports when a change can no longer be lost.
+//! One thread owns the SQLite file and commits what has come together since its last commit in one transaction, so that
+//! the number of flushes to the disk grows with time and not with requests.
 //!
-//! While the disk fails nothing new is accepted: whoever asks is told. What was promised before goes on in memory, and
-//! outcomes wait there. When the disk takes writes again, the ledger gives all that it holds and the file is written anew:
-//! so the time of failing costs no memory, however long it is.
+//! While the disk fails, new requests are refused. What was accepted before goes on in memory, and outcomes wait there.
+//! When the disk takes writes again, the ledger sends all that it holds and the file is rewritten: so a failure costs no
+//! memory, however long it lasts.
 
 mod change;
 mod clock;
@@ -40,28 +40,28 @@ pub use clock::{Clock, Moment, wall_ms};
 pub use receipt::{RECEIPT_REACH, ReceiptMark, ReceiptRow, receipt_mark};
 pub use record::{JobRecord, Restored, RestoredJob, RestoredState, Tries};
 
-/// Where the store is and what it may cost.
+/// The configuration of the store.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StoreConfig {
-    /// Its folder; made where it is missing.
+    /// The store's folder; created where it is missing.
     pub folder: PathBuf,
-    /// The most bytes of what is kept; beyond them new requests are refused as `busy`. What was accepted is still
+    /// The maximum size of the store, in bytes; beyond it new requests are refused as `busy`. What was accepted is still
     /// stored.
     pub max_bytes: u64,
-    /// Serve on without a store where it fails. What is accepted then can be lost.
+    /// Whether to go on without a store where it fails. What is accepted then can be lost.
     pub memory_fallback: bool,
 }
 
-/// How the process before this one ended.
+/// The way in which the process before this one ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum LastEnd {
-    /// By itself, by a signal from outside or with the machine: none of its jobs is to blame.
+    /// It ended by itself, by a signal from outside or with the machine: none of its jobs is to blame.
     Innocent,
     /// It crashed: a fault of its own, out of memory, or hung until the watchdog ended it.
     Crashed,
 }
 
-/// Why the store can't be used at all.
+/// The reason why the store can't be used at all.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// A later version of the program wrote it.
@@ -72,26 +72,26 @@ pub enum StoreError {
     Newer {
         /// The file.
         file: String,
-        /// Its version.
+        /// The schema version of the file.
         found: i64,
-        /// Ours.
+        /// The newest schema version that this program knows.
         known: i64,
     },
-    /// Its thread can't be started.
+    /// The store's thread can't be started.
     #[error("the store's thread can't be started: {0}")]
     Thread(std::io::Error),
 }
 
-/// How the store is.
+/// The health of the store.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub struct StoreHealth {
-    /// Why it can't be written, in one line; `None` if it can.
+    /// The reason why it can't be written, in one line; `None` if it can.
     pub failing: Option<String>,
     /// Bytes in use.
     pub bytes: u64,
-    /// Commits that were flushed to the disk, since the start.
+    /// The number of commits that were flushed to the disk, since the start.
     pub flushes: u64,
-    /// How long the last of them took.
+    /// The duration of the last flush.
     pub last_flush: std::time::Duration,
 }
 
@@ -107,32 +107,32 @@ pub struct Store {
     thread: Option<JoinHandle<()>>,
 }
 
-/// A batch on its way to the thread.
+/// A batch that is not written yet, and its cost in bytes.
 struct Unwritten {
     batch: Batch,
     cost: u64,
 }
 
-/// What the store's thread tells.
+/// The signals of the store's thread.
 #[derive(Debug, Default)]
 pub struct Signals {
     /// The number of the last batch that can't be lost any more.
     pub committed: watch::Sender<u64>,
-    /// How the store is.
+    /// The health of the store.
     pub health: watch::Sender<StoreHealth>,
-    /// What an earlier process left, once it could be read.
+    /// The state that an earlier process left, once it could be read.
     pub restored: Mutex<Option<Restored>>,
-    /// Counts the times that all there is must be given anew.
+    /// The number of requests for the complete state.
     pub refill: watch::Sender<u64>,
-    /// What the batches take that were handed over and are not written, in bytes.
+    /// The memory of the batches that were sent and are not written, in bytes.
     pub unwritten: AtomicU64,
-    /// Something of the above is new.
+    /// Notified when one of the above has changed.
     pub news: Notify,
 }
 
 impl Store {
-    /// Opens the store, or begins to try to: a disk that fails now may do later, and [`Store::health`] says how it is.
-    /// A file that is damaged is set aside under another name, and what can still be read of it is taken over.
+    /// Opens the store. A disk that fails now is retried, and [`Store::health`] reports it. A damaged file is set aside under
+    /// another name, and what can still be read of it is taken over.
     ///
     /// # Errors
     /// The file is a newer version's.
@@ -172,27 +172,27 @@ impl Store {
         })
     }
 
-    /// How the store is, and each change.
+    /// Returns the health of the store, with each change.
     pub fn health(&self) -> watch::Receiver<StoreHealth> {
         self.signals.health.subscribe()
     }
 
-    /// The clock of the moments that are stored.
+    /// Returns the clock of the moments that are stored.
     pub fn clock(&self) -> &Clock {
         &self.clock
     }
 
-    /// What the store's thread reports.
+    /// Returns the signals of the store's thread.
     pub fn signals(&self) -> &Arc<Signals> {
         &self.signals
     }
 
-    /// Its configuration.
+    /// Returns the configuration of the store.
     pub fn config(&self) -> &StoreConfig {
         &self.config
     }
 
-    /// Hands a batch over; never waits.
+    /// Sends a batch to the store's thread; never waits.
     pub fn send(&self, batch: Batch) {
         if let Some(batches) = &self.batches {
             let cost = batch.cost();

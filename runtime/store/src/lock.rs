@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use super::private_folder;
 
-/// The file in the store's folder. It is never removed: a lock on a file that is gone locks no process out.
-const NAME: &str = "lock";
-/// The longest process id, and a line's end.
-const PID_BYTES: u64 = 16;
+/// The name of the file in the store's folder. It is never removed: a lock on a file that is gone locks no process out.
+const FILE_NAME: &str = "lock";
+/// The maximum size of a process id and a line's end.
+const MAX_PID_BYTES: u64 = 16;
 
 /// The lock of a store's folder, held until this is dropped.
 #[derive(Debug)]
@@ -21,7 +21,7 @@ pub struct StoreLock {
     _file: File,
 }
 
-/// Why the lock of a store's folder can't be had.
+/// The reason why the lock of a store's folder can't be taken.
 #[derive(Debug, thiserror::Error)]
 pub enum LockError {
     /// Another process holds it.
@@ -33,7 +33,7 @@ pub enum LockError {
     Held {
         /// The store's folder.
         folder: String,
-        /// The other process, where that can be told.
+        /// The id of the other process, where it is known.
         pid: Option<u32>,
     },
     /// The file system does not let it be taken.
@@ -41,7 +41,7 @@ pub enum LockError {
     Io {
         /// The lock's file, or its folder.
         file: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
@@ -53,7 +53,7 @@ impl StoreLock {
     /// Another process holds it, or the disk does not let it be taken: then the store may still become usable later.
     pub fn take(folder: &Path) -> Result<Self, LockError> {
         private_folder(folder).map_err(|source| io(folder, source))?;
-        let path = folder.join(NAME);
+        let path = folder.join(FILE_NAME);
         let (mut file, writable) = open(&path).map_err(|source| io(&path, source))?;
         match file.try_lock() {
             Ok(()) => {}
@@ -66,14 +66,14 @@ impl StoreLock {
             Err(TryLockError::Error(source)) => return Err(io(&path, source)),
         }
         if writable {
-            // Only for the words of others: the lock holds without it.
+            // Only for the error message of others: the lock holds without it.
             let _ = note(&mut file);
         }
         Ok(Self { _file: file })
     }
 }
 
-/// The file, and whether it can be written: on a disk that has become read-only it still locks.
+/// Opens the file; returns it, and whether it can be written. On a disk that has become read-only it still locks.
 fn open(path: &Path) -> std::io::Result<(File, bool)> {
     let mut options = OpenOptions::new();
     options.read(true).write(true).create(true).truncate(false);
@@ -96,7 +96,7 @@ fn note(file: &mut File) -> std::io::Result<()> {
 
 fn holder(file: &mut File) -> Option<u32> {
     let mut text = String::new();
-    file.take(PID_BYTES).read_to_string(&mut text).ok()?;
+    file.take(MAX_PID_BYTES).read_to_string(&mut text).ok()?;
     text.trim().parse().ok()
 }
 
@@ -151,7 +151,7 @@ mod tests {
         use std::os::unix::fs::PermissionsExt as _;
         let folder = tempfile::tempdir().expect("a folder");
         drop(StoreLock::take(folder.path()).expect("it is free"));
-        let file = folder.path().join(NAME);
+        let file = folder.path().join(FILE_NAME);
         std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o400)).expect("rights");
         let _lock = StoreLock::take(folder.path()).expect("it is free");
         assert!(matches!(

@@ -19,7 +19,7 @@ pub struct ReceiptRow {
     pub mark: ReceiptMark,
 }
 
-/// The part of a digest that is kept: enough to tell messages apart.
+/// Returns the part of a digest that is kept: enough to tell messages apart.
 pub fn receipt_mark(digest: &[u8; 32]) -> ReceiptMark {
     let mut mark = ReceiptMark::default();
     mark.copy_from_slice(&digest[..16]);

@@ -1,6 +1,6 @@
 //! Jobs and messages as the file holds them.
 //!
-//! Own types with the field names spelt out, so that a change of the domain's types can't change the file unnoticed.
+//! The types spell out the field names, so that a change of the domain's types can't change the file unnoticed.
 
 use std::time::Duration;
 
@@ -17,48 +17,48 @@ use phi_edge_job::{ErrorCode, FinishReason};
 use phi_edge_rules::changes::RestoredRules;
 use phi_edge_rules::{Published, Time};
 
-/// What was tried with a job.
+/// The attempts at a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Tries {
-    /// Starts so far.
+    /// The number of starts so far.
     pub attempts: u32,
-    /// Crashes in which it was alone.
+    /// The number of crashes in which it ran alone.
     pub crashes: u32,
-    /// It ran when the process crashed.
+    /// Whether it ran when the process crashed.
     pub suspect: bool,
 }
 
 /// An accepted job.
 #[derive(Debug, Clone, PartialEq)]
 pub struct JobRecord {
-    /// Without its messages: the prompt has them.
+    /// The request, without its messages: the prompt has them.
     pub job: NewJob,
     /// The ids of its prompt.
     pub prompt: Vec<TokenId>,
     /// Its place in the order of arrival.
     pub place: u64,
-    /// How often it was tried.
+    /// The attempts at it.
     pub tries: Tries,
-    /// When it was accepted.
+    /// The time of its acceptance.
     pub accepted: Moment,
-    /// When its deadline passes.
+    /// The time of its deadline.
     pub expires: Moment,
 }
 
-/// All that an earlier process left.
+/// The state that an earlier process left.
 #[derive(Debug, Default)]
 pub struct Restored {
-    /// In the order in which they were accepted.
+    /// The jobs, in order of acceptance.
     pub jobs: Vec<RestoredJob>,
     /// Messages that the broker has not acknowledged, in order.
     pub outbox: Vec<Reply>,
-    /// Messages that were dealt with.
+    /// The receipts of messages that were handled.
     pub receipts: Vec<ReceiptRow>,
-    /// Such messages as an earlier version of the program kept them.
+    /// The receipts that an earlier version of the program kept.
     pub former_receipts: Vec<ReceiptMark>,
     /// The link's note.
     pub link_note: Option<String>,
-    /// What rules need.
+    /// The state of the rules.
     pub rules: RestoredRules,
 }
 
@@ -69,20 +69,20 @@ pub struct RestoredJob {
     pub record: JobRecord,
     /// The addresses that wait for its outcome.
     pub addresses: Vec<ReplyAddress>,
-    /// How far it came.
+    /// Its state.
     pub state: RestoredState,
 }
 
-/// How far a restored job came.
+/// The state of a restored job.
 #[derive(Debug)]
 pub enum RestoredState {
-    /// To be run.
+    /// It has no outcome, and is to be run.
     Open,
     /// It has its outcome.
     Done {
         /// The outcome.
         body: ReplyBody,
-        /// How long it is kept for those that ask again, in milliseconds of the clock of timers.
+        /// The time until which it is kept for clients that ask again, as [`Moment::up_ms`].
         until_up_ms: i64,
     },
 }
@@ -101,7 +101,7 @@ pub(super) struct RequestRow {
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
-    /// Of an earlier version of the program; this one keeps receipts in a table of their own.
+    /// The receipts of an earlier version of the program; this one keeps them in a table of their own.
     #[serde(default, skip_serializing)]
     pub(super) receipts: Vec<[u8; 32]>,
 }
@@ -264,13 +264,13 @@ pub(super) enum BodyRow {
     Event {
         event: Box<EventRow>,
         output: OutputRow,
-        /// When its expiry passes, in milliseconds since 1970; none of rows of earlier versions.
+        /// The time of its expiry, in milliseconds since 1970; `None` in rows of earlier versions.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         expires: Option<i64>,
     },
 }
 
-/// The original of a dead letter; as text where it is one, since numbers take four times the room.
+/// The original of a dead letter, as text where it is UTF-8, since numbers take four times the room.
 #[derive(Serialize, Deserialize)]
 #[serde(untagged)]
 pub(super) enum OriginalRow {
@@ -295,7 +295,7 @@ impl OriginalRow {
 }
 
 impl BodyRow {
-    /// `None` for a chunk, which nobody keeps.
+    /// Returns `None` for a chunk, which is not stored.
     pub(super) fn of(body: &ReplyBody) -> Option<Self> {
         Some(match body {
             ReplyBody::Chunk { .. } => return None,
@@ -336,7 +336,7 @@ impl BodyRow {
         })
     }
 
-    /// `None` for words that this version does not know.
+    /// Returns `None` for values that this version does not know.
     pub(super) fn body(self) -> Option<ReplyBody> {
         Some(match self {
             Self::Final {
@@ -406,7 +406,7 @@ impl BodyRow {
     }
 }
 
-/// Ids as little-endian 32-bit numbers.
+/// Returns ids as little-endian 32-bit numbers.
 pub(super) fn ids_to_bytes(ids: &[TokenId]) -> Vec<u8> {
     ids.iter().flat_map(|id| id.0.to_le_bytes()).collect()
 }

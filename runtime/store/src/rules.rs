@@ -8,10 +8,10 @@ use phi_edge_rules::Time;
 use phi_edge_rules::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange, WindowClose};
 use phi_edge_rules::engine::MAX_DEDUPE_VALUES;
 
-/// Values of `dedupe` are kept for so long, in milliseconds.
-pub(super) const SEEN_FOR: i64 = 24 * 3600 * 1000;
+/// The time for which values of `dedupe` are kept, in milliseconds.
+pub(super) const SEEN_RETENTION_MS: i64 = 24 * 3600 * 1000;
 
-/// Empties the tables.
+/// The statements that empty the tables.
 pub(super) const CLEAR: &str = "DELETE FROM rule_messages; DELETE FROM rule_marks; DELETE FROM rule_events;
      DELETE FROM rule_seen;";
 
@@ -96,7 +96,7 @@ fn close(connection: &Connection, closing: &WindowClose) -> rusqlite::Result<()>
     }
     connection
         .prepare_cached("DELETE FROM rule_seen WHERE seen < ?1")?
-        .execute([closing.checkpoint.last_seen.unwrap_or_default().0 - SEEN_FOR])?;
+        .execute([closing.checkpoint.last_seen.unwrap_or_default().0 - SEEN_RETENTION_MS])?;
     Ok(())
 }
 
@@ -122,7 +122,7 @@ fn forget(connection: &Connection, seqs: &[u64]) -> rusqlite::Result<()> {
     Ok(())
 }
 
-/// Reads all of it into `rules`; `order` is `ASC` or `DESC`. One outcome a table.
+/// Reads the tables into `rules`; `order` is `ASC` or `DESC`. Returns one result per table.
 pub(super) fn read(
     connection: &Connection,
     order: &str,

@@ -1,16 +1,16 @@
-//! Tables, and the way from one version of them to the next.
+//! The schema of the file, and its migrations.
 
 use rusqlite::{Connection, Result};
 
-/// The version that this program writes.
+/// The schema version that this program writes.
 pub(super) const VERSION: i64 = 3;
 
-/// One step per version: the first makes the tables, the others change them.
+/// The migrations, one per version: the first creates the tables, the others change them.
 ///
 /// Rows of a new table are read by `file/read.rs` into `Restored` (with moments also rebased there), merged by
 /// `file/mend.rs` where the file is damaged, written back by `File::fill`, and deleted where a batch replaces everything
 /// (`file/mod.rs`) and where the store is emptied (`tool.rs`).
-const STEPS: [&str; 3] = [
+const MIGRATIONS: [&str; 3] = [
     "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
@@ -106,19 +106,19 @@ const STEPS: [&str; 3] = [
 ",
 ];
 
-/// The version of a file; 0 for an empty one.
+/// Returns the schema version of a file; 0 for an empty one.
 pub(super) fn version(connection: &Connection) -> Result<i64> {
     connection.pragma_query_value(None, "user_version", |row| row.get(0))
 }
 
-/// Brings the file to [`VERSION`], in one transaction.
+/// Migrates the file to [`VERSION`], in one transaction.
 pub(super) fn migrate(connection: &mut Connection) -> Result<()> {
     let from = version(connection)?;
     if from == VERSION {
         return Ok(());
     }
     let transaction = connection.transaction()?;
-    for step in STEPS.iter().skip(usize::try_from(from).unwrap_or(0)) {
+    for step in MIGRATIONS.iter().skip(usize::try_from(from).unwrap_or(0)) {
         transaction.execute_batch(step)?;
     }
     transaction.pragma_update(None, "user_version", VERSION)?;

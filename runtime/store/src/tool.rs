@@ -1,24 +1,24 @@
-//! Looking into a store that no daemon uses, and emptying it.
+//! The inspection and the purge of a store that no daemon uses.
 
 use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::file::{NAME, hint};
+use super::file::{FILE_NAME, hint};
 use super::rules;
 
-/// What a store holds.
+/// The contents of a store, counted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Inventory {
-    /// Requests that are to be answered.
+    /// Requests that are not answered yet.
     pub open: u64,
-    /// Outcomes that are kept for those that ask again.
+    /// Outcomes that are kept for clients that ask again.
     pub outcomes: u64,
     /// Messages that the broker has not acknowledged.
     pub undelivered: u64,
     /// Messages of windows that are open, counted once for each rule that takes them.
     pub rule_messages: u64,
-    /// Events of windows that have ended, without their words yet.
+    /// Events of windows that have ended, which wait for their summary.
     pub rule_events: u64,
     /// Bytes of all its files, without those that were set aside.
     pub bytes: u64,
@@ -26,29 +26,29 @@ pub struct Inventory {
     pub aside: Vec<PathBuf>,
 }
 
-/// What is to be thrown away.
+/// The part of a store to remove.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purge {
     /// Outcomes that are kept: a client that asks again gets a new answer.
     Outcomes,
-    /// Everything, requests that are to be answered and open windows of rules among it.
+    /// Everything, including requests that are not answered yet and open windows of rules.
     All,
     /// Damaged files that were set aside.
     Aside,
 }
 
-/// Why a store can't be looked into.
+/// The reason why a store can't be inspected or purged.
 #[derive(Debug, thiserror::Error)]
 pub enum ToolError {
-    /// There is none.
+    /// There is no store.
     #[error("{0}: there is no store (see store.path)")]
     Missing(String),
-    /// SQLite says no.
+    /// SQLite reports an error.
     #[error("{file}: {source}{}", hint(source))]
     Sqlite {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         source: rusqlite::Error,
     },
     /// A file can't be read or removed.
@@ -56,15 +56,15 @@ pub enum ToolError {
     Io {
         /// The file.
         file: String,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
 
-/// What the store in `folder` holds.
+/// Returns the contents of the store in `folder`, counted.
 ///
 /// # Errors
-/// There is none, it can't be read, or a daemon uses it.
+/// There is no store, it can't be read, or a daemon uses it.
 pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
     let connection = open(folder)?;
     let count = |sql: &str| {
@@ -88,12 +88,12 @@ pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
         undelivered: count("SELECT count(*) FROM outbox")?,
         rule_messages,
         rule_events,
-        bytes: size(NAME) + size(&format!("{NAME}-wal")),
+        bytes: size(FILE_NAME) + size(&format!("{FILE_NAME}-wal")),
         aside: aside(folder)?,
     })
 }
 
-/// Throws away; gives the number of rows, or files.
+/// Removes a part of a store; returns the number of rows, or files.
 ///
 /// # Errors
 /// As [`inspect`], or something can't be removed.
@@ -117,7 +117,7 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
             rows += transaction.execute(table, [])?;
         }
         if what == Purge::All {
-            // Receipts are no rows that anybody counts, and their tables differ between versions.
+            // Receipts are not counted, and their tables differ between versions.
             for table in ["receipts", "former_receipts", "refused", "rule_receipts"] {
                 if has_table(&transaction, table)? {
                     transaction.execute(&format!("DELETE FROM {table}"), [])?;
@@ -137,7 +137,7 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
     delete().map_err(|source| sqlite(folder, source))
 }
 
-/// Whether the file has the rules' tables: a program that knew none may have written it.
+/// Whether the file has the rules' tables: a version of the program without rules may have written it.
 fn has_rules(connection: &Connection) -> rusqlite::Result<bool> {
     has_table(connection, "rule_messages")
 }
@@ -151,7 +151,7 @@ fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
 }
 
 fn open(folder: &Path) -> Result<Connection, ToolError> {
-    let file = folder.join(NAME);
+    let file = folder.join(FILE_NAME);
     if !file.exists() {
         return Err(ToolError::Missing(file.display().to_string()));
     }
@@ -167,7 +167,7 @@ fn aside(folder: &Path) -> Result<Vec<PathBuf>, ToolError> {
             entry
                 .file_name()
                 .to_string_lossy()
-                .starts_with(&format!("{NAME}.damaged-"))
+                .starts_with(&format!("{FILE_NAME}.damaged-"))
         })
         .map(|entry| entry.path())
         .collect();
@@ -177,7 +177,7 @@ fn aside(folder: &Path) -> Result<Vec<PathBuf>, ToolError> {
 
 fn sqlite(folder: &Path, source: rusqlite::Error) -> ToolError {
     ToolError::Sqlite {
-        file: folder.join(NAME).display().to_string(),
+        file: folder.join(FILE_NAME).display().to_string(),
         source,
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that writes.
+//! The thread that writes the store's file.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,9 +11,9 @@ use super::file::{File, Trouble};
 use super::record::Restored;
 use super::{FlushObserver, LastEnd, Signals, StoreConfig, StoreError, Unwritten};
 
-/// The most batches of one commit: what waits for it must not wait for ever.
-const GROUP: usize = 1024;
-/// Between two attempts at a disk that fails.
+/// The maximum number of batches in one commit: what waits for it must not wait for ever.
+const MAX_BATCHES_PER_COMMIT: usize = 1024;
+/// The time between two attempts at a disk that fails.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 pub(super) struct Writer {
@@ -23,7 +23,7 @@ pub(super) struct Writer {
     signals: Arc<Signals>,
     on_flush: FlushObserver,
     file: Option<File>,
-    /// Whether what an earlier process left was read.
+    /// Whether the state of an earlier process was read.
     restored: bool,
     failing: Option<Failing>,
 }
@@ -31,7 +31,7 @@ pub(super) struct Writer {
 struct Failing {
     reason: String,
     again: Instant,
-    /// The disk takes writes again; what is to be written has been asked for.
+    /// Whether the disk takes writes again, and the complete state was requested.
     asked: bool,
 }
 
@@ -61,7 +61,7 @@ impl Writer {
         Ok(writer)
     }
 
-    /// Works until the other end is dropped and everything is written.
+    /// Runs until the channel is closed and everything is written.
     pub(super) fn run(mut self, inbox: &Receiver<Unwritten>) {
         let mut group = Vec::new();
         loop {
@@ -82,7 +82,7 @@ impl Writer {
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
             }
-            while group.len() < GROUP
+            while group.len() < MAX_BATCHES_PER_COMMIT
                 && let Ok(unwritten) = inbox.try_recv()
             {
                 group.push(take(unwritten));
@@ -97,7 +97,7 @@ impl Writer {
 
     fn take(&mut self, group: &mut Vec<Batch>) {
         if self.failing.is_some() {
-            // Nothing counts but the whole, which comes when it was asked for.
+            // Only the complete state counts, which comes when it was requested.
             let whole = group.iter().rposition(|batch| batch.replaces);
             let rest = whole.map_or(group.len(), |whole| whole);
             for batch in group.drain(..rest) {
@@ -141,7 +141,7 @@ impl Writer {
             Err(trouble) => {
                 let reason = trouble.to_string();
                 if let Trouble::Damaged(_) = trouble {
-                    // Its content is in memory: a new file takes it.
+                    // The ledger holds its content: a new file takes it.
                     self.file = None;
                     match File::replace_damaged(&self.config, &self.clock) {
                         Ok(file) => self.file = Some(file),
@@ -160,7 +160,7 @@ impl Writer {
         }
     }
 
-    /// Tells whoever waits that this is not stored.
+    /// Reports to the waiting task that the batch is not stored.
     fn refuse(&self, batch: Batch) {
         let reason = self.failing.as_ref().map(|failing| failing.reason.clone());
         if let Some(waiting) = batch.waiting {
@@ -230,7 +230,7 @@ impl Writer {
         }
     }
 
-    /// Opens the file; the first time that this succeeds what an earlier process left is told.
+    /// Opens the file; the first success publishes the state that an earlier process left.
     fn open(&mut self) -> Result<(), Trouble> {
         let (file, restored) = File::open(&self.config, &self.clock, self.last_end)?;
         if !self.restored {

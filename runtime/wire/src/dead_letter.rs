@@ -64,7 +64,7 @@ mod tests {
 
     #[test]
     fn long_ones_are_cut_between_characters() {
-        let long = "ü".repeat(DeadLetter::ORIGINAL);
+        let long = "ü".repeat(DeadLetter::MAX_ORIGINAL_BYTES);
         let mut odd = b"a".to_vec();
         odd.extend(long.as_bytes());
         let letter = read(&odd);

@@ -22,7 +22,7 @@ fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            // The whole chain in one line; a backtrace helps nobody here.
+            // The whole chain in one line; a backtrace does not help here.
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
         }

@@ -319,7 +319,7 @@ fn prepare(folder: &Path, rules: &str, users: &[&str]) -> Result<()> {
     }
     #[cfg(unix)]
     for file in ["acl", "users"] {
-        // mosquitto wants both for nobody else to read.
+        // mosquitto requires that only its user can read both.
         let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
         std::fs::set_permissions(folder.join(file), mode)?;
     }

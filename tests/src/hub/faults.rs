@@ -67,7 +67,7 @@ impl Faults {
         let mut hasher = DefaultHasher::new();
         (self.seed?, path, number).hash(&mut hasher);
         let mut random = Chance::seeded(hasher.finish());
-        // Every fourth request goes well, so that nobody who goes on trying fails.
+        // Every fourth request goes well, so that a client that goes on trying succeeds.
         if number % 4 == 3 || number > 40 || random.below(100) < 45 {
             return None;
         }

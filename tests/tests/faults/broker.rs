@@ -70,7 +70,7 @@ async fn the_broker_forgets_the_session() {
         stage.broker.kill();
         std::fs::remove_file(stage.broker.folder().join("mosquitto.db")).unwrap();
         stage.broker.start_again();
-        // The subscriptions are gone with the session: the daemon makes them anew.
+        // The subscriptions are gone with the session: the daemon makes them again.
         let connections = |log: &str| log.matches("connected").count();
         while connections(&stage.daemon().log()) < 2 {
             stage.field.listen(Duration::from_millis(20)).await;

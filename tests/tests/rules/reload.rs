@@ -70,7 +70,7 @@ async fn a_rule_that_was_removed_during_a_restart_is_left_at_the_broker() {
     plant.broker_says(" 1 plant/+/temperature").await;
     let folder = plant.kill();
     plant.remove("gone");
-    // The broker goes on taking messages for a subscription that nobody wants any more.
+    // The broker goes on taking messages for a subscription that is not wanted any more.
     plant.read("mixer-07", [1, 2, 3]).await;
     plant.start_again(folder).await;
     // The filter at the end of the line: so says the broker that it is left.

@@ -12,7 +12,7 @@ use crate::process::{root, run};
 const DOC: &str = "usr/share/doc/phi-edge";
 const MAINTAINER: &str = "The phi-edge authors <maintainers@phi-edge.invalid>";
 
-/// Lays out `tree` anew.
+/// Lays out `tree` from the beginning.
 pub(crate) fn stage(tree: &Path, plan: &Plan, programs: &Programs) -> Result<()> {
     if tree.exists() {
         std::fs::remove_dir_all(tree).with_context(|| format!("{} can't be emptied", tree.display()))?;

@@ -1,8 +1,8 @@
-//! The door: what a request's text costs before anything is promised, and who may pay for it.
+//! The admission of texts to encoding: a measure of their cost, a budget of memory, and a note for the case of a crash.
 //!
-//! Whatever comes from outside and takes memory or time by its size goes through here before it is worked on: it is measured
-//! first, waits for its share of a budget of memory, and is written down while it is worked on, so that the next process
-//! knows what this one died of ([`encode_note`]).
+//! Every text from outside passes here before it is encoded, which takes memory and time by its size: it is measured first,
+//! waits for its share of a budget of memory, and is noted while it is encoded, so that the next process knows what this one
+//! died of ([`encode_note`]).
 
 mod budget;
 
@@ -20,17 +20,17 @@ use crate::prompts::{PromptError, Prompts};
 use budget::{Lane, MemoryBudget, Share};
 use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
-/// Memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
+/// The memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
 const ENCODE_MEMORY: usize = 128 << 20;
 
-/// Bytes of text up to which a request is encoded without being measured before, and does not wait behind larger ones.
+/// The bytes of text up to which a request is encoded without being measured, and does not wait behind larger ones.
 const SMALL_TEXT: usize = 16 << 10;
 
-/// Time from the start to the first suspect's turn. What kills processes again and again for another reason does so
-/// sooner, or hits the moment in which a suspect is encoded only by chance.
+/// The time from the start to the first suspect's turn. Another cause that kills processes again and again does so
+/// sooner, or coincides with the encoding of a suspect only by chance.
 const SUSPECT_DELAY: Duration = Duration::from_secs(5);
 
-/// A budget of memory and work for texts on their way to token ids.
+/// The admission of texts to encoding.
 #[derive(Debug)]
 pub(crate) struct EncodeDoor {
     budget: MemoryBudget,
@@ -38,14 +38,14 @@ pub(crate) struct EncodeDoor {
     opened: Instant,
 }
 
-/// A text that is to be encoded.
+/// A text to encode.
 pub(crate) struct Encode {
     pub(crate) messages: Vec<Message>,
-    /// Goes on after these ids, if there are any.
+    /// The ids that it continues; empty at a conversation's beginning.
     pub(crate) said: Vec<TokenId>,
-    /// The most ids, those of `said` among them.
+    /// The maximum number of ids, including those of `said`.
     pub(crate) most: usize,
-    /// When it is of no use any more.
+    /// The time after which its ids are of no use.
     pub(crate) expires: Instant,
 }
 
@@ -54,33 +54,33 @@ struct Work<'a> {
     messages: &'a [Message],
     digest: WorkDigest,
     suspect: bool,
-    /// The most ids, if the measure can be held against it.
+    /// The maximum number of ids, where the measure can be compared with it.
     room: Option<usize>,
 }
 
-/// Why there are no ids.
+/// The reason why a text was not encoded.
 #[derive(Debug, PartialEq)]
 pub(crate) enum NotEncoded {
-    /// There are more than may be. The number is that of all, with what was said before.
+    /// It has too many ids. `tokens` counts all, including those of the conversation before.
     TooLong { tokens: usize, exact: bool },
     /// The model's text side refuses it.
     Refused(String),
-    /// Its time was over before its turn.
+    /// Its time passed before its turn.
     Expired,
     /// Processes died while they encoded it alone.
     GivenUp {
         deaths: u32,
-        /// It has not been reported yet.
+        /// Whether this has not been reported yet.
         first: bool,
-        /// What was to be encoded.
+        /// The messages that were to be encoded.
         messages: Vec<Message>,
     },
-    /// A panic, which is in the log.
+    /// Encoding panicked; the panic is in the log.
     Failed,
 }
 
 impl EncodeDoor {
-    /// With what an earlier process noted in `folder`, if there is one.
+    /// Returns a door that takes over the note of an earlier process from `folder`, if there is one.
     pub(crate) fn open(folder: Option<&Path>) -> Self {
         Self {
             budget: MemoryBudget::new(ENCODE_MEMORY),
@@ -116,13 +116,13 @@ impl EncodeDoor {
             messages: &messages,
             digest,
             suspect,
-            // What a continuation has at least is not known: the measure is that of a conversation's beginning.
+            // A continuation has no lower bound: the measure is that of a conversation's beginning.
             room: said.is_empty().then_some(most),
         };
         let share = timeout_at(expires, self.share(prompts, &work)).await;
         let share = share.unwrap_or(Err(NotEncoded::Expired))?;
         let (note, prompts) = (Arc::clone(&self.note), Arc::clone(prompts));
-        // Long prompts take the tokenizer long: not on a thread that others wait for.
+        // A long prompt takes the tokenizer long, and must not block a thread of the runtime.
         let encoded = tokio::task::spawn_blocking(move || {
             let _entry = encode_note::enter(&note, digest, suspect);
             let encoded = encode_behind(prompts.as_ref(), said, &messages, most);
@@ -135,12 +135,12 @@ impl EncodeDoor {
         })
     }
 
-    /// Nothing that is noted from here on tells of a crash: the process ends in good order.
+    /// Closes the note: the process ends in good order, and no entry is a trace of a crash any more.
     pub(crate) fn close(&self) {
         self.lock().close();
     }
 
-    /// Waits for memory.
+    /// Waits for memory, and returns the share of it.
     async fn share(&self, prompts: &Arc<dyn Prompts>, work: &Work<'_>) -> Result<Share, NotEncoded> {
         if work.suspect {
             sleep_until(self.opened + SUSPECT_DELAY).await;
@@ -175,7 +175,7 @@ impl EncodeDoor {
                 exact: false,
             });
         }
-        // Nothing is held while this waits: two that wait for each other's memory can't be.
+        // Nothing is held while this waits, so that no two texts wait for each other's memory.
         Ok(self.budget.take(Lane::Large, cost.memory).await)
     }
 
@@ -212,7 +212,7 @@ fn encode_behind(
     Ok(prompt)
 }
 
-/// The identity of a text, independent of its sender and id.
+/// Returns the digest of a text, independent of its sender and id.
 fn digest(messages: &[Message]) -> WorkDigest {
     let mut digest = Sha256::new();
     for message in messages {

@@ -1,21 +1,21 @@
-//! One request's two ends: the engine's thread writes to a [`Sink`], its job reads from a [`Generation`].
+//! The channel of one request: the engine's thread writes to a [`Sink`], the job reads from a [`Generation`].
 //!
-//! Between them lie a growing text and an end, not a queue of events: the engine never waits for a reader,
-//! a reader that lags gets the pieces joined, and what is held is one answer's text at most.
+//! It holds a growing text and an end instead of a queue of events: the engine never waits for a reader, a slow reader
+//! gets the pieces joined, and its memory is bounded by the text of one answer.
 
 use phi_edge_engine::{Failure, GenerateRequest, Interrupt, RequestId, Summary};
 use tokio::sync::watch;
 
-/// What the engine's thread is asked.
+/// A command to the engine's thread.
 pub enum EngineCommand {
     /// Generate an answer.
     Generate {
         /// The request; its id is unique in the process.
         request: GenerateRequest,
-        /// Where its text and its end go.
+        /// The writing end of its generation.
         sink: Sink,
     },
-    /// Have the model in memory: a request is to be expected.
+    /// Load the model if it is unloaded: a request is expected.
     Wake,
 }
 
@@ -25,7 +25,8 @@ struct Progress {
     end: Option<Result<Summary, Failure>>,
 }
 
-/// The engine's end. Dropped without [`Sink::finish`] or [`Sink::fail`] it says that the engine is gone.
+/// The writing end of a generation. Dropping it without [`Sink::finish`] or [`Sink::fail`] reports that the engine is
+/// gone.
 pub struct Sink {
     progress: watch::Sender<Progress>,
     cancelled: watch::Receiver<bool>,
@@ -38,31 +39,31 @@ impl Sink {
             .send_modify(|progress| progress.text.push_str(delta));
     }
 
-    /// The answer is complete.
+    /// Ends the generation with a complete answer.
     pub fn finish(self, summary: Summary) {
         self.progress
             .send_modify(|progress| progress.end = Some(Ok(summary)));
     }
 
-    /// There will be no answer.
+    /// Ends the generation without an answer.
     pub fn fail(self, reason: Failure) {
         self.progress
             .send_modify(|progress| progress.end = Some(Err(reason)));
     }
 
-    /// True once the reader has cancelled or is gone.
+    /// Whether the reader has cancelled or is gone.
     pub fn is_cancelled(&self) -> bool {
         *self.cancelled.borrow() || self.progress.is_closed()
     }
 
-    /// Waits until [`Sink::is_cancelled`].
+    /// Waits until [`Sink::is_cancelled`] is true.
     pub async fn cancelled(&mut self) {
         // An error means that the reader is gone, which is as good as a cancellation.
         let _ = self.cancelled.wait_for(|cancelled| *cancelled).await;
     }
 }
 
-/// What [`Generation::next`] tells.
+/// An update of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
     /// New text.
@@ -75,13 +76,13 @@ pub enum Update {
     Lost,
 }
 
-/// The reader's end. Dropping it cancels the request.
+/// The reading end of a generation. Dropping it cancels the request.
 pub struct Generation {
     progress: watch::Receiver<Progress>,
     cancel: watch::Sender<bool>,
     interrupt: Interrupt,
     id: RequestId,
-    /// Bytes of the text that were given out.
+    /// The number of bytes of the text that were returned.
     taken: usize,
     ended: bool,
 }
@@ -105,7 +106,7 @@ impl Generation {
         (generation, sink)
     }
 
-    /// Waits for what comes next. Nothing is lost if the wait is dropped; after an end it is told again.
+    /// Waits for the next update. Cancel safe; after the end it returns the end again.
     pub async fn next(&mut self) -> Update {
         loop {
             {
@@ -130,8 +131,8 @@ impl Generation {
         }
     }
 
-    /// Asks for an end before the next token; [`Generation::next`] tells it. A run of the graph that serves
-    /// this request alone is cut short: one that others share goes on, as they would pay for it twice.
+    /// Requests an end before the next token, which [`Generation::next`] then returns. A run of the graph for this
+    /// request alone is interrupted; one that it shares with others goes on, since they would have to run it twice.
     pub fn cancel(&self) {
         // Flag first: the engine's thread clears the interrupt before it looks at the flags.
         self.cancel.send_replace(true);

@@ -1,4 +1,4 @@
-//! The way to the engine's thread.
+//! The handle of the engine's thread, the clients that send it commands, and its gauges.
 
 use parking_lot::Mutex;
 use std::sync::Arc;
@@ -13,36 +13,36 @@ use super::LivenessProbe;
 use super::Throttle;
 use super::{EngineCommand, Generation};
 
-/// So much earlier than the last load took is a model loaded that is needed at a known time.
+/// The time added to that of the last load when a model is loaded ahead of a known time.
 const PRELOAD_MARGIN: Duration = Duration::from_secs(2);
 
-/// What the service must know of the engine.
+/// The properties of an engine that the service depends on.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineInfo {
-    /// The most tokens of prompt and answer together.
+    /// The maximum number of tokens of a prompt and its answer together.
     pub context_length: usize,
-    /// The most tokens of all requests that run at once; `None` without a bound.
+    /// The maximum number of tokens of all running requests; `None` without a bound.
     pub memory: Option<usize>,
-    /// How many requests run at once.
+    /// The maximum number of running requests.
     pub slots: usize,
 }
 
-/// How the engine's thread is doing.
+/// The state of the engine's thread, and its counters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct EngineLoad {
-    /// Steps that were done since the start.
+    /// The number of steps since the start.
     pub steps: u64,
-    /// What keys and values took after the last of them.
+    /// The memory of keys and values after the last step.
     pub kv: KvUse,
-    /// Whether the model is in memory: it is not while nobody has needed it for long.
+    /// Whether the model is in memory; it may be unloaded after an idle time.
     pub loaded: bool,
-    /// The times that it was loaded since the start.
+    /// The number of loads since the start.
     pub loads: u64,
-    /// What the last of them took.
+    /// The duration of the last load.
     pub load_time: Duration,
 }
 
-/// Where the engine's thread writes down its [`EngineLoad`]: held for no longer than a copy takes.
+/// The [`EngineLoad`] that the engine's thread updates. Its lock is held for a copy only.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct LoadGauge(Arc<Mutex<EngineLoad>>);
 
@@ -71,14 +71,14 @@ impl LoadGauge {
     }
 }
 
-/// Has an engine that was unloaded loaded again before it is needed. Does not keep the engine's thread alive.
+/// A handle that has an unloaded model loaded before it is needed. It does not keep the engine's thread alive.
 pub(crate) struct Waker {
     commands: mpsc::WeakSender<EngineCommand>,
     load: LoadGauge,
 }
 
 impl Waker {
-    /// Loads the model if it is not in memory and is needed in `ahead`, where loading it takes about that long.
+    /// Has the model loaded if it is unloaded and is needed in `ahead`, and a load takes about that long.
     pub(crate) fn needed_in(&self, ahead: Duration) {
         let load = self.load.read();
         if !load.loaded
@@ -92,12 +92,12 @@ impl Waker {
     }
 }
 
-/// The engine's thread is gone.
+/// The error of a command to an engine whose thread is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the engine has stopped")]
 pub struct EngineLost;
 
-/// Owns the engine's thread: it ends when this is dropped or [`EngineHandle::stop`]ped.
+/// The owner of the engine's thread, which ends when this is dropped or [`EngineHandle::stop`]ped.
 pub struct EngineHandle {
     client: EngineClient,
     info: EngineInfo,
@@ -107,7 +107,7 @@ pub struct EngineHandle {
     thread: Option<EngineThread>,
 }
 
-/// What the engine's thread and the rest tell each other beside commands.
+/// The state that the engine's thread shares with the service beside commands.
 #[derive(Clone, Default)]
 pub(crate) struct Gauges {
     pub(crate) liveness: LivenessProbe,
@@ -117,13 +117,13 @@ pub(crate) struct Gauges {
 
 pub(crate) struct EngineThread {
     pub(crate) join: JoinHandle<()>,
-    /// Resolves when the thread has dropped all it had.
+    /// Resolves when the thread has dropped everything that it owned.
     pub(crate) done: oneshot::Receiver<()>,
 }
 
 impl EngineHandle {
-    /// A handle whose commands `commands`' receiver takes: a scripted engine for tests. Dropping the
-    /// receiver is the death of the engine.
+    /// Returns a handle of a scripted engine for tests, which takes its commands from the receiver of `commands`. Dropping
+    /// the receiver is the loss of the engine.
     pub fn from_parts(commands: mpsc::Sender<EngineCommand>, interrupt: Interrupt, info: EngineInfo) -> Self {
         Self {
             client: EngineClient {
@@ -154,7 +154,7 @@ impl EngineHandle {
         }
     }
 
-    /// Slows the engine down; it may outlive this.
+    /// Returns the throttle of the engine, which may outlive this handle.
     pub fn throttle(&self) -> Throttle {
         self.throttle.clone()
     }
@@ -163,12 +163,12 @@ impl EngineHandle {
         self.load.clone()
     }
 
-    /// What the engine can do.
+    /// Returns the properties of the engine.
     pub fn info(&self) -> &EngineInfo {
         &self.info
     }
 
-    /// Tells whether the thread gets on; it may outlive this.
+    /// Returns the liveness probe of the thread, which may outlive this handle.
     pub fn liveness(&self) -> LivenessProbe {
         self.liveness.clone()
     }
@@ -182,8 +182,8 @@ impl EngineHandle {
         self.client.commands.closed().await;
     }
 
-    /// Ends the thread and waits for it, `limit` at most; what it still runs is cut short. False if it did
-    /// not end in time.
+    /// Ends the thread, interrupting its run, and waits for it for at most `limit`. Returns false if it did not end in
+    /// time.
     pub async fn stop(self, limit: Duration) -> bool {
         let Self { client, thread, .. } = self;
         // In this order: the thread clears the interrupt before it looks whether it is still wanted.
@@ -202,7 +202,7 @@ impl EngineHandle {
     }
 }
 
-/// What a job needs of the engine.
+/// A sender of requests to the engine's thread.
 #[derive(Clone)]
 pub(crate) struct EngineClient {
     commands: mpsc::Sender<EngineCommand>,
@@ -210,7 +210,7 @@ pub(crate) struct EngineClient {
     next_id: Arc<AtomicU64>,
 }
 
-/// One answer to generate.
+/// A request for one answer.
 pub(crate) struct Ask {
     pub(crate) prompt: Vec<TokenId>,
     pub(crate) max_tokens: usize,
@@ -220,7 +220,7 @@ pub(crate) struct Ask {
 }
 
 impl EngineClient {
-    /// Hands a request to the engine. The engine takes commands between its steps, so the wait is short.
+    /// Sends a request to the engine. The engine takes commands between its steps, so the wait is short.
     pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, EngineLost> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
         let (generation, sink) = Generation::new(self.interrupt.clone(), id);

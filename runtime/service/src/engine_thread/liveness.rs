@@ -1,48 +1,48 @@
-//! A sign of life of the engine's thread, for whoever watches over it.
+//! The liveness of the engine's thread, for the watchdog.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// Tells from outside whether the engine's thread gets on with its work.
+/// A probe that shows whether the engine's thread makes progress.
 ///
 /// One number carries both facts, so that they can't be read apart: it is odd while the thread works, and changes with
-/// each step that ends. Whoever drives an engine says what it does; there is one such thread.
+/// each step that ends. Only the thread that runs the engine writes it.
 #[derive(Debug, Clone, Default)]
 pub struct LivenessProbe(Arc<AtomicU64>);
 
-/// What [`LivenessProbe`] said at one moment.
+/// A reading of a [`LivenessProbe`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Heartbeat(u64);
 
 impl Heartbeat {
-    /// True if the thread has work and has not ended a step since `earlier`. A thread without work is never stuck.
+    /// Whether the thread has work and has not ended a step since `earlier`. A thread without work is never stuck.
     pub fn is_stuck_since(self, earlier: Self) -> bool {
         self == earlier && self.0 % 2 == 1
     }
 }
 
 impl LivenessProbe {
-    /// How things stand.
+    /// Returns the present reading.
     pub fn read(&self) -> Heartbeat {
         Heartbeat(self.0.load(Ordering::Relaxed))
     }
 
-    /// Nothing is to be done.
+    /// Records that the thread has no work.
     pub fn rest(&self) {
         self.set(|count| count + count % 2);
     }
 
-    /// There is work.
+    /// Records that the thread has work.
     pub fn work(&self) {
         self.set(|count| count | 1);
     }
 
-    /// A step has ended.
+    /// Records the end of a step.
     pub fn step(&self) {
         self.set(|count| count + 2);
     }
 
-    /// Only the engine's thread does this: it need not be one operation.
+    /// Replaces the number. Only the engine's thread does this: it need not be one atomic operation.
     fn set(&self, next: impl Fn(u64) -> u64) {
         self.0
             .store(next(self.0.load(Ordering::Relaxed)), Ordering::Relaxed);

@@ -1,4 +1,4 @@
-//! The one thread that owns the engine and, through its decoder, the model.
+//! The thread that owns the engine and, through its decoder, the model.
 
 mod generation;
 mod handle;
@@ -25,11 +25,11 @@ pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use liveness::{Heartbeat, LivenessProbe};
 pub use throttle::Throttle;
 
-/// Commands under way to the thread. The service hands over no more requests than there are slots and the
+/// The capacity of the thread's channel of commands. The service sends no more requests than there are slots and the
 /// thread takes all that wait before each step, so that a few places are plenty.
-const COMMANDS: usize = 16;
+const COMMAND_CAPACITY: usize = 16;
 
-/// Why there is no engine.
+/// The reason why the engine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError<E> {
     /// The thread could not be started.
@@ -45,9 +45,9 @@ pub enum StartError<E> {
 
 /// Starts the thread `name`, builds the engine on it and waits until it is ready.
 ///
-/// `build` may take its time (it loads the model). With `unload_after` the engine is dropped once it has had nothing to do
-/// for so long, and built anew when it is needed; a build that then fails ends the thread. A panic in `build` or later in
-/// the engine ends the thread, not the process.
+/// `build` may take long (it loads the model). With `unload_after` the engine is dropped after this idle time, and built
+/// again when it is needed; a build that then fails ends the thread. A panic in `build` or later in the engine ends the
+/// thread, not the process.
 pub async fn spawn_engine<D, E, F>(
     name: &str,
     unload_after: Option<Duration>,
@@ -58,7 +58,7 @@ where
     E: Display + Send + 'static,
     F: FnMut() -> Result<Engine<D>, E> + Send + 'static,
 {
-    let (commands, inbox) = mpsc::channel(COMMANDS);
+    let (commands, inbox) = mpsc::channel(COMMAND_CAPACITY);
     let (ready_tx, ready) = oneshot::channel();
     let (done_tx, done) = oneshot::channel();
     let interrupt = Interrupt::new();
@@ -88,22 +88,22 @@ where
     }
 }
 
-/// What the engine's thread has.
+/// The state of the engine's thread.
 struct Host<F> {
     build: F,
     unload_after: Option<Duration>,
     inbox: mpsc::Receiver<EngineCommand>,
     interrupt: Interrupt,
     gauges: Gauges,
-    /// The thread is not the async runtime's: it waits for a limited time by a clock of its own.
+    /// A runtime for timed waits, since the thread does not belong to the service's; made when it is first needed.
     clock: Option<Runtime>,
 }
 
-/// Why an engine serves no longer.
-enum Left {
+/// The reason why [`Host::serve`] returned.
+enum ServeEnd {
     /// All handles are dropped.
     Orphaned,
-    /// Nobody has needed it for long.
+    /// The engine was idle for the time of `unload_after`.
     Idle,
 }
 
@@ -127,10 +127,10 @@ impl<F> Host<F> {
             slots: engine.slots(),
         };
         if ready.send(Ok(info)).is_err() {
-            // Whoever wanted the engine has gone while it was built.
+            // The caller was dropped while the engine was built.
             return;
         }
-        // What a panic leaves half done is dropped with the engine: nobody sees it afterwards.
+        // Unwind safe: what a panic leaves half done is dropped with the engine, and not used afterwards.
         if let Err(panic) = catch_unwind(AssertUnwindSafe(move || self.live(engine))) {
             tracing::error!(
                 panic = panic_message(panic.as_ref()),
@@ -139,7 +139,7 @@ impl<F> Host<F> {
         }
     }
 
-    /// Serves, with the engine or, while nobody needs it, without.
+    /// Serves until all handles are dropped; between unload and load without the engine.
     fn live<D, E>(&mut self, engine: Engine<D>)
     where
         D: Decoder,
@@ -148,16 +148,16 @@ impl<F> Host<F> {
     {
         let (mut engine, mut first) = (engine, None);
         loop {
-            if matches!(self.serve(engine, first), Left::Orphaned) {
+            if matches!(self.serve(engine, first), ServeEnd::Orphaned) {
                 return;
             }
             self.gauges.load.unloaded();
-            tracing::info!("the model is unloaded: nobody has needed it for long");
+            tracing::info!("the model is unloaded, because it was idle");
             let Some(command) = self.inbox.blocking_recv() else {
                 return;
             };
             first = Some(command);
-            // What is asked for meanwhile waits in the channel.
+            // Commands that come meanwhile wait in the channel.
             engine = match self.load() {
                 Ok(engine) => engine,
                 Err(error) => {
@@ -187,8 +187,8 @@ impl<F> Host<F> {
         Ok(engine)
     }
 
-    /// Works until all handles are dropped, or nothing was to be done for long. `first`: what it was loaded for.
-    fn serve<D: Decoder>(&mut self, mut engine: Engine<D>, first: Option<EngineCommand>) -> Left {
+    /// Runs the engine until all handles are dropped or the idle time is over. `first` is the command it was loaded for.
+    fn serve<D: Decoder>(&mut self, mut engine: Engine<D>, first: Option<EngineCommand>) -> ServeEnd {
         let epoch = Instant::now();
         let now = || epoch.elapsed();
         let Gauges {
@@ -211,7 +211,7 @@ impl<F> Host<F> {
                         liveness.work();
                         take(&mut engine, &mut sinks, command, now());
                     }
-                    Err(left) => return left,
+                    Err(end) => return end,
                 }
             }
             // In this order no cancellation is missed: one that raised before this has set its flag before
@@ -241,7 +241,7 @@ impl<F> Host<F> {
                 deliver(&mut sinks, event);
             }
             if throttle.share() < 1.0 && !engine.is_idle() {
-                // To rest is not to be stuck.
+                // A pause must not look like a stuck step.
                 liveness.rest();
                 throttle.pause(step, &self.interrupt);
                 liveness.work();
@@ -249,22 +249,22 @@ impl<F> Host<F> {
         }
     }
 
-    /// Waits for something to do.
-    fn next(&mut self) -> Result<EngineCommand, Left> {
+    /// Waits for the next command.
+    fn next(&mut self) -> Result<EngineCommand, ServeEnd> {
         let Some(limit) = self.unload_after else {
-            return self.inbox.blocking_recv().ok_or(Left::Orphaned);
+            return self.inbox.blocking_recv().ok_or(ServeEnd::Orphaned);
         };
         if self.clock.is_none() {
             self.clock = Builder::new_current_thread().enable_time().build().ok();
         }
         let Some(clock) = &self.clock else {
-            // Then the model stays.
-            return self.inbox.blocking_recv().ok_or(Left::Orphaned);
+            // Without a timer the model stays loaded.
+            return self.inbox.blocking_recv().ok_or(ServeEnd::Orphaned);
         };
         let inbox = &mut self.inbox;
         match clock.block_on(async { timeout(limit, inbox.recv()).await }) {
-            Ok(command) => command.ok_or(Left::Orphaned),
-            Err(_) => Err(Left::Idle),
+            Ok(command) => command.ok_or(ServeEnd::Orphaned),
+            Err(_) => Err(ServeEnd::Idle),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Slows the engine down, where heat or a battery ask for it.
+//! The throttle of the engine, for a hot machine or one on battery.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,41 +6,41 @@ use std::time::{Duration, Instant};
 
 use phi_edge_engine::Interrupt;
 
-/// A pause looks this often whether it is still wanted.
+/// The interval at which a pause checks whether it may end.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// The share of the time in which the engine computes. After each step it rests for as long as the share asks for.
+/// The share of time in which the engine computes. After each step it pauses for as long as the share requires.
 #[derive(Debug, Clone)]
 pub struct Throttle(Arc<AtomicU64>);
 
 impl Default for Throttle {
-    /// All of the time.
+    /// Returns a throttle that never pauses.
     fn default() -> Self {
         Self(Arc::new(AtomicU64::new(1.0_f64.to_bits())))
     }
 }
 
 impl Throttle {
-    /// From now on the engine computes in this share of the time: above 0, at most 1.
+    /// Sets the share of time in which the engine computes: above 0, at most 1.
     pub fn set(&self, share: f64) {
         let share = if share > 0.0 { share.min(1.0) } else { 1.0 };
         self.0.store(share.to_bits(), Ordering::Relaxed);
     }
 
-    /// The share of the time.
+    /// Returns the share of time.
     pub fn share(&self) -> f64 {
         f64::from_bits(self.0.load(Ordering::Relaxed))
     }
 
-    /// The rest that follows a step of this length.
+    /// Returns the length of the pause after a step of this length.
     fn rest_after(&self, step: Duration) -> Duration {
         Duration::try_from_secs_f64(step.as_secs_f64() * (1.0 / self.share() - 1.0)).unwrap_or_default()
     }
 
-    /// Rests after a step of this length; less if the share is raised meanwhile or somebody interrupts.
+    /// Pauses after a step of this length; for less time if the share is raised meanwhile or a request interrupts.
     pub(crate) fn pause(&self, step: Duration, interrupt: &Interrupt) {
         let begun = Instant::now();
-        // Whoever is cancelled, or comes to its deadline, waits for no pause.
+        // A request that is cancelled, or reaches its deadline, must not wait for the pause.
         interrupt.accept_any_request();
         loop {
             let left = self.rest_after(step).saturating_sub(begun.elapsed());
@@ -86,7 +86,7 @@ mod tests {
         let cancelling = std::thread::spawn({
             let interrupt = interrupt.clone();
             move || {
-                // Until the pause hears it: before it nobody is to be woken.
+                // Repeated until the pause takes it: earlier there is no pause to interrupt.
                 while !interrupt.is_raised() {
                     interrupt.raise_for(RequestId(1));
                     std::thread::yield_now();

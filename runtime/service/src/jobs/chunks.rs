@@ -1,4 +1,4 @@
-//! When streamed text goes out.
+//! The chunks of a streamed answer.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use crate::jobs::ledger::Start;
 use phi_edge_api::{JobKey, ReplyAddress};
 use phi_edge_api::{Reply, ReplyBody};
 
-/// Collects one answer's text and sends it on at intervals, the first piece at once.
+/// The chunks of one answer: its text is collected and sent at intervals, the first piece at once.
 ///
-/// It never waits: where the channel has no room, the text stays and goes with the next chunk. What never
+/// Sending never waits: where the channel has no room, the text stays and goes with the next chunk. Text that never
 /// finds room is in the final reply.
 pub(crate) struct Chunks {
     key: JobKey,
@@ -42,7 +42,7 @@ impl Chunks {
         self.pending.push_str(delta);
     }
 
-    /// When [`Chunks::send_due`] has something to do next.
+    /// Returns the time at which [`Chunks::send_due`] sends next.
     pub(crate) fn due(&self, now: Instant) -> Option<Instant> {
         (!self.pending.is_empty()).then(|| self.not_before.unwrap_or(now))
     }
@@ -54,7 +54,7 @@ impl Chunks {
         }
     }
 
-    /// Sends what is left.
+    /// Sends the rest of the text.
     pub(crate) fn flush(&mut self) {
         if !self.pending.is_empty() {
             self.send();
@@ -62,7 +62,7 @@ impl Chunks {
     }
 
     fn send(&mut self) {
-        // Full, or nobody there any more: the text stays, the final reply has it all.
+        // Full or closed: the text stays, and the final reply has all of it.
         let Ok(permit) = self.replies.try_reserve() else {
             return;
         };

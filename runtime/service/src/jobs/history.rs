@@ -7,11 +7,12 @@ use phi_edge_engine::TokenId;
 
 use crate::prompts::Prompts;
 
-/// How many tokens behind the last certain text are tried one by one: those of a few characters in the byte fallback.
+/// The number of tokens behind the last certain text that are tried one by one: those of a few characters in the byte
+/// fallback.
 const PENDING_TOKENS: usize = 64;
 
-/// The ids that decode to `text`, which is what `tokens` begin with: the very tokens as far as their text lies wholly within
-/// it, then the encoding of what is left of a token that was cut.
+/// Returns the ids that decode to `text`, with which the text of `tokens` begins: the tokens whose text lies wholly within
+/// it, then the encoding of the part of a token that was cut.
 pub(crate) fn seen(prompts: &dyn Prompts, tokens: &[TokenId], text: &str) -> Vec<TokenId> {
     let (certain, looked_at) = match extent(prompts, tokens, text) {
         Extent::Whole => return tokens.to_vec(),
@@ -24,7 +25,7 @@ pub(crate) fn seen(prompts: &dyn Prompts, tokens: &[TokenId], text: &str) -> Vec
             longest = (count, begin.len());
         }
     }
-    // Behind a part of a malformed character nothing can be added: then it is what was certain.
+    // Behind a part of a malformed character nothing can be added: then only the certain tokens count.
     [longest.0, certain]
         .into_iter()
         .find_map(|count| completed(prompts, &tokens[..count], text))
@@ -34,7 +35,7 @@ pub(crate) fn seen(prompts: &dyn Prompts, tokens: &[TokenId], text: &str) -> Vec
         })
 }
 
-/// `begin` and the encoding of what `text` has behind it.
+/// Returns `begin` and the encoding of the rest of `text`.
 fn completed(prompts: &dyn Prompts, begin: &[TokenId], text: &str) -> Option<Vec<TokenId>> {
     let rest = text.strip_prefix(decode(prompts, begin).as_str())?;
     if rest.is_empty() {
@@ -43,7 +44,7 @@ fn completed(prompts: &dyn Prompts, begin: &[TokenId], text: &str) -> Option<Vec
     Some([begin, &prompts.encode_behind(begin, rest)?].concat())
 }
 
-/// How much of an answer was seen.
+/// The part of an answer that was seen.
 enum Extent {
     Whole,
     Part {
@@ -101,7 +102,7 @@ mod tests {
 
     use super::*;
 
-    /// ByteFallback and, as byte fallback has them, bytes: a run of bytes is certain at its end.
+    /// A vocabulary of words and, as with byte fallback, of bytes: a run of bytes is certain at its end.
     struct ByteFallback;
 
     const WORDS: [&str; 7] = ["ab", " and", "END", "e", "N", "ü€", "."];

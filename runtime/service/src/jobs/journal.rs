@@ -1,4 +1,4 @@
-//! The ledger's pen: collects changes and hands them to the store, or drops them where there is none.
+//! The journal of the ledger: it collects changes and sends them to the store, or drops them where there is none.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -8,11 +8,11 @@ use tokio::time::Instant;
 
 use phi_edge_store::{Batch, Change, Moment, Restored, Signals, Store, Unstored};
 
-/// What may wait for the disk in memory, in bytes, before what needs no answer is dropped. All else waits for its answer,
-/// and has bounds of its own.
-const UNWRITTEN: u64 = 16 << 20;
+/// The maximum of unwritten changes in memory, in bytes, beyond which messages that need no answer are dropped. All others
+/// wait for their answer, and have bounds of their own.
+const MAX_UNWRITTEN_BYTES: u64 = 16 << 20;
 
-/// A batch on its way to the disk.
+/// A batch that is being stored.
 #[derive(Debug)]
 pub(crate) struct Stored {
     pub(crate) batch: u64,
@@ -20,12 +20,12 @@ pub(crate) struct Stored {
 }
 
 impl Stored {
-    /// Waits until what was written can't be lost any more, or is not stored.
+    /// Waits until the batch is stored, or can't be.
     pub(crate) async fn wait(mut self) -> Result<(), Unstored> {
         self.ready().await
     }
 
-    /// As [`Stored::wait`], for those who may look away meanwhile.
+    /// As [`Stored::wait`], and cancel safe.
     pub(crate) async fn ready(&mut self) -> Result<(), Unstored> {
         (&mut self.answer)
             .await
@@ -49,7 +49,7 @@ impl Journal {
         }
     }
 
-    /// Whether anything outlives the process.
+    /// Whether changes outlive the process.
     pub(crate) fn is_durable(&self) -> bool {
         self.store.is_some()
     }
@@ -58,12 +58,12 @@ impl Journal {
         self.store.as_ref().map(|store| Arc::clone(store.signals()))
     }
 
-    /// Where what outlives the process is kept.
+    /// Returns the store's folder.
     pub(crate) fn folder(&self) -> Option<&std::path::Path> {
         self.store.as_ref().map(|store| store.config().folder.as_path())
     }
 
-    /// Why nothing new may be promised, if so.
+    /// Returns the reason why nothing new may be accepted, if there is one.
     pub(crate) fn failing(&self) -> Option<String> {
         let store = self.store.as_ref()?;
         if store.config().memory_fallback {
@@ -72,21 +72,21 @@ impl Journal {
         store.signals().health.borrow().failing.clone()
     }
 
-    /// Whether the disk is so slow that what is handed over piles up in memory.
+    /// Whether the disk is so slow that unwritten changes pile up in memory.
     pub(crate) fn is_behind(&self) -> bool {
         self.store
             .as_ref()
-            .is_some_and(|store| store.signals().unwritten.load(Ordering::Relaxed) > UNWRITTEN)
+            .is_some_and(|store| store.signals().unwritten.load(Ordering::Relaxed) > MAX_UNWRITTEN_BYTES)
     }
 
-    /// Bytes in use and the most that may be, if it is more.
+    /// Returns the bytes in use and their maximum, if it is exceeded.
     pub(crate) fn overfull(&self) -> Option<(u64, u64)> {
         let store = self.store.as_ref()?;
         let (bytes, most) = (store.signals().health.borrow().bytes, store.config().max_bytes);
         (bytes > most).then_some((bytes, most))
     }
 
-    /// A moment for the disk. Without a store nobody reads it.
+    /// Returns a moment as it is stored; zeros without a store, where it is not read.
     pub(crate) fn moment(&self, moment: Instant) -> Moment {
         match &self.store {
             Some(store) => store.clock().keep(moment),
@@ -94,7 +94,7 @@ impl Journal {
         }
     }
 
-    /// What is left until a moment that the disk told; zero if it is past.
+    /// Returns the time left until a stored moment; zero if it is past.
     pub(crate) fn left(&self, up_ms: i64) -> std::time::Duration {
         self.store
             .as_ref()
@@ -102,7 +102,7 @@ impl Journal {
             .unwrap_or_default()
     }
 
-    /// What an earlier process left, once.
+    /// Takes the state that an earlier process left; later calls return `None`.
     pub(crate) fn take_restored(&self) -> Option<Restored> {
         let store = self.store.as_ref()?;
         let mut restored = store.signals().restored.lock();
@@ -115,7 +115,7 @@ impl Journal {
         }
     }
 
-    /// The batch in which what is noted now will be written. Batches up to [`Journal::committed`] are safe.
+    /// Returns the number of the batch of the next noted change. Batches up to [`Journal::committed`] are stored.
     pub(crate) fn number(&self) -> u64 {
         self.number
     }
@@ -126,12 +126,12 @@ impl Journal {
             .map_or(u64::MAX, |store| *store.signals().committed.borrow())
     }
 
-    /// Hands over what was noted.
+    /// Sends the noted changes to the store.
     pub(crate) fn send(&mut self) {
         self.hand_over(None, false);
     }
 
-    /// Hands over what was noted; tells when it is stored. `None`: there is nothing to wait for.
+    /// Sends the noted changes to the store, and returns the batch to wait for; `None` if there are no changes.
     pub(crate) fn send_and_wait(&mut self) -> Option<Stored> {
         if self.changes.is_empty() {
             return None;
@@ -142,7 +142,7 @@ impl Journal {
         Some(Stored { batch, answer })
     }
 
-    /// Writes everything anew: `all` is all there is.
+    /// Replaces everything in the store with `all`.
     pub(crate) fn replace(&mut self, all: Vec<Change>) {
         self.changes = all;
         self.hand_over(None, true);
@@ -194,7 +194,9 @@ mod tests {
             std::thread::yield_now();
         }
         assert!(!journal.is_behind());
-        signals.unwritten.store(UNWRITTEN + 1, Ordering::Relaxed);
+        signals
+            .unwritten
+            .store(MAX_UNWRITTEN_BYTES + 1, Ordering::Relaxed);
         assert!(journal.is_behind());
     }
 }

@@ -1,4 +1,4 @@
-//! Jobs: what was promised and what became of it, and the tasks that run them.
+//! Jobs: the ledger of requests and their outcomes, and the tasks that run them.
 
 pub(crate) mod chunks;
 pub(crate) mod history;

@@ -1,15 +1,15 @@
-//! What one client may ask for in a minute.
+//! The quotas of clients: requests and tokens a minute.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-const MINUTE: f64 = 60.0;
-/// Clients that are told apart: a name may be new with each request.
-const CLIENTS_AT_MOST: usize = 16_384;
+const SECONDS_PER_MINUTE: f64 = 60.0;
+/// The maximum number of clients with a budget of their own: a name may be new with each request.
+const MAX_CLIENTS: usize = 16_384;
 
-/// Budgets a minute; `None` is no bound.
+/// The budgets of one client a minute; `None` is no bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Quota {
     /// Requests.
@@ -19,16 +19,17 @@ pub struct Quota {
     pub tokens: Option<u32>,
 }
 
-/// Who has used how much. Clients without a topic of their own share one budget.
+/// The budgets of all clients. Clients without a topic of their own share one.
 #[derive(Debug)]
 pub(crate) struct Quotas {
     quota: Quota,
     clients: HashMap<Option<String>, Used>,
-    /// How many there were when those that have rested were last forgotten.
+    /// The number of clients after those with full budgets were last forgotten.
     swept: usize,
 }
 
-/// Filled at a steady throughput up to a minute's worth; tokens may be overdrawn by the last request that was let in.
+/// The token buckets of a client: filled at a steady rate up to a minute's worth. The last request that was let in may
+/// overdraw that of tokens.
 #[derive(Debug)]
 struct Used {
     requests: f64,
@@ -45,7 +46,7 @@ impl Quotas {
         }
     }
 
-    /// Other budgets, from now on.
+    /// Replaces the quota from now on.
     pub(crate) fn set(&mut self, quota: Quota) {
         if quota != self.quota {
             self.quota = quota;
@@ -53,7 +54,7 @@ impl Quotas {
         }
     }
 
-    /// Lets one more request in, or tells when to come back and which budget is used up.
+    /// Admits one more request, or returns the time until a retry and the budget that is used up.
     pub(crate) fn enter(
         &mut self,
         client: Option<&String>,
@@ -82,7 +83,7 @@ impl Quotas {
         Ok(())
     }
 
-    /// Takes tokens of a client's budget; a negative number gives back.
+    /// Charges tokens to a client's budget; a negative number gives them back.
     pub(crate) fn charge(&mut self, client: Option<&String>, tokens: i64, now: Instant) {
         if self.quota.tokens.is_some() {
             // Token counts are far below 2^52.
@@ -99,24 +100,24 @@ impl Quotas {
         let full = |budget: Option<u32>| budget.map_or(0.0, f64::from);
         let (requests, tokens) = (full(self.quota.requests), full(self.quota.tokens));
         // Beyond so many, new clients share the budget of those without a topic of their own.
-        let known = self.clients.len() < CLIENTS_AT_MOST;
+        let known = self.clients.len() < MAX_CLIENTS;
         let client = client.filter(|client| known || self.clients.contains_key(&Some((*client).clone())));
         let used = self.clients.entry(client.cloned()).or_insert(Used {
             requests,
             tokens,
             at: now,
         });
-        let minutes = now.saturating_duration_since(used.at).as_secs_f64() / MINUTE;
+        let minutes = now.saturating_duration_since(used.at).as_secs_f64() / SECONDS_PER_MINUTE;
         used.requests = (used.requests + requests * minutes).min(requests);
         used.tokens = (used.tokens + tokens * minutes).min(tokens);
         used.at = now;
         used
     }
 
-    /// Client names come from outside: those that have their whole budget again need no memory.
+    /// Forgets the clients whose budgets are full again: names come from outside, and must not take memory for ever.
     fn forget_rested(&mut self, now: Instant) {
         const MIN_SWEEP_CLIENTS: usize = 1024;
-        let most = (2 * self.swept).clamp(MIN_SWEEP_CLIENTS, CLIENTS_AT_MOST);
+        let most = (2 * self.swept).clamp(MIN_SWEEP_CLIENTS, MAX_CLIENTS);
         if self.clients.len() >= most {
             self.clients
                 .retain(|_, used| now.saturating_duration_since(used.at) < Duration::from_mins(2));
@@ -126,7 +127,7 @@ impl Quotas {
 }
 
 fn wait(missing: f64, per_minute: u32) -> Duration {
-    let seconds = missing / f64::from(per_minute.max(1)) * MINUTE;
+    let seconds = missing / f64::from(per_minute.max(1)) * SECONDS_PER_MINUTE;
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::from_mins(10))
 }
 
@@ -162,11 +163,11 @@ mod tests {
             requests: Some(1),
             tokens: None,
         });
-        for name in 0..2 * CLIENTS_AT_MOST {
+        for name in 0..2 * MAX_CLIENTS {
             let _ = quotas.enter(Some(&name.to_string()), start);
         }
         assert!(
-            quotas.clients.len() <= CLIENTS_AT_MOST + 1,
+            quotas.clients.len() <= MAX_CLIENTS + 1,
             "{}",
             quotas.clients.len()
         );

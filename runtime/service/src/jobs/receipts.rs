@@ -1,4 +1,4 @@
-//! Receipts of messages that were dealt with, for the broker's redeliveries.
+//! Receipts of messages that were handled, for the broker's redeliveries.
 //!
 //! At QoS 1 a packet id names at most one unacknowledged message of a session (MQTT 5, section 2.2.1): a new message with
 //! the id of an earlier one proves that the broker has discarded the earlier one. So one receipt for each packet id covers
@@ -12,9 +12,9 @@ use phi_edge_store::{RECEIPT_REACH, ReceiptMark, ReceiptRow, receipt_mark};
 /// The receipts of a session, one for each packet id.
 #[derive(Debug, Default)]
 pub(crate) struct Receipts {
-    /// By packet id; grows with the largest one, to 65,536 entries of 24 bytes.
+    /// The receipts by packet id; grows with the largest one, to 65,536 entries of 24 bytes.
     slots: Vec<Slot>,
-    /// The number of the newest.
+    /// The number of the newest receipt.
     last: u64,
     /// Receipts that an earlier version of the program stored, without their packet ids.
     former: HashSet<ReceiptMark>,
@@ -22,13 +22,13 @@ pub(crate) struct Receipts {
 
 #[derive(Debug, Clone, Copy, Default)]
 struct Slot {
-    /// 0 for an empty one.
+    /// The place in the order of arrival; 0 for an empty slot.
     number: u64,
     mark: ReceiptMark,
 }
 
 impl Receipts {
-    /// Whether a message that the broker delivers again was dealt with before.
+    /// Whether a message that the broker delivers again was handled before.
     pub(crate) fn knows(&self, receipt: &Receipt) -> bool {
         let mark = receipt_mark(&receipt.digest);
         let slot = self.slots.get(usize::from(receipt.packet_id));
@@ -38,7 +38,7 @@ impl Receipts {
         known || self.former.contains(&mark)
     }
 
-    /// Takes a receipt in place of the earlier one of its packet id; gives what is to be stored.
+    /// Replaces the earlier receipt of the same packet id; returns the row to store.
     pub(crate) fn add(&mut self, receipt: &Receipt) -> ReceiptRow {
         self.last += 1;
         if self.last > RECEIPT_REACH {
@@ -58,7 +58,7 @@ impl Receipts {
         *self = Self::default();
     }
 
-    /// Takes over what an earlier process left, behind which come the receipts of this one.
+    /// Restores the receipts of an earlier process, which those of this process are numbered after.
     pub(crate) fn restore(&mut self, rows: Vec<ReceiptRow>, former: impl IntoIterator<Item = ReceiptMark>) {
         let own: Vec<ReceiptRow> = self.rows().collect();
         let before = rows.iter().map(|row| row.number).max().unwrap_or(0);
@@ -75,7 +75,7 @@ impl Receipts {
         }
     }
 
-    /// All of them.
+    /// Returns the rows of all receipts.
     pub(crate) fn rows(&self) -> impl Iterator<Item = ReceiptRow> {
         let slots = (0..=u16::MAX).zip(&self.slots);
         slots

@@ -1,7 +1,8 @@
-//! Conversations that go on: what was asked and answered, as token ids.
+//! Sessions: conversations that go on, as the token ids of their prompts and answers.
 //!
 //! Kept as ids and not as text, because encoding an answer's text again need not give the ids that were generated: only
-//! what is the same to the last id is found in the engine's memory. Lost on a restart: a conversation then begins anew.
+//! what is the same to the last id is found in the engine's memory. Sessions are lost on a restart: a conversation then
+//! starts over.
 
 use std::collections::HashMap;
 use std::mem::size_of;
@@ -12,24 +13,24 @@ use tokio::time::Instant;
 
 use phi_edge_api::JobKey;
 
-/// Names a session: per client.
+/// The key of a session, whose name is unique per client.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct SessionKey {
     client: Option<String>,
     name: String,
 }
 
-/// Another request of the session is not answered yet.
+/// The error of a request whose session has another request that is not answered yet.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Occupied {
     pub(crate) by: String,
 }
 
-/// All conversations that may go on.
+/// The sessions of all clients.
 #[derive(Debug)]
 pub(crate) struct Sessions {
     keep_for: Duration,
-    /// The most bytes of token ids of those that nobody is using.
+    /// The maximum size of the token ids of unused sessions, in bytes.
     memory: usize,
     all: HashMap<SessionKey, Session>,
 }
@@ -37,7 +38,7 @@ pub(crate) struct Sessions {
 #[derive(Debug)]
 struct Session {
     ids: Vec<TokenId>,
-    /// The request that is going on.
+    /// The request that has reserved the session.
     asked: Option<Asked>,
     last_used: Instant,
 }
@@ -49,7 +50,7 @@ struct Asked {
 }
 
 impl Sessions {
-    /// Other bounds; what there is too much of goes with the next change.
+    /// Replaces the bounds; what exceeds them is removed with the next change.
     pub(crate) fn set_bounds(&mut self, keep_for: Duration, memory: usize) {
         (self.keep_for, self.memory) = (keep_for, memory);
     }
@@ -62,7 +63,7 @@ impl Sessions {
         }
     }
 
-    /// Reserves a session for a request; gives what was said so far, nothing in a new one.
+    /// Reserves a session for a request; returns the ids of the conversation so far, none in a new one.
     pub(crate) fn begin(
         &mut self,
         job: &JobKey,
@@ -87,15 +88,15 @@ impl Sessions {
         }
     }
 
-    /// The request that reserved the session is accepted with this prompt.
+    /// Records the prompt of the accepted request that has reserved the session.
     pub(crate) fn asked(&mut self, job: &JobKey, session: &str, prompt: &[TokenId]) {
         if let Some(asked) = self.of(job, session).and_then(|session| session.asked.as_mut()) {
             asked.prompt = prompt.to_vec();
         }
     }
 
-    /// The end of the request that reserved the session: what was answered belongs to it from now on. `None`: there
-    /// was no answer, and the session is as it was before.
+    /// Ends the request that has reserved the session, and adds its prompt and answer to it. `None`: there was no answer,
+    /// and the session is as it was before.
     pub(crate) fn answered(&mut self, job: &JobKey, session: &str, answer: Option<&[TokenId]>, now: Instant) {
         let Some(found) = self.of(job, session) else {
             return;
@@ -111,20 +112,20 @@ impl Sessions {
         self.fit();
     }
 
-    /// Forgets what was not used for long enough.
+    /// Forgets the sessions that were unused for the time that they are kept.
     pub(crate) fn expire(&mut self, now: Instant) {
         let keep_for = self.keep_for;
         self.all
             .retain(|_, session| session.asked.is_some() || session.last_used + keep_for > now);
     }
 
-    /// When [`Sessions::expire`] has something to do next.
+    /// Returns the time at which [`Sessions::expire`] next forgets a session.
     pub(crate) fn next_expiry(&self) -> Option<Instant> {
         let idle = self.all.values().filter(|session| session.asked.is_none());
         idle.map(|session| session.last_used + self.keep_for).min()
     }
 
-    /// The session that `job` has reserved.
+    /// Returns the session if `job` has reserved it.
     fn of(&mut self, job: &JobKey, session: &str) -> Option<&mut Session> {
         let session = self.all.get_mut(&key(job, session))?;
         let mine = session.asked.as_ref().is_some_and(|asked| asked.id == job.id);
@@ -154,7 +155,7 @@ impl Sessions {
     }
 }
 
-/// What the shortest session is taken to cost, in bytes: its names and its place.
+/// The minimum memory that a session counts for, in bytes: its key and its entry.
 const MIN_SESSION_BYTES: usize = 256;
 
 fn key(job: &JobKey, session: &str) -> SessionKey {

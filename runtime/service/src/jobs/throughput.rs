@@ -1,14 +1,14 @@
-//! How fast work has been going lately.
+//! The throughput of recent jobs.
 
 use std::time::Duration;
 
 use phi_edge_api::Answer;
 
-/// What a job is taken to last before one was measured.
-const FIRST_GUESS: Duration = Duration::from_secs(5);
+/// The assumed time of a job before one was measured.
+const DEFAULT_JOB_TIME: Duration = Duration::from_secs(5);
 
 /// The weight of the newest measurement: about the last ten jobs count.
-const WEIGHT: f64 = 0.2;
+const NEWEST_WEIGHT: f64 = 0.2;
 
 /// Exponentially weighted means over finished jobs.
 #[derive(Debug, Default)]
@@ -19,7 +19,7 @@ pub(crate) struct Throughput {
 }
 
 impl Throughput {
-    /// Takes in a finished answer.
+    /// Adds the times of a finished answer.
     pub(crate) fn observe(&mut self, answer: &Answer) {
         blend(
             &mut self.job_seconds,
@@ -43,20 +43,20 @@ impl Throughput {
         self.tokens_per_s.unwrap_or(0.0)
     }
 
-    /// From acceptance to the first token; zero until there was one.
+    /// Returns the mean time from acceptance to the first token; zero until there was one.
     pub(crate) fn first_token(&self) -> Duration {
         let seconds = self.first_token.unwrap_or(0.0);
         Duration::try_from_secs_f64(seconds).unwrap_or_default()
     }
 
-    /// When to come back to a full queue: at least a second, at most `most`.
+    /// Returns the time until a retry at a full queue: at least a second, at most `most`.
     ///
-    /// Told is the time in which half of the queue is worked off. By then there is room for several who
-    /// come back at once, and there is still work, so that nothing stands idle meanwhile.
+    /// It is the time in which half of the queue is worked off. By then there is room for several clients that come back
+    /// at once, and there is still work, so that no slot is idle meanwhile.
     pub(crate) fn retry_after(&self, queued: usize, slots: usize, most: Duration) -> Duration {
-        let job = self
-            .job_seconds
-            .map_or(FIRST_GUESS, |s| Duration::try_from_secs_f64(s).unwrap_or(most));
+        let job = self.job_seconds.map_or(DEFAULT_JOB_TIME, |s| {
+            Duration::try_from_secs_f64(s).unwrap_or(most)
+        });
         let jobs = u32::try_from(queued.div_ceil(2).div_ceil(slots.max(1))).unwrap_or(u32::MAX);
         let least = Duration::from_secs(1);
         job.saturating_mul(jobs.max(1)).clamp(least, most.max(least))
@@ -65,7 +65,7 @@ impl Throughput {
 
 fn blend(mean: &mut Option<f64>, new: f64) {
     *mean = Some(match *mean {
-        Some(old) => old + WEIGHT * (new - old),
+        Some(old) => old + NEWEST_WEIGHT * (new - old),
         None => new,
     });
 }
@@ -94,7 +94,7 @@ mod tests {
     fn the_wait_follows_what_jobs_took() {
         let mut throughput = Throughput::default();
         let most = Duration::from_mins(10);
-        assert_eq!(throughput.retry_after(8, 1, most), FIRST_GUESS * 4);
+        assert_eq!(throughput.retry_after(8, 1, most), DEFAULT_JOB_TIME * 4);
         throughput.observe(&answer(21, 1, 2));
         assert_eq!(throughput.retry_after(8, 1, most), Duration::from_secs(12));
         assert_eq!(throughput.retry_after(8, 2, most), Duration::from_secs(6));

@@ -1,4 +1,4 @@
-//! Bounds and times of the service.
+//! The configuration of the service.
 
 use std::time::Duration;
 
@@ -8,42 +8,43 @@ use crate::jobs::quota::Quota;
 use crate::observers::Observers;
 use phi_edge_rules::Rule;
 
-/// Bounds and times of the service.
+/// The bounds and times of the service.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ServiceConfig {
-    /// The most jobs that wait for a slot; beyond them only a client that has less than its share of them is taken in, up to
-    /// twice as many in all, and others are refused as `busy`. Also the most outcomes that may wait to be taken before new
-    /// requests are refused.
+    /// The maximum number of jobs that wait for a slot. Beyond it only a client that has less than its share of them is
+    /// accepted, up to twice as many in all, and others are refused as `busy`. Also the maximum number of outcomes that
+    /// wait to be taken before new requests are refused.
     pub queue: usize,
-    /// The longest time a job may take from acceptance to its end, and the default.
+    /// The maximum time from a job's acceptance to its end, and the default.
     pub max_deadline: Duration,
-    /// The most tokens a prompt may have; none means what the model's context holds.
+    /// The maximum number of tokens of a prompt; `None` is what the model's context holds.
     pub max_prompt_tokens: Option<usize>,
-    /// The least time between two chunks of an answer.
+    /// The minimum time between two chunks of an answer.
     pub chunk_interval: Duration,
-    /// How long an outcome is kept for a client that asks again.
+    /// The time for which an outcome is kept for a client that asks again.
     pub keep_for: Duration,
-    /// The most outcomes that are kept; the oldest go first.
+    /// The maximum number of outcomes that are kept; the oldest are removed first.
     pub keep_outcomes: usize,
-    /// The most text, in bytes, of all outcomes that are kept.
+    /// The maximum text of all kept outcomes, in bytes.
     pub keep_bytes: usize,
-    /// How long a session that nobody uses is kept.
+    /// The time for which an unused session is kept.
     pub session_ttl: Duration,
-    /// The most memory of sessions that nobody uses, in bytes: four a token.
+    /// The maximum memory of unused sessions, in bytes: four a token.
     pub session_memory: usize,
-    /// What one client may ask for.
+    /// The quota of one client.
     pub quota: Quota,
     /// The model's name, for answers.
     pub model: String,
-    /// What to make of which messages.
+    /// The rules that make events of messages.
     pub rules: Vec<Rule>,
-    /// Windows that get their words at the same time.
+    /// The maximum number of windows that are summarised at once.
     pub rule_jobs: usize,
-    /// The most that the messages of open windows may cost, in memory and in the store, in bytes.
+    /// The maximum cost of the messages of open windows, in memory and in the store, in bytes.
     pub rules_bytes: u64,
-    /// The most that events may cost that wait for the broker, in memory and in the store, in bytes; the oldest go first.
+    /// The maximum cost of the events that wait for the broker, in memory and in the store, in bytes; the oldest are
+    /// dropped first.
     pub event_bytes: u64,
-    /// Who is told of every end.
+    /// The observers of the service.
     pub observers: Observers,
 }
 

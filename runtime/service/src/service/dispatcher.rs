@@ -1,4 +1,4 @@
-//! The task that stands between the ledger, the jobs that run, and the reply channel.
+//! The dispatcher: the task between the ledger, the running jobs and the reply channel.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -10,20 +10,20 @@ use tokio::time::Instant;
 use crate::engine_thread::EngineHandle;
 use crate::jobs::ledger::Closed;
 use crate::jobs::runner::{Ended, Runner, until};
-use crate::service::{HANDOVER, Shared};
+use crate::service::{HANDOVER_TIMEOUT, Shared};
 use phi_edge_api::JobKey;
 use phi_edge_api::Reply;
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::Time;
 use phi_edge_store::{Signals, wall_ms};
 
-/// The task that starts jobs, takes their ends and hands outcomes on.
+/// The task that starts jobs, takes their ends and sends outcomes to the reply channel.
 pub(crate) struct Dispatcher {
     shared: Arc<Shared>,
     runner: Runner,
     running: JoinSet<Ended>,
     keys: HashMap<Id, JobKey>,
-    /// The times that the store was given everything anew.
+    /// The number of the store's last request for a refill that was served.
     refilled: u64,
 }
 
@@ -38,7 +38,7 @@ impl Dispatcher {
         }
     }
 
-    /// Works until [`Shared::finish`] says so, then ends the engine.
+    /// Runs until [`Shared::finish`] is true, then ends the engine.
     pub(crate) async fn run(mut self, engine: EngineHandle) {
         let replies = self.runner.replies.clone();
         let mut finish = self.shared.finish.subscribe();
@@ -51,7 +51,7 @@ impl Dispatcher {
             };
             tokio::select! {
                 () = self.shared.wake.notified() => {}
-                () = store_news(self.shared.signals.as_deref()) => self.heed_store(),
+                () = store_news(self.shared.signals.as_deref()) => self.handle_store_news(),
                 Some(ended) = self.running.join_next_with_id() => self.ended(ended),
                 permit = replies.reserve(), if has_outgoing => self.hand_over(permit.ok()),
                 () = until(expiry) => {}
@@ -66,13 +66,13 @@ impl Dispatcher {
         }
         self.running.shutdown().await;
         drop(self.runner);
-        if !engine.stop(HANDOVER).await {
+        if !engine.stop(HANDOVER_TIMEOUT).await {
             tracing::warn!("the engine's thread did not end in time");
         }
     }
 
-    /// Reads what the store could read at last, and writes all there is where the store asks for it.
-    fn heed_store(&mut self) {
+    /// Restores what the store has read meanwhile, and writes the complete state where the store requests it.
+    fn handle_store_news(&mut self) {
         let Some(signals) = &self.shared.signals else {
             return;
         };
@@ -84,7 +84,7 @@ impl Dispatcher {
         }
     }
 
-    /// Sends the oldest outcome on. Without a permit there is nobody to send it to.
+    /// Sends the oldest outcome. Without a permit the reply channel is closed, and all outcomes are discarded.
     fn hand_over(&self, permit: Option<Permit<'_, Reply>>) {
         let mut ledger = self.shared.ledger();
         if let Some(permit) = permit {
@@ -93,7 +93,7 @@ impl Dispatcher {
             }
         } else {
             let outcomes = ledger.discard_outgoing();
-            tracing::error!(outcomes, "nobody takes replies any more; outcomes are lost");
+            tracing::error!(outcomes, "the reply channel is closed; outcomes are lost");
         }
     }
 
@@ -124,7 +124,7 @@ impl Dispatcher {
     }
 }
 
-/// Waits until the store has something to tell; for ever without one.
+/// Waits until the store has news; for ever without a store.
 async fn store_news(signals: Option<&Signals>) {
     match signals {
         Some(signals) => signals.news.notified().await,

@@ -1,4 +1,4 @@
-//! The service: a handle for those who bring requests, and the task behind it.
+//! The service: the handle of those that submit requests, and the tasks behind it.
 
 mod config;
 mod dispatcher;
@@ -35,18 +35,18 @@ pub(crate) use shared::Shared;
 
 pub use config::ServiceConfig;
 
-/// How long a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
-pub(crate) const HANDOVER: Duration = Duration::from_secs(5);
+/// The time for which a drain waits at its end for the outcomes to be taken, and for the engine's thread to end.
+pub(crate) const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Takes jobs and sees to it that each gets its one outcome. Clones share one service; when the last is
-/// dropped, it ends without ceremony: [`Service::drain`] is the orderly way.
+/// A handle of the service, which accepts jobs and gives each exactly one outcome. Clones share one service. Dropping the
+/// last one aborts it; [`Service::drain`] ends it in good order.
 #[derive(Clone)]
 pub struct Service {
     shared: Arc<Shared>,
     tasks: Arc<Tasks>,
 }
 
-/// Ends with the last handle.
+/// The tasks of the service, aborted with the last handle.
 struct Tasks {
     dispatcher: Mutex<Option<JoinHandle<()>>>,
     rules: Mutex<Option<JoinHandle<()>>>,
@@ -63,8 +63,8 @@ impl Drop for Tasks {
 }
 
 impl Service {
-    /// Starts the service on the current tokio runtime, in memory alone. Chunks and outcomes go to `replies`: chunks
-    /// only while it has room, outcomes as soon as it has.
+    /// Starts the service on the current tokio runtime, without a store. Chunks and outcomes go to `replies`: chunks only
+    /// while it has room, outcomes as soon as it has.
     pub fn start(
         config: ServiceConfig,
         engine: EngineHandle,
@@ -111,8 +111,8 @@ impl Service {
         }
     }
 
-    /// Takes a request. `Ok`: it is accepted (or is a repeat of one that was), can't be lost any more, and its outcome
-    /// will come on the reply channel. `Err`: it is not, and the refusal is all there will be.
+    /// Submits a request. `Ok`: it is accepted (or is a repeat of one that was), can't be lost any more, and its outcome
+    /// will come on the reply channel. `Err`: it is refused, and no outcome follows.
     ///
     /// A repeat of a known id with the same body gets the stored outcome again or waits for it.
     pub async fn submit(&self, job: NewJob) -> Result<(), Refusal> {
@@ -126,8 +126,8 @@ impl Service {
     }
 
     /// As [`Service::submit`] or, if `redelivered`, [`Service::submit_redelivered`], of a request that arrived at `arrived`:
-    /// its time counts from then. The request has its place among others, and can be cancelled, when this returns;
-    /// dropping what it returns takes nothing back.
+    /// its time counts from then. The request has its place in the order of arrival, and can be cancelled, when this
+    /// returns; dropping the future does not take it back.
     pub fn receive(
         &self,
         job: NewJob,
@@ -137,33 +137,33 @@ impl Service {
         Arc::clone(&self.shared).receive(job, redelivered, arrived)
     }
 
-    /// Counts a message in the windows of rules. What it returns resolves when the message may be acknowledged: it is
-    /// stored, or was dropped because it can't be.
+    /// Adds a message to the windows of rules. The wait of the returned value ends when the message may be acknowledged: it
+    /// is stored, or was dropped because it can't be.
     pub fn ingest(&self, message: &RuleMessage) -> Option<Ingested> {
         self.shared.ingest(message)
     }
 
-    /// Holds what comes from now on to the limits of `config`; its rules are not looked at.
+    /// Applies the limits of `config` from now on, without its rules.
     pub fn set_limits(&self, config: &ServiceConfig) {
         self.shared.set_limits(config);
     }
 
-    /// Takes these rules in place of those there are: one that has changed only in its words and outputs goes on with its
-    /// windows, those of others end now.
+    /// Replaces the rules. A rule that has changed only in its summary and outputs keeps its windows; those of others end
+    /// now.
     ///
     /// # Errors
-    /// A rule can't be used; one line. Then the old ones stay.
+    /// A rule can't be used; one line. Then the old rules stay.
     pub fn set_rules(&self, rules: Vec<Rule>) -> Result<(), String> {
         self.shared.set_rules(rules)
     }
 
-    /// Words for a window that was ended elsewhere.
-    pub async fn word(&self, window: &ReplayedWindow) -> Event {
+    /// Returns the event of a replayed window, with its summary.
+    pub async fn summarise(&self, window: &ReplayedWindow) -> Event {
         let (published, _) = rules_task::summarise(&self.shared, window.pending_summary()).await;
         published.event
     }
 
-    /// How rules are doing.
+    /// Returns the counters of the rules.
     pub fn rule_counters(&self) -> RuleCounters {
         let counters = self.shared.rule_engine().counters();
         let ledger = self.shared.ledger();
@@ -177,7 +177,7 @@ impl Service {
         }
     }
 
-    /// How the engine's thread is doing.
+    /// Returns the state of the engine's thread.
     pub fn engine_load(&self) -> EngineLoad {
         self.shared.load.read()
     }
@@ -187,8 +187,8 @@ impl Service {
         *self.shared.engine_lost.borrow()
     }
 
-    /// Sends what is no job's outcome: a refusal, a dead letter. Resolves when it is stored, or when it is clear that it
-    /// will not be; it leaves in any case. `receipt` is that of the message it answers.
+    /// Sends a reply that is not a job's outcome: a refusal or a dead letter. Resolves when it is stored, or can't be; it is
+    /// sent in any case. `receipt` is that of the message it answers.
     pub fn post(
         &self,
         key: JobKey,
@@ -207,17 +207,17 @@ impl Service {
         async move { shared.stored_or_not(stored).await }
     }
 
-    /// A name for a refusal's `reply_id`.
+    /// Returns a refusal with a new `reply_id`.
     pub fn refusal(&self, code: ErrorCode, message: impl Into<String>) -> Refusal {
         self.shared.ledger().refuse(code, message)
     }
 
-    /// Whether the message of this receipt was dealt with, so that its redelivery needs nothing more.
+    /// Whether the message of this receipt was handled, so that its redelivery is to be ignored.
     pub fn is_redelivery(&self, receipt: &Receipt) -> bool {
         self.shared.ledger().is_redelivery(receipt)
     }
 
-    /// Notes that a message needs nothing: should the broker deliver it again, it needs nothing again.
+    /// Records the receipt of a message that needs no reply, so that its redelivery is ignored.
     pub fn dismiss(&self, receipt: Option<Receipt>) {
         self.shared.ledger().dismiss(receipt);
     }
@@ -227,43 +227,42 @@ impl Service {
         self.shared.ledger().forget_receipts();
     }
 
-    /// Keeps a note for the link over a restart, in place of the one before and in the order of what is decided about
-    /// messages. What it returns resolves when the note is stored, or can't be.
+    /// Stores a note for the link over a restart. It replaces the one before, and is stored in order with the decisions about
+    /// messages. The wait of the returned value ends when the note is stored, or can't be.
     pub fn note_link(&self, note: String) -> Option<Ingested> {
         self.shared.ledger().note_link(note).map(Ingested)
     }
 
-    /// The link's last note, also of an earlier process.
+    /// Returns the link's last note, also that of an earlier process.
     pub fn link_note(&self) -> Option<String> {
         self.shared.ledger().link_note()
     }
 
-    /// Whether there is, or was lately, a job of this name.
+    /// Whether there is a job of this key, open or with a kept outcome.
     pub fn knows(&self, key: &JobKey) -> bool {
         self.shared.ledger().knows(key)
     }
 
-    /// The broker has acknowledged the message of this [`Reply::delivery`]: it is kept no longer.
+    /// Removes the message of this [`Reply::delivery`], which the broker has acknowledged.
     pub fn delivered(&self, delivery: u64) {
         self.shared.ledger().delivered(delivery);
         self.shared.changed();
     }
 
-    /// The expiry of an event, of that [`Reply::delivery`], has passed before the broker had it: it is kept no longer, and
-    /// counted.
+    /// Removes the event of this [`Reply::delivery`], whose expiry has passed before the broker had it, and counts it.
     pub fn expired(&self, delivery: Option<u64>) {
         self.shared.ledger().event_expired(delivery);
         self.shared.changed();
     }
 
-    /// Tells whether there is a connection to the broker. While there has been none for long, only the newest of retained events
-    /// is kept for a topic.
+    /// Sets whether there is a connection to the broker. While there has been none for long, only the newest retained event
+    /// of a topic is kept.
     pub fn set_connected(&self, connected: bool) {
         self.shared.set_connected(connected);
     }
 
-    /// Takes a job back: before its start it ends as `cancelled`, later with the text it has. False if no
-    /// job of this name waits or runs.
+    /// Cancels a job: before its start it ends as `cancelled`, later with the text it has. Returns false if no job of this
+    /// key waits or runs.
     pub fn cancel(&self, key: &JobKey) -> bool {
         let (trace_id, found) = {
             let mut ledger = self.shared.ledger();
@@ -281,18 +280,18 @@ impl Service {
         found
     }
 
-    /// How things stand.
+    /// Returns the present statistics.
     pub fn stats(&self) -> Stats {
         *self.shared.stats.borrow()
     }
 
-    /// How things stand, and each change.
+    /// Returns the statistics, with each change.
     pub fn watch_stats(&self) -> watch::Receiver<Stats> {
         self.shared.stats.subscribe()
     }
 
-    /// Waits until the engine is gone (it panicked). From then on all requests are refused: the process
-    /// should end, so that whoever supervises it starts it anew.
+    /// Waits until the engine is gone (it panicked). From then on all requests are refused: the process should end, so that
+    /// its supervisor restarts it.
     pub async fn engine_lost(&self) {
         let mut lost = self.shared.engine_lost.subscribe();
         // The sender lives in `self`: no error can come.
@@ -301,11 +300,11 @@ impl Service {
 
     /// Ends the service. From now on requests are refused as `unavailable`. What runs may end within `grace` and is then
     /// cut short. With a store, what was cut short and what has not started is kept for the next process; without,
-    /// the former ends with the text it has and the latter as `unavailable`. Returns when all outcomes are taken
-    /// off the reply channel's queue, or a few seconds after nobody took them, with the engine's thread gone.
+    /// the former ends with the text it has and the latter as `unavailable`. Returns when all outcomes are taken off the
+    /// reply channel's queue, or a few seconds later without that, with the engine's thread gone.
     pub async fn drain(&self, grace: Duration) {
         tracing::info!(grace_s = grace.as_secs_f64(), "draining");
-        // Events without words keep for the next process, as do windows.
+        // Events that wait for their summary stay for the next process, as do windows.
         let rules = self.tasks.rules.lock().take();
         if let Some(rules) = rules {
             rules.abort();
@@ -316,11 +315,11 @@ impl Service {
         let mut stats = self.watch_stats();
         if timeout(grace, stats.wait_for(|s| s.running == 0)).await.is_err() {
             self.shared.ledger().stop_running();
-            // A runner gives up by itself after END_WAIT: this only bounds what can't be.
-            let _ = timeout(END_WAIT + HANDOVER, stats.wait_for(|s| s.running == 0)).await;
+            // A runner gives up by itself after END_WAIT: this bound is a safeguard.
+            let _ = timeout(END_WAIT + HANDOVER_TIMEOUT, stats.wait_for(|s| s.running == 0)).await;
         }
         let handed_over = stats.wait_for(|s| s.outcomes_waiting == 0);
-        if timeout(HANDOVER, handed_over).await.is_err() {
+        if timeout(HANDOVER_TIMEOUT, handed_over).await.is_err() {
             tracing::warn!(
                 outcomes = self.stats().outcomes_waiting,
                 "outcomes were not taken in time"
@@ -337,7 +336,7 @@ impl Service {
 }
 
 impl Service {
-    /// Writes what is still to be written and lets the store go; nothing is kept after this.
+    /// Writes what is still unwritten and closes the store; nothing is stored after this.
     pub async fn close_store(&self) {
         let journal = self.shared.close_store();
         if let Err(error) = tokio::task::spawn_blocking(move || drop(journal)).await {
@@ -346,13 +345,12 @@ impl Service {
     }
 }
 
-/// A message of a rule on its way to the disk.
+/// A message of a rule that is being stored.
 #[derive(Debug)]
 pub struct Ingested(Stored);
 
 impl Ingested {
-    /// Waits until the message can't be lost any more, or can't be stored. May be called again if it was not waited for to
-    /// the end.
+    /// Waits until the message is stored, or can't be. Cancel safe: may be called again after a wait that was dropped.
     pub async fn wait(&mut self) {
         if let Err(reason) = self.0.ready().await {
             tracing::debug!(%reason, "a message of a rule is in memory alone");

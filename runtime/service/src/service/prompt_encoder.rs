@@ -52,7 +52,7 @@ impl PromptEncoder {
         self.max_prompt_tokens.store(max, Ordering::Relaxed);
     }
 
-    /// The most tokens of a prompt that leaves room for `new_tokens` in the context.
+    /// Returns the maximum number of tokens of a prompt that leaves room for `new_tokens` in the context.
     pub(super) fn max_tokens(&self, new_tokens: usize) -> usize {
         let room = self.context_length.saturating_sub(new_tokens + 1);
         room.min(self.max_prompt_tokens.load(Ordering::Relaxed))

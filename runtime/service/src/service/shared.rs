@@ -84,14 +84,14 @@ impl Shared {
         }
     }
 
-    /// Holds what is decided from now on to the limits of `config`.
+    /// Applies the limits of `config` from now on.
     pub(super) fn set_limits(&self, config: &ServiceConfig) {
         self.encoder.set_max_prompt_tokens(config.max_prompt_tokens);
         self.ledger().set_limits(config.limits(&self.engine));
         self.changed();
     }
 
-    /// Lets the crash note and the store go; nothing is kept after this.
+    /// Closes the crash note and returns the journal with the store; nothing is stored after this.
     pub(super) fn close_store(&self) -> Journal {
         self.encoder.close();
         self.ledger().close_store()
@@ -259,7 +259,7 @@ impl Shared {
         self.encoder.prompts()
     }
 
-    /// The most tokens of a prompt that leaves room for `new_tokens` in the context.
+    /// Returns the maximum number of tokens of a prompt that leaves room for `new_tokens` in the context.
     pub(crate) fn room_for_prompt(&self, new_tokens: usize) -> usize {
         self.encoder.max_tokens(new_tokens)
     }

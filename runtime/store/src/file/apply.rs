@@ -8,7 +8,7 @@ use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_
 use crate::rules;
 use phi_edge_api::{JobKey, ReplyAddress};
 
-/// Empties the tables of receipts.
+/// The statements that empty the tables of receipts.
 pub(crate) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
 
 pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Result<()> {

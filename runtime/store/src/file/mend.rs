@@ -1,4 +1,4 @@
-//! A file that is damaged: it is set aside, and what can be read of it goes on.
+//! The repair of a damaged file: it is set aside, and what can be read of it is restored.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -7,14 +7,14 @@ use rusqlite::Connection;
 
 use super::read::{Reading, read, rebase};
 use super::trouble::Trouble;
-use super::{File, NAME};
+use super::{FILE_NAME, File};
 use crate::clock::{Clock, wall_ms};
 use crate::record::Restored;
 use crate::{LastEnd, rules};
 
-/// Gives the file and its journal another name; they are kept.
+/// Renames the file and its journal, which are kept.
 pub(super) fn set_aside(path: &Path) -> Result<PathBuf, Trouble> {
-    let name = |suffix: &str| path.with_file_name(format!("{NAME}{suffix}"));
+    let name = |suffix: &str| path.with_file_name(format!("{FILE_NAME}{suffix}"));
     let mut stamp = wall_ms();
     let mut aside = format!(".damaged-{stamp}");
     while name(&aside).exists() {
@@ -36,7 +36,7 @@ pub(super) fn set_aside(path: &Path) -> Result<PathBuf, Trouble> {
     Ok(name(&aside))
 }
 
-/// What can still be read of a damaged file. It is a copy that is read: opening a file changes it.
+/// Returns what can still be read of a damaged file. A copy is read, since opening a file changes it.
 pub(super) fn salvage(aside: &Path, path: &Path, clock: &Clock, last_end: LastEnd) -> Restored {
     let copy = path.with_file_name("salvage.db");
     let journal = |file: &Path| {

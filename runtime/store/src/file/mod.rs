@@ -27,18 +27,18 @@ pub(super) use trouble::{Trouble, hint};
 pub(super) use value::for_each_row;
 pub(super) use value::{json, parse, signed, unsigned};
 
-/// The file in the store's folder.
-pub(super) const NAME: &str = "phi-edge.db";
+/// The name of the file in the store's folder.
+pub(super) const FILE_NAME: &str = "phi-edge.db";
 
-/// What a commit cost.
+/// The cost of a commit.
 pub(super) struct Flush {
     /// Bytes in use.
     pub(super) bytes: u64,
-    /// How long the disk took, if it was waited for.
+    /// The time that the flush took, if there was one.
     pub(super) took: Option<Duration>,
 }
 
-/// The file, open and ours alone.
+/// The open file, locked by this process.
 pub(super) struct File {
     connection: Connection,
     path: PathBuf,
@@ -47,13 +47,13 @@ pub(super) struct File {
 }
 
 impl File {
-    /// Opens it, made where it is missing, with what an earlier process left in it.
+    /// Opens the file, created where it is missing, and reads the state that an earlier process left in it.
     pub(super) fn open(
         config: &StoreConfig,
         clock: &Clock,
         last_end: LastEnd,
     ) -> Result<(Self, Restored), Trouble> {
-        let path = folder(config)?.join(NAME);
+        let path = folder(config)?.join(FILE_NAME);
         match Self::open_sound(&path, clock, last_end) {
             Err(Trouble::Damaged(_)) => {
                 let aside = set_aside(&path)?;
@@ -72,9 +72,9 @@ impl File {
         }
     }
 
-    /// An empty one in place of one that turned out to be damaged.
+    /// Returns an empty file in place of one that turned out to be damaged.
     pub(super) fn replace_damaged(config: &StoreConfig, clock: &Clock) -> Result<Self, Trouble> {
-        let path = folder(config)?.join(NAME);
+        let path = folder(config)?.join(FILE_NAME);
         let aside = set_aside(&path)?;
         tracing::error!(aside = %aside.display(), "the store is damaged and was set aside");
         let file = Self::connect(&path)?;
@@ -102,7 +102,7 @@ impl File {
         })?;
         let connect = || -> rusqlite::Result<Connection> {
             let connection = Connection::open(path)?;
-            // Ours alone: two daemons on one store would both answer.
+            // Exclusive: two daemons on one store would both answer.
             connection.pragma_update(None, "locking_mode", "EXCLUSIVE")?;
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
@@ -129,7 +129,7 @@ impl File {
         })
     }
 
-    /// Makes all changes of these batches or none.
+    /// Commits all changes of these batches or none.
     pub(super) fn write(&mut self, batches: &[Batch]) -> Result<Flush, Trouble> {
         let urgent = batches
             .iter()
@@ -143,7 +143,7 @@ impl File {
         })
     }
 
-    /// Finds out whether the disk takes writes.
+    /// Checks whether the disk takes writes.
     pub(super) fn probe(&mut self) -> Result<(), Trouble> {
         // Larger than what is left on a disk that is full but for a few bytes.
         const PROBE_BYTES: usize = 64 << 10;
@@ -170,7 +170,7 @@ impl File {
         (pragma("page_count").saturating_sub(pragma("freelist_count"))) * pragma("page_size")
     }
 
-    /// Writes what is only in the journal into the file itself.
+    /// Writes what is only in the journal into the file itself, and closes it.
     pub(super) fn close(self) {
         let _ = self.connection.execute_batch("PRAGMA incremental_vacuum;");
         if let Err((_, error)) = self.connection.close() {
@@ -197,7 +197,7 @@ impl File {
         transaction.commit()
     }
 
-    /// Reads everything and notes that this process goes on with it.
+    /// Reads the state and records that this process continues it.
     fn restore(&mut self, clock: &Clock, last_end: LastEnd) -> rusqlite::Result<Restored> {
         let transaction = self.connection.transaction()?;
         if boot(&transaction)?.as_deref() != Some(clock.boot()) || clock.boot().is_empty() {
@@ -212,7 +212,7 @@ impl File {
             )?;
         }
         transaction.execute_batch("UPDATE jobs SET running = 0 WHERE running = 1")?;
-        // By now nothing comes again that an earlier version of the program has dealt with.
+        // By now the broker redelivers nothing that an earlier version of the program has handled.
         transaction.execute(
             "DELETE FROM former_receipts WHERE (SELECT max(number) FROM receipts) > ?1",
             [signed(RECEIPT_REACH)],
@@ -268,7 +268,7 @@ impl File {
     }
 }
 
-/// The folder, ours alone.
+/// Returns the store's folder, created where it is missing.
 fn folder(config: &StoreConfig) -> Result<&Path, Trouble> {
     let folder = config.folder.as_path();
     private_folder(folder).map_err(|source| Trouble::Folder {
@@ -278,10 +278,10 @@ fn folder(config: &StoreConfig) -> Result<&Path, Trouble> {
     Ok(folder)
 }
 
-/// Makes a folder where it is missing, for nobody else to look into: what is stored in it is confidential.
+/// Creates a folder where it is missing, accessible to this user only: what is stored in it is confidential.
 ///
 /// # Errors
-/// It can't be made.
+/// It can't be created.
 pub fn private_folder(folder: &Path) -> std::io::Result<()> {
     let mut builder = std::fs::DirBuilder::new();
     builder.recursive(true);
@@ -290,8 +290,8 @@ pub fn private_folder(folder: &Path) -> std::io::Result<()> {
     builder.create(folder)
 }
 
-/// Makes the file where it is missing, for nobody else to read: prompts are confidential. SQLite gives its journal the
-/// same rights.
+/// Creates the file where it is missing, accessible to this user only: prompts are confidential. SQLite gives its journal
+/// the same rights.
 fn private(path: &Path) -> std::io::Result<()> {
     let mut options = std::fs::OpenOptions::new();
     options.append(true).create(true);

@@ -1,4 +1,4 @@
-//! Rows as what an earlier process left.
+//! The state that an earlier process left, read from its rows.
 
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
@@ -15,14 +15,14 @@ use crate::rules;
 use phi_edge_api::Reply;
 use phi_edge_api::{JobKey, ReplyAddress};
 
-/// How rows are read.
+/// The direction in which rows are read, and the tolerance of errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// All, or an error.
+    /// All rows, or an error.
     Sound,
-    /// From the first row to the first that can't be read.
+    /// The rows from the first to the first that can't be read.
     Rising,
-    /// From the last row back to the first that can't be read.
+    /// The rows from the last back to the first that can't be read.
     Falling,
 }
 
@@ -91,7 +91,8 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
     Ok(restored)
 }
 
-/// With its receipts of an earlier version. `None` for a row whose words this version does not know; the log says so.
+/// Returns a job with its receipts of an earlier version. `None` for a row with values that this version does not know,
+/// which is logged.
 fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> {
     let client: String = row.get(1)?;
     let key = JobKey {
@@ -156,9 +157,9 @@ fn message(row: &Row<'_>) -> rusqlite::Result<Option<Reply>> {
     Ok(message)
 }
 
-/// The machine was started anew: what is left of each time, by the wall clock, counts from now.
+/// Rebases the times after a restart of the machine: what is left of each, by the wall clock, counts from now.
 ///
-/// The wall clock may be anywhere: nothing gets more time than it had, and what was written in the future is new.
+/// The wall clock may be wrong: nothing gets more time than it had, and what was written in the future is new.
 pub(super) fn rebase(connection: &Connection, clock: &Clock) -> rusqlite::Result<()> {
     let now = clock.keep(Instant::now());
     connection.execute(

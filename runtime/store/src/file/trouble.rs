@@ -1,4 +1,4 @@
-//! Why the file can't be used, and what to do about it.
+//! The reasons why the file can't be used, and hints for the operator.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use rusqlite::ErrorCode as Sqlite;
 
 use crate::StoreError;
 
-/// Why the file can't be used now.
+/// The reason why the file can't be used now.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Trouble {
     #[error("{path}: {source}{}", hint(source))]
@@ -28,7 +28,7 @@ pub(crate) enum Trouble {
 }
 
 impl Trouble {
-    /// Whether there is no room.
+    /// Whether the disk is full.
     pub(crate) fn is_full(&self) -> bool {
         matches!(self, Self::Disk { source, .. } if source.sqlite_error_code() == Some(Sqlite::DiskFull))
     }
@@ -38,7 +38,7 @@ pub(super) fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
     use rusqlite::Error;
     let path = path.display().to_string();
     match (&source, source.sqlite_error_code()) {
-        // A cell that holds what nobody writes there: SQLite does not see that, and no other attempt will mend it.
+        // A cell holds a value that is never written there: SQLite does not detect that, and a retry does not help.
         (
             Error::Utf8Error(..)
             | Error::InvalidColumnType(..)
@@ -54,7 +54,7 @@ pub(super) fn disk(path: &Path, source: rusqlite::Error) -> Trouble {
     }
 }
 
-/// What to do about it.
+/// Returns a hint for the operator, empty if there is none.
 pub(crate) fn hint(error: &rusqlite::Error) -> &'static str {
     match error.sqlite_error_code() {
         Some(Sqlite::DiskFull) => " (make room on the disk of store.path)",

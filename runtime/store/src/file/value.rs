@@ -3,7 +3,7 @@
 use rusqlite::{Connection, Row};
 
 pub(crate) fn json(value: &impl serde::Serialize) -> String {
-    // Of texts and numbers: nothing that can't be written.
+    // Rows consist of texts and numbers, which can always be written.
     serde_json::to_string(value).unwrap_or_default()
 }
 
@@ -13,7 +13,7 @@ pub(crate) fn parse<T: serde::de::DeserializeOwned>(text: &str) -> Option<T> {
         .ok()
 }
 
-/// SQLite knows signed numbers only; ours stay far below their end.
+/// Returns a signed number: SQLite knows no others, and the store's stay far below their limit.
 pub(crate) fn signed(number: u64) -> i64 {
     i64::try_from(number).unwrap_or(i64::MAX)
 }

@@ -276,7 +276,7 @@ impl WindowPrinter<'_> {
             .prompts(&budget)
             .map_err(|error| Fault::new(Exit::Config, error.to_string()));
         let event = match self.service {
-            Some(service) => service.word(window).await,
+            Some(service) => service.summarise(window).await,
             None => window.event().clone(),
         };
         let encoded = phi_edge_wire::encode_event(&event, "test");

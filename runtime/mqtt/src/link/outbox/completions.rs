@@ -156,7 +156,7 @@ impl Outbox {
 
     /// Handles a message that the broker refuses: it is not tried again and goes to the dead-letter topic or the log.
     pub(super) fn rejected(&mut self, outgoing: &Outgoing, reason: &str) {
-        self.rejected_in_part(outgoing, reason, DeadLetter::ORIGINAL);
+        self.rejected_in_part(outgoing, reason, DeadLetter::MAX_ORIGINAL_BYTES);
     }
 
     /// As [`Outbox::rejected`]; the dead letter quotes at most `quoted_bytes` of the message.

@@ -13,10 +13,10 @@ use super::Shared;
 
 pub(super) use summary::summarise;
 
-/// The longest time between two looks at the clock: it may have been set.
+/// The maximum time between two readings of the clock, which may have been set.
 const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Runs until it is aborted; `at_once` events get their words at the same time.
+/// Runs until it is aborted; at most `at_once` events are summarised at the same time.
 pub(super) async fn run(shared: Arc<Shared>, at_once: usize) {
     let mut working: JoinSet<()> = JoinSet::new();
     loop {
@@ -33,14 +33,14 @@ pub(super) async fn run(shared: Arc<Shared>, at_once: usize) {
             () = shared.rules_wake.notified() => {}
             Some(ended) = working.join_next() => {
                 if let Err(error) = ended && error.is_panic() {
-                    tracing::error!(%error, "wording an event failed");
+                    tracing::error!(%error, "summarising an event failed");
                 }
             }
         }
     }
 }
 
-/// Adds its summary to an event and hands it on.
+/// Summarises an event and publishes it.
 async fn summarise_and_publish(shared: Arc<Shared>, pending: PendingSummary) {
     let (published, jobs) = summarise(&shared, pending).await;
     shared.publish_event(published, &jobs);

@@ -18,10 +18,10 @@ use phi_edge_rules::engine::PendingSummary;
 use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};
 use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
 
-/// The time between two attempts at a service that is busy, at least and at most.
+/// The minimum and the maximum time between two attempts while the service is busy.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
 
-/// Gives an event its words, or says why it has none; names the jobs that it took.
+/// Returns the event with its summary, or with the error why it has none, and the jobs that were asked for it.
 pub(crate) async fn summarise(
     shared: &Arc<Shared>,
     PendingSummary { pending, rule, left }: PendingSummary,
@@ -33,19 +33,19 @@ pub(crate) async fn summarise(
         ..
     } = pending;
     let mut jobs = Vec::new();
-    let worded = match &rule {
+    let summarised = match &rule {
         None => Err(error(ErrorCode::Unavailable, "the rule is no longer configured")),
         Some(rule) => {
-            let mut wording = Wording {
+            let mut summariser = Summariser {
                 shared,
                 rule,
                 until: Instant::now() + left,
                 jobs: &mut jobs,
             };
-            wording.of(&mut event, messages).await
+            summariser.run(&mut event, messages).await
         }
     };
-    if let Err(error) = worded {
+    if let Err(error) = summarised {
         tracing::warn!(
             rule = event.rule,
             event.id = event.event_id,
@@ -58,18 +58,18 @@ pub(crate) async fn summarise(
     (Published { event, output }, jobs)
 }
 
-/// How the model is asked for the words of one event.
-struct Wording<'a> {
+/// The summary of one event in progress.
+struct Summariser<'a> {
     shared: &'a Arc<Shared>,
     rule: &'a Arc<Rule>,
-    /// When the facts go without words.
+    /// The time at which the event is published without a summary.
     until: Instant,
-    /// What was asked, to be forgotten with the event.
+    /// The jobs that were asked, to be forgotten with the event.
     jobs: &'a mut Vec<JobKey>,
 }
 
-impl Wording<'_> {
-    async fn of(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
+impl Summariser<'_> {
+    async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
         };
@@ -90,10 +90,10 @@ impl Wording<'_> {
         event.model = Arc::clone(&answer.model);
         let text = summary::clean(&answer.text);
         if self.rule.summary.check_numbers {
-            let words = &self.rule.summary;
+            let settings = &self.rule.summary;
             let written = [
                 plan.template.as_str(),
-                words.system.as_deref().unwrap_or_default(),
+                settings.system.as_deref().unwrap_or_default(),
             ];
             event.unsupported_numbers = Some(summary::unsupported_numbers(
                 &text,
@@ -112,7 +112,7 @@ impl Wording<'_> {
         Ok(())
     }
 
-    /// Renders and counts where nobody else waits for it. `None` for a rule that wants no words.
+    /// Renders the prompts and counts their tokens, off the runtime's threads. `None` for a rule without a summary.
     async fn plan(&self, event: &Event, messages: Vec<ShownMessage>) -> Result<Option<Planned>, EventError> {
         let (rule, event) = (Arc::clone(self.rule), event.clone());
         let counter = self.counter();
@@ -149,18 +149,18 @@ impl Wording<'_> {
     }
 
     fn counter(&self) -> Counter {
-        let words = &self.rule.summary;
-        let room = self.shared.room_for_prompt(words.max_tokens);
+        let settings = &self.rule.summary;
+        let room = self.shared.room_for_prompt(settings.max_tokens);
         Counter {
             prompts: Arc::clone(self.shared.prompts()),
             rule: Arc::clone(self.rule),
-            tokens: words.max_prompt_tokens.map_or(room, |most| room.min(most)),
+            tokens: settings.max_prompt_tokens.map_or(room, |most| room.min(most)),
         }
     }
 
-    /// Asks until there is an answer or no time left. What was asked before a restart is answered as it was then.
+    /// Asks until there is an answer or no time left. A prompt from before a restart gets the answer it got then.
     async fn ask(&mut self, part: usize, prompt: String, event: &mut Event) -> Result<Answer, EventError> {
-        let words = &self.rule.summary;
+        let settings = &self.rule.summary;
         let key = JobKey {
             client: Some(INTERNAL_CLIENT.to_owned()),
             id: format!("{}.{part}", event.event_id),
@@ -170,17 +170,17 @@ impl Wording<'_> {
             let left = self.until.saturating_duration_since(Instant::now());
             let job = NewJob {
                 key: key.clone(),
-                // The id says it all: an event has one prompt for each part.
+                // The id identifies the body: an event has one prompt for each part.
                 body_digest: [0; 32],
                 messages: conversation(self.rule, prompt.clone()),
-                max_tokens: words.max_tokens,
+                max_tokens: settings.max_tokens,
                 sampling: Sampling {
-                    temperature: words.temperature,
-                    top_p: words.top_p,
-                    seed: words.seed,
+                    temperature: settings.temperature,
+                    top_p: settings.top_p,
+                    seed: settings.seed,
                     ..Sampling::default()
                 },
-                stop: words.stop.clone(),
+                stop: settings.stop.clone(),
                 stream: false,
                 priority: Priority::Background,
                 deadline: Some(left),
@@ -212,16 +212,16 @@ impl Wording<'_> {
     }
 }
 
-/// A window's prompts, and what they were made of.
+/// The prompts of a window, and what they were made of.
 struct Planned {
     prompts: Vec<String>,
     left_out: u64,
     records: Vec<PromptMessage>,
-    /// What the operator wrote: its numbers are as good as any.
+    /// The text that the operator wrote, whose numbers count as supported.
     template: String,
 }
 
-/// Counts the tokens of a rule's prompts.
+/// A counter of the tokens of a rule's prompts.
 struct Counter {
     prompts: Arc<dyn Prompts>,
     rule: Arc<Rule>,
@@ -231,7 +231,7 @@ struct Counter {
 impl Counter {
     fn count(&self, prompt: &str) -> Result<usize, String> {
         let conversation = conversation(&self.rule, prompt.to_owned());
-        // How far one is beyond the limit is of no interest.
+        // By how much a prompt exceeds the limit does not matter.
         match self.prompts.encode_within(&conversation, self.tokens) {
             Ok(ids) => Ok(ids.len()),
             Err(PromptError::TooLong { tokens, .. }) => Ok(tokens),
