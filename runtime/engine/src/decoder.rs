@@ -1,7 +1,9 @@
 //! The decoder interface under the engine: one forward run over rows of KV memory.
 
-use parking_lot::Mutex;
+use std::ops::Range;
 use std::sync::Arc;
+
+use parking_lot::Mutex;
 
 use crate::ids::{RequestId, RowId, TokenId};
 
@@ -23,8 +25,9 @@ pub trait Decoder {
     /// Makes room for `len` tokens in `row`.
     fn ensure(&mut self, row: RowId, len: usize) -> Result<(), DecodeError>;
 
-    /// Copies the first `len` tokens' keys and values from one row to another.
-    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError>;
+    /// Copies the keys and values of `tokens` from one row, which holds them itself, to the same places of another.
+    /// The range begins at 0 or at a multiple of [`Caps::share_granularity`].
+    fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError>;
 
     /// Discards what `row` holds after its first `len` tokens; their memory may be given back.
     fn truncate(&mut self, row: RowId, len: usize);
@@ -54,8 +57,15 @@ pub struct Caps {
     pub shared_kv: bool,
     /// Rows of one run must be neighbours in the slab, in ascending order.
     pub contiguous_rows: bool,
+    /// A row may take tokens from other rows ([`Row::shared`]): spans end at multiples of this many tokens. `None`: each row
+    /// holds all of its tokens itself.
+    pub share_granularity: Option<usize>,
     /// Bytes of KV memory one token takes, over all layers, keys and values.
     pub kv_bytes_per_token: u64,
+    /// The number of tokens by which a row's memory grows.
+    pub kv_block: usize,
+    /// The most bytes that a row with tokens takes beyond its blocks: what is lost to whole pages.
+    pub kv_row_overhead: u64,
     /// The most tokens a row can hold.
     pub context_length: usize,
     /// LongRoPE: a sequence of more tokens than this is computed under the long factors, from its first
@@ -78,7 +88,10 @@ impl Caps {
             mixed_regimes: false,
             shared_kv: true,
             contiguous_rows: true,
+            share_granularity: None,
             kv_bytes_per_token: 8,
+            kv_block: 1,
+            kv_row_overhead: 0,
             context_length: 100,
             rope_boundary: None,
             vocab_size,
@@ -94,7 +107,7 @@ pub enum KvType {
     F32,
     /// 16-bit floats.
     F16,
-    /// 8-bit integers with static scales.
+    /// 8-bit integers with a scale for each token and head.
     I8,
 }
 
@@ -115,13 +128,25 @@ pub struct Step<'a> {
     pub rows: &'a [Row<'a>],
 }
 
+/// Tokens whose keys and values a row takes from another one: those from the end of the span before (or 0) to `end`, at
+/// the same places.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct SharedSpan {
+    /// The row that holds them itself.
+    pub row: RowId,
+    /// A multiple of [`Caps::share_granularity`], at most the reader's `past`.
+    pub end: usize,
+}
+
 /// One row's part in a step.
 #[derive(Debug, Clone, Copy)]
 pub struct Row<'a> {
     /// The row.
     pub row: RowId,
-    /// Tokens the row holds already; the input follows them.
+    /// Tokens the row holds already, shared ones among them; the input follows them.
     pub past: usize,
+    /// Its tokens that other rows hold, by ascending ends; it holds those behind them itself.
+    pub shared: &'a [SharedSpan],
     /// What to append.
     pub input: Input<'a>,
     /// Which logits are wanted.

@@ -19,8 +19,8 @@ mod speculation;
 mod stop;
 
 pub use decoder::{
-    Caps, DecodeError, Decoder, Hook, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row, Step,
-    Wanted,
+    Caps, DecodeError, Decoder, Hook, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row,
+    SharedSpan, Step, Wanted,
 };
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, KvUse};

@@ -5,6 +5,7 @@
 //! address space and takes memory only where tokens were written.
 
 use std::ffi::c_void;
+use std::ops::Range;
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
@@ -28,6 +29,11 @@ pub(crate) struct KvShape {
 impl KvShape {
     pub(crate) fn bytes_per_token(&self) -> usize {
         2 * self.layers * self.heads * self.head_size * self.element.bytes()
+    }
+
+    /// The most bytes that whole pages add to a row: each of its segments, one a layer, side and head, ends within one.
+    pub(crate) fn page_overhead(&self) -> u64 {
+        (2 * self.layers * self.heads * page_size()) as u64
     }
 
     /// The element type as the engine knows it: every [`Element`] that `session.rs` accepts for keys and values.
@@ -178,17 +184,18 @@ impl KvSlab {
         }
     }
 
-    /// Copies the first `len` tokens of one row to another.
-    pub(crate) fn copy(&mut self, from: usize, to: usize, len: usize) -> Result<(), String> {
+    /// Copies `tokens` of one row to the same places of another.
+    pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: Range<usize>) -> Result<(), String> {
         self.host_only()?;
         if from == to {
             return Ok(());
         }
-        let bytes = len * self.shape.token_bytes();
+        let bytes = tokens.len() * self.shape.token_bytes();
+        let start = tokens.start * self.shape.token_bytes();
         for (layer, side) in self.regions() {
             for head in 0..self.shape.heads {
-                let offset = head * self.shape.head_bytes();
-                // SAFETY: both segments lie within their rows (`len` is at most the capacity: checked by
+                let offset = head * self.shape.head_bytes() + start;
+                // SAFETY: both segments lie within their rows (`tokens` end at the capacity or before: checked by
                 // the caller) and two rows never overlap.
                 unsafe {
                     let source = self.row(layer, side, from).add(offset);
@@ -357,6 +364,11 @@ impl Drop for Mapping {
         // SAFETY: the mapping belongs to this value and is unmapped once.
         unsafe { libc::munmap(self.base.cast(), self.bytes) };
     }
+}
+
+#[cfg(not(unix))]
+fn page_size() -> usize {
+    4096
 }
 
 /// Elsewhere the system's zeroed allocation serves, which counts the whole slab against the commit limit:

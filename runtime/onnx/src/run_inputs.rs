@@ -171,6 +171,7 @@ mod tests {
         Row {
             row: RowId(0),
             past,
+            shared: &[],
             input: Input::Tokens(input),
             logits: Wanted::Last,
             regime,

@@ -124,6 +124,7 @@ fn logits_after(decoder: &mut OnnxDecoder, tokens: &[TokenId]) -> Vec<f32> {
     let row = Row {
         row: RowId(0),
         past: 0,
+        shared: &[],
         input: Input::Tokens(tokens),
         logits: Wanted::Last,
         regime,
@@ -296,6 +297,7 @@ fn an_interrupt_from_another_thread_ends_a_run_and_leaves_the_row_usable() {
     let row = Row {
         row: RowId(0),
         past: 0,
+        shared: &[],
         input: Input::Tokens(&long.prompt),
         logits: Wanted::Last,
         regime: Regime::Long,
@@ -332,6 +334,7 @@ fn saved_rows_load_and_copied_rows_answer_alike() {
         let row = Row {
             row: RowId(row),
             past,
+            shared: &[],
             input: Input::Tokens(tokens),
             logits: Wanted::Last,
             regime: Regime::Short,
@@ -345,7 +348,7 @@ fn saved_rows_load_and_copied_rows_answer_alike() {
     };
     let close = |a: &[f32]| a.iter().zip(&expected).all(|(a, b)| (a - b).abs() < 1e-4);
     run(&mut decoder, 1, 0, head);
-    decoder.copy(RowId(1), RowId(2), head.len()).unwrap();
+    decoder.copy(RowId(1), RowId(2), 0..head.len()).unwrap();
     let saved = decoder.save(RowId(1), head.len()).unwrap();
     decoder.release(RowId(1));
     assert!(

@@ -109,7 +109,7 @@ impl Decoder for Alphabet {
         Ok(())
     }
 
-    fn copy(&mut self, _from: RowId, _to: RowId, _len: usize) -> Result<(), DecodeError> {
+    fn copy(&mut self, _from: RowId, _to: RowId, _tokens: std::ops::Range<usize>) -> Result<(), DecodeError> {
         Ok(())
     }
 

@@ -169,6 +169,7 @@ fn prewarm(decoder: &mut OnnxDecoder) {
     let part = |past, input| Row {
         row,
         past,
+        shared: &[],
         input: Input::Tokens(input),
         logits: Wanted::Last,
         regime: Regime::Short,

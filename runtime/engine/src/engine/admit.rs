@@ -105,7 +105,7 @@ impl<D: Decoder> Engine<D> {
                 return;
             };
             if let Some((spare, len)) = place.copy_out {
-                if self.decoder.copy(place.row, spare, len).is_ok() {
+                if self.decoder.copy(place.row, spare, 0..len).is_ok() {
                     // The spare row may have held more before.
                     self.decoder.truncate(spare, len);
                 } else {

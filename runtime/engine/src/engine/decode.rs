@@ -262,6 +262,7 @@ fn batch<'a>(
             rows.push(Row {
                 row: between,
                 past: held_by(running, idle, between),
+                shared: &[],
                 input: Input::Tokens(padding),
                 logits: Wanted::None,
                 regime: sequence.regime,
@@ -271,6 +272,7 @@ fn batch<'a>(
         rows.push(Row {
             row: sequence.row,
             past: sequence.computed,
+            shared: &[],
             input: Input::Tokens(if drafts.is_empty() {
                 &sequence.tokens[sequence.computed..]
             } else {

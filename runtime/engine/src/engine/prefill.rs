@@ -45,6 +45,7 @@ impl<D: Decoder> Engine<D> {
                 let row = Row {
                     row: sequence.row,
                     past: sequence.computed,
+                    shared: &[],
                     input: Input::Tokens(&sequence.tokens[sequence.computed..end]),
                     logits,
                     regime: sequence.regime,

@@ -53,6 +53,7 @@ impl<D: Decoder> Engine<D> {
             let part = Row {
                 row,
                 past: computed,
+                shared: &[],
                 input: Input::Tokens(&prefix[computed..end]),
                 logits: Wanted::None,
                 regime,
@@ -94,7 +95,7 @@ impl<D: Decoder> Engine<D> {
             let copied = self
                 .decoder
                 .ensure(sequence.row, found.len)
-                .and_then(|()| self.decoder.copy(found.row, sequence.row, found.len));
+                .and_then(|()| self.decoder.copy(found.row, sequence.row, 0..found.len));
             if copied.is_err() {
                 // Only time is lost: the prompt is computed.
                 return;

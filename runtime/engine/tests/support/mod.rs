@@ -8,6 +8,8 @@
     reason = "each test file uses its part of one module"
 )]
 
+use std::ops::Range;
+
 use std::cell::Cell;
 use std::time::Duration;
 
@@ -123,7 +125,9 @@ impl Decoder for Scripted {
         assert!(len <= self.caps.context_length);
         Ok(())
     }
-    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
+    fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError> {
+        assert_eq!(tokens.start, 0, "no shared spans");
+        let len = tokens.end;
         // What stands behind the copy stays, and its memory with it.
         let held = &self.rows[to.0 as usize];
         let tail = &held[len.min(held.len())..];

@@ -143,6 +143,7 @@ impl OnnxDecoder {
         let row = Row {
             row: RowId(0),
             past,
+            shared: &[],
             input: Input::Tokens(ids),
             logits: Wanted::Last,
             regime,

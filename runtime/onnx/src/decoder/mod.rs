@@ -6,6 +6,7 @@ mod config;
 mod names;
 mod reserve;
 
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -237,12 +238,12 @@ impl Decoder for OnnxDecoder {
         Ok(())
     }
 
-    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
-        self.ensure(to, len)?;
+    fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError> {
+        self.ensure(to, tokens.end)?;
         self.known(from)?;
         self.known(to)?;
         self.slab
-            .copy(from.0 as usize, to.0 as usize, len)
+            .copy(from.0 as usize, to.0 as usize, tokens)
             .map_err(DecodeError::Unsupported)
     }
 
@@ -310,7 +311,10 @@ fn capabilities(
         mixed_regimes: ragged,
         shared_kv: true,
         contiguous_rows: true,
+        share_granularity: None,
         kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
+        kv_block: 1,
+        kv_row_overhead: slab.shape().page_overhead(),
         context_length: context,
         rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
         vocab_size,

@@ -207,6 +207,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
             .map(|(row, tokens)| Row {
                 row: RowId(row),
                 past: past[row as usize],
+                shared: &[],
                 input: Input::Tokens(tokens),
                 logits: match (tokens.is_empty(), index % 2) {
                     (true, _) => Wanted::None,

@@ -79,8 +79,8 @@ impl Decoder for ScriptedDecoder {
         self.decoder.ensure(row, len)
     }
 
-    fn copy(&mut self, from: RowId, to: RowId, len: usize) -> Result<(), DecodeError> {
-        self.decoder.copy(from, to, len)
+    fn copy(&mut self, from: RowId, to: RowId, tokens: std::ops::Range<usize>) -> Result<(), DecodeError> {
+        self.decoder.copy(from, to, tokens)
     }
 
     fn truncate(&mut self, row: RowId, len: usize) {
