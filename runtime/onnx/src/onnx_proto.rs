@@ -23,7 +23,9 @@ pub(crate) mod graph_field {
 /// Field numbers of `NodeProto`.
 pub(crate) mod node_field {
     pub(crate) const INPUT: u32 = 1;
+    pub(crate) const OUTPUT: u32 = 2;
     pub(crate) const OP_TYPE: u32 = 4;
+    pub(crate) const ATTRIBUTE: u32 = 5;
     pub(crate) const DOMAIN: u32 = 7;
 }
 

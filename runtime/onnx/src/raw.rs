@@ -17,6 +17,7 @@ pub(crate) enum Element {
     F16,
     I32,
     I64,
+    U8,
 }
 
 impl Element {
@@ -25,6 +26,7 @@ impl Element {
             Self::F32 | Self::I32 => 4,
             Self::F16 => 2,
             Self::I64 => 8,
+            Self::U8 => 1,
         }
     }
 
@@ -35,6 +37,7 @@ impl Element {
             Self::F16 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT16,
             Self::I32 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT32,
             Self::I64 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_INT64,
+            Self::U8 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
         }
     }
 }

@@ -14,6 +14,10 @@ pub(crate) struct RunInputs {
     pub(crate) lengths: Vec<i32>,
     /// `[rows, mask_width]`.
     pub(crate) mask: Vec<i64>,
+    /// `[rows, table_columns]`: the KV row of each, then another row and the end of what it holds of this one, for each
+    /// shared span; zeros behind them. Used only by graphs that take rows by table.
+    pub(crate) table: Vec<i32>,
+    pub(crate) table_columns: usize,
     /// Indices of the tokens whose logits are wanted, into the run's `rows * width` tokens; never empty.
     pub(crate) logits_rows: Vec<i64>,
     /// Tokens a row has in this run, a pad token included.
@@ -79,7 +83,23 @@ impl RunInputs {
         self.fill_ids(rows, rope.factors, pad)?;
         self.fill_mask(rows, pad, shortest);
         self.fill_logits_rows(rows);
+        self.fill_table(rows);
         Ok(())
+    }
+
+    fn fill_table(&mut self, rows: &[Row<'_>]) {
+        let spans = rows.iter().map(|row| row.shared.len()).max().unwrap_or(0);
+        self.table_columns = 1 + 2 * spans;
+        self.table.clear();
+        for (index, row) in rows.iter().enumerate() {
+            self.table.push(i32::try_from(row.row.0).unwrap_or(i32::MAX));
+            for span in row.shared {
+                let end = i32::try_from(span.end).unwrap_or(i32::MAX);
+                self.table
+                    .extend([i32::try_from(span.row.0).unwrap_or(i32::MAX), end]);
+            }
+            self.table.resize((index + 1) * self.table_columns, 0);
+        }
     }
 
     fn fill_ids(

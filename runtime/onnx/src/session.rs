@@ -11,7 +11,7 @@ use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
 use crate::graph::GraphFacts;
 use crate::library::Library;
-use crate::prepare::{Prepare, RopeTables};
+use crate::prepare::{KV_BLOCKS, Prepare, RopeTables};
 use crate::provider::Provider;
 use crate::raw::Element;
 
@@ -20,7 +20,7 @@ pub(crate) struct OpenGraph {
     pub(crate) session: Session,
     /// The provider that runs it: never `auto`.
     pub(crate) provider: Provider,
-    pub(crate) kv_element: Element,
+    pub(crate) kv: GraphKv,
     pub(crate) logits_element: Element,
     /// The graph's vocabulary where it is fixed; the config's may be padded.
     pub(crate) vocab_size: usize,
@@ -28,6 +28,15 @@ pub(crate) struct OpenGraph {
     pub(crate) chooses_logits: bool,
     /// The input that takes positions, if the graph has one.
     pub(crate) position_ids: Option<String>,
+}
+
+/// The form in which a graph takes keys and values.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum GraphKv {
+    /// As tensors of past and present.
+    Tensors(Element),
+    /// In blocks of the custom operator for attention.
+    Blocks,
 }
 
 /// An open graph, what its file says, and how it is edited.
@@ -127,7 +136,12 @@ fn validate(
     let (inputs, outputs) = (session.inputs(), session.outputs());
     let position_ids = position_ids(inputs, config);
     validate_integers(inputs, config, position_ids.as_deref()).map_err(fault)?;
-    let kv_element = kv_element(inputs, outputs, config).map_err(fault)?;
+    let kv = if inputs.iter().any(|input| input.name() == KV_BLOCKS) {
+        Some(GraphKv::Blocks)
+    } else {
+        let element = kv_element(inputs, outputs, config).map_err(fault)?;
+        element.map(GraphKv::Tensors)
+    };
     let logits = config.outputs.logits.as_str();
     let (ty, shape) = tensor(outputs, logits, "output").map_err(fault)?;
     let logits_element = float_element(logits, "output", ty).map_err(fault)?;
@@ -138,7 +152,7 @@ fn validate(
         .unwrap_or(config.vocab_size);
     Ok(OpenGraph {
         provider,
-        kv_element: kv_element.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
+        kv: kv.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,
         vocab_size,
         chooses_logits: inputs

@@ -28,14 +28,15 @@ fn the_memory_that_is_free_bounds_the_context() {
         (whole.context_length, whole.rows),
         (model.config().context_length, 4)
     );
-    let free = whole.kv_bytes_per_token * 101;
+    let tokens = 112 - 112 % whole.kv_block;
+    let free = whole.kv_bytes_per_token * tokens as u64 + whole.kv_row_overhead;
     let little = OnnxDecoder::load_measuring(&library, &model, &config, || Some(free)).unwrap();
-    assert_eq!(little.caps().context_length, 100);
+    assert_eq!(little.caps().context_length, tokens - 1);
     // Who says how much there may be is not asked how much there is.
     let config = DecoderConfig {
-        kv_memory: Some(free * 2),
+        kv_memory: Some(free + whole.kv_bytes_per_token * tokens as u64),
         ..config
     };
     let said = OnnxDecoder::load_measuring(&library, &model, &config, || unreachable!()).unwrap();
-    assert_eq!(said.caps().context_length, 201);
+    assert_eq!(said.caps().context_length, 2 * tokens - 1);
 }

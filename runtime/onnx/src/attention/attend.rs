@@ -1,25 +1,11 @@
-//! Attention of a run's rows over their keys and values in the slab, after the run's own are written there.
+//! Attention of a run's rows over their keys and values in the KV memory, after the run's own are written there.
 
-use crate::attention::LANES;
-use crate::attention::online_softmax::{BLOCK, Query, block};
 use crate::workers::{SharedPointer, Workers};
 
-/// The most query vectors of one piece of work. All are scored against a block of keys while it is in the first
-/// caches.
-const MAX_PART_VECTORS: usize = 32;
-
-/// The dimensions of the heads.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub(crate) struct Heads {
-    /// Heads of queries.
-    pub(crate) queries: usize,
-    /// Heads of keys and values; each serves the same number of query heads.
-    pub(crate) keys: usize,
-    /// Values of a vector.
-    pub(crate) size: usize,
-    /// The factor of the scores.
-    pub(crate) scale: f32,
-}
+use super::kernel::{self, Heads};
+use super::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
+use super::partition::{Unit, units};
+use super::softmax::{Query, Tile};
 
 /// The inputs of a run.
 pub(crate) struct AttentionInputs<'a> {
@@ -37,95 +23,94 @@ pub(crate) struct AttentionInputs<'a> {
     pub(crate) lengths: &'a [i32],
     /// `[rows]`: tokens of the whole sequence, less one.
     pub(crate) last: &'a [i32],
+    /// Where the tokens of each row are.
+    pub(crate) rows: &'a RowTable,
 }
 
-/// Keys and values of a run's rows: `[rows, keys, room, size]` each.
-#[derive(Clone, Copy)]
-pub(crate) struct KvPointers {
-    pub(crate) keys: *mut f32,
-    pub(crate) values: *mut f32,
-    /// Tokens that a row has room for.
-    pub(crate) room: usize,
-}
-
-/// A buffer for rotated queries, kept from one run to the next.
-pub(crate) type QueryScratch = Vec<f32>;
-
-// SAFETY: what is written through them is divided among the threads by the pieces of work.
-unsafe impl Send for KvPointers {}
-// SAFETY: as above.
-unsafe impl Sync for KvPointers {}
+/// A buffer for packed queries, kept from one run to the next.
+pub(crate) type QueryScratch = Vec<u64>;
 
 /// The validated lengths of one row of a run.
-#[derive(Clone, Copy)]
-struct RowSpan {
-    past: usize,
-    length: usize,
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct RowSpan {
+    pub(crate) past: usize,
+    pub(crate) length: usize,
 }
 
 /// Computes `out[rows, width, queries * size]`; padding becomes 0. Keys and values of the run's tokens are added to
-/// the slab.
+/// the blocks.
 ///
 /// # Errors
 /// The inputs contradict each other; one line.
 ///
 /// # Safety
-/// The processor has AVX-512. `slab` points to the keys and values of all rows, which no other code uses meanwhile.
+/// The processor has AVX-512, and VNNI for keys and values of 8 bits. `blocks` points to the KV memory of a layer, which
+/// no other code uses meanwhile.
 pub(crate) unsafe fn attend(
     heads: Heads,
     inputs: &AttentionInputs<'_>,
-    slab: KvPointers,
+    blocks: LayerBlocks,
     out: &mut [f32],
     scratch: &mut QueryScratch,
     workers: &impl Workers,
 ) -> Result<(), String> {
-    let rows = rows(heads, inputs, slab, out.len())?;
+    let rows = rows(heads, inputs, blocks, out.len())?;
+    let element = BlockElement::of_bytes(blocks.head_bytes, heads.size)
+        .ok_or_else(|| format!("blocks of {} bytes a head of {}", blocks.head_bytes, heads.size))?;
     let group = heads.queries / heads.keys;
-    let run = AttentionRun {
-        heads,
-        group,
-        inputs,
-        slab,
-    };
+    let query_bytes = kernel::query_bytes(element, heads.size);
     // Queries of a row and head of keys stand together: token by token, each with those of its group.
-    let per_head = inputs.width * group * heads.size;
-    scratch.resize(scratch.len().max(rows.len() * heads.keys * per_head), 0.0);
-    let queries = SharedPointer(scratch.as_mut_ptr());
+    let per_head = inputs.width * group * query_bytes;
+    let bytes = rows.len() * heads.keys * per_head;
+    scratch.resize(scratch.len().max(bytes.div_ceil(8)), 0);
     for (row, RowSpan { length, .. }) in rows.iter().enumerate() {
         let width = heads.queries * heads.size;
         out[(row * inputs.width + length) * width..(row + 1) * inputs.width * width].fill(0.0);
     }
-    let out = SharedPointer(out.as_mut_ptr());
-    let pieces = |row: &RowSpan| (row.length * group).div_ceil(MAX_PART_VECTORS);
-    let parts = rows.iter().map(pieces).max().unwrap_or(0);
+    let run = AttentionRun {
+        heads,
+        element,
+        group,
+        query_bytes,
+        inputs,
+        rows: &rows,
+        blocks,
+        queries: SharedPointer(scratch.as_mut_ptr().cast()),
+        per_head,
+        out: SharedPointer(out.as_mut_ptr()),
+    };
+    let lengths: Vec<usize> = rows.iter().map(|row| row.length).collect();
+    let units = units(&lengths, group, inputs.rows);
     let place = |at: usize| (at / heads.keys, at % heads.keys);
-    // SAFETY: each row and head is one piece of work that alone writes its places; the rest is as the caller
-    // guarantees.
-    let store = |at: usize| unsafe {
-        let (row, head) = place(at);
-        run.rotate_and_store(row, rows[row], head, queries.at(at * per_head));
-    };
-    // SAFETY: as above; keys and values are only read by now.
-    let attend = |at: usize, part: usize| unsafe {
-        let (row, head) = place(at);
-        run.attend_part(row, rows[row], head, part, queries.at(at * per_head), out);
-    };
-    if parts <= 1 {
-        return workers.each(rows.len() * heads.keys, |at| {
-            store(at);
-            attend(at, 0);
+    if units.iter().all(Unit::is_whole) {
+        return workers.each(units.len() * heads.keys, |at| {
+            let (unit, head) = place(at);
+            // SAFETY: the rows of a unit, for one head, are one piece of work that alone writes their places; what a
+            // row shares of others lies before their own new tokens.
+            unsafe {
+                for &row in &units[unit].rows {
+                    run.rotate_and_store(row, head);
+                }
+                run.attend(&units[unit], head);
+            }
         });
     }
-    workers.each(rows.len() * heads.keys, store)?;
-    workers.each(rows.len() * heads.keys * parts, |at| {
-        attend(at / parts, at % parts);
+    // SAFETY: as above.
+    workers.each(rows.len() * heads.keys, |at| unsafe {
+        let (row, head) = place(at);
+        run.rotate_and_store(row, head);
+    })?;
+    // Head by head, so that the parts of a row read its keys and values while they are in the caches.
+    workers.each(units.len() * heads.keys, |at| {
+        // SAFETY: as above; keys and values are only read by now.
+        unsafe { run.attend(&units[at % units.len()], at / units.len()) };
     })
 }
 
 fn rows(
     heads: Heads,
     inputs: &AttentionInputs<'_>,
-    slab: KvPointers,
+    blocks: LayerBlocks,
     out: usize,
 ) -> Result<Vec<RowSpan>, String> {
     let Heads {
@@ -135,13 +120,14 @@ fn rows(
     let tokens = count * inputs.width;
     let [cosines, sines] = inputs.tables;
     let fits = keys > 0
+        && keys == blocks.heads
         && queries.is_multiple_of(keys)
-        && size.is_multiple_of(LANES)
-        && (LANES..=8 * LANES).contains(&size)
+        && kernel::supports(size)
         && (1..=size / 2).contains(&inputs.half)
         && inputs.packed.len() == tokens * (queries + 2 * keys) * size
         && inputs.positions.len() == tokens
         && inputs.last.len() == count
+        && inputs.rows.own.len() == count
         && cosines.len() == sines.len()
         && out == tokens * queries * size;
     if !fits {
@@ -154,10 +140,12 @@ fn rows(
     for (row, (&length, &last)) in inputs.lengths.iter().zip(inputs.last).enumerate() {
         let length = usize::try_from(length).unwrap_or(usize::MAX);
         let total = usize::try_from(last).map_or(usize::MAX, |last| last + 1);
-        if length > inputs.width || (length > 0 && (total > slab.room || total < length)) {
+        let room = blocks.room();
+        let own_from = inputs.rows.own_from(row);
+        if length > inputs.width || (length > 0 && (total > room || total < length + own_from)) {
             return Err(format!(
-                "row {row} has {length} of {} tokens, {total} in all, and room for {}",
-                inputs.width, slab.room
+                "row {row} has {length} of {} tokens, {total} in all, {own_from} of them shared, and room for {room}",
+                inputs.width
             ));
         }
         let positions = &inputs.positions[row * inputs.width..][..length];
@@ -177,29 +165,38 @@ fn rows(
 
 struct AttentionRun<'a> {
     heads: Heads,
+    element: BlockElement,
     /// Heads of queries for each of keys.
     group: usize,
+    /// The bytes of a packed query.
+    query_bytes: usize,
     inputs: &'a AttentionInputs<'a>,
-    slab: KvPointers,
+    rows: &'a [RowSpan],
+    blocks: LayerBlocks,
+    queries: SharedPointer<u8>,
+    /// The bytes of the packed queries of a row and head of keys.
+    per_head: usize,
+    out: SharedPointer<f32>,
 }
 
 impl AttentionRun<'_> {
-    /// The offset of the vectors of a row and head in the slab.
-    fn start(&self, row: usize, head: usize) -> usize {
-        (row * self.heads.keys + head) * self.slab.room * self.heads.size
+    /// The packed query of a row and head of keys.
+    fn query(&self, row: usize, head: usize, index: usize) -> *mut u8 {
+        self.queries
+            .at((row * self.heads.keys + head) * self.per_head + index * self.query_bytes)
     }
 
-    /// Rotates the queries of a row and head of keys into `queries`, its keys into the slab, and puts its values there.
+    /// Rotates and packs the queries of a row and head of keys, and writes its keys and values to the blocks.
     ///
     /// # Safety
-    /// As for [`attend`]; `queries` has room for them.
-    #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-    unsafe fn rotate_and_store(&self, row: usize, of: RowSpan, head: usize, queries: *mut f32) {
+    /// As for [`attend`].
+    unsafe fn rotate_and_store(&self, row: usize, head: usize) {
         let Heads { size, scale, .. } = self.heads;
+        let RowSpan { past, length } = self.rows[row];
         let scale = scale * std::f32::consts::LOG2_E;
-        for token in 0..of.length {
+        let all = (self.heads.queries + 2 * self.heads.keys) * size;
+        for token in 0..length {
             let at = row * self.inputs.width + token;
-            let all = (self.heads.queries + 2 * self.heads.keys) * size;
             let packed = &self.inputs.packed[at * all..][..all];
             let vector = |index: usize| &packed[index * size..][..size];
             // Validated with the row.
@@ -208,159 +205,131 @@ impl AttentionRun<'_> {
                 .inputs
                 .tables
                 .map(|table| &table[position..][..self.inputs.half]);
+            let rope = kernel::Rope { cosines, sines };
             for query in 0..self.group {
-                let to = queries.wrapping_add((token * self.group + query) * size);
+                let to = self.query(row, head, token * self.group + query);
+                let from = vector(head * self.group + query);
                 // SAFETY: as the caller guarantees.
-                let to = unsafe { std::slice::from_raw_parts_mut(to, size) };
-                rotate(vector(head * self.group + query), cosines, sines, scale, to);
+                unsafe { kernel::pack_query(self.element, from, rope, scale, to) };
             }
-            let to = self.start(row, head) + (of.past + token) * size;
+            let place = past + token;
+            let block = self
+                .blocks
+                .head(self.inputs.rows.own[row], place / BLOCK_TOKENS, head);
+            let (key, value) = (
+                self.heads.queries + head,
+                self.heads.queries + self.heads.keys + head,
+            );
             // SAFETY: as the caller guarantees; the row has room for it.
-            let (key, value) = unsafe {
-                (
-                    std::slice::from_raw_parts_mut(self.slab.keys.add(to), size),
-                    std::slice::from_raw_parts_mut(self.slab.values.add(to), size),
-                )
-            };
-            rotate(vector(self.heads.queries + head), cosines, sines, 1.0, key);
-            value.copy_from_slice(vector(self.heads.queries + self.heads.keys + head));
+            unsafe {
+                kernel::store(
+                    self.element,
+                    block,
+                    place % BLOCK_TOKENS,
+                    vector(key),
+                    rope,
+                    vector(value),
+                );
+            }
         }
     }
 
-    /// Computes the attention of one part of a row's queries.
+    /// Computes the attention of a unit for one head of keys.
     ///
     /// # Safety
-    /// As for [`attend`]; [`AttentionRun::rotate_and_store`] was done for the row and head.
-    unsafe fn attend_part(
-        &self,
-        row: usize,
-        of: RowSpan,
-        head: usize,
-        part: usize,
-        queries: *const f32,
-        out: SharedPointer<f32>,
-    ) {
-        let Heads { size, .. } = self.heads;
-        let first = part * MAX_PART_VECTORS;
-        let last = (of.length * self.group).min(first + MAX_PART_VECTORS);
-        if first >= last {
-            return;
+    /// As for [`attend`]; [`AttentionRun::rotate_and_store`] was done for the unit's rows and the head.
+    unsafe fn attend(&self, unit: &Unit, head: usize) {
+        let Heads { size, queries, .. } = self.heads;
+        let stride = queries * size;
+        let mut vectors: Vec<Query> = Vec::with_capacity(unit.vectors);
+        let mut firsts = Vec::with_capacity(unit.rows.len() + 1);
+        for &row in &unit.rows {
+            firsts.push(vectors.len());
+            let all = self.rows[row].length * self.group;
+            vectors.extend(
+                (unit.first.min(all)..all.min(unit.first + unit.vectors)).map(|index| {
+                    let (token, query) = (index / self.group, index % self.group);
+                    let to = (row * self.inputs.width + token) * stride + (head * self.group + query) * size;
+                    Query {
+                        vector: self.query(row, head, index),
+                        sees: self.rows[row].past + token + 1,
+                        sum: self.out.at(to),
+                        largest: f32::NEG_INFINITY,
+                        weight: 0.0,
+                    }
+                }),
+            );
         }
-        let stride = self.heads.queries * size;
-        let mut vectors: Vec<Query> = (first..last)
-            .map(|index| {
-                let (token, query) = (index / self.group, index % self.group);
-                let to = (row * self.inputs.width + token) * stride + (head * self.group + query) * size;
-                Query {
-                    vector: queries.wrapping_add(index * size),
-                    sees: of.past + token + 1,
-                    sum: out.at(to),
-                    largest: f32::NEG_INFINITY,
-                    weight: 0.0,
-                }
-            })
-            .collect();
-        let end = vectors.last().map_or(0, |query| query.sees);
-        let (keys, values) = (self.slab.keys, self.slab.values);
-        let start = self.start(row, head);
+        firsts.push(vectors.len());
         // SAFETY: as the caller guarantees; each query's sum is its own place of the output.
         unsafe {
-            let (keys, values) = (keys.add(start).cast_const(), values.add(start).cast_const());
             for query in &vectors {
                 std::slice::from_raw_parts_mut(query.sum, size).fill(0.0);
             }
-            for from in (0..end).step_by(BLOCK) {
-                let seeing = vectors.iter().position(|query| query.sees > from).unwrap_or(0);
-                // After the last block a thread likely goes on with the head but one: its neighbour takes the next.
-                let next = if from + BLOCK < end {
-                    keys.wrapping_add((from + BLOCK) * size)
-                } else {
-                    keys.wrapping_add(2 * self.slab.room * size)
-                };
-                blocks(
-                    size / LANES,
-                    &mut vectors[seeing..],
-                    keys,
-                    values,
-                    from,
-                    end,
-                    next,
-                );
-            }
+            self.descend(unit, head, 0..unit.rows.len(), (0, 0), &firsts, &mut vectors);
             for query in &vectors {
-                let sum = std::slice::from_raw_parts_mut(query.sum, size);
-                for value in sum {
-                    *value /= query.weight;
-                }
+                kernel::conclude(self.element, query, size);
             }
         }
     }
-}
 
-/// Rotates pairs `half` apart and scales all values.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-fn rotate(vector: &[f32], cosines: &[f32], sines: &[f32], scale: f32, to: &mut [f32]) {
-    let half = cosines.len();
-    let (low, rest) = vector.split_at(half);
-    let (high, rest) = rest.split_at(half);
-    let (to_low, to_rest) = to.split_at_mut(half);
-    let (to_high, to_rest) = to_rest.split_at_mut(half);
-    for at in 0..half {
-        to_low[at] = (low[at] * cosines[at] - high[at] * sines[at]) * scale;
-        to_high[at] = (high[at] * cosines[at] + low[at] * sines[at]) * scale;
-    }
-    for (to, value) in to_rest.iter_mut().zip(rest) {
-        *to = value * scale;
-    }
-}
-
-/// Attends to one block of keys for all queries, a few at a time so that their sums stay in registers. `next`: as for
-/// [`block`].
-///
-/// # Safety
-/// As for [`block`].
-unsafe fn blocks(
-    pieces: usize,
-    queries: &mut [Query],
-    keys: *const f32,
-    values: *const f32,
-    from: usize,
-    end: usize,
-    next: *const f32,
-) {
-    // Fetched by the first chunk of queries only.
-    let mut next = Some(next);
-    macro_rules! by {
-        ($pieces:literal, $most:literal) => {{
-            let mut few = queries.chunks_exact_mut($most);
-            for queries in &mut few {
-                // A query sees no further than the last of its chunk.
-                let end = end.min(queries[$most - 1].sees);
-                // SAFETY: as the caller guarantees.
-                unsafe { block::<$pieces, $most>(queries, keys, values, from, end, next.take()) };
+    /// Attends to the tokens of the unit's rows `members` from `from` on: first to what they share, all together, then to
+    /// what fewer of them share, down to what each holds itself. `depth` spans of each lie before `from`.
+    ///
+    /// # Safety
+    /// As for [`attend`].
+    unsafe fn descend(
+        &self,
+        unit: &Unit,
+        head: usize,
+        members: std::ops::Range<usize>,
+        (depth, from): (usize, usize),
+        firsts: &[usize],
+        vectors: &mut [Query],
+    ) {
+        let table = self.inputs.rows;
+        let span = |member: usize| table.shared[unit.rows[member]].get(depth).copied();
+        let mut start = members.start;
+        while start < members.end {
+            let next = span(start);
+            let mut end = start + 1;
+            while next.is_some() && end < members.end && span(end) == next {
+                end += 1;
             }
-            let rest = few.into_remainder();
-            let end = rest.last().map_or(end, |query| end.min(query.sees));
+            let queries = &mut vectors[firsts[start]..firsts[end]];
+            let sees = queries.iter().map(|query| query.sees).max().unwrap_or(0);
             // SAFETY: as the caller guarantees.
             unsafe {
-                match rest.len() {
-                    0 => {}
-                    1 => block::<$pieces, 1>(rest, keys, values, from, end, next),
-                    2 => block::<$pieces, 2>(rest, keys, values, from, end, next),
-                    _ => block::<$pieces, 3>(rest, keys, values, from, end, next),
+                match next {
+                    Some((row, to)) => {
+                        self.tiles(row, head, from..to.min(sees), queries);
+                        self.descend(unit, head, start..end, (depth + 1, to), firsts, vectors);
+                    }
+                    None => self.tiles(table.own[unit.rows[start]], head, from..sees, queries),
                 }
             }
-        }};
+            start = end;
+        }
     }
-    match pieces {
-        1 => by!(1, 4),
-        2 => by!(2, 4),
-        3 => by!(3, 4),
-        4 => by!(4, 4),
-        5 => by!(5, 4),
-        6 => by!(6, 4),
-        7 => by!(7, 3),
-        _ => by!(8, 3),
+
+    /// Attends to a range of tokens that one KV row holds.
+    ///
+    /// # Safety
+    /// As for [`attend`].
+    unsafe fn tiles(&self, row: usize, head: usize, range: std::ops::Range<usize>, queries: &mut [Query]) {
+        for from in range.clone().step_by(TILE_TOKENS) {
+            let seeing = queries.iter().position(|query| query.sees > from).unwrap_or(0);
+            let ahead = from + TILE_TOKENS;
+            let tile = Tile {
+                first: self.blocks.head(row, from / BLOCK_TOKENS, head),
+                stride: self.blocks.stride(),
+                from,
+                count: TILE_TOKENS.min(range.end - from),
+                next: (ahead < range.end)
+                    .then(|| self.blocks.head(row, ahead / BLOCK_TOKENS, head).cast_const()),
+            };
+            // SAFETY: as the caller guarantees.
+            unsafe { kernel::tile(self.element, self.heads.size, &mut queries[seeing..], tile) };
+        }
     }
 }

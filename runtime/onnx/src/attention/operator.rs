@@ -1,13 +1,15 @@
 //! The binding of attention to ONNX Runtime.
 
-use parking_lot::Mutex;
 use std::sync::Arc;
 
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::TensorElementType;
+use parking_lot::Mutex;
 
-use crate::attention::OPERATOR;
-use crate::attention::attend::{AttentionInputs, Heads, KvPointers, QueryScratch, attend};
+use super::OPERATOR;
+use super::attend::{AttentionInputs, QueryScratch, attend};
+use super::kernel::Heads;
+use super::layout::{LayerBlocks, RowTable};
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
@@ -26,16 +28,15 @@ impl Operator for Attention {
         OPERATOR
     }
 
-    /// Packed queries, keys and values; past keys and values; the last token of each row; cosines and sines; positions;
-    /// lengths ([`crate::prepare`] wires them so).
+    /// Packed queries, keys and values; the last token of each row; cosines and sines; positions; lengths; the blocks of all
+    /// layers; the table of rows ([`crate::prepare`] wires them so).
     fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
-        use TensorElementType::{Float32, Int32, Int64};
-        [Float32, Float32, Float32, Int32, Float32, Float32, Int64, Int32].map(OperatorInput::required)
+        use TensorElementType::{Float32, Int32, Int64, Uint8};
+        [Float32, Int32, Float32, Float32, Int64, Int32, Uint8, Int32].map(OperatorInput::required)
     }
 
-    /// The attention's result; keys and values with those of the run.
     fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
-        [TensorElementType::Float32; 3].map(OperatorOutput::required)
+        [OperatorOutput::required(TensorElementType::Float32)]
     }
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<AttentionKernel> {
@@ -48,6 +49,7 @@ impl Operator for Attention {
         Ok(AttentionKernel {
             queries: count("num_heads")?,
             keys: count("kv_num_heads")?,
+            layer: count(super::LAYER)?,
             scale: context.get::<f32>("scale").filter(|scale| *scale != 0.0),
             scratch: Arc::clone(&self.scratch),
         })
@@ -58,6 +60,7 @@ impl Operator for Attention {
 pub(crate) struct AttentionKernel {
     queries: usize,
     keys: usize,
+    layer: usize,
     /// `None`: one divided by the square root of a vector's size.
     scale: Option<f32>,
     scratch: QueryScratchPool,
@@ -67,69 +70,49 @@ impl Kernel for AttentionKernel {
     fn compute(&mut self, context: &ComputeContext) -> ort::Result<()> {
         let missing = || ort::Error::new("a tensor is missing or of another form");
         let input = |at: usize| context.input(at)?.ok_or_else(missing);
-        let (packed, past_keys, past_values) = (input(0)?, input(1)?, input(2)?);
-        let (last, cosines, sines) = (input(3)?, input(4)?, input(5)?);
-        let (positions, lengths) = (input(6)?, input(7)?);
+        let (packed, last, cosines, sines) = (input(0)?, input(1)?, input(2)?, input(3)?);
+        let (positions, lengths, blocks, table) = (input(4)?, input(5)?, input(6)?, input(7)?);
         let (shape, packed) = packed.try_extract_tensor::<f32>()?;
-        let &[rows, width, _] = &shape[..] else {
+        let &[rows, width, all] = &shape[..] else {
             return Err(missing());
         };
-        let (past_shape, past_keys) = past_keys.try_extract_tensor::<f32>()?;
-        let (_, past_values) = past_values.try_extract_tensor::<f32>()?;
-        let &[_, _, room, size] = &past_shape[..] else {
-            return Err(missing());
-        };
-        let (table, cosines) = cosines.try_extract_tensor::<f32>()?;
+        let (rope, cosines) = cosines.try_extract_tensor::<f32>()?;
         let size_of = |dim: i64| usize::try_from(dim).map_err(|_| missing());
+        let vectors = self.queries + 2 * self.keys;
+        let size = size_of(all)?.checked_div(vectors).ok_or_else(missing)?;
         let heads = Heads {
             queries: self.queries,
             keys: self.keys,
-            size: size_of(size)?,
+            size,
             #[allow(clippy::cast_precision_loss, reason = "some hundred at most")]
             scale: self.scale.unwrap_or_else(|| (size as f32).sqrt().recip()),
         };
+        let (dims, blocks) = blocks.try_extract_tensor::<u8>()?;
+        let blocks = self.layer_blocks(dims, blocks.as_ptr()).ok_or_else(missing)?;
+        let table = table.try_extract_tensor::<i32>()?.1;
+        let table = RowTable::read(table, size_of(rows)?, blocks.rows).map_err(ort::Error::new)?;
         let inputs = AttentionInputs {
             packed,
             width: size_of(width)?,
             tables: [cosines, sines.try_extract_tensor::<f32>()?.1],
-            half: size_of(table.last().copied().unwrap_or(0))?,
+            half: size_of(rope.last().copied().unwrap_or(0))?,
             positions: positions.try_extract_tensor::<i64>()?.1,
             lengths: lengths.try_extract_tensor::<i32>()?.1,
             last: last.try_extract_tensor::<i32>()?.1,
+            rows: &table,
         };
         let values = i64::try_from(heads.queries * heads.size).map_err(|_| missing())?;
         let mut output = context.output(0, [rows, width, values])?.ok_or_else(missing)?;
-        let mut keys = context.output(1, &past_shape[..])?.ok_or_else(missing)?;
-        let mut key_values = context.output(2, &past_shape[..])?.ok_or_else(missing)?;
         let output = output.try_extract_tensor_mut::<f32>()?.1;
-        let keys = keys.try_extract_tensor_mut::<f32>()?.1;
-        let key_values = key_values.try_extract_tensor_mut::<f32>()?.1;
-        // The decoder binds past and present to the same memory, so that nothing is copied. Other bindings are
-        // refused.
-        if keys.as_ptr() != past_keys.as_ptr() || key_values.as_ptr() != past_values.as_ptr() {
-            return Err(ort::Error::new(
-                "past and present keys and values must be the same memory",
-            ));
-        }
-        let slab = KvPointers {
-            keys: keys.as_mut_ptr(),
-            values: key_values.as_mut_ptr(),
-            room: size_of(room)?,
-        };
-        if keys.len() != inputs.lengths.len() * heads.keys * slab.room * heads.size
-            || key_values.len() != keys.len()
-        {
-            return Err(missing());
-        }
         let pool = || self.scratch.lock();
         let mut scratch = pool().pop().unwrap_or_default();
-        // SAFETY: graphs with the operator are opened only where the processor has what it needs; the slab is of this
-        // size, and one run at a time uses it.
+        // SAFETY: graphs with the operator are opened only where the processor has what it needs, and bound to blocks
+        // that it supports; the decoder's KV memory is of these dimensions, and one run at a time uses it.
         let outcome = unsafe {
             attend(
                 heads,
                 &inputs,
-                slab,
+                blocks,
                 output,
                 &mut scratch,
                 &SessionThreads(context),
@@ -137,5 +120,29 @@ impl Kernel for AttentionKernel {
         };
         pool().push(scratch);
         outcome.map_err(ort::Error::new)
+    }
+}
+
+impl AttentionKernel {
+    /// This layer's part of the blocks `[layers, rows, blocks, heads, bytes]`.
+    fn layer_blocks(&self, dims: &[i64], base: *const u8) -> Option<LayerBlocks> {
+        let &[layers, rows, blocks, heads, head_bytes] = dims else {
+            return None;
+        };
+        let size = |dim: i64| usize::try_from(dim).ok();
+        let layer = LayerBlocks {
+            // The operator writes to its input: the new tokens' keys and values, which nothing else reads in the run.
+            base: base.cast_mut(),
+            rows: size(rows)?,
+            blocks: size(blocks)?,
+            heads: size(heads)?,
+            head_bytes: size(head_bytes)?,
+        };
+        (self.layer < size(layers)?).then(|| LayerBlocks {
+            base: layer
+                .base
+                .wrapping_add(self.layer * layer.rows * layer.blocks * layer.stride()),
+            ..layer
+        })
     }
 }

@@ -1,4 +1,5 @@
-//! The attention against its definition, computed as plainly as possible, and against itself in other company.
+//! The attention against its definition, computed as plainly as possible, and against itself in other company and over
+//! other places of the same tokens.
 
 #![cfg(target_arch = "x86_64")]
 #![allow(
@@ -10,8 +11,10 @@
 
 use proptest::prelude::*;
 
-use crate::attention::attend::{AttentionInputs, Heads, KvPointers, attend};
-use crate::attention::available;
+use crate::attention::attend::{AttentionInputs, attend};
+use crate::attention::kernel::{Heads, Rope, store};
+use crate::attention::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
+use crate::attention::{available, supports_i8};
 use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
@@ -25,36 +28,27 @@ impl Workers for Alone {
 }
 
 /// Positions of the rope table.
-const TABLE: usize = 400;
+const TABLE: usize = 600;
+/// What marks bytes that were never written.
+const POISON: u8 = 0xff;
 
 /// A row of a run: what it holds, how many tokens enter, and where in the table its first token stands.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 struct Row {
     past: usize,
     length: usize,
     offset: usize,
+    /// Ends of the spans that it shares with all rows that have the same.
+    spans: Vec<usize>,
 }
 
 #[derive(Debug, Clone)]
 struct Case {
+    element: BlockElement,
     heads: Heads,
     half: usize,
     rows: Vec<Row>,
     seed: u32,
-}
-
-impl Case {
-    fn room(&self) -> usize {
-        self.rows
-            .iter()
-            .map(|row| row.past + row.length + 3)
-            .max()
-            .unwrap()
-    }
-
-    fn vectors(&self) -> usize {
-        self.heads.queries + 2 * self.heads.keys
-    }
 }
 
 /// Numbers that depend on their place alone, so that a row is the same in any company.
@@ -71,37 +65,126 @@ fn tables(half: usize) -> [Vec<f32>; 2] {
     [f32::cos, f32::sin].map(|of| (0..TABLE * half).map(|at| of(angle(at))).collect())
 }
 
-/// Keys and values of the rows `of`, before the run; what lies behind them is poison.
-fn slab(case: &Case, of: &[usize], side: u32) -> Vec<f32> {
-    let (size, room) = (case.heads.size, case.room());
-    let mut slab = vec![f32::NAN; of.len() * case.heads.keys * room * size];
-    for (place, &row) in of.iter().enumerate() {
-        for head in 0..case.heads.keys {
-            for at in 0..case.rows[row].past * size {
-                slab[(place * case.heads.keys + head) * room * size + at] =
-                    number(case.seed ^ side, row, head * 100_000 + at);
+impl Case {
+    fn blocks(&self) -> usize {
+        let ends = self.rows.iter().map(|row| row.past + row.length);
+        ends.max().unwrap().max(1).next_multiple_of(TILE_TOKENS) / BLOCK_TOKENS
+    }
+
+    /// Whose numbers the token of a row has: those of all rows that share the span, or its own.
+    fn source(&self, row: usize, token: usize) -> usize {
+        let span = self.rows[row].spans.iter().position(|end| token < *end);
+        span.map_or(row, |span| 1_000 + 10 * span + self.rows[row].spans[span])
+    }
+
+    /// Key (side 1) or value (side 2) of a token before the run, rotated already.
+    fn held(&self, row: usize, head: usize, token: usize, side: u32) -> Vec<f32> {
+        let source = self.source(row, token);
+        let size = self.heads.size;
+        (0..size)
+            .map(|at| number(self.seed ^ side, source, head * 100_000 + token * size + at))
+            .collect()
+    }
+
+    /// Queries, keys and values of a token that enters.
+    fn packed(&self, row: usize, token: usize) -> Vec<f32> {
+        let all = (self.heads.queries + 2 * self.heads.keys) * self.heads.size;
+        (0..all)
+            .map(|at| number(self.seed ^ 3, row, token * all + at))
+            .collect()
+    }
+}
+
+/// The KV memory of one layer.
+struct Memory {
+    bytes: Vec<u64>,
+    blocks: usize,
+    rows: usize,
+    heads: Heads,
+    element: BlockElement,
+}
+
+impl Memory {
+    fn new(case: &Case, rows: usize) -> Self {
+        let bytes = rows * case.blocks() * case.heads.keys * case.element.head_bytes(case.heads.size);
+        Self {
+            bytes: vec![u64::from_ne_bytes([POISON; 8]); bytes / 8],
+            blocks: case.blocks(),
+            rows,
+            heads: case.heads,
+            element: case.element,
+        }
+    }
+
+    fn layer(&mut self) -> LayerBlocks {
+        LayerBlocks {
+            base: self.bytes.as_mut_ptr().cast(),
+            rows: self.rows,
+            blocks: self.blocks,
+            heads: self.heads.keys,
+            head_bytes: self.element.head_bytes(self.heads.size),
+        }
+    }
+
+    /// Writes the tokens of a case's row that lie in `range` to `kv_row`.
+    fn fill(&mut self, case: &Case, row: usize, range: std::ops::Range<usize>, kv_row: usize) {
+        let rope = Rope {
+            cosines: &[1.0],
+            sines: &[0.0],
+        };
+        for token in range {
+            for head in 0..self.heads.keys {
+                let (key, value) = (case.held(row, head, token, 1), case.held(row, head, token, 2));
+                let block = self.layer().head(kv_row, token / BLOCK_TOKENS, head);
+                // SAFETY: the processor was asked; the memory has room for the token.
+                unsafe { store(self.element, block, token % BLOCK_TOKENS, &key, rope, &value) };
             }
         }
     }
-    slab
 }
 
-fn packed(case: &Case, of: &[usize], width: usize) -> Vec<f32> {
-    let all = case.vectors() * case.heads.size;
+/// What the operator gives for the rows `of`, each alone in memory or sharing spans: `[rows, width, queries * size]`.
+fn run(case: &Case, of: &[usize], share: bool) -> (usize, Vec<f32>) {
+    let mut memory = Memory::new(case, 12);
+    let mut table = RowTable {
+        own: Vec::new(),
+        shared: Vec::new(),
+    };
+    let mut spans: Vec<(usize, usize)> = Vec::new();
+    for (place, &row) in of.iter().enumerate() {
+        let Row {
+            past,
+            spans: ref ends,
+            ..
+        } = case.rows[row];
+        // In another order than that of the run.
+        let own = 11 - place;
+        let mut shared = Vec::new();
+        let mut from = 0;
+        for &end in ends.iter().filter(|_| share) {
+            let source = case.source(row, from);
+            let known = spans.iter().find(|span| span.0 == source).map(|span| span.1);
+            let kv_row = known.unwrap_or_else(|| {
+                spans.push((source, spans.len()));
+                memory.fill(case, row, from..end, spans.len() - 1);
+                spans.len() - 1
+            });
+            shared.push((kv_row, end));
+            from = end;
+        }
+        memory.fill(case, row, from..past, own);
+        table.own.push(own);
+        table.shared.push(shared);
+    }
+    let rows: Vec<Row> = of.iter().map(|&row| case.rows[row].clone()).collect();
+    let width = rows.iter().map(|row| row.length).max().unwrap();
+    let all = (case.heads.queries + 2 * case.heads.keys) * case.heads.size;
     let mut packed = vec![f32::NAN; of.len() * width * all];
     for (place, &row) in of.iter().enumerate() {
-        for at in 0..case.rows[row].length * all {
-            packed[place * width * all + at] = number(case.seed ^ 3, row, at);
+        for token in 0..case.rows[row].length {
+            packed[(place * width + token) * all..][..all].copy_from_slice(&case.packed(row, token));
         }
     }
-    packed
-}
-
-/// What the operator gives for the rows `of`: `[rows, width, queries * size]`, keys, values.
-fn run(case: &Case, of: &[usize]) -> (usize, Vec<f32>, Vec<f32>, Vec<f32>) {
-    let rows: Vec<Row> = of.iter().map(|&row| case.rows[row]).collect();
-    let width = rows.iter().map(|row| row.length).max().unwrap();
-    let tables = tables(case.half);
     let positions: Vec<i64> = rows
         .iter()
         .flat_map(|row| (0..width).map(|token| (row.offset + token) as i64))
@@ -111,7 +194,7 @@ fn run(case: &Case, of: &[usize]) -> (usize, Vec<f32>, Vec<f32>, Vec<f32>) {
         .iter()
         .map(|row| (row.past + row.length).max(1) as i32 - 1)
         .collect();
-    let packed = packed(case, of, width);
+    let tables = tables(case.half);
     let inputs = AttentionInputs {
         packed: &packed,
         width,
@@ -120,17 +203,22 @@ fn run(case: &Case, of: &[usize]) -> (usize, Vec<f32>, Vec<f32>, Vec<f32>) {
         positions: &positions,
         lengths: &lengths,
         last: &last,
+        rows: &table,
     };
-    let (mut keys, mut values) = (slab(case, of, 1), slab(case, of, 2));
     let mut out = vec![f32::NAN; of.len() * width * case.heads.queries * case.heads.size];
-    let slab = KvPointers {
-        keys: keys.as_mut_ptr(),
-        values: values.as_mut_ptr(),
-        room: case.room(),
-    };
-    // SAFETY: the processor was asked; the slab has room for these rows.
-    unsafe { attend(case.heads, &inputs, slab, &mut out, &mut Vec::new(), &Alone) }.unwrap();
-    (width, out, keys, values)
+    // SAFETY: the processor was asked; the memory has room for these rows.
+    unsafe {
+        attend(
+            case.heads,
+            &inputs,
+            memory.layer(),
+            &mut out,
+            &mut Vec::new(),
+            &Alone,
+        )
+    }
+    .unwrap();
+    (width, out)
 }
 
 /// The definition: rotate, score, softmax, sum.
@@ -141,13 +229,12 @@ fn reference(case: &Case, row: usize) -> Vec<f64> {
         size,
         scale,
     } = case.heads;
-    let Row { past, length, offset } = case.rows[row];
-    let all = case.vectors() * size;
+    let Row {
+        past, length, offset, ..
+    } = case.rows[row];
     let tables = tables(case.half);
-    let packed = packed(case, &[row], length);
-    let (keys, values) = (slab(case, &[row], 1), slab(case, &[row], 2));
     let vector = |token: usize, index: usize| -> Vec<f64> {
-        packed[token * all + index * size..][..size]
+        case.packed(row, token)[index * size..][..size]
             .iter()
             .map(|value| f64::from(*value))
             .collect()
@@ -163,11 +250,9 @@ fn reference(case: &Case, row: usize) -> Vec<f64> {
         }
         vector
     };
-    let held = |slab: &[f32], head: usize, at: usize| -> Vec<f64> {
-        slab[(head * case.room() + at) * size..][..size]
-            .iter()
-            .map(|value| f64::from(*value))
-            .collect()
+    let held = |head: usize, at: usize, side: u32| -> Vec<f64> {
+        let held = case.held(row, head, at, side);
+        held.iter().map(|value| f64::from(*value)).collect()
     };
     let mut out = Vec::new();
     for token in 0..length {
@@ -177,7 +262,7 @@ fn reference(case: &Case, row: usize) -> Vec<f64> {
             let seen: Vec<(Vec<f64>, Vec<f64>)> = (0..=past + token)
                 .map(|at| {
                     if at < past {
-                        (held(&keys, head, at), held(&values, head, at))
+                        (held(head, at, 1), held(head, at, 2))
                     } else {
                         (
                             rotated(at - past, queries + head),
@@ -209,22 +294,39 @@ fn reference(case: &Case, row: usize) -> Vec<f64> {
 }
 
 fn cases() -> impl Strategy<Value = Case> {
-    let row = (0..150usize, 0..70usize, 0..100usize).prop_map(|(past, length, offset)| Row {
+    let plain = |past, length, offset| Row {
         past,
         length,
         offset: offset + past,
-    });
-    let short =
-        (0..300usize, 0..6usize, 0..90usize).prop_map(|(past, length, offset)| Row { past, length, offset });
-    let rows = proptest::collection::vec(prop_oneof![row, short], 1..4);
+        spans: Vec::new(),
+    };
+    let row = (0..150usize, 0..70usize, 0..100usize)
+        .prop_map(move |(past, length, offset)| plain(past, length, offset));
+    let short = (0..300usize, 0..6usize, 0..90usize)
+        .prop_map(move |(past, length, offset)| plain(past, length, offset));
+    let sharing =
+        (0..3usize, 0..100usize, 1..8usize, prop::bool::ANY).prop_map(|(spans, own, length, one)| {
+            let ends = if one { vec![64, 128] } else { vec![128] };
+            let spans = ends[..spans.min(ends.len())].to_vec();
+            let past = spans.last().copied().unwrap_or(0) + own;
+            Row {
+                past,
+                length,
+                offset: past,
+                spans,
+            }
+        });
+    let rows = proptest::collection::vec(prop_oneof![row, short, sharing], 1..6);
     let heads = (1..3usize, 1..4usize, 1..=8usize);
-    (rows, heads, any::<bool>(), any::<u32>(), 0.05f32..2.0).prop_map(
-        |(mut rows, (keys, group, pieces), whole, seed, scale)| {
+    let element = prop_oneof![Just(BlockElement::F32), Just(BlockElement::I8)];
+    (rows, heads, any::<bool>(), any::<u32>(), 0.05f32..1.0, element).prop_map(
+        |(mut rows, (keys, group, pieces), whole, seed, scale, element)| {
             if rows.iter().all(|row| row.length == 0) {
                 rows[0].length = 1;
             }
             let size = pieces * 16;
             Case {
+                element,
                 heads: Heads {
                     queries: keys * group,
                     keys,
@@ -239,91 +341,120 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
+/// Whether this processor runs the kernel; says so where not.
+fn runs(element: BlockElement) -> bool {
+    let runs = match element {
+        BlockElement::F32 => available(),
+        BlockElement::I8 => supports_i8(),
+    };
+    if !runs {
+        println!("SKIPPED: this processor has no AVX-512, or no VNNI");
+    }
+    runs
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(64))]
+    #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn tokens_get_what_the_definition_says_and_the_same_alone(case in cases()) {
-        if !available() {
-            println!("SKIPPED: this processor has no AVX-512");
+        if !runs(case.element) {
             return Ok(());
         }
         let everybody: Vec<usize> = (0..case.rows.len()).collect();
-        let (width, out, keys, values) = run(&case, &everybody);
+        let (width, out) = run(&case, &everybody, true);
+        // Values lie between -1 and 1. Of each result, and of their root mean square.
+        let (most, mean) = match case.element {
+            BlockElement::F32 => (2e-5, 2e-5),
+            BlockElement::I8 => (1e-1, 1.5e-2),
+        };
         let stride = case.heads.queries * case.heads.size;
-        let held = case.heads.keys * case.room() * case.heads.size;
-        for (row, Row { length, past, .. }) in case.rows.iter().copied().enumerate() {
+        for (row, length) in case.rows.iter().map(|row| row.length).enumerate() {
             let (got, padding) = out[row * width * stride..][..width * stride].split_at(length * stride);
             prop_assert!(padding.iter().all(|value| *value == 0.0), "padding is nothing");
-            let largest = 1.0f64;
+            let mut squares = 0.0;
             for (got, expected) in got.iter().zip(reference(&case, row)) {
-                let near = (f64::from(*got) - expected).abs() <= 2e-5 * largest;
-                prop_assert!(near, "{got} is not {expected}");
+                let error = (f64::from(*got) - expected).abs();
+                prop_assert!(error <= most, "{got} is not {expected}");
+                squares += error * error;
             }
+            let error = (squares / got.len().max(1) as f64).sqrt();
+            prop_assert!(error <= mean, "a mean error of {error}");
             if length == 0 {
                 continue;
             }
-            // Alone, and its last token by itself: to the last bit.
-            let (_, alone, own_keys, own_values) = run(&case, &[row]);
+            // Alone and sharing nothing: to the last bit.
+            let (_, alone) = run(&case, &[row], false);
             prop_assert_eq!(got, alone.as_slice());
-            let bits = |values: &[f32]| values.iter().map(|value| value.to_bits()).collect::<Vec<_>>();
-            prop_assert_eq!(bits(&keys[row * held..][..held]), bits(&own_keys));
-            prop_assert_eq!(bits(&values[row * held..][..held]), bits(&own_values));
-            // What the slab holds behind the row's end is left as it was.
-            let size = case.heads.size;
-            for head in 0..case.heads.keys {
-                let behind = (head * case.room() + past + length) * size..(head + 1) * case.room() * size;
-                prop_assert!(own_keys[behind.clone()].iter().all(|value| value.is_nan()));
-                prop_assert!(own_values[behind].iter().all(|value| value.is_nan()));
-            }
         }
     }
 }
 
 #[test]
 fn a_token_gets_the_same_in_one_run_and_step_by_step() {
-    if !available() {
-        println!("SKIPPED: this processor has no AVX-512");
-        return;
+    for element in [BlockElement::F32, BlockElement::I8] {
+        if runs(element) {
+            step_by_step(element);
+        }
     }
+}
+
+fn step_by_step(element: BlockElement) {
     let heads = Heads {
         queries: 2,
         keys: 1,
         size: 32,
         scale: 0.3,
     };
-    let (half, width, room, all) = (16, 140, 200, 4 * 32);
-    let tables = tables(half);
-    let packed: Vec<f32> = (0..width * all).map(|at| number(5, 0, at)).collect();
-    let step = |from: usize, to: usize, keys: &mut Vec<f32>, values: &mut Vec<f32>| {
+    let case = Case {
+        element,
+        heads,
+        half: 16,
+        rows: vec![Row {
+            past: 0,
+            length: 140,
+            offset: 0,
+            spans: Vec::new(),
+        }],
+        seed: 5,
+    };
+    let tables = tables(case.half);
+    let all = 4 * 32;
+    let packed: Vec<f32> = (0..140).flat_map(|token| case.packed(0, token)).collect();
+    let table = RowTable {
+        own: vec![1],
+        shared: vec![Vec::new()],
+    };
+    let step = |from: usize, to: usize, memory: &mut Memory| {
         let positions: Vec<i64> = (from..to).map(|at| at as i64).collect();
         let inputs = AttentionInputs {
             packed: &packed[from * all..to * all],
             width: to - from,
             tables: [&tables[0], &tables[1]],
-            half,
+            half: case.half,
             positions: &positions,
             lengths: &[(to - from) as i32],
             last: &[to as i32 - 1],
-        };
-        let slab = KvPointers {
-            keys: keys.as_mut_ptr(),
-            values: values.as_mut_ptr(),
-            room,
+            rows: &table,
         };
         let mut out = vec![0f32; (to - from) * 2 * 32];
-        // SAFETY: the processor was asked; the slab has room for the row.
-        unsafe { attend(heads, &inputs, slab, &mut out, &mut Vec::new(), &Alone) }.unwrap();
+        // SAFETY: the processor was asked; the memory has room for the row.
+        unsafe { attend(heads, &inputs, memory.layer(), &mut out, &mut Vec::new(), &Alone) }.unwrap();
         out
     };
-    let slab = || vec![f32::NAN; room * 32];
-    let whole = step(0, width, &mut slab(), &mut slab());
-    let (mut keys, mut values) = (slab(), slab());
+    let mut memory = Memory::new(&case, 2);
+    let whole = step(0, 140, &mut memory);
+    // No other row was written to.
+    let other = memory.bytes.len() / 2;
+    let poison = u64::from_ne_bytes([POISON; 8]);
+    assert!(memory.bytes[..other].iter().all(|bytes| *bytes == poison));
     let mut parts = Vec::new();
+    let mut stepwise = Memory::new(&case, 2);
     for (from, to) in [(0, 1), (1, 50), (50, 53), (53, 120), (120, 121), (121, 140)] {
-        parts.extend(step(from, to, &mut keys, &mut values));
+        parts.extend(step(from, to, &mut stepwise));
     }
     assert_eq!(whole, parts);
+    assert_eq!(memory.bytes, stepwise.bytes);
 }
 
 #[test]
@@ -335,14 +466,16 @@ fn inputs_that_contradict_each_other_are_refused() {
         scale: 1.0,
     };
     let tables = tables(8);
-    let (mut keys, mut values) = (vec![0f32; 4 * 16], vec![0f32; 4 * 16]);
-    let slab = KvPointers {
-        keys: keys.as_mut_ptr(),
-        values: values.as_mut_ptr(),
-        room: 4,
-    };
     let packed = vec![0f32; 2 * 3 * 16];
-    let refusal = |heads: Heads, positions: &[i64], length: i32, last: i32| {
+    let refusal = |heads: Heads, positions: &[i64], length: i32, last: i32, shared: Vec<(usize, usize)>| {
+        let mut bytes = vec![0u64; 4 * BlockElement::F32.head_bytes(16) / 8];
+        let blocks = LayerBlocks {
+            base: bytes.as_mut_ptr().cast(),
+            rows: 1,
+            blocks: 4,
+            heads: 1,
+            head_bytes: BlockElement::F32.head_bytes(16),
+        };
         let inputs = AttentionInputs {
             packed: &packed,
             width: 2,
@@ -351,14 +484,51 @@ fn inputs_that_contradict_each_other_are_refused() {
             positions,
             lengths: &[length],
             last: &[last],
+            rows: &RowTable {
+                own: vec![0],
+                shared: vec![shared],
+            },
         };
         // SAFETY: it is refused before anything is touched.
-        unsafe { attend(heads, &inputs, slab, &mut [0f32; 2 * 16], &mut Vec::new(), &Alone) }.unwrap_err()
+        unsafe {
+            attend(
+                heads,
+                &inputs,
+                blocks,
+                &mut [0f32; 2 * 16],
+                &mut Vec::new(),
+                &Alone,
+            )
+        }
+        .unwrap_err()
     };
-    assert!(refusal(heads, &[0, 1], 3, 2).contains("3 of 2 tokens"));
-    assert!(refusal(heads, &[0, 1], 2, 4).contains("room for 4"));
-    assert!(refusal(heads, &[0, 1], 2, 0).contains("1 in all"));
-    assert!(refusal(heads, &[0, 400], 2, 1).contains("position 400"));
-    assert!(refusal(heads, &[0, -1], 2, 1).contains("position -1"));
-    assert!(refusal(Heads { size: 24, ..heads }, &[0, 1], 2, 1).contains("do not fit"));
+    assert!(refusal(heads, &[0, 1], 3, 2, vec![]).contains("3 of 2 tokens"));
+    assert!(refusal(heads, &[0, 1], 2, 64, vec![]).contains("room for 64"));
+    assert!(refusal(heads, &[0, 1], 2, 0, vec![]).contains("1 in all"));
+    assert!(refusal(heads, &[0, 1], 2, 64, vec![(0, 64)]).contains("64 of them shared"));
+    assert!(refusal(heads, &[0, 600], 2, 1, vec![]).contains("position 600"));
+    assert!(refusal(heads, &[0, -1], 2, 1, vec![]).contains("position -1"));
+    assert!(refusal(Heads { size: 24, ..heads }, &[0, 1], 2, 1, vec![]).contains("do not fit"));
+}
+
+#[test]
+fn a_table_of_rows_is_read_strictly() {
+    let read = |table: &[i32], rows: usize| RowTable::read(table, rows, 8);
+    let table = read(&[3, 1, 64, 2, 192, 5, 0, 0, 0, 0], 2).unwrap();
+    assert_eq!(table.own, [3, 5]);
+    assert_eq!(table.shared, [vec![(1, 64), (2, 192)], vec![]]);
+    assert_eq!((table.own_from(0), table.own_from(1)), (192, 0));
+    for (wrong, says) in [
+        (&[8][..], "row 8 of a slab of 8"),
+        (&[-1], "row -1"),
+        (&[0, 9, 64], "row 9"),
+        (&[0, 1, 63], "tokens 0..63"),
+        (&[0, 1, -64], "tokens 0..-64"),
+        (&[0, 1, 128, 2, 64], "tokens 128..64"),
+        (&[0, 1], "a table of 2"),
+        (&[], "a table of 0"),
+    ] {
+        let error = read(wrong, 1).unwrap_err();
+        assert!(error.contains(says), "{error}");
+    }
 }

@@ -5,28 +5,43 @@ use std::sync::Arc;
 
 use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
 
-use super::{BoundTable, OnnxDecoder, to_i64};
+use super::{BoundRows, BoundTable, OnnxDecoder, to_i64};
 use crate::error::one_line;
-use crate::kv::Side;
+use crate::kv::{KvMemory, Side};
 use crate::raw::{self, Element, View};
 use crate::run_inputs::RopeFactors;
 
 impl OnnxDecoder {
-    /// Binds past and present of the rows to the same views. Kept until another set of rows runs.
-    pub(super) fn bind_rows(&mut self, first: usize, count: usize) -> Result<(), String> {
-        if self.bound_rows == Some((first, count)) {
+    /// Binds the KV memory of the rows: past and present to the same views, or all blocks. Kept until others are needed.
+    pub(super) fn bind_rows(&mut self, rows: &[Row<'_>]) -> Result<(), String> {
+        let first = rows.first().map_or(0, |row| row.row.0 as usize);
+        let count = rows.len();
+        let bound = match self.kv {
+            KvMemory::Slab(_) => BoundRows::Slab { first, count },
+            KvMemory::Blocks(_) => BoundRows::Blocks,
+        };
+        if self.bound_rows == Some(bound) {
             return Ok(());
         }
         self.bound_rows = None;
         self.kv_views.clear();
-        for (index, (past, present)) in self.names.kv.iter().enumerate() {
-            let side = if index % 2 == 0 { Side::Key } else { Side::Value };
-            let view = self.slab.view(index / 2, side, first, count)?;
-            raw::bind_input(&mut self.binding, past, &view)?;
-            raw::bind_output(&mut self.binding, present, &view)?;
-            self.kv_views.push(view);
+        match &self.kv {
+            KvMemory::Slab(slab) => {
+                for (index, (past, present)) in self.names.kv.iter().enumerate() {
+                    let side = if index % 2 == 0 { Side::Key } else { Side::Value };
+                    let view = slab.view(index / 2, side, first, count)?;
+                    raw::bind_input(&mut self.binding, past, &view)?;
+                    raw::bind_output(&mut self.binding, present, &view)?;
+                    self.kv_views.push(view);
+                }
+            }
+            KvMemory::Blocks(blocks) => {
+                let view = blocks.view()?;
+                raw::bind_input(&mut self.binding, &self.names.kv_blocks, &view)?;
+                self.kv_views.push(view);
+            }
         }
-        self.bound_rows = Some((first, count));
+        self.bound_rows = Some(bound);
         Ok(())
     }
 
@@ -95,6 +110,11 @@ impl OnnxDecoder {
                 Element::I32,
             ));
         }
+        let table = [rows, run_inputs.table_columns].map(to_i64);
+        if matches!(self.kv, KvMemory::Blocks(_)) {
+            let data = run_inputs.table.as_mut_ptr().cast();
+            inputs.push((&self.names.kv_table, data, &table, Element::I32));
+        }
         let vector = [to_i64(chosen)];
         if self.chooses_logits {
             let rows = run_inputs.logits_rows.as_mut_ptr().cast();
@@ -149,7 +169,7 @@ impl OnnxDecoder {
             regime,
         };
         self.run_inputs.fill(&[row], self.rope)?;
-        self.bind_rows(0, 1)
+        self.bind_rows(&[row])
             .and_then(|()| self.bind_tables(regime))
             .and_then(|()| self.bind_run_inputs(1))
             .map_err(DecodeError::Failed)?;

@@ -12,11 +12,11 @@ use std::sync::Arc;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
-use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, RowId, Step, Wanted};
+use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, Row, RowId, Step, Wanted};
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
-use crate::kv::KvSlab;
+use crate::kv::KvMemory;
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
@@ -34,14 +34,14 @@ const SHORT_CONTEXT_TOKENS: usize = 1024;
 
 /// A model ready to run.
 pub struct OnnxDecoder {
-    // Declared first, dropped first: the binding and the views point into the slab and the session.
+    // Declared first, dropped first: the binding and the views point into the KV memory and the session.
     kv_views: Vec<View>,
     input_views: Vec<View>,
     table_views: Vec<View>,
     binding: IoBinding,
-    bound_rows: Option<(usize, usize)>,
+    bound_rows: Option<BoundRows>,
     bound_table: Option<BoundTable>,
-    slab: KvSlab,
+    kv: KvMemory,
     session: Session,
     options: Arc<RunOptions>,
     host: MemoryInfo<'static>,
@@ -69,6 +69,15 @@ enum BoundTable {
     Joined,
 }
 
+/// The KV memory that is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum BoundRows {
+    /// `count` neighbours of the slab.
+    Slab { first: usize, count: usize },
+    /// All blocks: a table names the rows of each run.
+    Blocks,
+}
+
 impl OnnxDecoder {
     /// A decoder over an open model, whose file is `path`; reserves its KV memory.
     pub(crate) fn new(
@@ -83,11 +92,11 @@ impl OnnxDecoder {
             mut tables,
             prepared,
         } = opened;
-        let slab = reserve(&graph, genai, config)?;
+        let kv = reserve(&graph, genai, config)?;
         let OpenGraph {
             session,
             provider,
-            kv_element: _,
+            kv: _,
             logits_element,
             vocab_size,
             chooses_logits,
@@ -99,7 +108,7 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let caps = capabilities(&slab, genai, facts.rope_boundary, vocab_size, ragged);
+        let caps = capabilities(&kv, genai, facts.rope_boundary, vocab_size, ragged);
         if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context = caps.context_length,
@@ -108,7 +117,7 @@ impl OnnxDecoder {
             );
         }
         if let Some(tables) = &mut tables {
-            tables.limit(slab.shape().capacity);
+            tables.limit(kv.capacity());
         }
         let factors = match &tables {
             Some(tables) if ragged => RopeFactors::Offset(tables.short),
@@ -124,7 +133,7 @@ impl OnnxDecoder {
             binding: session.create_binding()?,
             bound_rows: None,
             bound_table: None,
-            slab,
+            kv,
             options: Arc::new(RunOptions::new()?),
             host: MemoryInfo::new(
                 AllocationDevice::CPU,
@@ -182,8 +191,11 @@ impl OnnxDecoder {
             return unsupported("a step without rows");
         };
         for (index, row) in step.rows.iter().enumerate() {
-            if row.row.0 as usize != first.row.0 as usize + index {
+            if self.caps.contiguous_rows && row.row.0 as usize != first.row.0 as usize + index {
                 return unsupported("rows that are no neighbours in ascending order");
+            }
+            if row.row.0 as usize >= self.caps.rows || !self.shares(row) {
+                return unsupported("rows outside the KV memory");
             }
             if row.input.is_empty() && (!self.caps.idle_rows || row.logits == Wanted::Last) {
                 return unsupported("a row without input");
@@ -201,10 +213,22 @@ impl OnnxDecoder {
         if step.rows.iter().all(|row| row.input.is_empty()) {
             return unsupported("a step without input");
         }
-        if first.row.0 as usize + step.rows.len() > self.caps.rows {
-            return unsupported("rows outside the slab");
-        }
         Ok(())
+    }
+}
+
+impl OnnxDecoder {
+    /// Whether the tokens that `row` takes from others can be there.
+    fn shares(&self, row: &Row<'_>) -> bool {
+        let Some(granularity) = self.caps.share_granularity else {
+            return row.shared.is_empty();
+        };
+        let mut start = 0;
+        row.shared.iter().all(|span| {
+            let fits = span.end > start && span.end <= row.past && span.end.is_multiple_of(granularity);
+            start = span.end;
+            fits && (span.row.0 as usize) < self.caps.rows
+        })
     }
 }
 
@@ -216,9 +240,8 @@ impl Decoder for OnnxDecoder {
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
         self.check(step)?;
         self.run_inputs.fill(step.rows, self.rope)?;
-        let first = step.rows.first().map_or(0, |row| row.row.0 as usize);
         let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
-        self.bind_rows(first, step.rows.len())
+        self.bind_rows(step.rows)
             .and_then(|()| self.bind_tables(regime))
             .and_then(|()| self.bind_run_inputs(step.rows.len()))
             .map_err(DecodeError::Failed)?;
@@ -242,14 +265,14 @@ impl Decoder for OnnxDecoder {
         self.ensure(to, tokens.end)?;
         self.known(from)?;
         self.known(to)?;
-        self.slab
+        self.kv
             .copy(from.0 as usize, to.0 as usize, tokens)
             .map_err(DecodeError::Unsupported)
     }
 
     fn truncate(&mut self, row: RowId, len: usize) {
-        if self.known(row).is_ok() && len < self.slab.shape().capacity {
-            self.slab.shrink(row.0 as usize, len);
+        if self.known(row).is_ok() && len < self.kv.capacity() {
+            self.kv.shrink(row.0 as usize, len);
         }
     }
 
@@ -260,9 +283,9 @@ impl Decoder for OnnxDecoder {
     fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError> {
         self.ensure(row, len)?;
         self.known(row)?;
-        let mut saved = Vec::with_capacity(8 + len * self.slab.shape().bytes_per_token());
+        let mut saved = Vec::with_capacity(8 + len * self.kv.bytes_per_token());
         saved.extend_from_slice(&(len as u64).to_le_bytes());
-        self.slab
+        self.kv
             .read(row.0 as usize, len, &mut saved)
             .map_err(DecodeError::Unsupported)?;
         Ok(saved)
@@ -275,7 +298,7 @@ impl Decoder for OnnxDecoder {
             .and_then(|(len, bytes)| Some((usize::try_from(u64::from_le_bytes(*len)).ok()?, bytes)))
             .ok_or_else(|| DecodeError::Failed("the saved keys and values are truncated".into()))?;
         self.ensure(row, len)?;
-        self.slab
+        self.kv
             .write(row.0 as usize, len, bytes)
             .map_err(DecodeError::Failed)?;
         Ok(len)
@@ -288,37 +311,37 @@ impl OnnxDecoder {
             Ok(())
         } else {
             Err(DecodeError::Unsupported(format!(
-                "row {} of a slab of {}",
+                "row {} of {}",
                 row.0, self.caps.rows
             )))
         }
     }
 }
 
-/// The capabilities of a graph over `slab`.
+/// The capabilities of a graph over `kv`.
 fn capabilities(
-    slab: &KvSlab,
+    kv: &KvMemory,
     genai: &GenaiConfig,
     rope_boundary: Option<usize>,
     vocab_size: usize,
     ragged: bool,
 ) -> Caps {
-    let context = slab.context(genai.context_length);
+    let context = kv.context(genai.context_length);
     Caps {
-        kv_type: slab.shape().kv_type(),
+        kv_type: kv.kv_type(),
         ragged_chunks: ragged,
         idle_rows: ragged,
         mixed_regimes: ragged,
         shared_kv: true,
-        contiguous_rows: true,
-        share_granularity: None,
-        kv_bytes_per_token: slab.shape().bytes_per_token() as u64,
-        kv_block: 1,
-        kv_row_overhead: slab.shape().page_overhead(),
+        contiguous_rows: kv.share_granularity().is_none(),
+        share_granularity: kv.share_granularity(),
+        kv_bytes_per_token: kv.bytes_per_token() as u64,
+        kv_block: kv.block_tokens(),
+        kv_row_overhead: kv.page_overhead(),
         context_length: context,
         rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
         vocab_size,
-        rows: slab.shape().rows,
+        rows: kv.rows(),
     }
 }
 

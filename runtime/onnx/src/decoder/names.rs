@@ -4,7 +4,7 @@ use std::ffi::CString;
 
 use phi_edge_models::GenaiConfig;
 
-use crate::prepare::{LENGTHS, LOGITS_ROWS};
+use crate::prepare::{KV_BLOCKS, KV_TABLE, LENGTHS, LOGITS_ROWS};
 
 /// The graph's names as C strings.
 pub(super) struct Names {
@@ -14,6 +14,8 @@ pub(super) struct Names {
     pub(super) lengths: Option<CString>,
     pub(super) logits_rows: CString,
     pub(super) logits: CString,
+    pub(super) kv_blocks: CString,
+    pub(super) kv_table: CString,
     /// `(past, present)` per layer, key then value.
     pub(super) kv: Vec<(CString, CString)>,
 }
@@ -36,6 +38,8 @@ impl Names {
             },
             lengths: if ragged { Some(c(LENGTHS)?) } else { None },
             logits_rows: c(LOGITS_ROWS)?,
+            kv_blocks: c(KV_BLOCKS)?,
+            kv_table: c(KV_TABLE)?,
             logits: c(&config.outputs.logits)?,
             kv,
         })

@@ -4,10 +4,12 @@ use ort::memory::AllocationDevice;
 use phi_edge_models::GenaiConfig;
 
 use super::config::DecoderConfig;
+use crate::attention::layout::{BLOCK_TOKENS, BlockElement};
 use crate::error::OnnxError;
-use crate::kv::{KvShape, KvSlab};
+use crate::kv::{BlocksShape, KvBlocks, KvMemory, KvShape, KvSlab};
 use crate::provider::Provider;
-use crate::session::OpenGraph;
+use crate::raw::Element;
+use crate::session::{GraphKv, OpenGraph};
 
 /// The KV memory on a device if none is configured.
 const DEVICE_KV_BYTES: u64 = 4 << 30;
@@ -18,6 +20,37 @@ const DEVICE_CACHE_ROWS: usize = 8;
 /// Reserves the KV memory on the host or on the provider's device; each provider but the processor has one.
 pub(super) fn reserve(
     graph: &OpenGraph,
+    genai: &GenaiConfig,
+    config: &DecoderConfig,
+) -> Result<KvMemory, OnnxError> {
+    match graph.kv {
+        GraphKv::Blocks => blocks(genai, config).map(KvMemory::Blocks),
+        GraphKv::Tensors(element) => slab(graph, element, genai, config).map(KvMemory::Slab),
+    }
+}
+
+fn blocks(genai: &GenaiConfig, config: &DecoderConfig) -> Result<KvBlocks, OnnxError> {
+    let mut shape = BlocksShape {
+        layers: genai.num_layers,
+        rows: config.rows.max(1) + config.cache_rows,
+        heads: genai.num_kv_heads,
+        head_size: genai.head_size,
+        // One more than the context, as of the slab.
+        capacity: genai.context_length + 1,
+        element: BlockElement::F32,
+    };
+    if let Some(budget) = config.kv_memory {
+        // The host allocates what is written, and the engine keeps the sum below the budget: one row may have it all.
+        let tokens = budget.saturating_sub(shape.page_overhead()) / shape.bytes_per_token().max(1) as u64;
+        let tokens = usize::try_from(tokens).unwrap_or(usize::MAX) / BLOCK_TOKENS * BLOCK_TOKENS;
+        shape.capacity = shape.capacity.min(tokens).max(2);
+    }
+    KvBlocks::reserve(shape)
+}
+
+fn slab(
+    graph: &OpenGraph,
+    element: Element,
     genai: &GenaiConfig,
     config: &DecoderConfig,
 ) -> Result<KvSlab, OnnxError> {
@@ -33,15 +66,19 @@ pub(super) fn reserve(
         // One more than the context: a pad token may stand behind the last one.
         capacity: genai.context_length + 1,
         head_size: genai.head_size,
-        element: graph.kv_element,
+        element,
     };
     let on_host = graph.provider == Provider::Cpu;
     let budget = config.kv_memory.or((!on_host).then_some(DEVICE_KV_BYTES));
     if let Some(budget) = budget {
         // The host allocates what is written, and the engine keeps the sum below the budget: one row may have it all.
         // A device allocates all rows at once.
-        let rows = if on_host { 1 } else { shape.rows };
-        let tokens = budget / (shape.bytes_per_token() * rows).max(1) as u64;
+        let (rows, lost) = if on_host {
+            (1, shape.page_overhead())
+        } else {
+            (shape.rows, 0)
+        };
+        let tokens = budget.saturating_sub(lost) / (shape.bytes_per_token() * rows).max(1) as u64;
         shape.capacity = shape
             .capacity
             .min(usize::try_from(tokens).unwrap_or(usize::MAX))

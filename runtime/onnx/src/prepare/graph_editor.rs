@@ -9,8 +9,8 @@ use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::onnx_proto::{
-    NodeProto, OperatorSetIdProto, TENSOR_NAME_FIELD, TensorProto, VALUE_INFO_NAME_FIELD, ValueInfoProto,
-    graph_field, model_field, node_field,
+    AttributeProto, NodeProto, OperatorSetIdProto, TENSOR_NAME_FIELD, TensorProto, VALUE_INFO_NAME_FIELD,
+    ValueInfoProto, graph_field, model_field, node_field,
 };
 use crate::prepare::protobuf::{Field, fields, name_of, put};
 
@@ -153,6 +153,26 @@ pub(crate) fn with_inputs(node: &[u8], inputs: &[String]) -> Option<Vec<u8>> {
         }
     }
     Some(out)
+}
+
+/// Returns a node with other outputs, otherwise unchanged.
+pub(crate) fn with_outputs(node: &[u8], outputs: &[String]) -> Option<Vec<u8>> {
+    let mut out = Vec::with_capacity(node.len());
+    for output in outputs {
+        put(&mut out, node_field::OUTPUT, output.as_bytes());
+    }
+    for field in fields(node)? {
+        if field.number != node_field::OUTPUT {
+            out.extend_from_slice(&node[field.whole]);
+        }
+    }
+    Some(out)
+}
+
+/// Returns a node with one more attribute.
+pub(crate) fn with_attribute(mut node: Vec<u8>, attribute: &AttributeProto) -> Vec<u8> {
+    put(&mut node, node_field::ATTRIBUTE, &attribute.encode_to_vec());
+    node
 }
 
 /// Returns a node with another operator, otherwise unchanged.

@@ -19,6 +19,7 @@ mod test_graphs;
 pub(crate) use cut_layers::cut;
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
+pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};
 pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
 pub(crate) use rope::RopeTables;
 

@@ -1,18 +1,27 @@
 //! The edit that replaces attention by the custom operator ([`crate::attention`]).
 
+use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::attention::OPERATOR;
+use crate::attention::{LAYER, OPERATOR};
 use crate::custom_operators::DOMAIN;
-use crate::onnx_proto::{NodeProto, data_type, graph_field};
+use crate::onnx_proto::{AttributeProto, NodeProto, ValueInfoProto, data_type, graph_field};
 use crate::prepare::graph_editor::{
-    FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
+    FieldEdit, GraphEditor, GraphField, with_attribute, with_inputs, with_operator, with_opset, with_outputs,
 };
 use crate::prepare::ragged::{LENGTHS, POSITIONS};
 
-/// The inputs of `GroupQueryAttention` that the custom operator takes, in its order: packed queries, keys and values;
-/// past keys and values; the last token of each row; cosines and sines; positions; lengths.
-const OPERATOR_INPUTS: [usize; 8] = [0, 3, 4, 5, 7, 8, 9, 16];
+/// The input with the blocks of keys and values: `u8 [layers, rows, blocks, heads, bytes]`.
+pub(crate) const KV_BLOCKS: &str = "phi_edge.kv_blocks";
+/// The input with the table of rows: `i32 [rows, columns]`.
+pub(crate) const KV_TABLE: &str = "phi_edge.kv_table";
+
+/// The inputs of `GroupQueryAttention` that the custom operator takes, in its order: packed queries, keys and values; the
+/// last token of each row; cosines and sines; positions; lengths. Blocks and table come behind them.
+const OPERATOR_INPUTS: [usize; 6] = [0, 5, 7, 8, 9, 16];
+/// Its inputs of past keys and values, and its outputs of present ones, which the blocks replace.
+const PAST: [usize; 2] = [3, 4];
+const PRESENT: [usize; 2] = [1, 2];
 
 /// Replaces each `GroupQueryAttention`. `None`: there is none, or one of another form.
 ///
@@ -36,18 +45,57 @@ pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
     {
         return None;
     }
+    let names = |of: fn(&NodeProto) -> [&String; 2]| -> Vec<&String> {
+        attentions
+            .iter()
+            .flat_map(|&index| of(&editor.nodes[index]))
+            .collect()
+    };
+    let past = names(|node| PAST.map(|at| &node.input[at]));
+    let present = names(|node| PRESENT.map(|at| &node.output[at]));
+    let inputs = [
+        ValueInfoProto::tensor(
+            KV_BLOCKS,
+            data_type::UINT8,
+            &[
+                "phi_edge.layers",
+                "phi_edge.kv_rows",
+                "phi_edge.blocks",
+                "phi_edge.heads",
+                "phi_edge.bytes",
+            ],
+        ),
+        ValueInfoProto::tensor(KV_TABLE, data_type::INT32, &["phi_edge.rows", "phi_edge.columns"]),
+    ];
+    let extra = inputs.map(|input| (graph_field::INPUT, input.encode_to_vec()));
     let edited = editor.write(
         |part| match part {
             GraphField::Node(index) if attentions.contains(&index) => {
-                let inputs = OPERATOR_INPUTS.map(|at| editor.nodes[index].input[at].clone());
+                // Exporters write nodes in the order of computation.
+                let layer = attentions.iter().position(|at| *at == index)?;
+                let mut inputs = OPERATOR_INPUTS
+                    .map(|at| editor.nodes[index].input[at].clone())
+                    .to_vec();
+                inputs.extend([KV_BLOCKS, KV_TABLE].map(str::to_owned));
                 let node = with_inputs(editor.node(index)?, &inputs)?;
+                let node = with_outputs(&node, &editor.nodes[index].output[..1])?;
+                let layer = AttributeProto::int(LAYER, i64::try_from(layer).ok()?);
+                let node = with_attribute(node, &layer);
                 Some(FieldEdit::Put(with_operator(&node, OPERATOR, DOMAIN)?))
+            }
+            GraphField::Named(graph_field::INPUT, name) if past.iter().any(|past| *past == name) => {
+                Some(FieldEdit::Drop)
+            }
+            GraphField::Named(graph_field::OUTPUT, name)
+                if present.iter().any(|present| *present == name) =>
+            {
+                Some(FieldEdit::Drop)
             }
             // As for matmuls: the library infers nothing through an operator that it does not know.
             GraphField::Named(graph_field::VALUE_INFO, _) => Some(FieldEdit::Drop),
             _ => Some(FieldEdit::Keep),
         },
-        &[],
+        &extra,
     )?;
     Some(with_opset(edited, DOMAIN, 1))
 }
@@ -57,12 +105,10 @@ fn fits(node: &NodeProto, floats: &[String]) -> bool {
     let wired = OPERATOR_INPUTS.iter().all(|at| !input(*at).is_empty())
         && input(9) == POSITIONS
         && input(16) == LENGTHS
-        && [3, 4]
-            .iter()
-            .all(|at| floats.iter().any(|name| name == input(*at)));
+        && PAST.iter().all(|at| floats.iter().any(|name| name == input(*at)));
     // Input 6 is the longest row's length, which the operator does not need.
-    let alone =
-        (0..node.input.len()).all(|at| at == 6 || OPERATOR_INPUTS.contains(&at) || input(at).is_empty());
+    let alone = (0..node.input.len())
+        .all(|at| at == 6 || OPERATOR_INPUTS.contains(&at) || PAST.contains(&at) || input(at).is_empty());
     let plain = node
         .attribute
         .iter()
@@ -102,13 +148,23 @@ mod tests {
                         (after.op_type.as_str(), after.domain.as_str()),
                         (OPERATOR, DOMAIN)
                     );
-                    assert_eq!(after.input.len(), OPERATOR_INPUTS.len());
-                    assert_eq!(after.output, before.output);
+                    assert_eq!(after.input.len(), OPERATOR_INPUTS.len() + 2);
+                    assert_eq!(after.output, before.output[..1]);
+                    assert_eq!(after.attribute(LAYER).unwrap().i, replaced - 1);
                 } else {
                     assert_eq!(after, before);
                 }
             }
             assert!(replaced > 1, "{file}");
+            let named = |values: &[ValueInfoProto], part: &str| {
+                values.iter().filter(|value| value.name.contains(part)).count()
+            };
+            assert!(named(&before.input, "past") > 1 && named(&before.output, "present") > 1);
+            assert_eq!(
+                (named(&after.input, "past"), named(&after.output, "present")),
+                (0, 0)
+            );
+            assert_eq!(named(&after.input, "phi_edge.kv_"), 2);
         }
     }
 

@@ -1,4 +1,4 @@
-//! The KV slab: keys and values of all rows, one region a layer and side.
+//! The KV slab: keys and values of all rows as the tensors of the exporter's graph, one region a layer and side.
 //!
 //! Layout of a region: `[rows, heads, capacity, head_size]`, so that one row is a `[1, H, C, D]` tensor and
 //! neighbouring rows are a `[B, H, C, D]` one, both without copying. On the host the whole slab is reserved as
@@ -11,6 +11,7 @@ use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, Memory
 use ort::session::Session;
 use phi_edge_engine::KvType;
 
+use super::mapping::{Mapping, page_size};
 use crate::error::{OnnxError, one_line};
 use crate::raw::{Element, View};
 
@@ -152,11 +153,6 @@ impl KvSlab {
     /// The slab's dimensions.
     pub(crate) fn shape(&self) -> &KvShape {
         &self.shape
-    }
-
-    /// The most tokens of a sequence: the model's context, or less where the memory is less.
-    pub(crate) fn context(&self, model: usize) -> usize {
-        model.min(self.shape.capacity - 1)
     }
 
     /// Returns rows `first..first + count` of one layer and side as a `[count, H, C, D]` tensor. It must be dropped
@@ -301,109 +297,5 @@ impl Drop for KvSlab {
                 unsafe { allocator.free(region.cast::<u8>()) };
             }
         }
-    }
-}
-
-/// Zeroed memory that is reserved at once and allocated page by page as it is written.
-struct Mapping {
-    base: *mut u8,
-    bytes: usize,
-}
-
-#[cfg(unix)]
-impl Mapping {
-    fn reserve(bytes: usize) -> std::io::Result<Self> {
-        // SAFETY: an anonymous private mapping at an address of the system's choice touches nothing else.
-        let base = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                bytes,
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
-                -1,
-                0,
-            )
-        };
-        if base == libc::MAP_FAILED {
-            return Err(std::io::Error::last_os_error());
-        }
-        // With huge pages always on, each of a row's many head segments would cost 2 MiB at its first token.
-        // Advice only: kernels without huge pages refuse it, and nothing is lost.
-        #[cfg(target_os = "linux")]
-        // SAFETY: the range is the mapping just made.
-        unsafe {
-            libc::madvise(base, bytes, libc::MADV_NOHUGEPAGE);
-        }
-        Ok(Self {
-            base: base.cast(),
-            bytes,
-        })
-    }
-
-    /// Drops the whole pages within `start..start + bytes`; they read as zeros afterwards.
-    fn give_back(&self, start: usize, bytes: usize) {
-        let page = page_size();
-        let from = start.next_multiple_of(page);
-        let to = (start + bytes).min(self.bytes) / page * page;
-        if from < to {
-            // SAFETY: whole pages within the mapping; nothing borrows them (`&mut` on the slab above).
-            unsafe { libc::madvise(self.base.add(from).cast(), to - from, libc::MADV_DONTNEED) };
-        }
-    }
-}
-
-#[cfg(unix)]
-fn page_size() -> usize {
-    // SAFETY: no preconditions.
-    usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096)
-}
-
-#[cfg(unix)]
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        // SAFETY: the mapping belongs to this value and is unmapped once.
-        unsafe { libc::munmap(self.base.cast(), self.bytes) };
-    }
-}
-
-#[cfg(not(unix))]
-fn page_size() -> usize {
-    4096
-}
-
-/// Elsewhere the system's zeroed allocation serves, which counts the whole slab against the commit limit:
-/// `DecoderConfig::kv_memory` bounds it.
-#[cfg(not(unix))]
-impl Mapping {
-    fn layout(bytes: usize) -> std::io::Result<std::alloc::Layout> {
-        std::alloc::Layout::from_size_align(bytes, 64).map_err(std::io::Error::other)
-    }
-
-    fn reserve(bytes: usize) -> std::io::Result<Self> {
-        // SAFETY: the layout is not empty: a model has at least one layer, row, head and token.
-        let base = unsafe { std::alloc::alloc_zeroed(Self::layout(bytes)?) };
-        if base.is_null() {
-            Err(std::io::ErrorKind::OutOfMemory.into())
-        } else {
-            Ok(Self { base, bytes })
-        }
-    }
-
-    fn give_back(&self, _start: usize, _bytes: usize) {}
-}
-
-#[cfg(not(unix))]
-impl Drop for Mapping {
-    fn drop(&mut self) {
-        if let Ok(layout) = Self::layout(self.bytes) {
-            // SAFETY: allocated with the same layout, freed once.
-            unsafe { std::alloc::dealloc(self.base, layout) };
-        }
-    }
-}
-
-impl Mapping {
-    fn base(&self) -> *mut u8 {
-        self.base
     }
 }
