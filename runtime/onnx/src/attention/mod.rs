@@ -34,6 +34,11 @@ pub(crate) fn available() -> bool {
         && std::arch::is_x86_feature_detected!("avx512vl")
 }
 
+/// Whether the operator has kernels for 8-bit keys and values on this processor. This version has none.
+pub(crate) fn supports_i8() -> bool {
+    false
+}
+
 /// Whether this processor supports the operator: none of this architecture does.
 #[cfg(not(target_arch = "x86_64"))]
 pub(crate) fn available() -> bool {

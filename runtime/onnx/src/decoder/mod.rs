@@ -12,11 +12,12 @@ use std::sync::Arc;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
-use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, RowId, Step, Wanted};
+use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, KvType, Logits, Regime, RowId, Step, Wanted};
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
 use crate::kv::KvSlab;
+use crate::kv_cache::KvSupport;
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
@@ -58,6 +59,7 @@ pub struct OnnxDecoder {
     chooses_logits: bool,
     prepared: Prepare,
     rope: RopeForm,
+    kv_support: KvSupport,
     caps: Caps,
     provider: Provider,
 }
@@ -83,6 +85,8 @@ impl OnnxDecoder {
             mut tables,
             prepared,
         } = opened;
+        let kv_support = KvSupport::here(graph.provider, prepared, graph.kv_element);
+        let kv_type = kv_support.choose(config.kv_cache)?;
         let slab = reserve(&graph, genai, config)?;
         let OpenGraph {
             session,
@@ -99,7 +103,7 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let caps = capabilities(&slab, genai, facts.rope_boundary, vocab_size, ragged);
+        let caps = capabilities(&slab, kv_type, genai, facts.rope_boundary, vocab_size, ragged);
         if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context = caps.context_length,
@@ -145,6 +149,7 @@ impl OnnxDecoder {
                 boundary: facts.rope_boundary,
                 factors,
             },
+            kv_support,
             caps,
             provider,
             session,
@@ -154,6 +159,11 @@ impl OnnxDecoder {
     /// The edits of the graph.
     pub fn prepared(&self) -> Prepare {
         self.prepared
+    }
+
+    /// The reason why keys and values of this model can't have 8 bits here; `None` where they can.
+    pub fn i8_obstacle(&self) -> Option<String> {
+        self.kv_support.obstacle()
     }
 
     /// Everything beside model and tokens that keys and values depend on: the library, the provider, the edits of the
@@ -298,6 +308,7 @@ impl OnnxDecoder {
 /// The capabilities of a graph over `slab`.
 fn capabilities(
     slab: &KvSlab,
+    kv_type: KvType,
     genai: &GenaiConfig,
     rope_boundary: Option<usize>,
     vocab_size: usize,
@@ -305,7 +316,7 @@ fn capabilities(
 ) -> Caps {
     let context = slab.context(genai.context_length);
     Caps {
-        kv_type: slab.shape().kv_type(),
+        kv_type,
         ragged_chunks: ragged,
         idle_rows: ragged,
         mixed_regimes: ragged,
