@@ -86,7 +86,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 67] = [
+pub(crate) static KEYS: [Key; 68] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -147,6 +147,11 @@ pub(crate) static KEYS: [Key; 67] = [
     ),
     key("runtime.threads", number(1, 1_024), Preset::Unset),
     key("runtime.slots", number(1, 1_024), Preset::Number(4)),
+    key(
+        "runtime.kv_cache",
+        choice(&["auto", "f32", "i8"]),
+        Preset::Text("auto"),
+    ),
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),
     key("runtime.library", Shape::Path, Preset::Unset),
     key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),

@@ -134,6 +134,8 @@ pub struct Runtime {
     pub threads: Option<usize>,
     /// The number of sequences that run at once.
     pub slots: usize,
+    /// The type of keys and values.
+    pub kv_cache: KvCache,
     /// The memory budget of keys and values; none means a share of the free memory.
     pub kv_memory: Option<ByteSize>,
     /// The ONNX Runtime library; none means that it is searched for.
@@ -184,6 +186,18 @@ pub enum Provider {
     Cuda,
     /// A GPU by DirectML (Windows).
     DirectMl,
+}
+
+/// The requested type of keys and values. The key `runtime.kv_cache` in `schema.rs` lists the names that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum KvCache {
+    /// 8 bits where they are possible, else the graph's own type.
+    Auto,
+    /// The graph's own type.
+    F32,
+    /// 8 bits; an error where they are not possible.
+    I8,
 }
 
 /// `[limits]`

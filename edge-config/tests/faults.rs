@@ -89,6 +89,10 @@ fn wrong_values_name_key_place_and_shape() {
         "my.toml:1: `runtime.provider` must be one of \"auto\", \"cpu\", \"cuda\", \"directml\", but is \"gpu\"",
     );
     check_fault(
+        "runtime.kv_cache = \"q8\"",
+        "my.toml:1: `runtime.kv_cache` must be one of \"auto\", \"f32\", \"i8\", but is \"q8\"",
+    );
+    check_fault(
         "mqtt.embedded = 1",
         "my.toml:1: `mqtt.embedded` must be true or false, but is 1",
     );

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use machine::Machine;
-use phi_edge_config::{Origin, Provider, missing_credential, render};
+use phi_edge_config::{KvCache, Origin, Provider, missing_credential, render};
 
 #[test]
 fn without_any_file_the_defaults_hold() {
@@ -93,6 +93,7 @@ fn the_environment_reaches_every_kind_of_value() {
             "PHI_EDGE__MQTT__REPLY_TOPICS",
             "{base}/response/#, plant/+/answer",
         )
+        .env("PHI_EDGE__RUNTIME__KV_CACHE", "i8")
         .env("PHI_EDGE__RUNTIME__KV_MEMORY", "512MiB")
         .env("PHI_EDGE__LIMITS__MAX_DEADLINE", "90s")
         .env("PHI_EDGE__LIMITS__MAX_PAYLOAD", "65536")
@@ -106,6 +107,7 @@ fn the_environment_reaches_every_kind_of_value() {
         config.mqtt.reply_topics,
         ["phi-edge/v1/gateway/response/#", "plant/+/answer"]
     );
+    assert_eq!(config.runtime.kv_cache, KvCache::I8);
     assert_eq!(config.runtime.kv_memory.unwrap().bytes(), 512 << 20);
     assert_eq!(config.limits.max_deadline.to_string(), "1m30s");
     assert_eq!(config.limits.max_payload.get(), 65_536);

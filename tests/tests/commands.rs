@@ -124,6 +124,11 @@ fn what_keeps_the_daemon_from_running_has_its_exit_code() {
             "embedded_password_file",
         ),
         (vec!["log.level=loud=very=much"], 78, "log.level"),
+        (
+            vec![model.as_str(), "runtime.kv_cache=q8"],
+            78,
+            "runtime.kv_cache",
+        ),
     ] {
         let folder = tempfile::tempdir().unwrap();
         let store = format!("store.path={}", folder.path().display());
@@ -160,6 +165,38 @@ fn an_explicit_provider_is_never_replaced() {
         "{}",
         text(&output.stdout)
     );
+}
+
+#[test]
+fn a_type_of_keys_and_values_is_taken_or_refused_with_the_reason() {
+    if !has_library() {
+        return;
+    }
+    let model = demo_model();
+    let with_type = |command: &[&str], kv_cache: &str| {
+        let model = ["--model", model.to_str().unwrap(), "--provider", "cpu"];
+        let arguments = [command, &model, &["--kv-cache", kv_cache]].concat();
+        phi(&arguments)
+    };
+    let bench = ["bench", "--json", "--prompt-tokens", "8", "--new-tokens", "2"];
+    let output = with_type(&bench, "f32");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["kv_cache"], "f32", "{report}");
+    // A graph that may not be edited has no operator for 8 bits.
+    let output = with_type(&["ask", "x", "--prepare", "plain"], "i8");
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    let last = said.lines().last().unwrap();
+    for part in [
+        "runtime.kv_cache = \"i8\" can't be served",
+        "8-bit keys and values",
+        "Set runtime.kv_cache to \"auto\" or \"f32\"",
+    ] {
+        assert!(last.contains(part), "{said}");
+    }
+    let output = with_type(&["ask", "x"], "q8");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(text(&output.stderr).contains("use auto, f32 or i8"));
 }
 
 #[test]

@@ -64,7 +64,9 @@ impl From<OnnxError> for Fault {
             OnnxError::LibraryNotFound { .. }
             | OnnxError::LibraryUnusable { .. }
             | OnnxError::ProviderUnavailable { .. } => Exit::Unavailable,
-            OnnxError::Model { .. } | OnnxError::KvMemory { .. } => Exit::Config,
+            OnnxError::Model { .. } | OnnxError::KvCacheUnavailable { .. } | OnnxError::KvMemory { .. } => {
+                Exit::Config
+            }
             OnnxError::Runtime(_) => Exit::Failed,
         };
         Self::new(exit, chain(&error))

@@ -111,6 +111,17 @@ pub enum KvType {
     I8,
 }
 
+impl KvType {
+    /// The spelling in the log and in reports.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::F16 => "f16",
+            Self::I8 => "i8",
+        }
+    }
+}
+
 /// The rope factors that a sequence is computed with (LongRoPE, arXiv 2402.13753). Keys of one regime are wrong in
 /// the other, so a sequence that crosses the boundary is recomputed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -42,6 +42,16 @@ pub enum OnnxError {
         /// What is wrong with it and what to do.
         fault: String,
     },
+    /// The type of keys and values that the operator asks for can't be had.
+    #[error(
+        "runtime.kv_cache = \"{kv_cache}\" can't be served: {fault}. Set runtime.kv_cache to \"auto\" or \"f32\""
+    )]
+    KvCacheUnavailable {
+        /// The type's name in the configuration.
+        kv_cache: &'static str,
+        /// Why it is not available here.
+        fault: String,
+    },
     /// No address space or memory for the KV cache.
     #[error(
         "the KV cache of {rows} rows of {context} tokens can't be reserved: {fault}. Lower runtime.slots or the context, or allow more address space"

@@ -11,6 +11,7 @@ mod edit_cache;
 mod error;
 mod graph;
 mod kv;
+mod kv_cache;
 mod library;
 mod load;
 mod matmul;
@@ -30,6 +31,7 @@ mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
+pub use kv_cache::KvCache;
 pub use library::Library;
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;

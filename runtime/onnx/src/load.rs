@@ -36,7 +36,7 @@ impl OnnxDecoder {
             threads,
             context = decoder.caps().context_length,
             rope_boundary,
-            kv = ?decoder.caps().kv_type,
+            kv = decoder.caps().kv_type.as_str(),
             library = %library.path().display(),
             "The model is loaded."
         );

@@ -11,7 +11,7 @@ use phi_edge_engine::{
     Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 use support::{Silent, ids, library};
 
@@ -28,6 +28,7 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         threads: Some(2),
         rows: 1,
         cache_rows: 0,
+        kv_cache: KvCache::F32,
         kv_memory: None,
         prepare,
         edit_cache: None,
@@ -138,6 +139,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         threads: Some(1),
         rows: 1,
         cache_rows: 0,
+        kv_cache: KvCache::F32,
         kv_memory: None,
         prepare: Prepare::ALL,
         edit_cache: None,

@@ -15,7 +15,7 @@ use phi_edge_engine::{
     Sampling, Step, Stop, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 use support::{Silent, ids, library};
 
@@ -76,6 +76,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         threads: Some(2),
         rows,
         cache_rows: 0,
+        kv_cache: KvCache::F32,
         kv_memory: None,
         prepare,
         edit_cache: None,

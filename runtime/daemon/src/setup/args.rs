@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phi_edge_onnx::{Prepare, Provider};
+use phi_edge_onnx::{KvCache, Prepare, Provider};
 
 #[derive(Args, Clone, Default)]
 pub(crate) struct ConfigArgs {
@@ -23,6 +23,10 @@ pub(crate) struct ModelArgs {
     /// Where it runs: auto, cpu, cuda or directml. An explicit choice is never replaced by another [default: auto].
     #[arg(long, value_name = "NAME")]
     pub(crate) provider: Option<Provider>,
+    /// The type of keys and values in memory: auto, f32 (as the graph computes them) or i8 (8 bits: a quarter of the memory, a
+    /// small loss of accuracy). An explicit i8 is an error where it is not supported [default: auto].
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) kv_cache: Option<KvCache>,
     /// Threads of a run [default: all processors this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

@@ -8,7 +8,7 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
 use phi_edge_rules::Rule;
 
 use crate::exit::Fault;
@@ -54,6 +54,7 @@ impl ModelSetup {
                 threads: runtime.threads,
                 rows: runtime.slots + asked_for,
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
+                kv_cache: settings::kv_cache(runtime.kv_cache),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
@@ -82,6 +83,7 @@ impl ModelSetup {
                     threads: None,
                     rows: slots,
                     cache_rows: 0,
+                    kv_cache: KvCache::Auto,
                     kv_memory: None,
                     prepare: Prepare::ALL,
                     edit_cache: None,
@@ -105,6 +107,9 @@ impl ModelSetup {
         setup.engine.stop_repetition = stop_repetition;
         if let Some(provider) = args.provider {
             setup.decoder.provider = provider;
+        }
+        if let Some(kv_cache) = args.kv_cache {
+            setup.decoder.kv_cache = kv_cache;
         }
         if let Some(threads) = args.threads {
             setup.decoder.threads = Some(threads.into());

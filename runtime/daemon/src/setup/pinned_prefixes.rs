@@ -282,13 +282,10 @@ mod tests {
                 files(&caps(), &by)
             })
             .collect();
-        others.push(files(
-            &Caps {
-                kv_type: KvType::F16,
-                ..caps()
-            },
-            &by,
-        ));
+        for kv_type in [KvType::F16, KvType::I8] {
+            let caps = Caps { kv_type, ..caps() };
+            others.push(files(&caps, &by));
+        }
         for other in &others {
             assert_eq!(other.read(&ids), None, "{}", other.made_of);
             // Not even under the name of its own.

@@ -2,8 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
-use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
-use phi_edge_onnx::Provider;
+use phi_edge_config::{KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
+use phi_edge_onnx::{KvCache, Provider};
 
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -48,5 +48,14 @@ pub(crate) fn provider(provider: ConfigProvider) -> Provider {
         ConfigProvider::Cpu => Provider::Cpu,
         ConfigProvider::Cuda => Provider::Cuda,
         ConfigProvider::DirectMl => Provider::DirectMl,
+    }
+}
+
+/// Converts a type of keys and values of the configuration.
+pub(crate) fn kv_cache(kv_cache: ConfigKvCache) -> KvCache {
+    match kv_cache {
+        ConfigKvCache::Auto => KvCache::Auto,
+        ConfigKvCache::F32 => KvCache::F32,
+        ConfigKvCache::I8 => KvCache::I8,
     }
 }

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::kv_cache::KvCache;
 use crate::prepare::Prepare;
 use crate::provider::Provider;
 
@@ -17,6 +18,8 @@ pub struct DecoderConfig {
     /// Rows beside them that only cache prefixes. On the host they cost address space alone; on a device, which
     /// allocates every row, there are eight at most.
     pub cache_rows: usize,
+    /// The requested type of keys and values. [`KvCache::I8`] fails the load where 8 bits are not possible.
+    pub kv_cache: KvCache,
     /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
     /// a device, where the slab is allocated whole, `None` means 4 GiB.
     pub kv_memory: Option<u64>,
@@ -34,6 +37,7 @@ impl Default for DecoderConfig {
             threads: None,
             rows: 1,
             cache_rows: 0,
+            kv_cache: KvCache::Auto,
             kv_memory: None,
             prepare: Prepare::ALL,
             edit_cache: None,

@@ -12,18 +12,21 @@ use std::sync::Arc;
 
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
-use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Regime, Row, RowId, Step, Wanted};
+use phi_edge_engine::{
+    Caps, DecodeError, Decoder, Interrupt, KvType, Logits, Regime, Row, RowId, Step, Wanted,
+};
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
 use crate::kv::KvMemory;
+use crate::kv_cache::KvSupport;
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::raw::{Element, View};
 use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
-use crate::session::{OpenGraph, OpenModel};
+use crate::session::{GraphKv, OpenGraph, OpenModel};
 use names::Names;
 use reserve::reserve;
 
@@ -58,6 +61,7 @@ pub struct OnnxDecoder {
     chooses_logits: bool,
     prepared: Prepare,
     rope: RopeForm,
+    kv_support: KvSupport,
     caps: Caps,
     provider: Provider,
 }
@@ -92,7 +96,13 @@ impl OnnxDecoder {
             mut tables,
             prepared,
         } = opened;
-        let kv = reserve(&graph, genai, config)?;
+        let element = match graph.kv {
+            GraphKv::Tensors(element) => element,
+            GraphKv::Blocks => Element::F32,
+        };
+        let kv_support = KvSupport::here(graph.provider, prepared, element);
+        let kv_type = kv_support.choose(config.kv_cache)?;
+        let kv = reserve(&graph, kv_type, genai, config)?;
         let OpenGraph {
             session,
             provider,
@@ -108,7 +118,7 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let caps = capabilities(&kv, genai, facts.rope_boundary, vocab_size, ragged);
+        let caps = capabilities(&kv, kv_type, genai, facts.rope_boundary, vocab_size, ragged);
         if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context = caps.context_length,
@@ -154,6 +164,7 @@ impl OnnxDecoder {
                 boundary: facts.rope_boundary,
                 factors,
             },
+            kv_support,
             caps,
             provider,
             session,
@@ -163,6 +174,11 @@ impl OnnxDecoder {
     /// The edits of the graph.
     pub fn prepared(&self) -> Prepare {
         self.prepared
+    }
+
+    /// The reason why keys and values of this model can't have 8 bits here; `None` where they can.
+    pub fn i8_obstacle(&self) -> Option<String> {
+        self.kv_support.obstacle()
     }
 
     /// Everything beside model and tokens that keys and values depend on: the library, the provider, the edits of the
@@ -321,6 +337,7 @@ impl OnnxDecoder {
 /// The capabilities of a graph over `kv`.
 fn capabilities(
     kv: &KvMemory,
+    kv_type: KvType,
     genai: &GenaiConfig,
     rope_boundary: Option<usize>,
     vocab_size: usize,
@@ -328,7 +345,7 @@ fn capabilities(
 ) -> Caps {
     let context = kv.context(genai.context_length);
     Caps {
-        kv_type: kv.kv_type(),
+        kv_type,
         ragged_chunks: ragged,
         idle_rows: ragged,
         mixed_regimes: ragged,

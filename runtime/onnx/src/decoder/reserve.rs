@@ -1,6 +1,7 @@
 //! The KV memory of a decoder.
 
 use ort::memory::AllocationDevice;
+use phi_edge_engine::KvType;
 use phi_edge_models::GenaiConfig;
 
 use super::config::DecoderConfig;
@@ -20,16 +21,17 @@ const DEVICE_CACHE_ROWS: usize = 8;
 /// Reserves the KV memory on the host or on the provider's device; each provider but the processor has one.
 pub(super) fn reserve(
     graph: &OpenGraph,
+    kv_type: KvType,
     genai: &GenaiConfig,
     config: &DecoderConfig,
 ) -> Result<KvMemory, OnnxError> {
     match graph.kv {
-        GraphKv::Blocks => blocks(genai, config).map(KvMemory::Blocks),
+        GraphKv::Blocks => blocks(kv_type, genai, config).map(KvMemory::Blocks),
         GraphKv::Tensors(element) => slab(graph, element, genai, config).map(KvMemory::Slab),
     }
 }
 
-fn blocks(genai: &GenaiConfig, config: &DecoderConfig) -> Result<KvBlocks, OnnxError> {
+fn blocks(kv_type: KvType, genai: &GenaiConfig, config: &DecoderConfig) -> Result<KvBlocks, OnnxError> {
     let mut shape = BlocksShape {
         layers: genai.num_layers,
         rows: config.rows.max(1) + config.cache_rows,
@@ -37,7 +39,10 @@ fn blocks(genai: &GenaiConfig, config: &DecoderConfig) -> Result<KvBlocks, OnnxE
         head_size: genai.head_size,
         // One more than the context, as of the slab.
         capacity: genai.context_length + 1,
-        element: BlockElement::F32,
+        element: match kv_type {
+            KvType::I8 => BlockElement::I8,
+            KvType::F32 | KvType::F16 => BlockElement::F32,
+        },
     };
     if let Some(budget) = config.kv_memory {
         // The host allocates what is written, and the engine keeps the sum below the budget: one row may have it all.

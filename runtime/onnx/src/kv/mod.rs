@@ -6,9 +6,7 @@ mod tensors;
 
 use std::ops::Range;
 
-use phi_edge_engine::KvType;
-
-use crate::attention::layout::{BLOCK_TOKENS, BlockElement, TILE_TOKENS};
+use crate::attention::layout::{BLOCK_TOKENS, TILE_TOKENS};
 
 pub(crate) use blocks::{BlocksShape, KvBlocks};
 pub(crate) use tensors::{KvShape, KvSlab, Side};
@@ -22,17 +20,6 @@ pub(crate) enum KvMemory {
 }
 
 impl KvMemory {
-    /// The element type as the engine knows it.
-    pub(crate) fn kv_type(&self) -> KvType {
-        match self {
-            Self::Slab(slab) => slab.shape().kv_type(),
-            Self::Blocks(blocks) => match blocks.shape().element {
-                BlockElement::F32 => KvType::F32,
-                BlockElement::I8 => KvType::I8,
-            },
-        }
-    }
-
     pub(crate) fn rows(&self) -> usize {
         match self {
             Self::Slab(slab) => slab.shape().rows,

@@ -9,7 +9,6 @@ use std::ops::Range;
 
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
-use phi_edge_engine::KvType;
 
 use super::mapping::{Mapping, page_size};
 use crate::error::{OnnxError, one_line};
@@ -35,15 +34,6 @@ impl KvShape {
     /// The most bytes that whole pages add to a row: each of its segments, one a layer, side and head, ends within one.
     pub(crate) fn page_overhead(&self) -> u64 {
         (2 * self.layers * self.heads * page_size()) as u64
-    }
-
-    /// The element type as the engine knows it: every [`Element`] that `session.rs` accepts for keys and values.
-    pub(crate) fn kv_type(&self) -> KvType {
-        if self.element == Element::F16 {
-            KvType::F16
-        } else {
-            KvType::F32
-        }
     }
 
     fn token_bytes(&self) -> usize {

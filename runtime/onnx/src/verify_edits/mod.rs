@@ -11,6 +11,7 @@ use prost::bytes::Bytes;
 use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
 use crate::graph::GraphFacts;
+use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::Provider;
@@ -167,6 +168,7 @@ impl Trial<'_> {
             threads: Some(self.threads),
             rows: 3,
             cache_rows: 0,
+            kv_cache: KvCache::F32,
             kv_memory: None,
             prepare: edits,
             edit_cache: None,

@@ -36,6 +36,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     let loaded = json!({
         "load_ms": local.load.as_millis(),
         "provider": local.engine.decoder().inner().provider().as_str(),
+        "kv_cache": local.engine.caps().kv_type.as_str(),
         "prepared": local.engine.decoder().inner().prepared().as_str(),
     });
     if args.turns {
