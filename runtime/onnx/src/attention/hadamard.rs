@@ -1,7 +1,7 @@
-//! The Walsh-Hadamard transform of vectors, in blocks of 32 values, or of 16 where 32 does not divide the vector.
+//! The Walsh-Hadamard transform of vectors, in parts of 32 values, or of 16 where 32 does not divide the vector.
 //!
 //! It is orthonormal and its own inverse: products of two transformed vectors are those of the vectors. A few large values,
-//! as keys have them, are spread over their block, so that rounding to 8 bits with one scale for a vector loses less
+//! as keys have them, are spread over their part, so that rounding to 8 bits with one scale for them loses less
 //! (QuaRot: Ashkboos et al., arXiv 2404.00456).
 
 use std::arch::x86_64::{
@@ -10,12 +10,13 @@ use std::arch::x86_64::{
 };
 
 use super::LANES;
+use super::layout::key_part;
 
 /// Transforms a vector whose length 16 divides, in place.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[inline]
 pub(crate) fn transform(vector: &mut [f32]) {
-    let wide = vector.len().is_multiple_of(2 * LANES);
+    let wide = key_part(vector.len()) == 2 * LANES;
     let factor = if wide { 32f32 } else { 16f32 }.sqrt().recip();
     let block = if wide { 2 * LANES } else { LANES };
     for values in vector.chunks_exact_mut(block) {

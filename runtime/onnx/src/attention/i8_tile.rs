@@ -1,7 +1,7 @@
 //! Attention over one tile of keys and values of 8 bits: dot products of bytes with VNNI.
 //!
-//! Queries are rounded to integers of `QUERY_PARTS` bytes, and a tile's weights (times the scales of the values) to
-//! integers of `WEIGHT_PARTS` bytes, each with a scale of its own: what both lose is chosen with docs/decisions/0021.
+//! Queries are rounded to integers of 15 bits, and a tile's weights (times the scales of the values) to such of 16 bits: two
+//! bytes each, the upper and the lower one, with one scale. What that loses is nothing beside the rounding of the keys.
 
 #![allow(
     clippy::cast_ptr_alignment,
@@ -19,73 +19,60 @@ use std::arch::x86_64::{
 };
 
 use super::LANES;
-use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS};
+use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS, key_part};
 use super::softmax::{Query, Tile, TileScores, mask, weigh};
 
-/// The bytes of a value of a query: 1 or 2.
-pub(crate) const QUERY_PARTS: usize = 1;
-/// The bytes of a weight: 1 or 2.
-const WEIGHT_PARTS: usize = 1;
-/// The largest weight as an integer.
-const LARGEST_WEIGHT: f32 = if WEIGHT_PARTS == 1 { 255.0 } else { 65_535.0 };
 /// Tokens whose values are multiplied by one instruction.
 const GROUP_TOKENS: usize = 4;
 const GROUPS: usize = BLOCK_TOKENS / GROUP_TOKENS;
 /// Keys are stored with this offset, for one factor of a dot product is unsigned.
 const KEY_OFFSET: i32 = 128;
-/// The bits of the lower part of a query's value.
-const LOWER_QUERY_BITS: u32 = 7;
 /// The largest integer of a key or a value.
 const LARGEST: f32 = 127.0;
-/// What a packed query begins with: its scale, then the offset of each part's sum.
+/// The bits of the lower byte of a query's value, which is signed: it lies between -64 and 63.
+const LOWER_QUERY_BITS: u32 = 7;
+const LARGEST_QUERY: f32 = LARGEST * 128.0;
+const LARGEST_WEIGHT: f32 = 65_535.0;
+/// Pieces of the sums that are added at once: with four queries of two sums each, they fill the registers.
+const PIECES_AT_ONCE: usize = 3;
+/// What a packed query begins with: its scale, then for each part of the vector what the offset of the keys adds to the sum.
 const QUERY_HEADER: usize = 64;
 
 /// The bytes of a packed query.
 pub(crate) const fn query_bytes(size: usize) -> usize {
-    QUERY_HEADER + (QUERY_PARTS * size).next_multiple_of(64)
+    QUERY_HEADER + (2 * size).next_multiple_of(64)
 }
 
-/// Packs a query vector, rotated and scaled.
+/// Packs a query vector, rotated, scaled and transformed.
 ///
 /// # Safety
 /// `to` has room for [`query_bytes`], at an address that 4 divides.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn pack_query(vector: &[f32], to: *mut u8) {
-    let most = if QUERY_PARTS == 1 {
-        LARGEST
-    } else {
-        LARGEST * 128.0
-    };
+    let size = vector.len();
     let largest = largest(vector);
     let (scale, factor) = if largest > 0.0 {
-        (largest / most, most / largest)
+        (largest / LARGEST_QUERY, LARGEST_QUERY / largest)
     } else {
         (0.0, 0.0)
     };
-    let mut sums = [_mm512_setzero_si512(); 2];
-    for at in (0..vector.len()).step_by(LANES) {
-        // SAFETY: as the caller guarantees; 16 divides the length.
-        unsafe {
-            let whole = integers(vector.as_ptr().add(at), factor, most);
-            let upper = if QUERY_PARTS == 1 {
-                whole
-            } else {
-                let half = _mm512_set1_epi32(1 << (LOWER_QUERY_BITS - 1));
-                _mm512_srai_epi32::<LOWER_QUERY_BITS>(_mm512_add_epi32(whole, half))
-            };
-            let lower = _mm512_sub_epi32(whole, _mm512_slli_epi32::<LOWER_QUERY_BITS>(upper));
-            for (part, value) in [upper, lower].into_iter().enumerate().take(QUERY_PARTS) {
-                sums[part] = _mm512_add_epi32(sums[part], value);
-                let place = to.add(QUERY_HEADER + part * vector.len() + at);
-                _mm_storeu_si128(place.cast(), _mm512_cvtepi32_epi8(value));
-            }
-        }
-    }
-    // SAFETY: as above.
+    let part = key_part(size);
+    // SAFETY: as the caller guarantees; 16 divides the size and its parts.
     unsafe {
         *to.cast::<f32>() = scale;
-        for (part, sum) in sums.into_iter().enumerate() {
-            *to.cast::<i32>().add(1 + part) = -KEY_OFFSET * _mm512_reduce_add_epi32(sum);
+        for from in (0..size).step_by(part) {
+            let mut sum = _mm512_setzero_si512();
+            for at in (from..from + part).step_by(LANES) {
+                let whole = integers(vector.as_ptr().add(at), factor, LARGEST_QUERY);
+                let half = _mm512_set1_epi32(1 << (LOWER_QUERY_BITS - 1));
+                let upper = _mm512_srai_epi32::<LOWER_QUERY_BITS>(_mm512_add_epi32(whole, half));
+                let lower = _mm512_sub_epi32(whole, _mm512_slli_epi32::<LOWER_QUERY_BITS>(upper));
+                let place = to.add(QUERY_HEADER + at);
+                _mm_storeu_si128(place.cast(), _mm512_cvtepi32_epi8(upper));
+                _mm_storeu_si128(place.add(size).cast(), _mm512_cvtepi32_epi8(lower));
+                sum = _mm512_add_epi32(sum, whole);
+            }
+            *to.cast::<i32>().add(1 + from / part) = -KEY_OFFSET * _mm512_reduce_add_epi32(sum);
         }
     }
 }
@@ -98,23 +85,32 @@ pub(crate) unsafe fn pack_query(vector: &[f32], to: *mut u8) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 pub(crate) unsafe fn store(head: *mut u8, token: usize, key: &[f32], value: &[f32]) {
     let size = key.len();
-    let (key_scale, key_factor) = scale(key);
+    let part = key_part(size);
     let (value_scale, value_factor) = scale(value);
     let values = head.wrapping_add(BlockElement::I8.values_offset(size));
     let group = values.wrapping_add(token / GROUP_TOKENS * size * GROUP_TOKENS);
     let place = token % GROUP_TOKENS;
     let shift = _mm_cvtsi32_si128(i32::try_from(8 * place).unwrap_or(0));
-    // SAFETY: as the caller guarantees; 16 divides the size.
+    // SAFETY: as the caller guarantees; 16 divides the size and its parts.
     unsafe {
-        for at in (0..size).step_by(LANES) {
-            let whole = integers(key.as_ptr().add(at), key_factor, LARGEST);
-            let mut bytes = [0u32; 4];
-            let offset = _mm512_add_epi32(whole, _mm512_set1_epi32(KEY_OFFSET));
-            _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(offset));
-            for (index, four) in bytes.into_iter().enumerate() {
-                let line = head.add((at / 4 + index) * BLOCK_TOKENS * 4).cast::<u32>();
-                line.add(token).write_unaligned(four);
+        let scales = head.add(2 * BLOCK_TOKENS * size).cast::<u16>().add(token);
+        for (index, values) in key.chunks_exact(part).enumerate() {
+            let (scale, factor) = scale(values);
+            *scales.add(index * BLOCK_TOKENS) = scale.to_bits();
+            for at in (0..part).step_by(LANES) {
+                let whole = integers(values.as_ptr().add(at), factor, LARGEST);
+                let mut bytes = [0u32; 4];
+                let offset = _mm512_add_epi32(whole, _mm512_set1_epi32(KEY_OFFSET));
+                _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(offset));
+                let line = (index * part + at) / 4;
+                for (index, four) in bytes.into_iter().enumerate() {
+                    let line = head.add((line + index) * BLOCK_TOKENS * 4).cast::<u32>();
+                    *line.add(token) = four;
+                }
             }
+        }
+        *scales.add(size / part * BLOCK_TOKENS) = value_scale.to_bits();
+        for at in (0..size).step_by(LANES) {
             // The token's byte of each group of four; those of its neighbours stay.
             let whole = _mm512_sll_epi32(integers(value.as_ptr().add(at), value_factor, LARGEST), shift);
             let line = group.add(at * GROUP_TOKENS);
@@ -122,9 +118,6 @@ pub(crate) unsafe fn store(head: *mut u8, token: usize, key: &[f32], value: &[f3
             let merged = _mm512_mask_mov_epi8(old, 0x1111_1111_1111_1111 << place, whole);
             _mm512_storeu_si512(line.cast(), merged);
         }
-        let scales = head.add(2 * BLOCK_TOKENS * size).cast::<u16>();
-        *scales.add(token) = key_scale.to_bits();
-        *scales.add(BLOCK_TOKENS + token) = value_scale.to_bits();
     }
 }
 
@@ -176,7 +169,8 @@ pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut 
         // SAFETY: as the caller guarantees.
         unsafe { scores::<PIECES, ROWS>(queries, tile, block, &mut weights) };
     }
-    let mut integers = [[[0u32; TILE_TOKENS / 4]; WEIGHT_PARTS]; ROWS];
+    // Upper bytes, then lower ones.
+    let mut integers = [[[0u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS];
     let mut shrinks = [_mm512_setzero_ps(); ROWS];
     let mut factors = [0f32; ROWS];
     for row in 0..ROWS {
@@ -185,50 +179,77 @@ pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut 
         // SAFETY: as the caller guarantees.
         factors[row] = unsafe { round::<PIECES>(tile, visible, &mut weights[row], &mut integers[row]) };
     }
-    let mut sums = [[[_mm512_setzero_si512(); PIECES]; WEIGHT_PARTS]; ROWS];
     // SAFETY: as the caller guarantees.
+    unsafe {
+        let mut from = 0;
+        // As many pieces at a time as have room in the registers.
+        while from < PIECES {
+            let to = PIECES.min(from + PIECES_AT_ONCE);
+            if to - from == PIECES_AT_ONCE {
+                add_values::<PIECES, PIECES_AT_ONCE, ROWS>(
+                    queries, tile, from, &integers, &shrinks, &factors,
+                );
+            } else {
+                for piece in from..to {
+                    add_values::<PIECES, 1, ROWS>(queries, tile, piece, &integers, &shrinks, &factors);
+                }
+            }
+            from = to;
+        }
+    }
+}
+
+/// Adds the values of a tile to `PART` pieces of the sums of each query, from `from` on.
+#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+#[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
+#[inline]
+unsafe fn add_values<const PIECES: usize, const PART: usize, const ROWS: usize>(
+    queries: &[Query],
+    tile: Tile,
+    from: usize,
+    integers: &[[[u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
+    shrinks: &[__m512; ROWS],
+    factors: &[f32; ROWS],
+) {
+    let size = PIECES * LANES;
+    let mut sums = [[[_mm512_setzero_si512(); PART]; 2]; ROWS];
+    // SAFETY: as the caller of `tile` guarantees.
     unsafe {
         for group in 0..tile.count.div_ceil(GROUP_TOKENS) {
             let (block, at) = (group / GROUPS, group % GROUPS);
             let values = tile
                 .block(block)
-                .add(BlockElement::I8.values_offset(size) + at * GROUP_TOKENS * size);
-            tile.prefetch(block, (GROUPS + at) * PIECES, PIECES);
-            for piece in 0..PIECES {
-                let part = _mm512_loadu_si512(values.add(piece * 64).cast());
-                for row in 0..ROWS {
-                    for byte in 0..WEIGHT_PARTS {
-                        let weight = _mm512_set1_epi32(integers[row][byte][group].cast_signed());
-                        sums[row][byte][piece] = _mm512_dpbusd_epi32(sums[row][byte][piece], weight, part);
+                .add(BlockElement::I8.values_offset(size) + at * GROUP_TOKENS * size + from * 64);
+            tile.prefetch(block, (GROUPS + at) * PIECES + from, PART);
+            let mut parts = [_mm512_setzero_si512(); PART];
+            for piece in 0..PART {
+                parts[piece] = _mm512_loadu_si512(values.add(piece * 64).cast());
+            }
+            for row in 0..ROWS {
+                for byte in 0..2 {
+                    let weight = _mm512_set1_epi32(integers[row][byte][group].cast_signed());
+                    for piece in 0..PART {
+                        let sum = &mut sums[row][byte][piece];
+                        *sum = _mm512_dpbusd_epi32(*sum, weight, parts[piece]);
                     }
                 }
             }
         }
         for row in 0..ROWS {
             let factor = _mm512_set1_ps(factors[row]);
-            for piece in 0..PIECES {
-                let place = queries[row].sum.add(piece * LANES);
-                let mut sum = _mm512_mul_ps(_mm512_loadu_ps(place), shrinks[row]);
-                sum = _mm512_fmadd_ps(joined(sums[row].map(|part| part[piece])), factor, sum);
-                _mm512_storeu_ps(place, sum);
+            for piece in 0..PART {
+                let place = queries[row].sum.add((from + piece) * LANES);
+                let [upper, lower] =
+                    [sums[row][0][piece], sums[row][1][piece]].map(|sum| _mm512_cvtepi32_ps(sum));
+                let total = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0), lower);
+                let sum = _mm512_mul_ps(_mm512_loadu_ps(place), shrinks[row]);
+                _mm512_storeu_ps(place, _mm512_fmadd_ps(total, factor, sum));
             }
         }
     }
 }
 
-/// The sum of a weight's parts: the upper byte first.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn joined(parts: [__m512i; WEIGHT_PARTS]) -> __m512 {
-    let upper = _mm512_cvtepi32_ps(parts[0]);
-    if WEIGHT_PARTS == 1 {
-        return upper;
-    }
-    let lower = _mm512_cvtepi32_ps(parts[WEIGHT_PARTS - 1]);
-    _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0), lower)
-}
-
-/// Scores of a block's keys for each query: products of the vectors.
+/// Scores of a block's keys for each query: products of the vectors, part by part.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 #[inline]
@@ -239,47 +260,40 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     scores: &mut [TileScores; ROWS],
 ) {
     let size = PIECES * LANES;
+    let part = key_part(size);
     let keys = tile.block(block);
-    // Two sums of each, so that an addition need not wait for the one before it. Sums of integers are exact.
-    let mut sums = [[[_mm512_setzero_si512(); 2]; QUERY_PARTS]; ROWS];
-    for at in (0..size / 4).step_by(2) {
-        tile.prefetch(block, at, 2);
-        for half in 0..2 {
-            // SAFETY: as the caller guarantees.
-            unsafe {
-                let bytes = _mm512_loadu_si512(keys.add((at + half) * 64).cast());
+    let mut totals = [_mm512_setzero_ps(); ROWS];
+    for index in 0..size / part {
+        let mut sums = [[_mm512_setzero_si512(); 2]; ROWS];
+        // SAFETY: as the caller of `tile` guarantees; the scales lie behind keys and values.
+        let scales = unsafe {
+            for at in index * part / 4..(index + 1) * part / 4 {
+                tile.prefetch(block, at, 1);
+                let bytes = _mm512_loadu_si512(keys.add(at * 64).cast());
                 for row in 0..ROWS {
-                    for part in 0..QUERY_PARTS {
-                        let vector = queries[row].vector.add(QUERY_HEADER + part * size).cast::<i32>();
-                        let value = _mm512_set1_epi32(vector.add(at + half).read_unaligned());
-                        sums[row][part][half] = _mm512_dpbusd_epi32(sums[row][part][half], bytes, value);
+                    let vector = queries[row].vector.add(QUERY_HEADER).cast::<i32>();
+                    for byte in 0..2 {
+                        let value = _mm512_set1_epi32(*vector.add(byte * size / 4 + at));
+                        sums[row][byte] = _mm512_dpbusd_epi32(sums[row][byte], bytes, value);
                     }
                 }
             }
+            let scales = keys.add(2 * BLOCK_TOKENS * (size + index));
+            _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
+        };
+        for row in 0..ROWS {
+            // SAFETY: as above.
+            let offset = unsafe { *queries[row].vector.cast::<i32>().add(1 + index) };
+            let [upper, lower] = sums[row];
+            let whole = _mm512_add_epi32(_mm512_slli_epi32::<LOWER_QUERY_BITS>(upper), lower);
+            let whole = _mm512_add_epi32(whole, _mm512_set1_epi32(offset));
+            totals[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scales, totals[row]);
         }
     }
-    // SAFETY: as above: the scales of the keys lie behind the values.
-    let scales = unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(keys.add(2 * BLOCK_TOKENS * size).cast())) };
     for row in 0..ROWS {
         // SAFETY: as above.
-        let (scale, offsets) = unsafe {
-            let header = queries[row].vector.cast::<i32>();
-            (*queries[row].vector.cast::<f32>(), header.add(1))
-        };
-        let mut whole = _mm512_setzero_si512();
-        for part in 0..QUERY_PARTS {
-            // SAFETY: as above.
-            let offset = unsafe { _mm512_set1_epi32(*offsets.add(part)) };
-            let sum = _mm512_add_epi32(sums[row][part][0], sums[row][part][1]);
-            let shifted = if part == 0 {
-                whole
-            } else {
-                _mm512_slli_epi32::<LOWER_QUERY_BITS>(whole)
-            };
-            whole = _mm512_add_epi32(shifted, _mm512_add_epi32(sum, offset));
-        }
-        let scale = _mm512_mul_ps(scales, _mm512_set1_ps(scale));
-        scores[row][block] = _mm512_mul_ps(_mm512_cvtepi32_ps(whole), scale);
+        let scale = unsafe { *queries[row].vector.cast::<f32>() };
+        scores[row][block] = _mm512_mul_ps(totals[row], _mm512_set1_ps(scale));
     }
 }
 
@@ -294,14 +308,16 @@ unsafe fn round<const PIECES: usize>(
     tile: Tile,
     visible: usize,
     weights: &mut TileScores,
-    integers: &mut [[u32; TILE_TOKENS / 4]; WEIGHT_PARTS],
+    integers: &mut [[u32; TILE_TOKENS / GROUP_TOKENS]; 2],
 ) -> f32 {
     let size = PIECES * LANES;
     let mut largest = _mm512_setzero_ps();
     for block in 0..tile.blocks() {
         // SAFETY: as the caller guarantees: the scales of the values are a block's last bytes.
         let scales = unsafe {
-            let scales = tile.block(block).add(2 * BLOCK_TOKENS * (size + 1));
+            let scales = tile
+                .block(block)
+                .add(2 * BLOCK_TOKENS * (size + size / key_part(size)));
             _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
         };
         // Scales behind the tokens that count may be anything.
@@ -316,13 +332,11 @@ unsafe fn round<const PIECES: usize>(
     };
     for block in 0..tile.blocks() {
         let whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights[block], _mm512_set1_ps(factor)));
-        let parts = [whole, _mm512_srli_epi32::<8>(whole)];
-        for part in 0..WEIGHT_PARTS {
-            let bytes = _mm512_cvtepi32_epi8(parts[WEIGHT_PARTS - 1 - part]);
+        for (byte, value) in [_mm512_srli_epi32::<8>(whole), whole].into_iter().enumerate() {
             // SAFETY: it has room for the bytes of all tokens of a tile.
             unsafe {
-                let to = integers[part].as_mut_ptr().cast::<u8>().add(block * BLOCK_TOKENS);
-                _mm_storeu_si128(to.cast(), bytes);
+                let to = integers[byte].as_mut_ptr().cast::<u8>().add(block * BLOCK_TOKENS);
+                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(value));
             }
         }
     }

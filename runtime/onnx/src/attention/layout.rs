@@ -4,8 +4,9 @@
 //! any length is one range of memory a layer. The part of a head in a block:
 //!
 //! * f32: keys `[size][16 tokens]`, values `[16 tokens][size]`.
-//! * 8 bits: keys `[size / 4][16 tokens][4]`, offset by 128; values `[4 groups of 4 tokens][size][4 tokens]`; then the
-//!   scales of the 16 keys and of the 16 values in 16-bit floats. A value is its integer times the scale of its token and head.
+//! * 8 bits: keys `[size / 4][16 tokens][4]`, offset by 128; values `[4 groups of 4 tokens][size][4 tokens]`; then scales
+//!   in 16-bit floats: of the keys `[parts][16 tokens]`, one for each part of a vector ([`key_part`]), and of the values
+//!   `[16 tokens]`. A value is its integer times its scale. Keys and values are transformed before ([`super::hadamard`]).
 
 /// The tokens of a block.
 pub(crate) const BLOCK_TOKENS: usize = 16;
@@ -14,6 +15,12 @@ pub(crate) const BLOCK_TOKENS: usize = 16;
 /// order of all operations is the same whether tokens are shared or not.
 pub(crate) const TILE_TOKENS: usize = 64;
 pub(crate) const TILE_BLOCKS: usize = TILE_TOKENS / BLOCK_TOKENS;
+
+/// The values of a key that share a scale, and that the Walsh-Hadamard transform mixes: 32, or 16 where 32 does not divide
+/// the head.
+pub(crate) const fn key_part(size: usize) -> usize {
+    if size.is_multiple_of(32) { 32 } else { 16 }
+}
 
 /// The element type of keys and values in the blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -27,7 +34,10 @@ impl BlockElement {
     pub(crate) const fn head_bytes(self, size: usize) -> usize {
         match self {
             Self::F32 => 2 * BLOCK_TOKENS * size * 4,
-            Self::I8 => 2 * BLOCK_TOKENS * size + 2 * BLOCK_TOKENS * 2,
+            Self::I8 => {
+                let scales = size / key_part(size) + 1;
+                (2 * BLOCK_TOKENS * size + scales * BLOCK_TOKENS * 2).next_multiple_of(64)
+            }
         }
     }
 
