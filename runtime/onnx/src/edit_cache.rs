@@ -18,6 +18,24 @@ const MAX_GRAPHS: usize = 32;
 /// The entry of an edited graph whose results equal the plain one's.
 const VERIFIED: &str = "holds";
 
+/// What a trial tries: the entry of its outcome.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tried {
+    /// Edits of the graph.
+    Edits(Prepare),
+    /// Keys and values of 8 bits under these edits.
+    KvI8(Prepare),
+}
+
+impl std::fmt::Display for Tried {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Edits(edits) => f.write_str(edits.as_str()),
+            Self::KvI8(edits) => write!(f, "{edits}, kv i8"),
+        }
+    }
+}
+
 /// The cached outcomes of one graph.
 pub(crate) struct EditCache {
     file: Option<PathBuf>,
@@ -44,10 +62,10 @@ impl EditCache {
         }
     }
 
-    /// The cached outcome of `prepare`: the error says why it fails.
-    pub(crate) fn get(&self, prepare: Prepare) -> Option<Result<(), String>> {
+    /// The cached outcome of a trial: the error says why it fails.
+    pub(crate) fn get(&self, trial: Tried) -> Option<Result<(), String>> {
         let all = self.read();
-        let outcome = all.get(&self.key)?.get(prepare.as_str())?.as_str()?;
+        let outcome = all.get(&self.key)?.get(trial.to_string())?.as_str()?;
         Some(if outcome == VERIFIED {
             Ok(())
         } else {
@@ -55,8 +73,8 @@ impl EditCache {
         })
     }
 
-    /// Keeps the outcome of `prepare`.
-    pub(crate) fn put(&self, prepare: Prepare, outcome: &Result<(), String>) {
+    /// Keeps the outcome of a trial.
+    pub(crate) fn put(&self, trial: Tried, outcome: &Result<(), String>) {
         let Some(file) = &self.file else { return };
         let mut all = self.read();
         if all.len() >= MAX_GRAPHS && !all.contains_key(&self.key) {
@@ -65,7 +83,7 @@ impl EditCache {
         let entry = all.entry(self.key.clone()).or_insert_with(|| json!({}));
         let text = outcome.as_ref().map_or_else(String::as_str, |()| VERIFIED);
         if let Some(entry) = entry.as_object_mut() {
-            entry.insert(prepare.as_str().to_owned(), Value::from(text));
+            entry.insert(trial.to_string(), Value::from(text));
         }
         if let Err(error) = write(file, &Value::Object(all).to_string()) {
             tracing::debug!(file = %file.display(), %error, "The outcomes of graph edits can't be kept.");
@@ -95,8 +113,8 @@ mod tests {
     use super::*;
     use crate::prepare::Level;
 
-    const RAGGED: Prepare = Prepare::form(Level::Ragged);
-    const ROPE: Prepare = Prepare::form(Level::Rope);
+    const RAGGED: Tried = Tried::Edits(Prepare::form(Level::Ragged));
+    const ROPE: Tried = Tried::Edits(Prepare::form(Level::Rope));
 
     #[test]
     fn outcomes_are_kept_for_the_same_circumstances_alone() {
@@ -109,6 +127,7 @@ mod tests {
         let again = EditCache::for_graph(b"graph", &["1.32", "cpu"], Some(&file));
         assert_eq!(again.get(RAGGED), Some(Err("differs".into())));
         assert_eq!(again.get(ROPE), Some(Ok(())));
+        assert_eq!(again.get(Tried::KvI8(Prepare::form(Level::Rope))), None);
         for other in [
             EditCache::for_graph(b"graph", &["1.33", "cpu"], Some(&file)),
             EditCache::for_graph(b"other", &["1.32", "cpu"], Some(&file)),

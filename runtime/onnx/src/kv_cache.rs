@@ -52,7 +52,7 @@ impl FromStr for KvCache {
 }
 
 /// What decides whether 8 bits are possible.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct KvSupport {
     /// The provider that runs the graph.
     pub(crate) provider: Provider,
@@ -62,21 +62,24 @@ pub(crate) struct KvSupport {
     pub(crate) element: Element,
     /// Whether the custom operator for attention has kernels for 8 bits on this processor.
     pub(crate) kernels: bool,
+    /// Why the graph's results with 8 bits are not near enough to those with 32, where it was tried.
+    pub(crate) trial: Option<String>,
 }
 
 impl KvSupport {
-    /// The support on this processor.
-    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element) -> Self {
+    /// The support on this processor, and the fault of the trial if there was one.
+    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element, trial: Option<String>) -> Self {
         Self {
             provider,
             edits,
             element,
             kernels: attention::supports_i8(),
+            trial,
         }
     }
 
     /// The type in use for `requested`. Fails where that is 8 bits and they are not possible, with the reason.
-    pub(crate) fn choose(self, requested: KvCache) -> Result<KvType, OnnxError> {
+    pub(crate) fn choose(&self, requested: KvCache) -> Result<KvType, OnnxError> {
         match (requested, self.obstacle()) {
             (KvCache::F32, _) | (KvCache::Auto, Some(_)) => Ok(graph_type(self.element)),
             (KvCache::Auto | KvCache::I8, None) => Ok(KvType::I8),
@@ -88,7 +91,7 @@ impl KvSupport {
     }
 
     /// The reason why keys and values can't have 8 bits; `None` where they can.
-    pub(crate) fn obstacle(self) -> Option<String> {
+    pub(crate) fn obstacle(&self) -> Option<String> {
         if self.provider != Provider::Cpu {
             Some(format!(
                 "the model runs on \"{}\", and 8-bit keys and values are supported on the processor only",
@@ -104,7 +107,9 @@ impl KvSupport {
                 self.edits
             ))
         } else {
-            None
+            self.trial.as_ref().map(|fault| {
+                format!("the model was tried with 8-bit keys and values, and they do not serve it: {fault}")
+            })
         }
     }
 }
@@ -128,6 +133,7 @@ mod tests {
         edits: Prepare::ALL,
         element: Element::F32,
         kernels: true,
+        trial: None,
     };
 
     #[test]
@@ -187,6 +193,8 @@ mod tests {
             KvType::F32,
             "AVX-512 VNNI",
         );
+        let trial = Some("logits differ".to_owned());
+        check(KvSupport { trial, ..ALL }, KvType::F32, "logits differ");
         for edits in [without_attention, Prepare::form(Level::Ragged), Prepare::PLAIN] {
             let reason = format!("in use are \"{edits}\"");
             check(KvSupport { edits, ..ALL }, KvType::F32, &reason);
@@ -195,7 +203,7 @@ mod tests {
 
     #[test]
     fn this_processors_support_follows_from_its_kernels() {
-        let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32);
+        let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32, None);
         assert_eq!(here.kernels, attention::supports_i8());
         assert_eq!(here.choose(KvCache::I8).is_ok(), attention::supports_i8());
     }

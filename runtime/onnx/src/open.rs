@@ -7,9 +7,10 @@ use prost::bytes::Bytes;
 
 use crate::attention;
 use crate::decoder::DecoderConfig;
-use crate::edit_cache::EditCache;
+use crate::edit_cache::{EditCache, Tried};
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
+use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::matmul;
 use crate::prepare::{self, Level, Prepare};
@@ -151,6 +152,7 @@ impl ProviderAttempt<'_> {
             facts: self.facts,
             tables: None,
             prepared: Prepare::PLAIN,
+            i8_fault: None,
         })
     }
 
@@ -164,11 +166,11 @@ impl ProviderAttempt<'_> {
         let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
-        let verified = match cache.get(edits) {
+        let verified = match cache.get(Tried::Edits(edits)) {
             Some(verified) => verified,
             None => match self.verify(bytes, edits)? {
                 Some(verified) => {
-                    cache.put(edits, &verified);
+                    cache.put(Tried::Edits(edits), &verified);
                     verified
                 }
                 // The model itself can't be opened: opening it without edits gives the best error.
@@ -184,24 +186,54 @@ impl ProviderAttempt<'_> {
             )
             .map_err(|error| error.to_string())
         });
-        Ok(Some(outcome.map(|graph| OpenModel {
+        let graph = match outcome {
+            Ok(graph) => graph,
+            Err(fault) => return Ok(Some(Err(fault))),
+        };
+        Ok(Some(Ok(OpenModel {
             graph,
             facts: self.facts,
             tables: prepared.tables,
             prepared: edits,
+            i8_fault: self.i8_fault(bytes, edits, cache)?,
         })))
     }
 
-    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
-        let trial = verify_edits::Trial {
+    /// Why keys and values of 8 bits do not serve the graph with these edits; `None` where they do, or are out of the
+    /// question.
+    fn i8_fault(
+        &self,
+        bytes: &Bytes,
+        edits: Prepare,
+        cache: &EditCache,
+    ) -> Result<Option<String>, OnnxError> {
+        if !edits.attention || !attention::supports_i8() || self.config.kv_cache == KvCache::F32 {
+            return Ok(None);
+        }
+        let tried = Tried::KvI8(edits);
+        let outcome = if let Some(outcome) = cache.get(tried) {
+            outcome
+        } else {
+            let outcome = self.trial().run_i8(bytes, edits)?;
+            cache.put(tried, &outcome);
+            outcome
+        };
+        Ok(outcome.err())
+    }
+
+    fn trial(&self) -> verify_edits::Trial<'_> {
+        verify_edits::Trial {
             library: self.library,
             path: self.path,
             facts: self.facts,
             genai: self.genai,
             provider: self.provider,
             threads: self.threads,
-        };
-        match trial.run(bytes, edits) {
+        }
+    }
+
+    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+        match self.trial().run(bytes, edits) {
             Ok(verified) => Ok(Some(verified)),
             Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
             Err(error) => {

@@ -163,7 +163,6 @@ fn scale(vector: &[f32]) -> (half::f16, f32) {
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: Tile) {
-    let size = PIECES * LANES;
     let mut weights = [[_mm512_setzero_ps(); TILE_BLOCKS]; ROWS];
     for block in 0..tile.blocks() {
         // SAFETY: as the caller guarantees.

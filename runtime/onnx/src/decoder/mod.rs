@@ -95,12 +95,13 @@ impl OnnxDecoder {
             facts,
             mut tables,
             prepared,
+            i8_fault,
         } = opened;
         let element = match graph.kv {
             GraphKv::Tensors(element) => element,
             GraphKv::Blocks => Element::F32,
         };
-        let kv_support = KvSupport::here(graph.provider, prepared, element);
+        let kv_support = KvSupport::here(graph.provider, prepared, element, i8_fault);
         let kv_type = kv_support.choose(config.kv_cache)?;
         let kv = reserve(&graph, kv_type, genai, config)?;
         let OpenGraph {
