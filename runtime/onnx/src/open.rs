@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use phi_edge_models::{GenaiConfig, ModelDir};
-use prost::bytes::Bytes;
 
 use crate::attention;
 use crate::decoder::DecoderConfig;
@@ -12,10 +11,10 @@ use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, Prepare};
+use crate::prepare::{self, Level, LocatedGraph, Prepare};
 use crate::processor::processor_name;
 use crate::provider::Provider;
-use crate::session::{self, GraphSource, OpenModel};
+use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::verify_edits;
 
 /// The largest graph that is edited. Graphs that hold their weights themselves are larger; a copy in memory would
@@ -32,7 +31,7 @@ pub(crate) fn open(
     let path = model.decoder_path();
     // Read first: this error says best what is wrong with a damaged file.
     let facts = graph::read(&path)?;
-    let bytes = editable(&path, config.prepare);
+    let editable = editable(&path, config.prepare);
     let mut refused = None;
     for provider in config.provider.candidates() {
         let attempt = ProviderAttempt {
@@ -44,7 +43,7 @@ pub(crate) fn open(
             provider,
             threads,
         };
-        match attempt.open(bytes.as_ref()) {
+        match attempt.open(editable.as_ref()) {
             // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
             // registration, so what fails there is the model's fault.
             Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
@@ -57,13 +56,15 @@ pub(crate) fn open(
     Err(refused.unwrap_or_else(|| config.provider.unavailable("no candidate")))
 }
 
-/// The graph's bytes, where it may be edited. An unreadable file is reported when it is opened.
-fn editable(path: &Path, most: Prepare) -> Option<Bytes> {
+/// The graph, where it may be edited. An unreadable file is reported when it is opened.
+fn editable(path: &Path, most: Prepare) -> Option<LocatedGraph> {
     let size = std::fs::metadata(path).ok()?.len();
-    (most != Prepare::PLAIN && size <= MAX_EDITED_BYTES)
-        .then(|| std::fs::read(path).ok())
-        .flatten()
-        .map(Bytes::from)
+    if most == Prepare::PLAIN || size > MAX_EDITED_BYTES {
+        return None;
+    }
+    let bytes = std::fs::read(path).ok()?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Some(prepare::resolve_links(bytes.into(), folder))
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
@@ -105,8 +106,8 @@ struct ProviderAttempt<'a> {
 }
 
 impl ProviderAttempt<'_> {
-    fn open(&self, bytes: Option<&Bytes>) -> Result<OpenModel, OnnxError> {
-        if let Some(bytes) = bytes {
+    fn open(&self, editable: Option<&LocatedGraph>) -> Result<OpenModel, OnnxError> {
+        if let Some(editable) = editable {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
             let config = format!("{:?}", self.genai);
@@ -118,7 +119,8 @@ impl ProviderAttempt<'_> {
                 matmul::REVISION,
                 attention::REVISION,
             ];
-            let cache = EditCache::for_graph(bytes, &circumstances, self.config.edit_cache.as_deref());
+            let cache =
+                EditCache::for_graph(&editable.graph, &circumstances, self.config.edit_cache.as_deref());
             let mut left_out = Vec::new();
             let support = OperatorSupport {
                 matmul: matmul::available(),
@@ -126,7 +128,7 @@ impl ProviderAttempt<'_> {
             };
             let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, support);
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
-                if let Some(edited) = self.edited(bytes, edits, &cache)? {
+                if let Some(edited) = self.edited(editable, edits, &cache)? {
                     match edited {
                         Ok(opened) => {
                             warn(&left_out);
@@ -157,16 +159,16 @@ impl ProviderAttempt<'_> {
     /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
     fn edited(
         &self,
-        bytes: &Bytes,
+        located: &LocatedGraph,
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
+        let Some(prepared) = prepare::prepare(&located.graph, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
         let verified = match cache.get(edits) {
             Some(verified) => verified,
-            None => match self.verify(bytes, edits)? {
+            None => match self.verify(located, edits)? {
                 Some(verified) => {
                     cache.put(edits, &verified);
                     verified
@@ -178,7 +180,10 @@ impl ProviderAttempt<'_> {
         let outcome = verified.and_then(|()| {
             session::open(
                 self.library,
-                &self.source(Some(&prepared.graph)),
+                &self.source(Some(EditedSource {
+                    graph: &prepared.graph,
+                    weights_folder: &located.weights_folder,
+                })),
                 self.provider,
                 self.threads,
             )
@@ -192,16 +197,21 @@ impl ProviderAttempt<'_> {
         })))
     }
 
-    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
+    fn verify(
+        &self,
+        located: &LocatedGraph,
+        edits: Prepare,
+    ) -> Result<Option<Result<(), String>>, OnnxError> {
         let trial = verify_edits::Trial {
             library: self.library,
             path: self.path,
+            weights_folder: &located.weights_folder,
             facts: self.facts,
             genai: self.genai,
             provider: self.provider,
             threads: self.threads,
         };
-        match trial.run(bytes, edits) {
+        match trial.run(&located.graph, edits) {
             Ok(verified) => Ok(Some(verified)),
             Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
             Err(error) => {
@@ -211,7 +221,7 @@ impl ProviderAttempt<'_> {
         }
     }
 
-    fn source<'a>(&'a self, edited: Option<&'a [u8]>) -> GraphSource<'a> {
+    fn source<'a>(&'a self, edited: Option<EditedSource<'a>>) -> GraphSource<'a> {
         GraphSource {
             path: self.path,
             edited,
