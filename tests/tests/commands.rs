@@ -214,6 +214,7 @@ fn check_says_what_is_right_and_what_is_not() {
         "ok     model",
         "ok     library",
         "ok     provider",
+        "ok     memory",
         "fault  broker",
     ] {
         assert!(said.contains(line), "{said}");

@@ -81,12 +81,21 @@ impl KvSupport {
     /// The type in use for `requested`. Fails where that is 8 bits and they are not possible, with the reason.
     pub(crate) fn choose(&self, requested: KvCache) -> Result<KvType, OnnxError> {
         match (requested, self.obstacle()) {
-            (KvCache::F32, _) | (KvCache::Auto, Some(_)) => Ok(graph_type(self.element)),
+            (KvCache::F32, _) | (KvCache::Auto, Some(_)) => Ok(self.float_type()),
             (KvCache::Auto | KvCache::I8, None) => Ok(KvType::I8),
             (KvCache::I8, Some(fault)) => Err(OnnxError::KvCacheUnavailable {
                 kv_cache: requested.as_str(),
                 fault,
             }),
+        }
+    }
+
+    /// The graph's own type: every [`Element`] that `session.rs` accepts for keys and values.
+    pub(crate) fn float_type(&self) -> KvType {
+        if self.element == Element::F16 {
+            KvType::F16
+        } else {
+            KvType::F32
         }
     }
 
@@ -111,15 +120,6 @@ impl KvSupport {
                 format!("the model was tried with 8-bit keys and values, and they do not serve it: {fault}")
             })
         }
-    }
-}
-
-/// The type of keys and values of a graph: every [`Element`] that `session.rs` accepts for them.
-fn graph_type(element: Element) -> KvType {
-    if element == Element::F16 {
-        KvType::F16
-    } else {
-        KvType::F32
     }
 }
 

@@ -31,6 +31,7 @@ mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
+pub use kv::KvFootprint;
 pub use kv_cache::KvCache;
 pub use library::Library;
 pub use prepare::{Level, Prepare};

@@ -29,6 +29,25 @@ pub(crate) mod node_field {
     pub(crate) const DOMAIN: u32 = 7;
 }
 
+/// Field numbers of `AttributeProto`.
+pub(crate) mod attribute_field {
+    pub(crate) const TENSOR: u32 = 5;
+    pub(crate) const GRAPH: u32 = 6;
+    pub(crate) const TENSORS: u32 = 10;
+    pub(crate) const GRAPHS: u32 = 11;
+}
+
+/// Field numbers of `TensorProto`.
+pub(crate) mod tensor_field {
+    pub(crate) const EXTERNAL_DATA: u32 = 13;
+}
+
+/// Field numbers of `StringStringEntryProto`.
+pub(crate) mod entry_field {
+    pub(crate) const KEY: u32 = 1;
+    pub(crate) const VALUE: u32 = 2;
+}
+
 /// The field number of a tensor's name.
 pub(crate) const TENSOR_NAME_FIELD: u32 = 8;
 /// The field number of a value's name.

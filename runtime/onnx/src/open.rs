@@ -3,7 +3,6 @@
 use std::path::Path;
 
 use phi_edge_models::{GenaiConfig, ModelDir};
-use prost::bytes::Bytes;
 
 use crate::attention;
 use crate::decoder::DecoderConfig;
@@ -13,10 +12,10 @@ use crate::graph::{self, GraphFacts};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, Prepare};
+use crate::prepare::{self, Level, LocatedGraph, Prepare};
 use crate::processor::processor_name;
 use crate::provider::Provider;
-use crate::session::{self, GraphSource, OpenModel};
+use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::verify_edits;
 
 /// The largest graph that is edited. Graphs that hold their weights themselves are larger; a copy in memory would
@@ -33,7 +32,7 @@ pub(crate) fn open(
     let path = model.decoder_path();
     // Read first: this error says best what is wrong with a damaged file.
     let facts = graph::read(&path)?;
-    let bytes = editable(&path, config.prepare);
+    let editable = editable(&path, config.prepare);
     let mut refused = None;
     for provider in config.provider.candidates() {
         let attempt = ProviderAttempt {
@@ -45,7 +44,7 @@ pub(crate) fn open(
             provider,
             threads,
         };
-        match attempt.open(bytes.as_ref()) {
+        match attempt.open(editable.as_ref()) {
             // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
             // registration, so what fails there is the model's fault.
             Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
@@ -58,13 +57,15 @@ pub(crate) fn open(
     Err(refused.unwrap_or_else(|| config.provider.unavailable("no candidate")))
 }
 
-/// The graph's bytes, where it may be edited. An unreadable file is reported when it is opened.
-fn editable(path: &Path, most: Prepare) -> Option<Bytes> {
+/// The graph, where it may be edited. An unreadable file is reported when it is opened.
+fn editable(path: &Path, most: Prepare) -> Option<LocatedGraph> {
     let size = std::fs::metadata(path).ok()?.len();
-    (most != Prepare::PLAIN && size <= MAX_EDITED_BYTES)
-        .then(|| std::fs::read(path).ok())
-        .flatten()
-        .map(Bytes::from)
+    if most == Prepare::PLAIN || size > MAX_EDITED_BYTES {
+        return None;
+    }
+    let bytes = std::fs::read(path).ok()?;
+    let folder = path.parent().unwrap_or(Path::new("."));
+    Some(prepare::resolve_links(bytes.into(), folder))
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
@@ -106,8 +107,8 @@ struct ProviderAttempt<'a> {
 }
 
 impl ProviderAttempt<'_> {
-    fn open(&self, bytes: Option<&Bytes>) -> Result<OpenModel, OnnxError> {
-        if let Some(bytes) = bytes {
+    fn open(&self, editable: Option<&LocatedGraph>) -> Result<OpenModel, OnnxError> {
+        if let Some(editable) = editable {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
             let config = format!("{:?}", self.genai);
@@ -119,7 +120,8 @@ impl ProviderAttempt<'_> {
                 matmul::REVISION,
                 attention::REVISION,
             ];
-            let cache = EditCache::for_graph(bytes, &circumstances, self.config.edit_cache.as_deref());
+            let cache =
+                EditCache::for_graph(&editable.graph, &circumstances, self.config.edit_cache.as_deref());
             let mut left_out = Vec::new();
             let support = OperatorSupport {
                 matmul: matmul::available(),
@@ -127,7 +129,7 @@ impl ProviderAttempt<'_> {
             };
             let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, support);
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
-                if let Some(edited) = self.edited(bytes, edits, &cache)? {
+                if let Some(edited) = self.edited(editable, edits, &cache)? {
                     match edited {
                         Ok(opened) => {
                             warn(&left_out);
@@ -159,16 +161,16 @@ impl ProviderAttempt<'_> {
     /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
     fn edited(
         &self,
-        bytes: &Bytes,
+        located: &LocatedGraph,
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(bytes, &self.genai.outputs.logits, edits) else {
+        let Some(prepared) = prepare::prepare(&located.graph, &self.genai.outputs.logits, edits) else {
             return Ok(None);
         };
         let verified = match cache.get(Tried::Edits(edits)) {
             Some(verified) => verified,
-            None => match self.verify(bytes, edits)? {
+            None => match self.verify(located, edits)? {
                 Some(verified) => {
                     cache.put(Tried::Edits(edits), &verified);
                     verified
@@ -180,7 +182,10 @@ impl ProviderAttempt<'_> {
         let outcome = verified.and_then(|()| {
             session::open(
                 self.library,
-                &self.source(Some(&prepared.graph)),
+                &self.source(Some(EditedSource {
+                    graph: &prepared.graph,
+                    weights_folder: &located.weights_folder,
+                })),
                 self.provider,
                 self.threads,
             )
@@ -195,7 +200,7 @@ impl ProviderAttempt<'_> {
             facts: self.facts,
             tables: prepared.tables,
             prepared: edits,
-            i8_fault: self.i8_fault(bytes, edits, cache)?,
+            i8_fault: self.i8_fault(located, edits, cache)?,
         })))
     }
 
@@ -203,7 +208,7 @@ impl ProviderAttempt<'_> {
     /// question.
     fn i8_fault(
         &self,
-        bytes: &Bytes,
+        located: &LocatedGraph,
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<String>, OnnxError> {
@@ -214,17 +219,18 @@ impl ProviderAttempt<'_> {
         let outcome = if let Some(outcome) = cache.get(tried) {
             outcome
         } else {
-            let outcome = self.trial().run_i8(bytes, edits)?;
+            let outcome = self.trial(located).run_i8(&located.graph, edits)?;
             cache.put(tried, &outcome);
             outcome
         };
         Ok(outcome.err())
     }
 
-    fn trial(&self) -> verify_edits::Trial<'_> {
+    fn trial<'b>(&'b self, located: &'b LocatedGraph) -> verify_edits::Trial<'b> {
         verify_edits::Trial {
             library: self.library,
             path: self.path,
+            weights_folder: &located.weights_folder,
             facts: self.facts,
             genai: self.genai,
             provider: self.provider,
@@ -232,8 +238,12 @@ impl ProviderAttempt<'_> {
         }
     }
 
-    fn verify(&self, bytes: &Bytes, edits: Prepare) -> Result<Option<Result<(), String>>, OnnxError> {
-        match self.trial().run(bytes, edits) {
+    fn verify(
+        &self,
+        located: &LocatedGraph,
+        edits: Prepare,
+    ) -> Result<Option<Result<(), String>>, OnnxError> {
+        match self.trial(located).run(&located.graph, edits) {
             Ok(verified) => Ok(Some(verified)),
             Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
             Err(error) => {
@@ -243,7 +253,7 @@ impl ProviderAttempt<'_> {
         }
     }
 
-    fn source<'a>(&'a self, edited: Option<&'a [u8]>) -> GraphSource<'a> {
+    fn source<'a>(&'a self, edited: Option<EditedSource<'a>>) -> GraphSource<'a> {
         GraphSource {
             path: self.path,
             edited,

@@ -55,8 +55,16 @@ pub(crate) struct GraphSource<'a> {
     /// The graph's file; its weights lie beside it.
     pub(crate) path: &'a Path,
     /// An edited graph to open in the file's place.
-    pub(crate) edited: Option<&'a [u8]>,
+    pub(crate) edited: Option<EditedSource<'a>>,
     pub(crate) config: &'a GenaiConfig,
+}
+
+/// An edited graph.
+#[derive(Clone, Copy)]
+pub(crate) struct EditedSource<'a> {
+    pub(crate) graph: &'a [u8],
+    /// The folder that the locations of its weights count from.
+    pub(crate) weights_folder: &'a Path,
 }
 
 /// Opens a graph on one provider and validates it.
@@ -75,10 +83,8 @@ pub(crate) fn open(
     };
     let session = match source.edited {
         None => builder(library, provider, threads)?.commit_from_file(source.path),
-        Some(bytes) => {
-            let folder = source.path.parent().unwrap_or(Path::new("."));
-            builder_beside_weights(library, provider, threads, folder)?.commit_from_memory(bytes)
-        }
+        Some(edited) => builder_beside_weights(library, provider, threads, edited.weights_folder)?
+            .commit_from_memory(edited.graph),
     };
     validate(session.map_err(fault)?, provider, source.config, source.path)
 }

@@ -18,7 +18,7 @@ use phi_edge_engine::{
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
-use crate::kv::KvMemory;
+use crate::kv::{KvFootprint, KvMemory};
 use crate::kv_cache::KvSupport;
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
@@ -180,6 +180,12 @@ impl OnnxDecoder {
     /// The reason why keys and values of this model can't have 8 bits here; `None` where they can.
     pub fn i8_obstacle(&self) -> Option<String> {
         self.kv_support.obstacle()
+    }
+
+    /// The memory that rows take under each type of keys and values: the graph's own, and 8 bits, possible here or not.
+    pub fn kv_footprints(&self) -> [(KvType, KvFootprint); 2] {
+        let [float, i8] = self.kv.footprints();
+        [(self.kv_support.float_type(), float), (KvType::I8, i8)]
     }
 
     /// Everything beside model and tokens that keys and values depend on: the library, the provider, the edits of the

@@ -1,14 +1,16 @@
 //! The KV memory: keys and values of all rows, in one of two forms.
 
 mod blocks;
+mod footprint;
 mod mapping;
 mod tensors;
 
 use std::ops::Range;
 
-use crate::attention::layout::{BLOCK_TOKENS, TILE_TOKENS};
+use crate::attention::layout::{BLOCK_TOKENS, BlockElement, TILE_TOKENS};
 
 pub(crate) use blocks::{BlocksShape, KvBlocks};
+pub use footprint::KvFootprint;
 pub(crate) use tensors::{KvShape, KvSlab, Side};
 
 /// The KV memory of a decoder.
@@ -61,6 +63,29 @@ impl KvMemory {
             Self::Slab(slab) => slab.shape().page_overhead(),
             Self::Blocks(blocks) => blocks.shape().page_overhead(),
         }
+    }
+
+    /// The footprint of the graph's own type, and that of 8 bits, of rows of these dimensions.
+    pub(crate) fn footprints(&self) -> [KvFootprint; 2] {
+        let blocks = |element| match self {
+            Self::Slab(slab) => BlocksShape {
+                layers: slab.shape().layers,
+                rows: slab.shape().rows,
+                heads: slab.shape().heads,
+                head_size: slab.shape().head_size,
+                capacity: slab.shape().capacity,
+                element,
+            },
+            Self::Blocks(blocks) => BlocksShape {
+                element,
+                ..*blocks.shape()
+            },
+        };
+        let float = match self {
+            Self::Slab(slab) => KvFootprint::of_tensors(slab.shape()),
+            Self::Blocks(_) => KvFootprint::of_blocks(&blocks(BlockElement::F32)),
+        };
+        [float, KvFootprint::of_blocks(&blocks(BlockElement::I8))]
     }
 
     /// Rows may take tokens from each other, in spans that end at multiples of this.

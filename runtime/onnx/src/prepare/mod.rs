@@ -4,6 +4,7 @@
 //! before it is used ([`crate::verify_edits`]).
 
 mod cut_layers;
+mod external_data;
 mod graph_editor;
 mod logits;
 mod protobuf;
@@ -17,6 +18,7 @@ mod rope;
 mod test_graphs;
 
 pub(crate) use cut_layers::cut;
+pub(crate) use external_data::{LocatedGraph, resolve_links};
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};

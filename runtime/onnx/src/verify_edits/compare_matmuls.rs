@@ -1,7 +1,5 @@
 //! Comparison of the custom matmul operator with the library's, matmul by matmul.
 
-use std::path::Path;
-
 use ort::session::Session;
 use ort::value::Tensor;
 use prost::bytes::Bytes;
@@ -45,7 +43,7 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
 /// The results of `graph` for each number of rows, matmul by matmul.
 fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<Vec<Vec<f32>>, String> {
     let said = |error: ort::Error| one_line(error);
-    let folder = trial.path.parent().unwrap_or(Path::new("."));
+    let folder = trial.weights_folder;
     let mut session: Session =
         session::builder_beside_weights(trial.library, trial.provider, trial.threads, folder)
             .map_err(|error| error.to_string())?

@@ -15,7 +15,7 @@ use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::Provider;
-use crate::session::{self, GraphSource, OpenModel};
+use crate::session::{self, EditedSource, GraphSource, OpenModel};
 
 /// The number of layers of the trial: the second one reads what the edits made of the first.
 const TRIAL_LAYERS: usize = 2;
@@ -42,6 +42,8 @@ const INSEPARABLE_LAYERS: &str = "its layers can't be told apart, so that it can
 pub(crate) struct Trial<'a> {
     pub(crate) library: &'a Library,
     pub(crate) path: &'a Path,
+    /// The folder that the locations of the weights of graphs in memory count from.
+    pub(crate) weights_folder: &'a Path,
     pub(crate) facts: GraphFacts,
     pub(crate) genai: &'a GenaiConfig,
     pub(crate) provider: Provider,
@@ -180,7 +182,10 @@ impl Trial<'_> {
     fn source<'a>(&'a self, genai: &'a GenaiConfig, graph: &'a [u8]) -> GraphSource<'a> {
         GraphSource {
             path: self.path,
-            edited: Some(graph),
+            edited: Some(EditedSource {
+                graph,
+                weights_folder: self.weights_folder,
+            }),
             config: genai,
         }
     }
@@ -321,6 +326,7 @@ mod tests {
         let trial = Trial {
             library: &library,
             path: &path,
+            weights_folder: &folder,
             facts: crate::graph::read(&path).unwrap(),
             genai: model.config(),
             provider: Provider::Cpu,

@@ -1,5 +1,7 @@
 //! `phi-edge check`: a check of everything that the daemon needs.
 
+mod kv_capacity;
+
 use std::time::Duration;
 
 use clap::Args;
@@ -78,17 +80,20 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             .map_err(Fault::from),
     );
     if let (Some(model), Some(())) = (model, library) {
-        report.add(
+        let engine = report.add(
             "provider",
             setup.engine(&model).map(|engine| {
-                let decoder = engine.decoder();
-                let context = engine.context();
-                (
-                    (),
-                    format!("{}, context of {context} tokens", decoder.provider().as_str()),
-                )
+                let provider = engine.decoder().provider().as_str();
+                let said = format!("{provider}, context of {} tokens", engine.context());
+                (engine, said)
             }),
         );
+        if let Some(engine) = engine {
+            let configured = setup.decoder.kv_memory.is_some();
+            for line in kv_capacity::lines(&engine, model.config(), configured) {
+                report.add("memory", Ok(((), line)));
+            }
+        }
     }
 }
 
