@@ -226,7 +226,7 @@ impl ProviderAttempt<'_> {
         Ok(outcome.err())
     }
 
-    fn trial<'b>(&'b self, located: &'b LocatedGraph) -> verify_edits::Trial<'b> {
+    fn trial<'a>(&'a self, located: &'a LocatedGraph) -> verify_edits::Trial<'a> {
         verify_edits::Trial {
             library: self.library,
             path: self.path,

@@ -5,7 +5,7 @@ use crate::workers::{SharedPointer, Workers};
 use super::kernel::{self, Heads};
 use super::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
 use super::partition::{Unit, units};
-use super::softmax::{Query, Tile};
+use super::softmax::{KvTile, Query};
 
 /// The inputs of a run.
 pub(crate) struct AttentionInputs<'a> {
@@ -320,7 +320,7 @@ impl AttentionRun<'_> {
         for from in range.clone().step_by(TILE_TOKENS) {
             let seeing = queries.iter().position(|query| query.sees > from).unwrap_or(0);
             let ahead = from + TILE_TOKENS;
-            let tile = Tile {
+            let tile = KvTile {
                 first: self.blocks.head(row, from / BLOCK_TOKENS, head),
                 stride: self.blocks.stride(),
                 from,

@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 
 use super::LANES;
 use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS};
-use super::softmax::{Query, Tile, TileScores, weigh};
+use super::softmax::{KvTile, Query, TileScores, weigh};
 
 /// Partial sums of a score, so that an addition need not wait for the one before it.
 const PARTIAL_SUMS: usize = 4;
@@ -27,7 +27,7 @@ const PARTIAL_SUMS: usize = 4;
 /// `count` tokens of heads of that size. No other code writes to any of them meanwhile.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: Tile) {
+pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: KvTile) {
     let size = PIECES * LANES;
     let mut weights = [[_mm512_setzero_ps(); TILE_BLOCKS]; ROWS];
     let mut shrinks = [_mm512_setzero_ps(); ROWS];
@@ -82,7 +82,7 @@ pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut 
 #[inline]
 unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     queries: &[Query],
-    tile: Tile,
+    tile: KvTile,
     block: usize,
     scores: &mut [TileScores; ROWS],
 ) {

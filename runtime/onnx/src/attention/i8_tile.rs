@@ -20,7 +20,7 @@ use std::arch::x86_64::{
 
 use super::LANES;
 use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS, key_part};
-use super::softmax::{Query, Tile, TileScores, mask, weigh};
+use super::softmax::{KvTile, Query, TileScores, mask, weigh};
 
 /// Tokens whose values are multiplied by one instruction.
 const GROUP_TOKENS: usize = 4;
@@ -162,7 +162,7 @@ fn scale(vector: &[f32]) -> (half::f16, f32) {
 /// As for [`super::f32_tile::tile`]; the processor has VNNI.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: Tile) {
+pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: KvTile) {
     let mut weights = [[_mm512_setzero_ps(); TILE_BLOCKS]; ROWS];
     for block in 0..tile.blocks() {
         // SAFETY: as the caller guarantees.
@@ -204,7 +204,7 @@ pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut 
 #[inline]
 unsafe fn add_values<const PIECES: usize, const PART: usize, const ROWS: usize>(
     queries: &[Query],
-    tile: Tile,
+    tile: KvTile,
     from: usize,
     integers: &[[[u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
     shrinks: &[__m512; ROWS],
@@ -254,7 +254,7 @@ unsafe fn add_values<const PIECES: usize, const PART: usize, const ROWS: usize>(
 #[inline]
 unsafe fn scores<const PIECES: usize, const ROWS: usize>(
     queries: &[Query],
-    tile: Tile,
+    tile: KvTile,
     block: usize,
     scores: &mut [TileScores; ROWS],
 ) {
@@ -304,7 +304,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
 #[inline]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 unsafe fn round<const PIECES: usize>(
-    tile: Tile,
+    tile: KvTile,
     visible: usize,
     weights: &mut TileScores,
     integers: &mut [[u32; TILE_TOKENS / GROUP_TOKENS]; 2],

@@ -6,7 +6,7 @@
 )]
 
 use super::layout::BlockElement;
-use super::softmax::{Query, Tile};
+use super::softmax::{KvTile, Query};
 use super::{LANES, f32_tile, hadamard, i8_tile};
 
 /// The dimensions of the heads.
@@ -111,7 +111,7 @@ pub(crate) unsafe fn store(
 ///
 /// # Safety
 /// As for [`f32_tile::tile`] and [`i8_tile::tile`].
-pub(crate) unsafe fn tile(element: BlockElement, size: usize, queries: &mut [Query], tile: Tile) {
+pub(crate) unsafe fn tile(element: BlockElement, size: usize, queries: &mut [Query], tile: KvTile) {
     macro_rules! by {
         ($kernel:ident, $pieces:literal, $most:literal) => {{
             let mut tile = tile;
@@ -158,9 +158,9 @@ pub(crate) unsafe fn tile(element: BlockElement, size: usize, queries: &mut [Que
 }
 
 /// The tile up to the last token that any of the queries sees.
-fn cut(tile: Tile, queries: &[Query]) -> Tile {
+fn cut(tile: KvTile, queries: &[Query]) -> KvTile {
     let seen = queries.iter().map(|query| tile.visible(query)).max().unwrap_or(0);
-    Tile {
+    KvTile {
         count: seen.max(1),
         ..tile
     }

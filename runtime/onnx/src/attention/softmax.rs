@@ -25,7 +25,7 @@ pub(crate) struct Query {
 
 /// A head's part of the blocks of one tile.
 #[derive(Clone, Copy)]
-pub(crate) struct Tile {
+pub(crate) struct KvTile {
     /// Of the first block.
     pub(crate) first: *const u8,
     /// The bytes from one block to the next.
@@ -38,7 +38,7 @@ pub(crate) struct Tile {
     pub(crate) next: Option<*const u8>,
 }
 
-impl Tile {
+impl KvTile {
     /// Blocks with tokens that count.
     pub(crate) fn blocks(&self) -> usize {
         self.count.div_ceil(LANES).min(TILE_BLOCKS)
