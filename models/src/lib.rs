@@ -22,6 +22,7 @@ mod safe_path;
 mod special_tokens;
 mod store;
 mod text_model;
+mod truncation;
 
 pub use chat_template::{Message, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
@@ -36,3 +37,6 @@ pub use progress::{Event, Watch};
 pub use pull_error::{PullError, Size};
 pub use store::{FileFault, FreeSpace, ModelLink, ModelStore, StoredModel};
 pub use text_model::TextModel;
+pub use truncation::{
+    ChatEncoder, ConversationTurn, ConversationTurns, PromptRoom, Truncated, Truncation, encode_truncated,
+};

@@ -165,6 +165,27 @@ impl PieceEncoder {
         Ok(Ok(()))
     }
 
+    /// The end of each token of a text, in bytes and on a character boundary, in rising order.
+    pub(crate) fn token_ends(&self, text: &str) -> Result<Vec<usize>, ModelError> {
+        let mut ends = Vec::new();
+        let (mut rest, mut tokenizer) = (text, &self.first);
+        let mut last = 0;
+        while !rest.is_empty() {
+            let before = text.len() - rest.len();
+            let (piece, behind) = rest.split_at(self.piece(rest));
+            let encoding = tokenizer
+                .encode(piece, false)
+                .map_err(|error| ModelError::Encode(error.to_string()))?;
+            for (_, end) in encoding.get_offsets() {
+                last = last.max(before + piece.floor_char_boundary(*end));
+                ends.push(last);
+            }
+            rest = behind;
+            tokenizer = self.rest.as_ref().unwrap_or(&self.first);
+        }
+        Ok(ends)
+    }
+
     /// The end of a text's first piece, in bytes.
     fn piece(&self, text: &str) -> usize {
         let Some(cuts) = self.cuts.as_ref().filter(|_| text.len() > self.size) else {

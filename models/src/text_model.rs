@@ -1,5 +1,7 @@
 //! Text to token ids and back, by the model's own tokenizer and chat template.
 
+mod turns;
+
 use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;

@@ -5,7 +5,10 @@
 use std::path::{Path, PathBuf};
 
 use phi_edge_engine::TokenId;
-use phi_edge_models::{EncodeCost, EncodeError, Message, ModelDir, Role, TextModel};
+use phi_edge_models::{
+    ChatEncoder as _, EncodeCost, EncodeError, Message, ModelDir, PromptRoom, Role, TextModel, Truncation,
+    encode_truncated,
+};
 use proptest::prelude::*;
 use serde_json::Value;
 
@@ -340,4 +343,48 @@ fn a_prompt_is_encoded_within_its_room_or_measured() {
     let cost = text.encode_cost(&chat(&words)).unwrap();
     assert!(cost.memory < words.len() * 8 + (8 << 20), "{cost:?}");
     assert!(cost.memory < EncodeCost::memory_for(words.len()));
+}
+
+#[test]
+fn a_session_is_cut_between_its_turns() {
+    let Some(root) = fixtures() else { return };
+    let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
+    let turn = |role, content: &str| Message {
+        role,
+        content: content.to_owned(),
+    };
+    let system = turn(Role::System, "Be brief.");
+    let questions = ["Who are you?", "漢字 and more?", "\n<|user|> Really?", "And now?"]
+        .map(|text| turn(Role::User, text));
+    for head in [&[][..], std::slice::from_ref(&system)] {
+        let mut said = text.encode_chat(&[head, &questions[..1]].concat()).unwrap();
+        for question in &questions[1..3] {
+            said.extend(text.encode_raw("An answer.").unwrap());
+            said.extend(text.encode_continuation(std::slice::from_ref(question)).unwrap());
+        }
+        said.extend(text.encode_raw("The last answer.").unwrap());
+        let turns = text.turns(&said).unwrap();
+        assert_eq!(turns.turns.len(), 3, "a spelling in a text is no turn");
+        let whole = said.len() + text.encode_continuation(&questions[3..]).unwrap().len();
+        for (left_out, most) in [(1, whole - 1), (3, 30)] {
+            let room = PromptRoom {
+                preferred: most,
+                most,
+            };
+            let found =
+                encode_truncated(&text, &said, &questions[3..], Truncation::OldestMessages, room).unwrap();
+            let mut rest = head.to_vec();
+            for question in &questions[left_out..3] {
+                let last = question.content.contains("Really");
+                let answer = if last { "The last answer." } else { "An answer." };
+                rest.extend([question.clone(), turn(Role::Assistant, answer)]);
+            }
+            rest.push(questions[3].clone());
+            let expected = text.encode_chat(&rest).unwrap();
+            let shown =
+                |ids: &[TokenId]| stream(&text, &ids.iter().map(|id| id.0).collect::<Vec<_>>(), false);
+            assert_eq!(shown(&found.ids), shown(&expected));
+            assert_eq!(found.left_out, whole - found.ids.len());
+        }
+    }
 }

@@ -283,3 +283,37 @@ fn ctrl_c_ends_it_with_what_there_is() {
         assert_eq!(reply["finish_reason"], "cancelled");
     }
 }
+
+#[test]
+fn a_prompt_that_is_too_long_is_an_error_or_is_cut() {
+    if !has_library() {
+        return;
+    }
+    let model = phi_edge_tests::demo_model();
+    let model = model.to_str().unwrap();
+    let long = format!("Who are you? {} Who are you?", "word ".repeat(3000));
+    let run = |truncation: &str| {
+        ask(&[
+            "--model",
+            model,
+            "--json",
+            "--max-tokens",
+            "9",
+            "--truncation",
+            truncation,
+            &long,
+        ])
+    };
+    let refused = run("error");
+    assert_eq!(refused.status.code(), Some(1));
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("2048"));
+    let cut = run("middle");
+    let usage = json(&cut)["usage"].clone();
+    let count = |what: &str| usage[what].as_u64().unwrap_or_else(|| panic!("{usage}"));
+    assert!((2030..=2039).contains(&count("prompt_tokens")), "{usage}");
+    assert!(count("left_out_tokens") > 900, "{usage}");
+    assert!(String::from_utf8_lossy(&cut.stderr).contains("a part of it is left out"));
+    // Nothing else can be left out of one prompt.
+    assert_eq!(run("oldest_messages").status.code(), Some(1));
+    assert_eq!(run("latest").status.code(), Some(2));
+}

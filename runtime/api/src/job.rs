@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use phi_edge_engine::Sampling;
-use phi_edge_models::Message;
+use phi_edge_models::{Message, Truncation};
 
 use phi_edge_job::Receipt;
 use phi_edge_job::TraceParent;
@@ -100,8 +100,12 @@ pub struct NewJob {
     pub sampling: Sampling,
     /// Stop strings.
     pub stop: Vec<String>,
+    /// The part of the conversation that is left out where it is too long. Of no meaning once the prompt is encoded.
+    pub truncation: Truncation,
     /// Whether chunks are published as the text grows.
     pub stream: bool,
+    /// Whether chunks are published as the prompt is computed.
+    pub progress: bool,
     /// The priority of a job.
     pub priority: Priority,
     /// The time left until the answer is of no use.

@@ -8,5 +8,5 @@ mod reply;
 pub use job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
 pub use phi_edge_engine::Sampling;
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
-pub use phi_edge_models::{Message, Role};
-pub use reply::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
+pub use phi_edge_models::{Message, Role, Truncation};
+pub use reply::{Answer, DeadLetter, PromptProgress, Refusal, Reply, ReplyBody};

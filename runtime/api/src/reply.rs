@@ -25,14 +25,16 @@ pub struct Reply {
 /// The content of a reply, by its kind.
 #[derive(Debug, Clone, PartialEq)]
 pub enum ReplyBody {
-    /// A piece of the text as it grows; its loss does no harm.
+    /// A piece of the text as it grows, or the progress of the prompt; its loss does no harm.
     Chunk {
         /// 1, and one more after each restart of the job.
         attempt: u32,
         /// 0, 1, 2, … within the attempt.
         seq: u32,
-        /// The new text.
+        /// The new text; empty with `progress`.
         delta: String,
+        /// The part of the prompt that is computed.
+        progress: Option<PromptProgress>,
     },
     /// The answer.
     Final(Answer),
@@ -56,6 +58,15 @@ impl ReplyBody {
         };
         bytes as u64
     }
+}
+
+/// The part of a prompt that is computed, in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PromptProgress {
+    /// The number of tokens that are computed, with those of the prefix cache.
+    pub done: usize,
+    /// The number of tokens of the prompt.
+    pub total: usize,
 }
 
 /// A report of a message that could not be served. Where the letter itself can't be delivered, the link leaves out the texts
@@ -106,6 +117,8 @@ pub struct Answer {
     pub completion_tokens: usize,
     /// The number of prompt tokens whose keys and values were reused.
     pub cached_tokens: usize,
+    /// The number of tokens of the conversation that the prompt does not have, because it was too long.
+    pub left_out_tokens: usize,
     /// The time from acceptance to the start.
     pub queued: Duration,
     /// The time from the start to the first token.

@@ -8,6 +8,7 @@ mod decoder;
 mod detokenizer;
 mod engine;
 mod ids;
+mod prefill_estimate;
 mod repetition;
 mod request;
 mod rows;
@@ -25,4 +26,5 @@ pub use decoder::{
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, KvUse};
 pub use ids::{RequestId, RowId, TokenId};
+pub use prefill_estimate::{PrefillEstimate, PrefillTime};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};

@@ -70,6 +70,15 @@ pub enum Event {
         /// The request.
         id: RequestId,
     },
+    /// A run has computed a part of its prompt.
+    Progress {
+        /// The request.
+        id: RequestId,
+        /// Tokens of the prompt that are computed, with those of the prefix cache.
+        done: usize,
+        /// Tokens of the prompt.
+        total: usize,
+    },
     /// New text: whole characters that no stop string can take back.
     Text {
         /// The request.

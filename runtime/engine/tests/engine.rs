@@ -520,3 +520,112 @@ fn room_is_not_made_by_giving_up_what_is_wanted() {
         said.push(3);
     }
 }
+
+#[test]
+fn progress_is_told_after_each_part_of_a_prompt_with_what_was_cached() {
+    let config = EngineConfig {
+        slots: 1,
+        prefill_chunk: 8,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(Scripted::new(digest), config);
+    let progress = |events: &[Event], wanted: u64| -> Vec<(usize, usize)> {
+        let told = events.iter().filter_map(|event| match event {
+            Event::Progress { id, done, total } if id.0 == wanted => Some((*done, *total)),
+            _ => None,
+        });
+        told.collect()
+    };
+    let prompt: Vec<u32> = (0..30).map(|n| n * 7 % 26).collect();
+    engine.submit(request(1, &prompt, 5), Duration::ZERO).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(progress(&events, 1), [(8, 30), (16, 30), (24, 30), (30, 30)]);
+    // It is told before the text that comes of it.
+    let of_text = events
+        .iter()
+        .position(|event| matches!(event, Event::Text { .. }));
+    let of_progress = events
+        .iter()
+        .rposition(|event| matches!(event, Event::Progress { .. }));
+    assert!(of_progress < of_text, "{events:?}");
+    let longer = [prompt.as_slice(), &[25; 10]].concat();
+    engine.submit(request(2, &longer, 5), Duration::ZERO).unwrap();
+    let events = run(&mut engine);
+    assert_eq!(progress(&events, 2), [(39, 40), (40, 40)]);
+}
+
+#[test]
+fn progress_tells_of_the_prompt_alone_where_an_answer_is_computed_again() {
+    let mut decoder = Scripted::new(digest);
+    decoder.caps.rope_boundary = Some(20);
+    let config = EngineConfig {
+        prefill_chunk: 6,
+        ..EngineConfig::default()
+    };
+    let mut engine = Engine::new(decoder, config);
+    engine.submit(request(1, &[1; 18], 20), Duration::ZERO).unwrap();
+    let events = run(&mut engine);
+    let told = events.iter().filter_map(|event| match event {
+        Event::Progress { done, total, .. } => Some((*done, *total)),
+        _ => None,
+    });
+    assert_eq!(told.collect::<Vec<_>>(), [(6, 18), (12, 18), (18, 18)]);
+}
+
+#[test]
+fn a_long_prompt_holds_up_others_by_one_part_at_most() {
+    for form in [Form::Plain, Form::Chunks, Form::Ragged] {
+        let mut decoder = scripted(false, form);
+        decoder.caps.context_length = 600;
+        let config = EngineConfig {
+            slots: 3,
+            prefill_chunk: 16,
+            stop_repetition: false,
+            speculation: false,
+            ..EngineConfig::default()
+        };
+        let mut engine = Engine::new(decoder, config);
+        let interrupt = Interrupt::new();
+        let mut events = Vec::new();
+        let now = || Duration::ZERO;
+        engine
+            .submit(request(1, &[1, 2, 3], 200), Duration::ZERO)
+            .unwrap();
+        engine.step(&now, &interrupt, &mut events);
+        let long: Vec<u32> = (0..500).map(|n| n * 11 % 26).collect();
+        engine.submit(request(2, &long, 2), Duration::ZERO).unwrap();
+        let texts = |events: &[Event], wanted: u64| text(events, wanted).len();
+        let is_read = |events: &[Event]| {
+            events
+                .iter()
+                .any(|event| matches!(event, Event::Progress { id, done: 500, .. } if id.0 == 2))
+        };
+        let (mut waited, mut step, mut short_from, mut short_waited) = (0, 0, None, None);
+        while !is_read(&events) {
+            let before = texts(&events, 1);
+            engine.step(&now, &interrupt, &mut events);
+            step += 1;
+            assert!(engine.decoder().longest_run <= 16, "{form:?}");
+            waited = if texts(&events, 1) > before { 0 } else { waited + 1 };
+            assert!(
+                waited <= 1,
+                "{form:?}: an answer waits {waited} steps at step {step}"
+            );
+            if step == 10 {
+                engine.submit(request(3, &[4, 5], 3), Duration::ZERO).unwrap();
+                short_from = Some(step);
+            }
+            if let (Some(from), None) = (short_from, short_waited)
+                && texts(&events, 3) > 0
+            {
+                short_waited = Some(step - from);
+            }
+        }
+        // A part of the long prompt, a step of the answer, then the short prompt.
+        assert!(
+            short_waited.is_some_and(|steps| steps <= 4),
+            "{form:?}: a short prompt waits {short_waited:?} steps of {step}"
+        );
+        assert!(step > 50, "{form:?}: the prompt takes {step} steps");
+    }
+}

@@ -1,7 +1,9 @@
 //! The interface to the text side of a model.
 
 use phi_edge_engine::{Detokenizer, TokenId};
-use phi_edge_models::{EncodeCost, EncodeError, Message, TextModel};
+use phi_edge_models::{
+    EncodeCost, EncodeError, Message, PromptRoom, TextModel, Truncated, Truncation, encode_truncated,
+};
 
 /// The reason why a conversation has no prompt within a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -44,6 +46,19 @@ pub trait Prompts: Send + Sync {
         room: usize,
     ) -> Result<Vec<TokenId>, PromptError> {
         within(self.encode_continuation(messages), room)
+    }
+
+    /// As [`Prompts::encode_within`] behind the ids `said`, or at a conversation's beginning without any; leaves out what
+    /// `truncation` allows so that all of it fits `room`. An error counts the ids that remain, with those of `said`.
+    fn encode_truncated(
+        &self,
+        _said: &[TokenId],
+        _messages: &[Message],
+        _truncation: Truncation,
+        _room: PromptRoom,
+    ) -> Result<Truncated, PromptError> {
+        let message = "truncation is not supported with this model's text side";
+        Err(PromptError::Refused(message.to_owned()))
     }
 
     /// Returns the cost of encoding, measured without encoding. The error is one line for the client.
@@ -105,6 +120,16 @@ impl Prompts for TextModel {
         room: usize,
     ) -> Result<Vec<TokenId>, PromptError> {
         Ok(TextModel::encode_continuation_within(self, messages, room)?)
+    }
+
+    fn encode_truncated(
+        &self,
+        said: &[TokenId],
+        messages: &[Message],
+        truncation: Truncation,
+        room: PromptRoom,
+    ) -> Result<Truncated, PromptError> {
+        Ok(encode_truncated(self, said, messages, truncation, room)?)
     }
 
     fn cost(&self, messages: &[Message]) -> Result<EncodeCost, String> {

@@ -504,7 +504,12 @@ async fn chunks_come_at_once_and_then_at_intervals() {
     let mut seqs = 0;
     let last = loop {
         match bench.body().await {
-            ReplyBody::Chunk { attempt, seq, delta } => {
+            ReplyBody::Chunk {
+                attempt,
+                seq,
+                delta,
+                progress: None,
+            } => {
                 assert_eq!((attempt, seq), (1, seqs));
                 if seq == 0 {
                     assert_eq!(delta, "0 ");

@@ -2,6 +2,8 @@
 //!
 //! The types spell out the field names, so that a change of the domain's types can't change the file unnoticed.
 
+mod address_row;
+
 use std::time::Duration;
 
 use phi_edge_engine::{Sampling, TokenId};
@@ -11,11 +13,12 @@ use super::clock::{Moment, wall_ms};
 use super::event_row::{EventRow, OutputRow};
 use crate::receipt::{ReceiptMark, ReceiptRow};
 use phi_edge_api::{Answer, DeadLetter, Refusal, Reply, ReplyBody};
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
-use phi_edge_job::TraceParent;
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, Truncation};
 use phi_edge_job::{ErrorCode, FinishReason};
 use phi_edge_rules::changes::RestoredRules;
 use phi_edge_rules::{Published, Time};
+
+pub(super) use address_row::AddressRow;
 
 /// The attempts at a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -35,6 +38,8 @@ pub struct JobRecord {
     pub job: NewJob,
     /// The ids of its prompt.
     pub prompt: Vec<TokenId>,
+    /// The number of tokens of the conversation that the prompt does not have.
+    pub left_out_tokens: usize,
     /// Its place in the order of arrival.
     pub place: u64,
     /// The attempts at it.
@@ -98,6 +103,10 @@ pub(super) struct RequestRow {
     seed: u64,
     stop: Vec<String>,
     stream: bool,
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    progress: bool,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) left_out_tokens: usize,
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
@@ -107,7 +116,7 @@ pub(super) struct RequestRow {
 }
 
 impl RequestRow {
-    pub(super) fn of(job: &NewJob) -> Self {
+    pub(super) fn of(job: &NewJob, left_out_tokens: usize) -> Self {
         Self {
             receipts: Vec::new(),
             max_tokens: job.max_tokens,
@@ -119,6 +128,8 @@ impl RequestRow {
             seed: job.sampling.seed,
             stop: job.stop.clone(),
             stream: job.stream,
+            progress: job.progress,
+            left_out_tokens,
             priority: job.priority as u8,
             session: job.session.clone(),
         }
@@ -139,7 +150,10 @@ impl RequestRow {
                 seed: self.seed,
             },
             stop: self.stop,
+            // The prompt is encoded.
+            truncation: Truncation::default(),
             stream: self.stream,
+            progress: self.progress,
             priority: match self.priority {
                 0 => Priority::Background,
                 2 => Priority::Interactive,
@@ -150,48 +164,6 @@ impl RequestRow {
             reply,
             payload_bytes: None,
             receipt: None,
-        }
-    }
-}
-
-#[derive(Serialize, Deserialize)]
-pub(super) struct AddressRow {
-    /// Empty where the reply goes to no topic.
-    topic: String,
-    /// The reply is held for pick-up.
-    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
-    held: bool,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    correlation: Option<Vec<u8>>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    traceparent: Option<String>,
-}
-
-impl From<&ReplyAddress> for AddressRow {
-    fn from(address: &ReplyAddress) -> Self {
-        Self {
-            topic: address.topic().unwrap_or_default().to_owned(),
-            held: address.target == ReplyTarget::Held,
-            correlation: address.correlation.clone(),
-            traceparent: address
-                .traceparent
-                .as_ref()
-                .map(|trace| trace.as_str().to_owned()),
-        }
-    }
-}
-
-impl From<AddressRow> for ReplyAddress {
-    fn from(row: AddressRow) -> Self {
-        let target = match (row.held, row.topic.is_empty()) {
-            (true, _) => ReplyTarget::Held,
-            (false, true) => ReplyTarget::Nowhere,
-            (false, false) => ReplyTarget::Topic(row.topic),
-        };
-        Self {
-            target,
-            correlation: row.correlation,
-            traceparent: row.traceparent.as_deref().and_then(TraceParent::parse),
         }
     }
 }
@@ -239,6 +211,8 @@ pub(super) enum BodyRow {
         prompt_tokens: usize,
         completion_tokens: usize,
         cached_tokens: usize,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        left_out_tokens: usize,
         queued_ns: u64,
         prefill_ns: u64,
         decode_ns: u64,
@@ -306,6 +280,7 @@ impl BodyRow {
                 prompt_tokens: answer.prompt_tokens,
                 completion_tokens: answer.completion_tokens,
                 cached_tokens: answer.cached_tokens,
+                left_out_tokens: answer.left_out_tokens,
                 queued_ns: nanos(answer.queued),
                 prefill_ns: nanos(answer.prefill),
                 decode_ns: nanos(answer.decode),
@@ -346,6 +321,7 @@ impl BodyRow {
                 prompt_tokens,
                 completion_tokens,
                 cached_tokens,
+                left_out_tokens,
                 queued_ns,
                 prefill_ns,
                 decode_ns,
@@ -357,6 +333,7 @@ impl BodyRow {
                 prompt_tokens,
                 completion_tokens,
                 cached_tokens,
+                left_out_tokens,
                 queued: Duration::from_nanos(queued_ns),
                 prefill: Duration::from_nanos(prefill_ns),
                 decode: Duration::from_nanos(decode_ns),
@@ -414,6 +391,12 @@ pub(super) fn ids_to_bytes(ids: &[TokenId]) -> Vec<u8> {
 pub(super) fn ids_of_bytes(bytes: &[u8]) -> Vec<TokenId> {
     let (ids, _) = bytes.as_chunks::<4>();
     ids.iter().map(|id| TokenId(u32::from_le_bytes(*id))).collect()
+}
+
+/// Whether a number is left out of its row, as the rows of earlier versions have none.
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the shape that serde wants")]
+fn is_zero(number: &usize) -> bool {
+    *number == 0
 }
 
 fn nanos(time: Duration) -> u64 {

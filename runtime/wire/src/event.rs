@@ -47,6 +47,7 @@ pub fn encode_event(event: &Event, node: &str) -> Vec<u8> {
             prompt_tokens: event.prompt_tokens,
             completion_tokens: event.completion_tokens,
             cached_tokens: event.cached_tokens,
+            left_out_tokens: None,
         },
         model: &event.model,
         node,

@@ -9,6 +9,9 @@ pub(crate) struct Usage {
     pub(crate) prompt_tokens: usize,
     pub(crate) completion_tokens: usize,
     pub(crate) cached_tokens: usize,
+    /// Absent where nothing was left out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) left_out_tokens: Option<usize>,
 }
 
 /// The reason why there is no answer.

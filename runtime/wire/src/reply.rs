@@ -1,6 +1,6 @@
 //! The JSON of replies: chunks, final replies and errors.
 
-use phi_edge_api::{Answer, Refusal, Reply, ReplyBody};
+use phi_edge_api::{Answer, PromptProgress, Refusal, Reply, ReplyBody};
 use serde::Serialize;
 
 use crate::dead_letter::encode_dead_letter;
@@ -23,11 +23,17 @@ pub fn reply_kind(reply: &ReplyBody) -> &'static str {
 pub fn encode_reply(reply: &Reply, node: &str) -> Vec<u8> {
     let id = reply.key.id.as_str();
     match &reply.body {
-        ReplyBody::Chunk { attempt, seq, delta } => to_json(&ChunkBody {
+        ReplyBody::Chunk {
+            attempt,
+            seq,
+            delta,
+            progress,
+        } => to_json(&ChunkBody {
             id,
             attempt: *attempt,
             seq: *seq,
             delta,
+            progress: progress.map(|PromptProgress { done, total }| ProgressBody { done, total }),
         }),
         ReplyBody::Final(answer) => to_json(&FinalBody::new(id, answer, node)),
         ReplyBody::Error(refusal) => to_json(&ErrorReplyBody {
@@ -61,6 +67,14 @@ struct ChunkBody<'a> {
     attempt: u32,
     seq: u32,
     delta: &'a str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    progress: Option<ProgressBody>,
+}
+
+#[derive(Serialize)]
+struct ProgressBody {
+    done: usize,
+    total: usize,
 }
 
 #[derive(Serialize)]
@@ -101,6 +115,7 @@ impl<'a> FinalBody<'a> {
                 prompt_tokens: answer.prompt_tokens,
                 completion_tokens: answer.completion_tokens,
                 cached_tokens: answer.cached_tokens,
+                left_out_tokens: (answer.left_out_tokens > 0).then_some(answer.left_out_tokens),
             },
             timing: Timing {
                 queued_ms: millis(answer.queued),
@@ -153,9 +168,22 @@ mod tests {
             encoded(ReplyBody::Chunk {
                 attempt: 1,
                 seq: 0,
-                delta: "hé".into()
+                delta: "hé".into(),
+                progress: None,
             }),
             json!({"id":"a","attempt":1,"seq":0,"delta":"hé"})
+        );
+        assert_eq!(
+            encoded(ReplyBody::Chunk {
+                attempt: 1,
+                seq: 2,
+                delta: String::new(),
+                progress: Some(PromptProgress {
+                    done: 512,
+                    total: 2000
+                }),
+            }),
+            json!({"id":"a","attempt":1,"seq":2,"delta":"","progress":{"done":512,"total":2000}})
         );
         let answer = Answer {
             reply_id: "b.1".into(),
@@ -164,11 +192,19 @@ mod tests {
             prompt_tokens: 3,
             completion_tokens: 2,
             cached_tokens: 1,
+            left_out_tokens: 0,
             queued: Duration::from_millis(4),
             prefill: Duration::from_millis(5),
             decode: Duration::from_millis(6),
             model: "phi".into(),
         };
+        assert_eq!(
+            encoded(ReplyBody::Final(Answer {
+                left_out_tokens: 7,
+                ..answer.clone()
+            }))["usage"],
+            json!({"prompt_tokens":3,"completion_tokens":2,"cached_tokens":1,"left_out_tokens":7})
+        );
         assert_eq!(
             encoded(ReplyBody::Final(answer)),
             json!({"id":"a","reply_id":"b.1","text":"hi","finish_reason":"length",

@@ -12,7 +12,8 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use phi_edge_api::{
-    Answer, DeadLetter, ErrorCode, FinishReason, JobKey, Refusal, Reply, ReplyAddress, ReplyBody,
+    Answer, DeadLetter, ErrorCode, FinishReason, JobKey, PromptProgress, Refusal, Reply, ReplyAddress,
+    ReplyBody,
 };
 use phi_edge_rules::{
     CloseReason, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
@@ -136,14 +137,23 @@ fn words(schema: &str) -> BTreeSet<String> {
 
 #[test]
 fn replies_are_as_documented() {
-    let chunk = |attempt, seq| {
+    let chunk = |attempt, seq, delta: &str, progress| {
         reply(ReplyBody::Chunk {
             attempt,
             seq,
-            delta: "hé".into(),
+            delta: delta.into(),
+            progress,
         })
     };
-    check("Chunk", &[chunk(1, 0), chunk(2, u32::MAX)]);
+    let progress = Some(PromptProgress { done: 0, total: 7 });
+    check(
+        "Chunk",
+        &[
+            chunk(1, 0, "hé", None),
+            chunk(2, u32::MAX, "", None),
+            chunk(1, 3, "", progress),
+        ],
+    );
 
     let answer = |finish_reason| {
         reply(ReplyBody::Final(Answer {
@@ -153,6 +163,7 @@ fn replies_are_as_documented() {
             prompt_tokens: 3,
             completion_tokens: 2,
             cached_tokens: 1,
+            left_out_tokens: usize::from(finish_reason == FinishReason::Stop),
             queued: Duration::from_millis(4),
             prefill: Duration::ZERO,
             decode: Duration::MAX,
@@ -430,7 +441,12 @@ fn values(name: &str) -> BoxedStrategy<Value> {
                 })
                 .boxed()
         }
-        "stream" => any::<bool>().prop_map(Value::from).boxed(),
+        "truncation" => {
+            proptest::sample::select(&["error", "oldest_messages", "middle", "oldest", "Middle"][..])
+                .prop_map(Value::from)
+                .boxed()
+        }
+        "stream" | "progress" => any::<bool>().prop_map(Value::from).boxed(),
         "priority" => proptest::sample::select(&["interactive", "normal", "background", "high"][..])
             .prop_map(Value::from)
             .boxed(),

@@ -37,6 +37,9 @@ pub(crate) const EXAMPLES: &str = "Examples:
 Then, from any machine that reaches the broker:
   mosquitto_rr -t phi-edge/v1/NODE/request -e phi-edge/v1/NODE/response/1 -m 'Why is the sky blue?'";
 
+/// The optional features of requests that this version has, as the status names them.
+const FEATURES: [&str; 6] = ["chat", "stream", "cancel", "session", "truncation", "progress"];
+
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
@@ -100,7 +103,7 @@ impl<'a> App<'a> {
         let status = Status {
             reason: Some("the model is loading".into()),
             version: env!("CARGO_PKG_VERSION").into(),
-            features: vec!["chat".into(), "stream".into(), "cancel".into(), "session".into()],
+            features: FEATURES.map(str::to_owned).to_vec(),
             limits: service::status_limits(config),
             ..Status::new(State::Starting, identity::start_id())
         };

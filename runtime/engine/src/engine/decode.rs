@@ -27,7 +27,14 @@ impl<D: Decoder> Engine<D> {
         let mut members = self.members(regime);
         for &index in &members {
             self.steps += 1;
-            self.running[index].served = self.steps;
+            let sequence = &mut self.running[index];
+            sequence.served = self.steps;
+            // The last token of a prompt that chunks did not reach.
+            let total = sequence.request.prompt.len();
+            if sequence.chunks > 0 && sequence.tokens.len() == total {
+                let (id, done) = (sequence.id(), total);
+                events.push(Event::Progress { id, done, total });
+            }
         }
         let drafts = self.drafts(&members, &caps);
         if let Err((index, error)) = self.reserve(&members, &drafts, &caps) {

@@ -63,6 +63,12 @@ impl<D: Decoder> Engine<D> {
                 self.run_times
                     .record_prefill(end - sequence.computed, time.saturating_sub(started));
                 sequence.computed = end;
+                let total = sequence.request.prompt.len();
+                // An answer that is computed again for other rope factors has no prompt to wait for.
+                if sequence.tokens.len() == total {
+                    let (id, done) = (sequence.id(), end);
+                    events.push(Event::Progress { id, done, total });
+                }
                 if end < sequence.tokens.len() {
                     return;
                 }

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::TokenId;
-use phi_edge_models::{EncodeCost, Message};
+use phi_edge_models::{EncodeCost, Message, PromptRoom, Truncated, Truncation};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -25,6 +25,9 @@ const ENCODE_MEMORY: usize = 128 << 20;
 
 /// The bytes of text up to which a request is encoded without being measured, and does not wait behind larger ones.
 const SMALL_TEXT: usize = 16 << 10;
+
+/// The memory of a truncation for each byte of text, in bytes: all of the text's ids, and the ends of its tokens.
+const TRUNCATION_MEMORY: usize = 16;
 
 /// The time from the start to the first suspect's turn. Another cause that kills processes again and again does so
 /// sooner, or coincides with the encoding of a suspect only by chance.
@@ -43,8 +46,10 @@ pub(crate) struct Encode {
     pub(crate) messages: Vec<Message>,
     /// The ids that it continues; empty at a conversation's beginning.
     pub(crate) said: Vec<TokenId>,
-    /// The maximum number of ids, including those of `said`.
-    pub(crate) most: usize,
+    /// The maximum numbers of ids, including those of `said`.
+    pub(crate) room: PromptRoom,
+    /// The part that is left out where there are more.
+    pub(crate) truncation: Truncation,
     /// The time after which its ids are of no use.
     pub(crate) expires: Instant,
 }
@@ -56,6 +61,7 @@ struct Work<'a> {
     suspect: bool,
     /// The maximum number of ids, where the measure can be compared with it.
     room: Option<usize>,
+    truncation: Truncation,
 }
 
 /// The reason why a text was not encoded.
@@ -94,11 +100,12 @@ impl EncodeDoor {
         &self,
         prompts: &Arc<dyn Prompts>,
         encode: Encode,
-    ) -> Result<Vec<TokenId>, NotEncoded> {
+    ) -> Result<Truncated, NotEncoded> {
         let Encode {
             messages,
             said,
-            most,
+            room,
+            truncation,
             expires,
         } = encode;
         let digest = digest(&messages);
@@ -117,7 +124,8 @@ impl EncodeDoor {
             digest,
             suspect,
             // A continuation has no lower bound: the measure is that of a conversation's beginning.
-            room: said.is_empty().then_some(most),
+            room: (said.is_empty() && truncation == Truncation::Error).then_some(room.most),
+            truncation,
         };
         let share = timeout_at(expires, self.share(prompts, &work)).await;
         let share = share.unwrap_or(Err(NotEncoded::Expired))?;
@@ -125,7 +133,13 @@ impl EncodeDoor {
         // A long prompt takes the tokenizer long, and must not block a thread of the runtime.
         let encoded = tokio::task::spawn_blocking(move || {
             let _entry = encode_note::enter(&note, digest, suspect);
-            let encoded = encode_behind(prompts.as_ref(), said, &messages, most);
+            let encoded = if truncation == Truncation::Error {
+                let ids = encode_behind(prompts.as_ref(), said, &messages, room.most);
+                ids.map(|ids| Truncated { ids, left_out: 0 })
+            } else {
+                let truncated = prompts.encode_truncated(&said, &messages, truncation, room);
+                truncated.map_err(|error| not_encoded(error, 0))
+            };
             drop(share);
             encoded
         });
@@ -176,7 +190,12 @@ impl EncodeDoor {
             });
         }
         // Nothing is held while this waits, so that no two texts wait for each other's memory.
-        Ok(self.budget.take(Lane::Large, cost.memory).await)
+        let truncating = match work.truncation {
+            Truncation::Error => 0,
+            Truncation::OldestMessages | Truncation::Middle => text.saturating_mul(TRUNCATION_MEMORY),
+        };
+        let memory = cost.memory.saturating_add(truncating);
+        Ok(self.budget.take(Lane::Large, memory).await)
     }
 
     fn lock(&self) -> parking_lot::MutexGuard<'_, EncodeNote> {
@@ -197,19 +216,24 @@ fn encode_behind(
     } else {
         prompts.encode_continuation_within(messages, room)
     };
-    let ids = ids.map_err(|error| match error {
-        PromptError::TooLong { tokens, exact } => NotEncoded::TooLong {
-            tokens: tokens + before,
-            exact,
-        },
-        PromptError::Refused(message) => NotEncoded::Refused(message),
-    })?;
+    let ids = ids.map_err(|error| not_encoded(error, before))?;
     if before == 0 {
         return Ok(ids);
     }
     let mut prompt = said;
     prompt.extend(ids);
     Ok(prompt)
+}
+
+/// The error of a text behind `before` ids.
+fn not_encoded(error: PromptError, before: usize) -> NotEncoded {
+    match error {
+        PromptError::TooLong { tokens, exact } => NotEncoded::TooLong {
+            tokens: tokens + before,
+            exact,
+        },
+        PromptError::Refused(message) => NotEncoded::Refused(message),
+    }
 }
 
 /// Returns the digest of a text, independent of its sender and id.

@@ -58,6 +58,13 @@ impl Prompts for Held {
     }
 }
 
+fn room(most: usize) -> PromptRoom {
+    PromptRoom {
+        preferred: most,
+        most,
+    }
+}
+
 fn encode(text: &str) -> Encode {
     Encode {
         messages: vec![Message {
@@ -65,7 +72,8 @@ fn encode(text: &str) -> Encode {
             content: text.to_owned(),
         }],
         said: Vec::new(),
-        most: usize::MAX,
+        room: room(usize::MAX),
+        truncation: Truncation::Error,
         expires: Instant::now() + Duration::from_hours(1),
     }
 }
@@ -103,9 +111,9 @@ async fn large_texts_wait_for_memory_and_small_ones_do_not_wait_for_them() {
     };
     assert_eq!(door.encode(&prompts, late).await, Err(NotEncoded::Expired));
     held.release();
-    assert_eq!(small.await.unwrap().unwrap().len(), 5);
+    assert_eq!(small.await.unwrap().unwrap().ids.len(), 5);
     for large in waiting {
-        assert_eq!(large.await.unwrap().unwrap().len(), 1 << 20);
+        assert_eq!(large.await.unwrap().unwrap().ids.len(), 1 << 20);
     }
     assert_eq!(held.most.load(Ordering::SeqCst), 2, "one large and one small");
 }
@@ -130,7 +138,7 @@ async fn a_suspect_is_encoded_alone_and_after_three_deaths_not_at_all() {
         let begun = Instant::now();
         let waits = timeout(SUSPECT_DELAY / 2, door.encode(&prompts, encode("poison"))).await;
         assert!(waits.is_err(), "not yet");
-        assert_eq!(door.encode(&prompts, encode("other")).await.unwrap().len(), 5);
+        assert_eq!(door.encode(&prompts, encode("other")).await.unwrap().ids.len(), 5);
         assert!(begun.elapsed() < SUSPECT_DELAY, "others do not wait");
         // What is encoded alone waits for all others.
         let other = door.budget.take(Lane::Small, 1).await;
@@ -183,7 +191,7 @@ async fn what_is_surely_too_long_is_not_encoded() {
     let prompts: Arc<dyn Prompts> = Arc::clone(&held) as _;
     let door = EncodeDoor::open(None);
     let long = Encode {
-        most: 1000,
+        room: room(1000),
         ..encode(&"x".repeat(1 << 20))
     };
     let too_long = NotEncoded::TooLong {

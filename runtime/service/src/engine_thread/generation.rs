@@ -6,6 +6,8 @@
 use phi_edge_engine::{Failure, GenerateRequest, Interrupt, RequestId, Summary};
 use tokio::sync::watch;
 
+use phi_edge_api::PromptProgress;
+
 /// A command to the engine's thread.
 pub enum EngineCommand {
     /// Generate an answer.
@@ -22,6 +24,8 @@ pub enum EngineCommand {
 #[derive(Default)]
 struct Progress {
     text: String,
+    /// The part of the prompt that is computed.
+    prompt: Option<PromptProgress>,
     end: Option<Result<Summary, Failure>>,
 }
 
@@ -37,6 +41,12 @@ impl Sink {
     pub fn text(&self, delta: &str) {
         self.progress
             .send_modify(|progress| progress.text.push_str(delta));
+    }
+
+    /// Sets the part of the prompt that is computed.
+    pub fn prompt(&self, computed: PromptProgress) {
+        self.progress
+            .send_modify(|progress| progress.prompt = Some(computed));
     }
 
     /// Ends the generation with a complete answer.
@@ -66,6 +76,8 @@ impl Sink {
 /// An update of a generation.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Update {
+    /// A part of the prompt is computed.
+    Progress(PromptProgress),
     /// New text.
     Text(String),
     /// The end: the text is complete.
@@ -84,6 +96,8 @@ pub struct Generation {
     id: RequestId,
     /// The number of bytes of the text that were returned.
     taken: usize,
+    /// The progress of the prompt that was returned last.
+    prompt: Option<PromptProgress>,
     ended: bool,
 }
 
@@ -101,6 +115,7 @@ impl Generation {
             interrupt,
             id,
             taken: 0,
+            prompt: None,
             ended: false,
         };
         (generation, sink)
@@ -111,6 +126,10 @@ impl Generation {
         loop {
             {
                 let progress = self.progress.borrow_and_update();
+                if let Some(computed) = progress.prompt.filter(|computed| self.prompt != Some(*computed)) {
+                    self.prompt = Some(computed);
+                    return Update::Progress(computed);
+                }
                 if let Some(delta) = progress.text.get(self.taken..).filter(|d| !d.is_empty()) {
                     let delta = delta.to_owned();
                     self.taken = progress.text.len();

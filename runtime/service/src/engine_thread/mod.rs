@@ -18,6 +18,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
 use handle::{EngineThread, Gauges};
+use phi_edge_api::PromptProgress;
 
 pub use generation::{EngineCommand, Generation, Sink, Update};
 pub(crate) use handle::{Ask, EngineClient, LoadGauge, Waker};
@@ -292,6 +293,11 @@ fn take<D: Decoder>(
 fn deliver(sinks: &mut HashMap<RequestId, Sink>, event: Event) {
     match event {
         Event::Started { .. } => {}
+        Event::Progress { id, done, total } => {
+            if let Some(sink) = sinks.get(&id) {
+                sink.prompt(PromptProgress { done, total });
+            }
+        }
         Event::Text { id, delta } => {
             if let Some(sink) = sinks.get(&id) {
                 sink.text(&delta);

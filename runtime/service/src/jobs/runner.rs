@@ -64,9 +64,7 @@ impl Runner {
         let waited = start.accepted.elapsed();
         // A session goes on from what its client saw, and a stop text is not part of that.
         let may_hide = start.job.session.is_some() && !start.job.stop.is_empty();
-        // Chunks are sent to a topic only: what is held for pick-up is the outcome.
-        let is_streamed = start.job.stream && start.job.reply.topic().is_some();
-        let chunks = is_streamed.then(|| Chunks::new(&start, self.replies, self.chunk_interval));
+        let chunks = Chunks::of(&start, self.replies, self.chunk_interval);
         let ask = Ask {
             prompt: start.prompt,
             max_tokens: start.job.max_tokens,
@@ -135,6 +133,12 @@ async fn follow(mut run: Run) -> Ended {
                         chunks.push(&delta);
                     }
                     text.push_str(&delta);
+                    None
+                }
+                Update::Progress(progress) => {
+                    if let Some(chunks) = &mut run.chunks {
+                        chunks.set_progress(progress);
+                    }
                     None
                 }
                 end => Some(end),

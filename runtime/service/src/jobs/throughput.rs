@@ -83,6 +83,7 @@ mod tests {
             prompt_tokens: 1,
             completion_tokens: tokens,
             cached_tokens: 0,
+            left_out_tokens: 0,
             queued: Duration::ZERO,
             prefill: Duration::from_secs(prefill),
             decode: Duration::from_secs(decode),

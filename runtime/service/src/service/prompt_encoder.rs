@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use phi_edge_engine::TokenId;
-use phi_edge_models::Message;
+use phi_edge_models::{Message, PromptRoom, Truncated, Truncation};
 use tokio::time::Instant;
 
 use crate::door::{Encode, EncodeDoor, NotEncoded};
@@ -58,17 +58,18 @@ impl PromptEncoder {
         room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
     }
 
-    /// Encodes `messages` behind the tokens of their session.
+    /// Encodes the messages of `job` behind the tokens of their session, and takes them out of it.
     pub(super) async fn encode(
         &self,
-        messages: Vec<Message>,
+        job: &mut NewJob,
         session_tokens: Vec<TokenId>,
         expires: Instant,
-    ) -> Result<Vec<TokenId>, NotEncoded> {
+    ) -> Result<Truncated, NotEncoded> {
         let encode = Encode {
-            messages,
+            messages: std::mem::take(&mut job.messages),
             said: session_tokens,
-            most: self.max_tokens(0),
+            room: PromptRoom::beside(job.max_tokens, self.context_length).at_most(self.max_tokens(0)),
+            truncation: job.truncation,
             expires,
         };
         self.door.encode(&self.prompts, encode).await
@@ -89,7 +90,9 @@ impl PromptEncoder {
         session_length: usize,
     ) -> Refusal {
         match error {
-            NotEncoded::TooLong { tokens, exact } => self.too_long(ledger, tokens, exact, session_length),
+            NotEncoded::TooLong { tokens, exact } => {
+                self.too_long(ledger, job, (tokens, exact), session_length)
+            }
             NotEncoded::Refused(message) => ledger.refuse(
                 ErrorCode::BadRequest,
                 format!("messages: the prompt can't be built: {message}"),
@@ -115,25 +118,49 @@ impl PromptEncoder {
         }
     }
 
-    /// The refusal of a prompt that has `tokens`, or at least `tokens` where the number is not exact.
-    fn too_long(&self, ledger: &mut Ledger, tokens: usize, exact: bool, session_length: usize) -> Refusal {
+    /// The refusal of a prompt that has `tokens`, or at least `tokens` where the number is not exact; after truncation it is
+    /// what remains.
+    fn too_long(
+        &self,
+        ledger: &mut Ledger,
+        job: &NewJob,
+        (tokens, exact): (usize, bool),
+        session_length: usize,
+    ) -> Refusal {
         let context = self.context_length;
         let count = if exact { "" } else { "at least " };
+        let left_out = match job.truncation {
+            Truncation::Error => "",
+            Truncation::OldestMessages => " without all messages that truncation may leave out",
+            Truncation::Middle => " without the middle of its longest message",
+        };
         if tokens < context {
             let most = self.max_prompt_tokens.load(Ordering::Relaxed);
-            let message =
-                format!("the prompt has {count}{tokens} tokens, limits.max_prompt_tokens is {most}");
+            let message = format!(
+                "the prompt has {count}{tokens} tokens{left_out}, limits.max_prompt_tokens is {most}"
+            );
             return ledger.refuse(ErrorCode::TooLarge, message);
         }
         let mut message = format!(
-            "the prompt has {count}{tokens} tokens; with room for one new token the context takes {context}"
+            "the prompt has {count}{tokens} tokens{left_out}, and max_tokens asks for {} more; with room for one new token \
+             the context takes {context}",
+            job.max_tokens
         );
-        if session_length > 0 {
-            let _ = write!(
-                message,
-                "; {session_length} of them are what the session has said so far: begin a new one"
-            );
+        match (job.truncation, session_length) {
+            (Truncation::OldestMessages, _) | (_, 0) => {}
+            (_, session_length) => {
+                let _ = write!(
+                    message,
+                    "; {session_length} of them are what the session has said so far: begin a new one"
+                );
+            }
         }
+        message.push_str(match job.truncation {
+            Truncation::Error => {
+                "; shorten the prompt, or ask with truncation oldest_messages or middle to leave out a part"
+            }
+            Truncation::OldestMessages | Truncation::Middle => "; shorten the prompt",
+        });
         ledger.refuse(ErrorCode::ContextOverflow, message)
     }
 }

@@ -303,9 +303,8 @@ impl Shared {
         arrived: Instant,
     ) -> Result<(), Refusal> {
         let session_length = session_tokens.len();
-        let messages = std::mem::take(&mut job.messages);
         let expires = self.ledger().expires(&job, arrived);
-        let encoded = self.encoder.encode(messages, session_tokens, expires).await;
+        let encoded = self.encoder.encode(&mut job, session_tokens, expires).await;
         let stored = {
             let mut ledger = self.ledger();
             match encoded {

@@ -11,10 +11,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, TokenId};
-use phi_edge_models::{Message, Role};
+use phi_edge_models::{
+    ChatEncoder, ConversationTurn, ConversationTurns, EncodeError, Message, ModelError, PromptRoom, Role,
+    Truncated, encode_truncated,
+};
 use phi_edge_service::{
-    EngineCommand, EngineHandle, EngineInfo, JobKey, LastEnd, NewJob, Priority, Prompts, Refusal, Reply,
-    ReplyAddress, ReplyBody, ReplyTarget, Service, ServiceConfig, Sink, Store, StoreConfig,
+    EngineCommand, EngineHandle, EngineInfo, JobKey, LastEnd, NewJob, Priority, PromptError, Prompts,
+    Refusal, Reply, ReplyAddress, ReplyBody, ReplyTarget, Service, ServiceConfig, Sink, Store, StoreConfig,
+    Truncation,
 };
 use tokio::sync::mpsc;
 use tokio::time::timeout;
@@ -41,6 +45,16 @@ impl Prompts for Bytes {
         Ok(ids)
     }
 
+    fn encode_truncated(
+        &self,
+        said: &[TokenId],
+        messages: &[Message],
+        truncation: Truncation,
+        room: PromptRoom,
+    ) -> Result<Truncated, PromptError> {
+        Ok(encode_truncated(self, said, messages, truncation, room)?)
+    }
+
     fn detokenizer(&self) -> Box<dyn Detokenizer> {
         Box::new(Letters)
     }
@@ -48,6 +62,48 @@ impl Prompts for Bytes {
     fn stop_ids(&self) -> Vec<TokenId> {
         vec![TokenId(0)]
     }
+}
+
+impl ChatEncoder for Bytes {
+    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+        within(self.encode(messages).unwrap(), room)
+    }
+
+    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+        within(self.encode_continuation(messages).unwrap(), room)
+    }
+
+    /// A turn begins behind each `|`.
+    fn turns(&self, ids: &[TokenId]) -> Option<ConversationTurns> {
+        let borders = ids.iter().enumerate().filter(|(_, id)| id.0 == u32::from(b'|'));
+        let starts = std::iter::once(0).chain(borders.map(|(at, _)| at + 1));
+        Some(ConversationTurns {
+            head: 0,
+            turns: starts
+                .map(|start| ConversationTurn { start, system: false })
+                .collect(),
+            close: 1,
+        })
+    }
+
+    fn token_ends(&self, text: &str) -> Result<Vec<usize>, ModelError> {
+        Ok((1..=text.len()).collect())
+    }
+}
+
+fn within(ids: Vec<TokenId>, room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    if ids.len() > room {
+        return Err(EncodeError::TooLong {
+            tokens: ids.len(),
+            exact: true,
+        });
+    }
+    Ok(ids)
+}
+
+/// The text of ids of [`Bytes`].
+pub fn text_of(ids: &[TokenId]) -> String {
+    ids.iter().map(|id| Letters.push(*id)).collect()
 }
 
 /// Each id is a character.
@@ -95,14 +151,28 @@ impl Bench {
     }
 
     pub fn on(config: ServiceConfig, slots: usize, replies: usize, store: Option<Store>) -> Self {
-        let (commands_tx, commands) = mpsc::channel(16);
-        let (replies_tx, replies) = mpsc::channel(replies);
-        let interrupt = Interrupt::new();
         let info = EngineInfo {
             context_length: 100,
             memory: Some(150),
             slots,
         };
+        Self::over(info, config, replies, store)
+    }
+
+    /// Over an engine of so large a context.
+    pub fn with_context(context_length: usize) -> Self {
+        let info = EngineInfo {
+            context_length,
+            memory: None,
+            slots: 1,
+        };
+        Self::over(info, ServiceConfig::default(), 64, None)
+    }
+
+    fn over(info: EngineInfo, config: ServiceConfig, replies: usize, store: Option<Store>) -> Self {
+        let (commands_tx, commands) = mpsc::channel(16);
+        let (replies_tx, replies) = mpsc::channel(replies);
+        let interrupt = Interrupt::new();
         let engine = EngineHandle::from_parts(commands_tx, interrupt.clone(), info);
         Self {
             service: Service::start_with(config, engine, Arc::new(Bytes), replies_tx, store),
@@ -174,7 +244,9 @@ pub fn job(id: &str) -> NewJob {
         max_tokens: 16,
         sampling: Sampling::default(),
         stop: vec![],
+        truncation: Truncation::Error,
         stream: false,
+        progress: false,
         priority: Priority::Normal,
         deadline: None,
         session: None,

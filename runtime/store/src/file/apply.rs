@@ -17,6 +17,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
             let JobRecord {
                 job,
                 prompt,
+                left_out_tokens,
                 place,
                 tries,
                 accepted,
@@ -33,7 +34,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                     client(&job.key),
                     job.key.id,
                     job.body_digest,
-                    json(&RequestRow::of(job)),
+                    json(&RequestRow::of(job, *left_out_tokens)),
                     ids_to_bytes(prompt),
                     addresses(std::slice::from_ref(&job.reply)),
                     accepted.up_ms,

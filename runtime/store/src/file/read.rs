@@ -123,10 +123,12 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> 
             wall_ms: row.get(wall)?,
         })
     };
+    let left_out_tokens = request.left_out_tokens;
     let restored = RestoredJob {
         record: JobRecord {
             job: request.job(key, row.get(3)?, first),
             prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
+            left_out_tokens,
             place: unsigned(row.get(0)?),
             tries: Tries {
                 attempts: row.get(11)?,

@@ -1,3 +1,5 @@
+use phi_edge_api::ReplyTarget;
+
 use super::*;
 
 #[test]
@@ -73,6 +75,37 @@ fn an_expiry_goes_on_over_a_restart() {
     let written = BodyRow::of(&ReplyBody::Event(published)).unwrap();
     let text = serde_json::to_string(&written).unwrap();
     assert!(text.contains("\"expires\":1"), "{text}");
+}
+
+#[test]
+fn rows_of_earlier_versions_have_whole_prompts_and_no_progress() {
+    let earlier = r#"{"max_tokens":5,"temperature":0.0,"top_k":0,"top_p":1.0,"min_p":0.0,"repetition_penalty":1.0,
+        "seed":1,"stop":[],"stream":true,"priority":1}"#;
+    let key = JobKey {
+        client: None,
+        id: "a".into(),
+    };
+    let row: RequestRow = serde_json::from_str(earlier).expect("a row");
+    assert_eq!(row.left_out_tokens, 0);
+    let mut job = row.job(key.clone(), [0; 32], ReplyAddress::nowhere());
+    assert!(job.stream && !job.progress);
+    job.progress = true;
+    let written = serde_json::to_string(&RequestRow::of(&job, 7)).expect("a row");
+    let row: RequestRow = serde_json::from_str(&written).expect("a row");
+    assert_eq!(row.left_out_tokens, 7);
+    assert_eq!(row.job(key, [0; 32], ReplyAddress::nowhere()), job);
+    let answer = r#"{"kind":"final","reply_id":"r","text":"t","finish_reason":"stop","prompt_tokens":3,
+        "completion_tokens":2,"cached_tokens":1,"queued_ns":0,"prefill_ns":0,"decode_ns":0,"model":"m"}"#;
+    let row: BodyRow = serde_json::from_str(answer).expect("a row");
+    let Some(ReplyBody::Final(mut answer)) = row.body() else {
+        panic!("no answer")
+    };
+    assert_eq!(answer.left_out_tokens, 0);
+    answer.left_out_tokens = 9;
+    let body = ReplyBody::Final(answer);
+    let written = serde_json::to_string(&BodyRow::of(&body)).expect("a row");
+    let row: BodyRow = serde_json::from_str(&written).expect("a row");
+    assert_eq!(row.body(), Some(body));
 }
 
 const EVENT: &str = r#"{"event_id":"e1","rule":"r","group":"g","start":1,"end":2,"reason":"due","messages":1,

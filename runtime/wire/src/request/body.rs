@@ -11,7 +11,7 @@ use crate::quote::cut;
 use crate::strict::{Object, TextOr, Word};
 
 /// The names of the fields of [`RequestBody`].
-pub(super) const FIELDS: [&str; 18] = [
+pub(super) const FIELDS: [&str; 20] = [
     "id",
     "prompt",
     "messages",
@@ -26,7 +26,9 @@ pub(super) const FIELDS: [&str; 18] = [
     "seed",
     "stop",
     "response_format",
+    "truncation",
     "stream",
+    "progress",
     "priority",
     "deadline_ms",
     "session",
@@ -51,7 +53,9 @@ pub(super) struct RequestBody {
     pub(super) seed: Option<Seed>,
     pub(super) stop: Option<TextOr<String>>,
     pub(super) response_format: Option<Object<ResponseFormat>>,
+    pub(super) truncation: Option<Word<TruncationName>>,
     pub(super) stream: Option<bool>,
+    pub(super) progress: Option<bool>,
     pub(super) priority: Option<Word<PriorityName>>,
     pub(super) deadline_ms: Option<u64>,
     pub(super) session: Option<String>,
@@ -139,6 +143,15 @@ pub(super) enum PriorityName {
     Interactive,
     Normal,
     Background,
+}
+
+/// The part of a conversation that is left out where it is too long.
+#[derive(Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(super) enum TruncationName {
+    Error,
+    OldestMessages,
+    Middle,
 }
 
 /// A seed of 64 bits. Clients of other servers send negative ones.

@@ -47,7 +47,9 @@ impl Request {
                 ..self.sampling
             },
             stop: self.stop,
+            truncation: self.truncation,
             stream: self.stream,
+            progress: self.progress,
             priority: self.priority,
             deadline,
             session: self.session,

@@ -7,7 +7,7 @@ mod options;
 
 use std::time::Duration;
 
-use phi_edge_api::{ErrorCode, Message, Priority, Sampling};
+use phi_edge_api::{ErrorCode, Message, Priority, Sampling, Truncation};
 
 use crate::id::{check_id, check_name};
 use body::{FIELDS, RequestBody};
@@ -39,8 +39,12 @@ pub struct Request {
     pub seeded: bool,
     /// The stop strings.
     pub stop: Vec<String>,
+    /// The part of the conversation that is left out where it is too long.
+    pub truncation: Truncation,
     /// Whether the text is sent in chunks as it grows.
     pub stream: bool,
+    /// Whether chunks are sent as the prompt is computed.
+    pub progress: bool,
     /// The priority in the queue.
     pub priority: Priority,
     /// The time that the client gives the answer.
@@ -91,7 +95,9 @@ pub fn parse_request(payload: Payload<'_>, token_limit: usize) -> Result<Option<
             sampling: Sampling::default(),
             seeded: false,
             stop: Vec::new(),
+            truncation: Truncation::default(),
             stream: false,
+            progress: false,
             priority: Priority::default(),
             deadline: None,
             session: None,
@@ -158,7 +164,9 @@ fn validate(body: RequestBody, token_limit: usize) -> Result<Request, FieldError
         max_tokens,
         sampling,
         seeded: body.seed.is_some(),
+        truncation: options::truncation(body.truncation.as_ref()),
         stream: body.stream.unwrap_or(false),
+        progress: body.progress.unwrap_or(false),
         priority: options::priority(body.priority.as_ref()),
         deadline,
         session: body.session,

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use phi_edge_api::{Priority, Sampling};
+use phi_edge_api::{Priority, Sampling, Truncation};
 
 use super::FieldError;
-use super::body::{PriorityName, RequestBody, Seed};
+use super::body::{PriorityName, RequestBody, Seed, TruncationName};
 use crate::quote::brief;
 use crate::strict::{Object, TextOr, Word};
 
@@ -96,6 +96,15 @@ pub(super) fn priority(word: Option<&Word<PriorityName>>) -> Priority {
         None | Some(Word(PriorityName::Normal)) => Priority::Normal,
         Some(Word(PriorityName::Interactive)) => Priority::Interactive,
         Some(Word(PriorityName::Background)) => Priority::Background,
+    }
+}
+
+/// Returns the part of a conversation that is left out where it is too long.
+pub(super) fn truncation(word: Option<&Word<TruncationName>>) -> Truncation {
+    match word {
+        None | Some(Word(TruncationName::Error)) => Truncation::Error,
+        Some(Word(TruncationName::OldestMessages)) => Truncation::OldestMessages,
+        Some(Word(TruncationName::Middle)) => Truncation::Middle,
     }
 }
 

@@ -36,7 +36,7 @@ fn nothing_asks_nothing() {
 fn every_field_arrives() {
     let parsed = parse(
         r#"{"id":"a.b_c-1","prompt":"p","system":"s","max_tokens":7,"temperature":0.5,"top_p":0.9,"top_k":40,
-        "min_p":0.1,"repetition_penalty":1.1,"seed":-1,"stop":["x","y"],"stream":true,"priority":"interactive",
+        "min_p":0.1,"repetition_penalty":1.1,"seed":-1,"stop":["x","y"],"stream":true,"priority":"interactive","truncation":"middle","progress":true,
         "deadline_ms":1500,"session":"talk-1","response_format":{"type":"text"},"images":[]}"#,
     )
     .unwrap()
@@ -63,7 +63,9 @@ fn every_field_arrives() {
             },
             seeded: true,
             stop: vec!["x".into(), "y".into()],
+            truncation: Truncation::Middle,
             stream: true,
+            progress: true,
             priority: Priority::Interactive,
             deadline: Some(Duration::from_millis(1500)),
             session: Some("talk-1".into()),
@@ -99,6 +101,14 @@ fn faults_are_named() {
         (r#"{"prompt":"x","stop":[""]}"#, "stop[0]"),
         (r#"{"prompt":"x","stop":3}"#, "stop"),
         (r#"{"prompt":"x","priority":"high"}"#, "priority"),
+        (
+            r#"{"prompt":"x","truncation":"auto"}"#,
+            "truncation: unknown variant `auto`, expected one of `error`, `oldest_messages`, `middle`",
+        ),
+        (r#"{"prompt":"x","truncation":true}"#, "truncation: invalid type"),
+        (r#"{"prompt":"x","truncation":{"middle":null}}"#, "truncation"),
+        (r#"{"prompt":"x","progress":"yes"}"#, "progress: invalid type"),
+        (r#"{"prompt":"x","progress":1}"#, "progress: invalid type"),
         (r#"{"prompt":"x","deadline_ms":0}"#, "deadline_ms"),
         (r#"{"prompt":"x","messages":[]}"#, "prompt and messages"),
         (r#"{"prompt":" "}"#, "blank"),
@@ -231,7 +241,7 @@ fn lists_are_no_objects_and_objects_are_no_words() {
     };
     for text in [
         r#"["a","hello"]"#,
-        r#"[null,"hello",null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null]"#,
+        r#"[null,"hello",null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null,null]"#,
         r#""hello""#,
         r#"{"messages":[["user","hello"]]}"#,
         r#"{"messages":[{"role":{"user":null},"content":"x"}]}"#,

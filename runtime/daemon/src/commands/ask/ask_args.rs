@@ -2,7 +2,8 @@
 
 use std::path::PathBuf;
 
-use clap::Args;
+use clap::{Args, ValueEnum};
+use phi_edge_models::Truncation;
 use phi_edge_mqtt::BrokerUrl;
 
 use crate::setup::args::ModelArgs;
@@ -11,6 +12,7 @@ pub(crate) const EXAMPLES: &str = "Examples:
   phi-edge ask --model /var/lib/phi-edge/models/phi-3.5-mini \"Why is the sky blue?\"
   journalctl -n 50 | phi-edge ask --model DIR --system \"Summarise in one sentence.\" -
   phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json
+  phi-edge ask --model DIR --truncation middle - < long.log
   phi-edge ask --broker mqtt://broker.local \"Why is the sky blue?\"";
 
 #[derive(Args)]
@@ -56,12 +58,45 @@ pub(crate) struct AskArgs {
     /// Token ids instead of a prompt, separated by commas.
     #[arg(long, value_name = "1,2,3", value_delimiter = ',', conflicts_with = "prompt")]
     pub(crate) ids: Option<Vec<u32>>,
+    /// What to leave out of a prompt that is too long: the middle of it, or nothing, which is an error.
+    #[arg(long, value_name = "PART", default_value = "error", conflicts_with_all = ["raw", "ids"])]
+    pub(crate) truncation: TruncationArg,
     /// Print one JSON object on one line instead of the text.
     #[arg(long)]
     pub(crate) json: bool,
     /// The prompt; `-` reads it from standard input.
     #[arg(required_unless_present = "ids")]
     pub(crate) prompt: Option<String>,
+}
+
+/// The part of a prompt that is left out where it is too long, by the words of requests.
+#[derive(Debug, Clone, Copy, ValueEnum)]
+pub(crate) enum TruncationArg {
+    Error,
+    #[value(name = "oldest_messages")]
+    OldestMessages,
+    Middle,
+}
+
+impl TruncationArg {
+    /// The word of requests.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::OldestMessages => "oldest_messages",
+            Self::Middle => "middle",
+        }
+    }
+}
+
+impl From<TruncationArg> for Truncation {
+    fn from(argument: TruncationArg) -> Self {
+        match argument {
+            TruncationArg::Error => Self::Error,
+            TruncationArg::OldestMessages => Self::OldestMessages,
+            TruncationArg::Middle => Self::Middle,
+        }
+    }
 }
 
 fn temperature(text: &str) -> Result<f32, String> {

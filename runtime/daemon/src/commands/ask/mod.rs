@@ -2,15 +2,16 @@
 
 mod ask_args;
 mod remote;
+mod status_bar;
 
-use std::io::{IsTerminal, Read, Write};
+use std::io::{Read, Write};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
     Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
 };
-use phi_edge_models::{Message, Role, TextModel};
+use phi_edge_models::{Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated};
 use serde_json::json;
 
 use crate::commands::local_model::LocalModel;
@@ -19,9 +20,13 @@ use crate::setup::model::ModelSetup;
 use crate::terminal;
 
 pub(crate) use ask_args::{AskArgs, EXAMPLES};
+use status_bar::StatusBar;
 
 /// The id of the only request.
 const REQUEST_ID: RequestId = RequestId(0);
+
+/// The log message about a prompt that is not whole.
+const LEFT_OUT: &str = "the prompt was too long, and a part of it is left out";
 
 /// Runs the prompt and prints the answer.
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
@@ -32,23 +37,25 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     }
     // With ids, exactly what the model does with them is wanted.
     let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;
-    let spinner = spinner(&setup.model.display().to_string());
+    let status = StatusBar::new(format!("loading {}", setup.model.display()));
     let mut local = LocalModel::load(&setup)?;
     let text = match (&args.ids, local.model.text()) {
         (_, Ok(text)) => Some(text),
         (Some(_), Err(_)) => None,
         (None, Err(error)) => return Err(error.into()),
     };
-    let request = request(args, prompt, text.as_ref())?;
-    let prompt_tokens = request.prompt.len();
-    tracing::debug!(prompt_tokens, "the prompt is encoded");
+    let Truncated { ids, left_out } = encode(args, prompt, text.as_ref(), local.engine.context())?;
+    tracing::debug!(prompt_tokens = ids.len(), "the prompt is encoded");
+    if left_out > 0 {
+        tracing::warn!(left_out_tokens = left_out, "{LEFT_OUT}");
+    }
+    let request = request(args, ids, text.as_ref());
     let now = local.now();
     local.engine.submit(request, now).map_err(Fault::failed)?;
-    if let Some(spinner) = &spinner {
-        spinner.set_message("reading the prompt");
-    }
+    status.set_message("reading the prompt");
     let mut printer = AnswerPrinter {
-        spinner,
+        status,
+        left_out,
         json: args.json,
         text: String::new(),
     };
@@ -56,25 +63,37 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     printer.finish(&summary, &local)
 }
 
-fn request(
+/// The ids of the prompt for an engine of this context, and the number of tokens that were left out of it.
+fn encode(
     args: &AskArgs,
     prompt: Option<String>,
     text: Option<&TextModel>,
-) -> Result<GenerateRequest, Fault> {
+    context: usize,
+) -> Result<Truncated, Fault> {
+    let truncation = Truncation::from(args.truncation);
     let ids = match (&args.ids, text) {
         (Some(ids), _) => ids.iter().copied().map(TokenId).collect(),
         (None, Some(text)) => {
             let prompt = prompt.unwrap_or_default();
             if args.raw {
                 text.encode_raw(&prompt)?
-            } else {
+            } else if truncation == Truncation::Error {
                 text.encode_chat(&conversation(args, prompt))?
+            } else {
+                let room = PromptRoom::beside(args.max_tokens as usize, context);
+                return encode_truncated(text, &[], &conversation(args, prompt), truncation, room).map_err(
+                    |error| Fault::failed(format!("{error}, after truncation; the context takes {context}")),
+                );
             }
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "a prompt needs a model with a tokenizer")),
     };
+    Ok(Truncated { ids, left_out: 0 })
+}
+
+fn request(args: &AskArgs, ids: Vec<TokenId>, text: Option<&TextModel>) -> GenerateRequest {
     let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
-    Ok(GenerateRequest {
+    GenerateRequest {
         id: REQUEST_ID,
         prompt: ids,
         max_tokens: args.max_tokens as usize,
@@ -94,7 +113,7 @@ fn request(
             TextModel::detokenizer,
         ),
         deadline: None,
-    })
+    }
 }
 
 fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
@@ -124,6 +143,7 @@ fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summa
         for event in events.drain(..) {
             match event {
                 Event::Started { .. } => {}
+                Event::Progress { done, total, .. } => printer.status.set_progress(done as u64, total as u64),
                 Event::Text { delta, .. } => printer.print(&delta)?,
                 Event::Finished { summary, .. } => return Ok(summary),
                 Event::Failed { reason, .. } => return Err(Fault::failed(reason)),
@@ -161,19 +181,11 @@ fn read_prompt(argument: &str) -> Result<String, Fault> {
     Ok(prompt)
 }
 
-/// A spinner for the time in which the model loads; none where there is no terminal.
-fn spinner(model: &str) -> Option<indicatif::ProgressBar> {
-    if !std::io::stderr().is_terminal() {
-        return None;
-    }
-    let spinner = indicatif::ProgressBar::new_spinner().with_message(format!("loading {model}"));
-    spinner.enable_steady_tick(std::time::Duration::from_millis(120));
-    Some(spinner)
-}
-
 /// The printer of the answer, on standard output.
 struct AnswerPrinter {
-    spinner: Option<indicatif::ProgressBar>,
+    status: StatusBar,
+    /// The number of tokens that the prompt does not have because it was too long.
+    left_out: usize,
     json: bool,
     text: String,
 }
@@ -184,9 +196,7 @@ impl AnswerPrinter {
             self.text.push_str(delta);
             return Ok(());
         }
-        if let Some(spinner) = self.spinner.take() {
-            spinner.finish_and_clear();
-        }
+        self.status.clear();
         let mut out = std::io::stdout().lock();
         out.write_all(terminal::text(delta).as_bytes())
             .and_then(|()| out.flush())
@@ -194,22 +204,24 @@ impl AnswerPrinter {
     }
 
     fn finish(mut self, summary: &Summary, local: &LocalModel) -> Result<(), Fault> {
-        if let Some(spinner) = self.spinner.take() {
-            spinner.finish_and_clear();
-        }
+        self.status.clear();
         if summary.finish == Finish::Repetition {
             tracing::warn!("the answer was ended because it repeats itself");
         }
         let line = if self.json {
+            let mut usage = json!({
+                "prompt_tokens": summary.prompt_tokens,
+                "completion_tokens": summary.tokens.len(),
+                "cached_tokens": summary.cached_tokens,
+            });
+            if self.left_out > 0 {
+                usage["left_out_tokens"] = self.left_out.into();
+            }
             json!({
                 "text": self.text,
                 "tokens": summary.tokens.iter().map(|id| id.0).collect::<Vec<_>>(),
                 "finish_reason": finish_reason(summary.finish),
-                "usage": {
-                    "prompt_tokens": summary.prompt_tokens,
-                    "completion_tokens": summary.tokens.len(),
-                    "cached_tokens": summary.cached_tokens,
-                },
+                "usage": usage,
                 "timing": {
                     "load_ms": millis(local.load),
                     "prefill_ms": millis(summary.prefill),

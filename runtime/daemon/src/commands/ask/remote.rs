@@ -7,7 +7,9 @@ use std::time::Duration;
 use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
 use serde_json::{Map, Value, json};
 
-use super::AskArgs;
+use super::ask_args::TruncationArg;
+use super::status_bar::StatusBar;
+use super::{AskArgs, LEFT_OUT};
 use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -34,16 +36,18 @@ pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
 
 async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
     let mut client = Client::connect(options(args, url)?).await?;
-    let base = find(&mut client, url.base.as_deref()).await?;
+    let FoundDaemon { base, shows_progress } = find(&mut client, url.base.as_deref()).await?;
     let topics = Topics::new(base, Vec::new());
     let id = format!("ask-{}", identity::start_id());
     let response = topics.response(None, &id);
     client.subscribe(&response).await?;
-    let request = request(args, &id, prompt).to_string();
+    let progress = shows_progress && StatusBar::is_possible();
+    let request = request(args, &id, prompt, progress).to_string();
     client
         .publish(&topics.request(None), request, Some((&response, id.as_bytes())))
         .await?;
     let mut printed = String::new();
+    let mut status = StatusBar::new("waiting for the answer".to_owned());
     loop {
         let Some(message) = client.receive(REPLY_TIMEOUT).await? else {
             return Err(Fault::new(
@@ -57,17 +61,24 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
         let body: Value = serde_json::from_slice(&message.payload)
             .map_err(|error| Fault::failed(format!("the answer can't be read: {error}")))?;
         match reply_kind(&message, &body) {
+            ReplyKind::Chunk if body["progress"].is_object() => {
+                let number = |key: &str| body["progress"][key].as_u64().unwrap_or_default();
+                status.set_progress(number("done"), number("total"));
+            }
             ReplyKind::Chunk if args.json => {}
             ReplyKind::Chunk => {
+                status.clear();
                 let delta = body["delta"].as_str().unwrap_or_default();
                 printed.push_str(delta);
                 print(&terminal::text(delta))?;
             }
             ReplyKind::Final => {
+                status.clear();
                 client.close().await;
                 return finish(args, &body, &printed);
             }
             ReplyKind::Error => {
+                status.clear();
                 let error = &body["error"];
                 let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
                 return Err(Fault::failed(format!("{}: {}", text("code"), text("message"))));
@@ -95,6 +106,9 @@ fn reply_kind(message: &Received, body: &Value) -> ReplyKind {
 }
 
 fn finish(args: &AskArgs, body: &Value, printed: &str) -> Result<(), Fault> {
+    if let Some(left_out_tokens) = body["usage"]["left_out_tokens"].as_u64() {
+        tracing::warn!(left_out_tokens, "{LEFT_OUT}");
+    }
     if args.json {
         return print(&format!("{}\n", terminal::json(&body.to_string())));
     }
@@ -106,7 +120,7 @@ fn finish(args: &AskArgs, body: &Value, printed: &str) -> Result<(), Fault> {
     }
 }
 
-fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
+fn request(args: &AskArgs, id: &str, prompt: String, progress: bool) -> Value {
     let mut request = Map::new();
     request.insert("id".into(), id.into());
     request.insert("prompt".into(), prompt.into());
@@ -116,6 +130,13 @@ fn request(args: &AskArgs, id: &str, prompt: String) -> Value {
     request.insert("top_k".into(), args.top_k.into());
     request.insert("seed".into(), args.seed.into());
     request.insert("stream".into(), (!args.json).into());
+    // A daemon of an earlier version refuses what it does not know.
+    if progress {
+        request.insert("progress".into(), true.into());
+    }
+    if !matches!(args.truncation, TruncationArg::Error) {
+        request.insert("truncation".into(), args.truncation.word().into());
+    }
     if let Some(system) = &args.system {
         request.insert("system".into(), system.as_str().into());
     }
@@ -134,13 +155,20 @@ fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
     broker_client::client_options(url, "ask", &tls)
 }
 
-/// Returns the base topic of the daemon, found by its retained status: the one with that base, or the only one at the
+/// A daemon at the broker.
+struct FoundDaemon {
+    base: String,
+    /// Whether requests may ask for the progress of their prompt.
+    shows_progress: bool,
+}
+
+/// Returns the daemon, found by its retained status: the one with that base, or the only one at the
 /// broker. A daemon publishes its status once it is subscribed, so a request that is sent from now on reaches it.
-async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> {
+async fn find(client: &mut Client, base: Option<&str>) -> Result<FoundDaemon, Fault> {
     let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
     client.subscribe(&filter).await?;
     // The last word of each: one that has just started says so more than once.
-    let mut states: BTreeMap<String, bool> = BTreeMap::new();
+    let mut states: BTreeMap<String, (bool, bool)> = BTreeMap::new();
     let mut wait = DISCOVERY_TIMEOUT;
     while let Some(message) = client.receive(wait).await? {
         // More would come right behind the first.
@@ -149,13 +177,20 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> 
         let Some(base) = message.topic.strip_suffix("/status") else {
             continue;
         };
-        states.insert(base.to_owned(), status["state"] != "offline");
+        let features = status["features"].as_array();
+        let shows_progress = features.is_some_and(|features| features.iter().any(|f| f == "progress"));
+        states.insert(base.to_owned(), (status["state"] != "offline", shows_progress));
     }
-    let there = states.iter().filter(|(_, there)| **there);
-    let found: Vec<&str> = there.map(|(base, _)| base.as_str()).collect();
+    let there = states.iter().filter(|(_, (there, _))| *there);
+    let found: Vec<(&str, bool)> = there
+        .map(|(base, (_, shows_progress))| (base.as_str(), *shows_progress))
+        .collect();
     let offline = states.keys().next();
     match (found.as_slice(), offline) {
-        ([base], _) => Ok((*base).to_owned()),
+        ([(base, shows_progress)], _) => Ok(FoundDaemon {
+            base: (*base).to_owned(),
+            shows_progress: *shows_progress,
+        }),
         ([], Some(base)) => Err(Fault::new(
             Exit::Unavailable,
             format!("the daemon at {base} is offline"),
@@ -170,8 +205,8 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<String, Fault> 
             Exit::Usage,
             format!(
                 "several are at this broker, name one in the URL, as in mqtt://host/{}: {}",
-                many[0],
-                many.join(", ")
+                many[0].0,
+                many.iter().map(|(base, _)| *base).collect::<Vec<_>>().join(", ")
             ),
         )),
     }

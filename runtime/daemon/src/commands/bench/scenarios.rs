@@ -98,7 +98,7 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
                     }
                 }
                 Event::Failed { reason, .. } => return Err(Fault::failed(reason)),
-                Event::Started { .. } | Event::Finished { .. } => {}
+                Event::Started { .. } | Event::Progress { .. } | Event::Finished { .. } => {}
             }
         }
         if entered.is_none() && before.len() > 8 * args.concurrency() {
@@ -190,7 +190,7 @@ pub(crate) fn summaries_of(events: Vec<Event>) -> Result<Vec<Summary>, Fault> {
         match event {
             Event::Finished { summary, .. } => summaries.push(summary),
             Event::Failed { reason, .. } => return Err(Fault::failed(reason)),
-            Event::Started { .. } | Event::Text { .. } => {}
+            Event::Started { .. } | Event::Progress { .. } | Event::Text { .. } => {}
         }
     }
     Ok(summaries)

@@ -1,6 +1,7 @@
 //! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::{PrefillTime, TokenId};
+use phi_edge_models::Truncated;
 use tokio::time::Instant;
 
 use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
@@ -159,7 +160,7 @@ impl Ledger {
     pub(crate) fn accept(
         &mut self,
         job: NewJob,
-        prompt: Vec<TokenId>,
+        encoded: Truncated,
         arrived: Instant,
         now: Instant,
     ) -> Result<Option<Stored>, Refusal> {
@@ -171,6 +172,13 @@ impl Ledger {
         let expires = self.expires(&job, arrived);
         if expires <= arrived {
             return Err(self.refuse(ErrorCode::Expired, "the deadline has passed already"));
+        }
+        let Truncated {
+            ids: prompt,
+            left_out: left_out_tokens,
+        } = encoded;
+        if let Some(refusal) = self.refuse_late_prefill(&job, &prompt, expires, now) {
+            return Err(refusal);
         }
         let ahead = self.queue.len() + self.running.len();
         let Some(open) = self.jobs.get_mut(&job.key) else {
@@ -185,6 +193,7 @@ impl Ledger {
             // Not `priority`: in systemd's journal that is the severity of the line.
             job.priority = ?job.priority,
             prompt_tokens = prompt.len(),
+            left_out_tokens,
             max_tokens = job.max_tokens,
             ahead,
             trace_id = job.trace_id(),
@@ -195,6 +204,7 @@ impl Ledger {
         let (key, receipt) = (job.key.clone(), job.receipt);
         let accepted = AcceptedJob {
             prompt,
+            left_out_tokens,
             accepted: now,
             expires,
             job,
@@ -208,6 +218,37 @@ impl Ledger {
         }
         self.record_receipt(receipt);
         Ok(self.journal.send_and_wait())
+    }
+
+    /// Refuses a job whose prompt alone would take more than twice the time to its deadline, as far as the speed of prefill
+    /// was measured. A job of this process is tried all the same.
+    fn refuse_late_prefill(
+        &mut self,
+        job: &NewJob,
+        prompt: &[TokenId],
+        expires: Instant,
+        now: Instant,
+    ) -> Option<Refusal> {
+        if is_internal(&job.key) {
+            return None;
+        }
+        let left = expires.saturating_duration_since(now);
+        let estimate = self.prefill.estimate(prompt);
+        // A job whose deadline has passed by now expires in the queue.
+        let is_late = |estimate: &PrefillTime| !left.is_zero() && estimate.time > left * 2;
+        let Some(PrefillTime { new_tokens, time }) = estimate.filter(is_late) else {
+            self.prefill.accepted(prompt);
+            return None;
+        };
+        self.prefill.refused();
+        let message = format!(
+            "computing the prompt of {} tokens ({new_tokens} of them not in the prefix cache) takes about {:.1} s on this \
+             node, and {:.1} s are left to the deadline; send it with more time, or a shorter one",
+            prompt.len(),
+            time.as_secs_f64(),
+            left.as_secs_f64()
+        );
+        Some(self.refuse(ErrorCode::Busy, message))
     }
 
     /// Puts an accepted job that is stored on its place in the queue.

@@ -6,7 +6,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use crate::jobs::journal::Journal;
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, ReplyBody};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, ReplyBody, Truncation};
 use phi_edge_store::{JobRecord, Tries};
 
 /// The outcome of one job.
@@ -137,7 +137,9 @@ impl KeptOutcome {
                 max_tokens: 0,
                 sampling: phi_edge_engine::Sampling::default(),
                 stop: Vec::new(),
+                truncation: Truncation::default(),
                 stream: false,
+                progress: false,
                 priority: Priority::Normal,
                 deadline: None,
                 session: None,
@@ -146,6 +148,7 @@ impl KeptOutcome {
                 receipt: None,
             },
             prompt: Vec::new(),
+            left_out_tokens: 0,
             place: self.place,
             tries: Tries::default(),
             accepted: journal.moment(Instant::now()),

@@ -25,7 +25,7 @@ mod shares;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::{PrefillEstimate, TokenId};
 use tokio::sync::watch;
 
 use crate::jobs::journal::{Journal, Stored};
@@ -113,6 +113,7 @@ pub(crate) struct Ledger {
     link: LinkState,
     accounts: ClientAccounts,
     stats: JobStats,
+    prefill: PrefillEstimate,
     reply_ids: ReplyIds,
     closed: Option<Closed>,
     journal: Journal,
@@ -130,6 +131,7 @@ impl Ledger {
             outgoing: OutgoingQueue::default(),
             link: LinkState::default(),
             stats: JobStats::default(),
+            prefill: PrefillEstimate::default(),
             reply_ids: ReplyIds::new(boot),
             closed: None,
             journal,

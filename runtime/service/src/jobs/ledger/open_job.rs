@@ -30,6 +30,8 @@ pub(crate) struct Start {
 pub(super) struct AcceptedJob {
     pub(super) job: NewJob,
     pub(super) prompt: Vec<TokenId>,
+    /// The number of tokens of the conversation that the prompt does not have.
+    pub(super) left_out_tokens: usize,
     pub(super) accepted: Instant,
     pub(super) expires: Instant,
 }
@@ -113,6 +115,7 @@ impl OpenJob {
             accepted: Some(Box::new(AcceptedJob {
                 job: record.job,
                 prompt: record.prompt,
+                left_out_tokens: record.left_out_tokens,
                 accepted: now,
                 expires,
             })),
@@ -187,6 +190,7 @@ impl OpenJob {
                 ..accepted.job.clone()
             },
             prompt: accepted.prompt.clone(),
+            left_out_tokens: accepted.left_out_tokens,
             place: self.place.number(),
             tries: self.tries,
             accepted: journal.moment(accepted.accepted),

@@ -47,6 +47,11 @@ impl Ledger {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
             self.accounts.record_answer(key, session, answer, now);
         }
+        let left_out_tokens = self
+            .jobs
+            .get(key)
+            .and_then(OpenJob::accepted)
+            .map_or(0, |accepted| accepted.left_out_tokens);
         let mut drafts = DraftTokens::default();
         let body = match ended {
             Ended::Answered {
@@ -60,6 +65,7 @@ impl Ledger {
                     proposed: summary.draft_tokens,
                     accepted: summary.accepted_draft_tokens,
                 };
+                self.prefill.observe(&summary);
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,
@@ -76,6 +82,7 @@ impl Ledger {
                     prompt_tokens: summary.prompt_tokens,
                     completion_tokens: summary.tokens.len(),
                     cached_tokens: summary.cached_tokens,
+                    left_out_tokens,
                     queued,
                     prefill: summary.prefill,
                     decode: summary.decode,

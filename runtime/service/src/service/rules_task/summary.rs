@@ -11,7 +11,7 @@ use crate::jobs::ledger::INTERNAL_CLIENT;
 use crate::prompts::{PromptError, Prompts};
 use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, Truncation};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::engine::PendingSummary;
@@ -181,7 +181,10 @@ impl Summariser<'_> {
                     ..Sampling::default()
                 },
                 stop: settings.stop.clone(),
+                // Prompts of rules are made to fit by their parts.
+                truncation: Truncation::Error,
                 stream: false,
+                progress: false,
                 priority: Priority::Background,
                 deadline: Some(left),
                 session: None,
