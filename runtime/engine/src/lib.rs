@@ -23,6 +23,6 @@ pub use decoder::{
     SharedSpan, Step, Wanted,
 };
 pub use detokenizer::Detokenizer;
-pub use engine::{Engine, EngineConfig, KvUse};
+pub use engine::{Engine, EngineConfig, KvUse, RopePolicy};
 pub use ids::{RequestId, RowId, TokenId};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};
