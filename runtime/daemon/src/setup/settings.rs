@@ -2,7 +2,10 @@
 
 use std::path::{Path, PathBuf};
 
-use phi_edge_config::{LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
+use phi_edge_config::{
+    LoadOptions, Loaded, Provider as ConfigProvider, Reloaded, RopePolicy as ConfigRopePolicy,
+};
+use phi_edge_engine::RopePolicy;
 use phi_edge_onnx::Provider;
 
 use crate::exit::{Exit, Fault};
@@ -48,5 +51,13 @@ pub(crate) fn provider(provider: ConfigProvider) -> Provider {
         ConfigProvider::Cpu => Provider::Cpu,
         ConfigProvider::Cuda => Provider::Cuda,
         ConfigProvider::DirectMl => Provider::DirectMl,
+    }
+}
+
+/// Converts a rope policy of the configuration.
+pub(crate) fn rope_policy(policy: ConfigRopePolicy) -> RopePolicy {
+    match policy {
+        ConfigRopePolicy::Switch => RopePolicy::Switch,
+        ConfigRopePolicy::Pin => RopePolicy::Pin,
     }
 }
