@@ -39,8 +39,8 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Audit, Config, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, Runtime,
-    Store, Tls, Traces, WhenFailing,
+    Audit, Config, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, RopePolicy,
+    Runtime, Store, Tls, Traces, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};
 pub use units::{ByteSize, TimeSpan, UnitError};

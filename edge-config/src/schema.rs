@@ -86,7 +86,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 68] = [
+pub(crate) static KEYS: [Key; 69] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -157,6 +157,11 @@ pub(crate) static KEYS: [Key; 68] = [
     key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),
     key("runtime.prefix_cache", Shape::Switch, Preset::Switch(true)),
     key("runtime.speculation", Shape::Switch, Preset::Switch(true)),
+    key(
+        "runtime.rope_policy",
+        choice(&["switch", "pin"]),
+        Preset::Text("switch"),
+    ),
     key("runtime.system_prompts", texts(), Preset::Unset),
     key("runtime.prewarm", Shape::Switch, Preset::Switch(true)),
     key("runtime.unload_after", duration(SECOND, 30 * DAY), Preset::Unset),

@@ -146,6 +146,8 @@ pub struct Runtime {
     pub prefix_cache: bool,
     /// Whether draft tokens are proposed from the text so far and verified together.
     pub speculation: bool,
+    /// When the rope factors of a sequence are chosen.
+    pub rope_policy: RopePolicy,
     /// System prompts that are computed at start and kept.
     pub system_prompts: Option<Vec<String>>,
     /// Whether the model is run once, and loaded ahead, before it is needed.
@@ -198,6 +200,17 @@ pub enum KvCache {
     F32,
     /// 8 bits; an error where they are not possible.
     I8,
+}
+
+/// The moment at which LongRoPE's factors are chosen for a sequence. The key `runtime.rope_policy` in `schema.rs` lists the
+/// names that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RopePolicy {
+    /// By its tokens so far; a sequence that crosses the boundary is recomputed.
+    Switch,
+    /// Before its first token, by what it may come to have.
+    Pin,
 }
 
 /// `[limits]`

@@ -93,6 +93,10 @@ fn wrong_values_name_key_place_and_shape() {
         "my.toml:1: `runtime.kv_cache` must be one of \"auto\", \"f32\", \"i8\", but is \"q8\"",
     );
     check_fault(
+        "runtime.rope_policy = \"long\"",
+        "my.toml:1: `runtime.rope_policy` must be one of \"switch\", \"pin\", but is \"long\"",
+    );
+    check_fault(
         "mqtt.embedded = 1",
         "my.toml:1: `mqtt.embedded` must be true or false, but is 1",
     );

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use machine::Machine;
-use phi_edge_config::{KvCache, Origin, Provider, missing_credential, render};
+use phi_edge_config::{KvCache, Origin, Provider, RopePolicy, missing_credential, render};
 
 #[test]
 fn without_any_file_the_defaults_hold() {
@@ -98,6 +98,7 @@ fn the_environment_reaches_every_kind_of_value() {
         .env("PHI_EDGE__LIMITS__MAX_DEADLINE", "90s")
         .env("PHI_EDGE__LIMITS__MAX_PAYLOAD", "65536")
         .env("PHI_EDGE__RUNTIME__PROVIDER", "directml")
+        .env("PHI_EDGE__RUNTIME__ROPE_POLICY", "pin")
         .loaded();
     let config = loaded.config;
     assert_eq!(config.mqtt.tls.ca, Some(PathBuf::from("/ca.pem")));
@@ -112,6 +113,7 @@ fn the_environment_reaches_every_kind_of_value() {
     assert_eq!(config.limits.max_deadline.to_string(), "1m30s");
     assert_eq!(config.limits.max_payload.get(), 65_536);
     assert_eq!(config.runtime.provider, Provider::DirectMl);
+    assert_eq!(config.runtime.rope_policy, RopePolicy::Pin);
 }
 
 #[test]

@@ -53,6 +53,8 @@ pub struct Caps {
     pub idle_rows: bool,
     /// One run may mix rows of both rope regimes.
     pub mixed_regimes: bool,
+    /// One run may hold several rows of [`Regime::Long`] though none of them reaches beyond the boundary.
+    pub batches_below_boundary: bool,
     /// Past and present share memory: nothing is copied per step.
     pub shared_kv: bool,
     /// Rows of one run must be neighbours in the slab, in ascending order.
@@ -86,6 +88,7 @@ impl Caps {
             ragged_chunks: false,
             idle_rows: false,
             mixed_regimes: false,
+            batches_below_boundary: true,
             shared_kv: true,
             contiguous_rows: true,
             share_granularity: None,
@@ -126,9 +129,9 @@ impl KvType {
 /// the other, so a sequence that crosses the boundary is recomputed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Regime {
-    /// At most `rope_boundary` tokens.
+    /// The factors for sequences of at most [`Caps::rope_boundary`] tokens.
     Short,
-    /// More than that.
+    /// The factors for longer ones.
     Long,
 }
 

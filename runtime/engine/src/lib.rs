@@ -24,7 +24,7 @@ pub use decoder::{
     SharedSpan, Step, Wanted,
 };
 pub use detokenizer::Detokenizer;
-pub use engine::{Engine, EngineConfig, KvUse};
+pub use engine::{Engine, EngineConfig, KvUse, RopePolicy};
 pub use ids::{RequestId, RowId, TokenId};
 pub use prefill_estimate::{PrefillEstimate, PrefillTime};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};

@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Engine, EngineConfig, Finish, GenerateRequest, Interrupt, RequestId};
+use phi_edge_engine::{Engine, EngineConfig, Finish, GenerateRequest, Interrupt, RequestId, RopePolicy};
 use proptest::prelude::*;
 use support::{Form, request, run, scripted, summary, text};
 
@@ -65,12 +65,13 @@ proptest! {
     #[test]
     fn every_request_ends_once_with_its_own_text(
         jobs in jobs(), chunk in 1usize..12, slots in 1usize..5, boundary in any::<bool>(),
-        form in prop::sample::select(vec![Form::Plain, Form::Chunks, Form::Ragged]),
+        form in prop::sample::select(vec![Form::Plain, Form::Positions, Form::Chunks, Form::Ragged]),
+        rope_policy in prop::sample::select(vec![RopePolicy::Switch, RopePolicy::Pin]),
         prefix_cache in any::<bool>(), speculation in any::<bool>(), budget in prop::option::of(70usize..200),
     ) {
         let config = EngineConfig {
             prefill_chunk: chunk, slots, stop_repetition: true, prefix_cache, speculation,
-            kv_budget: budget.map(|tokens| 8 * tokens as u64),
+            kv_budget: budget.map(|tokens| 8 * tokens as u64), rope_policy,
         };
         let mut engine = Engine::new(scripted(boundary, form), config);
         let (interrupt, mut events, mut refused) = (Interrupt::new(), Vec::new(), Vec::new());
@@ -107,7 +108,7 @@ proptest! {
                 continue;
             }
             let plain = EngineConfig {
-                prefix_cache: false, speculation: false, kv_budget: budget.map(|tokens| 8 * tokens as u64),
+                prefix_cache: false, speculation: false, kv_budget: budget.map(|tokens| 8 * tokens as u64), rope_policy,
                 ..EngineConfig::default()
             };
             let mut alone = Engine::new(scripted(boundary, Form::Plain), plain);

@@ -7,7 +7,7 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use phi_edge_engine::{
@@ -17,25 +17,7 @@ use phi_edge_engine::{
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
-use support::{Silent, ids, library};
-
-fn fixture(name: &str) -> Option<PathBuf> {
-    let root = std::env::var_os("PHI_EDGE_FIXTURES").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures"),
-        PathBuf::from,
-    );
-    let folder = root.join(name);
-    if folder.is_dir() {
-        return Some(folder);
-    }
-    assert!(
-        std::env::var_os("CI").is_none_or(|v| v != "true"),
-        "fixture {} is missing",
-        folder.display()
-    );
-    println!("SKIPPED: fixture {} is absent", folder.display());
-    None
-}
+use support::{Silent, fixture, ids, library};
 
 struct Golden {
     name: String,

@@ -65,6 +65,7 @@ impl ModelSetup {
                 kv_budget: runtime.kv_memory.map(ByteSize::bytes),
                 prefix_cache: runtime.prefix_cache,
                 speculation: runtime.speculation,
+                rope_policy: settings::rope_policy(runtime.rope_policy),
                 ..EngineConfig::default()
             },
             prewarm: runtime.prewarm,

@@ -2,7 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use phi_edge_config::{KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded};
+use phi_edge_config::{
+    KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded,
+    RopePolicy as ConfigRopePolicy,
+};
+use phi_edge_engine::RopePolicy;
 use phi_edge_onnx::{KvCache, Provider};
 
 use crate::exit::{Exit, Fault};
@@ -57,5 +61,13 @@ pub(crate) fn kv_cache(kv_cache: ConfigKvCache) -> KvCache {
         ConfigKvCache::Auto => KvCache::Auto,
         ConfigKvCache::F32 => KvCache::F32,
         ConfigKvCache::I8 => KvCache::I8,
+    }
+}
+
+/// Converts a rope policy of the configuration.
+pub(crate) fn rope_policy(policy: ConfigRopePolicy) -> RopePolicy {
+    match policy {
+        ConfigRopePolicy::Switch => RopePolicy::Switch,
+        ConfigRopePolicy::Pin => RopePolicy::Pin,
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::decoder::{Caps, Decoder, Regime};
+use crate::decoder::Decoder;
 use crate::ids::RowId;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
 use crate::sequence::Sequence;
@@ -91,10 +91,8 @@ impl<D: Decoder> Engine<D> {
                 return;
             };
             let id = waiting.request.id;
-            let found = self.cached_prefix(
-                &waiting.request.prompt,
-                regime_of(waiting.request.prompt.len(), self.caps()),
-            );
+            let regime = self.initial_regime(&waiting.request);
+            let found = self.cached_prefix(&waiting.request.prompt, regime);
             // The row with its prefix is evicted last: taken in place it costs nothing more.
             self.make_room(
                 self.reserved_tokens(&waiting.request),
@@ -114,7 +112,7 @@ impl<D: Decoder> Engine<D> {
                 }
             }
             let mut sequence = Sequence::new(waiting, place.row, now, self.config.stop_repetition);
-            sequence.regime = regime_of(sequence.tokens.len(), self.decoder.caps());
+            sequence.regime = regime;
             events.push(Event::Started { id });
             self.reuse(&mut sequence, found);
             self.running.push(sequence);
@@ -159,12 +157,5 @@ impl<D: Decoder> Engine<D> {
     pub(super) fn reserved_tokens(&self, request: &GenerateRequest) -> usize {
         let asked = request.prompt.len().saturating_add(request.max_tokens);
         asked.min(self.context())
-    }
-}
-
-pub(super) fn regime_of(tokens: usize, caps: &Caps) -> Regime {
-    match caps.rope_boundary {
-        Some(boundary) if tokens > boundary => Regime::Long,
-        _ => Regime::Short,
     }
 }

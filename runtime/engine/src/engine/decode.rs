@@ -153,6 +153,9 @@ impl<D: Decoder> Engine<D> {
     /// Of the members that can share a run, the group whose member has waited longest. A run of the short regime
     /// can't carry a row beyond the boundary: the graph would choose the long factors for all.
     fn segment(&mut self, members: Vec<usize>, regime: Option<Regime>) -> Vec<usize> {
+        if regime == Some(Regime::Long) {
+            return self.long_segment(members);
+        }
         let (Some(boundary), Some(Regime::Short)) = (self.decoder.caps().rope_boundary, regime) else {
             return members;
         };

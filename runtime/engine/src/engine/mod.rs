@@ -4,6 +4,7 @@ mod admit;
 mod decode;
 mod prefill;
 mod prefix;
+mod regime;
 mod settle;
 
 use std::collections::{BTreeSet, VecDeque};
@@ -17,6 +18,8 @@ use crate::rows::KvRows;
 use crate::run_times::RunTimes;
 use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
+
+pub use regime::RopePolicy;
 
 /// The engine's configuration.
 #[derive(Debug, Clone, PartialEq)]
@@ -33,6 +36,8 @@ pub struct EngineConfig {
     pub speculation: bool,
     /// The most bytes of keys and values, of running sequences and cached prefixes together; `None` is no bound.
     pub kv_budget: Option<u64>,
+    /// When a sequence's rope regime is decided.
+    pub rope_policy: RopePolicy,
 }
 
 impl Default for EngineConfig {
@@ -44,6 +49,7 @@ impl Default for EngineConfig {
             prefix_cache: true,
             speculation: true,
             kv_budget: None,
+            rope_policy: RopePolicy::Switch,
         }
     }
 }

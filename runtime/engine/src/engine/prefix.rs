@@ -1,7 +1,7 @@
 //! The prefix cache: pinned prefixes, texts that idle rows keep, and prefixes that running sequences share.
 
 use super::Engine;
-use super::admit::regime_of;
+use super::regime::regime_of;
 use crate::decoder::{DecodeError, Decoder, Input, Regime, Row, Step, Wanted};
 use crate::ids::TokenId;
 use crate::request::Failure;
@@ -132,22 +132,6 @@ impl<D: Decoder> Engine<D> {
             self.running.push(sequence);
             let last = self.running.len() - 1;
             self.running.swap(index, last);
-        }
-    }
-
-    /// Resets sequences that crossed the rope boundary: keys of one regime are wrong in the other, so they are
-    /// recomputed.
-    pub(super) fn update_regimes(&mut self) {
-        for sequence in &mut self.running {
-            let regime = regime_of(sequence.tokens.len(), self.decoder.caps());
-            if regime != sequence.regime {
-                sequence.regime = regime;
-                sequence.cached = 0;
-                if sequence.computed > 0 {
-                    sequence.computed = 0;
-                    self.decoder.truncate(sequence.row, 0);
-                }
-            }
         }
     }
 }

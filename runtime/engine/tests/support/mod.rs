@@ -93,6 +93,11 @@ impl Decoder for Scripted {
                         held.iter().all(|(_, regime)| *regime == row.regime),
                         "two regimes in one row"
                     );
+                    let short = self.caps.rope_boundary.is_none_or(|most| held.len() <= most);
+                    assert!(
+                        short || row.regime == Regime::Long,
+                        "the short factors beyond the boundary"
+                    );
                     let mut logits = vec![0.0; VOCAB];
                     logits[(self.script)(held) as usize] = 5.0;
                     self.logits.extend(logits);
@@ -112,9 +117,11 @@ impl Decoder for Scripted {
         if let Some(boundary) = self.caps.rope_boundary.filter(|_| !self.caps.mixed_regimes) {
             // A graph that looks at the mask's width takes the long factors for all rows if one is beyond.
             let beyond = step.rows.iter().any(|row| row.past + row.input.len() > boundary);
+            let long = step.rows[0].regime == Regime::Long;
+            assert!(!beyond || long, "a short run with a row beyond the boundary");
             assert!(
-                !beyond || step.rows[0].regime == Regime::Long,
-                "a short run with a row beyond the boundary"
+                beyond || !long || step.rows.len() == 1 || self.caps.batches_below_boundary,
+                "nothing in the run selects the long factors"
             );
         }
         self.widest_run = self.widest_run.max(step.rows.len());
@@ -229,6 +236,8 @@ pub fn answer(script: fn(&[(TokenId, Regime)]) -> u32, request: GenerateRequest)
 pub enum Form {
     /// One token a row and one regime a run.
     Plain,
+    /// The same, and the largest position of a run selects its regime.
+    Positions,
     /// Rows of several tokens.
     Chunks,
     /// Rows of any number of tokens and of both regimes.
@@ -238,9 +247,10 @@ pub enum Form {
 pub fn scripted(boundary: bool, form: Form) -> Scripted {
     let mut decoder = Scripted::new(digest);
     decoder.caps.rope_boundary = boundary.then_some(45);
-    decoder.caps.ragged_chunks = form != Form::Plain;
+    decoder.caps.ragged_chunks = matches!(form, Form::Chunks | Form::Ragged);
     decoder.caps.idle_rows = form == Form::Ragged;
     decoder.caps.mixed_regimes = form == Form::Ragged;
+    decoder.caps.batches_below_boundary = form != Form::Positions;
     decoder.caps.rows = 6;
     decoder.rows = vec![vec![]; 6];
     decoder

@@ -119,7 +119,7 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let caps = capabilities(&kv, kv_type, genai, facts.rope_boundary, vocab_size, ragged);
+        let mut caps = capabilities(&kv, kv_type, genai, facts.rope_boundary, vocab_size, ragged);
         if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context = caps.context_length,
@@ -137,6 +137,9 @@ impl OnnxDecoder {
             None if position_ids.is_some() => RopeFactors::OwnPositions,
             None => RopeFactors::MaskWidth,
         };
+        // A graph that looks at positions needs a pad token behind a short row of the long regime (`RunInputs::fill`),
+        // and takes several tokens of one row only.
+        caps.batches_below_boundary = factors != RopeFactors::OwnPositions;
         Ok(Self {
             kv_views: Vec::new(),
             input_views: Vec::new(),
@@ -356,6 +359,7 @@ fn capabilities(
         ragged_chunks: ragged,
         idle_rows: ragged,
         mixed_regimes: ragged,
+        batches_below_boundary: true,
         shared_kv: true,
         contiguous_rows: kv.share_granularity().is_none(),
         share_granularity: kv.share_granularity(),

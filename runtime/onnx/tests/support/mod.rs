@@ -7,6 +7,8 @@
     reason = "each test file uses its part of one module"
 )]
 
+use std::path::{Path, PathBuf};
+
 use phi_edge_engine::{Detokenizer, TokenId};
 use phi_edge_onnx::Library;
 use serde_json::Value;
@@ -21,6 +23,26 @@ pub fn library() -> Option<Library> {
             None
         }
     }
+}
+
+/// The folder of a model with golden outputs beside the repository (`PHI_EDGE_FIXTURES`); where it is absent, tests skip,
+/// and fail under `CI=true`.
+pub fn fixture(name: &str) -> Option<PathBuf> {
+    let root = std::env::var_os("PHI_EDGE_FIXTURES").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared/fixtures"),
+        PathBuf::from,
+    );
+    let folder = root.join(name);
+    if folder.is_dir() {
+        return Some(folder);
+    }
+    assert!(
+        std::env::var_os("CI").is_none_or(|v| v != "true"),
+        "fixture {} is missing",
+        folder.display()
+    );
+    println!("SKIPPED: fixture {} is absent", folder.display());
+    None
 }
 
 /// For tests that look at tokens alone.
