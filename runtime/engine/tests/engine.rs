@@ -222,8 +222,8 @@ fn an_endless_circle_is_ended() {
 
 #[test]
 fn a_failing_decoder_fails_the_request_and_not_the_engine() {
-    let mut decoder = Scripted::new(count_up);
-    decoder.fail_at = Some(3);
+    let decoder = Scripted::new(count_up);
+    decoder.fail_at.set(Some(3));
     let mut engine = Engine::new(decoder, EngineConfig::default());
     engine.submit(request(1, &[0], 10), Duration::ZERO).unwrap();
     engine.submit(request(2, &[0], 2), Duration::ZERO).unwrap();

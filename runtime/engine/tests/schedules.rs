@@ -113,10 +113,10 @@ fn conditions() -> impl Strategy<Value = Conditions> {
 
 impl Conditions {
     /// An engine with the pinned prefix in its memory, where that has room.
-    fn engine(&self, form: Form, config: EngineConfig) -> (Engine<Scripted>, usize) {
+    fn engine(&self, form: Form, config: &EngineConfig) -> (Engine<Scripted>, usize) {
         let config = EngineConfig {
             kv_budget: self.budget,
-            ..config
+            ..config.clone()
         };
         let mut decoder = scripted(self.boundary, form);
         // Neighbours are copied before what they replace is evicted.
@@ -148,7 +148,7 @@ impl Conditions {
             Form::Plain
         };
         let id = request.id.0;
-        let (mut engine, _) = self.engine(form, plain);
+        let (mut engine, _) = self.engine(form, &plain);
         engine.submit(request, Duration::ZERO).unwrap();
         text(&run(&mut engine), id)
     }
@@ -180,9 +180,9 @@ proptest! {
             prefill_chunk: chunk, slots, stop_repetition: true, prefix_cache, speculation, kv_budget: None,
         };
         let form = conditions.form;
-        let (mut engine, pinned) = conditions.engine(form, config);
+        let (mut engine, pinned) = conditions.engine(form, &config);
         let runs = engine.decoder().runs;
-        engine.decoder_mut().fail_at = conditions.failing_run.map(|run| runs + run);
+        engine.decoder().fail_at.set(conditions.failing_run.map(|run| runs + run));
         engine.decoder_mut().failing_copies = conditions.failing_copies;
         let (interrupt, mut events, mut refused) = (Interrupt::new(), Vec::new(), Vec::new());
         let mut step = 0usize;

@@ -3,7 +3,7 @@
 //! Rows `0..slots` are the running zone: running sequences lie close together in it. The rows beyond only cache prefixes.
 //! Prefixes are copied from row to row.
 
-use super::{KvRows, MIN_KEPT_TOKENS, PrefixMatch, Reservation, common_prefix, index, row_id};
+use super::{KvRows, MIN_KEPT_TOKENS, PrefixMatch, Reservation, RowState, common_prefix, index, row_id};
 use crate::decoder::Regime;
 use crate::ids::{RequestId, RowId, TokenId};
 
@@ -19,7 +19,7 @@ pub(crate) struct Placement {
 impl KvRows {
     /// Whether a row of the running zone is idle.
     pub(crate) fn has_free_row(&self) -> bool {
-        self.rows[..self.slots].iter().any(|row| row.is_idle())
+        self.rows[..self.slots].iter().any(RowState::is_idle)
     }
 
     /// The idle row with the longest prefix in common with `prompt`, up to `most` tokens.

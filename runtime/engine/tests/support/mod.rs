@@ -38,7 +38,7 @@ pub struct Scripted {
     pub computed: usize,
     pub runs: usize,
     pub copies: usize,
-    pub fail_at: Option<usize>,
+    pub fail_at: Cell<Option<usize>>,
     /// Every n-th copy fails.
     pub failing_copies: Option<usize>,
     /// Memory that is never exceeded, not even within a step.
@@ -64,7 +64,7 @@ impl Scripted {
             computed: 0,
             runs: 0,
             copies: 0,
-            fail_at: None,
+            fail_at: Cell::new(None),
             failing_copies: None,
             budget: None,
             script,
@@ -204,7 +204,7 @@ impl Decoder for Scripted {
         if interrupt.is_raised() {
             return Err(DecodeError::Interrupted);
         }
-        let fails = self.fail_at == Some(self.runs);
+        let fails = self.fail_at.get() == Some(self.runs);
         self.logits.clear();
         for row in step.rows {
             self.run_row(row, fails);
