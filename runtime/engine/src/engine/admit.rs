@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::decoder::{Caps, Decoder, Regime};
+use crate::decoder::Decoder;
 use crate::ids::RowId;
 use crate::request::{Event, Failure, Finish, GenerateRequest};
 use crate::sequence::Sequence;
@@ -85,7 +85,7 @@ impl<D: Decoder> Engine<D> {
                 return;
             };
             let mut sequence = Sequence::new(waiting, placed.row, now, self.config.stop_repetition);
-            sequence.regime = regime_of(sequence.tokens.len(), self.decoder.caps());
+            sequence.regime = placed.regime;
             sequence.computed = placed.computed;
             sequence.cached = placed.computed;
             events.push(Event::Started { id: sequence.id() });
@@ -120,12 +120,5 @@ impl<D: Decoder> Engine<D> {
             self.decoder.truncate(evicted.row, evicted.len);
         }
         true
-    }
-}
-
-pub(super) fn regime_of(tokens: usize, caps: &Caps) -> Regime {
-    match caps.rope_boundary {
-        Some(boundary) if tokens > boundary => Regime::Long,
-        _ => Regime::Short,
     }
 }

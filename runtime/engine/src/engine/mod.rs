@@ -5,6 +5,7 @@ mod decode;
 mod placement;
 mod prefill;
 mod prefix;
+mod regime;
 mod settle;
 
 use std::collections::{BTreeSet, VecDeque};

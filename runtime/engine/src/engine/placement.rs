@@ -1,7 +1,7 @@
 //! The placement of sequences in rows, and the prefixes that they take from other rows there.
 
 use super::Engine;
-use super::admit::regime_of;
+use super::regime::regime_of;
 use crate::decoder::{Decoder, Regime};
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::request::GenerateRequest;
@@ -10,6 +10,7 @@ use crate::rows::{PrefixMatch, Reservation, RowPlan, common_prefix};
 /// The row of a sequence that starts.
 pub(super) struct PlacedRow {
     pub(super) row: RowId,
+    pub(super) regime: Regime,
     /// The number of tokens that need not be computed.
     pub(super) computed: usize,
 }
@@ -18,18 +19,19 @@ impl<D: Decoder> Engine<D> {
     /// Gives a row to a request, with the longest prefix that other rows hold; `None` if there is no row or not enough
     /// memory at present.
     pub(super) fn place(&mut self, request: &GenerateRequest) -> Option<PlacedRow> {
-        let reservation = self.reservation(request);
+        let regime = self.initial_regime(request);
+        let reservation = self.reservation(request, regime);
         if self.decoder.caps().contiguous_rows {
-            return self.place_beside_others(request, reservation);
+            return self.place_beside_others(request, regime, reservation);
         }
         if self.running.len() >= self.config.slots {
             return None;
         }
-        let regime = regime_of(request.prompt.len(), self.decoder.caps());
         let found = self.best_source(request.id, &request.prompt, regime, reservation);
         let plan = self.rows.plan(reservation, found, self.config.kv_budget)?;
         Some(PlacedRow {
             row: plan.row,
+            regime,
             computed: self.carry_out(request.id, &plan),
         })
     }
@@ -53,13 +55,13 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// The most that a request may come to hold.
-    pub(super) fn reservation(&self, request: &GenerateRequest) -> Reservation {
-        let prompt = request.prompt.len();
-        let tokens = prompt.saturating_add(request.max_tokens).min(self.context());
-        let caps = self.decoder.caps();
+    fn reservation(&self, request: &GenerateRequest, regime: Regime) -> Reservation {
+        let asked = request.prompt.len().saturating_add(request.max_tokens);
+        let tokens = asked.min(self.context());
+        let last = regime_of(tokens, self.decoder.caps());
         Reservation {
             tokens,
-            may_cross: regime_of(prompt, caps) != regime_of(tokens, caps),
+            may_cross: (regime, last) == (Regime::Short, Regime::Long),
         }
     }
 
@@ -67,6 +69,7 @@ impl<D: Decoder> Engine<D> {
     fn place_beside_others(
         &mut self,
         request: &GenerateRequest,
+        regime: Regime,
         reservation: Reservation,
     ) -> Option<PlacedRow> {
         let bytes = self.rows.bytes().of(reservation.tokens);
@@ -75,7 +78,6 @@ impl<D: Decoder> Engine<D> {
         if !self.rows.has_free_row() || !fits {
             return None;
         }
-        let regime = regime_of(request.prompt.len(), self.decoder.caps());
         // The last token is always computed: its logits choose the next one.
         let most = request.prompt.len().saturating_sub(1);
         let found = self
@@ -98,6 +100,7 @@ impl<D: Decoder> Engine<D> {
         self.decoder.truncate(place.row, reservation.tokens);
         Some(PlacedRow {
             row: place.row,
+            regime,
             computed: found
                 .and_then(|found| self.copy_prefix(place.row, found))
                 .unwrap_or(0),

@@ -1,7 +1,7 @@
-//! The prefix cache: pinned prefixes and texts that idle rows keep, and what ends the validity of keys and values.
+//! The prefix cache: pinned prefixes, and texts that idle rows keep.
 
 use super::Engine;
-use super::admit::regime_of;
+use super::regime::regime_of;
 use crate::decoder::{DecodeError, Decoder, Input, Regime, Row, Step, Wanted};
 use crate::ids::{RowId, TokenId};
 use crate::request::Failure;
@@ -58,22 +58,6 @@ impl<D: Decoder> Engine<D> {
     pub fn saved_prefix(&mut self, prefix: &[TokenId]) -> Option<Vec<u8>> {
         let row = self.rows.pinned(prefix)?;
         self.decoder.save(row, prefix.len()).ok()
-    }
-
-    /// Resets sequences that crossed the rope boundary: keys of one regime are wrong in the other, so they are
-    /// recomputed.
-    pub(super) fn update_regimes(&mut self) {
-        for sequence in &mut self.running {
-            let regime = regime_of(sequence.tokens.len(), self.decoder.caps());
-            if regime != sequence.regime {
-                sequence.regime = regime;
-                sequence.cached = 0;
-                if self.rows.cross(sequence.row) || sequence.computed > 0 {
-                    self.decoder.release(sequence.row);
-                }
-                sequence.computed = 0;
-            }
-        }
     }
 
     /// Computes `prefix` in an empty row, chunk by chunk.

@@ -135,9 +135,8 @@ impl KvRows {
         self.rows[index(row)].copies = Vec::new();
     }
 
-    /// Declares that the sequence of `row` has crossed the rope boundary: it reads from no other row. Returns whether it
-    /// did before.
-    pub(crate) fn cross(&mut self, row: RowId) -> bool {
+    /// Declares that the sequence of `row` has crossed the rope boundary: it reads from no other row any more.
+    pub(crate) fn cross(&mut self, row: RowId) {
         debug_assert_eq!(
             self.read_end(row),
             0,
@@ -147,7 +146,7 @@ impl KvRows {
         if let Some((_, reservation)) = &mut state.owner {
             reservation.may_cross = false;
         }
-        !std::mem::take(&mut state.spans).is_empty()
+        state.spans = Vec::new();
     }
 
     /// An idle row that no other reads: an empty one, else the least recently used; none of `except`.
