@@ -22,11 +22,11 @@ pub trait Decoder {
     /// the engine rewinds to `past` or drops the row.
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError>;
 
-    /// Makes room for `len` tokens in `row`.
+    /// Makes room for the tokens of `row` up to `len`, of which it may take the first from other rows ([`Row::shared`]).
     fn ensure(&mut self, row: RowId, len: usize) -> Result<(), DecodeError>;
 
-    /// Copies the keys and values of `tokens` from one row, which holds them itself, to the same places of another.
-    /// The range begins at 0 or at a multiple of [`Caps::share_granularity`].
+    /// Copies the keys and values of `tokens` from one row, which holds them itself, to the same places of another. The range
+    /// begins at 0 or at a multiple of [`Caps::share_granularity`]: where the other row's shared tokens end, or its own.
     fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError>;
 
     /// Discards what `row` holds after its first `len` tokens; their memory may be given back.
@@ -159,7 +159,8 @@ pub struct Row<'a> {
     pub row: RowId,
     /// Tokens the row holds already, shared ones among them; the input follows them.
     pub past: usize,
-    /// Its tokens that other rows hold, by ascending ends; it holds those behind them itself.
+    /// Its tokens that other rows hold, by ascending ends; it holds those behind them itself. Another than in its run
+    /// before only after [`Decoder::release`].
     pub shared: &'a [SharedSpan],
     /// What to append.
     pub input: Input<'a>,

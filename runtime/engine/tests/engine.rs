@@ -222,8 +222,8 @@ fn an_endless_circle_is_ended() {
 
 #[test]
 fn a_failing_decoder_fails_the_request_and_not_the_engine() {
-    let mut decoder = Scripted::new(count_up);
-    decoder.fail_at = Some(3);
+    let decoder = Scripted::new(count_up);
+    decoder.fail_at.set(Some(3));
     let mut engine = Engine::new(decoder, EngineConfig::default());
     engine.submit(request(1, &[0], 10), Duration::ZERO).unwrap();
     engine.submit(request(2, &[0], 2), Duration::ZERO).unwrap();
@@ -472,7 +472,7 @@ fn memory_bounds_what_runs_and_what_is_remembered() {
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
     while !engine.is_idle() {
         engine.step(&|| Duration::ZERO, &interrupt, &mut events);
-        let held: usize = engine.decoder().rows.iter().map(Vec::len).sum();
+        let held: usize = engine.decoder().held();
         assert!(held <= 60, "{held} tokens");
     }
     for id in 0..6 {
@@ -491,7 +491,7 @@ fn a_row_that_takes_in_a_shorter_text_gives_the_rest_of_its_memory_back() {
         let prompt: Vec<u32> = (0..length).map(|n| (n + id as u32 * 5) % 26).collect();
         engine.submit(request(id, &prompt, 2), Duration::ZERO).unwrap();
         run(&mut engine);
-        let held: usize = engine.decoder().rows.iter().map(Vec::len).sum();
+        let held: usize = engine.decoder().held();
         let counted = engine.kv_use();
         assert_eq!(8 * held as u64, counted.running + counted.remembered, "{id}");
     }

@@ -151,10 +151,11 @@ fn a_pinned_request_that_ends_at_the_boundary_is_short_and_one_token_more_makes_
             .submit(request(1, &prompt(length, 0), max), Duration::ZERO)
             .unwrap();
         run(&mut engine);
-        let held = &engine.decoder().rows[0];
+        let held = &engine.decoder().rows[0].own;
         assert_eq!(held.len(), length + max - 1);
-        assert!(held.windows(2).all(|pair| pair[0].1 == pair[1].1));
-        held[0].1
+        let regime = held[0].value.1;
+        assert!(held.iter().all(|token| token.value.1 == regime));
+        regime
     };
     for length in [1, 20, BOUNDARY - 1] {
         assert_eq!(regime(length, BOUNDARY - length), Regime::Short, "{length}");

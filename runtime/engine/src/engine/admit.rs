@@ -48,13 +48,6 @@ impl<D: Decoder> Engine<D> {
         Ok(())
     }
 
-    /// Tokens that the memory budget holds; `None` without one.
-    pub(super) fn budget_tokens(&self) -> Option<usize> {
-        let per_token = self.decoder.caps().kv_bytes_per_token.max(1);
-        let budget = self.config.kv_budget?;
-        Some(usize::try_from(budget / per_token).unwrap_or(usize::MAX))
-    }
-
     pub(super) fn end_expired(&mut self, now: Duration, events: &mut Vec<Event>) {
         let over = |ended: Option<Finish>, deadline: Option<Duration>| {
             ended.or_else(|| deadline.filter(|d| *d <= now).map(|_| Finish::Deadline))
@@ -86,76 +79,46 @@ impl<D: Decoder> Engine<D> {
     /// Starts the requests that have waited longest, as far as rows and memory reach. A request that does not fit is
     /// not overtaken: otherwise small requests would starve a large one.
     pub(super) fn start_waiting(&mut self, now: Duration, events: &mut Vec<Event>) {
-        while self.rows.has_free_row() && self.waiting.front().is_some_and(|w| self.fits(&w.request)) {
-            let Some(waiting) = self.waiting.pop_front() else {
-                return;
-            };
-            let id = waiting.request.id;
-            let regime = self.initial_regime(&waiting.request);
-            let found = self.cached_prefix(&waiting.request.prompt, regime);
-            // The row with its prefix is evicted last: taken in place it costs nothing more.
-            self.make_room(
-                self.reserved_tokens(&waiting.request),
-                found.map(|found| found.row),
-            );
-            let Some(place) = self.rows.place(id, found) else {
+        while let Some(waiting) = self.waiting.pop_front() {
+            let Some(placed) = self.place(&waiting.request) else {
                 self.waiting.push_front(waiting);
                 return;
             };
-            if let Some((spare, len)) = place.copy_out {
-                if self.decoder.copy(place.row, spare, 0..len).is_ok() {
-                    // The spare row may have held more before.
-                    self.decoder.truncate(spare, len);
-                } else {
-                    self.rows.shorten(spare, 0);
-                    self.decoder.release(spare);
-                }
-            }
-            let mut sequence = Sequence::new(waiting, place.row, now, self.config.stop_repetition);
-            sequence.regime = regime;
-            events.push(Event::Started { id });
-            self.reuse(&mut sequence, found);
+            let mut sequence = Sequence::new(waiting, placed.row, now, self.config.stop_repetition);
+            sequence.regime = placed.regime;
+            sequence.computed = placed.computed;
+            sequence.cached = placed.computed;
+            events.push(Event::Started { id: sequence.id() });
             self.running.push(sequence);
-            // The copied prefix takes memory twice now.
+            // A copied prefix takes memory twice now.
             self.make_room(0, None);
         }
     }
 
-    pub(super) fn fits(&self, request: &GenerateRequest) -> bool {
-        let Some(budget) = self.budget_tokens() else {
-            return true;
-        };
-        let running: usize = self
-            .running
-            .iter()
-            .map(|s| self.reserved_tokens(&s.request))
-            .sum();
-        running + self.rows.pinned_tokens() + self.reserved_tokens(request) <= budget
-    }
-
-    /// Evicts idle rows except `keep`, the least recently used first, until `tokens` more fit the budget beside what
+    /// Evicts idle rows except `keep`, the least recently used first, until `bytes` more fit the budget beside what
     /// running requests may come to hold.
-    pub(super) fn make_room(&mut self, tokens: usize, keep: Option<RowId>) {
-        let Some(budget) = self.budget_tokens() else {
+    pub(super) fn make_room(&mut self, bytes: u64, keep: Option<RowId>) {
+        let Some(budget) = self.config.kv_budget else {
             return;
         };
-        let running: usize = self
-            .running
-            .iter()
-            .map(|s| self.reserved_tokens(&s.request))
-            .sum();
-        let kept = keep.map_or(0, |row| self.rows.evictable_tokens_of(row));
-        while running + tokens + self.rows.pinned_tokens() + self.rows.evictable_tokens() - kept > budget {
-            let Some(row) = self.rows.evict_oldest(keep) else {
+        let kept = keep.map_or(0, |row| self.rows.evictable_bytes(row));
+        while self.rows.taken_bytes().saturating_add(bytes).saturating_sub(kept) > budget {
+            if !self.evict_oldest(keep) {
                 return;
-            };
-            self.decoder.release(row);
+            }
         }
     }
 
-    /// Tokens that a request may come to hold: the upper bound of its memory.
-    pub(super) fn reserved_tokens(&self, request: &GenerateRequest) -> usize {
-        let asked = request.prompt.len().saturating_add(request.max_tokens);
-        asked.min(self.context())
+    /// Evicts the least recently used idle row except `keep`, or what no other row reads of it; false if there is none.
+    pub(super) fn evict_oldest(&mut self, keep: Option<RowId>) -> bool {
+        let Some(evicted) = self.rows.evict_oldest(keep) else {
+            return false;
+        };
+        if evicted.len == 0 {
+            self.decoder.release(evicted.row);
+        } else {
+            self.decoder.truncate(evicted.row, evicted.len);
+        }
+        true
     }
 }

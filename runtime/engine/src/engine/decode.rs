@@ -169,7 +169,7 @@ impl<D: Decoder> Engine<D> {
                     }
                     if self.rows.is_idle(between) {
                         // A shared run is worth more than the row's cached prefix.
-                        self.rows.shorten(between, 0);
+                        self.rows.clear(between);
                         self.decoder.release(between);
                     } else if segments.last().is_some_and(|segment| !segment.is_empty()) {
                         segments.push(Vec::new());
@@ -258,7 +258,7 @@ impl<D: Decoder> Engine<D> {
 /// padding rows with `padding` for their input.
 fn batch<'a>(
     running: &'a [Sequence],
-    idle: &KvRows,
+    kv_rows: &'a KvRows,
     members: &[usize],
     drafts: &[Vec<TokenId>],
     padding: Option<&'a [TokenId]>,
@@ -271,7 +271,7 @@ fn batch<'a>(
             let Some(padding) = padding else { break };
             rows.push(Row {
                 row: between,
-                past: held_by(running, idle, between),
+                past: held_by(running, kv_rows, between),
                 shared: &[],
                 input: Input::Tokens(padding),
                 logits: Wanted::None,
@@ -282,7 +282,7 @@ fn batch<'a>(
         rows.push(Row {
             row: sequence.row,
             past: sequence.computed,
-            shared: &[],
+            shared: kv_rows.spans(sequence.row),
             input: Input::Tokens(if drafts.is_empty() {
                 &sequence.tokens[sequence.computed..]
             } else {
@@ -300,9 +300,9 @@ fn batch<'a>(
 }
 
 /// The number of tokens that a row holds: always at least one less than the context.
-fn held_by(running: &[Sequence], idle: &KvRows, row: RowId) -> usize {
+fn held_by(running: &[Sequence], kv_rows: &KvRows, row: RowId) -> usize {
     match running.iter().find(|sequence| sequence.row == row) {
         Some(sequence) => sequence.computed,
-        None => idle.held(row).len(),
+        None => kv_rows.held(row).len(),
     }
 }

@@ -2,6 +2,7 @@
 
 mod admit;
 mod decode;
+mod placement;
 mod prefill;
 mod prefix;
 mod regime;
@@ -57,7 +58,7 @@ impl Default for EngineConfig {
 /// Memory of keys and values, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct KvUse {
-    /// Bytes of running sequences.
+    /// Bytes of running sequences, beside what they read from idle rows.
     pub running: u64,
     /// Bytes of idle rows that are kept as cached prefixes.
     pub remembered: u64,
@@ -88,11 +89,10 @@ pub struct Engine<D> {
 impl<D: Decoder> Engine<D> {
     /// An engine without requests.
     pub fn new(decoder: D, mut config: EngineConfig) -> Self {
-        let rows = decoder.caps().rows.max(1);
-        config.slots = config.slots.clamp(1, rows);
+        config.slots = config.slots.clamp(1, decoder.caps().rows.max(1));
         config.prefill_chunk = config.prefill_chunk.max(1);
         Self {
-            rows: KvRows::new(rows, config.slots),
+            rows: KvRows::new(decoder.caps(), config.slots),
             decoder,
             config,
             waiting: VecDeque::new(),
@@ -118,10 +118,11 @@ impl<D: Decoder> Engine<D> {
         self.memory().map_or(context, |memory| context.min(memory))
     }
 
-    /// The most tokens of all sequences together, beside pinned prefixes; `None` without a bound.
+    /// The most tokens of all sequences together, beside pinned prefixes; `None` without a bound. Several sequences hold
+    /// less by what is lost to whole blocks and pages in each row, and more by what they share.
     pub fn memory(&self) -> Option<usize> {
-        let budget = self.budget_tokens()?;
-        Some(budget.saturating_sub(self.rows.pinned_tokens()))
+        let budget = self.config.kv_budget?.saturating_sub(self.rows.pinned_bytes());
+        Some(self.rows.bytes().tokens_in(budget))
     }
 
     /// The decoder.
@@ -190,14 +191,11 @@ impl<D: Decoder> Engine<D> {
 
     /// The memory that keys and values take at present.
     pub fn kv_use(&self) -> KvUse {
-        let bytes = |tokens: usize| {
-            u64::try_from(tokens)
-                .unwrap_or(u64::MAX)
-                .saturating_mul(self.decoder.caps().kv_bytes_per_token)
-        };
+        let running = self.running.iter();
+        let running = running.map(|sequence| self.rows.running_bytes(sequence.row, sequence.computed));
         KvUse {
-            running: bytes(self.running.iter().map(|sequence| sequence.computed).sum()),
-            remembered: bytes(self.rows.evictable_tokens() + self.rows.pinned_tokens()),
+            running: running.sum(),
+            remembered: self.rows.idle_bytes(),
             budget: self.config.kv_budget,
         }
     }

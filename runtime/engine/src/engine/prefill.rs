@@ -45,7 +45,7 @@ impl<D: Decoder> Engine<D> {
                 let row = Row {
                     row: sequence.row,
                     past: sequence.computed,
-                    shared: &[],
+                    shared: self.rows.spans(sequence.row),
                     input: Input::Tokens(&sequence.tokens[sequence.computed..end]),
                     logits,
                     regime: sequence.regime,

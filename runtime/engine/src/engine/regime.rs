@@ -37,7 +37,8 @@ impl<D: Decoder> Engine<D> {
                 sequence.regime = Regime::Long;
                 sequence.cached = 0;
                 sequence.computed = 0;
-                self.decoder.truncate(sequence.row, 0);
+                self.rows.cross(sequence.row);
+                self.decoder.release(sequence.row);
             }
         }
     }

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use super::Engine;
-use crate::decoder::{Decoder, Logits};
-use crate::ids::TokenId;
+use crate::decoder::{Decoder, Logits, Regime};
+use crate::ids::{RowId, TokenId};
 use crate::request::{Event, Failure, Finish};
 use crate::sequence::Sequence;
 
@@ -34,6 +34,14 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
+    /// Makes a row idle, with the tokens `held`.
+    fn leave_row(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) {
+        match self.rows.leave(row, held, regime) {
+            0 => self.decoder.release(row),
+            kept => self.decoder.truncate(row, kept),
+        }
+    }
+
     /// Truncates rows that took part as padding, once nothing runs any more.
     fn truncate_padding_rows(&mut self) {
         if self.running.is_empty() {
@@ -45,11 +53,12 @@ impl<D: Decoder> Engine<D> {
 
     pub(super) fn fail(&mut self, index: usize, error: &str, events: &mut Vec<Event>) {
         let sequence = self.running.remove(index);
-        // A failed run may have written some layers and not others.
-        self.decoder.release(sequence.row);
-        self.rows.leave(sequence.row, Vec::new(), sequence.regime);
+        // A failed run may have written some layers and not others, but not what other rows read: they stay.
+        let mut held = sequence.tokens;
+        held.truncate(self.rows.read_end(sequence.row));
+        self.leave_row(sequence.row, held, sequence.regime);
         events.push(Event::Failed {
-            id: sequence.id(),
+            id: sequence.request.id,
             reason: Failure::Decoder(error.to_owned()),
         });
         self.truncate_padding_rows();
@@ -78,8 +87,7 @@ impl<D: Decoder> Engine<D> {
         } else {
             0
         });
-        self.decoder.truncate(sequence.row, held.len());
-        self.rows.leave(sequence.row, held, sequence.regime);
+        self.leave_row(sequence.row, held, sequence.regime);
         self.make_room(0, None);
         self.truncate_padding_rows();
     }

@@ -15,38 +15,187 @@ use std::time::Duration;
 
 use phi_edge_engine::{
     Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt,
-    Logits, Regime, RequestId, RowId, Sampling, Step, Stop, Summary, TokenId, Wanted,
+    Logits, Regime, RequestId, Row, RowId, Sampling, Step, Stop, Summary, TokenId, Wanted,
 };
 
 pub const VOCAB: usize = 32;
 
+mod held_row;
+
+use held_row::{HeldRow, HeldToken};
+
 /// The next token is a function of all tokens before it and of the regime they were computed in.
 pub struct Scripted {
     pub caps: Caps,
-    pub rows: Vec<Vec<(TokenId, Regime)>>,
+    pub rows: Vec<HeldRow>,
     pub logits: Vec<f32>,
     pub longest_run: usize,
     pub widest_run: usize,
+    /// The most tokens that a row took from others.
+    pub longest_shared: usize,
+    /// The most rows that a row took tokens from.
+    pub longest_chain: usize,
     pub computed: usize,
     pub runs: usize,
-    pub fail_at: Option<usize>,
+    pub copies: usize,
+    pub fail_at: Cell<Option<usize>>,
+    /// Every n-th copy fails.
+    pub failing_copies: Option<usize>,
+    /// Memory that is never exceeded, not even within a step.
+    pub budget: Option<u64>,
     pub script: fn(&[(TokenId, Regime)]) -> u32,
+    writes: u64,
 }
 
 impl Scripted {
     pub fn new(script: fn(&[(TokenId, Regime)]) -> u32) -> Self {
-        let caps = Caps::plain(4, VOCAB);
+        Self::with_caps(script, Caps::plain(4, VOCAB))
+    }
+
+    pub fn with_caps(script: fn(&[(TokenId, Regime)]) -> u32, caps: Caps) -> Self {
         Self {
+            rows: (0..caps.rows).map(|_| HeldRow::default()).collect(),
             caps,
-            rows: vec![vec![]; 4],
             logits: vec![],
             longest_run: 0,
             widest_run: 0,
+            longest_shared: 0,
+            longest_chain: 0,
             computed: 0,
             runs: 0,
-            fail_at: None,
+            copies: 0,
+            fail_at: Cell::new(None),
+            failing_copies: None,
+            budget: None,
             script,
+            writes: 0,
         }
+    }
+
+    /// The number of tokens that all rows hold themselves.
+    pub fn held(&self) -> usize {
+        self.rows.iter().map(|row| row.own.len()).sum()
+    }
+
+    /// The bytes that the rows take.
+    pub fn bytes(&self) -> u64 {
+        let bytes = self.rows.iter().map(|row| match row.written() {
+            0 => 0,
+            tokens => {
+                let blocks = tokens.div_ceil(self.caps.kv_block) * self.caps.kv_block;
+                blocks as u64 * self.caps.kv_bytes_per_token + self.caps.kv_row_overhead
+            }
+        });
+        bytes.sum()
+    }
+
+    /// The end of the tokens of a row that others read.
+    fn read_end(&self, row: RowId) -> usize {
+        let reads = self.rows.iter().flat_map(|reader| &reader.shared);
+        let ends = reads.filter(|span| span.row == row).map(|span| span.end);
+        ends.max().unwrap_or(0)
+    }
+
+    fn assert_unread(&self, row: RowId, from: usize) {
+        let read = self.read_end(row);
+        assert!(
+            read <= from,
+            "row {} is changed from token {from} on, and others read {read}",
+            row.0
+        );
+    }
+
+    fn assert_within_budget(&self) {
+        if let Some(budget) = self.budget {
+            let bytes = self.bytes();
+            assert!(bytes <= budget, "{bytes} bytes in a budget of {budget}");
+        }
+    }
+
+    /// The tokens that a row takes from others: each is held by its row itself, and is what it was in the run before.
+    fn shared_tokens(&mut self, row: &Row<'_>) -> Vec<HeldToken> {
+        let mut tokens: Vec<HeldToken> = Vec::new();
+        for span in row.shared {
+            let granularity = self.caps.share_granularity.expect("rows are not shared");
+            assert!(span.end > tokens.len() && span.end <= row.past && span.row != row.row);
+            assert_eq!(span.end % granularity, 0);
+            let source = &self.rows[span.row.0 as usize];
+            tokens.extend(source.range(tokens.len()..span.end));
+        }
+        self.longest_shared = self.longest_shared.max(tokens.len());
+        self.longest_chain = self.longest_chain.max(row.shared.len());
+        let held = &mut self.rows[row.row.0 as usize];
+        if held.shared == row.shared {
+            assert_eq!(held.read, tokens, "shared tokens have changed");
+        } else {
+            assert!(
+                held.shared.is_empty() && (held.own.is_empty() || held.start == tokens.len()),
+                "a row takes other tokens than before, and was not released"
+            );
+            held.shared = row.shared.to_vec();
+            held.read.clone_from(&tokens);
+        }
+        tokens
+    }
+
+    /// Appends the input of a row and the logits that are wanted of it.
+    fn run_row(&mut self, row: &Row<'_>, fails: bool) {
+        let Input::Tokens(ids) = row.input else {
+            panic!("tokens only")
+        };
+        let shared = self.shared_tokens(row);
+        let held = &mut self.rows[row.row.0 as usize];
+        let end = held.end().max(shared.len());
+        assert!(row.past <= end, "the row holds {end} tokens, not {}", row.past);
+        if ids.is_empty() {
+            // It stands idle and keeps all it has.
+            return;
+        }
+        self.assert_unread(row.row, row.past);
+        let held = &mut self.rows[row.row.0 as usize];
+        if held.own.is_empty() {
+            held.start = shared.len();
+        }
+        assert_eq!(
+            held.start,
+            shared.len(),
+            "tokens are missing between shared and own ones"
+        );
+        held.own.truncate(row.past - held.start);
+        let mut all: Vec<(TokenId, Regime)> =
+            shared.iter().chain(&held.own).map(|token| token.value).collect();
+        let mut wanted = match row.logits {
+            Wanted::None => 0..0,
+            Wanted::Last => ids.len()..ids.len() + 1,
+            Wanted::All => 1..ids.len() + 1,
+        };
+        for (n, id) in (1..).zip(ids) {
+            self.writes += 1;
+            // What a failed run leaves is of no use.
+            let id = if fails { TokenId(u32::MAX) } else { *id };
+            all.push((id, row.regime));
+            held.push(HeldToken {
+                value: (id, row.regime),
+                write: self.writes,
+            });
+            if !fails && wanted.start == n && !wanted.is_empty() && wanted.next().is_some() {
+                // A row that lies between others may hold a token of the other regime behind its own.
+                assert!(
+                    all.iter().all(|(_, regime)| *regime == row.regime),
+                    "two regimes in one row"
+                );
+                let short = self.caps.rope_boundary.is_none_or(|most| all.len() <= most);
+                assert!(
+                    short || row.regime == Regime::Long,
+                    "the short factors beyond the boundary"
+                );
+                let mut logits = vec![0.0; VOCAB];
+                logits[(self.script)(&all) as usize] = 5.0;
+                self.logits.extend(logits);
+            }
+        }
+        self.longest_run = self.longest_run.max(ids.len());
+        self.computed += ids.len();
     }
 }
 
@@ -60,51 +209,14 @@ impl Decoder for Scripted {
         if interrupt.is_raised() {
             return Err(DecodeError::Interrupted);
         }
-        if self.fail_at == Some(self.runs) {
-            return Err(DecodeError::Failed("scripted".into()));
-        }
+        let fails = self.fail_at.get() == Some(self.runs);
         self.logits.clear();
         for row in step.rows {
-            let Input::Tokens(ids) = row.input else {
-                panic!("tokens only")
-            };
-            let held = &mut self.rows[row.row.0 as usize];
-            assert!(
-                row.past <= held.len(),
-                "the row holds {} tokens, not {}",
-                held.len(),
-                row.past
-            );
-            if ids.is_empty() {
-                // It stands idle and keeps all it has.
-                continue;
-            }
-            held.truncate(row.past);
-            let mut wanted = match row.logits {
-                Wanted::None => 0..0,
-                Wanted::Last => ids.len()..ids.len() + 1,
-                Wanted::All => 1..ids.len() + 1,
-            };
-            for (n, id) in (1..).zip(ids) {
-                held.push((*id, row.regime));
-                if wanted.start == n && !wanted.is_empty() && wanted.next().is_some() {
-                    // A row that lies between others may hold a token of the other regime behind its own.
-                    assert!(
-                        held.iter().all(|(_, regime)| *regime == row.regime),
-                        "two regimes in one row"
-                    );
-                    let short = self.caps.rope_boundary.is_none_or(|most| held.len() <= most);
-                    assert!(
-                        short || row.regime == Regime::Long,
-                        "the short factors beyond the boundary"
-                    );
-                    let mut logits = vec![0.0; VOCAB];
-                    logits[(self.script)(held) as usize] = 5.0;
-                    self.logits.extend(logits);
-                }
-            }
-            self.longest_run = self.longest_run.max(ids.len());
-            self.computed += ids.len();
+            self.run_row(row, fails);
+        }
+        self.assert_within_budget();
+        if fails {
+            return Err(DecodeError::Failed("scripted".into()));
         }
         for pair in step.rows.windows(2) {
             let neighbours = pair[0].row.0 + 1 == pair[1].row.0;
@@ -133,19 +245,51 @@ impl Decoder for Scripted {
         Ok(())
     }
     fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError> {
-        assert_eq!(tokens.start, 0, "no shared spans");
-        let len = tokens.end;
+        let granularity = self.caps.share_granularity.unwrap_or(usize::MAX);
+        assert!(tokens.start == 0 || tokens.start.is_multiple_of(granularity));
+        assert_ne!(from, to);
+        self.copies += 1;
+        if self
+            .failing_copies
+            .is_some_and(|interval| self.copies.is_multiple_of(interval))
+        {
+            return Err(DecodeError::OutOfMemory("scripted".into()));
+        }
+        self.assert_unread(to, tokens.start);
+        let copied: Vec<HeldToken> = self.rows[from.0 as usize].range(tokens.clone()).collect();
+        let target = &mut self.rows[to.0 as usize];
+        if target.own.is_empty() {
+            target.start = tokens.start;
+        }
+        assert!(target.start <= tokens.start && tokens.start <= target.end());
         // What stands behind the copy stays, and its memory with it.
-        let held = &self.rows[to.0 as usize];
-        let tail = &held[len.min(held.len())..];
-        self.rows[to.0 as usize] = [&self.rows[from.0 as usize][..len], tail].concat();
+        let tail = target
+            .own
+            .split_off((tokens.end - target.start).min(target.own.len()));
+        target.own.truncate(tokens.start - target.start);
+        for token in copied {
+            self.writes += 1;
+            target.push(HeldToken {
+                write: self.writes,
+                ..token
+            });
+        }
+        target.own.extend(tail);
+        self.assert_within_budget();
         Ok(())
     }
     fn truncate(&mut self, row: RowId, len: usize) {
-        self.rows[row.0 as usize].truncate(len);
+        self.assert_unread(row, len);
+        let held = &mut self.rows[row.0 as usize];
+        assert!(
+            held.shared.is_empty() || len >= held.start,
+            "the tokens of other rows are cut off"
+        );
+        held.truncate(len);
     }
     fn release(&mut self, row: RowId) {
-        self.rows[row.0 as usize].clear();
+        self.assert_unread(row, 0);
+        self.rows[row.0 as usize] = HeldRow::default();
     }
     fn save(&mut self, _row: RowId, _len: usize) -> Result<Vec<u8>, DecodeError> {
         Err(DecodeError::Unsupported("scripted".into()))
@@ -242,16 +386,22 @@ pub enum Form {
     Chunks,
     /// Rows of any number of tokens and of both regimes.
     Ragged,
+    /// The same with any rows, which read prefixes from each other; memory in blocks.
+    Shared,
 }
 
 pub fn scripted(boundary: bool, form: Form) -> Scripted {
-    let mut decoder = Scripted::new(digest);
-    decoder.caps.rope_boundary = boundary.then_some(45);
-    decoder.caps.ragged_chunks = matches!(form, Form::Chunks | Form::Ragged);
-    decoder.caps.idle_rows = form == Form::Ragged;
-    decoder.caps.mixed_regimes = form == Form::Ragged;
-    decoder.caps.batches_below_boundary = form != Form::Positions;
-    decoder.caps.rows = 6;
-    decoder.rows = vec![vec![]; 6];
-    decoder
+    let mut caps = Caps::plain(6, VOCAB);
+    caps.rope_boundary = boundary.then_some(45);
+    caps.ragged_chunks = !matches!(form, Form::Plain | Form::Positions);
+    caps.idle_rows = form == Form::Ragged;
+    caps.mixed_regimes = matches!(form, Form::Ragged | Form::Shared);
+    caps.batches_below_boundary = form != Form::Positions;
+    if form == Form::Shared {
+        caps.contiguous_rows = false;
+        caps.share_granularity = Some(8);
+        caps.kv_block = 4;
+        caps.kv_row_overhead = 20;
+    }
+    Scripted::with_caps(digest, caps)
 }

@@ -1,37 +1,11 @@
-//! The rows of KV memory: their owners, and the prefixes that idle ones keep.
+//! Rows for a decoder whose runs take neighbours.
 //!
-//! Rows `0..running` are the running zone: a batched run takes neighbours, so running sequences lie close together.
-//! The rows beyond only cache prefixes. A row that a sequence has left keeps its keys and values until their memory
-//! or the row is needed: the least recently used goes first.
+//! Rows `0..slots` are the running zone: running sequences lie close together in it. The rows beyond only cache prefixes.
+//! Prefixes are copied from row to row.
 
+use super::{KvRows, MIN_KEPT_TOKENS, PrefixMatch, Reservation, RowState, common_prefix, index, row_id};
 use crate::decoder::Regime;
 use crate::ids::{RequestId, RowId, TokenId};
-
-/// The state of all rows.
-#[derive(Debug)]
-pub(crate) struct KvRows {
-    rows: Vec<RowState>,
-    running: usize,
-    clock: u64,
-}
-
-#[derive(Debug, Default)]
-struct RowState {
-    owner: Option<RequestId>,
-    /// Tokens whose keys and values an idle row holds; empty while a sequence owns the row.
-    held: Vec<TokenId>,
-    regime: Option<Regime>,
-    last_used: u64,
-    pinned: bool,
-}
-
-/// A row that shares a prefix with a prompt.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct PrefixMatch {
-    pub(crate) row: RowId,
-    /// The number of shared tokens.
-    pub(crate) len: usize,
-}
 
 /// The row that a sequence is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,50 +17,36 @@ pub(crate) struct Placement {
 }
 
 impl KvRows {
-    /// Empty rows: `total`, of which the first `running` may hold running sequences.
-    pub(crate) fn new(total: usize, running: usize) -> Self {
-        Self {
-            rows: (0..total.max(running)).map(|_| RowState::default()).collect(),
-            running,
-            clock: 0,
-        }
-    }
-
     /// Whether a row of the running zone is idle.
     pub(crate) fn has_free_row(&self) -> bool {
-        self.rows[..self.running].iter().any(|row| row.owner.is_none())
+        self.rows[..self.slots].iter().any(RowState::is_idle)
     }
 
     /// The idle row with the longest prefix in common with `prompt`, up to `most` tokens.
     pub(crate) fn best_match(&self, prompt: &[TokenId], most: usize, regime: Regime) -> Option<PrefixMatch> {
-        let idle = self
-            .rows
-            .iter()
-            .enumerate()
-            .filter(|(_, row)| row.owner.is_none());
-        idle.filter(|(_, row)| row.regime == Some(regime))
-            .map(|(index, row)| PrefixMatch {
-                row: row_id(index),
-                len: common_prefix(&row.held, prompt).min(most),
-            })
-            .filter(|found| found.len > 0)
+        self.idle_matches(prompt, most, regime)
             // The most tokens; among equals one that can be used in place.
             .max_by_key(|found| (found.len, self.in_running_zone(found.row)))
     }
 
     /// Gives a row of the running zone to `owner`, close to running ones: rows between them cost as much in a run as
     /// they do. `wanted` is the row that holds the prompt's prefix: taken in place if that is possible.
-    pub(crate) fn place(&mut self, owner: RequestId, wanted: Option<PrefixMatch>) -> Option<Placement> {
+    pub(crate) fn place(
+        &mut self,
+        owner: RequestId,
+        reservation: Reservation,
+        wanted: Option<PrefixMatch>,
+    ) -> Option<Placement> {
         let in_place = wanted.filter(|found| {
             let state = &self.rows[index(found.row)];
             self.in_running_zone(found.row)
-                && state.owner.is_none()
+                && state.is_idle()
                 && !state.pinned
                 && self.widening(index(found.row)) <= self.least_widening()
         });
         let row = match in_place {
             Some(found) => found.row,
-            None => self.least_wanted(0..self.running, wanted.map(|found| found.row))?,
+            None => self.least_wanted(0..self.slots, wanted.map(|found| found.row))?,
         };
         // A sequence that continues in place keeps the prefix that it needs and overwrites the rest.
         let copy_out = if in_place.is_some() {
@@ -104,7 +64,7 @@ impl KvRows {
         }
         let now = self.tick();
         let state = &mut self.rows[index(row)];
-        state.owner = Some(owner);
+        state.owner = Some((owner, reservation));
         state.held.clear();
         state.regime = None;
         state.pinned = false;
@@ -112,102 +72,18 @@ impl KvRows {
         Some(Placement { row, copy_out })
     }
 
-    /// Makes a row idle; it keeps `held`.
-    pub(crate) fn leave(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) {
-        let now = self.tick();
-        let state = &mut self.rows[index(row)];
-        state.owner = None;
-        state.regime = Some(regime).filter(|_| !held.is_empty());
-        state.held = held;
-        state.last_used = now;
-    }
-
-    /// Marks a row as just used.
-    pub(crate) fn touch(&mut self, row: RowId) {
-        let now = self.tick();
-        self.rows[index(row)].last_used = now;
-    }
-
-    /// Pins an idle row: it is never evicted.
-    pub(crate) fn pin(&mut self, row: RowId) {
-        self.rows[index(row)].pinned = true;
-    }
-
-    /// The row that is pinned with exactly these tokens.
-    pub(crate) fn pinned(&self, tokens: &[TokenId]) -> Option<RowId> {
-        let found = self
-            .rows
-            .iter()
-            .position(|state| state.pinned && state.held == tokens)?;
-        Some(row_id(found))
-    }
-
     /// A row for a pinned prefix: the last of those beyond the running zone that holds none.
-    pub(crate) fn row_to_pin(&self) -> Option<RowId> {
-        let beyond = (self.running..self.rows.len()).rev();
+    pub(super) fn spare_row_to_pin(&self) -> Option<RowId> {
+        let beyond = (self.slots..self.rows.len()).rev();
         beyond
             .filter(|&index| !self.rows[index].pinned)
             .map(row_id)
             .next()
     }
 
-    /// The number of tokens in idle rows that may be evicted.
-    pub(crate) fn evictable_tokens(&self) -> usize {
-        self.rows
-            .iter()
-            .filter(|row| row.owner.is_none() && !row.pinned)
-            .map(|row| row.held.len())
-            .sum()
-    }
-
-    /// The number of tokens in `row` if it may be evicted, else 0.
-    pub(crate) fn evictable_tokens_of(&self, row: RowId) -> usize {
-        let state = &self.rows[index(row)];
-        if state.owner.is_none() && !state.pinned {
-            state.held.len()
-        } else {
-            0
-        }
-    }
-
-    /// The number of tokens in pinned rows.
-    pub(crate) fn pinned_tokens(&self) -> usize {
-        self.rows
-            .iter()
-            .filter(|row| row.owner.is_none() && row.pinned)
-            .map(|row| row.held.len())
-            .sum()
-    }
-
-    /// Evicts the least recently used idle row except `keep`; returns which.
-    pub(crate) fn evict_oldest(&mut self, keep: Option<RowId>) -> Option<RowId> {
-        let candidates = self.rows.iter().enumerate().filter(|(index, row)| {
-            row.owner.is_none() && !row.pinned && !row.held.is_empty() && Some(row_id(*index)) != keep
-        });
-        let (index, _) = candidates.min_by_key(|(_, row)| row.last_used)?;
-        self.rows[index].held = Vec::new();
-        self.rows[index].regime = None;
-        Some(row_id(index))
-    }
-
-    /// The tokens that `row` holds if it is idle.
-    pub(crate) fn held(&self, row: RowId) -> &[TokenId] {
-        &self.rows[index(row)].held
-    }
-
-    /// Whether `row` is idle.
-    pub(crate) fn is_idle(&self, row: RowId) -> bool {
-        self.rows[index(row)].owner.is_none()
-    }
-
-    /// Shortens an idle row to its first `len` tokens.
-    pub(crate) fn shorten(&mut self, row: RowId, len: usize) {
-        self.rows[index(row)].held.truncate(len);
-    }
-
     /// The number of rows by which a run of all running rows would grow if this one joined.
     fn widening(&self, index: usize) -> usize {
-        let busy = || (0..self.running).filter(|&at| self.rows[at].owner.is_some());
+        let busy = || (0..self.slots).filter(|&at| !self.rows[at].is_idle());
         match (busy().min(), busy().max()) {
             (Some(first), Some(last)) => first.saturating_sub(index) + index.saturating_sub(last),
             _ => 0,
@@ -215,23 +91,23 @@ impl KvRows {
     }
 
     fn least_widening(&self) -> usize {
-        let idle = (0..self.running).filter(|&at| self.rows[at].owner.is_none());
+        let idle = (0..self.slots).filter(|&at| self.rows[at].is_idle());
         idle.map(|at| self.widening(at)).min().unwrap_or(0)
     }
 
     fn in_running_zone(&self, row: RowId) -> bool {
-        index(row) < self.running
+        index(row) < self.slots
     }
 
     /// An idle row of `range`: one that keeps runs narrow, of those an empty one, else the least recently used;
     /// `keep` only if no other is left.
     fn least_wanted(&self, range: std::ops::Range<usize>, keep: Option<RowId>) -> Option<RowId> {
-        let idle = range.filter(|&index| self.rows[index].owner.is_none() && !self.rows[index].pinned);
+        let idle = range.filter(|&index| self.rows[index].is_idle() && !self.rows[index].pinned);
         idle.min_by_key(|&index| {
             let row = &self.rows[index];
             (
                 Some(row_id(index)) == keep,
-                if index < self.running {
+                if index < self.slots {
                     self.widening(index)
                 } else {
                     0
@@ -259,32 +135,11 @@ impl KvRows {
         if elsewhere {
             return None;
         }
-        let spare = self.least_wanted(self.running..self.rows.len(), wanted.map(|found| found.row))?;
+        let spare = self.least_wanted(self.slots..self.rows.len(), wanted.map(|found| found.row))?;
         let older =
             self.rows[index(spare)].held.is_empty() || self.rows[index(spare)].last_used < state.last_used;
         (older && Some(spare) != wanted.map(|found| found.row)).then_some((spare, state.held.len()))
     }
-
-    fn tick(&mut self) -> u64 {
-        self.clock += 1;
-        self.clock
-    }
-}
-
-/// The fewest tokens that are worth copying: fewer are recomputed.
-const MIN_KEPT_TOKENS: usize = 32;
-
-/// The length of the prefix that two texts share.
-pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
-    a.iter().zip(b).take_while(|(a, b)| a == b).count()
-}
-
-fn index(row: RowId) -> usize {
-    row.0 as usize
-}
-
-fn row_id(index: usize) -> RowId {
-    RowId(u32::try_from(index).unwrap_or(u32::MAX))
 }
 
 #[cfg(test)]
@@ -292,6 +147,12 @@ mod tests {
     #![allow(clippy::unwrap_used)]
 
     use super::*;
+    use crate::decoder::Caps;
+
+    const RESERVED: Reservation = Reservation {
+        tokens: 60,
+        may_cross: false,
+    };
 
     fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
         range.map(TokenId).collect()
@@ -299,14 +160,14 @@ mod tests {
 
     #[test]
     fn a_prefix_is_found_and_used_in_place() {
-        let mut rows = KvRows::new(4, 2);
-        let first = rows.place(RequestId(1), None).unwrap().row;
+        let mut rows = KvRows::new(&Caps::plain(4, 32), 2);
+        let first = rows.place(RequestId(1), RESERVED, None).unwrap().row;
         rows.leave(first, tokens(0..50), Regime::Short);
         let found = rows.best_match(&tokens(0..40), 39, Regime::Short).unwrap();
         assert_eq!((found.row, found.len), (first, 39));
         assert_eq!(rows.best_match(&tokens(0..40), 39, Regime::Long), None);
         assert_eq!(
-            rows.place(RequestId(2), Some(found)).unwrap(),
+            rows.place(RequestId(2), RESERVED, Some(found)).unwrap(),
             Placement {
                 row: first,
                 copy_out: None
@@ -316,20 +177,20 @@ mod tests {
 
     #[test]
     fn what_runs_together_lies_together() {
-        let mut rows = KvRows::new(10, 8);
+        let mut rows = KvRows::new(&Caps::plain(10, 32), 8);
         for request in 0..8u64 {
-            let row = rows.place(RequestId(request), None).unwrap().row;
+            let row = rows.place(RequestId(request), RESERVED, None).unwrap().row;
             assert_eq!(u64::from(row.0), request);
         }
         // The last one leaves first, so its row would be the least recently used.
         for row in [7u32, 0, 1, 2, 3, 5, 6] {
             rows.leave(RowId(row), tokens(row * 100..row * 100 + 60), Regime::Short);
         }
-        let next = rows.place(RequestId(9), None).unwrap().row;
+        let next = rows.place(RequestId(9), RESERVED, None).unwrap().row;
         assert!([3, 5].contains(&next.0), "{next:?} is no neighbour of row 4");
         // A prefix far away is copied.
         let found = rows.best_match(&tokens(700..760), 59, Regime::Short).unwrap();
-        let place = rows.place(RequestId(10), Some(found)).unwrap();
+        let place = rows.place(RequestId(10), RESERVED, Some(found)).unwrap();
         assert!(
             place.row.0.abs_diff(4) <= 2 && place.row != found.row,
             "{place:?}"
@@ -338,9 +199,9 @@ mod tests {
 
     #[test]
     fn replaced_rows_are_copied_out() {
-        let mut rows = KvRows::new(3, 1);
+        let mut rows = KvRows::new(&Caps::plain(3, 32), 1);
         for (request, start) in [(1u64, 0u32), (2, 100), (3, 200), (4, 300)] {
-            let place = rows.place(RequestId(request), None).unwrap();
+            let place = rows.place(RequestId(request), RESERVED, None).unwrap();
             assert_eq!(place.row, RowId(0));
             assert_eq!(place.copy_out.is_some(), request > 1, "{request}");
             rows.leave(RowId(0), tokens(start..start + 60), Regime::Short);
@@ -359,14 +220,15 @@ mod tests {
 
     #[test]
     fn pinned_rows_stay() {
-        let mut rows = KvRows::new(3, 1);
+        let mut rows = KvRows::new(&Caps::plain(3, 32), 1);
         let pinned = rows.row_to_pin().unwrap();
         rows.leave(pinned, tokens(0..60), Regime::Short);
         rows.pin(pinned);
-        assert_eq!((rows.pinned_tokens(), rows.evictable_tokens()), (60, 0));
+        assert_eq!([rows.pinned_bytes(), rows.idle_bytes()], [8 * 60; 2]);
+        assert_eq!(rows.evictable_bytes(pinned), 0);
         for request in 1..10u64 {
             let start = u32::try_from(request).unwrap() * 100;
-            rows.place(RequestId(request), None).unwrap();
+            rows.place(RequestId(request), RESERVED, None).unwrap();
             rows.leave(RowId(0), tokens(start..start + 60), Regime::Short);
         }
         while rows.evict_oldest(None).is_some() {}
