@@ -8,9 +8,13 @@ use std::process::{Command, Output};
 use phi_edge_tests::{has_library, phi_edge, skip};
 use serde_json::Value;
 
-/// The bounds of the loss on the demonstration model.
-const LEAST_TOP1_AGREEMENT: f64 = 0.995;
-const GREATEST_MEAN_KL: f64 = 0.002;
+/// The bounds of the loss on answers to held-out prompts.
+const MIN_ANSWERS_TOP1: f64 = 0.995;
+const MAX_ANSWERS_KL: f64 = 0.002;
+/// The bounds on the multilingual text, of which the demonstration model knows nothing: its matmuls with 8-bit inputs alone
+/// turn any rounding error into a top-1 agreement of 99.5 % (docs/benchmarks.md).
+const MIN_TEXT_DECIDED_TOP1: f64 = 0.985;
+const MAX_TEXT_KL: f64 = 0.004;
 
 fn kv_loss(flags: &[&str]) -> Output {
     Command::new(phi_edge())
@@ -62,9 +66,19 @@ fn the_demonstration_model_loses_little() {
         assert!(output.status.success(), "{}", stderr(&output));
         let report: Value = serde_json::from_slice(&output.stdout).unwrap();
         let figure = |name: &str| report[name].as_f64().unwrap();
+        let answers = |name: &str| report["answers"][name].as_f64().unwrap();
+        assert!(
+            answers("answers") >= 12.0 && answers("compared") >= 500.0,
+            "{report}"
+        );
+        assert!(answers("top1_agreement") >= MIN_ANSWERS_TOP1, "{report}");
+        assert!(answers("kl_mean") <= MAX_ANSWERS_KL, "{report}");
         assert!(figure("compared") >= 2000.0, "{report}");
-        assert!(figure("top1_agreement") >= LEAST_TOP1_AGREEMENT, "{report}");
-        assert!(figure("kl_mean") <= GREATEST_MEAN_KL, "{report}");
+        assert!(
+            figure("decided_top1_agreement") >= MIN_TEXT_DECIDED_TOP1,
+            "{report}"
+        );
+        assert!(figure("kl_mean") <= MAX_TEXT_KL, "{report}");
         // Equal predictions would mean that one type of the cache served both passes.
         assert!(
             figure("kl_mean") > 0.0 && figure("kv_bytes_per_token") < figure("kv_bytes_per_token_f32") / 2.0,

@@ -1,7 +1,7 @@
 //! `cargo xtask kv-loss`: what 8-bit keys and values cost in accuracy, on the demonstration model and at long contexts.
 
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::bench::table::{between, processor};
 use crate::process::{cargo, root, run, target};
-use crate::{library, model};
+use crate::{library, model, python};
 
 /// The past lengths at which the model for long contexts is reported: the ends of ranges of `phi-edge bench --kv-loss`.
 const LONG_PAST: [u64; 3] = [4096, 16_384, 131_072];
@@ -25,12 +25,22 @@ pub(crate) struct KvLossArgs {
     long_tokens: u32,
 }
 
+/// The number of held-out prompts that the demonstration model answers.
+const PROMPTS: &str = "500";
+/// The seed of their generator: that of `models/export/evaluate.py`.
+const PROMPTS_SEED: &str = "20000";
+/// The most tokens of an answer; the longest ones have some 80.
+const ANSWER_TOKENS: &str = "200";
+
 /// Measures and writes the tables of docs/benchmarks.md, each as soon as it is there.
 pub(crate) fn kv_loss(args: &KvLossArgs) -> Result<()> {
     run(cargo().args(["build", "--release", "--locked", "-p", "phi-edge"]))?;
     let library = library::for_this_machine()?;
     let demo = root().join("models/demo");
-    let prefill = measure(&demo, &library, &[])?;
+    let prompts = held_out_prompts()?;
+    let prompts = prompts.to_string_lossy();
+    let answers = ["--prompts", &prompts, "--new-tokens", ANSWER_TOKENS];
+    let prefill = measure(&demo, &library, &answers)?;
     let decode = measure(&demo, &library, &["--prefill-chunk", "1"])?;
     write("demo", &demo_table(&prefill, &decode)?)?;
     if args.without_long {
@@ -42,6 +52,26 @@ pub(crate) fn kv_loss(args: &KvLossArgs) -> Result<()> {
         &["--prompt-tokens", &args.long_tokens.to_string()],
     )?;
     write("long", &long_table(&long)?)
+}
+
+/// A file of prompts that the demonstration model was not trained on.
+fn held_out_prompts() -> Result<PathBuf> {
+    let file = target().join("kv-loss-prompts.jsonl");
+    let mut script = Command::new(python::environment("model-tools")?);
+    script
+        .arg(root().join("models/export/prompts.py"))
+        .args([PROMPTS, PROMPTS_SEED]);
+    let output = script
+        .output()
+        .context("models/export/prompts.py can't be started")?;
+    if !output.status.success() {
+        bail!(
+            "models/export/prompts.py failed:\n{}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+    std::fs::write(&file, output.stdout).with_context(|| format!("{} can't be written", file.display()))?;
+    Ok(file)
 }
 
 /// The report of `phi-edge bench --kv-loss`.
@@ -82,18 +112,22 @@ const RULE: &str = "---|---|---|---|---|---|---|";
 
 fn demo_table(prefill: &Value, decode: &Value) -> Result<String> {
     let mut text = String::new();
+    let answers = &prefill["answers"];
     writeln!(
         text,
-        "The demonstration model, {} passages of {} tokens, {}. Bounds: top-1 ≥ 99.5 %, mean KL ≤ 0.002.\n",
+        "The demonstration model, {}: its answers to {} held-out prompts, of which {} are the same token by token (bounds: \
+         top-1 ≥ 99.5 %, mean KL ≤ 0.002); the text in {} passages of {} tokens, {} against {} bytes of keys and values a token.\n",
+        processor(),
+        answers["answers"],
+        answers["answers_alike"],
         prefill["passages"],
         prefill["prompt_tokens"],
-        processor()
+        prefill["kv_bytes_per_token"],
+        prefill["kv_bytes_per_token_f32"],
     )?;
-    writeln!(text, "| run | {HEAD}\n|---|{RULE}")?;
-    for (name, report) in [
-        ("prefill, 512 tokens a run", prefill),
-        ("decode, one token a run", decode),
-    ] {
+    writeln!(text, "| | {HEAD}\n|---|{RULE}")?;
+    writeln!(text, "| answers | {}", row("–", answers))?;
+    for (name, report) in [("text, prefill", prefill), ("text, decode", decode)] {
         for past in ranges(report) {
             writeln!(text, "| {name} | {}", row(&range(past), past))?;
         }
@@ -183,6 +217,7 @@ mod tests {
     #[test]
     fn the_demo_table_has_all_ranges_of_both_runs() -> Result<()> {
         let mut report = figures([0, 0]);
+        report["answers"] = figures([0, 0]);
         report["past"] = json!([figures([0, 256]), figures([256, 512])]);
         let table = demo_table(&report, &report)?;
         assert_eq!(

@@ -20,7 +20,7 @@ pub(crate) fn write(out: &Path, layers: u32) -> Result<()> {
 }
 
 /// The model for measurements of accuracy at long contexts, written where it is absent: two layers, four heads of 96,
-/// 131,072 positions with LongRoPE from 4,096 on, the demonstration's tokenizer. 3 KiB of keys and values a token of 8 bits.
+/// 131,072 positions with LongRoPE from 4,096 on, the demonstration's tokenizer. 6 KiB of keys and values of 32 bits a token.
 pub(crate) fn long_context() -> Result<PathBuf> {
     let out = target().join("long-context-model");
     if out.join("manifest.json").exists() {

@@ -39,8 +39,16 @@ impl Divergence {
         }
     }
 
-    /// Adds the positions of `other`.
-    pub(super) fn merge(&mut self, other: &Self) {
+    /// The divergence over the positions of all `parts`.
+    pub(super) fn sum(parts: &[Self]) -> Self {
+        let mut sum = Self::default();
+        for part in parts {
+            sum.merge(part);
+        }
+        sum
+    }
+
+    fn merge(&mut self, other: &Self) {
         self.kl.extend(&other.kl);
         self.same_top += other.same_top;
         self.decided += other.decided;
@@ -49,8 +57,12 @@ impl Divergence {
         self.squared_reference += other.squared_reference;
     }
 
-    /// The number of positions.
-    pub(super) fn positions(&self) -> usize {
+    /// Whether both predict the same token at each position.
+    pub(super) fn is_same_top(&self) -> bool {
+        self.same_top == self.positions()
+    }
+
+    fn positions(&self) -> usize {
         self.kl.len()
     }
 

@@ -2,10 +2,13 @@
 
 mod divergence;
 mod passages;
+mod reader;
+mod table;
 
-use std::fmt::Write as _;
+use std::path::Path;
 
 use phi_edge_engine::{DecodeError, Decoder, TokenId};
+use phi_edge_models::{Message, Role, TextModel};
 use phi_edge_onnx::KvCache;
 use serde_json::{Value, json};
 
@@ -14,23 +17,29 @@ use crate::commands::local_model::LocalModel;
 use crate::exit::{Exit, Fault};
 use crate::machine::process;
 use crate::setup::model::ModelSetup;
-use divergence::{DECIDED_MARGIN, Divergence};
-use passages::Passages;
+use divergence::Divergence;
+use passages::{Passage, TextPassages};
+use reader::{AnswerEnd, Reader};
 
 /// A text of prose in English, German, French, Spanish and Chinese, of numbers and of log lines, written for this purpose.
 const TEXT: &str = include_str!("multilingual.txt");
+/// Prompts of the kind that rules send, one JSON string a line: facts to be put into words. `models/export/prompts.py 16`
+/// drew them from what the demonstration model was not trained on.
+const PROMPTS: &str = include_str!("prompts.jsonl");
 /// The length of a passage if none is given and the model's context is no shorter.
 const PASSAGE_TOKENS: usize = 2000;
-/// The most logits that are held between the two passes, in floats: 256 MiB.
-const MAX_HELD_LOGITS: usize = 64 << 20;
+/// The most logits of the text that are held between the two passes, in floats: 256 MiB.
+const MAX_TEXT_LOGITS: usize = 64 << 20;
+/// The most logits of answers that are held, in floats: 128 MiB. Prompts beyond that are left out.
+const MAX_ANSWER_LOGITS: usize = 32 << 20;
 
-/// Reads the text twice, under both types of the cache, and prints the divergence.
+/// Reads the same tokens under both types of the cache, and prints the divergence.
 pub(super) fn kv_loss(args: &BenchArgs) -> Result<(), Fault> {
     let report = measure(args)?;
     if args.json {
         println!("{report}");
     } else {
-        print!("{}", table(&report));
+        print!("{}", table::table(&report));
     }
     Ok(())
 }
@@ -41,30 +50,42 @@ fn measure(args: &BenchArgs) -> Result<Value, Fault> {
     let setup = ModelSetup::from_args(&args.model, 1, false)?;
     let chunk = setup.engine.prefill_chunk;
     let mut local = load(&setup, KvCache::I8)?;
-    let text = local.model.text()?.encode_raw(TEXT)?;
-    let passages = passages(&text, args.passage_tokens(), local.engine.decoder())?;
-    let held = hold(&passages, local.engine.decoder_mut(), chunk).map_err(|error| in_pass("8", &error))?;
+    let model_text = local.model.text()?;
+    let text = model_text.encode_raw(TEXT)?;
+    let text = text_passages(&text, args.passage_tokens(), local.engine.decoder())?;
+    let prompts = prompts(&model_text, args.prompts.as_deref())?;
+    let end = AnswerEnd {
+        max_tokens: args.new_tokens as usize,
+        stop: model_text.stop_ids(),
+    };
+    let mut reader = Reader {
+        decoder: local.engine.decoder_mut(),
+        chunk,
+    };
+    let held = hold(&mut reader, &text, &prompts, &end).map_err(|error| in_pass("8", &error))?;
     let mut report = json!({
         "model": local.model.name(),
         "provider": local.engine.decoder().provider().as_str(),
         "prepared": local.engine.decoder().prepared().as_str(),
         "kv_bytes_per_token": local.engine.caps().kv_bytes_per_token,
-        "passages": passages.count(),
-        "prompt_tokens": passages.length(),
-        "text_tokens": text.len(),
+        "passages": text.passages.len(),
+        "prompt_tokens": passage_length(&text),
     });
     drop(local);
 
     let mut local = load(&setup, KvCache::F32)?;
     let context = local.engine.caps().context_length;
-    if context < passages.length() {
-        return Err(too_long(passages.length(), context, "32-bit keys and values"));
+    if context < passage_length(&text) {
+        return Err(too_long(passage_length(&text), context, "32-bit keys and values"));
     }
-    let divergences = compare(&passages, local.engine.decoder_mut(), chunk, &held)
-        .map_err(|error| in_pass("32", &error))?;
     report["kv_bytes_per_token_f32"] = json!(local.engine.caps().kv_bytes_per_token);
+    let mut reader = Reader {
+        decoder: local.engine.decoder_mut(),
+        chunk,
+    };
+    let divergences = compare(&mut reader, &text, &held).map_err(|error| in_pass("32", &error))?;
     report["rss_bytes"] = json!(process::peak_memory());
-    add_figures(&mut report, &passages, &divergences);
+    add_figures(&mut report, &text, &divergences);
     Ok(report)
 }
 
@@ -75,15 +96,23 @@ fn load(setup: &ModelSetup, kv_cache: KvCache) -> Result<LocalModel, Fault> {
 }
 
 /// The passages of `text` for a decoder; `length` is the number of tokens that was asked for.
-fn passages(text: &[TokenId], length: Option<usize>, decoder: &impl Decoder) -> Result<Passages, Fault> {
+fn text_passages(
+    text: &[TokenId],
+    length: Option<usize>,
+    decoder: &impl Decoder,
+) -> Result<TextPassages, Fault> {
     let caps = decoder.caps();
     let context = caps.context_length;
     if let Some(length) = length.filter(|length| *length > context) {
         return Err(too_long(length, context, "the model's context"));
     }
     let length = length.unwrap_or(PASSAGE_TOKENS.min(context));
-    Passages::of(text, length, caps.vocab_size, MAX_HELD_LOGITS)
+    TextPassages::of(text, length, caps.vocab_size, MAX_TEXT_LOGITS)
         .ok_or_else(|| Fault::failed("the model's tokenizer gives the text no tokens"))
+}
+
+fn passage_length(text: &TextPassages) -> usize {
+    text.passages.first().map_or(0, |passage| passage.tokens.len())
 }
 
 fn too_long(length: usize, context: usize, of: &str) -> Fault {
@@ -97,109 +126,144 @@ fn in_pass(bits: &str, error: &DecodeError) -> Fault {
     Fault::failed(format!("with keys and values of {bits} bits: {error}"))
 }
 
-/// The logits of all compared positions, in the order in which they are visited.
-fn hold(passages: &Passages, decoder: &mut impl Decoder, chunk: usize) -> Result<Vec<f32>, DecodeError> {
-    let mut held = Vec::new();
-    passages.read(decoder, chunk, &mut |_, logits| {
-        finite(logits)?;
-        held.extend_from_slice(logits);
-        Ok(())
-    })?;
+/// The built-in prompts, or those in `file`, each as the user's message of a conversation.
+fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<TokenId>>, Fault> {
+    let lines = match file {
+        Some(file) => std::fs::read_to_string(file)
+            .map_err(|error| Fault::new(Exit::Usage, format!("{} can't be read: {error}", file.display())))?,
+        None => PROMPTS.to_owned(),
+    };
+    let mut prompts = Vec::new();
+    for (n, line) in lines.lines().enumerate() {
+        let content = serde_json::from_str(line).map_err(|error| {
+            let name = file.map_or_else(
+                || "the built-in prompts".to_owned(),
+                |file| file.display().to_string(),
+            );
+            Fault::new(
+                Exit::Usage,
+                format!("{name}: line {} is no JSON string: {error}", n + 1),
+            )
+        })?;
+        let role = Role::User;
+        prompts.push(text.encode_chat(&[Message { role, content }])?);
+    }
+    Ok(prompts)
+}
+
+/// What the pass with 8 bits leaves: logits in the order in which they are visited.
+struct Held {
+    text: Vec<f32>,
+    answers: Vec<HeldAnswer>,
+}
+
+/// An answer that the model with 8 bits has generated.
+struct HeldAnswer {
+    passage: Passage,
+    logits: Vec<f32>,
+}
+
+fn hold(
+    reader: &mut Reader<'_, impl Decoder>,
+    text: &TextPassages,
+    prompts: &[Vec<TokenId>],
+    end: &AnswerEnd,
+) -> Result<Held, DecodeError> {
+    let mut held = Held {
+        text: Vec::new(),
+        answers: Vec::new(),
+    };
+    for passage in &text.passages {
+        reader.read(passage, &mut |_, logits| {
+            held.text.extend_from_slice(logits);
+            Ok(())
+        })?;
+    }
+    let (context, vocab) = (
+        reader.decoder.caps().context_length,
+        reader.decoder.caps().vocab_size,
+    );
+    let mut room = MAX_ANSWER_LOGITS;
+    for prompt in prompts {
+        let most = end.max_tokens * vocab;
+        if prompt.is_empty() || prompt.len() + end.max_tokens > context || room < most {
+            continue;
+        }
+        let mut logits = Vec::new();
+        let passage = reader.answer(prompt, end, &mut |_, row| {
+            logits.extend_from_slice(row);
+            Ok(())
+        })?;
+        room -= logits.len();
+        held.answers.push(HeldAnswer { passage, logits });
+    }
     Ok(held)
 }
 
-/// The divergence of `held` from the predictions of `reference`, for each band.
+/// The divergences from the predictions of the model with 32 bits.
+struct Divergences {
+    /// One for each range of past lengths.
+    text: Vec<Divergence>,
+    /// One for each answer.
+    answers: Vec<Divergence>,
+}
+
 fn compare(
-    passages: &Passages,
-    reference: &mut impl Decoder,
-    chunk: usize,
-    held: &[f32],
-) -> Result<Vec<Divergence>, DecodeError> {
-    let mut divergences = vec![Divergence::default(); passages.bands().len()];
-    let mut held = held.chunks_exact(reference.caps().vocab_size.max(1));
-    passages.read(reference, chunk, &mut |band, logits| {
-        finite(logits)?;
-        if let (Some(divergence), Some(held)) = (divergences.get_mut(band), held.next()) {
-            divergence.add(logits, held);
-        }
-        Ok(())
-    })?;
+    reader: &mut Reader<'_, impl Decoder>,
+    text: &TextPassages,
+    held: &Held,
+) -> Result<Divergences, DecodeError> {
+    let vocab = reader.decoder.caps().vocab_size.max(1);
+    let mut divergences = Divergences {
+        text: vec![Divergence::default(); text.past.len()],
+        answers: Vec::new(),
+    };
+    let mut rows = held.text.chunks_exact(vocab);
+    for passage in &text.passages {
+        reader.read(passage, &mut |group, logits| {
+            if let (Some(divergence), Some(row)) = (divergences.text.get_mut(group), rows.next()) {
+                divergence.add(logits, row);
+            }
+            Ok(())
+        })?;
+    }
+    for answer in &held.answers {
+        let (mut divergence, mut rows) = (Divergence::default(), answer.logits.chunks_exact(vocab));
+        reader.read(&answer.passage, &mut |_, logits| {
+            if let Some(row) = rows.next() {
+                divergence.add(logits, row);
+            }
+            Ok(())
+        })?;
+        divergences.answers.push(divergence);
+    }
     Ok(divergences)
 }
 
-fn finite(logits: &[f32]) -> Result<(), DecodeError> {
-    if logits.iter().all(|logit| logit.is_finite()) {
-        return Ok(());
-    }
-    Err(DecodeError::Failed(
-        "logits are infinite or not a number".to_owned(),
-    ))
-}
-
-fn add_figures(report: &mut Value, passages: &Passages, divergences: &[Divergence]) {
-    let mut all = Divergence::default();
-    let mut bands = Vec::new();
-    for (band, divergence) in passages.bands().iter().zip(divergences) {
-        all.merge(divergence);
+fn add_figures(report: &mut Value, text: &TextPassages, divergences: &Divergences) {
+    let mut past = Vec::new();
+    for (range, divergence) in text.past.iter().zip(&divergences.text) {
         let mut figures = divergence.figures();
-        figures["past_tokens"] = json!([band.past.start, band.past.end]);
-        bands.push(figures);
+        figures["past_tokens"] = json!([range.start, range.end]);
+        past.push(figures);
     }
-    if let (Some(report), Value::Object(figures)) = (report.as_object_mut(), all.figures()) {
+    if let (Some(report), Value::Object(figures)) = (
+        report.as_object_mut(),
+        Divergence::sum(&divergences.text).figures(),
+    ) {
         report.extend(figures);
     }
-    report["past"] = json!(bands);
-}
-
-/// The report as a table, with a line for each band.
-fn table(report: &Value) -> String {
-    let mut text = format!(
-        "8-bit keys and values against 32-bit ones: {} passages of {} tokens, {} and {} bytes a token\n\n",
-        report["passages"],
-        report["prompt_tokens"],
-        report["kv_bytes_per_token"],
-        report["kv_bytes_per_token_f32"],
+    report["past"] = json!(past);
+    let mut answers = Divergence::sum(&divergences.answers).figures();
+    answers["answers"] = json!(divergences.answers.len());
+    answers["answers_alike"] = json!(
+        divergences
+            .answers
+            .iter()
+            .filter(|answer| answer.is_same_top())
+            .count()
     );
-    // Writing to a string can't fail.
-    let _ = writeln!(
-        text,
-        "{:>16} {:>9} {:>9} {:>20} {:>10} {:>10} {:>13}",
-        "past tokens",
-        "compared",
-        "top-1",
-        format!("with margin > {DECIDED_MARGIN}"),
-        "mean KL",
-        "99 % of KL",
-        "logits' error"
-    );
-    let bands = report["past"].as_array().map(Vec::as_slice).unwrap_or_default();
-    for figures in bands.iter().chain([report]) {
-        let past = match figures["past_tokens"].as_array().map(Vec::as_slice) {
-            Some([from, to]) => format!("{from} to {to}"),
-            _ => "all".to_owned(),
-        };
-        let percent = |name: &str| {
-            figures[name]
-                .as_f64()
-                .map_or("–".to_owned(), |share| format!("{:.2} %", share * 100.0))
-        };
-        let number = |name: &str| {
-            figures[name]
-                .as_f64()
-                .map_or("–".to_owned(), |value| format!("{value:.6}"))
-        };
-        let decided = format!("{} of {}", percent("decided_top1_agreement"), figures["decided"]);
-        let _ = writeln!(
-            text,
-            "{past:>16} {:>9} {:>9} {decided:>20} {:>10} {:>10} {:>13}",
-            figures["compared"].to_string(),
-            percent("top1_agreement"),
-            number("kl_mean"),
-            number("kl_p99"),
-            number("logits_error"),
-        );
-    }
-    text
+    report["answers"] = answers;
 }
 
 #[cfg(test)]
