@@ -1,6 +1,6 @@
 """Writes held-out prompts as JSON strings, one a line: python prompts.py [COUNT] [SEED].
 
-What `phi-edge bench --scenario summary --prompts FILE` has the demonstration model answer.
+What `phi-edge bench --prompts FILE` has the demonstration model answer; 16 of them are built into `bench --kv-loss`.
 """
 
 import json

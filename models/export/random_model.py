@@ -6,6 +6,9 @@ Speed does not depend on the weights, so performance is measured on these. `--fo
 in 2024: opset 14, IR 7, fixed KV dimensions, zero points in the quantised blocks, a file name of its own, `position_ids`
 named in genai_config.json although the graph takes none. The two forms of one seed compute the same.
 
+`--sharp` makes the attention depend on few keys and the logits on the attention, for measurements of accuracy: with random
+weights alone, the mean of thousands of values hides every error. Some channels of the keys are large, as in trained models.
+
 The tokenizer of `--tokenizer FOLDER` is copied beside it; ids that it does not know have no text.
 """
 
@@ -39,10 +42,13 @@ class Weights:
         self.tensors.append(tensor)
         return name
 
-    def floats(self, name, dims, mean, spread):
+    def floats(self, name, dims, mean, spread, rows=None):
+        """Normal values; each row is multiplied by its factor in `rows`."""
         values = self.rng.standard_normal(dims, dtype=np.float32)
         values *= spread
         values += mean
+        if rows is not None:
+            values *= rows[:, None]
         return self.add(name, dims, FLOAT, values.tobytes())
 
 
@@ -54,6 +60,17 @@ def tables(shape, factors, length):
     scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original)) if ratio > 1 else 1.0
     angles = np.outer(np.arange(length), inverse)
     return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
+
+
+def sharp_rows(shape):
+    """Factors for the rows of queries, keys and values: scores of twice the spread, and values of four times. Of each head,
+    four pairs of channels that are rotated together are eight times as large in the keys and an eighth in the queries."""
+    half = shape.head // 2
+    large = np.ones(shape.head, np.float32)
+    for pair in range(half // 8, half, half // 4):
+        large[[pair, pair + half]] = 8
+    large = np.tile(large, shape.heads)
+    return np.concatenate([math.sqrt(2) / large, math.sqrt(2) * large, np.full(shape.hidden, 4)]).astype(np.float32)
 
 
 def rope_caches(shape):
@@ -88,14 +105,14 @@ def graph(shape, weights):
         tensor = helper.make_tensor(name, INT64, dims, [value])
         return node("Constant", [], [name], name.replace("constants", "constant_nodes"), value=tensor)
 
-    def matmul(source, name, k, n):
+    def matmul(source, name, k, n, rows=None):
         blocks = k // shape.block
         root = name.strip("/").replace("/", ".").removeprefix("model.")
         root = root if root.startswith("lm_head") else f"model.{root}"
         quantised = weights.add(f"{root}.MatMul.weight_Q4", [n, blocks, shape.block // 2], UINT8, weights.rng.bytes(n * k // 2))
         # int4 values spread by 4.6 about 8: the product has the spread of its input.
         spread = 1 / (4.6 * math.sqrt(k))
-        inputs = [source, quantised, weights.floats(f"{root}.MatMul.weight_scales", [n, blocks], spread, spread / 20)]
+        inputs = [source, quantised, weights.floats(f"{root}.MatMul.weight_scales", [n, blocks], spread, spread / 20, rows)]
         if shape.form == 2024:
             # The published models have zero points; 8 everywhere is what symmetric blocks mean.
             inputs.append(weights.add(f"{root}.MatMul.weight_zp", [n * ((blocks + 1) // 2)], UINT8, b"\x88" * (n * ((blocks + 1) // 2))))
@@ -133,7 +150,8 @@ def graph(shape, weights):
 
     for i in range(shape.layers):
         layer = f"/model/layers.{i}"
-        qkv = matmul(norm(f"{layer}/input_layernorm"), f"{layer}/attn/qkv_proj", hidden, 3 * hidden)
+        qkv = matmul(norm(f"{layer}/input_layernorm"), f"{layer}/attn/qkv_proj", hidden, 3 * hidden,
+                     sharp_rows(shape) if shape.sharp else None)
         attention = node(
             "GroupQueryAttention",
             [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, "cos_cache", "sin_cache"],
@@ -211,6 +229,7 @@ def arguments():
                         ("original", 4096), ("block", 128), ("accuracy", 4), ("seed", 1), ("form", 2026)):
         parser.add_argument(f"--{name}", type=int, default=value)
     parser.add_argument("--tokenizer", type=Path)
+    parser.add_argument("--sharp", action="store_true")
     shape = parser.parse_args()
     shape.head = shape.hidden // shape.heads
     return shape

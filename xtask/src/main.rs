@@ -7,6 +7,7 @@ mod demo;
 mod docs;
 mod faults;
 mod hostile;
+mod kv_loss;
 mod library;
 mod long;
 mod model;
@@ -63,6 +64,8 @@ enum Command {
     },
     /// Compare with onnxruntime-genai and llama.cpp, in turns, and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
+    /// Measure what 8-bit keys and values cost in accuracy, to a row of 131,072 tokens, and write docs/benchmarks.md.
+    KvLoss(kv_loss::KvLossArgs),
     /// The fault matrix at full count; writes the table of docs/reliability.md.
     Faults(faults::FaultsArgs),
     /// Attacks from outside: poisons, flapping paths, crash loops, hostile clients; writes the table of docs/reliability.md.
@@ -134,6 +137,7 @@ fn run(command: Command) -> Result<()> {
         } => model::write_gguf(&dir, layers),
         Command::BenchModel { layers, dir, .. } => model::write(&dir, layers),
         Command::Bench(args) => bench::bench(&args),
+        Command::KvLoss(args) => kv_loss::kv_loss(&args),
         Command::Faults(args) => faults::faults(&args),
         Command::Hostile(args) => hostile::hostile(&args),
         Command::Fleet { rounds, requests } => long::fleet(rounds, requests),

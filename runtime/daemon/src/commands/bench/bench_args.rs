@@ -32,9 +32,14 @@ pub(crate) struct BenchArgs {
     /// Of `summary`: the text that the model is made to write, in place of one that comes along.
     #[arg(long, value_name = "FILE", conflicts_with = "prompts")]
     pub(crate) replay: Option<PathBuf>,
-    /// Of `summary`: prompts that the model answers by itself, one JSON string a line.
+    /// Of `summary` and `--kv-loss`: prompts that the model answers by itself, one JSON string a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
+    /// Measure what 8-bit keys and values cost in accuracy against 32-bit ones, in place of any speed: top-1 agreement and KL
+    /// divergence of the predictions on a built-in multilingual text, read in passages of `--prompt-tokens` [default: 2000,
+    /// or the model's context], and on the model's own answers of `--new-tokens` to built-in prompts or to `--prompts`.
+    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "bare", "turns", "kv_cache"])]
+    pub(crate) kv_loss: bool,
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]
     pub(crate) bare: u32,
@@ -64,6 +69,11 @@ pub(crate) enum Scenario {
 }
 
 impl BenchArgs {
+    /// Tokens of a passage of `--kv-loss`, if given.
+    pub(crate) fn passage_tokens(&self) -> Option<usize> {
+        self.prompt_tokens.map(|tokens| tokens as usize)
+    }
+
     pub(crate) fn prompt_tokens(&self) -> usize {
         self.prompt_tokens.map_or(
             match self.scenario {

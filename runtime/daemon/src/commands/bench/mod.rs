@@ -1,6 +1,7 @@
-//! `phi-edge bench`: measures the speed of this model on this machine.
+//! `phi-edge bench`: measures the speed of this model on this machine, or what 8-bit keys and values cost in accuracy.
 
 mod bench_args;
+mod kv_loss;
 mod scenarios;
 mod scripted_decoder;
 mod summary;
@@ -26,6 +27,9 @@ type Bench = LocalModel<ScriptedDecoder>;
 
 /// Measures and prints.
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
+    if args.kv_loss {
+        return kv_loss::kv_loss(args);
+    }
     let mut setup = ModelSetup::from_args(&args.model, args.concurrency(), false)?;
     // Guesses would depend on the text, and random weights give none.
     setup.engine.speculation = false;
