@@ -366,7 +366,8 @@ fn a_session_is_cut_between_its_turns() {
         let turns = text.turns(&said).unwrap();
         assert_eq!(turns.turns.len(), 3, "a spelling in a text is no turn");
         let whole = said.len() + text.encode_continuation(&questions[3..]).unwrap().len();
-        for (left_out, most) in [(1, whole - 1), (3, 30)] {
+        let last_alone = text.encode_chat(&[head, &questions[3..]].concat()).unwrap();
+        for (left_out, most) in [(1, whole - 1), (3, last_alone.len())] {
             let room = PromptRoom {
                 preferred: most,
                 most,
