@@ -6,8 +6,8 @@ Speed does not depend on the weights, so performance is measured on these. `--fo
 in 2024: opset 14, IR 7, fixed KV dimensions, zero points in the quantised blocks, a file name of its own, `position_ids`
 named in genai_config.json although the graph takes none. The two forms of one seed compute the same.
 
-`--sharp` makes the attention depend on few keys and the logits on the attention, for measurements of accuracy: with random
-weights alone, the mean of thousands of values hides every error. Some channels of the keys are large, as in trained models.
+`--sharp` makes the logits depend more on the attention, for measurements of accuracy, and some channels of the keys large, as
+trained models have them.
 
 The tokenizer of `--tokenizer FOLDER` is copied beside it; ids that it does not know have no text.
 """
@@ -63,14 +63,14 @@ def tables(shape, factors, length):
 
 
 def sharp_rows(shape):
-    """Factors for the rows of queries, keys and values: scores of twice the spread, and values of four times. Of each head,
-    four pairs of channels that are rotated together are eight times as large in the keys and an eighth in the queries."""
+    """Factors for the rows of queries, keys and values: values twice as large and, of each head, four pairs of channels that
+    are rotated together four times as large in the keys and a quarter in the queries."""
     half = shape.head // 2
     large = np.ones(shape.head, np.float32)
     for pair in range(half // 8, half, half // 4):
-        large[[pair, pair + half]] = 8
+        large[[pair, pair + half]] = 4
     large = np.tile(large, shape.heads)
-    return np.concatenate([math.sqrt(2) / large, math.sqrt(2) * large, np.full(shape.hidden, 4)]).astype(np.float32)
+    return np.concatenate([1 / large, large, np.full(shape.hidden, 2)]).astype(np.float32)
 
 
 def rope_caches(shape):

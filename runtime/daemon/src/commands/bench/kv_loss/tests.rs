@@ -1,4 +1,4 @@
-#![allow(clippy::unwrap_used, clippy::cast_precision_loss)]
+#![allow(clippy::unwrap_used, clippy::cast_precision_loss, clippy::float_cmp)]
 
 use std::ops::Range;
 
