@@ -3,6 +3,7 @@
 //! A running sequence takes what it may come to hold, an idle row what it holds; tokens that several rows read count once,
 //! in the row that holds them.
 
+use super::reservation::Reservation;
 use super::spans::RowPlan;
 use super::{KvRows, RowState, index, row_id};
 use crate::decoder::{Caps, SharedSpan};
@@ -42,25 +43,6 @@ impl RowBytes {
     pub(crate) fn tokens_in(&self, bytes: u64) -> usize {
         let blocks = bytes.saturating_sub(self.overhead) / self.block_bytes;
         usize::try_from(blocks).map_or(usize::MAX, |blocks| blocks.saturating_mul(self.block))
-    }
-}
-
-/// The most that a running sequence may come to hold.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) struct Reservation {
-    /// The prompt and all new tokens.
-    pub(crate) tokens: usize,
-    /// Whether it may cross the rope boundary. Then it is recomputed and reads nothing from other rows any more, so all of
-    /// its tokens are reserved; and no row reads from it, since its keys and values don't last.
-    pub(crate) may_cross: bool,
-}
-
-impl Reservation {
-    /// The number of tokens that the row may come to hold itself beside those of `spans`.
-    fn own_tokens(self, spans: &[SharedSpan]) -> usize {
-        let shared = spans.last().map_or(0, |span| span.end);
-        self.tokens
-            .saturating_sub(if self.may_cross { 0 } else { shared })
     }
 }
 

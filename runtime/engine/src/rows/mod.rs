@@ -6,12 +6,14 @@
 
 mod budget;
 mod neighbours;
+mod reservation;
 mod spans;
 
 use crate::decoder::{Caps, Regime, SharedSpan};
 use crate::ids::{RequestId, RowId, TokenId};
 
-pub(crate) use budget::{Reservation, RowBytes};
+pub(crate) use budget::RowBytes;
+pub(crate) use reservation::Reservation;
 pub(crate) use spans::RowPlan;
 
 /// The fewest tokens of an idle row that are worth a copy or another row: fewer are recomputed.

@@ -6,7 +6,7 @@
 
 use std::cmp::Reverse;
 
-use super::budget::Reservation;
+use super::reservation::Reservation;
 use super::{KvRows, MIN_KEPT_TOKENS, PrefixMatch, RowState, index, row_id};
 use crate::decoder::SharedSpan;
 use crate::ids::{RequestId, RowId};
