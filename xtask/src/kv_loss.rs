@@ -222,7 +222,7 @@ mod tests {
         let table = demo_table(&report, &report)?;
         assert_eq!(
             table.lines().filter(|line| line.contains("99.50 %")).count(),
-            6,
+            7,
             "{table}"
         );
         Ok(())
