@@ -16,7 +16,7 @@ use phi_edge_engine::{
     RopePolicy, Row, RowId, Sampling, Step, Stop, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 use support::{Silent, fixture, ids, library};
 
@@ -38,6 +38,10 @@ struct KvForm {
 const F32: KvForm = KvForm {
     kv_type: KvType::F32,
     near_tie: 0.0,
+};
+const I8: KvForm = KvForm {
+    kv_type: KvType::I8,
+    near_tie: 0.1,
 };
 const F16: KvForm = KvForm {
     kv_type: KvType::F16,
@@ -97,6 +101,11 @@ impl Subject {
             threads: Some(2),
             rows,
             prepare,
+            kv_cache: if kv.kv_type == KvType::I8 {
+                KvCache::I8
+            } else {
+                KvCache::F32
+            },
             edit_cache: Some(self.edit_cache.path().join("edits.json")),
             ..DecoderConfig::default()
         };
@@ -335,14 +344,25 @@ fn check(library: &Library, subject: &Subject) {
         .flat_map(|kv| POLICIES.map(|policy| (kv, policy)))
     {
         let asks = asks(&sequence, &far, boundary, policy);
-        for &run in &subject.runs {
+        // 8 bits are for the custom operator for attention.
+        let runs = subject.runs.iter();
+        for &run in runs.filter(|run| kv.kv_type != KvType::I8 || run.prepare.attention) {
             check_run(library, subject, &mut reference, kv, run, &asks);
         }
     }
 }
 
+/// The forms of the KV cache of graphs with 32-bit keys and values on this processor.
+fn forms_of_f32() -> Vec<KvForm> {
+    #[cfg(target_arch = "x86_64")]
+    let kernels = std::arch::is_x86_feature_detected!("avx512vnni");
+    #[cfg(not(target_arch = "x86_64"))]
+    let kernels = false;
+    if kernels { vec![F32, I8] } else { vec![F32] }
+}
+
 /// A fixture beside the repository; its golden cases that cross the boundary each give a sequence.
-fn check_fixture(name: &str, near_tie: f32, kv: KvForm) {
+fn check_fixture(name: &str, near_tie: f32, kv_forms: &[KvForm]) {
     let (Some(folder), Some(library)) = (fixture(name), library()) else {
         return;
     };
@@ -363,7 +383,7 @@ fn check_fixture(name: &str, near_tie: f32, kv: KvForm) {
     for (prompt, sequence) in crossing {
         let subject = Subject {
             folder: folder.clone(),
-            kv_forms: vec![kv],
+            kv_forms: kv_forms.to_vec(),
             near_tie,
             sequence,
             golden: Some(prompt),
@@ -378,22 +398,22 @@ fn check_fixture(name: &str, near_tie: f32, kv: KvForm) {
 
 #[test]
 fn fp32() {
-    check_fixture("phi3-mini-tiny-fp32", 1e-3, F32);
+    check_fixture("phi3-mini-tiny-fp32", 1e-3, &forms_of_f32());
 }
 
 #[test]
 fn int4() {
-    check_fixture("phi3-mini-tiny-int4", 0.25, F32);
+    check_fixture("phi3-mini-tiny-int4", 0.25, &forms_of_f32());
 }
 
 #[test]
 fn directml_form_on_the_processor() {
-    check_fixture("phi3-mini-tiny-dml", 0.25, F16);
+    check_fixture("phi3-mini-tiny-dml", 0.25, &[F16]);
 }
 
 #[test]
 fn cuda_form_on_the_processor() {
-    check_fixture("phi3-mini-tiny-cuda", 0.05, F16);
+    check_fixture("phi3-mini-tiny-cuda", 0.05, &[F16]);
 }
 
 #[test]
@@ -411,7 +431,7 @@ fn forms_of_2024_and_2026() {
     for form in ["2024", "2026"] {
         let subject = Subject {
             folder: forms.join(form),
-            kv_forms: vec![F32],
+            kv_forms: forms_of_f32(),
             near_tie: 0.01,
             sequence: [ids(&case["prompt_ids"]), ids(&case["ids"])].concat(),
             golden: Some(50),
@@ -428,7 +448,7 @@ fn demo_model() {
     let boundary = 1024;
     let subject = Subject {
         folder: Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo"),
-        kv_forms: vec![F32],
+        kv_forms: forms_of_f32(),
         near_tie: 0.25,
         sequence: some_tokens(boundary - AROUND, 1, 640),
         golden: None,
