@@ -98,6 +98,25 @@ impl EditCache {
     }
 }
 
+/// Size and time of change of the files in a model's folder that may hold weights, links resolved: part of the key, since a
+/// graph says nothing about the weights beside it, and outcomes depend on them. Reading them whole would take as long as a
+/// trial.
+pub(crate) fn weights_identity(folder: &Path) -> String {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let weights = path.extension().is_none_or(|extension| extension != "json");
+        let Ok(metadata) = std::fs::metadata(&path) else {
+            continue;
+        };
+        if weights && metadata.is_file() {
+            files.push((entry.file_name(), metadata.len(), metadata.modified().ok()));
+        }
+    }
+    files.sort();
+    format!("{files:?}")
+}
+
 /// Writes a file atomically, so that a reader never sees half of it.
 fn write(file: &Path, text: &str) -> std::io::Result<()> {
     if let Some(folder) = file.parent() {
@@ -139,5 +158,17 @@ mod tests {
         assert_eq!(again.get(ROPE), None);
         again.put(ROPE, &Ok(()));
         assert_eq!(again.get(ROPE), Some(Ok(())));
+    }
+    #[test]
+    fn other_weights_beside_a_graph_are_told_apart() {
+        let folder = tempfile::tempdir().unwrap();
+        let weights = folder.path().join("model.onnx.data");
+        std::fs::write(&weights, "weights").unwrap();
+        let first = weights_identity(folder.path());
+        assert_eq!(weights_identity(folder.path()), first);
+        std::fs::write(folder.path().join("manifest.json"), "{}").unwrap();
+        assert_eq!(weights_identity(folder.path()), first);
+        std::fs::write(&weights, "other weights").unwrap();
+        assert_ne!(weights_identity(folder.path()), first);
     }
 }

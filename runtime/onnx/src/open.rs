@@ -6,7 +6,7 @@ use phi_edge_models::{GenaiConfig, ModelDir};
 
 use crate::attention;
 use crate::decoder::DecoderConfig;
-use crate::edit_cache::{EditCache, Tried};
+use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
 use crate::kv_cache::KvCache;
@@ -112,7 +112,9 @@ impl ProviderAttempt<'_> {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
             let config = format!("{:?}", self.genai);
+            let weights = weights_identity(self.path.parent().unwrap_or(Path::new(".")));
             let circumstances = [
+                weights.as_str(),
                 self.library.description(),
                 self.provider.as_str(),
                 &processor,
