@@ -5,15 +5,12 @@
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
-use phi_edge_engine::{
-    Engine, EngineConfig, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
-};
+use phi_edge_engine::{Engine, EngineConfig};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
-use support::{Silent, ids, library};
+use support::{generate, ids, library};
 
 /// Logits closer than this may change places with the number of tokens in a run.
 const LOGIT_TOLERANCE: f64 = 0.01;
@@ -34,30 +31,6 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         edit_cache: None,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
-}
-
-fn generate(engine: &mut Engine<OnnxDecoder>, prompt: Vec<TokenId>, max_tokens: usize) -> Vec<TokenId> {
-    let request = GenerateRequest {
-        id: RequestId(1),
-        prompt,
-        max_tokens,
-        sampling: Sampling::default(),
-        stop: Stop::default(),
-        detokenizer: Box::new(Silent),
-        deadline: None,
-    };
-    engine.submit(request, Duration::ZERO).unwrap();
-    let mut events = Vec::new();
-    loop {
-        engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
-        for event in events.drain(..) {
-            match event {
-                Event::Finished { summary, .. } => return summary.tokens,
-                Event::Failed { reason, .. } => panic!("{reason}"),
-                _ => {}
-            }
-        }
-    }
 }
 
 #[test]
@@ -83,7 +56,8 @@ fn both_forms_give_the_reference_without_a_cache() {
             let mut engine = Engine::new(load(&library, &forms().join(form), prepare), config);
             for (n, case) in golden.as_array().unwrap().iter().enumerate() {
                 let expected = ids(&case["ids"]);
-                let got = generate(&mut engine, ids(&case["prompt_ids"]), expected.len());
+                let prompt = ids(&case["prompt_ids"]);
+                let got = generate(&mut engine, [(prompt.as_slice(), expected.len())]).remove(0);
                 assert_eq!(got.len(), expected.len(), "{form}, case {n}");
                 let differs = got
                     .iter()

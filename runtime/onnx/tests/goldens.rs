@@ -8,16 +8,14 @@
 mod support;
 
 use std::path::Path;
-use std::time::Duration;
 
 use phi_edge_engine::{
-    Decoder, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt, Regime, RequestId, Row, RowId,
-    Sampling, Step, Stop, TokenId, Wanted,
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
-use support::{Silent, fixture, ids, library};
+use support::{fixture, generate, ids, library};
 
 struct Golden {
     name: String,
@@ -26,6 +24,12 @@ struct Golden {
     max_new: usize,
     expected: Vec<TokenId>,
     top: Vec<(TokenId, f32)>,
+}
+
+impl Golden {
+    fn ask(&self) -> (&[TokenId], usize) {
+        (&self.prompt, self.max_new)
+    }
 }
 
 fn goldens(folder: &Path) -> Vec<Golden> {
@@ -64,38 +68,6 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         edit_cache: None,
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
-}
-
-fn request(id: u64, golden: &Golden) -> GenerateRequest {
-    GenerateRequest {
-        id: RequestId(id),
-        prompt: golden.prompt.clone(),
-        max_tokens: golden.max_new,
-        sampling: Sampling::default(),
-        stop: Stop::default(),
-        detokenizer: Box::new(Silent),
-        deadline: None,
-    }
-}
-
-/// Runs the requests together and returns each one's tokens.
-fn generate(engine: &mut Engine<OnnxDecoder>, cases: &[&Golden]) -> Vec<Vec<TokenId>> {
-    for (id, case) in (0u64..).zip(cases) {
-        engine.submit(request(id, case), Duration::ZERO).unwrap();
-    }
-    let mut events = Vec::new();
-    while !engine.is_idle() {
-        engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
-    }
-    let mut results = vec![Vec::new(); cases.len()];
-    for event in events {
-        match event {
-            Event::Finished { id, summary } => results[usize::try_from(id.0).unwrap()] = summary.tokens,
-            Event::Failed { reason, .. } => panic!("{reason}"),
-            _ => {}
-        }
-    }
-    results
 }
 
 /// Logits after `tokens`, computed in one run.
@@ -205,7 +177,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
         };
         let mut engine = Engine::new(load(&library, &folder, 1, prepare), config);
         for golden in &goldens {
-            let got = generate(&mut engine, &[golden]);
+            let got = generate(&mut engine, [golden.ask()]);
             check_ids(
                 &mut reference,
                 golden,
@@ -237,7 +209,10 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32, most: Prepare) {
             ..EngineConfig::default()
         };
         let mut engine = Engine::new(load(&library, &folder, slots + 2, prepare), config);
-        for (golden, got) in company.iter().zip(generate(&mut engine, company)) {
+        for (golden, got) in company
+            .iter()
+            .zip(generate(&mut engine, company.iter().map(|golden| golden.ask())))
+        {
             check_ids(
                 &mut reference,
                 golden,

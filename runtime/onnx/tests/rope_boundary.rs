@@ -9,16 +9,15 @@ mod support;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use phi_edge_engine::{
-    Decoder, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt, KvType, Regime, RequestId,
-    RopePolicy, Row, RowId, Sampling, Step, Stop, TokenId, Wanted,
+    Decoder, Engine, EngineConfig, Input, Interrupt, KvType, Regime, RopePolicy, Row, RowId, Step, TokenId,
+    Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
-use support::{Silent, fixture, ids, library};
+use support::{fixture, generate, ids, library};
 
 /// Prompts have up to so many tokens less or more than the boundary.
 const AROUND: usize = 8;
@@ -210,33 +209,10 @@ struct Ask<'a> {
     policy: RopePolicy,
 }
 
-/// Runs the requests together and returns each one's tokens.
-fn generate(engine: &mut Engine<OnnxDecoder>, asks: &[Ask<'_>]) -> Vec<Vec<TokenId>> {
-    for (id, ask) in (0u64..).zip(asks) {
-        let request = GenerateRequest {
-            id: RequestId(id),
-            prompt: ask.prompt.to_vec(),
-            max_tokens: ask.max,
-            sampling: Sampling::default(),
-            stop: Stop::default(),
-            detokenizer: Box::new(Silent),
-            deadline: None,
-        };
-        engine.submit(request, Duration::ZERO).unwrap();
+impl Ask<'_> {
+    fn parts(&self) -> (&[TokenId], usize) {
+        (self.prompt, self.max)
     }
-    let mut events = Vec::new();
-    while !engine.is_idle() {
-        engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
-    }
-    let mut results = vec![Vec::new(); asks.len()];
-    for event in events {
-        match event {
-            Event::Finished { id, summary } => results[usize::try_from(id.0).unwrap()] = summary.tokens,
-            Event::Failed { reason, .. } => panic!("{reason}"),
-            _ => {}
-        }
-    }
-    results
 }
 
 /// The requests of one engine: every length around the boundary, far from it on both sides, and answers that end at the
@@ -313,7 +289,10 @@ fn check_run(
     let mut engine = Engine::new(decoder, config);
     let near_tie = kv.near_tie.max(subject.near_tie);
     let mut turns: Vec<Vec<TokenId>> = Vec::new();
-    for (ask, got) in asks.iter().zip(generate(&mut engine, asks)) {
+    for (ask, got) in asks
+        .iter()
+        .zip(generate(&mut engine, asks.iter().map(Ask::parts)))
+    {
         reference.check(ask, &got, near_tie, &how);
         turns.push([ask.prompt, &got, &asks[0].prompt[..3]].concat());
     }
@@ -323,7 +302,7 @@ fn check_run(
             max: 2,
             policy,
         };
-        let got = generate(&mut engine, std::slice::from_ref(&ask));
+        let got = generate(&mut engine, [ask.parts()]);
         reference.check(&ask, &got[0], near_tie, &how);
     }
 }

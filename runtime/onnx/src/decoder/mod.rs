@@ -223,6 +223,9 @@ impl OnnxDecoder {
             if row.row.0 as usize >= self.caps.rows || !self.shares(row) {
                 return unsupported("rows outside the KV memory");
             }
+            if step.rows[..index].iter().any(|other| other.row == row.row) {
+                return unsupported("a row twice");
+            }
             if row.input.is_empty() && (!self.caps.idle_rows || row.logits == Wanted::Last) {
                 return unsupported("a row without input");
             }

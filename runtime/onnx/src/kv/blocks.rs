@@ -6,11 +6,11 @@
 
 use std::ops::Range;
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 
-use super::mapping::{Mapping, page_size};
+use super::mapping::{Mapping, page_size, reserve_rows};
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement, TILE_TOKENS};
-use crate::error::{OnnxError, one_line};
+use crate::error::OnnxError;
 use crate::raw::{Element, View};
 
 /// The dimensions of the blocks.
@@ -63,22 +63,8 @@ unsafe impl Send for KvBlocks {}
 impl KvBlocks {
     /// Reserves the blocks in the host's address space.
     pub(crate) fn reserve(shape: BlocksShape) -> Result<Self, OnnxError> {
-        let fault = |fault: String| OnnxError::KvMemory {
-            rows: shape.rows,
-            context: shape.capacity,
-            fault,
-        };
-        let info = MemoryInfo::new(
-            AllocationDevice::CPU,
-            0,
-            AllocatorType::Device,
-            MemoryType::Default,
-        )
-        .map_err(|error| fault(one_line(error)))?;
-        let bytes = (shape.layers * shape.rows)
-            .checked_mul(shape.row_bytes())
-            .ok_or_else(|| fault("more than the address space".into()))?;
-        let mapping = Mapping::reserve(bytes).map_err(|error| fault(error.to_string()))?;
+        let bytes = (shape.layers * shape.rows).checked_mul(shape.row_bytes());
+        let (mapping, info) = reserve_rows(bytes, shape.rows, shape.capacity)?;
         Ok(Self { shape, mapping, info })
     }
 

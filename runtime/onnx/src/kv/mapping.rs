@@ -1,5 +1,29 @@
 //! Memory of the host that is reserved as address space and allocated as it is written.
 
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+
+use crate::error::{OnnxError, one_line};
+
+/// Reserves memory for keys and values of `rows` rows of `context` tokens, and describes it to ONNX Runtime. `bytes`: `None`
+/// where they exceed what can be counted.
+pub(super) fn reserve_rows(
+    bytes: Option<usize>,
+    rows: usize,
+    context: usize,
+) -> Result<(Mapping, MemoryInfo<'static>), OnnxError> {
+    let fault = |fault: String| OnnxError::KvMemory { rows, context, fault };
+    let info = MemoryInfo::new(
+        AllocationDevice::CPU,
+        0,
+        AllocatorType::Device,
+        MemoryType::Default,
+    )
+    .map_err(|error| fault(one_line(error)))?;
+    let bytes = bytes.ok_or_else(|| fault("more than the address space".into()))?;
+    let mapping = Mapping::reserve(bytes).map_err(|error| fault(error.to_string()))?;
+    Ok((mapping, info))
+}
+
 /// Zeroed memory that is reserved at once and allocated page by page as it is written.
 pub(super) struct Mapping {
     base: *mut u8,
@@ -8,7 +32,7 @@ pub(super) struct Mapping {
 
 #[cfg(unix)]
 impl Mapping {
-    pub(super) fn reserve(bytes: usize) -> std::io::Result<Self> {
+    fn reserve(bytes: usize) -> std::io::Result<Self> {
         // SAFETY: an anonymous private mapping at an address of the system's choice touches nothing else.
         let base = unsafe {
             libc::mmap(
@@ -75,7 +99,7 @@ impl Mapping {
         std::alloc::Layout::from_size_align(bytes, 64).map_err(std::io::Error::other)
     }
 
-    pub(super) fn reserve(bytes: usize) -> std::io::Result<Self> {
+    fn reserve(bytes: usize) -> std::io::Result<Self> {
         // SAFETY: the layout is not empty: a model has at least one layer, row, head and token.
         let base = unsafe { std::alloc::alloc_zeroed(Self::layout(bytes)?) };
         if base.is_null() {

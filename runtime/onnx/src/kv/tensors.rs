@@ -10,7 +10,7 @@ use std::ops::Range;
 use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::Session;
 
-use super::mapping::{Mapping, page_size};
+use super::mapping::{Mapping, page_size, reserve_rows};
 use crate::error::{OnnxError, one_line};
 use crate::raw::{Element, View};
 
@@ -82,23 +82,8 @@ unsafe impl Send for KvSlab {}
 impl KvSlab {
     /// Reserves a slab in the host's address space.
     pub(crate) fn on_host(shape: KvShape) -> Result<Self, OnnxError> {
-        let fault = |fault: String| OnnxError::KvMemory {
-            rows: shape.rows,
-            context: shape.capacity,
-            fault,
-        };
-        let info = MemoryInfo::new(
-            AllocationDevice::CPU,
-            0,
-            AllocatorType::Device,
-            MemoryType::Default,
-        )
-        .map_err(|error| fault(one_line(error)))?;
-        let bytes = shape
-            .region_bytes()
-            .checked_mul(2 * shape.layers)
-            .ok_or_else(|| fault("more than the address space".into()))?;
-        let mapping = Mapping::reserve(bytes).map_err(|error| fault(error.to_string()))?;
+        let bytes = shape.region_bytes().checked_mul(2 * shape.layers);
+        let (mapping, info) = reserve_rows(bytes, shape.rows, shape.capacity)?;
         Ok(Self {
             shape,
             memory: Memory::Host(mapping),

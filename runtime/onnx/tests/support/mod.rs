@@ -8,9 +8,12 @@
 )]
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, TokenId};
-use phi_edge_onnx::Library;
+use phi_edge_engine::{
+    Detokenizer, Engine, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
+};
+use phi_edge_onnx::{Library, OnnxDecoder};
 use serde_json::Value;
 
 /// The library as `cargo xtask test` names it; without it these tests can't run.
@@ -60,4 +63,41 @@ impl Detokenizer for Silent {
 pub fn ids(value: &Value) -> Vec<TokenId> {
     let number = |id: &Value| TokenId(id.as_u64().unwrap() as u32);
     value.as_array().unwrap().iter().map(number).collect()
+}
+
+/// A greedy request for `max` tokens at most.
+pub fn request(id: u64, prompt: &[TokenId], max: usize) -> GenerateRequest {
+    GenerateRequest {
+        id: RequestId(id),
+        prompt: prompt.to_vec(),
+        max_tokens: max,
+        sampling: Sampling::default(),
+        stop: Stop::default(),
+        detokenizer: Box::new(Silent),
+        deadline: None,
+    }
+}
+
+/// Runs greedy requests, prompts with the most tokens of their answers, together; returns each one's tokens.
+pub fn generate<'a>(
+    engine: &mut Engine<OnnxDecoder>,
+    asks: impl IntoIterator<Item = (&'a [TokenId], usize)>,
+) -> Vec<Vec<TokenId>> {
+    let mut results = Vec::new();
+    for (id, (prompt, max)) in (0u64..).zip(asks) {
+        engine.submit(request(id, prompt, max), Duration::ZERO).unwrap();
+        results.push(Vec::new());
+    }
+    let mut events = Vec::new();
+    while !engine.is_idle() {
+        engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
+    }
+    for event in events {
+        match event {
+            Event::Finished { id, summary } => results[usize::try_from(id.0).unwrap()] = summary.tokens,
+            Event::Failed { reason, .. } => panic!("{reason}"),
+            _ => {}
+        }
+    }
+    results
 }
