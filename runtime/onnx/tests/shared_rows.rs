@@ -114,7 +114,11 @@ fn sharing(kv_cache: KvCache) {
             row(4, whole(0).len(), &chains[0], &next, Wanted::Last),
             row(2, whole(1).len(), &chains[1], &next, Wanted::Last),
         ];
-        assert_eq!(run(&mut decoder, &rows)[0], continued[at], "{kv_cache}, text {at}");
+        assert_eq!(
+            run(&mut decoder, &rows)[0],
+            continued[at],
+            "{kv_cache}, text {at}"
+        );
     }
 }
 

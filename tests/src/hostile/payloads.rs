@@ -63,17 +63,22 @@ pub(super) fn request(chance: &mut Chance, id: &str, largest: usize) -> Body {
         3 | 4 => {
             // Each character may take six bytes as JSON.
             let size = chance.size(1..largest / 8);
-            answered(json!({"id": id, "prompt": text(chance, size), "max_tokens": 4}))
+            let body = json!({"id": id, "prompt": text(chance, size), "max_tokens": 4});
+            answered(long(chance, body))
         }
         5 => {
             let word = chance.pick(&["a", "<|end|>", " ", "the ", "\u{1f525}", "\\", "\n"]);
             let prompt = word.repeat(chance.size(1..largest / (2 * word.len())));
-            answered(json!({"id": id, "prompt": prompt, "max_tokens": 4}))
+            answered(long(chance, json!({"id": id, "prompt": prompt, "max_tokens": 4})))
         }
         6 => {
             let turns = chance.size(1..largest / 64);
             let turn = |n: usize| json!({"role": if n.is_multiple_of(2) { "user" } else { "assistant" }, "content": "x"});
-            answered(json!({"id": id, "messages": (0..turns).map(turn).collect::<Vec<_>>(), "max_tokens": 4}))
+            let turns: Vec<Value> = (0..turns).map(turn).collect();
+            answered(long(
+                chance,
+                json!({"id": id, "messages": turns, "max_tokens": 4}),
+            ))
         }
         7 => answered(
             json!({"id": id, "prompt": "x", "max_tokens": 3, "stream": true, "session": format!("s{}", chance.below(50))}),
@@ -106,6 +111,17 @@ pub(super) fn request(chance: &mut Chance, id: &str, largest: usize) -> Body {
             unread(body.to_string().into_bytes())
         }
     }
+}
+
+/// A body that may ask to be made to fit, and to be told of its progress.
+fn long(chance: &mut Chance, mut body: Value) -> Value {
+    if chance.once_in(2) {
+        body["truncation"] = chance.pick(&["error", "oldest_messages", "middle"]).into();
+    }
+    if chance.once_in(3) {
+        body["progress"] = true.into();
+    }
+    body
 }
 
 /// Brackets in brackets.

@@ -59,8 +59,10 @@ struct Work<'a> {
     messages: &'a [Message],
     digest: WorkDigest,
     suspect: bool,
-    /// The maximum number of ids, where the measure can be compared with it.
-    room: Option<usize>,
+    /// The maximum number of ids.
+    most: usize,
+    /// It continues a conversation, for which there is no lower bound: the measure is that of a beginning.
+    continues: bool,
     truncation: Truncation,
 }
 
@@ -123,8 +125,8 @@ impl EncodeDoor {
             messages: &messages,
             digest,
             suspect,
-            // A continuation has no lower bound: the measure is that of a conversation's beginning.
-            room: (said.is_empty() && truncation == Truncation::Error).then_some(room.most),
+            most: room.most,
+            continues: !said.is_empty(),
             truncation,
         };
         let share = timeout_at(expires, self.share(prompts, &work)).await;
@@ -181,20 +183,26 @@ impl EncodeDoor {
                 return Err(NotEncoded::Failed);
             }
         };
-        if let Some(room) = work.room
-            && cost.at_least > room
-        {
+        let truncates = work.truncation != Truncation::Error;
+        let memory = cost.memory.saturating_add(if truncates {
+            text.saturating_mul(TRUNCATION_MEMORY)
+        } else {
+            0
+        });
+        // What is refused by its measure alone takes no memory. With truncation that is only what could not be cut while it
+        // is encoded: a text of a megabyte without a place to cut takes 300.
+        let refused = if truncates {
+            memory > ENCODE_MEMORY
+        } else {
+            !work.continues
+        };
+        if refused && cost.at_least > work.most {
             return Err(NotEncoded::TooLong {
                 tokens: cost.at_least,
                 exact: false,
             });
         }
         // Nothing is held while this waits, so that no two texts wait for each other's memory.
-        let truncating = match work.truncation {
-            Truncation::Error => 0,
-            Truncation::OldestMessages | Truncation::Middle => text.saturating_mul(TRUNCATION_MEMORY),
-        };
-        let memory = cost.memory.saturating_add(truncating);
         Ok(self.budget.take(Lane::Large, memory).await)
     }
 

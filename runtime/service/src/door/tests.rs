@@ -190,14 +190,18 @@ async fn what_is_surely_too_long_is_not_encoded() {
     let held = Arc::new(Held::default());
     let prompts: Arc<dyn Prompts> = Arc::clone(&held) as _;
     let door = EncodeDoor::open(None);
-    let long = Encode {
-        room: room(1000),
-        ..encode(&"x".repeat(1 << 20))
-    };
-    let too_long = NotEncoded::TooLong {
-        tokens: 1 << 18,
-        exact: false,
-    };
-    assert_eq!(door.encode(&prompts, long).await, Err(too_long));
+    // Nor truncated, where no part of it can be encoded by itself within the budget.
+    for truncation in [Truncation::Error, Truncation::Middle, Truncation::OldestMessages] {
+        let long = Encode {
+            room: room(1000),
+            truncation,
+            ..encode(&"x".repeat(1 << 20))
+        };
+        let too_long = NotEncoded::TooLong {
+            tokens: 1 << 18,
+            exact: false,
+        };
+        assert_eq!(door.encode(&prompts, long).await, Err(too_long));
+    }
     assert_eq!(held.most.load(Ordering::SeqCst), 0);
 }
