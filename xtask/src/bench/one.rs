@@ -23,9 +23,7 @@ pub(crate) fn measure(setup: &Setup, args: &BenchArgs) -> Result<String> {
     let (prompt, new) = (args.prompt_tokens().to_string(), args.new_tokens().to_string());
     let ours = |flags: &[&str]| {
         let mut command = setup.ours(flags);
-        command
-            .args(["--prompt-tokens", &prompt, "--new-tokens", &new])
-            .args(["--prefill-chunk", &prompt]);
+        command.args(["--prompt-tokens", &prompt, "--new-tokens", &new]);
         command
     };
     let mut pairs = Vec::new();
@@ -37,7 +35,9 @@ pub(crate) fn measure(setup: &Setup, args: &BenchArgs) -> Result<String> {
         pairs.push(pair);
     }
     eprintln!("Measuring the bare loop in the same process …");
-    let bare = json(&mut ours(&["--bare", &(args.pairs() + 2).to_string()]))?;
+    // The loop has no chunks.
+    let pairs_of_runs = (args.pairs() + 2).to_string();
+    let bare = json(&mut ours(&["--bare", &pairs_of_runs, "--prefill-chunk", &prompt]))?;
     report(args, &setup.threads, &pairs, &bare)
 }
 
