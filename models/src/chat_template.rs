@@ -14,6 +14,28 @@ pub struct Message {
     pub role: Role,
     /// The text.
     pub content: String,
+    /// The images in it, by ascending places.
+    pub images: Vec<PlacedImage>,
+}
+
+/// An image in a message's text. A turn of an image alone has an empty text.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PlacedImage {
+    /// The byte of the text that it stands before; the text's length at its end.
+    pub at: usize,
+    /// The image's index in the request's list.
+    pub image: usize,
+}
+
+impl Message {
+    /// A message of text alone.
+    pub fn new(role: Role, content: impl Into<String>) -> Self {
+        Self {
+            role,
+            content: content.into(),
+            images: Vec::new(),
+        }
+    }
 }
 
 /// The role of a message's author.

@@ -11,6 +11,7 @@ mod error;
 mod fingerprint;
 mod genai_config;
 mod hub;
+mod image;
 mod manifest;
 mod model_dir;
 mod pieces;
@@ -24,13 +25,14 @@ mod store;
 mod text_model;
 mod truncation;
 
-pub use chat_template::{Message, Role};
+pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;
 pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
 pub use hub::{
     Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Plan, Proxies, RetryPolicy, Source, known_models,
 };
+pub use image::Detail;
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use model_dir::ModelDir;
 pub use progress::{Event, Watch};

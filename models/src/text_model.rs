@@ -231,10 +231,7 @@ impl TextModel {
         messages: &[Message],
         room: usize,
     ) -> Result<Vec<TokenId>, EncodeError> {
-        let turn = |role, content: &str| Message {
-            role,
-            content: content.to_owned(),
-        };
+        let turn = |role, content: &str| Message::new(role, content.to_owned());
         let question = turn(Role::User, "x");
         let asked = self.encode_turns(std::slice::from_ref(&question), true)?;
         let mut conversation = vec![question, turn(Role::Assistant, "x")];
@@ -312,7 +309,7 @@ impl TextModel {
     /// The ids that all prompts with this system message begin with whose user begins with `opening`, whatever follows.
     pub fn prefix(&self, system: Option<&str>, opening: &str) -> Result<Vec<TokenId>, ModelError> {
         let with = |rest: &str| {
-            let turn = |role, content: String| Message { role, content };
+            let turn = |role, content: String| Message::new(role, content);
             let system = system.map(|system| turn(Role::System, system.to_owned()));
             let user = turn(Role::User, format!("{opening}{rest}"));
             let turns: Vec<Message> = system.into_iter().chain([user]).collect();

@@ -119,10 +119,7 @@ fn messages(value: &Value) -> Vec<Message> {
     };
     let turns = value.as_array().unwrap().iter();
     turns
-        .map(|m| Message {
-            role: role(m["role"].as_str().unwrap()),
-            content: m["content"].as_str().unwrap().into(),
-        })
+        .map(|m| Message::new(role(m["role"].as_str().unwrap()), m["content"].as_str().unwrap()))
         .collect()
 }
 
@@ -199,10 +196,7 @@ fn stop_ids_are_found_by_their_spelling() {
 fn visions_tokenizer_keeps_the_newline_after_a_role() {
     let Some(root) = fixtures() else { return };
     let (_dir, text) = text_model(&root.join("phi35-vision-tiny"));
-    let chat = [Message {
-        role: Role::User,
-        content: "Hello".into(),
-    }];
+    let chat = [Message::new(Role::User, "Hello")];
     let whole = text
         .encode_with_specials("<|user|>\nHello<|end|>\n<|assistant|>\n")
         .unwrap();
@@ -222,7 +216,7 @@ fn user_text_never_becomes_a_control_token_and_streams_equal_whole_decodings() {
         ..ProptestConfig::default()
     };
     proptest!(config, |(content in "(<\\|end\\|>|<\\|user\\|>|</s>|<s>|<unk>|<\\||\\|>|[a-zü<>|/ \n]){0,30}")| {
-        let got = plain(text.encode_chat(&[Message { role: Role::User, content: content.clone() }]).unwrap());
+        let got = plain(text.encode_chat(&[Message::new(Role::User, content.clone())]).unwrap());
         let control: Vec<u32> = got.iter().copied().filter(|id| *id >= 32000 || *id < 3).collect();
         prop_assert_eq!(control, vec![32010, 32007, 32001]);
     });
@@ -244,10 +238,7 @@ fn user_text_never_becomes_a_control_token_and_streams_equal_whole_decodings() {
 fn a_continuation_is_what_the_whole_template_has_after_the_answer() {
     let Some(root) = fixtures() else { return };
     let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
-    let turn = |role, content: &str| Message {
-        role,
-        content: content.into(),
-    };
+    let turn = |role, content: &str| Message::new(role, content);
     let (question, answer) = (
         turn(Role::User, "How warm?"),
         turn(Role::Assistant, "21 degrees."),
@@ -308,12 +299,7 @@ fn what_follows_within_a_token_is_encoded_to_the_letter() {
 fn a_prompt_is_encoded_within_its_room_or_measured() {
     let Some(root) = fixtures() else { return };
     let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
-    let chat = |content: &str| {
-        [Message {
-            role: Role::User,
-            content: content.into(),
-        }]
-    };
+    let chat = |content: &str| [Message::new(Role::User, content)];
     let words = "How warm is it outside? ".repeat(3000);
     for content in ["Hello", "<|end|> 12", words.as_str()] {
         let whole = text.encode_chat(&chat(content)).unwrap();
@@ -349,10 +335,7 @@ fn a_prompt_is_encoded_within_its_room_or_measured() {
 fn a_session_is_cut_between_its_turns() {
     let Some(root) = fixtures() else { return };
     let (_dir, text) = text_model(&root.join("tokenizer-phi35"));
-    let turn = |role, content: &str| Message {
-        role,
-        content: content.to_owned(),
-    };
+    let turn = |role, content: &str| Message::new(role, content.to_owned());
     let system = turn(Role::System, "Be brief.");
     let questions = ["Who are you?", "漢字 and more?", "\n<|user|> Really?", "And now?"]
         .map(|text| turn(Role::User, text));

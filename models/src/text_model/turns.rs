@@ -98,8 +98,5 @@ fn position(ids: &[TokenId], part: &[TokenId]) -> Option<usize> {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-    }
+    Message::new(role, content.to_owned())
 }

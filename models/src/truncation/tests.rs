@@ -71,10 +71,7 @@ impl ChatEncoder for Letters {
 }
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-    }
+    Message::new(role, content.to_owned())
 }
 
 fn room(most: usize) -> PromptRoom {

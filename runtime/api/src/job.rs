@@ -1,9 +1,10 @@
 //! Validated requests of clients.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::Sampling;
-use phi_edge_models::{Message, Truncation};
+use phi_edge_models::{Detail, Message, Truncation};
 
 use phi_edge_job::Receipt;
 use phi_edge_job::TraceParent;
@@ -94,6 +95,8 @@ pub struct NewJob {
     pub body_digest: [u8; 32],
     /// The conversation.
     pub messages: Vec<Message>,
+    /// The images that the messages name by their index.
+    pub images: Vec<RequestImage>,
     /// The maximum number of new tokens.
     pub max_tokens: usize,
     /// The parameters of sampling.
@@ -118,6 +121,24 @@ pub struct NewJob {
     pub payload_bytes: Option<usize>,
     /// The receipt of the request's message; `None` where the broker never redelivers it.
     pub receipt: Option<Receipt>,
+}
+
+/// An image of a request. Its content is in no log: `Debug` shows its size.
+#[derive(Clone, PartialEq, Eq)]
+pub struct RequestImage {
+    /// The file as the client sent it: PNG, JPEG or WebP.
+    pub file: Arc<[u8]>,
+    /// How closely the model looks at it.
+    pub detail: Detail,
+}
+
+impl std::fmt::Debug for RequestImage {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RequestImage")
+            .field("bytes", &self.file.len())
+            .field("detail", &self.detail)
+            .finish()
+    }
 }
 
 impl NewJob {

@@ -5,8 +5,8 @@
 mod job;
 mod reply;
 
-pub use job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget};
+pub use job::{JobKey, NewJob, Priority, ReplyAddress, ReplyTarget, RequestImage};
 pub use phi_edge_engine::Sampling;
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
-pub use phi_edge_models::{Message, Role, Truncation};
+pub use phi_edge_models::{Detail, Message, PlacedImage, Role, Truncation};
 pub use reply::{Answer, DeadLetter, PromptProgress, Refusal, Reply, ReplyBody};

@@ -8,6 +8,7 @@ mod decoder;
 mod detokenizer;
 mod engine;
 mod ids;
+mod image;
 mod prefill_estimate;
 mod repetition;
 mod request;
@@ -18,6 +19,7 @@ mod scheduler;
 mod sequence;
 mod speculation;
 mod stop;
+mod symbol;
 
 pub use decoder::{
     Caps, DecodeError, Decoder, Hook, Input, Interrupt, InterruptGuard, KvType, Logits, Regime, Row,
@@ -26,5 +28,7 @@ pub use decoder::{
 pub use detokenizer::Detokenizer;
 pub use engine::{Engine, EngineConfig, KvUse, RopePolicy};
 pub use ids::{RequestId, RowId, TokenId};
+pub use image::{Image, ImageEncoding, ImageFeatures, ImagePixels, PixelSource, PixelState};
 pub use prefill_estimate::{PrefillEstimate, PrefillTime};
 pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};
+pub use symbol::{ImageId, Symbol};

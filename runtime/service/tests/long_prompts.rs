@@ -14,10 +14,7 @@ use phi_edge_service::{
 use support::{Bench, job, settle, summary, text_of};
 
 fn message(role: Role, content: &str) -> Message {
-    Message {
-        role,
-        content: content.to_owned(),
-    }
+    Message::new(role, content.to_owned())
 }
 
 /// A job of messages of the user, with room for 10 new tokens of the context of 100.

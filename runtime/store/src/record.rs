@@ -140,6 +140,7 @@ impl RequestRow {
             key,
             body_digest: digest,
             messages: Vec::new(),
+            images: Vec::new(),
             max_tokens: self.max_tokens,
             sampling: Sampling {
                 temperature: self.temperature,

@@ -82,7 +82,7 @@ mod tests {
     fn encode(model: &TextModel, prompt: &str) -> Vec<u32> {
         let content = prompt.to_owned();
         let role = Role::User;
-        let ids = model.encode_chat(&[Message { role, content }]).unwrap();
+        let ids = model.encode_chat(&[Message::new(role, content)]).unwrap();
         ids.into_iter().map(|id| id.0).collect()
     }
 

@@ -67,10 +67,7 @@ fn room(most: usize) -> PromptRoom {
 
 fn encode(text: &str) -> Encode {
     Encode {
-        messages: vec![Message {
-            role: Role::User,
-            content: text.to_owned(),
-        }],
+        messages: vec![Message::new(Role::User, text.to_owned())],
         said: Vec::new(),
         room: room(usize::MAX),
         truncation: Truncation::Error,

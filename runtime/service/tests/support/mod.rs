@@ -237,10 +237,8 @@ pub fn job(id: &str) -> NewJob {
     NewJob {
         key: key(id),
         body_digest: [7; 32],
-        messages: vec![Message {
-            role: Role::User,
-            content: format!("question {id}"),
-        }],
+        messages: vec![Message::new(Role::User, format!("question {id}"))],
+        images: Vec::new(),
         max_tokens: 16,
         sampling: Sampling::default(),
         stop: vec![],

@@ -13,10 +13,7 @@ pub(super) fn conversation(
     messages: Option<Vec<Object<MessageBody>>>,
 ) -> Result<Vec<Message>, FieldError> {
     let mut conversation: Vec<Message> = system
-        .map(|content| Message {
-            role: Role::System,
-            content,
-        })
+        .map(|content| Message::new(Role::System, content))
         .into_iter()
         .collect();
     match (prompt, messages) {
@@ -29,14 +26,14 @@ pub(super) fn conversation(
         }
         (None, Some(messages)) => {
             for (n, Object(message)) in messages.into_iter().enumerate() {
-                conversation.push(Message {
-                    role: match message.role.0 {
+                conversation.push(Message::new(
+                    match message.role.0 {
                         RoleName::System => Role::System,
                         RoleName::User => Role::User,
                         RoleName::Assistant => Role::Assistant,
                     },
-                    content: content(n, message.content)?,
-                });
+                    content(n, message.content)?,
+                ));
             }
         }
         (Some(_), Some(_)) => return Err(FieldError::malformed("prompt and messages: give one of them")),
@@ -82,8 +79,5 @@ fn content(n: usize, content: TextOr<Object<ContentPart>>) -> Result<String, Fie
 
 /// Returns a message of the user.
 pub(super) fn user(text: &str) -> Message {
-    Message {
-        role: Role::User,
-        content: text.to_owned(),
-    }
+    Message::new(Role::User, text.to_owned())
 }

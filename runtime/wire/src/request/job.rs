@@ -41,6 +41,7 @@ impl Request {
             key: envelope.key,
             body_digest: envelope.body_digest,
             messages: self.messages,
+            images: Vec::new(),
             max_tokens: self.max_tokens,
             sampling: Sampling {
                 seed,

@@ -45,13 +45,7 @@ fn every_field_arrives() {
         parsed,
         Request {
             id: Some("a.b_c-1".into()),
-            messages: vec![
-                Message {
-                    role: Role::System,
-                    content: "s".into()
-                },
-                user("p")
-            ],
+            messages: vec![Message::new(Role::System, "s"), user("p")],
             max_tokens: 7,
             sampling: Sampling {
                 temperature: 0.5,

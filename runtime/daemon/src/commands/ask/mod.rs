@@ -117,16 +117,11 @@ fn request(args: &AskArgs, ids: Vec<TokenId>, text: Option<&TextModel>) -> Gener
 }
 
 fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
-    let system = args.system.iter().map(|text| Message {
-        role: Role::System,
-        content: text.clone(),
-    });
-    system
-        .chain([Message {
-            role: Role::User,
-            content: prompt,
-        }])
-        .collect()
+    let system = args
+        .system
+        .iter()
+        .map(|text| Message::new(Role::System, text.clone()));
+    system.chain([Message::new(Role::User, prompt)]).collect()
 }
 
 fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summary, Fault> {

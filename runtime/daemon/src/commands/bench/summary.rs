@@ -147,10 +147,7 @@ fn answers(local: &mut Bench, text: &TextModel, file: &Path, most: usize) -> Res
                 format!("{}: line {} is no JSON string: {error}", file.display(), n + 1),
             )
         })?;
-        let ids = text.encode_chat(&[Message {
-            role: Role::User,
-            content: prompt,
-        }])?;
+        let ids = text.encode_chat(&[Message::new(Role::User, prompt)])?;
         for guessing in [n % 2 == 0, n % 2 != 0] {
             local.engine.set_speculation(guessing);
             let summary = write_until(local, &ids, most, text.stop_ids())?;

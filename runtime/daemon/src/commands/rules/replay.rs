@@ -159,10 +159,7 @@ impl TokenCounter {
             // About four bytes a token, as English has it.
             return Ok(prompt.len() / 4);
         };
-        let message = |role, content: &str| Message {
-            role,
-            content: content.to_owned(),
-        };
+        let message = |role, content: &str| Message::new(role, content.to_owned());
         let mut messages: Vec<Message> = system
             .map(|text| message(Role::System, text))
             .into_iter()

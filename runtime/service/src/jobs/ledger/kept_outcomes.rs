@@ -134,6 +134,7 @@ impl KeptOutcome {
                 key: key.clone(),
                 body_digest: self.digest,
                 messages: Vec::new(),
+                images: Vec::new(),
                 max_tokens: 0,
                 sampling: phi_edge_engine::Sampling::default(),
                 stop: Vec::new(),

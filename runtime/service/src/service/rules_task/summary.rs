@@ -173,6 +173,7 @@ impl Summariser<'_> {
                 // The id identifies the body: an event has one prompt for each part.
                 body_digest: [0; 32],
                 messages: conversation(self.rule, prompt.clone()),
+                images: Vec::new(),
                 max_tokens: settings.max_tokens,
                 sampling: Sampling {
                     temperature: settings.temperature,
@@ -252,14 +253,12 @@ impl Counter {
 }
 
 fn conversation(rule: &Rule, prompt: String) -> Vec<Message> {
-    let system = rule.summary.system.clone().map(|content| Message {
-        role: Role::System,
-        content,
-    });
-    let user = Message {
-        role: Role::User,
-        content: prompt,
-    };
+    let system = rule
+        .summary
+        .system
+        .clone()
+        .map(|content| Message::new(Role::System, content));
+    let user = Message::new(Role::User, prompt);
     system.into_iter().chain([user]).collect()
 }
 

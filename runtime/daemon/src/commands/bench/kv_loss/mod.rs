@@ -135,7 +135,7 @@ fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<TokenId>>, F
     };
     let mut prompts = Vec::new();
     for (n, line) in lines.lines().enumerate() {
-        let content = serde_json::from_str(line).map_err(|error| {
+        let content: String = serde_json::from_str(line).map_err(|error| {
             let name = file.map_or_else(
                 || "the built-in prompts".to_owned(),
                 |file| file.display().to_string(),
@@ -146,7 +146,7 @@ fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<TokenId>>, F
             )
         })?;
         let role = Role::User;
-        prompts.push(text.encode_chat(&[Message { role, content }])?);
+        prompts.push(text.encode_chat(&[Message::new(role, content)])?);
     }
     Ok(prompts)
 }
