@@ -99,8 +99,8 @@ pub(crate) fn burst(setup: &Setup, args: &BenchArgs) -> Result<String> {
     let peers = one_by_one(commands)?;
     let mut text = format!(
         "{REQUESTS} requests at once, 600 tokens in common, 60 of their own, {new} new ones. phi-edge with 16 slots, genai \
-         {} by its `Engine` with a batch of 8, llama.cpp's server with its cache of prompts on and 4 slots. One after the other. Bounds: ≤ 1/4 of genai, \
-         ≤ 1/3 of llama.cpp.\n\n| | phi-edge | genai | ratio |{}\n|---|---|---|---|{}\n",
+         {} by its `Engine` with a batch of 8, llama.cpp's server with its cache of prompts on and 4 slots. One after the other. Bounds: ≤ 0.15 of genai, \
+         ≤ 0.19 of llama.cpp.\n\n| | phi-edge | genai | ratio |{}\n|---|---|---|---|{}\n",
         version(&peers[1]),
         peers.get(2).map_or_else(String::new, |llama| format!(
             " llama.cpp {} | ratio |",

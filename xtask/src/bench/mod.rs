@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: phi-edge and its peers, or another build of it, on one model, in turns.
 
 mod against;
+mod kv;
 mod llama;
 mod many;
 mod one;
@@ -93,10 +94,12 @@ pub(crate) enum Section {
     Gaps,
     /// Guessing, against none.
     Summary,
+    /// Keys and values of 8 bits, against 32 bits.
+    Kv,
 }
 
 impl Section {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::One,
         Self::Streams,
         Self::Arrivals,
@@ -104,6 +107,7 @@ impl Section {
         Self::Cached,
         Self::Gaps,
         Self::Summary,
+        Self::Kv,
     ];
 
     fn name(self) -> &'static str {
@@ -115,6 +119,7 @@ impl Section {
             Self::Cached => "cached",
             Self::Gaps => "gaps",
             Self::Summary => "summary",
+            Self::Kv => "kv",
         }
     }
 }
@@ -138,6 +143,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             Section::Cached => many::cached(&bench, args)?,
             Section::Gaps => many::gaps(&bench, args)?,
             Section::Summary => many::summary(&bench, args)?,
+            Section::Kv => kv::measure(&bench, args)?,
         };
         print!("{report}");
         let file = root().join("docs/benchmarks.md");
