@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
-use phi_edge_engine::{Detokenizer, TokenId};
+use phi_edge_engine::{Detokenizer, Symbol, TokenId};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
@@ -89,7 +89,7 @@ impl TextModel {
 
     /// The ids of a conversation, ready for the model's answer. Messages are text: no spelling in them becomes a
     /// control token. Where they hold none, the ids are those of the template's whole text.
-    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
+    pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<Symbol>, ModelError> {
         self.encode_turns(messages, true)
     }
 
@@ -98,7 +98,7 @@ impl TextModel {
     ///
     /// # Errors
     /// The prompt is longer, or can't be made.
-    pub fn encode_chat_within(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    pub fn encode_chat_within(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError> {
         self.encode_within(messages, true, room)
     }
 
@@ -107,7 +107,7 @@ impl TextModel {
         &self,
         messages: &[Message],
         generation_prompt: bool,
-    ) -> Result<Vec<TokenId>, ModelError> {
+    ) -> Result<Vec<Symbol>, ModelError> {
         match self.encode_within(messages, generation_prompt, usize::MAX) {
             Ok(ids) => Ok(ids),
             Err(EncodeError::Model(error)) => Err(error),
@@ -145,7 +145,7 @@ impl TextModel {
         messages: &[Message],
         generation_prompt: bool,
         room: usize,
-    ) -> Result<Vec<TokenId>, EncodeError> {
+    ) -> Result<Vec<Symbol>, EncodeError> {
         let (rendered, mark) = self.rendered(messages, generation_prompt)?;
         let parts = self.inner.special.split(&rendered);
         let shortest = |part: &TextPart<'_>| match part {
@@ -165,7 +165,7 @@ impl TextModel {
                 exact: false,
             });
         }
-        let mut ids = Vec::new();
+        let mut ids: Vec<TokenId> = Vec::new();
         for (n, part) in parts.iter().enumerate() {
             let encoded = match part {
                 TextPart::Token(id) => {
@@ -188,7 +188,7 @@ impl TextModel {
                 });
             }
         }
-        Ok(ids)
+        Ok(ids.into_iter().map(Symbol::Token).collect())
     }
 
     /// The template's whole text, and the mark in it that breaks spellings which are content.
@@ -214,7 +214,7 @@ impl TextModel {
     /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then
     /// `messages`, up to and with the start of the next answer. The ids before them stay as they were computed:
     /// encoding their text again need not give the same ones.
-    pub fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, ModelError> {
+    pub fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, ModelError> {
         match self.encode_continuation_within(messages, usize::MAX) {
             Ok(ids) => Ok(ids),
             Err(EncodeError::Model(error)) => Err(error),
@@ -230,7 +230,7 @@ impl TextModel {
         &self,
         messages: &[Message],
         room: usize,
-    ) -> Result<Vec<TokenId>, EncodeError> {
+    ) -> Result<Vec<Symbol>, EncodeError> {
         let turn = |role, content: &str| Message::new(role, content.to_owned());
         let question = turn(Role::User, "x");
         let asked = self.encode_turns(std::slice::from_ref(&question), true)?;
@@ -248,7 +248,7 @@ impl TextModel {
                 other @ EncodeError::Model(_) => other,
             })?;
         // From the control token that begins the answer: the next one ends it.
-        let control = |id: &TokenId| self.inner.special.is_one(*id);
+        let control = |symbol: &Symbol| symbol.token().is_some_and(|id| self.inner.special.is_one(id));
         let begins = asked.iter().rposition(control);
         let ends = begins
             .filter(|&at| all.get(..=at) == asked.get(..=at))
@@ -307,7 +307,7 @@ impl TextModel {
     }
 
     /// The ids that all prompts with this system message begin with whose user begins with `opening`, whatever follows.
-    pub fn prefix(&self, system: Option<&str>, opening: &str) -> Result<Vec<TokenId>, ModelError> {
+    pub fn prefix(&self, system: Option<&str>, opening: &str) -> Result<Vec<Symbol>, ModelError> {
         let with = |rest: &str| {
             let turn = |role, content: String| Message::new(role, content);
             let system = system.map(|system| turn(Role::System, system.to_owned()));

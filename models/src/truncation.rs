@@ -3,7 +3,7 @@
 //! The result is a function of the conversation and of the limits alone: the same request gives the same prompt, also in
 //! another process.
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 
 use crate::chat_template::{Message, Role};
 use crate::encode_cost::EncodeError;
@@ -58,7 +58,7 @@ impl PromptRoom {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Truncated {
     /// The ids of the prompt.
-    pub ids: Vec<TokenId>,
+    pub ids: Vec<Symbol>,
     /// The number of tokens by which the whole conversation is longer.
     pub left_out: usize,
 }
@@ -89,16 +89,16 @@ pub trait ChatEncoder {
     ///
     /// # Errors
     /// There are more, or it can't be encoded.
-    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError>;
+    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError>;
 
     /// Returns the ids of `messages` behind an answer of the model, at most `room`.
     ///
     /// # Errors
     /// There are more, or they can't be encoded.
-    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError>;
+    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError>;
 
     /// Returns the turns of a conversation's ids that end with an answer; `None` where the template does not show them.
-    fn turns(&self, ids: &[TokenId]) -> Option<ConversationTurns>;
+    fn turns(&self, ids: &[Symbol]) -> Option<ConversationTurns>;
 
     /// Returns the end of each token of a text, in bytes and on a character boundary, in rising order.
     ///
@@ -113,7 +113,7 @@ pub trait ChatEncoder {
 /// The prompt does not fit even so: then the error has the number of tokens that remain. Or it can't be encoded.
 pub fn encode_truncated(
     encoder: &(impl ChatEncoder + ?Sized),
-    said: &[TokenId],
+    said: &[Symbol],
     messages: &[Message],
     truncation: Truncation,
     room: PromptRoom,
@@ -149,13 +149,13 @@ pub fn encode_truncated(
 /// A conversation to truncate.
 struct Conversation<'a, E: ?Sized> {
     encoder: &'a E,
-    said: &'a [TokenId],
+    said: &'a [Symbol],
     messages: &'a [Message],
 }
 
 impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
     /// The ids of what was said and of `messages`, at most `limit`.
-    fn encode(&self, messages: &[Message], limit: usize) -> Result<Vec<TokenId>, EncodeError> {
+    fn encode(&self, messages: &[Message], limit: usize) -> Result<Vec<Symbol>, EncodeError> {
         if self.said.is_empty() {
             return self.encoder.encode_opening(messages, limit);
         }
@@ -165,11 +165,11 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
     /// The ids `before` and those of `messages` without the first `skip`, at most `limit`.
     fn follow(
         &self,
-        mut before: Vec<TokenId>,
+        mut before: Vec<Symbol>,
         skip: usize,
         messages: &[Message],
         limit: usize,
-    ) -> Result<Vec<TokenId>, EncodeError> {
+    ) -> Result<Vec<Symbol>, EncodeError> {
         let room = limit.saturating_sub(before.len()).saturating_add(skip);
         let following = self.encoder.encode_following(messages, room).map_err(|error| {
             let others = before.len().saturating_sub(skip);
@@ -193,7 +193,7 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
 
     /// Leaves out the fewest of the oldest turns with which the rest has [`PromptRoom::preferred`] tokens at most, or all
     /// that may be left out where it has not.
-    fn without_oldest(&self, room: PromptRoom) -> Result<Vec<TokenId>, EncodeError> {
+    fn without_oldest(&self, room: PromptRoom) -> Result<Vec<Symbol>, EncodeError> {
         let history = History::of(self.encoder, self.said);
         let starts = turn_starts(self.messages);
         let of_history = history.turns_to_leave_out();
@@ -234,7 +234,7 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
     }
 
     /// Leaves out tokens in the middle of the longest message; `total` is the number of all tokens.
-    fn without_middle(&self, total: usize, room: PromptRoom) -> Result<Vec<TokenId>, EncodeError> {
+    fn without_middle(&self, total: usize, room: PromptRoom) -> Result<Vec<Symbol>, EncodeError> {
         let lengths = self.messages.iter().map(|message| message.content.len());
         // Of messages of the same length the first.
         let longest = lengths.enumerate().rev().max_by_key(|(_, length)| *length);
@@ -309,12 +309,12 @@ fn turn_starts(messages: &[Message]) -> Vec<usize> {
 
 /// The ids of what was said before, by turns.
 struct History<'a> {
-    said: &'a [TokenId],
+    said: &'a [Symbol],
     turns: Option<ConversationTurns>,
 }
 
 impl<'a> History<'a> {
-    fn of(encoder: &(impl ChatEncoder + ?Sized), said: &'a [TokenId]) -> Self {
+    fn of(encoder: &(impl ChatEncoder + ?Sized), said: &'a [Symbol]) -> Self {
         let turns = (!said.is_empty()).then(|| encoder.turns(said)).flatten();
         Self { said, turns }
     }
@@ -326,7 +326,7 @@ impl<'a> History<'a> {
     }
 
     /// The ids without the first `count` turns, and the number of ids of a continuation that then end no turn.
-    fn without(&self, count: usize) -> (Vec<TokenId>, usize) {
+    fn without(&self, count: usize) -> (Vec<Symbol>, usize) {
         let Some(parts) = &self.turns else {
             return (self.said.to_vec(), 0);
         };

@@ -4,7 +4,7 @@
 
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::{Symbol, TokenId};
 use phi_edge_models::{
     ChatEncoder as _, EncodeCost, EncodeError, Message, ModelDir, PromptRoom, Role, TextModel, Truncation,
     encode_truncated,
@@ -58,8 +58,9 @@ fn ids(value: &Value) -> Vec<u32> {
         .collect()
 }
 
-fn plain(ids: Vec<TokenId>) -> Vec<u32> {
-    ids.into_iter().map(|id| id.0).collect()
+fn plain(ids: Vec<impl Into<Symbol>>) -> Vec<u32> {
+    let id = |symbol: Symbol| symbol.token().unwrap().0;
+    ids.into_iter().map(|symbol| id(symbol.into())).collect()
 }
 
 fn stream(text: &TextModel, ids: &[u32], skip: bool) -> String {
@@ -245,7 +246,12 @@ fn a_continuation_is_what_the_whole_template_has_after_the_answer() {
     );
     let next = [turn(Role::User, "And <|end|> outside?")];
     let mut ids = text.encode_chat(std::slice::from_ref(&question)).unwrap();
-    ids.extend(text.encode_raw("21 degrees.").unwrap());
+    ids.extend(
+        text.encode_raw("21 degrees.")
+            .unwrap()
+            .into_iter()
+            .map(Symbol::from),
+    );
     ids.extend(text.encode_continuation(&next).unwrap());
     let whole = text.encode_chat(&[question, answer, next[0].clone()]).unwrap();
     assert_eq!(ids, whole);
@@ -342,10 +348,20 @@ fn a_session_is_cut_between_its_turns() {
     for head in [&[][..], std::slice::from_ref(&system)] {
         let mut said = text.encode_chat(&[head, &questions[..1]].concat()).unwrap();
         for question in &questions[1..3] {
-            said.extend(text.encode_raw("An answer.").unwrap());
+            said.extend(
+                text.encode_raw("An answer.")
+                    .unwrap()
+                    .into_iter()
+                    .map(Symbol::from),
+            );
             said.extend(text.encode_continuation(std::slice::from_ref(question)).unwrap());
         }
-        said.extend(text.encode_raw("The last answer.").unwrap());
+        said.extend(
+            text.encode_raw("The last answer.")
+                .unwrap()
+                .into_iter()
+                .map(Symbol::from),
+        );
         let turns = text.turns(&said).unwrap();
         assert_eq!(turns.turns.len(), 3, "a spelling in a text is no turn");
         let whole = said.len() + text.encode_continuation(&questions[3..]).unwrap().len();
@@ -365,8 +381,7 @@ fn a_session_is_cut_between_its_turns() {
             }
             rest.push(questions[3].clone());
             let expected = text.encode_chat(&rest).unwrap();
-            let shown =
-                |ids: &[TokenId]| stream(&text, &ids.iter().map(|id| id.0).collect::<Vec<_>>(), false);
+            let shown = |ids: &[Symbol]| stream(&text, &plain(ids.to_vec()), false);
             assert_eq!(shown(&found.ids), shown(&expected));
             assert_eq!(found.left_out, whole - found.ids.len());
         }

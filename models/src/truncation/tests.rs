@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::sync::OnceLock;
 
+use phi_edge_engine::TokenId;
 use proptest::prelude::*;
 
 use super::*;
@@ -13,13 +14,15 @@ use crate::text_model::TextModel;
 struct Letters;
 
 const ROLES: [(Role, u32); 3] = [(Role::System, 1000), (Role::User, 1001), (Role::Assistant, 1002)];
-const END: TokenId = TokenId(1003);
+const END: Symbol = Symbol::Token(TokenId(1003));
 
-fn role_token(role: Role) -> TokenId {
-    TokenId(ROLES.into_iter().find(|(known, _)| *known == role).unwrap().1)
+fn role_token(role: Role) -> Symbol {
+    Symbol::Token(TokenId(
+        ROLES.into_iter().find(|(known, _)| *known == role).unwrap().1,
+    ))
 }
 
-fn within(ids: Vec<TokenId>, room: usize) -> Result<Vec<TokenId>, EncodeError> {
+fn within(ids: Vec<Symbol>, room: usize) -> Result<Vec<Symbol>, EncodeError> {
     if ids.len() > room {
         return Err(EncodeError::TooLong {
             tokens: ids.len(),
@@ -30,24 +33,29 @@ fn within(ids: Vec<TokenId>, room: usize) -> Result<Vec<TokenId>, EncodeError> {
 }
 
 impl ChatEncoder for Letters {
-    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError> {
         let mut ids = Vec::new();
         for message in messages {
             ids.push(role_token(message.role));
-            ids.extend(message.content.bytes().map(|byte| TokenId(byte.into())));
+            ids.extend(
+                message
+                    .content
+                    .bytes()
+                    .map(|byte| Symbol::Token(TokenId(byte.into()))),
+            );
             ids.push(END);
         }
         ids.push(role_token(Role::Assistant));
         within(ids, room)
     }
 
-    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError> {
         let mut ids = vec![END];
         ids.extend(self.encode_opening(messages, usize::MAX)?);
         within(ids, room)
     }
 
-    fn turns(&self, ids: &[TokenId]) -> Option<ConversationTurns> {
+    fn turns(&self, ids: &[Symbol]) -> Option<ConversationTurns> {
         let role = |at: usize, role| ids[at] == role_token(role);
         let head = (0..ids.len()).find(|at| role(*at, Role::User))?;
         let begins = (head..ids.len()).filter(|at| role(*at, Role::User) || role(*at, Role::System));
@@ -82,9 +90,9 @@ fn room(most: usize) -> PromptRoom {
 }
 
 /// The conversation of ids as `s:`, `u:` and `a:` with texts.
-fn shown(ids: &[TokenId]) -> String {
+fn shown(ids: &[Symbol]) -> String {
     ids.iter()
-        .map(|id| match id.0 {
+        .map(|id| match id.token().unwrap().0 {
             1000 => "s:".to_owned(),
             1001 => "u:".to_owned(),
             1002 => "a:".to_owned(),
@@ -106,7 +114,7 @@ fn conversation() -> Vec<Message> {
 }
 
 #[track_caller]
-fn check(said: &[TokenId], messages: &[Message], truncation: Truncation, most: usize, expected: &str) {
+fn check(said: &[Symbol], messages: &[Message], truncation: Truncation, most: usize, expected: &str) {
     let whole = encode_truncated(&Letters, said, messages, Truncation::Error, room(usize::MAX)).unwrap();
     let found = encode_truncated(&Letters, said, messages, truncation, room(most));
     match found {
@@ -150,7 +158,7 @@ fn the_oldest_turns_are_left_out_and_system_messages_stay() {
 #[test]
 fn turns_of_a_session_are_left_out_before_messages() {
     let mut said = Letters.encode_opening(&conversation()[..2], usize::MAX).unwrap();
-    said.extend([b'x'; 4].map(|byte| TokenId(byte.into())));
+    said.extend([b'x'; 4].map(|byte| Symbol::Token(TokenId(byte.into()))));
     let more = [
         message(Role::System, "new"),
         message(Role::User, "four"),
@@ -158,7 +166,7 @@ fn turns_of_a_session_are_left_out_before_messages() {
         message(Role::User, "five"),
     ];
     said.extend(Letters.encode_following(&more[..2], usize::MAX).unwrap());
-    said.push(TokenId(b'y'.into()));
+    said.push(Symbol::Token(TokenId(b'y'.into())));
     let oldest = |most, expected| check(&said, &more[1..], Truncation::OldestMessages, most, expected);
     oldest(49, "s:sys u:one a:xxxx s:new u:four a:y u:four a:vier u:five a:");
     oldest(48, "s:sys s:new u:four a:y u:four a:vier u:five a:");
@@ -219,9 +227,12 @@ fn demo() -> TextModel {
     DEMO.get_or_init(open).clone()
 }
 
-fn decode(text: &TextModel, ids: &[TokenId]) -> String {
+fn decode(text: &TextModel, ids: &[Symbol]) -> String {
     let mut detokenizer = text.detokenizer_with_specials();
-    let mut decoded: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+    let mut decoded: String = ids
+        .iter()
+        .map(|id| detokenizer.push(id.token().unwrap()))
+        .collect();
     decoded.push_str(&detokenizer.finish());
     decoded
 }
@@ -242,9 +253,9 @@ fn a_real_conversation_is_the_same_as_if_it_had_begun_later() {
         assert_eq!(found.left_out, whole.len() - expected.len());
         // So it is in a session, whose answers are generated.
         let mut said = text.encode_chat(&messages[..=first]).unwrap();
-        said.extend(text.encode_raw("eins").unwrap());
+        said.extend(text.encode_raw("eins").unwrap().into_iter().map(Symbol::from));
         said.extend(text.encode_continuation(&messages[first + 2..first + 3]).unwrap());
-        said.extend(text.encode_raw("zwei").unwrap());
+        said.extend(text.encode_raw("zwei").unwrap().into_iter().map(Symbol::from));
         let last = &messages[first + 4..];
         let found = encode_truncated(&text, &said, last, Truncation::OldestMessages, limits).unwrap();
         assert_eq!(decode(&text, &found.ids), decode(&text, &expected));

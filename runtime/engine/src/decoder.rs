@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
-use crate::ids::{RequestId, RowId, TokenId};
+use crate::ids::{RequestId, RowId};
+use crate::image::{ImageEncoding, ImageFeatures, ImagePixels};
+use crate::symbol::{ImageId, Symbol};
 
 /// A decoder-only transformer with its KV memory.
 ///
@@ -40,6 +42,18 @@ pub trait Decoder {
 
     /// Fills `row` with what [`Decoder::save`] returned; returns the number of tokens.
     fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError>;
+
+    /// Runs the vision encoder on the next crop of an image, or on all of them where its graph takes them together. `Some`
+    /// when all of them are encoded and joined; `encoding` is then of no use any more.
+    fn encode_image(
+        &mut self,
+        _image: ImageId,
+        _pixels: &ImagePixels,
+        _encoding: &mut ImageEncoding,
+        _interrupt: &Interrupt,
+    ) -> Result<Option<ImageFeatures>, DecodeError> {
+        Err(DecodeError::Unsupported("the model takes text alone".into()))
+    }
 }
 
 /// A decoder's capabilities.
@@ -77,6 +91,8 @@ pub struct Caps {
     pub vocab_size: usize,
     /// How many rows the slab has.
     pub rows: usize,
+    /// The width of an image's features; `None`: the model takes text alone.
+    pub image_width: Option<usize>,
 }
 
 impl Caps {
@@ -99,6 +115,7 @@ impl Caps {
             rope_boundary: None,
             vocab_size,
             rows,
+            image_width: None,
         }
     }
 }
@@ -181,32 +198,34 @@ impl Row<'_> {
     }
 }
 
-/// The input of a row: the tokens that it appends.
+/// The input of a row: what it appends.
 #[derive(Debug, Clone, Copy)]
-pub enum Input<'a> {
-    /// Token ids.
-    Tokens(&'a [TokenId]),
-    /// Embeddings `[tokens, hidden]`, row-major (pictures and the text around them).
-    Embeddings {
-        /// `tokens * hidden` floats.
-        data: &'a [f32],
-        /// The number of positions.
-        tokens: usize,
-    },
+pub struct Input<'a> {
+    /// Tokens, and places in images.
+    pub symbols: &'a [Symbol],
+    /// The features of every image that `symbols` name.
+    pub features: &'a [Arc<ImageFeatures>],
+}
+
+impl<'a> Input<'a> {
+    /// An input without images.
+    pub fn of(symbols: &'a [Symbol]) -> Self {
+        Self {
+            symbols,
+            features: &[],
+        }
+    }
 }
 
 impl Input<'_> {
     /// The number of positions that the input takes.
     pub fn len(&self) -> usize {
-        match self {
-            Input::Tokens(ids) => ids.len(),
-            Input::Embeddings { tokens, .. } => *tokens,
-        }
+        self.symbols.len()
     }
 
     /// Whether the input is empty (an idle row).
     pub fn is_empty(&self) -> bool {
-        self.len() == 0
+        self.symbols.is_empty()
     }
 }
 

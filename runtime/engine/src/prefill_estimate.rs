@@ -4,11 +4,11 @@
 //! measured on prompts that are not longer, and what of the prompt came before counts as cached.
 
 use std::collections::VecDeque;
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
-use crate::ids::TokenId;
 use crate::request::{Finish, Summary};
+use crate::symbol::Symbol;
 
 /// The fewest computed tokens of a measured prefill: in fewer, the time that each run takes anyway outweighs the tokens'.
 const MIN_MEASURED_TOKENS: usize = 256;
@@ -62,7 +62,7 @@ impl PrefillEstimate {
     }
 
     /// Returns the time that a prompt takes at least; `None` where nothing was measured on prompts of its length or less.
-    pub fn estimate(&self, prompt: &[TokenId]) -> Option<PrefillTime> {
+    pub fn estimate(&self, prompt: &[Symbol]) -> Option<PrefillTime> {
         let measured = self.speeds.get(..=class_of(prompt.len()))?.iter().flatten();
         // Of the prompts that are the most like it.
         let speed = measured.last()?;
@@ -72,7 +72,7 @@ impl PrefillEstimate {
     }
 
     /// Remembers a prompt that will be computed: others may begin like it.
-    pub fn accepted(&mut self, prompt: &[TokenId]) {
+    pub fn accepted(&mut self, prompt: &[Symbol]) {
         let blocks = prefix_hashes(prompt);
         if !blocks.is_empty() {
             self.prompts.truncate(MAX_PROMPTS - 1);
@@ -88,18 +88,18 @@ impl PrefillEstimate {
     }
 
     /// The number of tokens with which a remembered prompt begins, too, in whole blocks.
-    fn known_prefix(&self, prompt: &[TokenId]) -> usize {
+    fn known_prefix(&self, prompt: &[Symbol]) -> usize {
         let blocks = prefix_hashes(prompt);
         let shared = |known: &Vec<u64>| known.iter().zip(&blocks).take_while(|(a, b)| a == b).count();
         self.prompts.iter().map(shared).max().unwrap_or(0) * BLOCK_TOKENS
     }
 }
 
-fn prefix_hashes(prompt: &[TokenId]) -> Vec<u64> {
+fn prefix_hashes(prompt: &[Symbol]) -> Vec<u64> {
     let mut hasher = DefaultHasher::new();
     let blocks = prompt.chunks_exact(BLOCK_TOKENS).map(|block| {
-        for id in block {
-            hasher.write_u32(id.0);
+        for symbol in block {
+            symbol.hash(&mut hasher);
         }
         hasher.finish()
     });
@@ -119,6 +119,7 @@ fn number(tokens: usize) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::TokenId;
 
     fn summary(prompt_tokens: usize, cached_tokens: usize, seconds: u64) -> Summary {
         Summary {
@@ -134,8 +135,8 @@ mod tests {
         }
     }
 
-    fn prompt(tokens: u32) -> Vec<TokenId> {
-        (0..tokens).map(TokenId).collect()
+    fn prompt(tokens: u32) -> Vec<Symbol> {
+        (0..tokens).map(|id| Symbol::Token(TokenId(id))).collect()
     }
 
     fn check(prefill: &PrefillEstimate, tokens: u32, expected: Option<f64>) {
@@ -186,15 +187,15 @@ mod tests {
         let mut prefill = PrefillEstimate::default();
         prefill.observe(&summary(1000, 0, 10));
         prefill.accepted(&prompt(2000));
-        let new_tokens = |prefill: &PrefillEstimate, prompt: &[TokenId]| {
+        let new_tokens = |prefill: &PrefillEstimate, prompt: &[Symbol]| {
             prefill.estimate(prompt).map(|estimate| estimate.new_tokens)
         };
         assert_eq!(new_tokens(&prefill, &prompt(4000)), Some(4000 - 7 * BLOCK_TOKENS));
         let mut other = prompt(4000);
-        other[300] = TokenId(1);
+        other[300] = Symbol::Token(TokenId(1));
         assert_eq!(new_tokens(&prefill, &other), Some(4000 - BLOCK_TOKENS));
         for _ in 0..MAX_PROMPTS {
-            prefill.accepted(&[TokenId(9); BLOCK_TOKENS]);
+            prefill.accepted(&[Symbol::Token(TokenId(9)); BLOCK_TOKENS]);
         }
         assert_eq!(new_tokens(&prefill, &prompt(4000)), Some(4000), "it is forgotten");
     }

@@ -4,13 +4,17 @@ use std::time::Duration;
 
 use crate::detokenizer::Detokenizer;
 use crate::ids::{RequestId, TokenId};
+use crate::image::Image;
+use crate::symbol::Symbol;
 
 /// A request: one answer to generate.
 pub struct GenerateRequest {
     /// The caller's id; must not be in use.
     pub id: RequestId,
     /// The prompt. Not empty.
-    pub prompt: Vec<TokenId>,
+    pub prompt: Vec<Symbol>,
+    /// The images that the prompt names.
+    pub images: Vec<Image>,
     /// The most new tokens, the stop token not counted. At least 1.
     pub max_tokens: usize,
     /// The sampling settings.

@@ -3,18 +3,19 @@
 use std::time::Duration;
 
 use crate::decoder::Regime;
-use crate::ids::{RequestId, RowId, TokenId};
+use crate::ids::{RequestId, RowId};
 use crate::repetition::RepetitionGuard;
 use crate::request::{Finish, GenerateRequest, Summary};
 use crate::sampler::Sampler;
 use crate::speculation::NgramDrafter;
 use crate::stop::StopMatcher;
+use crate::symbol::Symbol;
 
 /// A running request with its tokens, its row, its sampler and its text.
 pub(crate) struct Sequence {
     pub(crate) request: GenerateRequest,
     /// Prompt and new tokens.
-    pub(crate) tokens: Vec<TokenId>,
+    pub(crate) tokens: Vec<Symbol>,
     /// The number of `tokens` whose keys and values the row holds.
     pub(crate) computed: usize,
     pub(crate) row: RowId,
@@ -30,7 +31,7 @@ pub(crate) struct Sequence {
     /// The count of served sequences when it last took part in a decode step.
     pub(crate) served: u64,
     /// The last token and its draft: the input of a verification.
-    pub(crate) draft_input: Vec<TokenId>,
+    pub(crate) draft_input: Vec<Symbol>,
     started: Duration,
     first_token: Option<Duration>,
     sampler: Sampler,
@@ -52,8 +53,8 @@ impl Sequence {
             request, submitted, ..
         } = waiting;
         let mut sampler = Sampler::new(request.sampling.clone());
-        for id in &request.prompt {
-            sampler.observe(*id);
+        for id in request.prompt.iter().filter_map(|symbol| symbol.token()) {
+            sampler.observe(id);
         }
         Self {
             tokens: request.prompt.clone(),
@@ -95,6 +96,10 @@ impl Sequence {
         self.request.max_tokens.saturating_sub(self.new_tokens())
     }
 
+    fn new_symbols(&self) -> impl Iterator<Item = Symbol> {
+        self.tokens.iter().skip(self.request.prompt.len()).copied()
+    }
+
     fn new_tokens(&self) -> usize {
         self.tokens.len() - self.request.prompt.len()
     }
@@ -112,7 +117,7 @@ impl Sequence {
             return Ok(self.close(Finish::Stop));
         }
         self.sampler.observe(id);
-        self.tokens.push(id);
+        self.tokens.push(Symbol::Token(id));
         let piece = self.request.detokenizer.push(id);
         let released = self.stop.push(&piece);
         let mut text = released.text;
@@ -159,7 +164,7 @@ impl Sequence {
         let first = self.first_token.unwrap_or(now);
         Summary {
             finish,
-            tokens: self.tokens[self.request.prompt.len()..].to_vec(),
+            tokens: self.new_symbols().filter_map(Symbol::token).collect(),
             prompt_tokens: self.request.prompt.len(),
             cached_tokens: self.cached,
             draft_tokens: self.drafter.drafted,

@@ -5,7 +5,7 @@
 //! length follows from what a wider run costs ([`RunCost`]) and from how often such drafts were accepted.
 
 use crate::cost::RunCost;
-use crate::ids::TokenId;
+use crate::symbol::Symbol;
 
 /// The most tokens of a draft.
 const MAX_DRAFT_TOKENS: usize = 8;
@@ -28,12 +28,12 @@ const MIN_SPEEDUP: f64 = 1.05;
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Draft<'a> {
     /// At most [`MAX_DRAFT_TOKENS`].
-    pub(crate) tokens: &'a [TokenId],
+    pub(crate) tokens: &'a [Symbol],
     class: usize,
 }
 
 /// Drafts at most `room` tokens to follow `tokens`.
-pub(crate) fn draft(tokens: &[TokenId], room: usize) -> Option<Draft<'_>> {
+pub(crate) fn draft(tokens: &[Symbol], room: usize) -> Option<Draft<'_>> {
     let (next, agreeing) = longest_match(tokens)?;
     let end = (next + MAX_DRAFT_TOKENS.min(room)).min(tokens.len());
     let class = ACCEPTANCE_CLASSES
@@ -139,7 +139,7 @@ pub(crate) fn draft_length(
 
 /// The longest earlier match of the text's end: the position after it and its length. Of equal lengths the newest
 /// wins: texts go on as they last did.
-fn longest_match(tokens: &[TokenId]) -> Option<(usize, usize)> {
+fn longest_match(tokens: &[Symbol]) -> Option<(usize, usize)> {
     let last = tokens.len().checked_sub(1)?;
     let start = tokens.len().saturating_sub(LOOKBACK_TOKENS);
     let mut best = None;
@@ -165,9 +165,10 @@ fn longest_match(tokens: &[TokenId]) -> Option<(usize, usize)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ids::TokenId;
 
-    fn tokens(ids: &[u32]) -> Vec<TokenId> {
-        ids.iter().copied().map(TokenId).collect()
+    fn tokens(ids: &[u32]) -> Vec<Symbol> {
+        ids.iter().copied().map(|id| Symbol::Token(TokenId(id))).collect()
     }
 
     #[test]

@@ -38,6 +38,11 @@ impl Symbol {
         }
     }
 
+    /// The symbols of a text.
+    pub fn of_tokens(ids: impl IntoIterator<Item = TokenId>) -> Vec<Self> {
+        ids.into_iter().map(Self::Token).collect()
+    }
+
     /// The places of a whole image of `tokens` feature rows.
     pub fn of_image(image: ImageId, tokens: u32) -> impl Iterator<Item = Self> {
         (0..tokens).map(move |index| Self::Image { image, index })
@@ -47,5 +52,11 @@ impl Symbol {
 impl From<TokenId> for Symbol {
     fn from(id: TokenId) -> Self {
         Self::Token(id)
+    }
+}
+
+impl PartialEq<TokenId> for Symbol {
+    fn eq(&self, id: &TokenId) -> bool {
+        self.token() == Some(*id)
     }
 }

@@ -9,7 +9,9 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use phi_edge_engine::{Engine, EngineConfig, Event, Failure, Finish, Interrupt, Regime, RequestId, TokenId};
-use support::{Form, Scripted, VOCAB, answer, count_up, digest, request, run, scripted, summary, text};
+use support::{
+    Form, Scripted, VOCAB, answer, count_up, digest, request, run, scripted, summary, symbols, text,
+};
 
 #[test]
 fn generates_until_max_tokens() {
@@ -321,11 +323,14 @@ fn a_conversation_goes_on_where_it_was() {
 #[test]
 fn pinned_prefixes_are_there_from_the_start() {
     let mut engine = Engine::new(Scripted::new(digest), EngineConfig::default());
-    let prefix: Vec<TokenId> = (0..30).map(TokenId).collect();
-    let prefix: Vec<TokenId> = prefix.iter().map(|id| TokenId(id.0 % 26)).collect();
+    let prefix: Vec<u32> = (0..30).map(|id| id % 26).collect();
+    let prefix = symbols(&prefix);
     engine.pin(&prefix, None).unwrap();
     for id in 0..6u64 {
-        let mut prompt: Vec<u32> = prefix.iter().map(|id| id.0).collect();
+        let mut prompt: Vec<u32> = prefix
+            .iter()
+            .filter_map(|symbol| Some(symbol.token()?.0))
+            .collect();
         prompt.push(id as u32);
         engine.submit(request(id, &prompt, 5), Duration::ZERO).unwrap();
         // Others come between and want rows.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use phi_edge_engine::{Engine, EngineConfig, Event, Interrupt, Regime, RequestId, RopePolicy, TokenId};
 use proptest::prelude::*;
-use support::{Form, Scripted, digest, request, run, scripted, summary};
+use support::{Form, Scripted, digest, request, run, scripted, summary, symbols};
 
 /// The boundary of [`scripted`] decoders.
 const BOUNDARY: usize = 45;
@@ -346,7 +346,7 @@ fn prefixes_are_found_in_their_own_regime_only() {
             ..config(policy)
         };
         let mut engine = engine(Form::Ragged, digest, config);
-        let pinned: Vec<TokenId> = prefix.iter().copied().map(TokenId).collect();
+        let pinned = symbols(&prefix);
         engine.pin(&pinned, None).unwrap();
         let mut ask = |id: u64, prompts: &[(usize, usize)]| -> Vec<usize> {
             for (id, (length, max)) in (id..).zip(prompts) {

@@ -7,10 +7,10 @@ mod support;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, RopePolicy, TokenId,
+    Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, RopePolicy,
 };
 use proptest::prelude::*;
-use support::{Form, Scripted, request, run, scripted, text};
+use support::{Form, Scripted, request, run, scripted, symbols, text};
 
 /// A request of a random schedule: a prompt that shares its beginning with others, and when it comes and goes.
 #[derive(Debug, Clone)]
@@ -128,7 +128,8 @@ impl Conditions {
         decoder.budget = self.budget.filter(|_| form == Form::Shared);
         let mut engine = Engine::new(decoder, config);
         let pinned = self.pinned.filter(|len| {
-            let prefix: Vec<TokenId> = beginning(0, *len).map(TokenId).collect();
+            let prefix: Vec<u32> = beginning(0, *len).collect();
+            let prefix = symbols(&prefix);
             match engine.pin(&prefix, None) {
                 Ok(loaded) => !loaded,
                 Err(failure) => {

@@ -6,8 +6,8 @@ mod support;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Engine, EngineConfig, Event, Failure, Interrupt, RequestId, TokenId};
-use support::{Form, Scripted, answer, digest, request, run, scripted, summary, text};
+use phi_edge_engine::{Engine, EngineConfig, Event, Failure, Interrupt, RequestId};
+use support::{Form, Scripted, answer, digest, request, run, scripted, summary, symbols, text};
 
 /// 40 tokens that all prompts begin with, and three of a request's own.
 fn prompt(own: u32) -> Vec<u32> {
@@ -172,7 +172,7 @@ fn what_others_read_outlives_a_failure() {
 #[test]
 fn pinned_prefixes_are_read_where_they_are() {
     let mut engine = engine(slots(3));
-    let prefix: Vec<TokenId> = prompt(0)[..40].iter().copied().map(TokenId).collect();
+    let prefix = symbols(&prompt(0)[..40]);
     engine.pin(&prefix, None).unwrap();
     for id in 0..6u64 {
         engine

@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use phi_edge_engine::{DecodeError, Interrupt, TokenId};
+use phi_edge_engine::{DecodeError, Interrupt, Symbol, TokenId};
 
 use crate::decoder::OnnxDecoder;
 
@@ -19,11 +19,11 @@ pub struct BaselineTimes {
 /// Runs `prompt` and then `new_tokens` steps of one token in row 0 of `decoder`, which must be idle.
 pub fn run(
     decoder: &mut OnnxDecoder,
-    prompt: &[TokenId],
+    prompt: &[Symbol],
     new_tokens: usize,
 ) -> Result<BaselineTimes, DecodeError> {
     let interrupt = Interrupt::new();
-    let token = prompt.last().copied().unwrap_or(TokenId(0));
+    let token = prompt.last().copied().unwrap_or(Symbol::Token(TokenId(0)));
     let started = Instant::now();
     decoder.run_plain(prompt, 0, &interrupt)?;
     let prefill = started.elapsed();

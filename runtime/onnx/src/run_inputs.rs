@@ -1,6 +1,6 @@
 //! The integer inputs of a run: ids, mask, positions.
 
-use phi_edge_engine::{DecodeError, Input, Regime, Row, Wanted};
+use phi_edge_engine::{DecodeError, Regime, Row, Wanted};
 
 /// Buffers that the bound tensors point into. They are refilled before each run, and never while one is
 /// under way.
@@ -112,19 +112,21 @@ impl RunInputs {
         self.positions.clear();
         self.lengths.clear();
         for row in rows {
-            let Input::Tokens(tokens) = row.input else {
-                return Err(DecodeError::Unsupported(
-                    "this graph takes token ids, not embeddings".into(),
-                ));
-            };
+            let symbols = row.input.symbols;
             let offset = match (factors, row.regime) {
                 (RopeFactors::Offset(offset), Regime::Long) => offset,
                 _ => 0,
             };
             let start = offset + row.past;
-            self.ids.extend(tokens.iter().map(|id| i64::from(id.0)));
-            self.positions.extend((start..start + tokens.len()).map(to_i64));
-            self.lengths.push(i32::try_from(tokens.len()).unwrap_or(i32::MAX));
+            for symbol in symbols {
+                let Some(id) = symbol.token() else {
+                    return Err(DecodeError::Unsupported("the model takes text alone".into()));
+                };
+                self.ids.push(i64::from(id.0));
+            }
+            self.positions.extend((start..start + symbols.len()).map(to_i64));
+            self.lengths
+                .push(i32::try_from(symbols.len()).unwrap_or(i32::MAX));
             if let Some(boundary) = pad {
                 self.ids.push(0);
                 self.positions.push(to_i64(boundary));
@@ -183,16 +185,20 @@ fn to_i64(position: usize) -> i64 {
 
 #[cfg(test)]
 mod tests {
-    use phi_edge_engine::{RowId, TokenId};
+    use phi_edge_engine::{Input, RowId, Symbol, TokenId};
 
     use super::*;
 
-    fn row(past: usize, input: &[TokenId], regime: Regime) -> Row<'_> {
+    fn token(id: u32) -> Symbol {
+        Symbol::Token(TokenId(id))
+    }
+
+    fn row(past: usize, input: &[Symbol], regime: Regime) -> Row<'_> {
         Row {
             row: RowId(0),
             past,
             shared: &[],
-            input: Input::Tokens(input),
+            input: Input::of(input),
             logits: Wanted::Last,
             regime,
         }
@@ -211,7 +217,7 @@ mod tests {
     fn a_plain_row() {
         let mut inputs = RunInputs::default();
         inputs
-            .fill(&[row(2, &[TokenId(7), TokenId(9)], Regime::Short)], MASKED)
+            .fill(&[row(2, &[token(7), token(9)], Regime::Short)], MASKED)
             .unwrap();
         assert_eq!((inputs.ids.as_slice(), inputs.width), ([7, 9].as_slice(), 2));
         assert_eq!(
@@ -225,11 +231,11 @@ mod tests {
     fn a_short_row_of_the_long_regime_widens_the_mask_or_gets_a_pad() {
         let mut inputs = RunInputs::default();
         inputs
-            .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], MASKED)
+            .fill(&[row(1, &[token(7), token(9)], Regime::Long)], MASKED)
             .unwrap();
         assert_eq!(inputs.mask, [1, 1, 1, 0, 0, 0, 0, 0, 0]);
         inputs
-            .fill(&[row(1, &[TokenId(7), TokenId(9)], Regime::Long)], POSITIONED)
+            .fill(&[row(1, &[token(7), token(9)], Regime::Long)], POSITIONED)
             .unwrap();
         assert_eq!(
             (inputs.ids.as_slice(), inputs.positions.as_slice()),
@@ -238,7 +244,7 @@ mod tests {
         assert_eq!(inputs.mask, [1; 4]);
         // Beyond the boundary nothing needs help.
         inputs
-            .fill(&[row(8, &[TokenId(7)], Regime::Long)], POSITIONED)
+            .fill(&[row(8, &[token(7)], Regime::Long)], POSITIONED)
             .unwrap();
         assert_eq!(
             (inputs.positions.as_slice(), inputs.mask.len()),
@@ -253,7 +259,7 @@ mod tests {
             factors: RopeFactors::Offset(8),
         };
         let mut inputs = RunInputs::default();
-        let (two, one) = ([TokenId(7), TokenId(9)], [TokenId(5)]);
+        let (two, one) = ([token(7), token(9)], [token(5)]);
         let idle = Row {
             logits: Wanted::None,
             ..row(0, &[], Regime::Short)
@@ -270,7 +276,7 @@ mod tests {
     #[test]
     fn masks_of_earlier_runs_leave_no_trace() {
         let mut inputs = RunInputs::default();
-        let one = [TokenId(1)];
+        let one = [token(1)];
         inputs.fill(&[row(1, &one, Regime::Long)], MASKED).unwrap();
         inputs.fill(&[row(3, &one, Regime::Short)], MASKED).unwrap();
         assert_eq!(inputs.mask, [1; 4]);

@@ -10,7 +10,7 @@ mod support;
 use std::path::Path;
 
 use phi_edge_engine::{
-    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
@@ -72,6 +72,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
 
 /// Logits after `tokens`, computed in one run.
 fn logits_after(decoder: &mut OnnxDecoder, tokens: &[TokenId]) -> Vec<f32> {
+    let symbols = Symbol::of_tokens(tokens.iter().copied());
     let regime = match decoder.caps().rope_boundary {
         Some(boundary) if tokens.len() > boundary => Regime::Long,
         _ => Regime::Short,
@@ -80,7 +81,7 @@ fn logits_after(decoder: &mut OnnxDecoder, tokens: &[TokenId]) -> Vec<f32> {
         row: RowId(0),
         past: 0,
         shared: &[],
-        input: Input::Tokens(tokens),
+        input: Input::of(&symbols),
         logits: Wanted::Last,
         regime,
     };
@@ -252,11 +253,12 @@ fn an_interrupt_from_another_thread_ends_a_run_and_leaves_the_row_usable() {
     let goldens = goldens(&folder);
     let long = goldens.iter().max_by_key(|golden| golden.prompt.len()).unwrap();
     let mut decoder = load(&library, &folder, 1, Prepare::ALL);
+    let prompt = Symbol::of_tokens(long.prompt.iter().copied());
     let row = Row {
         row: RowId(0),
         past: 0,
         shared: &[],
-        input: Input::Tokens(&long.prompt),
+        input: Input::of(&prompt),
         logits: Wanted::Last,
         regime: Regime::Long,
     };
@@ -289,11 +291,12 @@ fn saved_rows_load_and_copied_rows_answer_alike() {
     let (head, tail) = prompt.split_at(15);
     let expected = logits_after(&mut decoder, &prompt);
     let run = |decoder: &mut OnnxDecoder, row: u32, past: usize, tokens: &[TokenId]| {
+        let symbols = Symbol::of_tokens(tokens.iter().copied());
         let row = Row {
             row: RowId(row),
             past,
             shared: &[],
-            input: Input::Tokens(tokens),
+            input: Input::of(&symbols),
             logits: Wanted::Last,
             regime: Regime::Short,
         };

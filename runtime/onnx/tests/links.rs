@@ -8,7 +8,7 @@ mod support;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::{Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_engine::{Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
 use support::library;
@@ -44,12 +44,12 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
 }
 
 fn logits(decoder: &mut OnnxDecoder) -> Vec<f32> {
-    let tokens: Vec<TokenId> = (1..20).map(TokenId).collect();
+    let symbols = Symbol::of_tokens((1..20).map(TokenId));
     let row = Row {
         row: RowId(0),
         past: 0,
         shared: &[],
-        input: Input::Tokens(&tokens),
+        input: Input::of(&symbols),
         logits: Wanted::Last,
         regime: Regime::Short,
     };

@@ -11,8 +11,8 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{
-    Decoder, Engine, EngineConfig, Input, Interrupt, KvType, Regime, RopePolicy, Row, RowId, Step, TokenId,
-    Wanted,
+    Decoder, Engine, EngineConfig, Input, Interrupt, KvType, Regime, RopePolicy, Row, RowId, Step, Symbol,
+    TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
@@ -147,11 +147,12 @@ impl Reference {
     fn after(&mut self, tokens: &[TokenId], regime: Regime) -> &(Vec<f32>, TokenId) {
         let decoder = &mut self.decoder;
         self.known.entry((tokens.to_vec(), regime)).or_insert_with(|| {
+            let symbols = Symbol::of_tokens(tokens.iter().copied());
             let row = Row {
                 row: RowId(0),
                 past: 0,
                 shared: &[],
-                input: Input::Tokens(tokens),
+                input: Input::of(&symbols),
                 logits: Wanted::Last,
                 regime,
             };

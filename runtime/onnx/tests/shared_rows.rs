@@ -8,7 +8,8 @@ mod support;
 use std::path::Path;
 
 use phi_edge_engine::{
-    DecodeError, Decoder, Input, Interrupt, KvType, Regime, Row, RowId, SharedSpan, Step, TokenId, Wanted,
+    DecodeError, Decoder, Input, Interrupt, KvType, Regime, Row, RowId, SharedSpan, Step, Symbol, TokenId,
+    Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, OnnxDecoder};
@@ -38,17 +39,20 @@ fn decoder(kv_cache: KvCache) -> Option<OnnxDecoder> {
     Some(decoder)
 }
 
-fn tokens(seed: u32, count: usize) -> Vec<TokenId> {
+fn tokens(seed: u32, count: usize) -> Vec<Symbol> {
     let spread = |at: u32| (at + 1).wrapping_mul(2_654_435_761).wrapping_add(seed * 7_919) >> 3;
-    (0u32..).take(count).map(|at| TokenId(spread(at) % 640)).collect()
+    (0u32..)
+        .take(count)
+        .map(|at| Symbol::Token(TokenId(spread(at) % 640)))
+        .collect()
 }
 
-fn row<'a>(id: u32, past: usize, shared: &'a [SharedSpan], input: &'a [TokenId], logits: Wanted) -> Row<'a> {
+fn row<'a>(id: u32, past: usize, shared: &'a [SharedSpan], input: &'a [Symbol], logits: Wanted) -> Row<'a> {
     Row {
         row: RowId(id),
         past,
         shared,
-        input: Input::Tokens(input),
+        input: Input::of(input),
         logits,
         regime: Regime::Short,
     }

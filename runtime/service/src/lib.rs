@@ -25,7 +25,7 @@ pub use phi_edge_api::{
     Answer, DeadLetter, JobKey, NewJob, Priority, PromptProgress, Refusal, Reply, ReplyAddress, ReplyBody,
     ReplyTarget, Truncation,
 };
-pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, TokenId};
+pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, Symbol, TokenId};
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
 pub use phi_edge_models::{EncodeCost, Message, Role};
 pub use phi_edge_store::{

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 
 use phi_edge_api::{Answer, Refusal};
 use phi_edge_api::{JobKey, NewJob, ReplyAddress};
@@ -29,7 +29,7 @@ pub struct JobEnd<'a> {
     /// The request, without its messages.
     pub job: &'a NewJob,
     /// The ids of its prompt.
-    pub prompt: &'a [TokenId],
+    pub prompt: &'a [Symbol],
     /// Whether a rule of this node asked for it, and not a client.
     pub internal: bool,
     /// The number of its starts: more than one after a restart, 0 if it never started.

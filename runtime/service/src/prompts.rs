@@ -1,6 +1,6 @@
 //! The interface to the text side of a model.
 
-use phi_edge_engine::{Detokenizer, TokenId};
+use phi_edge_engine::{Detokenizer, Symbol, TokenId};
 use phi_edge_models::{
     EncodeCost, EncodeError, Message, PromptRoom, TextModel, Truncated, Truncation, encode_truncated,
 };
@@ -22,11 +22,11 @@ pub enum PromptError {
 /// The text side of a model, which turns conversations into token ids and ids into text.
 pub trait Prompts: Send + Sync {
     /// Returns the prompt's ids, up to and with the start of the model's turn. The error is one line for the client.
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String>;
 
     /// Returns the ids that follow those of an answer when the conversation goes on: the end of its turn, `messages`, the
     /// start of the next answer.
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String>;
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String>;
 
     /// Returns the ids that add exactly `text` to an answer that begins with `before`; `None` where there are none, or
     /// where they are unknown.
@@ -35,7 +35,7 @@ pub trait Prompts: Send + Sync {
     }
 
     /// As [`Prompts::encode`], with at most `room` ids. It stops as soon as it is certain that there are more.
-    fn encode_within(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, PromptError> {
+    fn encode_within(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, PromptError> {
         within(self.encode(messages), room)
     }
 
@@ -44,7 +44,7 @@ pub trait Prompts: Send + Sync {
         &self,
         messages: &[Message],
         room: usize,
-    ) -> Result<Vec<TokenId>, PromptError> {
+    ) -> Result<Vec<Symbol>, PromptError> {
         within(self.encode_continuation(messages), room)
     }
 
@@ -52,7 +52,7 @@ pub trait Prompts: Send + Sync {
     /// `truncation` allows so that all of it fits `room`. An error counts the ids that remain, with those of `said`.
     fn encode_truncated(
         &self,
-        _said: &[TokenId],
+        _said: &[Symbol],
         _messages: &[Message],
         _truncation: Truncation,
         _room: PromptRoom,
@@ -77,7 +77,7 @@ pub trait Prompts: Send + Sync {
     fn stop_ids(&self) -> Vec<TokenId>;
 }
 
-fn within(ids: Result<Vec<TokenId>, String>, room: usize) -> Result<Vec<TokenId>, PromptError> {
+fn within(ids: Result<Vec<Symbol>, String>, room: usize) -> Result<Vec<Symbol>, PromptError> {
     let ids = ids.map_err(PromptError::Refused)?;
     if ids.len() > room {
         return Err(PromptError::TooLong {
@@ -98,11 +98,11 @@ impl From<EncodeError> for PromptError {
 }
 
 impl Prompts for TextModel {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         self.encode_chat(messages).map_err(|error| error.to_string())
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         TextModel::encode_continuation(self, messages).map_err(|error| error.to_string())
     }
 
@@ -110,7 +110,7 @@ impl Prompts for TextModel {
         TextModel::encode_behind(self, before, text)
     }
 
-    fn encode_within(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, PromptError> {
+    fn encode_within(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, PromptError> {
         Ok(self.encode_chat_within(messages, room)?)
     }
 
@@ -118,13 +118,13 @@ impl Prompts for TextModel {
         &self,
         messages: &[Message],
         room: usize,
-    ) -> Result<Vec<TokenId>, PromptError> {
+    ) -> Result<Vec<Symbol>, PromptError> {
         Ok(TextModel::encode_continuation_within(self, messages, room)?)
     }
 
     fn encode_truncated(
         &self,
-        said: &[TokenId],
+        said: &[Symbol],
         messages: &[Message],
         truncation: Truncation,
         room: PromptRoom,

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, Finish, Interrupt, TokenId};
+use phi_edge_engine::{Detokenizer, Finish, Interrupt, Symbol, TokenId};
 use phi_edge_service::{
     EngineHandle, EngineInfo, ErrorCode, LastEnd, Message, NewJob, Prompts, ReplyBody, Service,
     ServiceConfig, Store, StoreConfig,
@@ -39,7 +39,7 @@ async fn served(bench: &mut Bench, count: usize) -> Vec<String> {
         let text: String = request
             .prompt
             .iter()
-            .filter_map(|id| char::from_u32(id.0))
+            .filter_map(|symbol| char::from_u32(symbol.token()?.0))
             .collect();
         order.push(text.replace("question ", ""));
         sink.finish(summary(Finish::Stop, 1));
@@ -186,7 +186,7 @@ impl Stuck {
 }
 
 impl Prompts for Stuck {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         if messages[0].content.contains("poison") {
             self.entered.fetch_add(1, Ordering::SeqCst);
             let mut open = self.open.0.lock().unwrap();
@@ -197,7 +197,7 @@ impl Prompts for Stuck {
         Bytes.encode(messages)
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         self.encode(messages)
     }
 

@@ -96,7 +96,7 @@ async fn priority_first_then_arrival() {
         let text: Vec<u8> = request
             .prompt
             .iter()
-            .filter_map(|id| u8::try_from(id.0).ok())
+            .filter_map(|symbol| u8::try_from(symbol.token()?.0).ok())
             .collect();
         order.push(String::from_utf8(text).unwrap().replace("question ", ""));
         running = sink;
@@ -587,8 +587,10 @@ async fn waiting_long_outweighs_priority() {
 async fn a_session_goes_on_with_the_ids_of_what_was_said() {
     let mut bench = Bench::new();
     let in_session = |id: &str| question(id, |job| job.session = Some("talk".into()));
-    let text = |ids: &[phi_edge_engine::TokenId]| -> String {
-        ids.iter().filter_map(|id| char::from_u32(id.0)).collect()
+    let text = |ids: &[phi_edge_engine::Symbol]| -> String {
+        ids.iter()
+            .filter_map(|id| char::from_u32(id.token()?.0))
+            .collect()
     };
     bench.service.submit(in_session("a")).await.unwrap();
     let (_, sink) = bench.asked().await;

@@ -103,7 +103,7 @@ async fn answer(bench: &mut Bench, text: &str) -> String {
     request
         .prompt
         .iter()
-        .filter_map(|id| char::from_u32(id.0))
+        .filter_map(|symbol| char::from_u32(symbol.token()?.0))
         .collect()
 }
 
@@ -223,7 +223,7 @@ async fn events_of_a_group_come_in_the_order_of_their_windows() {
     // Two may be summarised at once: the second of a waits for the first, and b for neither.
     // Which of the two is asked for first is chance.
     let mut asked = [bench.asked().await, bench.asked().await];
-    asked.sort_by_key(|(request, _)| request.prompt.first().map(|id| id.0));
+    asked.sort_by_key(|(request, _)| request.prompt.first().and_then(|symbol| symbol.token()));
     let [(_, first), (_, of_b)] = asked;
     first.text("slow");
     of_b.finish(summary(Finish::Stop, 1));

@@ -7,7 +7,7 @@ use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Engine, EngineConfig, Input, Interrupt, Logits, RowId, Step, Wanted,
+    Caps, DecodeError, Decoder, Engine, EngineConfig, Interrupt, Logits, RowId, Step, Wanted,
 };
 use phi_edge_service::{
     ErrorCode, FinishReason, Reply, ReplyBody, Service, ServiceConfig, StartError, spawn_engine,
@@ -92,12 +92,8 @@ impl Decoder for Alphabet {
         }
         self.logits.clear();
         for row in step.rows.iter().filter(|row| row.logits == Wanted::Last) {
-            let Input::Tokens(ids) = row.input else {
-                panic!("tokens only")
-            };
-            let next = ids
-                .last()
-                .map_or(0, |id| if id.0 == u32::from('z') { 0 } else { id.0 + 1 });
+            let last = row.input.symbols.last().and_then(|symbol| symbol.token());
+            let next = last.map_or(0, |id| if id.0 == u32::from('z') { 0 } else { id.0 + 1 });
             let mut logits = vec![0.0; VOCAB];
             logits[next as usize] = 9.0;
             self.logits.extend(logits);

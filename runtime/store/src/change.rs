@@ -85,7 +85,7 @@ impl Change {
     fn cost(&self) -> u64 {
         const CHANGE_OVERHEAD_BYTES: u64 = 256;
         let content = match self {
-            Self::Accept(record) => (record.prompt.len() * 4) as u64,
+            Self::Accept(record) => std::mem::size_of_val(record.prompt.as_slice()) as u64,
             Self::Settle { body, .. } => body.texts(),
             Self::Post(reply) => reply.body.texts(),
             Self::Rule(RuleChange::KeepMessage(message)) => message.cost(),

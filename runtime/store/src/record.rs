@@ -3,10 +3,11 @@
 //! The types spell out the field names, so that a change of the domain's types can't change the file unnoticed.
 
 mod address_row;
+mod symbol_blob;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Sampling, TokenId};
+use phi_edge_engine::{Sampling, Symbol};
 use serde::{Deserialize, Serialize};
 
 use super::clock::{Moment, wall_ms};
@@ -19,6 +20,7 @@ use phi_edge_rules::changes::RestoredRules;
 use phi_edge_rules::{Published, Time};
 
 pub(super) use address_row::AddressRow;
+pub(super) use symbol_blob::{symbols_of_bytes, symbols_to_bytes};
 
 /// The attempts at a job.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -36,8 +38,8 @@ pub struct Tries {
 pub struct JobRecord {
     /// The request, without its messages: the prompt has them.
     pub job: NewJob,
-    /// The ids of its prompt.
-    pub prompt: Vec<TokenId>,
+    /// The symbols of its prompt.
+    pub prompt: Vec<Symbol>,
     /// The number of tokens of the conversation that the prompt does not have.
     pub left_out_tokens: usize,
     /// Its place in the order of arrival.
@@ -382,16 +384,6 @@ impl BodyRow {
             }
         })
     }
-}
-
-/// Returns ids as little-endian 32-bit numbers.
-pub(super) fn ids_to_bytes(ids: &[TokenId]) -> Vec<u8> {
-    ids.iter().flat_map(|id| id.0.to_le_bytes()).collect()
-}
-
-pub(super) fn ids_of_bytes(bytes: &[u8]) -> Vec<TokenId> {
-    let (ids, _) = bytes.as_chunks::<4>();
-    ids.iter().map(|id| TokenId(u32::from_le_bytes(*id))).collect()
 }
 
 /// Whether a number is left out of its row, as the rows of earlier versions have none.

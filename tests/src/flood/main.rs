@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use phi_edge_engine::{Detokenizer, Finish, Interrupt, Summary, TokenId};
+use phi_edge_engine::{Detokenizer, Finish, Interrupt, Summary, Symbol, TokenId};
 use phi_edge_models::Message;
 use phi_edge_mqtt::{
     Client, ClientOptions, Link, LinkConfig, LinkInputs, LinkState, RequestLimits, RuleTopics, Topics,
@@ -90,11 +90,9 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
     let seen = Arc::clone(&delays);
     std::thread::spawn(move || {
         while let Some(EngineCommand::Generate { request, sink }) = commands.blocking_recv() {
-            let sent = request
-                .prompt
-                .iter()
-                .take(2)
-                .fold(0, |sent, id| (sent << 32) | u64::from(id.0));
+            let sent = request.prompt.iter().take(2).fold(0, |sent, symbol| {
+                (sent << 32) | symbol.token().map_or(0, |id| u64::from(id.0))
+            });
             seen.lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(micros().saturating_sub(sent));
@@ -256,7 +254,7 @@ async fn answer(client: &mut Client) -> Result<()> {
 struct Stamps;
 
 impl Prompts for Stamps {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         let text = messages
             .last()
             .map(|message| message.content.as_str())
@@ -266,13 +264,13 @@ impl Prompts for Stamps {
             .next()
             .and_then(|sent| sent.parse().ok())
             .unwrap_or(0);
-        let half = |bits: u64| TokenId(u32::try_from(bits & 0xffff_ffff).unwrap_or(0));
+        let half = |bits: u64| Symbol::Token(TokenId(u32::try_from(bits & 0xffff_ffff).unwrap_or(0)));
         let mut ids = vec![half(sent >> 32), half(sent)];
-        ids.extend(text.bytes().map(|byte| TokenId(u32::from(byte))));
+        ids.extend(text.bytes().map(|byte| Symbol::Token(TokenId(u32::from(byte)))));
         Ok(ids)
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         self.encode(messages)
     }
 

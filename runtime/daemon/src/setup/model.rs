@@ -5,7 +5,7 @@ use std::time::Instant;
 
 use phi_edge_config::{ByteSize, Config};
 use phi_edge_engine::{
-    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
+    Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
@@ -170,13 +170,13 @@ impl ModelSetup {
 /// buffers.
 fn prewarm(decoder: &mut OnnxDecoder) {
     /// A prompt of arbitrary tokens.
-    const PROMPT: [TokenId; 16] = [TokenId(1); 16];
+    const PROMPT: [Symbol; 16] = [Symbol::Token(TokenId(1)); 16];
     let row = RowId(0);
     let part = |past, input| Row {
         row,
         past,
         shared: &[],
-        input: Input::Tokens(input),
+        input: Input::of(input),
         logits: Wanted::Last,
         regime: Regime::Short,
     };

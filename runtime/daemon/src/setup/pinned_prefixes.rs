@@ -9,7 +9,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::{Caps, Decoder, Engine, Failure, TokenId};
+use phi_edge_engine::{Caps, Decoder, Engine, Failure, Symbol};
 use phi_edge_models::{ModelDir, TextModel};
 use phi_edge_rules::{Rule, summary};
 use serde_json::{Value, json};
@@ -77,7 +77,7 @@ pub(crate) fn pin<D: Decoder>(
     }
     let files = PrefixFiles::open(engine.caps(), model, place);
     let mut used = Vec::new();
-    let mut pinned: Vec<Vec<TokenId>> = Vec::new();
+    let mut pinned: Vec<Vec<Symbol>> = Vec::new();
     for prefix in prefixes {
         let wrong =
             |reason: String| Fault::new(Exit::Config, format!("{} can't be kept: {reason}", prefix.of));
@@ -146,13 +146,13 @@ impl PrefixFiles {
         Some(Self { folder, made_of })
     }
 
-    fn header(&self, ids: &[TokenId]) -> String {
+    fn header(&self, ids: &[Symbol]) -> String {
         let mut header = self.made_of.clone();
-        header["tokens"] = ids.iter().map(|id| id.0).collect();
+        header["tokens"] = ids.iter().map(|symbol| symbol.token().map(|id| id.0)).collect();
         header.to_string()
     }
 
-    fn path(&self, ids: &[TokenId]) -> PathBuf {
+    fn path(&self, ids: &[Symbol]) -> PathBuf {
         let digest = Sha256::digest(self.header(ids));
         let name: u64 = digest
             .iter()
@@ -162,7 +162,7 @@ impl PrefixFiles {
     }
 
     /// The keys and values of `ids`, if they were kept.
-    fn read(&self, ids: &[TokenId]) -> Option<Vec<u8>> {
+    fn read(&self, ids: &[Symbol]) -> Option<Vec<u8>> {
         let path = self.path(ids);
         let mut bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
@@ -186,7 +186,7 @@ impl PrefixFiles {
     }
 
     /// Writes the keys and values that the engine has computed. A failure only costs the next start time.
-    fn write<D: Decoder>(&self, engine: &mut Engine<D>, ids: &[TokenId]) {
+    fn write<D: Decoder>(&self, engine: &mut Engine<D>, ids: &[Symbol]) {
         let Some(saved) = engine.saved_prefix(ids) else {
             return;
         };
@@ -252,7 +252,7 @@ fn payload(bytes: &[u8], header: &str) -> Result<std::ops::Range<usize>, &'stati
 mod tests {
     #![allow(clippy::unwrap_used)]
 
-    use phi_edge_engine::KvType;
+    use phi_edge_engine::{KvType, TokenId};
 
     use super::*;
 
@@ -268,7 +268,7 @@ mod tests {
             folder: folder.path().to_owned(),
             made_of: made_of(&json!({"model.onnx": "digest"}), caps, by),
         };
-        let ids = [TokenId(1), TokenId(2)];
+        let ids = [1, 2].map(|id| Symbol::Token(TokenId(id)));
         let keep = |files: &PrefixFiles| {
             write_whole(&files.path(&ids), &files.header(&ids), b"keys and values").unwrap();
         };

@@ -18,12 +18,14 @@ impl<D: Decoder> Engine<D> {
         if request.max_tokens == 0 {
             return Err(Failure::Invalid("max_tokens must be at least 1".into()));
         }
-        if let Some(id) = request.prompt.iter().find(|id| id.0 as usize >= caps.vocab_size) {
+        let tokens = request.prompt.iter().filter_map(|symbol| symbol.token());
+        if let Some(id) = tokens.into_iter().find(|id| id.0 as usize >= caps.vocab_size) {
             return Err(Failure::Invalid(format!(
                 "token id {} is outside the model's vocabulary of {}",
                 id.0, caps.vocab_size
             )));
         }
+        self.validate_images(request)?;
         if prompt >= caps.context_length {
             return Err(Failure::ContextOverflow {
                 prompt,

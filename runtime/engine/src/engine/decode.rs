@@ -5,11 +5,12 @@ use std::time::Duration;
 use super::Engine;
 use super::settle::{SampleOutcome, sample};
 use crate::decoder::{Caps, DecodeError, Decoder, Input, Interrupt, Regime, Row, Step, Wanted};
-use crate::ids::{RowId, TokenId};
+use crate::ids::RowId;
 use crate::request::Event;
 use crate::rows::KvRows;
 use crate::sequence::Sequence;
 use crate::speculation::{self, Draft};
+use crate::symbol::Symbol;
 
 /// A sequence, by index, and what a run's logits mean for it.
 type Sampled = (usize, Result<SampleOutcome, String>);
@@ -76,7 +77,7 @@ impl<D: Decoder> Engine<D> {
     fn reserve(
         &mut self,
         members: &[usize],
-        drafts: &[Vec<TokenId>],
+        drafts: &[Vec<Symbol>],
         caps: &Caps,
     ) -> Result<(), (usize, String)> {
         for &index in members {
@@ -104,7 +105,7 @@ impl<D: Decoder> Engine<D> {
     fn run_and_sample(
         &mut self,
         members: &[usize],
-        drafts: &[Vec<TokenId>],
+        drafts: &[Vec<Symbol>],
         caps: &Caps,
         now: &dyn Fn() -> Duration,
         interrupt: &Interrupt,
@@ -113,7 +114,7 @@ impl<D: Decoder> Engine<D> {
         let span = self.span(members, caps);
         let started = now();
         let lone = members.len() == 1;
-        let padding: Option<&[TokenId]> = match (caps.contiguous_rows, caps.idle_rows) {
+        let padding: Option<&[Symbol]> = match (caps.contiguous_rows, caps.idle_rows) {
             (false, _) => None,
             (true, true) => Some(&[]),
             (true, false) => Some(&self.padding_input),
@@ -194,7 +195,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// The draft of each running sequence, by index; empty for most.
-    fn drafts(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<TokenId>> {
+    fn drafts(&mut self, members: &[usize], caps: &Caps) -> Vec<Vec<Symbol>> {
         let mut drafts = vec![Vec::new(); self.running.len()];
         // Several rows of several tokens need a graph that takes them.
         if !self.config.speculation || (members.len() > 1 && !caps.ragged_chunks) {
@@ -260,8 +261,8 @@ fn batch<'a>(
     running: &'a [Sequence],
     kv_rows: &'a KvRows,
     members: &[usize],
-    drafts: &[Vec<TokenId>],
-    padding: Option<&'a [TokenId]>,
+    drafts: &[Vec<Symbol>],
+    padding: Option<&'a [Symbol]>,
 ) -> Vec<Row<'a>> {
     let mut rows: Vec<Row<'a>> = Vec::with_capacity(members.len());
     for &index in members {
@@ -273,7 +274,7 @@ fn batch<'a>(
                 row: between,
                 past: held_by(running, kv_rows, between),
                 shared: &[],
-                input: Input::Tokens(padding),
+                input: Input::of(padding),
                 logits: Wanted::None,
                 regime: sequence.regime,
             });
@@ -283,7 +284,7 @@ fn batch<'a>(
             row: sequence.row,
             past: sequence.computed,
             shared: kv_rows.spans(sequence.row),
-            input: Input::Tokens(if drafts.is_empty() {
+            input: Input::of(if drafts.is_empty() {
                 &sequence.tokens[sequence.computed..]
             } else {
                 &sequence.draft_input

@@ -2,6 +2,7 @@
 
 mod admit;
 mod decode;
+mod images;
 mod placement;
 mod prefill;
 mod prefix;
@@ -19,6 +20,7 @@ use crate::rows::KvRows;
 use crate::run_times::RunTimes;
 use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
+use crate::symbol::Symbol;
 
 pub use regime::RopePolicy;
 
@@ -83,7 +85,7 @@ pub struct Engine<D> {
     /// Never raised: for runs of several rows, which must not end for the sake of one of them.
     no_interrupt: Interrupt,
     /// The input of padding rows.
-    padding_input: [TokenId; 1],
+    padding_input: [Symbol; 1],
 }
 
 impl<D: Decoder> Engine<D> {
@@ -103,7 +105,7 @@ impl<D: Decoder> Engine<D> {
             steps: 0,
             padding_rows: BTreeSet::new(),
             no_interrupt: Interrupt::new(),
-            padding_input: [TokenId(0)],
+            padding_input: [Symbol::Token(TokenId(0))],
         }
     }
 

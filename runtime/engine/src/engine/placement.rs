@@ -3,9 +3,10 @@
 use super::Engine;
 use super::regime::regime_of;
 use crate::decoder::{Decoder, Regime};
-use crate::ids::{RequestId, RowId, TokenId};
+use crate::ids::{RequestId, RowId};
 use crate::request::GenerateRequest;
 use crate::rows::{PrefixMatch, Reservation, RowPlan, common_prefix};
+use crate::symbol::Symbol;
 
 /// The row of a sequence that starts.
 pub(super) struct PlacedRow {
@@ -148,7 +149,7 @@ impl<D: Decoder> Engine<D> {
     fn best_source(
         &self,
         id: RequestId,
-        tokens: &[TokenId],
+        tokens: &[Symbol],
         regime: Regime,
         reservation: Reservation,
     ) -> Option<PrefixMatch> {
@@ -165,7 +166,7 @@ impl<D: Decoder> Engine<D> {
     fn running_matches<'a>(
         &'a self,
         id: RequestId,
-        tokens: &'a [TokenId],
+        tokens: &'a [Symbol],
         regime: Regime,
     ) -> impl Iterator<Item = PrefixMatch> + 'a {
         let most = tokens.len().saturating_sub(1);

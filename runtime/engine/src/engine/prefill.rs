@@ -46,7 +46,7 @@ impl<D: Decoder> Engine<D> {
                     row: sequence.row,
                     past: sequence.computed,
                     shared: self.rows.spans(sequence.row),
-                    input: Input::Tokens(&sequence.tokens[sequence.computed..end]),
+                    input: Input::of(&sequence.tokens[sequence.computed..end]),
                     logits,
                     regime: sequence.regime,
                 };

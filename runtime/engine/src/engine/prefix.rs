@@ -3,8 +3,9 @@
 use super::Engine;
 use super::regime::regime_of;
 use crate::decoder::{DecodeError, Decoder, Input, Regime, Row, Step, Wanted};
-use crate::ids::{RowId, TokenId};
+use crate::ids::RowId;
 use crate::request::Failure;
+use crate::symbol::Symbol;
 
 impl<D: Decoder> Engine<D> {
     /// Evicts all idle rows except pinned prefixes.
@@ -15,7 +16,7 @@ impl<D: Decoder> Engine<D> {
     /// Computes `prefix` and keeps it for good: a template that many prompts begin with. Meant for the time before
     /// the first request. `saved`, as [`Engine::saved_prefix`] returned it for the same prefix and model, replaces
     /// the computation; returns whether it did.
-    pub fn pin(&mut self, prefix: &[TokenId], saved: Option<&[u8]>) -> Result<bool, Failure> {
+    pub fn pin(&mut self, prefix: &[Symbol], saved: Option<&[u8]>) -> Result<bool, Failure> {
         let context = self.decoder.caps().context_length;
         if prefix.is_empty() || prefix.len() >= context {
             return Err(Failure::ContextOverflow {
@@ -55,13 +56,13 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// The keys and values of a pinned prefix as bytes, for [`Engine::pin`] at the next start.
-    pub fn saved_prefix(&mut self, prefix: &[TokenId]) -> Option<Vec<u8>> {
+    pub fn saved_prefix(&mut self, prefix: &[Symbol]) -> Option<Vec<u8>> {
         let row = self.rows.pinned(prefix)?;
         self.decoder.save(row, prefix.len()).ok()
     }
 
     /// Computes `prefix` in an empty row, chunk by chunk.
-    fn compute_prefix(&mut self, row: RowId, prefix: &[TokenId], regime: Regime) -> Result<(), DecodeError> {
+    fn compute_prefix(&mut self, row: RowId, prefix: &[Symbol], regime: Regime) -> Result<(), DecodeError> {
         let mut past = 0;
         for chunk in prefix.chunks(self.config.prefill_chunk) {
             self.decoder.ensure(row, past + chunk.len())?;
@@ -69,7 +70,7 @@ impl<D: Decoder> Engine<D> {
                 row,
                 past,
                 shared: &[],
-                input: Input::Tokens(chunk),
+                input: Input::of(chunk),
                 logits: Wanted::None,
                 regime,
             };

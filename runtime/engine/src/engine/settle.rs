@@ -4,9 +4,10 @@ use std::time::Duration;
 
 use super::Engine;
 use crate::decoder::{Decoder, Logits, Regime};
-use crate::ids::{RowId, TokenId};
+use crate::ids::RowId;
 use crate::request::{Event, Failure, Finish};
 use crate::sequence::Sequence;
+use crate::symbol::Symbol;
 
 impl<D: Decoder> Engine<D> {
     /// Turns the outcome of a run for one sequence into events.
@@ -35,7 +36,7 @@ impl<D: Decoder> Engine<D> {
     }
 
     /// Makes a row idle, with the tokens `held`.
-    fn leave_row(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) {
+    fn leave_row(&mut self, row: RowId, held: Vec<Symbol>, regime: Regime) {
         match self.rows.leave(row, held, regime) {
             0 => self.decoder.release(row),
             kept => self.decoder.truncate(row, kept),
@@ -104,7 +105,7 @@ pub(super) struct SampleOutcome {
 pub(super) fn sample(
     sequence: &mut Sequence,
     logits: &Logits<'_>,
-    draft: &[TokenId],
+    draft: &[Symbol],
     context: usize,
     now: Duration,
 ) -> Result<SampleOutcome, String> {

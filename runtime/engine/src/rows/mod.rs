@@ -10,7 +10,8 @@ mod reservation;
 mod spans;
 
 use crate::decoder::{Caps, Regime, SharedSpan};
-use crate::ids::{RequestId, RowId, TokenId};
+use crate::ids::{RequestId, RowId};
+use crate::symbol::Symbol;
 
 pub(crate) use budget::RowBytes;
 pub(crate) use reservation::Reservation;
@@ -39,7 +40,7 @@ struct RowState {
     /// The running sequence that has the row, and the most that it may come to hold.
     owner: Option<(RequestId, Reservation)>,
     /// All tokens of an idle row, those that it reads from other rows among them; empty while a sequence owns the row.
-    held: Vec<TokenId>,
+    held: Vec<Symbol>,
     /// The tokens that it reads from other rows. Changed only while the row holds none itself.
     spans: Vec<SharedSpan>,
     /// The tokens that it is about to copy from other rows, behind those of `spans`.
@@ -89,7 +90,7 @@ impl KvRows {
     /// The idle rows of `regime` that have a prefix in common with `tokens`, up to `most` tokens.
     pub(crate) fn idle_matches<'a>(
         &'a self,
-        tokens: &'a [TokenId],
+        tokens: &'a [Symbol],
         most: usize,
         regime: Regime,
     ) -> impl Iterator<Item = PrefixMatch> + 'a {
@@ -104,7 +105,7 @@ impl KvRows {
 
     /// Makes a row idle and returns the number of tokens that it keeps: those of `held`, or none where it would hold none
     /// itself.
-    pub(crate) fn leave(&mut self, row: RowId, held: Vec<TokenId>, regime: Regime) -> usize {
+    pub(crate) fn leave(&mut self, row: RowId, held: Vec<Symbol>, regime: Regime) -> usize {
         let now = self.tick();
         let state = &mut self.rows[index(row)];
         state.owner = None;
@@ -140,7 +141,7 @@ impl KvRows {
     }
 
     /// The row that is pinned with exactly these tokens.
-    pub(crate) fn pinned(&self, tokens: &[TokenId]) -> Option<RowId> {
+    pub(crate) fn pinned(&self, tokens: &[Symbol]) -> Option<RowId> {
         let found = self
             .rows
             .iter()
@@ -158,7 +159,7 @@ impl KvRows {
     }
 
     /// The tokens that `row` holds if it is idle.
-    pub(crate) fn held(&self, row: RowId) -> &[TokenId] {
+    pub(crate) fn held(&self, row: RowId) -> &[Symbol] {
         &self.rows[index(row)].held
     }
 
@@ -174,7 +175,7 @@ impl KvRows {
 }
 
 /// The length of the prefix that two texts share.
-pub(crate) fn common_prefix(a: &[TokenId], b: &[TokenId]) -> usize {
+pub(crate) fn common_prefix(a: &[Symbol], b: &[Symbol]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -5,7 +5,8 @@
 
 use super::{KvRows, MIN_KEPT_TOKENS, PrefixMatch, Reservation, RowState, common_prefix, index, row_id};
 use crate::decoder::Regime;
-use crate::ids::{RequestId, RowId, TokenId};
+use crate::ids::{RequestId, RowId};
+use crate::symbol::Symbol;
 
 /// The row that a sequence is given.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -23,7 +24,7 @@ impl KvRows {
     }
 
     /// The idle row with the longest prefix in common with `prompt`, up to `most` tokens.
-    pub(crate) fn best_match(&self, prompt: &[TokenId], most: usize, regime: Regime) -> Option<PrefixMatch> {
+    pub(crate) fn best_match(&self, prompt: &[Symbol], most: usize, regime: Regime) -> Option<PrefixMatch> {
         self.idle_matches(prompt, most, regime)
             // The most tokens; among equals one that can be used in place.
             .max_by_key(|found| (found.len, self.in_running_zone(found.row)))
@@ -148,14 +149,15 @@ mod tests {
 
     use super::*;
     use crate::decoder::Caps;
+    use crate::ids::TokenId;
 
     const RESERVED: Reservation = Reservation {
         tokens: 60,
         may_cross: false,
     };
 
-    fn tokens(range: std::ops::Range<u32>) -> Vec<TokenId> {
-        range.map(TokenId).collect()
+    fn tokens(range: std::ops::Range<u32>) -> Vec<Symbol> {
+        range.map(|id| Symbol::from(TokenId(id))).collect()
     }
 
     #[test]

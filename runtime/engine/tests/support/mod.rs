@@ -14,8 +14,8 @@ use std::cell::Cell;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Input, Interrupt,
-    Logits, Regime, RequestId, Row, RowId, Sampling, Step, Stop, Summary, TokenId, Wanted,
+    Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, Logits,
+    Regime, RequestId, Row, RowId, Sampling, Step, Stop, Summary, Symbol, TokenId, Wanted,
 };
 
 pub const VOCAB: usize = 32;
@@ -140,9 +140,7 @@ impl Scripted {
 
     /// Appends the input of a row and the logits that are wanted of it.
     fn run_row(&mut self, row: &Row<'_>, fails: bool) {
-        let Input::Tokens(ids) = row.input else {
-            panic!("tokens only")
-        };
+        let ids = row.input.symbols;
         let shared = self.shared_tokens(row);
         let held = &mut self.rows[row.row.0 as usize];
         let end = held.end().max(shared.len());
@@ -172,7 +170,10 @@ impl Scripted {
         for (n, id) in (1..).zip(ids) {
             self.writes += 1;
             // What a failed run leaves is of no use.
-            let id = if fails { TokenId(u32::MAX) } else { *id };
+            let id = match id.token() {
+                Some(id) if !fails => id,
+                _ => TokenId(u32::MAX),
+            };
             all.push((id, row.regime));
             held.push(HeldToken {
                 value: (id, row.regime),
@@ -311,10 +312,15 @@ impl Detokenizer for Letters {
     }
 }
 
+pub fn symbols(ids: &[u32]) -> Vec<Symbol> {
+    ids.iter().map(|id| Symbol::Token(TokenId(*id))).collect()
+}
+
 pub fn request(id: u64, prompt: &[u32], max_tokens: usize) -> GenerateRequest {
     GenerateRequest {
         id: RequestId(id),
-        prompt: prompt.iter().copied().map(TokenId).collect(),
+        prompt: symbols(prompt),
+        images: Vec::new(),
         max_tokens,
         sampling: Sampling::default(),
         stop: Stop::default(),

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use phi_edge_service::{
     DeadLetter, Detokenizer, EngineCommand, EngineHandle, EngineInfo, Message, Prompts, Reply, ReplyBody,
-    ReplyTarget, Service, ServiceConfig, TokenId,
+    ReplyTarget, Service, ServiceConfig, Symbol, TokenId,
 };
 use phi_edge_wire::{State, Status};
 use rumqttc::{AsyncClient, EventLoop, MqttOptions, Publish, PublishProperties, QoS};
@@ -33,12 +33,12 @@ const POOL_BASE_TOPIC: &str = "phi-edge/v1/pool";
 struct ByteTokens;
 
 impl Prompts for ByteTokens {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         let text = messages.iter().flat_map(|message| message.content.bytes());
-        Ok(text.map(|byte| TokenId(byte.into())).collect())
+        Ok(Symbol::of_tokens(text.map(|byte| TokenId(byte.into()))))
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         self.encode(messages)
     }
 

@@ -3,7 +3,7 @@
 use std::ffi::CString;
 use std::sync::Arc;
 
-use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, Symbol, Wanted};
 
 use super::{BoundRows, BoundTable, OnnxDecoder, to_i64};
 use crate::error::one_line;
@@ -152,19 +152,19 @@ impl OnnxDecoder {
     /// Runs one row without the checks and the choice of logits, for [`crate::baseline`].
     pub(crate) fn run_plain(
         &mut self,
-        ids: &[TokenId],
+        symbols: &[Symbol],
         past: usize,
         interrupt: &Interrupt,
     ) -> Result<(), DecodeError> {
         let regime = match self.rope.boundary {
-            Some(boundary) if past + ids.len() > boundary => Regime::Long,
+            Some(boundary) if past + symbols.len() > boundary => Regime::Long,
             _ => Regime::Short,
         };
         let row = Row {
             row: RowId(0),
             past,
             shared: &[],
-            input: Input::Tokens(ids),
+            input: Input::of(symbols),
             logits: Wanted::Last,
             regime,
         };

@@ -373,6 +373,7 @@ fn capabilities(
         rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
         vocab_size,
         rows: kv.rows(),
+        image_width: None,
     }
 }
 

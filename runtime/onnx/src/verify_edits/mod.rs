@@ -4,7 +4,9 @@ mod compare_matmuls;
 
 use std::path::Path;
 
-use phi_edge_engine::{DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_engine::{
+    DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
+};
 use phi_edge_models::GenaiConfig;
 use prost::bytes::Bytes;
 
@@ -255,7 +257,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
     let mut past = [0usize; 3];
     let mut logits = Vec::new();
     for (index, lengths) in STEP_LENGTHS.iter().enumerate() {
-        let tokens: Vec<Vec<TokenId>> = (0u32..3)
+        let tokens: Vec<Vec<Symbol>> = (0u32..3)
             .zip(lengths)
             .map(|(row, &length)| some_tokens(row, past[row as usize], length, vocab))
             .collect();
@@ -265,7 +267,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
                 row: RowId(row),
                 past: past[row as usize],
                 shared: &[],
-                input: Input::Tokens(tokens),
+                input: Input::of(tokens),
                 logits: match (tokens.is_empty(), index % 2) {
                     (true, _) => Wanted::None,
                     (false, 0) => Wanted::All,
@@ -293,7 +295,7 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
 }
 
 /// Arbitrary tokens: spread over the vocabulary, and different for each row and position.
-fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<TokenId> {
+fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<Symbol> {
     let past = u32::try_from(past).unwrap_or(0);
     (0u32..)
         .take(length)
@@ -305,6 +307,7 @@ fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<TokenId>
                     % vocab.max(1),
             )
         })
+        .map(Symbol::Token)
         .collect()
 }
 

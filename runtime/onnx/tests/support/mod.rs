@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Detokenizer, Engine, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, TokenId,
+    Detokenizer, Engine, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Symbol, TokenId,
 };
 use phi_edge_onnx::{Library, OnnxDecoder};
 use serde_json::Value;
@@ -69,7 +69,8 @@ pub fn ids(value: &Value) -> Vec<TokenId> {
 pub fn request(id: u64, prompt: &[TokenId], max: usize) -> GenerateRequest {
     GenerateRequest {
         id: RequestId(id),
-        prompt: prompt.to_vec(),
+        prompt: Symbol::of_tokens(prompt.iter().copied()),
+        images: Vec::new(),
         max_tokens: max,
         sampling: Sampling::default(),
         stop: Stop::default(),

@@ -83,7 +83,7 @@ mod tests {
         let content = prompt.to_owned();
         let role = Role::User;
         let ids = model.encode_chat(&[Message::new(role, content)]).unwrap();
-        ids.into_iter().map(|id| id.0).collect()
+        ids.into_iter().map(|symbol| symbol.token().unwrap().0).collect()
     }
 
     #[test]

@@ -11,7 +11,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 use phi_edge_models::{EncodeCost, Message, PromptRoom, Truncated, Truncation};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until, timeout_at};
@@ -45,7 +45,7 @@ pub(crate) struct EncodeDoor {
 pub(crate) struct Encode {
     pub(crate) messages: Vec<Message>,
     /// The ids that it continues; empty at a conversation's beginning.
-    pub(crate) said: Vec<TokenId>,
+    pub(crate) said: Vec<Symbol>,
     /// The maximum numbers of ids, including those of `said`.
     pub(crate) room: PromptRoom,
     /// The part that is left out where there are more.
@@ -213,10 +213,10 @@ impl EncodeDoor {
 
 fn encode_behind(
     prompts: &dyn Prompts,
-    said: Vec<TokenId>,
+    said: Vec<Symbol>,
     messages: &[Message],
     most: usize,
-) -> Result<Vec<TokenId>, NotEncoded> {
+) -> Result<Vec<Symbol>, NotEncoded> {
     let before = said.len();
     let room = most.saturating_sub(before);
     let ids = if before == 0 {

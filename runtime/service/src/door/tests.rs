@@ -3,7 +3,7 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use parking_lot::Condvar;
-use phi_edge_engine::Detokenizer;
+use phi_edge_engine::{Detokenizer, TokenId};
 use phi_edge_models::Role;
 use tokio::time::timeout;
 
@@ -25,7 +25,7 @@ impl Held {
 }
 
 impl Prompts for Held {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         let now = self.encoding.fetch_add(1, Ordering::SeqCst) + 1;
         self.most.fetch_max(now, Ordering::SeqCst);
         let mut open = self.open.0.lock();
@@ -33,10 +33,10 @@ impl Prompts for Held {
             self.open.1.wait(&mut open);
         }
         self.encoding.fetch_sub(1, Ordering::SeqCst);
-        Ok(vec![TokenId(1); messages[0].content.len()])
+        Ok(vec![Symbol::Token(TokenId(1)); messages[0].content.len()])
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         self.encode(messages)
     }
 

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, TokenId};
+use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, Symbol};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LivenessProbe;
@@ -212,7 +212,7 @@ pub(crate) struct EngineClient {
 
 /// A request for one answer.
 pub(crate) struct Ask {
-    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) prompt: Vec<Symbol>,
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Stop,
@@ -227,6 +227,7 @@ impl EngineClient {
         let request = GenerateRequest {
             id,
             prompt: ask.prompt,
+            images: Vec::new(),
             max_tokens: ask.max_tokens,
             sampling: ask.sampling,
             stop: ask.stop,

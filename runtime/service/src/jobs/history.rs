@@ -96,7 +96,7 @@ mod tests {
 
     use std::path::Path;
 
-    use phi_edge_engine::{Detokenizer, Stop};
+    use phi_edge_engine::{Detokenizer, Stop, Symbol};
     use phi_edge_models::{Message, ModelDir, TextModel};
     use proptest::prelude::*;
 
@@ -135,11 +135,11 @@ mod tests {
     }
 
     impl Prompts for ByteFallback {
-        fn encode(&self, _messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        fn encode(&self, _messages: &[Message]) -> Result<Vec<Symbol>, String> {
             Ok(Vec::new())
         }
 
-        fn encode_continuation(&self, _messages: &[Message]) -> Result<Vec<TokenId>, String> {
+        fn encode_continuation(&self, _messages: &[Message]) -> Result<Vec<Symbol>, String> {
             Ok(Vec::new())
         }
 

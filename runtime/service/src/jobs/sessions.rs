@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::mem::size_of;
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::{Symbol, TokenId};
 use tokio::time::Instant;
 
 use phi_edge_api::JobKey;
@@ -37,7 +37,7 @@ pub(crate) struct Sessions {
 
 #[derive(Debug)]
 struct Session {
-    ids: Vec<TokenId>,
+    ids: Vec<Symbol>,
     /// The request that has reserved the session.
     asked: Option<Asked>,
     last_used: Instant,
@@ -46,7 +46,7 @@ struct Session {
 #[derive(Debug)]
 struct Asked {
     id: String,
-    prompt: Vec<TokenId>,
+    prompt: Vec<Symbol>,
 }
 
 impl Sessions {
@@ -69,7 +69,7 @@ impl Sessions {
         job: &JobKey,
         session: &str,
         now: Instant,
-    ) -> Result<Vec<TokenId>, Occupied> {
+    ) -> Result<Vec<Symbol>, Occupied> {
         self.expire(now);
         let session = self.all.entry(key(job, session)).or_insert_with(|| Session {
             ids: Vec::new(),
@@ -89,7 +89,7 @@ impl Sessions {
     }
 
     /// Records the prompt of the accepted request that has reserved the session.
-    pub(crate) fn asked(&mut self, job: &JobKey, session: &str, prompt: &[TokenId]) {
+    pub(crate) fn asked(&mut self, job: &JobKey, session: &str, prompt: &[Symbol]) {
         if let Some(asked) = self.of(job, session).and_then(|session| session.asked.as_mut()) {
             asked.prompt = prompt.to_vec();
         }
@@ -103,7 +103,7 @@ impl Sessions {
         };
         if let (Some(asked), Some(answer)) = (found.asked.take(), answer) {
             found.ids = asked.prompt;
-            found.ids.extend_from_slice(answer);
+            found.ids.extend(answer.iter().copied().map(Symbol::Token));
         }
         found.last_used = now;
         if found.ids.is_empty() {
@@ -133,7 +133,7 @@ impl Sessions {
     }
 
     fn fit(&mut self) {
-        let bytes = |session: &Session| (session.ids.len() * size_of::<TokenId>()).max(MIN_SESSION_BYTES);
+        let bytes = |session: &Session| (session.ids.len() * size_of::<Symbol>()).max(MIN_SESSION_BYTES);
         let mut held: usize = self.all.values().map(bytes).sum();
         while held > self.memory {
             let idle = self.all.iter().filter(|(_, session)| session.asked.is_none());
@@ -184,7 +184,7 @@ mod tests {
 
     fn say(sessions: &mut Sessions, id: &str, session: &str, now: Instant) {
         let mut prompt = sessions.begin(&job(id), session, now).unwrap();
-        prompt.extend(ids(0..100));
+        prompt.extend(ids(0..100).into_iter().map(Symbol::Token));
         sessions.asked(&job(id), session, &prompt);
         sessions.answered(&job(id), session, Some(&ids(0..10)), now);
     }
@@ -213,7 +213,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn sessions_end_by_age_and_by_memory() {
         let start = Instant::now();
-        let mut sessions = Sessions::new(Duration::from_mins(1), 1000);
+        let mut sessions = Sessions::new(Duration::from_mins(1), 6000);
         say(&mut sessions, "1", "old", start);
         let later = start + Duration::from_secs(30);
         say(&mut sessions, "2", "new", later);

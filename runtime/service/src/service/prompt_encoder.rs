@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 use phi_edge_models::{Message, PromptRoom, Truncated, Truncation};
 use tokio::time::Instant;
 
@@ -62,7 +62,7 @@ impl PromptEncoder {
     pub(super) async fn encode(
         &self,
         job: &mut NewJob,
-        session_tokens: Vec<TokenId>,
+        session_tokens: Vec<Symbol>,
         expires: Instant,
     ) -> Result<Truncated, NotEncoded> {
         let encode = Encode {

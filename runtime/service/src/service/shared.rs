@@ -4,7 +4,7 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
@@ -299,7 +299,7 @@ impl Shared {
     async fn accept(
         &self,
         mut job: NewJob,
-        session_tokens: Vec<TokenId>,
+        session_tokens: Vec<Symbol>,
         arrived: Instant,
     ) -> Result<(), Refusal> {
         let session_length = session_tokens.len();

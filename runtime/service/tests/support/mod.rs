@@ -10,7 +10,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, TokenId};
+use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, Symbol, TokenId};
 use phi_edge_models::{
     ChatEncoder, ConversationTurn, ConversationTurns, EncodeError, Message, ModelError, PromptRoom, Role,
     Truncated, encode_truncated,
@@ -30,24 +30,27 @@ const TIMEOUT: Duration = Duration::from_hours(1);
 pub struct Bytes;
 
 impl Prompts for Bytes {
-    fn encode(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
+    fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
         let text: String = messages.iter().map(|m| m.content.as_str()).collect();
         assert!(!text.starts_with('*'), "asked to panic");
         if text.starts_with('!') {
             return Err("the template refuses it".to_owned());
         }
-        Ok(text.bytes().map(|b| TokenId(u32::from(b))).collect())
+        Ok(text
+            .bytes()
+            .map(|b| Symbol::Token(TokenId(u32::from(b))))
+            .collect())
     }
 
-    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<TokenId>, String> {
-        let mut ids = vec![TokenId(u32::from(b'|'))];
+    fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
+        let mut ids = vec![Symbol::Token(TokenId(u32::from(b'|')))];
         ids.extend(self.encode(messages)?);
         Ok(ids)
     }
 
     fn encode_truncated(
         &self,
-        said: &[TokenId],
+        said: &[Symbol],
         messages: &[Message],
         truncation: Truncation,
         room: PromptRoom,
@@ -65,17 +68,20 @@ impl Prompts for Bytes {
 }
 
 impl ChatEncoder for Bytes {
-    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    fn encode_opening(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError> {
         within(self.encode(messages).unwrap(), room)
     }
 
-    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<TokenId>, EncodeError> {
+    fn encode_following(&self, messages: &[Message], room: usize) -> Result<Vec<Symbol>, EncodeError> {
         within(self.encode_continuation(messages).unwrap(), room)
     }
 
     /// A turn begins behind each `|`.
-    fn turns(&self, ids: &[TokenId]) -> Option<ConversationTurns> {
-        let borders = ids.iter().enumerate().filter(|(_, id)| id.0 == u32::from(b'|'));
+    fn turns(&self, ids: &[Symbol]) -> Option<ConversationTurns> {
+        let borders = ids
+            .iter()
+            .enumerate()
+            .filter(|(_, id)| **id == TokenId(u32::from(b'|')));
         let starts = std::iter::once(0).chain(borders.map(|(at, _)| at + 1));
         Some(ConversationTurns {
             head: 0,
@@ -91,7 +97,7 @@ impl ChatEncoder for Bytes {
     }
 }
 
-fn within(ids: Vec<TokenId>, room: usize) -> Result<Vec<TokenId>, EncodeError> {
+fn within(ids: Vec<Symbol>, room: usize) -> Result<Vec<Symbol>, EncodeError> {
     if ids.len() > room {
         return Err(EncodeError::TooLong {
             tokens: ids.len(),
@@ -102,8 +108,10 @@ fn within(ids: Vec<TokenId>, room: usize) -> Result<Vec<TokenId>, EncodeError> {
 }
 
 /// The text of ids of [`Bytes`].
-pub fn text_of(ids: &[TokenId]) -> String {
-    ids.iter().map(|id| Letters.push(*id)).collect()
+pub fn text_of(ids: &[Symbol]) -> String {
+    ids.iter()
+        .filter_map(|id| Some(Letters.push(id.token()?)))
+        .collect()
 }
 
 /// Each id is a character.

@@ -4,7 +4,7 @@ use rusqlite::{Connection, params};
 
 use super::value::{json, signed};
 use crate::change::Change;
-use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
+use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, symbols_to_bytes};
 use crate::rules;
 use phi_edge_api::{JobKey, ReplyAddress};
 
@@ -35,7 +35,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                     job.key.id,
                     job.body_digest,
                     json(&RequestRow::of(job, *left_out_tokens)),
-                    ids_to_bytes(prompt),
+                    symbols_to_bytes(prompt),
                     addresses(std::slice::from_ref(&job.reply)),
                     accepted.up_ms,
                     accepted.wall_ms,

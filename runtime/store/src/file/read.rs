@@ -9,11 +9,14 @@ use crate::clock::{Clock, Moment};
 use crate::receipt::{ReceiptRow, receipt_mark};
 use crate::record::{
     AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, Restored, RestoredJob, RestoredState, Tries,
-    ids_of_bytes,
+    symbols_of_bytes,
 };
 use crate::rules;
 use phi_edge_api::Reply;
 use phi_edge_api::{JobKey, ReplyAddress};
+
+/// The most symbols of a stored prompt: more than any model takes, so that a damaged one takes no memory.
+const MAX_PROMPT_SYMBOLS: usize = 1 << 20;
 
 /// The direction in which rows are read, and the tolerance of errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -106,7 +109,9 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> 
         None => Some(None),
         Some(outcome) => parse::<BodyRow>(outcome).and_then(BodyRow::body).map(Some),
     };
-    let (Some(request), Some(addresses), Some(body)) = (request, addresses, body) else {
+    let prompt = symbols_of_bytes(&row.get::<_, Vec<u8>>(5)?, MAX_PROMPT_SYMBOLS);
+    let (Some(request), Some(addresses), Some(body), Some(prompt)) = (request, addresses, body, prompt)
+    else {
         tracing::error!(
             job.id = key.id,
             job.client = key.client,
@@ -127,7 +132,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> 
     let restored = RestoredJob {
         record: JobRecord {
             job: request.job(key, row.get(3)?, first),
-            prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
+            prompt,
             left_out_tokens,
             place: unsigned(row.get(0)?),
             tries: Tries {

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
-    Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
+    Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, Symbol,
+    TokenId,
 };
 use phi_edge_models::{Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated};
 use serde_json::json;
@@ -72,11 +73,11 @@ fn encode(
 ) -> Result<Truncated, Fault> {
     let truncation = Truncation::from(args.truncation);
     let ids = match (&args.ids, text) {
-        (Some(ids), _) => ids.iter().copied().map(TokenId).collect(),
+        (Some(ids), _) => Symbol::of_tokens(ids.iter().copied().map(TokenId)),
         (None, Some(text)) => {
             let prompt = prompt.unwrap_or_default();
             if args.raw {
-                text.encode_raw(&prompt)?
+                Symbol::of_tokens(text.encode_raw(&prompt)?)
             } else if truncation == Truncation::Error {
                 text.encode_chat(&conversation(args, prompt))?
             } else {
@@ -91,11 +92,12 @@ fn encode(
     Ok(Truncated { ids, left_out: 0 })
 }
 
-fn request(args: &AskArgs, ids: Vec<TokenId>, text: Option<&TextModel>) -> GenerateRequest {
+fn request(args: &AskArgs, prompt: Vec<Symbol>, text: Option<&TextModel>) -> GenerateRequest {
     let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
     GenerateRequest {
         id: REQUEST_ID,
-        prompt: ids,
+        prompt,
+        images: Vec::new(),
         max_tokens: args.max_tokens as usize,
         sampling: Sampling {
             temperature: args.temperature,

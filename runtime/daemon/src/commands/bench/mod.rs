@@ -9,7 +9,7 @@ mod summary;
 use std::collections::HashSet;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, TokenId};
+use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, Symbol, TokenId};
 use phi_edge_onnx::baseline;
 use serde_json::{Value, json};
 
@@ -216,14 +216,12 @@ fn salt(local: &Bench) -> usize {
 }
 
 /// Token ids spread over the vocabulary, a different sequence for each stream.
-fn prompt_of(local: &Bench, stream: usize, tokens: usize) -> Vec<TokenId> {
+fn prompt_of(local: &Bench, stream: usize, tokens: usize) -> Vec<Symbol> {
     let vocabulary = local.engine.caps().vocab_size;
     (0..tokens)
         .map(|n| {
-            TokenId(
-                u32::try_from((n * 7919 + stream.wrapping_mul(104_729) % vocabulary + 17) % vocabulary)
-                    .unwrap_or(0),
-            )
+            let id = (n * 7919 + stream.wrapping_mul(104_729) % vocabulary + 17) % vocabulary;
+            Symbol::Token(TokenId(u32::try_from(id).unwrap_or(0)))
         })
         .collect()
 }

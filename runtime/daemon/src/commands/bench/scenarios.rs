@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId};
+use phi_edge_engine::{Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, Symbol};
 use serde_json::{Value, json};
 
 use super::bench_args::BenchArgs;
@@ -153,7 +153,7 @@ pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fau
     }))
 }
 
-fn submit(local: &mut Bench, id: u64, prompt: Vec<TokenId>, new: usize) -> Result<(), Fault> {
+fn submit(local: &mut Bench, id: u64, prompt: Vec<Symbol>, new: usize) -> Result<(), Fault> {
     let now = local.now();
     local
         .engine
@@ -162,10 +162,11 @@ fn submit(local: &mut Bench, id: u64, prompt: Vec<TokenId>, new: usize) -> Resul
 }
 
 /// A request that nothing ends early, so that all do the same work.
-pub(crate) fn request_of(id: RequestId, prompt: Vec<TokenId>, new: usize) -> GenerateRequest {
+pub(crate) fn request_of(id: RequestId, prompt: Vec<Symbol>, new: usize) -> GenerateRequest {
     GenerateRequest {
         id,
         prompt,
+        images: Vec::new(),
         max_tokens: new,
         sampling: Sampling::default(),
         stop: Stop::default(),

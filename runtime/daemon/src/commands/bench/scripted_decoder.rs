@@ -3,14 +3,17 @@
 //! Random weights never quote, so a text that quotes is prescribed: every run costs what it costs, and the logits it
 //! returns make greedy decoding choose the script's next token.
 
-use phi_edge_engine::{Caps, DecodeError, Decoder, Interrupt, Logits, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_engine::{
+    Caps, DecodeError, Decoder, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Interrupt, Logits, Row,
+    RowId, Step, Symbol, Wanted,
+};
 use phi_edge_onnx::OnnxDecoder;
 
 /// ONNX Runtime's decoder, whose logits are replaced where there is a script.
 pub(crate) struct ScriptedDecoder {
     decoder: OnnxDecoder,
     /// The prompt and its continuation. If it is empty, the model's own logits are returned.
-    script: Vec<TokenId>,
+    script: Vec<Symbol>,
     logits: Vec<f32>,
     /// The indices at which `logits` is not 0.
     chosen: Vec<usize>,
@@ -27,7 +30,7 @@ impl ScriptedDecoder {
     }
 
     /// Prescribes a prompt and its continuation, for one sequence at a time.
-    pub(crate) fn prescribe(&mut self, script: Vec<TokenId>) {
+    pub(crate) fn prescribe(&mut self, script: Vec<Symbol>) {
         self.script = script;
     }
 
@@ -51,7 +54,8 @@ impl ScriptedDecoder {
                 Wanted::All | Wanted::None => row.past,
             };
             for position in first..first + row.logits_count() {
-                let next = self.script.get(position + 1).map_or(0, |token| token.0 as usize);
+                let next = self.script.get(position + 1).and_then(|symbol| symbol.token());
+                let next = next.map_or(0, |token| token.0 as usize);
                 let index = self.chosen.len() * vocab + next.min(vocab - 1);
                 self.logits[index] = 1.0;
                 self.chosen.push(index);
@@ -97,5 +101,15 @@ impl Decoder for ScriptedDecoder {
 
     fn load(&mut self, row: RowId, saved: &[u8]) -> Result<usize, DecodeError> {
         self.decoder.load(row, saved)
+    }
+
+    fn encode_image(
+        &mut self,
+        image: ImageId,
+        pixels: &ImagePixels,
+        encoding: &mut ImageEncoding,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ImageFeatures>, DecodeError> {
+        self.decoder.encode_image(image, pixels, encoding, interrupt)
     }
 }

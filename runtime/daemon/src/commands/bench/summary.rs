@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
 
-use phi_edge_engine::{Event, Interrupt, RequestId, Summary, TokenId};
+use phi_edge_engine::{Event, Interrupt, RequestId, Summary, Symbol, TokenId};
 use phi_edge_models::{Message, Role, TextModel};
 use serde_json::{Value, json};
 
@@ -40,10 +40,10 @@ pub(crate) fn summary(local: &mut Bench, args: &BenchArgs) -> Result<Value, Faul
 }
 
 /// Measures `said` as the continuation of `prompt`, whatever the model would choose.
-fn forced(local: &mut Bench, text: &TextModel, prompt: &[TokenId], said: &str) -> Result<Value, Fault> {
+fn forced(local: &mut Bench, text: &TextModel, prompt: &[Symbol], said: &str) -> Result<Value, Fault> {
     let said = text.encode_raw(said)?;
     let mut script = prompt.to_vec();
-    script.extend(&said);
+    script.extend(said.iter().copied().map(Symbol::Token));
     local.engine.decoder_mut().prescribe(script);
     // Once for the prompt, which is remembered from then on.
     write(local, prompt, 1)?;
@@ -99,7 +99,7 @@ impl Throughput {
 /// Writes `new` tokens, with speculation (the first of `sides`) and without it in alternation.
 fn in_stretches(
     local: &mut Bench,
-    prompt: &[TokenId],
+    prompt: &[Symbol],
     new: usize,
     phase: usize,
     sides: &mut [Throughput; 2],
@@ -190,13 +190,13 @@ fn compared(plain: &[Summary], guessed: &[Summary], tokens: usize) -> Value {
     })
 }
 
-fn write(local: &mut Bench, prompt: &[TokenId], new: usize) -> Result<Summary, Fault> {
+fn write(local: &mut Bench, prompt: &[Symbol], new: usize) -> Result<Summary, Fault> {
     write_until(local, prompt, new, Vec::new())
 }
 
 fn write_until(
     local: &mut Bench,
-    prompt: &[TokenId],
+    prompt: &[Symbol],
     new: usize,
     end: Vec<TokenId>,
 ) -> Result<Summary, Fault> {
@@ -209,7 +209,7 @@ fn write_until(
 }
 
 /// Synthetic log lines of machines, `tokens` tokens of them.
-fn log_lines(text: &TextModel, tokens: usize) -> Result<Vec<TokenId>, Fault> {
+fn log_lines(text: &TextModel, tokens: usize) -> Result<Vec<Symbol>, Fault> {
     let mut lines = String::from("Summarise these lines and quote what matters.\n");
     let mut ids = Vec::new();
     for n in 0_usize.. {
@@ -232,7 +232,7 @@ fn log_lines(text: &TextModel, tokens: usize) -> Result<Vec<TokenId>, Fault> {
             "06:{minute:02}:{second:02} {device} {quantity} {value}.{} {level}",
             n % 10
         );
-        ids = text.encode_raw(&lines)?;
+        ids = Symbol::of_tokens(text.encode_raw(&lines)?);
         if ids.len() >= tokens {
             break;
         }

@@ -1,14 +1,14 @@
 //! The lines of the audit.
 
 use phi_edge_rules::{Event, Time};
-use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, ReplyAddress, TokenId};
+use phi_edge_service::{JobEnd, JobKey, Outcome, Priority, Refusal, ReplyAddress, Symbol};
 use serde::Serialize;
 use serde_json::Value;
 
 /// A line that is to be written.
 pub(super) enum Line {
     /// With its prompt's ids and its answer where texts are wanted: the ids become text on the audit's thread.
-    Job(Box<JobLine>, Option<(Vec<TokenId>, Option<String>)>),
+    Job(Box<JobLine>, Option<(Vec<Symbol>, Option<String>)>),
     Refused(RefusedLine),
     Event(Box<EventLine>),
 }
@@ -209,7 +209,7 @@ impl Line {
         node: &str,
         model: &str,
         digest: Option<&str>,
-        texts: &dyn Fn(&[TokenId]) -> String,
+        texts: &dyn Fn(&[Symbol]) -> String,
     ) -> String {
         let (kind, mut value) = match self {
             Self::Job(mut line, wanted) => {

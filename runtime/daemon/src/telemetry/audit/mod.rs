@@ -14,7 +14,7 @@ use std::time::Duration;
 use phi_edge_models::ModelDir;
 use phi_edge_rules::Event;
 use phi_edge_service::{
-    Detokenizer, JobEnd, JobKey, Observer, Outcome, Prompts, Refusal, ReplyAddress, TokenId,
+    Detokenizer, JobEnd, JobKey, Observer, Outcome, Prompts, Refusal, ReplyAddress, Symbol,
 };
 
 use super::worker::{Handed, LostCounter, Worker, WorkerThread};
@@ -177,7 +177,7 @@ impl Writer {
         let (name, node) = (model.name(), self.config.node.clone());
         while let Ok(line) = thread.items.recv() {
             self.counts.texts.fetch_sub(line.text_bytes(), Ordering::Relaxed);
-            let texts = |prompt: &[TokenId]| text_of(prompt, self.prompts.detokenizer());
+            let texts = |prompt: &[Symbol]| text_of(prompt, self.prompts.detokenizer());
             let line = line.render(&node, &name, digest.as_deref(), &texts);
             let written = self.file.append(&line);
             self.note(written, &thread.lost);
@@ -203,8 +203,9 @@ impl Writer {
     }
 }
 
-fn text_of(ids: &[TokenId], mut detokenizer: Box<dyn Detokenizer>) -> String {
-    let mut text: String = ids.iter().map(|id| detokenizer.push(*id)).collect();
+fn text_of(prompt: &[Symbol], mut detokenizer: Box<dyn Detokenizer>) -> String {
+    let ids = prompt.iter().filter_map(|symbol| symbol.token());
+    let mut text: String = ids.map(|id| detokenizer.push(id)).collect();
     text.push_str(&detokenizer.finish());
     text
 }

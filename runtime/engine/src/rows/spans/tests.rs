@@ -3,6 +3,7 @@
 use super::*;
 use crate::decoder::{Caps, Regime};
 use crate::ids::TokenId;
+use crate::symbol::Symbol;
 
 const WHOLE: Reservation = Reservation {
     tokens: 90,
@@ -16,12 +17,16 @@ fn rows(total: usize, slots: usize) -> KvRows {
     KvRows::new(&caps, slots)
 }
 
-fn tokens(len: u32, last: u32) -> Vec<TokenId> {
-    (0..len).chain([last]).map(TokenId).collect()
+fn symbol(id: u32) -> Symbol {
+    Symbol::from(TokenId(id))
+}
+
+fn tokens(len: u32, last: u32) -> Vec<Symbol> {
+    (0..len).chain([last]).map(symbol).collect()
 }
 
 /// Seats a sequence that begins with the best idle prefix, and returns its plan.
-fn start(rows: &mut KvRows, id: u64, prompt: &[TokenId], reservation: Reservation) -> RowPlan {
+fn start(rows: &mut KvRows, id: u64, prompt: &[Symbol], reservation: Reservation) -> RowPlan {
     let found = rows
         .idle_matches(prompt, prompt.len() - 1, Regime::Short)
         .max_by_key(|found| rows.preference(*found, reservation));
@@ -95,14 +100,14 @@ fn chains_grow_to_a_bound() {
     let mut last = 0;
     for id in 0..6u32 {
         // Each prompt is 16 tokens longer than the prefix of the one before, and its answer is much longer.
-        let mut prompt: Vec<TokenId> = (0..16 * id + 16).map(TokenId).collect();
-        prompt.push(TokenId(1000 + id));
+        let mut prompt: Vec<Symbol> = (0..16 * id + 16).map(symbol).collect();
+        prompt.push(symbol(1000 + id));
         let plan = start(&mut rows, u64::from(id), &prompt, WHOLE);
         last = plan.spans.len();
         assert_eq!(plan.shared_end(), 16 * (id.min(4) as usize), "{plan:?}");
         let held = (0..16 * id + 16)
-            .map(TokenId)
-            .chain((0..40).map(|n| TokenId(2000 + 100 * id + n)));
+            .map(symbol)
+            .chain((0..40).map(|n| symbol(2000 + 100 * id + n)));
         rows.leave(plan.row, held.collect(), Regime::Short);
     }
     assert_eq!(last, MAX_SPANS);
@@ -156,7 +161,7 @@ fn each_slot_keeps_a_row() {
     let mut rows = rows(4, 3);
     for (id, last) in [(1, 77), (2, 78)] {
         let mut prompt = tokens(40, last);
-        prompt[0] = TokenId(last);
+        prompt[0] = symbol(last);
         let row = start(&mut rows, id, &prompt, WHOLE).row;
         let mut held = prompt.clone();
         held.extend(tokens(40, 0));
@@ -165,7 +170,7 @@ fn each_slot_keeps_a_row() {
     let mut plans = Vec::new();
     for (id, last) in [(3, 77), (4, 78)] {
         let mut prompt = tokens(40, 79);
-        prompt[0] = TokenId(last);
+        prompt[0] = symbol(last);
         plans.push(start(&mut rows, id, &prompt, WHOLE));
     }
     // One row beside the slots: the second prefix is copied.

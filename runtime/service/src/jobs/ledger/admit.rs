@@ -1,6 +1,6 @@
 //! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
-use phi_edge_engine::{PrefillTime, TokenId};
+use phi_edge_engine::{PrefillTime, Symbol};
 use phi_edge_models::Truncated;
 use tokio::time::Instant;
 
@@ -225,7 +225,7 @@ impl Ledger {
     fn refuse_late_prefill(
         &mut self,
         job: &NewJob,
-        prompt: &[TokenId],
+        prompt: &[Symbol],
         expires: Instant,
         now: Instant,
     ) -> Option<Refusal> {

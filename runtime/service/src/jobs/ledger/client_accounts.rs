@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::{Symbol, TokenId};
 use tokio::time::Instant;
 
 use super::Limits;
@@ -51,7 +51,7 @@ impl ClientAccounts {
         key: &JobKey,
         session: Option<&str>,
         now: Instant,
-    ) -> Result<Vec<TokenId>, Occupied> {
+    ) -> Result<Vec<Symbol>, Occupied> {
         match session {
             Some(session) => self.sessions.begin(key, session, now),
             None => Ok(Vec::new()),
@@ -59,7 +59,7 @@ impl ClientAccounts {
     }
 
     /// Sets the prompt of a job in its session.
-    pub(super) fn set_prompt(&mut self, key: &JobKey, session: Option<&str>, prompt: &[TokenId]) {
+    pub(super) fn set_prompt(&mut self, key: &JobKey, session: Option<&str>, prompt: &[Symbol]) {
         if let Some(session) = session {
             self.sessions.asked(key, session, prompt);
         }

@@ -25,7 +25,7 @@ mod shares;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use phi_edge_engine::{PrefillEstimate, TokenId};
+use phi_edge_engine::{PrefillEstimate, Symbol};
 use tokio::sync::watch;
 
 use crate::jobs::journal::{Journal, Stored};
@@ -78,7 +78,7 @@ pub(crate) struct Limits {
 pub(crate) enum Admission {
     /// A new request, which is arriving from now on: it is to be encoded behind the tokens of its session, and then
     /// [`Ledger::accept`] or [`Ledger::abandon`] is to be called.
-    New { session_tokens: Vec<TokenId> },
+    New { session_tokens: Vec<Symbol> },
     /// A repeat or a redelivery, whose outcome was or will be sent. It is processed once this is stored.
     Duplicate(Option<Stored>),
     /// A repeat of a request that is arriving: it is to be admitted again when this channel closes.

@@ -1,6 +1,6 @@
 //! A job that has no outcome yet.
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -19,7 +19,7 @@ pub(crate) struct Start {
     pub(crate) job: NewJob,
     /// 1, and one more after each interruption.
     pub(crate) attempt: u32,
-    pub(crate) prompt: Vec<TokenId>,
+    pub(crate) prompt: Vec<Symbol>,
     pub(crate) accepted: Instant,
     pub(crate) expires: Instant,
     /// Becomes true when the job is to end.
@@ -29,7 +29,7 @@ pub(crate) struct Start {
 /// A job whose prompt is encoded.
 pub(super) struct AcceptedJob {
     pub(super) job: NewJob,
-    pub(super) prompt: Vec<TokenId>,
+    pub(super) prompt: Vec<Symbol>,
     /// The number of tokens of the conversation that the prompt does not have.
     pub(super) left_out_tokens: usize,
     pub(super) accepted: Instant,

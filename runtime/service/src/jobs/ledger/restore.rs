@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 use tokio::time::Instant;
 
 use super::Ledger;
@@ -198,10 +198,14 @@ impl Ledger {
     }
 }
 
-/// The text of a prompt.
-fn text(prompt: &[TokenId], prompts: &dyn Prompts) -> String {
+/// The text of a prompt, without its images.
+fn text(prompt: &[Symbol], prompts: &dyn Prompts) -> String {
     let mut detokenizer = prompts.detokenizer();
-    let mut text: String = prompt.iter().map(|id| detokenizer.push(*id)).collect();
+    let mut text: String = prompt
+        .iter()
+        .filter_map(|symbol| symbol.token())
+        .map(|id| detokenizer.push(id))
+        .collect();
     text.push_str(&detokenizer.finish());
     text
 }

@@ -7,7 +7,7 @@ mod table;
 
 use std::path::Path;
 
-use phi_edge_engine::{DecodeError, Decoder, TokenId};
+use phi_edge_engine::{DecodeError, Decoder, Symbol};
 use phi_edge_models::{Message, Role, TextModel};
 use phi_edge_onnx::KvCache;
 use serde_json::{Value, json};
@@ -51,7 +51,7 @@ fn measure(args: &BenchArgs) -> Result<Value, Fault> {
     let chunk = setup.engine.prefill_chunk;
     let mut local = load(&setup, KvCache::I8)?;
     let model_text = local.model.text()?;
-    let text = model_text.encode_raw(TEXT)?;
+    let text = Symbol::of_tokens(model_text.encode_raw(TEXT)?);
     let text = text_passages(&text, args.passage_tokens(), local.engine.decoder())?;
     let prompts = prompts(&model_text, args.prompts.as_deref())?;
     let end = AnswerEnd {
@@ -97,7 +97,7 @@ fn load(setup: &ModelSetup, kv_cache: KvCache) -> Result<LocalModel, Fault> {
 
 /// The passages of `text` for a decoder; `length` is the number of tokens that was asked for.
 fn text_passages(
-    text: &[TokenId],
+    text: &[Symbol],
     length: Option<usize>,
     decoder: &impl Decoder,
 ) -> Result<TextPassages, Fault> {
@@ -127,7 +127,7 @@ fn in_pass(bits: &str, error: &DecodeError) -> Fault {
 }
 
 /// The built-in prompts, or those in `file`, each as the user's message of a conversation.
-fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<TokenId>>, Fault> {
+fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<Symbol>>, Fault> {
     let lines = match file {
         Some(file) => std::fs::read_to_string(file)
             .map_err(|error| Fault::new(Exit::Usage, format!("{} can't be read: {error}", file.display())))?,
@@ -166,7 +166,7 @@ struct HeldAnswer {
 fn hold(
     reader: &mut Reader<'_, impl Decoder>,
     text: &TextPassages,
-    prompts: &[Vec<TokenId>],
+    prompts: &[Vec<Symbol>],
     end: &AnswerEnd,
 ) -> Result<Held, DecodeError> {
     let mut held = Held {

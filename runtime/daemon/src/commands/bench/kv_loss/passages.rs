@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use phi_edge_engine::TokenId;
+use phi_edge_engine::Symbol;
 
 /// The end of the first range of past lengths; each further one ends at twice the end of the one before.
 const FIRST_RANGE_TOKENS: usize = 256;
@@ -12,7 +12,7 @@ const MAX_COMPARED: usize = 1024;
 /// A token sequence that is read from an empty row.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Passage {
-    pub(super) tokens: Vec<TokenId>,
+    pub(super) tokens: Vec<Symbol>,
     /// The positions whose predictions are compared, in ascending order: after the token there, what comes next?
     pub(super) compared: Vec<Compared>,
     /// The number of tokens that decides on the LongRoPE factors of the whole sequence: at least its own.
@@ -41,12 +41,12 @@ impl TextPassages {
     /// lengths as many positions are compared as let the logits of all take at most `max_logits` floats, but at least one.
     ///
     /// `None`: `text` has no tokens, or `length` is 0.
-    pub(super) fn of(text: &[TokenId], length: usize, vocab_size: usize, max_logits: usize) -> Option<Self> {
+    pub(super) fn of(text: &[Symbol], length: usize, vocab_size: usize, max_logits: usize) -> Option<Self> {
         if text.is_empty() || length == 0 {
             return None;
         }
         let count = (text.len() / length).max(1);
-        let tokens: Vec<TokenId> = text.iter().copied().cycle().take(count * length).collect();
+        let tokens: Vec<Symbol> = text.iter().copied().cycle().take(count * length).collect();
         let past = past_ranges(length);
         let most = (max_logits / vocab_size.max(1) / count / past.len()).clamp(1, MAX_COMPARED);
         let groups = past.iter().enumerate().map(|(group, past)| Compared {

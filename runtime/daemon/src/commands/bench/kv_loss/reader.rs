@@ -2,7 +2,9 @@
 
 use std::ops::Range;
 
-use phi_edge_engine::{DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted};
+use phi_edge_engine::{
+    DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
+};
 
 use super::passages::{Compared, Passage};
 
@@ -28,7 +30,7 @@ pub(super) type Visit<'a> = &'a mut dyn FnMut(usize, &[f32]) -> Result<(), Decod
 /// A sequence that is run in chunks.
 #[derive(Clone, Copy)]
 struct Run<'a> {
-    tokens: &'a [TokenId],
+    tokens: &'a [Symbol],
     chunk: usize,
     regime: Regime,
 }
@@ -46,7 +48,7 @@ impl<D: Decoder> Reader<'_, D> {
     /// again. The last token of the answer is not part of it: nothing is predicted from it.
     pub(super) fn answer(
         &mut self,
-        prompt: &[TokenId],
+        prompt: &[Symbol],
         end: &AnswerEnd,
         visit: Visit<'_>,
     ) -> Result<Passage, DecodeError> {
@@ -57,7 +59,7 @@ impl<D: Decoder> Reader<'_, D> {
 
     fn generate(
         &mut self,
-        prompt: &[TokenId],
+        prompt: &[Symbol],
         end: &AnswerEnd,
         visit: Visit<'_>,
     ) -> Result<Passage, DecodeError> {
@@ -88,7 +90,7 @@ impl<D: Decoder> Reader<'_, D> {
             })?;
             match next {
                 Some(next) if !end.stop.contains(&next) && position + 1 < first + end.max_tokens => {
-                    tokens.push(next)
+                    tokens.push(Symbol::Token(next))
                 }
                 _ => break,
             }
@@ -151,7 +153,7 @@ impl<D: Decoder> Reader<'_, D> {
                 row: ROW,
                 past,
                 shared: &[],
-                input: Input::Tokens(tokens.get(past..next).unwrap_or_default()),
+                input: Input::of(tokens.get(past..next).unwrap_or_default()),
                 logits,
                 regime,
             };
