@@ -6,7 +6,8 @@ Speed does not depend on the weights, so performance is measured on these. `--fo
 in 2024: opset 14, IR 7, fixed KV dimensions, zero points in the quantised blocks, a file name of its own, `position_ids`
 named in genai_config.json although the graph takes none. The two forms of one seed compute the same.
 
-`--precision f16` writes the form for CUDA: scales, norms, keys, values and logits of 16 bits.
+`--precision f16` writes the form for CUDA: scales, norms, keys, values and logits of 16 bits. `--positions` with it that for
+DirectML: `position_ids`, rotary embeddings as nodes of their own, and their tables in one that positions choose from.
 
 `--sharp` makes the logits depend more on the attention, for measurements of accuracy, and some channels of the keys large, as
 trained models have them.
@@ -76,10 +77,14 @@ def sharp_rows(shape):
     return np.concatenate([1 / large, large, np.full(shape.hidden, 2)]).astype(np.float32)
 
 
+def long_factors(shape):
+    half = shape.head // 2
+    return [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
+
+
 def rope_caches(shape, kind, numpy):
     """The `If` that chooses the tables by the mask's width."""
     half = shape.head // 2
-    long_factors = [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
 
     def branch(name, factors, length):
         nodes = []
@@ -91,8 +96,24 @@ def rope_caches(shape, kind, numpy):
 
     return helper.make_node(
         "If", ["/model/rope_caches_subgraph/Greater/output_0"], ["cos_cache", "sin_cache"], "/model/rope_caches_subgraph/If",
-        then_branch=branch("large", long_factors, shape.context), else_branch=branch("small", [1.0] * half, shape.original),
+        then_branch=branch("large", long_factors(shape), shape.context), else_branch=branch("small", [1.0] * half, shape.original),
     )
+
+
+def joined_tables(shape, weights):
+    """The tables of both regimes as one; returns the nodes that move the positions to the second, and the constants."""
+    first, second = tables(shape, [1.0] * (shape.head // 2), shape.original), tables(shape, long_factors(shape), shape.context)
+    tensors = [helper.make_tensor(name, weights.kind, joined.shape, joined.tobytes(), raw=True)
+               for name, *parts in zip(("cos_cache", "sin_cache"), first, second)
+               for joined in [np.concatenate(parts).astype(weights.numpy)]]
+    root, boundary = "/model/pos_ids_reformat", f"/model/constants/INT64/{shape.original}"
+    chain = (("ReduceMax", ["position_ids"], {"keepdims": 0}), ("GreaterOrEqual", ["ReduceMax", boundary], {}),
+             ("Cast", ["GreaterOrEqual"], {"to": INT64}), ("Mul", ["Cast", boundary], {}), ("Add", ["Mul", "position_ids"], {}))
+    output = "{}/{}/output_0".format
+    nodes = [helper.make_node(kind, [output(root, name) if name in ("ReduceMax", "GreaterOrEqual", "Cast", "Mul") else name
+                                     for name in inputs], [output(root, kind)], f"{root}/{kind}", **attributes)
+             for kind, inputs, attributes in chain]
+    return nodes, tensors
 
 
 def graph(shape, weights, embeds=False):
@@ -100,7 +121,8 @@ def graph(shape, weights, embeds=False):
     nodes = []
 
     def node(kind, inputs, outputs, name, **attributes):
-        domain = "com.microsoft" if kind in ("MatMulNBits", "GroupQueryAttention", "SkipSimplifiedLayerNormalization") else ""
+        microsoft = ("MatMulNBits", "GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
+        domain = "com.microsoft" if kind in microsoft else ""
         nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
         return outputs[0]
 
@@ -127,8 +149,13 @@ def graph(shape, weights, embeds=False):
     mask = "/model/attn_mask_reformat/attn_mask_subgraph"
     node("Shape", ["attention_mask"], [f"{mask}/Shape/output_0"], f"{mask}/Shape")
     width = node("Gather", [f"{mask}/Shape/output_0", constant(1)], [f"{mask}/Gather/output_0"], f"{mask}/Gather", axis=0)
-    node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
-    nodes.append(rope_caches(shape, weights.kind, weights.numpy))
+    if shape.positions:
+        moved, tensors = joined_tables(shape, weights)
+        nodes.extend(moved)
+        weights.tensors.extend(tensors)
+    else:
+        node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
+        nodes.append(rope_caches(shape, weights.kind, weights.numpy))
     one = constant(1, (1,))
     node("ReduceSum", ["attention_mask", one], [f"{mask}/ReduceSum/output_0"], f"{mask}/ReduceSum", keepdims=0)
     node("Sub", [f"{mask}/ReduceSum/output_0", one], [f"{mask}/Sub/output_0"], f"{mask}/Sub")
@@ -156,14 +183,23 @@ def graph(shape, weights, embeds=False):
 
     for i in range(shape.layers):
         layer = f"/model/layers.{i}"
-        qkv = matmul(norm(f"{layer}/input_layernorm"), f"{layer}/attn/qkv_proj", hidden, 3 * hidden,
-                     sharp_rows(shape) if shape.sharp else None)
+        normed, sharp = norm(f"{layer}/input_layernorm"), sharp_rows(shape) if shape.sharp else None
+        if shape.positions:
+            parts = [matmul(normed, f"{layer}/attn/{part}_proj", hidden, hidden) for part in "qkv"]
+            for k in range(2):
+                turned = f"{layer}/attn/{'qk'[k]}_rotary/RotaryEmbedding"
+                parts[k] = node("RotaryEmbedding", [parts[k], "/model/pos_ids_reformat/Add/output_0", "cos_cache", "sin_cache"],
+                                [f"{turned}/output_0"], turned, interleaved=0, num_heads=0, rotary_embedding_dim=0)
+            caches = ["", ""]
+        else:
+            parts = [matmul(normed, f"{layer}/attn/qkv_proj", hidden, 3 * hidden, sharp), "", ""]
+            caches = ["cos_cache", "sin_cache"]
         attention = node(
             "GroupQueryAttention",
-            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, "cos_cache", "sin_cache"],
+            [*parts, f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, *caches],
             [f"{layer}/attn/GroupQueryAttention/output_0", f"present.{i}.key", f"present.{i}.value"],
             f"{layer}/attn/GroupQueryAttention", num_heads=shape.heads, kv_num_heads=shape.heads,
-            scale=1 / math.sqrt(shape.head), do_rotary=1, rotary_interleaved=0,
+            scale=1 / math.sqrt(shape.head), do_rotary=int(not shape.positions), rotary_interleaved=0,
         )
         pending = matmul(attention, f"{layer}/attn/o_proj", hidden, hidden)
         normed = norm(f"{layer}/post_attention_layernorm")
@@ -184,6 +220,8 @@ def graph(shape, weights, embeds=False):
     if embeds:
         text = info("inputs_embeds", weights.kind, ["batch_size", "sequence_length", hidden])
     inputs = [text, info("attention_mask", INT64, ["batch_size", "total_sequence_length"])]
+    if shape.positions:
+        inputs.append(info("position_ids", INT64, ["batch_size", "sequence_length"]))
     outputs = [info("logits", weights.kind, ["batch_size", "sequence_length", shape.vocab])]
     for i in range(shape.layers):
         for part in ("key", "value"):
@@ -195,7 +233,7 @@ def graph(shape, weights, embeds=False):
 def genai_config(shape, filename):
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask",
               "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
-    if shape.form == 2024:
+    if shape.form == 2024 or shape.positions:
         inputs["position_ids"] = "position_ids"
     end = shape.vocab - 57
     return {
@@ -249,6 +287,7 @@ def arguments(description=__doc__, **more):
     parser.add_argument("--precision", choices=("f32", "f16"), default="f32")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--sharp", action="store_true")
+    parser.add_argument("--positions", action="store_true")
     shape = parser.parse_args()
     shape.head = shape.hidden // shape.heads
     return shape

@@ -4,7 +4,7 @@
 
 The vision graph is CLIP ViT-L/14-336 to its second-to-last layer, the HD merge of its crops and the projection to the
 decoder's width. The embedding graph puts the features where ids are negative. The text graph is random_model.py's with
-`inputs_embeds`. `--precision f16` writes the form for CUDA.
+`inputs_embeds`. `--precision f16` writes the form for CUDA, with `--positions` that for DirectML.
 
 The tokenizer of `--tokenizer FOLDER` is copied beside it; ids that it does not know have no text.
 """
