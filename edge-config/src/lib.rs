@@ -33,8 +33,8 @@ pub use reference::reference;
 pub use reload::{Reloaded, reload};
 pub use render::render;
 pub use rules::{
-    Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,
-    TimeSource, Weekdays, Window, WindowKind, Words, rule_keys,
+    Field, Output, PayloadFormat, Picture, PictureChoice, PictureDetail, Prompt, Rate, Rule, RuleLimits,
+    Selector, TextFormat, TimeOfDay, TimeSource, Weekdays, Window, WindowKind, Words, rule_keys,
 };
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;

@@ -159,6 +159,8 @@ fn around(key: &str) -> &'static str {
             "prompt = \"p\"\nwindow = { kind = \"tumbling\", every = \"1m\", early = \"true\" }"
         }
         "window.max_age" => "prompt = \"p\"\nwindow = { kind = \"session\", gap = \"1m\" }",
+        "picture.sheet" => "prompt = \"p\"\npayload = \"image\"\npicture = { which = \"sheet\" }",
+        key if key.starts_with("picture.") => "prompt = \"p\"\npayload = \"image\"\npicture = {}",
         key if key.starts_with("window.") => {
             "prompt = \"p\"\nwindow = { kind = \"tumbling\", every = \"1m\" }"
         }

@@ -25,7 +25,7 @@ fn each_is_a_rule_with_a_recording() {
     let recordings = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/fixtures/rules");
     for language in ["en", "de"] {
         let files = files(language);
-        assert_eq!(files.len(), 6, "{language}");
+        assert_eq!(files.len(), 7, "{language}");
         for file in files {
             let name = file.file_stem().unwrap().to_str().unwrap();
             let machine = Machine::new().file(
@@ -54,6 +54,6 @@ fn all_of_a_language_go_together() {
                 &fs::read_to_string(&file).unwrap(),
             );
         }
-        assert_eq!(machine.loaded().config.rules.len(), 6);
+        assert_eq!(machine.loaded().config.rules.len(), 7);
     }
 }

@@ -83,7 +83,7 @@ fn wrong_values_name_their_line() {
     );
     check(
         "payload = \"xml\"",
-        "`payload` must be one of \"auto\", \"json\", \"text\", \"number\", but is \"xml\"",
+        "`payload` must be one of \"auto\", \"json\", \"text\", \"number\", \"image\", but is \"xml\"",
     );
     check(
         "group_by = \"topic\"",
@@ -179,6 +179,31 @@ fn fields_have_names_that_templates_can_use() {
             ),
         );
     }
+}
+
+#[test]
+fn pictures_are_of_images() {
+    check(
+        "picture = { which = \"first\" }",
+        "`picture` is for rules with `payload` \"image\"; add it, or leave `picture` out",
+    );
+    check(
+        "picture = { sheet = 3 }\npayload = \"image\"",
+        "`picture.sheet` is for `picture.which` \"sheet\", not \"newest\"; remove one",
+    );
+    check(
+        "picture = { which = \"sheet\", sheet = 17 }\npayload = \"image\"",
+        "`picture.sheet` must be a whole number from 2 to 16, but is 17",
+    );
+    check(
+        "limits = { keep_messages = 3 }\npayload = \"image\"\npicture = { which = \"sheet\" }",
+        "`limits.keep_messages` is 3, but the pictures that `picture` shows need at least 4",
+    );
+    check(
+        "fields = { w = \"/width\" }\npayload = \"image\"",
+        "`fields` points at \"/width\", but with `payload` \"image\" there is only \"/bytes\", \"/format\" and \"/digest\"; \
+         use one of them",
+    );
 }
 
 #[test]

@@ -5,8 +5,9 @@ mod machine;
 
 use machine::Machine;
 use phi_edge_config::{
-    ByteSize, Field, Origin, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat,
-    TimeOfDay, TimeSource, TimeSpan, Weekdays, Window, WindowKind, Words, render,
+    ByteSize, Field, Origin, Output, PayloadFormat, Picture, PictureChoice, PictureDetail, Prompt, Rate,
+    Rule, RuleLimits, Selector, TextFormat, TimeOfDay, TimeSource, TimeSpan, Weekdays, Window, WindowKind,
+    Words, render,
 };
 
 /// The one rule of a configuration with this rule.
@@ -50,6 +51,10 @@ fn what_is_not_said_has_its_default() {
             max_age: None,
             absence: None,
             max_groups: 1_000,
+        },
+        picture: Picture {
+            which: PictureChoice::Newest,
+            detail: PictureDetail::Auto,
         },
         words: Words {
             prompt: Prompt::Text("p".to_owned()),

@@ -1,10 +1,13 @@
 """Writes a model directory as onnxruntime-genai's exporter does, with random weights and without PyTorch.
 
-    python random_model.py OUT [--layers 32] [--hidden 3072] … [--form 2026|2024]
+    python random_model.py OUT [--layers 32] [--hidden 3072] … [--form 2026|2024] [--precision f32|f16]
 
 Speed does not depend on the weights, so performance is measured on these. `--form 2024` writes what the exporter wrote
 in 2024: opset 14, IR 7, fixed KV dimensions, zero points in the quantised blocks, a file name of its own, `position_ids`
 named in genai_config.json although the graph takes none. The two forms of one seed compute the same.
+
+`--precision f16` writes the form for CUDA: scales, norms, keys, values and logits of 16 bits. `--positions` with it that for
+DirectML: `position_ids`, rotary embeddings as nodes of their own, and their tables in one that positions choose from.
 
 `--sharp` makes the logits depend more on the attention, for measurements of accuracy, and some channels of the keys large, as
 trained models have them.
@@ -22,15 +25,16 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-FLOAT, INT64, INT32, UINT8 = TensorProto.FLOAT, TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8
+FLOAT, FLOAT16 = TensorProto.FLOAT, TensorProto.FLOAT16
+INT64, INT32, UINT8 = TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8
 
 
 class Weights:
     """The external data: tensors are written as they come, so that memory holds one at a time."""
 
-    def __init__(self, path, seed):
+    def __init__(self, path, seed, precision="f32"):
         self.file, self.name, self.rng = open(path, "wb"), path.name, np.random.default_rng(seed)
-        self.tensors = []
+        self.tensors, self.kind, self.numpy = [], *((FLOAT16, np.float16) if precision == "f16" else (FLOAT, np.float32))
 
     def add(self, name, dims, data_type, data):
         tensor = TensorProto(name=name, dims=dims, data_type=data_type, data_location=TensorProto.EXTERNAL)
@@ -49,7 +53,7 @@ class Weights:
         values += mean
         if rows is not None:
             values *= rows[:, None]
-        return self.add(name, dims, FLOAT, values.tobytes())
+        return self.add(name, dims, self.kind, values.astype(self.numpy, copy=False).tobytes())
 
 
 def tables(shape, factors, length):
@@ -73,30 +77,52 @@ def sharp_rows(shape):
     return np.concatenate([1 / large, large, np.full(shape.hidden, 2)]).astype(np.float32)
 
 
-def rope_caches(shape):
+def long_factors(shape):
+    half = shape.head // 2
+    return [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
+
+
+def rope_caches(shape, kind, numpy):
     """The `If` that chooses the tables by the mask's width."""
     half = shape.head // 2
-    long_factors = [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
 
     def branch(name, factors, length):
         nodes = []
         for part, table in zip(("cos", "sin"), tables(shape, factors, length)):
-            tensor = helper.make_tensor(f"{part}_cache_{name}", FLOAT, table.shape, table.tobytes(), raw=True)
+            tensor = helper.make_tensor(f"{part}_cache_{name}", kind, table.shape, table.astype(numpy).tobytes(), raw=True)
             nodes.append(helper.make_node("Constant", [], [f"{part}_cache_{name}"], f"/{name}/{part}_cache/Constant", value=tensor))
-        outputs = [helper.make_tensor_value_info(n.output[0], FLOAT, [length, half]) for n in nodes]
+        outputs = [helper.make_tensor_value_info(n.output[0], kind, [length, half]) for n in nodes]
         return helper.make_graph(nodes, f"{name}_rotemb_caches_graph", [], outputs)
 
     return helper.make_node(
         "If", ["/model/rope_caches_subgraph/Greater/output_0"], ["cos_cache", "sin_cache"], "/model/rope_caches_subgraph/If",
-        then_branch=branch("large", long_factors, shape.context), else_branch=branch("small", [1.0] * half, shape.original),
+        then_branch=branch("large", long_factors(shape), shape.context), else_branch=branch("small", [1.0] * half, shape.original),
     )
 
 
-def graph(shape, weights):
+def joined_tables(shape, weights):
+    """The tables of both regimes as one; returns the nodes that move the positions to the second, and the constants."""
+    first, second = tables(shape, [1.0] * (shape.head // 2), shape.original), tables(shape, long_factors(shape), shape.context)
+    tensors = [helper.make_tensor(name, weights.kind, joined.shape, joined.tobytes(), raw=True)
+               for name, *parts in zip(("cos_cache", "sin_cache"), first, second)
+               for joined in [np.concatenate(parts).astype(weights.numpy)]]
+    root, boundary = "/model/pos_ids_reformat", f"/model/constants/INT64/{shape.original}"
+    chain = (("ReduceMax", ["position_ids"], {"keepdims": 0}), ("GreaterOrEqual", ["ReduceMax", boundary], {}),
+             ("Cast", ["GreaterOrEqual"], {"to": INT64}), ("Mul", ["Cast", boundary], {}), ("Add", ["Mul", "position_ids"], {}))
+    output = "{}/{}/output_0".format
+    nodes = [helper.make_node(kind, [output(root, name) if name in ("ReduceMax", "GreaterOrEqual", "Cast", "Mul") else name
+                                     for name in inputs], [output(root, kind)], f"{root}/{kind}", **attributes)
+             for kind, inputs, attributes in chain]
+    return nodes, tensors
+
+
+def graph(shape, weights, embeds=False):
+    """The decoder's graph. With `embeds` its input is `inputs_embeds`, as the exporter's `exclude_embeds` makes it."""
     nodes = []
 
     def node(kind, inputs, outputs, name, **attributes):
-        domain = "com.microsoft" if kind in ("MatMulNBits", "GroupQueryAttention", "SkipSimplifiedLayerNormalization") else ""
+        microsoft = ("MatMulNBits", "GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
+        domain = "com.microsoft" if kind in microsoft else ""
         nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
         return outputs[0]
 
@@ -123,8 +149,13 @@ def graph(shape, weights):
     mask = "/model/attn_mask_reformat/attn_mask_subgraph"
     node("Shape", ["attention_mask"], [f"{mask}/Shape/output_0"], f"{mask}/Shape")
     width = node("Gather", [f"{mask}/Shape/output_0", constant(1)], [f"{mask}/Gather/output_0"], f"{mask}/Gather", axis=0)
-    node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
-    nodes.append(rope_caches(shape))
+    if shape.positions:
+        moved, tensors = joined_tables(shape, weights)
+        nodes.extend(moved)
+        weights.tensors.extend(tensors)
+    else:
+        node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
+        nodes.append(rope_caches(shape, weights.kind, weights.numpy))
     one = constant(1, (1,))
     node("ReduceSum", ["attention_mask", one], [f"{mask}/ReduceSum/output_0"], f"{mask}/ReduceSum", keepdims=0)
     node("Sub", [f"{mask}/ReduceSum/output_0", one], [f"{mask}/Sub/output_0"], f"{mask}/Sub")
@@ -132,8 +163,10 @@ def graph(shape, weights):
     total = node("Cast", [width], [f"{mask}/Gather/Cast/output_0"], f"{mask}/Gather/Cast", to=INT32)
 
     hidden, inner = shape.hidden, shape.inner
-    embedding = weights.floats("model.embed_tokens.weight", [shape.vocab, hidden], 0.0, 1.0)
-    stream = node("Gather", [embedding, "input_ids"], ["/model/embed_tokens/Gather/output_0"], "/model/embed_tokens/Gather")
+    stream = "inputs_embeds"
+    if not embeds:
+        embedding = weights.floats("model.embed_tokens.weight", [shape.vocab, hidden], 0.0, 1.0)
+        stream = node("Gather", [embedding, "input_ids"], ["/model/embed_tokens/Gather/output_0"], "/model/embed_tokens/Gather")
     pending = None
 
     def norm(name, last=False):
@@ -150,14 +183,23 @@ def graph(shape, weights):
 
     for i in range(shape.layers):
         layer = f"/model/layers.{i}"
-        qkv = matmul(norm(f"{layer}/input_layernorm"), f"{layer}/attn/qkv_proj", hidden, 3 * hidden,
-                     sharp_rows(shape) if shape.sharp else None)
+        normed, sharp = norm(f"{layer}/input_layernorm"), sharp_rows(shape) if shape.sharp else None
+        if shape.positions:
+            parts = [matmul(normed, f"{layer}/attn/{part}_proj", hidden, hidden) for part in "qkv"]
+            for k in range(2):
+                turned = f"{layer}/attn/{'qk'[k]}_rotary/RotaryEmbedding"
+                parts[k] = node("RotaryEmbedding", [parts[k], "/model/pos_ids_reformat/Add/output_0", "cos_cache", "sin_cache"],
+                                [f"{turned}/output_0"], turned, interleaved=0, num_heads=0, rotary_embedding_dim=0)
+            caches = ["", ""]
+        else:
+            parts = [matmul(normed, f"{layer}/attn/qkv_proj", hidden, 3 * hidden, sharp), "", ""]
+            caches = ["cos_cache", "sin_cache"]
         attention = node(
             "GroupQueryAttention",
-            [qkv, "", "", f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, "cos_cache", "sin_cache"],
+            [*parts, f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, *caches],
             [f"{layer}/attn/GroupQueryAttention/output_0", f"present.{i}.key", f"present.{i}.value"],
             f"{layer}/attn/GroupQueryAttention", num_heads=shape.heads, kv_num_heads=shape.heads,
-            scale=1 / math.sqrt(shape.head), do_rotary=1, rotary_interleaved=0,
+            scale=1 / math.sqrt(shape.head), do_rotary=int(not shape.positions), rotary_interleaved=0,
         )
         pending = matmul(attention, f"{layer}/attn/o_proj", hidden, hidden)
         normed = norm(f"{layer}/post_attention_layernorm")
@@ -174,20 +216,24 @@ def graph(shape, weights):
     # Fixed dimensions in 2024; today the last one is left open.
     kv_dim = shape.head if shape.form == 2024 else "kv_cache_dim"
     info = helper.make_tensor_value_info
-    inputs = [info("input_ids", INT64, ["batch_size", "sequence_length"]),
-              info("attention_mask", INT64, ["batch_size", "total_sequence_length"])]
-    outputs = [info("logits", FLOAT, ["batch_size", "sequence_length", shape.vocab])]
+    text = info("input_ids", INT64, ["batch_size", "sequence_length"])
+    if embeds:
+        text = info("inputs_embeds", weights.kind, ["batch_size", "sequence_length", hidden])
+    inputs = [text, info("attention_mask", INT64, ["batch_size", "total_sequence_length"])]
+    if shape.positions:
+        inputs.append(info("position_ids", INT64, ["batch_size", "sequence_length"]))
+    outputs = [info("logits", weights.kind, ["batch_size", "sequence_length", shape.vocab])]
     for i in range(shape.layers):
         for part in ("key", "value"):
-            inputs.append(info(f"past_key_values.{i}.{part}", FLOAT, ["batch_size", shape.heads, "past_sequence_length", kv_dim]))
-            outputs.append(info(f"present.{i}.{part}", FLOAT, ["batch_size", shape.heads, "total_sequence_length", kv_dim]))
+            inputs.append(info(f"past_key_values.{i}.{part}", weights.kind, ["batch_size", shape.heads, "past_sequence_length", kv_dim]))
+            outputs.append(info(f"present.{i}.{part}", weights.kind, ["batch_size", shape.heads, "total_sequence_length", kv_dim]))
     return helper.make_graph(nodes, "main_graph", inputs, outputs, weights.tensors)
 
 
 def genai_config(shape, filename):
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask",
               "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
-    if shape.form == 2024:
+    if shape.form == 2024 or shape.positions:
         inputs["position_ids"] = "position_ids"
     end = shape.vocab - 57
     return {
@@ -208,28 +254,40 @@ def genai_config(shape, filename):
 def write(shape, out, tokenizer):
     out.mkdir(parents=True, exist_ok=True)
     filename = "phi3-random-cpu-int4.onnx" if shape.form == 2024 else "model.onnx"
-    weights = Weights(out / f"{filename}.data", shape.seed)
-    opset, ir = (14, 7) if shape.form == 2024 else (22, 10)
-    model = helper.make_model(graph(shape, weights), ir_version=ir, producer_name="phi-edge random_model.py",
-                              opset_imports=[helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)])
+    weights = Weights(out / f"{filename}.data", shape.seed, shape.precision)
+    save(out / filename, graph(shape, weights), weights, *((14, 7) if shape.form == 2024 else (22, 10)))
+    write_folder(out, genai_config(shape, filename), tokenizer)
+
+
+def save(path, graph, weights, opset=22, ir=10):
+    """Writes the graph's file; its weights are in theirs already."""
+    opsets = [helper.make_opsetid("", opset), helper.make_opsetid("com.microsoft", 1)]
     weights.file.close()
-    onnx.save(model, out / filename)
-    (out / "genai_config.json").write_text(json.dumps(genai_config(shape, filename), indent=4) + "\n")
+    onnx.save(helper.make_model(graph, ir_version=ir, producer_name="phi-edge random_model.py", opset_imports=opsets), path)
+
+
+def write_folder(out, config, tokenizer):
+    """Writes what a model directory has beside its graphs."""
+    (out / "genai_config.json").write_text(json.dumps(config, indent=4) + "\n")
     manifest = {"name": out.name, "note": "Random weights, for measurements and tests: its answers mean nothing."}
     (out / "manifest.json").write_text(json.dumps(manifest, indent=2) + "\n")
     for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja") if tokenizer else ():
         if (tokenizer / name).exists():
-            shutil.copy(tokenizer / name, out / name)
+            shutil.copyfile(tokenizer / name, out / name)
 
 
-def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def arguments(description=__doc__, **more):
+    """The shape that the command line names: the decoder's options, and those of `more` with their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
     for name, value in (("layers", 32), ("hidden", 3072), ("inner", 8192), ("heads", 32), ("vocab", 32064), ("context", 131072),
-                        ("original", 4096), ("block", 128), ("accuracy", 4), ("seed", 1), ("form", 2026)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+                        ("original", 4096), ("block", 128), ("accuracy", 4), ("seed", 1), ("form", 2026),
+                        *more.items()):
+        parser.add_argument(f"--{name.replace('_', '-')}", type=int, default=value)
+    parser.add_argument("--precision", choices=("f32", "f16"), default="f32")
     parser.add_argument("--tokenizer", type=Path)
     parser.add_argument("--sharp", action="store_true")
+    parser.add_argument("--positions", action="store_true")
     shape = parser.parse_args()
     shape.head = shape.hidden // shape.heads
     return shape

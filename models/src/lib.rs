@@ -25,6 +25,7 @@ mod store;
 mod text_model;
 mod truncation;
 
+pub use crate::image::{Detail, SheetError, contact_sheet, contact_sheet_file};
 pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;
@@ -32,7 +33,6 @@ pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
 pub use hub::{
     Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Plan, Proxies, RetryPolicy, Source, known_models,
 };
-pub use image::Detail;
 pub use manifest::{FileRecord, Manifest, Origin};
 pub use model_dir::ModelDir;
 pub use progress::{Event, Watch};

@@ -51,17 +51,8 @@ enum Command {
         #[arg(last = true)]
         arguments: Vec<String>,
     },
-    /// Write a model directory of Phi-3.5-mini's full shape with random weights.
-    BenchModel {
-        /// How many layers; the real model has 32.
-        #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(2..=64))]
-        layers: u32,
-        /// Write one GGUF file for llama.cpp, of random Q4_0 blocks, instead of a folder.
-        #[arg(long)]
-        gguf: bool,
-        /// The folder to write, or the file.
-        dir: std::path::PathBuf,
-    },
+    /// Write a model directory of a model's full shape with random weights.
+    BenchModel(model::BenchModelArgs),
     /// Compare with onnxruntime-genai and llama.cpp, in turns, and write docs/benchmarks.md.
     Bench(bench::BenchArgs),
     /// Measure what 8-bit keys and values cost in accuracy, to a row of 131,072 tokens, and write docs/benchmarks.md.
@@ -130,12 +121,7 @@ fn run(command: Command) -> Result<()> {
         }
         Command::Test { arguments } => test::test(&arguments),
         Command::Demo => demo::demo(),
-        Command::BenchModel {
-            layers,
-            gguf: true,
-            dir,
-        } => model::write_gguf(&dir, layers),
-        Command::BenchModel { layers, dir, .. } => model::write(&dir, layers),
+        Command::BenchModel(args) => model::bench_model(&args),
         Command::Bench(args) => bench::bench(&args),
         Command::KvLoss(args) => kv_loss::kv_loss(&args),
         Command::Faults(args) => faults::faults(&args),

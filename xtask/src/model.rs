@@ -1,12 +1,57 @@
-//! Models with random weights: of Phi-3.5-mini's full shape (`cargo xtask bench-model`), and a small one with its context.
+//! Models with random weights: of the full shape of Phi-3.5-mini and Phi-3.5-vision (`cargo xtask bench-model`), and a small one
+//! with mini's context.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::Result;
+use anyhow::{Result, bail, ensure};
+use clap::{Args, ValueEnum};
 
 use crate::process::{root, run, target};
 use crate::python;
+
+/// What `cargo xtask bench-model` writes.
+#[derive(Args)]
+pub(crate) struct BenchModelArgs {
+    /// The model whose shape it has.
+    #[arg(long, value_enum, default_value = "mini")]
+    family: Family,
+    /// How many layers the decoder has; the real models have 32.
+    #[arg(long, default_value = "32", value_parser = clap::value_parser!(u32).range(2..=64))]
+    layers: u32,
+    /// How many layers the vision encoder has, of which all but the last are used [default: 24, as the real model].
+    #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64))]
+    vision_layers: Option<u32>,
+    /// Write one GGUF file for llama.cpp, of random Q4_0 blocks, instead of a folder.
+    #[arg(long)]
+    gguf: bool,
+    /// The folder to write, or the file.
+    dir: PathBuf,
+}
+
+/// A model of the Phi-3.5 family.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Family {
+    /// Phi-3.5-mini.
+    Mini,
+    /// Phi-3.5-vision: a vision encoder, an embedding graph, and mini's decoder.
+    Vision,
+}
+
+/// Writes what the arguments name.
+pub(crate) fn bench_model(args: &BenchModelArgs) -> Result<()> {
+    let vision = args.family == Family::Vision;
+    ensure!(
+        vision || args.vision_layers.is_none(),
+        "--vision-layers is for --family vision: a text model has no vision encoder"
+    );
+    match (args.gguf, vision) {
+        (true, true) => bail!("--gguf writes --family mini only: llama.cpp can't run Phi-3.5-vision"),
+        (true, false) => write_gguf(&args.dir, args.layers),
+        (false, true) => write_vision(&args.dir, args.layers, args.vision_layers.unwrap_or(24)),
+        (false, false) => write(&args.dir, args.layers),
+    }
+}
 
 /// Writes the model directory `out` with `layers` layers.
 pub(crate) fn write(out: &Path, layers: u32) -> Result<()> {
@@ -38,6 +83,18 @@ pub(crate) fn long_context() -> Result<PathBuf> {
         .arg("--tokenizer")
         .arg(root().join("models/demo")))?;
     Ok(out)
+}
+
+/// Writes a directory of the vision model: `layers` layers of the decoder and `vision_layers` of the encoder.
+fn write_vision(out: &Path, layers: u32, vision_layers: u32) -> Result<()> {
+    let interpreter = python::environment("model-tools")?;
+    eprintln!("Writing {} …", out.display());
+    run(Command::new(interpreter)
+        .arg(root().join("models/export/random_vision.py"))
+        .arg(out)
+        .args(["--layers", &layers.to_string()])
+        .args(["--vision-layers", &vision_layers.to_string(), "--tokenizer"])
+        .arg(root().join("models/demo")))
 }
 
 /// Writes a GGUF file of the same shape for llama.cpp.

@@ -17,7 +17,7 @@ pub(super) fn find(path: &str) -> Option<&'static Key> {
 }
 
 /// The tables within a rule that hold keys of their own.
-pub(crate) const TABLES: [&str; 3] = ["output", "limits", "window"];
+pub(crate) const TABLES: [&str; 4] = ["picture", "output", "limits", "window"];
 
 const KIB: u64 = 1 << 10;
 const GIB: u64 = 1 << 30;
@@ -30,6 +30,8 @@ const MAX_TIME_MS: u64 = 370 * 86_400 * SECOND;
 const MIN_WINDOW_MS: u64 = 100;
 /// The maximum of a rule's numbers of messages.
 const MAX_MESSAGES: u64 = 1_000_000_000;
+/// The maximum number of pictures of a contact sheet.
+const MAX_SHEET: u64 = 16;
 /// The maximum length of a stop string, in bytes, as of requests.
 const MAX_STOP_BYTES: usize = 256;
 
@@ -62,7 +64,7 @@ const fn part_of_message() -> Shape {
     )
 }
 
-pub(super) static RULE_KEYS: [Key; 46] = [
+pub(super) static RULE_KEYS: [Key; 49] = [
     key("name", name(), Preset::Unset),
     key(
         "topics",
@@ -74,7 +76,7 @@ pub(super) static RULE_KEYS: [Key; 46] = [
     ),
     key(
         "payload",
-        choice(&["auto", "json", "text", "number"]),
+        choice(&["auto", "json", "text", "number", "image"]),
         Preset::Text("auto"),
     ),
     key("fields", Shape::Pointers, Preset::Unset),
@@ -111,6 +113,17 @@ pub(super) static RULE_KEYS: [Key; 46] = [
     key("deadline", time(), Preset::Unset),
     key("max_parts", number(1, 64), Preset::Number(8)),
     key("max_prompt_tokens", at_least(1), Preset::Unset),
+    key(
+        "picture.which",
+        choice(&["newest", "first", "sheet"]),
+        Preset::Text("newest"),
+    ),
+    key("picture.sheet", number(2, MAX_SHEET), Preset::Number(4)),
+    key(
+        "picture.detail",
+        choice(&["low", "auto", "high"]),
+        Preset::Text("auto"),
+    ),
     key(
         "output.topic",
         checked(

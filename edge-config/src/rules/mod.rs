@@ -3,6 +3,7 @@
 mod folder;
 mod keys;
 mod parse;
+mod picture;
 mod read;
 mod topics;
 mod types;
@@ -17,6 +18,6 @@ pub(crate) use parse::{is_field_name, is_pointer};
 pub(crate) use read::{merge, read};
 pub(crate) use topics::settle;
 pub use types::{
-    Field, Output, PayloadFormat, Prompt, Rate, Rule, RuleLimits, Selector, TextFormat, TimeOfDay,
-    TimeSource, Weekdays, Window, WindowKind, Words,
+    Field, Output, PayloadFormat, Picture, PictureChoice, PictureDetail, Prompt, Rate, Rule, RuleLimits,
+    Selector, TextFormat, TimeOfDay, TimeSource, Weekdays, Window, WindowKind, Words,
 };

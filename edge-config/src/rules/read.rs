@@ -8,7 +8,7 @@ use toml::{Table, Value};
 use super::parse::selector;
 use super::topics::names_group;
 use super::values::{Place, Values};
-use super::{Field, Output, PayloadFormat, Rule, RuleLimits, Selector, TimeSource, window, words};
+use super::{Field, Output, PayloadFormat, Rule, RuleLimits, Selector, TimeSource, picture, window, words};
 use crate::document::Lines;
 use crate::{ConfigError, Origin, TimeSpan, topic};
 
@@ -90,15 +90,18 @@ pub(super) fn one(name: String, place: Place<'_>, table: Table) -> Result<Rule, 
         let problem = "has no `topics`; name the topic filters whose messages it takes";
         return Err(values.fault("name", problem));
     }
+    let payload = payload(&values)?;
+    let words = words::read(&values)?;
     let rule = Rule {
         name,
         topics: values.value("topics")?,
-        payload: payload(&values)?,
+        payload,
         fields: fields(&values)?,
         group_by: values.parsed("group_by", selector)?,
         dedupe: values.parsed("dedupe", selector)?,
         window: window::read(&values)?,
-        words: words::read(&values)?,
+        picture: picture::read(&values, payload, &words.prompt)?,
+        words,
         output: output(&values)?,
         limits: RuleLimits {
             keep_messages: values.value("limits.keep_messages")?,
@@ -117,6 +120,7 @@ fn payload(values: &Values<'_>) -> Result<PayloadFormat, ConfigError> {
         "json" => PayloadFormat::Json,
         "text" => PayloadFormat::Text,
         "number" => PayloadFormat::Number,
+        "image" => PayloadFormat::Image,
         _ => PayloadFormat::Auto,
     })
 }
@@ -147,12 +151,16 @@ fn output(values: &Values<'_>) -> Result<Output, ConfigError> {
     })
 }
 
-/// Checks the pointers of a rule against its payload format: text has no fields, a number only itself.
+/// The pointers of an image: its size, its format and its digest.
+const IMAGE_POINTERS: [&str; 3] = ["/bytes", "/format", "/digest"];
+
+/// Checks the pointers of a rule against its payload format: text has no fields, a number only itself, an image a few.
 fn pointers_fit(rule: &Rule, values: &Values<'_>) -> Result<(), ConfigError> {
     let word = match rule.payload {
         PayloadFormat::Auto | PayloadFormat::Json => return Ok(()),
         PayloadFormat::Text => "text",
         PayloadFormat::Number => "number",
+        PayloadFormat::Image => "image",
     };
     let of_selector = |selector: &Option<Selector>| match selector {
         Some(Selector::Field(pointer)) => Some(pointer.clone()),
@@ -170,15 +178,23 @@ fn pointers_fit(rule: &Rule, values: &Values<'_>) -> Result<(), ConfigError> {
         .chain(of_selector(&rule.dedupe).map(|pointer| ("dedupe", pointer)))
         .chain(of_time.map(|pointer| ("window.time", pointer)));
     for (key, pointer) in pointers {
-        if rule.payload == PayloadFormat::Number && pointer.is_empty() {
+        let (known, only) = match rule.payload {
+            PayloadFormat::Number => (pointer.is_empty(), "only the pointer \"\", the number itself"),
+            PayloadFormat::Image => (
+                IMAGE_POINTERS.contains(&pointer.as_str()),
+                "only \"/bytes\", \"/format\" and \"/digest\"",
+            ),
+            _ => (false, "no field"),
+        };
+        if known {
             continue;
         }
-        let only = match rule.payload {
-            PayloadFormat::Number => "only the pointer \"\", the number itself",
-            _ => "no field",
+        let instead = match rule.payload {
+            PayloadFormat::Image => "use one of them",
+            _ => "use \"json\" or \"auto\"",
         };
         let problem = format!(
-            "`{key}` points at {pointer:?}, but with `payload` \"{word}\" there is {only}; use \"json\" or \"auto\""
+            "`{key}` points at {pointer:?}, but with `payload` \"{word}\" there is {only}; {instead}"
         );
         return Err(values.fault(key, problem));
     }

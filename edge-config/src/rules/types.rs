@@ -19,6 +19,8 @@ pub struct Rule {
     pub dedupe: Option<Selector>,
     /// The windows.
     pub window: Window,
+    /// The pictures that the model is shown; the default unless payloads are images.
+    pub picture: Picture,
     /// The settings of the model's summary.
     pub words: Words,
     /// The output of events.
@@ -40,6 +42,39 @@ pub enum PayloadFormat {
     Text,
     /// A number in decimal; the only pointer is then the empty one.
     Number,
+    /// An image; the pointers are then `/bytes`, `/format` and `/digest`.
+    Image,
+}
+
+/// The pictures of a window that the model is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Picture {
+    /// Which of them.
+    pub which: PictureChoice,
+    /// How closely the model looks at them.
+    pub detail: PictureDetail,
+}
+
+/// A choice among the pictures of a window.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PictureChoice {
+    /// The newest.
+    Newest,
+    /// The first.
+    First,
+    /// The newest of this number on one sheet; 2 to 16.
+    Sheet(usize),
+}
+
+/// How closely the model looks at a picture.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PictureDetail {
+    /// As one crop.
+    Low,
+    /// As `model.num_crops` crops.
+    Auto,
+    /// As 16 crops.
+    High,
 }
 
 /// A field of a rule's messages.

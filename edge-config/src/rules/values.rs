@@ -164,6 +164,7 @@ fn example(table: &str) -> &'static str {
     match table {
         "output" => "{ topic = \"plant/summary\", retain = true }",
         "limits" => "{ keep_messages = 500 }",
+        "picture" => "{ which = \"sheet\", sheet = 4 }",
         _ => "{ kind = \"tumbling\", every = \"10s\" }",
     }
 }

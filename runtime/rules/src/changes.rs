@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::summary::PromptMessage;
-use super::{Checkpoint, Event, Output, Time, Value};
+use super::{Checkpoint, Event, Output, ShownPicture, Time, Value};
 
 /// A message of a window that is still open. A message that several rules take is kept once for each.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -77,6 +77,8 @@ pub struct PendingEvent {
     pub output: Output,
     /// The messages that the model is shown, oldest first.
     pub messages: Vec<ShownMessage>,
+    /// The pictures that the model is shown, oldest first.
+    pub pictures: Vec<ShownPicture>,
     /// When the window was closed: its rule's deadline counts from then.
     pub since: Time,
 }
@@ -87,10 +89,11 @@ impl PendingEvent {
         deadline.saturating_sub(now.since(self.since))
     }
 
-    /// Its cost in memory and on the disk, in bytes: its messages and an allowance for the facts.
+    /// Its cost in memory and on the disk, in bytes: its messages and pictures, and an allowance for the facts.
     pub fn cost(&self) -> u64 {
         const FACTS_BYTES: u64 = 1024;
-        FACTS_BYTES + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
+        let pictures = self.pictures.iter().map(ShownPicture::cost).sum::<u64>();
+        FACTS_BYTES + pictures + self.messages.iter().map(ShownMessage::cost).sum::<u64>()
     }
 }
 

@@ -6,7 +6,9 @@ use jiff::Timestamp;
 use serde_json::{Number, Value as Json};
 use sha2::{Digest, Sha256};
 
+use super::changes::KeptMessage;
 use super::condition::{Condition, Operand};
+use super::picture;
 use super::{PayloadFormat, Rule, Selector, Time, TimeSource, Value};
 
 /// The most bytes of a field's text; longer ones are cut. Longer values of `dedupe` are replaced by their digest.
@@ -24,6 +26,8 @@ pub(crate) struct RawMessage<'a> {
 /// A message whose payload is parsed at most once for all rules that take it.
 pub(crate) struct ParsedPayload<'a> {
     message: RawMessage<'a>,
+    /// Whether the payload comes from what is kept: that of an image may then be without its content.
+    kept: bool,
     json: std::cell::OnceCell<Option<Json>>,
 }
 
@@ -33,6 +37,8 @@ pub(crate) struct Extracted {
     pub(crate) group: String,
     pub(crate) event_time: Option<Time>,
     pub(crate) early: bool,
+    /// Bytes of the payload as it came.
+    pub(crate) bytes: u64,
     pub(crate) values: Vec<(usize, Value)>,
     /// The value of the rule's `dedupe`, of bounded length.
     pub(crate) dedupe_value: Option<String>,
@@ -52,7 +58,20 @@ impl<'a> ParsedPayload<'a> {
     pub(crate) fn new(message: RawMessage<'a>) -> Self {
         Self {
             message,
+            kept: false,
             json: std::cell::OnceCell::new(),
+        }
+    }
+
+    /// The payload of a kept message.
+    pub(crate) fn of_kept(kept: &'a KeptMessage) -> Self {
+        let message = RawMessage {
+            topic: &kept.topic,
+            payload: &kept.payload,
+        };
+        Self {
+            kept: true,
+            ..Self::new(message)
         }
     }
 
@@ -67,6 +86,10 @@ impl<'a> ParsedPayload<'a> {
         match format {
             PayloadFormat::Auto | PayloadFormat::Json => self.json().map(Cow::Borrowed),
             PayloadFormat::Text => None,
+            PayloadFormat::Image if self.kept => {
+                Some(Cow::Owned(picture::facts_of_kept(self.message.payload)))
+            }
+            PayloadFormat::Image => Some(Cow::Owned(picture::facts(self.message.payload))),
             PayloadFormat::Number => {
                 let text = std::str::from_utf8(self.message.payload).ok()?;
                 number(text.trim()).map(|number| Cow::Owned(Json::Number(number)))
@@ -123,6 +146,7 @@ impl Extractor {
                 .as_ref()
                 .and_then(|pointer| parse_event_time(document?.pointer(pointer)?)),
             early: self.is_early(document),
+            bytes: self.bytes(document, parsed.message.payload),
             dedupe_value: self
                 .dedupe
                 .as_ref()
@@ -135,6 +159,13 @@ impl Extractor {
     fn is_early(&self, document: Option<&Json>) -> bool {
         let field = |index: usize| Operand::of(document?.pointer(&self.fields.get(index)?.pointer)?);
         self.early.as_ref().is_some_and(|early| early.is_met(field))
+    }
+
+    fn bytes(&self, document: Option<&Json>, payload: &[u8]) -> u64 {
+        let of_image = (self.payload == PayloadFormat::Image)
+            .then(|| document?.get("bytes")?.as_u64())
+            .flatten();
+        of_image.unwrap_or(payload.len() as u64)
     }
 
     /// Values by the names of their fields, for templates.

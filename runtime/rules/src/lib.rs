@@ -14,6 +14,7 @@ pub mod engine;
 mod event;
 mod extraction;
 mod facts;
+mod picture;
 mod replay;
 mod rule;
 pub mod summary;
@@ -24,6 +25,7 @@ pub use counters::RuleCounters;
 pub use engine::RuleMessage;
 pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
+pub use picture::{PictureChoice, PictureDetail, PictureSpec, ShownPicture};
 pub use replay::{Replay, ReplayedWindow};
 pub use rule::{
     Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, SummarySpec, TextFormat,

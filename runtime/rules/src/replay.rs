@@ -128,7 +128,8 @@ impl ReplayedWindow {
             .iter()
             .map(ShownMessage::prompt_message)
             .collect();
-        let window_facts = WindowFacts::new(&self.rule, &self.pending.event);
+        let window_facts =
+            WindowFacts::new(&self.rule, &self.pending.event).with_pictures(&self.pending.pictures);
         summary::plan_prompts(&template, &window_facts, &records, budget).map(Some)
     }
 }

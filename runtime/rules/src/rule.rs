@@ -5,6 +5,8 @@ use std::time::Duration;
 use jiff::civil;
 use jiff::tz::TimeZone;
 
+use crate::picture::{PictureChoice, PictureSpec};
+
 /// A rule: the messages that it takes, their windows, and the summary and destination of its events.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rule {
@@ -22,6 +24,8 @@ pub struct Rule {
     pub dedupe: Option<Selector>,
     /// The windows.
     pub window: WindowSpec,
+    /// The pictures that the model is shown; of no meaning unless payloads are images.
+    pub picture: PictureSpec,
     /// The summary of an event.
     pub summary: SummarySpec,
     /// The destination of events.
@@ -41,6 +45,7 @@ impl Rule {
             group_by: None,
             dedupe: None,
             window: WindowSpec::new(kind),
+            picture: PictureSpec::default(),
             summary: SummarySpec {
                 prompt,
                 system: None,
@@ -75,6 +80,11 @@ impl Rule {
         self.summary.prompt != PromptSource::None
     }
 
+    /// The choice of pictures, where the model is shown any.
+    pub(crate) fn shown_pictures(&self) -> Option<PictureChoice> {
+        (self.payload == PayloadFormat::Image && self.needs_summary()).then_some(self.picture.choice)
+    }
+
     /// Whether both count the same messages in the same windows, so that one may go on with the other's.
     pub(crate) fn counts_as(&self, other: &Self) -> bool {
         (
@@ -90,6 +100,7 @@ impl Rule {
             &other.dedupe,
             &other.window,
         ) && self.limits.keep_messages == other.limits.keep_messages
+            && self.picture.choice == other.picture.choice
     }
 }
 
@@ -105,6 +116,8 @@ pub enum PayloadFormat {
     Text,
     /// A number in decimal; the field pointer "" is its value.
     Number,
+    /// A picture (PNG, JPEG, WebP); its fields are what is known of it without decoding: `/bytes`, `/format`, `/digest`.
+    Image,
 }
 
 /// A field of a rule's messages.

@@ -2,12 +2,15 @@
 
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use phi_edge_job::{ErrorCode, FinishReason};
 use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::{
-    Checkpoint, CloseReason, Event, EventError, EventWindow, FieldFacts, Output, PeriodRemainder, Time, Value,
+    Checkpoint, CloseReason, Event, EventError, EventWindow, FieldFacts, Output, PeriodRemainder,
+    ShownPicture, Time, Value,
 };
 
 #[derive(Serialize, Deserialize)]
@@ -122,6 +125,35 @@ pub(super) struct PendingRow {
     event: EventRow,
     /// The time at which its window was closed; `None` in rows of earlier versions.
     since: Option<i64>,
+    /// The pictures that the model is shown; none in rows of earlier versions.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pictures: Vec<PictureRow>,
+}
+
+/// A picture that the model is shown, with its file in base64.
+#[derive(Serialize, Deserialize)]
+struct PictureRow {
+    time: i64,
+    topic: String,
+    file: String,
+}
+
+impl PictureRow {
+    fn of(picture: &ShownPicture) -> Self {
+        Self {
+            time: picture.time.0,
+            topic: picture.topic.clone(),
+            file: STANDARD.encode(&picture.file),
+        }
+    }
+
+    fn picture(self) -> Option<ShownPicture> {
+        Some(ShownPicture {
+            time: Time(self.time),
+            topic: self.topic,
+            file: STANDARD.decode(self.file).ok()?.into(),
+        })
+    }
 }
 
 impl PendingRow {
@@ -129,13 +161,24 @@ impl PendingRow {
         Self {
             event: EventRow::of(&pending.event),
             since: Some(pending.since.0),
+            pictures: pending.pictures.iter().map(PictureRow::of).collect(),
         }
     }
 
-    /// Returns the event, and the time at which its window was closed.
-    pub(super) fn event(self) -> Option<(Event, Time)> {
-        let since = self.since.unwrap_or_else(super::wall_ms);
-        Some((self.event.event()?, Time(since)))
+    /// Returns the pending event with this destination and these messages; `None` for values that this version does not
+    /// know.
+    pub(super) fn pending(self, output: OutputRow, shown: Vec<ShownRow>) -> Option<PendingEvent> {
+        Some(PendingEvent {
+            event: self.event.event()?,
+            output: output.output(),
+            messages: shown.into_iter().map(ShownRow::shown).collect(),
+            pictures: self
+                .pictures
+                .into_iter()
+                .filter_map(PictureRow::picture)
+                .collect(),
+            since: Time(self.since.unwrap_or_else(super::wall_ms)),
+        })
     }
 }
 
@@ -351,23 +394,25 @@ mod tests {
     fn an_event_of_an_earlier_version_waits_from_now_on() {
         let before = super::super::wall_ms();
         let row: PendingRow = serde_json::from_str(EARLIER).unwrap();
-        let (event, since) = row.event().unwrap();
-        assert!(since >= Time(before));
+        let output = Output {
+            topic: String::new(),
+            qos: 0,
+            expiry: None,
+            retain: false,
+        };
+        let mut pending = row.pending(OutputRow::of(&output), Vec::new()).unwrap();
+        assert!(pending.since >= Time(before));
+        let event = &pending.event;
         assert_eq!(event.stats[0].1.min, Some(0.1));
         assert_eq!(event.stats[0].1.last, Some(Value::Text("x".to_owned())));
-        let pending = PendingEvent {
-            event,
-            output: Output {
-                topic: String::new(),
-                qos: 0,
-                expiry: None,
-                retain: false,
-            },
-            messages: Vec::new(),
-            since: Time(5),
-        };
+        pending.since = Time(5);
+        pending.pictures = vec![ShownPicture {
+            time: Time(4),
+            topic: "gate".to_owned(),
+            file: [0xFF, 0xD8, 0xFF, 0].as_slice().into(),
+        }];
         let written = serde_json::to_string(&PendingRow::of(&pending)).unwrap();
         let row: PendingRow = serde_json::from_str(&written).unwrap();
-        assert_eq!(row.event().unwrap(), (pending.event, Time(5)));
+        assert_eq!(row.pending(OutputRow::of(&output), Vec::new()), Some(pending));
     }
 }

@@ -169,16 +169,11 @@ pub(super) fn read(
                 "SELECT event, output, messages FROM rule_events ORDER BY ended {order}, LENGTH(event_id) {order}, event_id {order}"
             ),
             |row| {
-                let event = parse::<PendingRow>(&row.get::<_, String>(0)?).and_then(PendingRow::event);
+                let event = parse::<PendingRow>(&row.get::<_, String>(0)?);
                 let output = parse::<OutputRow>(&row.get::<_, String>(1)?);
                 let shown = parse::<Vec<ShownRow>>(&row.get::<_, String>(2)?);
-                if let (Some((event, since)), Some(output), Some(shown)) = (event, output, shown) {
-                    pending.push(PendingEvent {
-                        event,
-                        output: output.output(),
-                        messages: shown.into_iter().map(ShownRow::shown).collect(),
-                        since,
-                    });
+                if let (Some(event), Some(output), Some(shown)) = (event, output, shown) {
+                    pending.extend(event.pending(output, shown));
                 }
                 Ok(())
             },

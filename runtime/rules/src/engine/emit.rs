@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use super::rule_state::RuleState;
 use super::{RuleEngine, pending};
-use crate::changes::{PendingEvent, RuleChange, ShownMessage, WindowClose};
-use crate::extraction::{ParsedPayload, RawMessage};
+use crate::changes::{KeptMessage, PendingEvent, RuleChange, ShownMessage, WindowClose};
+use crate::extraction::ParsedPayload;
+use crate::picture;
 use crate::window::ClosedWindow;
-use crate::{CloseReason, Event, EventWindow, Output, Rule, Selector, Time, summary};
+use crate::{
+    CloseReason, Event, EventWindow, Output, PayloadFormat, Rule, Selector, ShownPicture, Time, summary,
+};
 
 /// A window that closes this long after it was due is reported as `closed_late`.
 const LATE_CLOSE_THRESHOLD: Duration = Duration::from_secs(5);
@@ -19,10 +22,11 @@ pub(super) struct EventIds {
     issued: u64,
 }
 
-/// The messages of a window that the model is shown, oldest first, and the topic of the window's newest.
+/// The messages and pictures of a window that the model is shown, oldest first, and the topic of the window's newest.
 #[derive(Default)]
 struct Excerpt {
     messages: Vec<ShownMessage>,
+    pictures: Vec<ShownPicture>,
     last_topic: Option<String>,
 }
 
@@ -72,7 +76,7 @@ impl RuleEngine {
             let crowded = shown_bytes > self.pending.capacity_bytes();
             let needs_summary = state.rule.needs_summary() && !crowded;
             let excerpt = excerpt(&closed, state, needs_summary);
-            shown_bytes += excerpt.messages.iter().map(ShownMessage::cost).sum::<u64>();
+            shown_bytes += excerpt.cost();
             let mut pending = pending_event(&closed, state, excerpt, self.event_ids.next(), now);
             if crowded && state.rule.needs_summary() {
                 pending.event.error = Some(pending::queue_full());
@@ -100,6 +104,13 @@ impl RuleEngine {
     }
 }
 
+impl Excerpt {
+    fn cost(&self) -> u64 {
+        let messages = self.messages.iter().map(ShownMessage::cost);
+        messages.chain(self.pictures.iter().map(ShownPicture::cost)).sum()
+    }
+}
+
 impl EventIds {
     pub(super) fn new(boot: u64) -> Self {
         Self { boot, issued: 0 }
@@ -119,6 +130,7 @@ fn excerpt(closed: &ClosedWindow, state: &RuleState, needs_summary: bool) -> Exc
     let newest_first = closed.seqs.iter().rev().filter_map(|seq| messages.get(seq));
     let mut excerpt = Excerpt {
         messages: Vec::new(),
+        pictures: Vec::new(),
         last_topic: newest_first.clone().next().map(|message| message.topic.clone()),
     };
     if !needs_summary {
@@ -126,16 +138,17 @@ fn excerpt(closed: &ClosedWindow, state: &RuleState, needs_summary: bool) -> Exc
     }
     let mut bytes = 0;
     for message in newest_first {
-        let payload = summary::bounded_text(&message.payload, summary::MAX_PROMPT_TEXT_BYTES);
+        let payload = if state.rule.payload == PayloadFormat::Image {
+            picture::description(&message.payload)
+        } else {
+            summary::bounded_text(&message.payload, summary::MAX_PROMPT_TEXT_BYTES)
+        };
         bytes += payload.len();
         // The newest is shown in any case: it is cut already.
         if bytes > state.rule.limits.keep_bytes && !excerpt.messages.is_empty() {
             break;
         }
-        let extracted = state.extractor.extract(&ParsedPayload::new(RawMessage {
-            topic: &message.topic,
-            payload: &message.payload,
-        }));
+        let extracted = state.extractor.extract(&ParsedPayload::of_kept(message));
         excerpt.messages.push(ShownMessage {
             time: state.windows.timestamp_of(extracted.event_time, message.arrived),
             topic: message.topic.clone(),
@@ -144,7 +157,19 @@ fn excerpt(closed: &ClosedWindow, state: &RuleState, needs_summary: bool) -> Exc
         });
     }
     excerpt.messages.reverse();
+    let pictures = state.shown_pictures(&closed.group, closed.seqs.iter().copied());
+    let pictures = pictures.iter().filter_map(|seq| messages.get(seq));
+    excerpt.pictures = pictures.map(|message| shown_picture(message, state)).collect();
     excerpt
+}
+
+fn shown_picture(message: &KeptMessage, state: &RuleState) -> ShownPicture {
+    let extracted = state.extractor.extract(&ParsedPayload::of_kept(message));
+    ShownPicture {
+        time: state.windows.timestamp_of(extracted.event_time, message.arrived),
+        topic: message.topic.clone(),
+        file: message.payload.as_slice().into(),
+    }
 }
 
 /// The event of a closed window with its facts.
@@ -196,6 +221,7 @@ fn pending_event(
         },
         event,
         messages: excerpt.messages,
+        pictures: excerpt.pictures,
         since: now,
     }
 }

@@ -92,8 +92,7 @@ impl RuleEngine {
         };
         if outcome.assigned {
             self.counters.messages += 1;
-            changes.push(RuleChange::KeepMessage(Box::new(kept.clone())));
-            state.messages.insert(kept);
+            state.keep(kept, &outcome.closed, changes);
         } else if !outcome.dropped {
             self.counters.late += 1;
         }
@@ -161,7 +160,7 @@ pub(super) fn window_message(message: &KeptMessage, extracted: Extracted) -> Win
         arrived: message.arrived,
         event_time: extracted.event_time,
         group: extracted.group,
-        bytes: message.payload.len() as u64,
+        bytes: extracted.bytes,
         early: extracted.early,
         values: extracted.values,
     }

@@ -12,6 +12,8 @@ mod emit;
 mod ingest;
 mod kept_messages;
 mod pending;
+#[cfg(test)]
+mod picture_tests;
 mod restore;
 mod rule_state;
 #[cfg(test)]

@@ -200,6 +200,7 @@ impl PendingEvents {
         self.bytes -= queued.pending.cost();
         queued.needs_summary = false;
         queued.pending.messages = Vec::new();
+        queued.pending.pictures = Vec::new();
         let event = &mut queued.pending.event;
         tracing::warn!(
             rule = event.rule,

@@ -6,7 +6,7 @@ use super::RuleEngine;
 use super::dedupe::DedupeDigest;
 use super::ingest::window_message;
 use crate::changes::{KeptMessage, PendingEvent, RestoredRules, RuleChange};
-use crate::extraction::{Extracted, ParsedPayload, RawMessage};
+use crate::extraction::{Extracted, ParsedPayload};
 use crate::{Checkpoint, Time};
 
 impl RuleEngine {
@@ -150,10 +150,7 @@ impl RuleEngine {
             };
             self.last_seq = self.last_seq.max(seq);
             let message = KeptMessage { seq, ..message };
-            let extracted = state.extractor.extract(&ParsedPayload::new(RawMessage {
-                topic: &message.topic,
-                payload: &message.payload,
-            }));
+            let extracted = state.extractor.extract(&ParsedPayload::of_kept(&message));
             // The group as it was stored: there may have been too many then.
             let extracted = Extracted {
                 group: message.group.clone(),
@@ -162,7 +159,7 @@ impl RuleEngine {
             let outcome = state.windows.ingest(&window_message(&message, extracted));
             let name = message.rule.clone();
             if outcome.assigned {
-                state.messages.insert(message);
+                state.keep_restored(message, &outcome.closed, changes);
             } else {
                 orphans.push(message.seq);
             }

@@ -4,10 +4,11 @@ use std::sync::Arc;
 
 use super::dedupe::{DedupeDigest, DedupeValues};
 use super::kept_messages::KeptMessages;
-use crate::changes::RuleChange;
+use crate::changes::{KeptMessage, RuleChange};
 use crate::extraction::Extractor;
-use crate::window::WindowOperator;
-use crate::{Rule, Time};
+use crate::picture;
+use crate::window::{ClosedWindow, WindowOperator};
+use crate::{PayloadFormat, PictureChoice, Rule, Time};
 
 /// A rule, its windows and the messages in them.
 pub(super) struct RuleState {
@@ -28,7 +29,8 @@ impl RuleState {
                 rule.fields.len(),
                 rule.limits.keep_messages,
                 rule.group_by.is_some(),
-            ),
+            )
+            .keeping_first(rule.shown_pictures() == Some(PictureChoice::First)),
             rule,
             extractor,
             messages: KeptMessages::default(),
@@ -40,6 +42,67 @@ impl RuleState {
     /// Replaces the rule by one that counts the same messages in the same windows.
     pub(super) fn replace_rule(&mut self, rule: Arc<Rule>, extractor: Extractor) {
         (self.rule, self.extractor) = (rule, extractor);
+    }
+
+    /// Keeps a message that was assigned to a window. Of pictures that no window may show, the content is left out.
+    pub(super) fn keep(
+        &mut self,
+        mut message: KeptMessage,
+        closed: &[ClosedWindow],
+        changes: &mut Vec<RuleChange>,
+    ) {
+        if self.rule.payload != PayloadFormat::Image {
+            changes.push(RuleChange::KeepMessage(Box::new(message.clone())));
+            self.messages.insert(message);
+            return;
+        }
+        if picture::format_of(&message.payload).is_none() {
+            message.payload = picture::without_content(&message.payload);
+        }
+        let (group, seq) = (message.group.clone(), message.seq);
+        self.keep_picture(message, closed, changes);
+        let kept = self.messages.of_group(&group).and_then(|group| group.get(&seq));
+        // A message whose content was left out at once is among the changes already.
+        let known = |change: &RuleChange| matches!(change, RuleChange::KeepMessage(kept) if kept.seq == seq);
+        if !changes.iter().any(known) {
+            changes.extend(kept.map(|kept| RuleChange::KeepMessage(Box::new(kept.clone()))));
+        }
+    }
+
+    /// As [`Self::keep`] for a message that is stored already.
+    pub(super) fn keep_restored(
+        &mut self,
+        message: KeptMessage,
+        closed: &[ClosedWindow],
+        changes: &mut Vec<RuleChange>,
+    ) {
+        if self.rule.payload == PayloadFormat::Image {
+            self.keep_picture(message, closed, changes);
+        } else {
+            self.messages.insert(message);
+        }
+    }
+
+    fn keep_picture(&mut self, message: KeptMessage, closed: &[ClosedWindow], changes: &mut Vec<RuleChange>) {
+        let group = message.group.clone();
+        self.messages.insert_picture(message);
+        let mut shown = Vec::new();
+        for seqs in self.windows.shown_seqs(&group) {
+            shown.extend(self.shown_pictures(&group, seqs));
+        }
+        for closed in closed.iter().filter(|closed| closed.group == group) {
+            shown.extend(self.shown_pictures(&group, closed.seqs.iter().copied()));
+        }
+        let changed = self.messages.leave_out_content(&group, &shown).into_iter();
+        changes.extend(changed.map(|message| RuleChange::KeepMessage(Box::new(message))));
+    }
+
+    /// Of messages of a window, by ascending time, the pictures that the model is shown.
+    pub(super) fn shown_pictures(&self, group: &str, seqs: impl DoubleEndedIterator<Item = u64>) -> Vec<u64> {
+        let Some(choice) = self.rule.shown_pictures() else {
+            return Vec::new();
+        };
+        choice.of(seqs.filter(|seq| self.messages.is_picture(group, *seq)))
     }
 
     /// Counts a message that is dropped; of several between two events only the first is logged.

@@ -21,6 +21,7 @@ impl Fixture {
             zone: &self.zone,
             window: &self.window,
             stats: &self.stats,
+            pictures: &[],
         }
     }
 }

@@ -8,7 +8,9 @@ use super::error::SummaryError;
 use super::window_facts::{FACT_ATTRIBUTES, PART_ATTRIBUTES, WINDOW_ATTRIBUTES};
 use crate::Field;
 
-const VARIABLES: [&str; 7] = ["rule", "group", "window", "stats", "messages", "part", "parts"];
+const VARIABLES: [&str; 8] = [
+    "rule", "group", "window", "stats", "messages", "pictures", "part", "parts",
+];
 
 /// Reports the first unknown name of `source` as an error with its line.
 pub(super) fn check(

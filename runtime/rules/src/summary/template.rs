@@ -151,6 +151,7 @@ impl<'a> BoundTemplate<'a> {
             window => self.window_facts.window_value(left_out),
             stats => self.stats,
             messages => messages,
+            pictures => self.window_facts.pictures_value(),
             part => part,
             parts => texts,
         };

@@ -9,7 +9,7 @@ use minijinja::value::Value;
 use super::local_time::{local_time, rfc3339};
 use super::prompt_message::{MAX_PROMPT_TEXT_BYTES, PromptMessage};
 use super::values::{TemplateMessage, field_value, json_line, number_value};
-use crate::{Event, EventWindow, FieldFacts, Rule};
+use crate::{Event, EventWindow, FieldFacts, Rule, ShownPicture};
 
 /// The attributes of `window` in templates.
 pub(super) const WINDOW_ATTRIBUTES: [&str; 9] = [
@@ -43,6 +43,8 @@ pub struct WindowFacts<'a> {
     pub window: &'a EventWindow,
     /// Facts by field.
     pub stats: &'a [(String, FieldFacts)],
+    /// The pictures that the model is shown.
+    pub pictures: &'a [ShownPicture],
 }
 
 impl<'a> WindowFacts<'a> {
@@ -54,7 +56,14 @@ impl<'a> WindowFacts<'a> {
             zone: &rule.window.zone,
             window: &event.window,
             stats: &event.stats,
+            pictures: &[],
         }
+    }
+
+    /// The same facts with the pictures that the model is shown.
+    #[must_use]
+    pub fn with_pictures(self, pictures: &'a [ShownPicture]) -> Self {
+        Self { pictures, ..self }
     }
 }
 
@@ -116,6 +125,18 @@ impl WindowFacts<'_> {
             ("values", values),
         ];
         Value::from_iter(pairs)
+    }
+
+    /// `pictures` in templates: a list of `time`, `topic` and `bytes`.
+    pub(super) fn pictures_value(&self) -> Value {
+        let picture = |picture: &ShownPicture| {
+            Value::from_iter([
+                ("time", Value::from(rfc3339(picture.time, self.zone))),
+                ("topic", bounded(&picture.topic)),
+                ("bytes", picture.file.len().into()),
+            ])
+        };
+        self.pictures.iter().map(picture).collect()
     }
 
     /// A message in templates.

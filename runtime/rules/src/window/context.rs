@@ -41,6 +41,7 @@ impl WindowContext {
             limits: RetentionLimits {
                 fields,
                 kept: keep_messages,
+                keeps_first: false,
                 recent,
             },
             texts: TextPool::default(),

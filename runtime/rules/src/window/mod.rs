@@ -114,6 +114,7 @@ use std::sync::Arc;
 use super::{Time, WindowSpec};
 use context::WindowContext;
 use group::GroupState;
+use open_window::OpenWindow;
 
 pub use checkpoint::{Checkpoint, PeriodRemainder};
 pub use closed_window::{CloseReason, ClosedWindow};
@@ -166,6 +167,14 @@ impl WindowOperator {
             sole_group_missing: !grouped,
             latest: Time(i64::MIN),
         }
+    }
+
+    /// The same operator that holds, if `first`, also the first message of a window beside the newest in
+    /// [`ClosedWindow::seqs`], which count as one fewer then.
+    #[must_use]
+    pub fn keeping_first(mut self, first: bool) -> Self {
+        self.context.limits.keeps_first = first;
+        self
     }
 
     /// Counts a message, after closing what is due at its arrival.
@@ -269,6 +278,17 @@ impl WindowOperator {
     /// The timestamp of a message, by its event time and its arrival.
     pub(crate) fn timestamp_of(&self, event_time: Option<Time>, arrived: Time) -> Time {
         self.context.timestamp_of(event_time, arrived)
+    }
+
+    /// For each open window or slice of a group: the numbers of the messages that it would show, ascending by timestamp.
+    pub(crate) fn shown_seqs(
+        &self,
+        group: &str,
+    ) -> impl Iterator<Item = impl DoubleEndedIterator<Item = u64> + '_> + '_ {
+        let group = self.groups.get(group).into_iter();
+        group
+            .flat_map(GroupState::open_windows)
+            .map(OpenWindow::shown_seqs)
     }
 
     /// The checkpoints of all groups.

@@ -33,6 +33,8 @@ pub(super) struct OpenWindow {
 pub(super) struct RetentionLimits {
     pub(super) fields: usize,
     pub(super) kept: usize,
+    /// Whether the first shown message is held beside the newest.
+    pub(super) keeps_first: bool,
     pub(super) recent: usize,
 }
 
@@ -120,7 +122,9 @@ impl OpenWindow {
     }
 
     fn trim(&mut self, limits: RetentionLimits) {
-        self.kept.drain(..self.kept.len().saturating_sub(limits.kept));
+        let surplus = self.kept.len().saturating_sub(limits.kept);
+        let from = usize::from(limits.keeps_first && limits.kept > 1).min(self.kept.len() - surplus);
+        self.kept.drain(from..from + surplus);
         self.recent
             .drain(..self.recent.len().saturating_sub(limits.recent));
     }
@@ -129,6 +133,11 @@ impl OpenWindow {
     pub(super) fn arrival_before(&self, back: usize) -> Option<Time> {
         let index = self.recent.len().checked_sub(back.checked_add(1)?)?;
         self.recent.get(index).map(|(_, arrived)| *arrived)
+    }
+
+    /// The numbers of the messages that are shown, ascending by timestamp, then number.
+    pub(super) fn shown_seqs(&self) -> impl DoubleEndedIterator<Item = u64> + '_ {
+        self.kept.iter().map(|(_, seq)| *seq)
     }
 
     /// The numbers of its newest messages, those of its stored messages, and the facts.

@@ -13,7 +13,8 @@ pub(crate) const EXAMPLES: &str = "Examples:
   journalctl -n 50 | phi-edge ask --model DIR --system \"Summarise in one sentence.\" -
   phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json
   phi-edge ask --model DIR --truncation middle - < long.log
-  phi-edge ask --broker mqtt://broker.local \"Why is the sky blue?\"";
+  phi-edge ask --broker mqtt://broker.local \"Why is the sky blue?\"
+  phi-edge ask --broker mqtt://broker.local --image gate.jpg \"Is the gate open?\"";
 
 #[derive(Args)]
 pub(crate) struct AskArgs {
@@ -61,6 +62,12 @@ pub(crate) struct AskArgs {
     /// What to leave out of a prompt that is too long: the middle of it, or nothing, which is an error.
     #[arg(long, value_name = "PART", default_value = "error", conflicts_with_all = ["raw", "ids"])]
     pub(crate) truncation: TruncationArg,
+    /// A picture (PNG, JPEG, WebP) that the prompt is about; may be given several times.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["raw", "ids"])]
+    pub(crate) image: Vec<PathBuf>,
+    /// How many parts a picture is cut into at most, 1 to 16; of a daemon, 1 or 16 [default: model.num_crops].
+    #[arg(long, value_name = "N", requires = "image", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) num_crops: Option<u8>,
     /// Print one JSON object on one line instead of the text.
     #[arg(long)]
     pub(crate) json: bool,

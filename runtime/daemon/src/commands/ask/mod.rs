@@ -1,6 +1,7 @@
 //! `phi-edge ask`: one prompt, answered in this process or by a daemon.
 
 mod ask_args;
+mod images;
 mod remote;
 mod status_bar;
 
@@ -33,8 +34,14 @@ const LEFT_OUT: &str = "the prompt was too long, and a part of it is left out";
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     // Read before the load, so that a user who types it does not wait.
     let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
+    let images = images::read_all(&args.image)?;
     if let Some(url) = &args.broker {
-        return remote::ask(args, url, prompt.unwrap_or_default());
+        return remote::ask(args, url, prompt.unwrap_or_default(), &images);
+    }
+    if !images.is_empty() {
+        let text =
+            "--image needs --broker: this version can't run the vision encoder in the process of `ask`";
+        return Err(Fault::new(Exit::Usage, text));
     }
     // With ids, exactly what the model does with them is wanted.
     let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;

@@ -4,12 +4,14 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
 use serde_json::{Map, Value, json};
 
 use super::ask_args::TruncationArg;
 use super::status_bar::StatusBar;
-use super::{AskArgs, LEFT_OUT};
+use super::{AskArgs, LEFT_OUT, images};
 use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -21,20 +23,26 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
 const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
 
 /// Sends the prompt and prints the answer as it comes.
-pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
+pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String, images: &[Vec<u8>]) -> Result<(), Fault> {
+    let pictures = pictures(args, images)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(Fault::failed)?;
     runtime.block_on(async {
         tokio::select! {
-            done = converse(args, url, prompt) => done,
+            done = converse(args, url, prompt, pictures) => done,
             _ = tokio::signal::ctrl_c() => Err(Fault::failed("interrupted")),
         }
     })
 }
 
-async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(), Fault> {
+async fn converse(
+    args: &AskArgs,
+    url: &BrokerUrl,
+    prompt: String,
+    pictures: Map<String, Value>,
+) -> Result<(), Fault> {
     let mut client = Client::connect(options(args, url)?).await?;
     let FoundDaemon { base, shows_progress } = find(&mut client, url.base.as_deref()).await?;
     let topics = Topics::new(base, Vec::new());
@@ -42,7 +50,9 @@ async fn converse(args: &AskArgs, url: &BrokerUrl, prompt: String) -> Result<(),
     let response = topics.response(None, &id);
     client.subscribe(&response).await?;
     let progress = shows_progress && StatusBar::is_possible();
-    let request = request(args, &id, prompt, progress).to_string();
+    let mut request = request(args, &id, prompt, progress);
+    request.extend(pictures);
+    let request = Value::Object(request).to_string();
     client
         .publish(&topics.request(None), request, Some((&response, id.as_bytes())))
         .await?;
@@ -120,7 +130,20 @@ fn finish(args: &AskArgs, body: &Value, printed: &str) -> Result<(), Fault> {
     }
 }
 
-fn request(args: &AskArgs, id: &str, prompt: String, progress: bool) -> Value {
+/// The members of a request about pictures: `images` in base64, and `detail`.
+fn pictures(args: &AskArgs, images: &[Vec<u8>]) -> Result<Map<String, Value>, Fault> {
+    let mut pictures = Map::new();
+    if !images.is_empty() {
+        let encoded = images.iter().map(|image| STANDARD.encode(image).into());
+        pictures.insert("images".into(), Value::Array(encoded.collect()));
+    }
+    if let Some(detail) = images::detail(args.num_crops)? {
+        pictures.insert("detail".into(), detail.into());
+    }
+    Ok(pictures)
+}
+
+fn request(args: &AskArgs, id: &str, prompt: String, progress: bool) -> Map<String, Value> {
     let mut request = Map::new();
     request.insert("id".into(), id.into());
     request.insert("prompt".into(), prompt.into());
@@ -143,7 +166,7 @@ fn request(args: &AskArgs, id: &str, prompt: String, progress: bool) -> Value {
     if !args.stop.is_empty() {
         request.insert("stop".into(), json!(args.stop));
     }
-    Value::Object(request)
+    request
 }
 
 fn options(args: &AskArgs, url: &BrokerUrl) -> Result<ClientOptions, Fault> {
@@ -217,4 +240,53 @@ fn print(text: &str) -> Result<(), Fault> {
     out.write_all(text.as_bytes())
         .and_then(|()| out.flush())
         .map_err(|error| Fault::failed(format!("the answer can't be written to standard output: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[derive(Parser)]
+    struct Line {
+        #[command(flatten)]
+        ask: AskArgs,
+    }
+
+    #[test]
+    fn pictures_go_in_base64() {
+        let check = |flags: &[&str], images: &[Vec<u8>], expected: Value| {
+            let line = ["ask", "--broker", "mqtt://b"].iter().chain(flags).chain(&["p"]);
+            let args = Line::try_parse_from(line)
+                .map_err(|error| error.to_string())
+                .unwrap()
+                .ask;
+            let pictures = Value::Object(pictures(&args, images).unwrap());
+            assert_eq!(pictures, expected);
+        };
+        check(&[], &[], json!({}));
+        let one = vec![0xFF, 0xD8, 0xFF];
+        check(
+            &["--image", "a"],
+            std::slice::from_ref(&one),
+            json!({"images": ["/9j/"]}),
+        );
+        check(
+            &["--image", "a", "--image", "b", "--num-crops", "16"],
+            &[one.clone(), vec![0]],
+            json!({"images": ["/9j/", "AA=="], "detail": "high"}),
+        );
+    }
+
+    #[test]
+    fn crops_are_of_pictures() {
+        for line in [
+            &["ask", "--num-crops", "4", "p"][..],
+            &["ask", "--image", "a", "--num-crops", "17", "p"],
+            &["ask", "--image", "a", "--raw", "p"],
+        ] {
+            assert!(Line::try_parse_from(line).is_err(), "{line:?}");
+        }
+    }
 }

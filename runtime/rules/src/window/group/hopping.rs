@@ -27,6 +27,10 @@ pub(super) struct Slice {
 }
 
 impl Slice {
+    pub(super) fn window(&self) -> &OpenWindow {
+        &self.counted
+    }
+
     fn is_in(&self, start: Time) -> bool {
         self.from <= start && start <= self.period.start
     }

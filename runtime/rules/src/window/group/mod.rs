@@ -63,6 +63,11 @@ impl GroupState {
         }
     }
 
+    /// Its open windows, and the slices of hopping ones.
+    pub(super) fn open_windows(&self) -> impl Iterator<Item = &OpenWindow> {
+        self.windows.iter().chain(self.slices.iter().map(Slice::window))
+    }
+
     /// Whether the message was assigned before a restart.
     pub(super) fn has_assigned(&self, seq: u64) -> bool {
         self.assigned_until.is_some_and(|until| seq <= until)

@@ -1,5 +1,6 @@
 //! The task of the rules: ends windows when they are due, and has the model summarise what they hold.
 
+mod pictures;
 mod summary;
 
 use std::sync::Arc;

@@ -11,12 +11,14 @@ use crate::jobs::ledger::INTERNAL_CLIENT;
 use crate::prompts::{PromptError, Prompts};
 use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
-use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, Truncation};
+use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, RequestImage, Truncation};
 use phi_edge_job::ErrorCode;
 use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::engine::PendingSummary;
 use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};
-use phi_edge_rules::{Event, EventError, Published, Rule, TextFormat};
+use phi_edge_rules::{Event, EventError, Published, Rule, ShownPicture, TextFormat};
+
+use super::pictures;
 
 /// The minimum and the maximum time between two attempts while the service is busy.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -30,6 +32,7 @@ pub(crate) async fn summarise(
         mut event,
         output,
         messages,
+        pictures,
         ..
     } = pending;
     let mut jobs = Vec::new();
@@ -40,6 +43,8 @@ pub(crate) async fn summarise(
                 shared,
                 rule,
                 until: Instant::now() + left,
+                pictures: pictures.into(),
+                images: Vec::new(),
                 jobs: &mut jobs,
             };
             summariser.run(&mut event, messages).await
@@ -64,27 +69,35 @@ struct Summariser<'a> {
     rule: &'a Arc<Rule>,
     /// The time at which the event is published without a summary.
     until: Instant,
+    /// The pictures that the model is shown.
+    pictures: Arc<[ShownPicture]>,
+    /// The same as images of requests.
+    images: Vec<RequestImage>,
     /// The jobs that were asked, to be forgotten with the event.
     jobs: &'a mut Vec<JobKey>,
 }
 
 impl Summariser<'_> {
     async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
+        self.images = pictures::images(self.rule.picture, &self.pictures).await?;
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
         };
         event.window.left_out += plan.left_out;
         let answer = if plan.prompts.len() == 1 {
             let prompt = plan.prompts.swap_remove(0);
-            self.ask(0, prompt, event).await?
+            let images = self.images.clone();
+            self.ask(0, prompt, images, event).await?
         } else {
             let mut texts = Vec::with_capacity(plan.prompts.len());
             for (part, prompt) in plan.prompts.iter().enumerate() {
-                let answer = self.ask(part, prompt.clone(), event).await?;
+                let images = self.images.clone();
+                let answer = self.ask(part, prompt.clone(), images, event).await?;
                 texts.push(summary::clean(&answer.text));
             }
             let prompt = self.reduce(event, &texts).await?;
-            self.ask(texts.len(), prompt, event).await?
+            // The parts' texts say what is to be seen.
+            self.ask(texts.len(), prompt, Vec::new(), event).await?
         };
         event.finish_reason = Some(answer.finish_reason);
         event.model = Arc::clone(&answer.model);
@@ -115,7 +128,7 @@ impl Summariser<'_> {
     /// Renders the prompts and counts their tokens, off the runtime's threads. `None` for a rule without a summary.
     async fn plan(&self, event: &Event, messages: Vec<ShownMessage>) -> Result<Option<Planned>, EventError> {
         let (rule, event) = (Arc::clone(self.rule), event.clone());
-        let counter = self.counter();
+        let (counter, pictures) = (self.counter(), Arc::clone(&self.pictures));
         blocking(move || {
             let records: Vec<PromptMessage> = messages.iter().map(ShownMessage::prompt_message).collect();
             let Some(template) = Template::compile(&rule.summary.prompt, &rule.fields)? else {
@@ -123,7 +136,8 @@ impl Summariser<'_> {
             };
             let count = |prompt: &str| counter.count(prompt);
             let budget = counter.budget(&count);
-            let plan = summary::plan_prompts(&template, &WindowFacts::new(&rule, &event), &records, &budget)?;
+            let facts = WindowFacts::new(&rule, &event).with_pictures(&pictures);
+            let plan = summary::plan_prompts(&template, &facts, &records, &budget)?;
             Ok(Some(Planned {
                 prompts: plan.prompts,
                 left_out: plan.left_out,
@@ -151,15 +165,22 @@ impl Summariser<'_> {
     fn counter(&self) -> Counter {
         let settings = &self.rule.summary;
         let room = self.shared.room_for_prompt(settings.max_tokens);
+        let room = settings.max_prompt_tokens.map_or(room, |most| room.min(most));
         Counter {
             prompts: Arc::clone(self.shared.prompts()),
             rule: Arc::clone(self.rule),
-            tokens: settings.max_prompt_tokens.map_or(room, |most| room.min(most)),
+            tokens: room.saturating_sub(pictures::most_tokens(&self.images)),
         }
     }
 
     /// Asks until there is an answer or no time left. A prompt from before a restart gets the answer it got then.
-    async fn ask(&mut self, part: usize, prompt: String, event: &mut Event) -> Result<Answer, EventError> {
+    async fn ask(
+        &mut self,
+        part: usize,
+        prompt: String,
+        images: Vec<RequestImage>,
+        event: &mut Event,
+    ) -> Result<Answer, EventError> {
         let settings = &self.rule.summary;
         let key = JobKey {
             client: Some(INTERNAL_CLIENT.to_owned()),
@@ -172,8 +193,8 @@ impl Summariser<'_> {
                 key: key.clone(),
                 // The id identifies the body: an event has one prompt for each part.
                 body_digest: [0; 32],
-                messages: conversation(self.rule, prompt.clone()),
-                images: Vec::new(),
+                messages: conversation(self.rule, &prompt, images.len()),
+                images: images.clone(),
                 max_tokens: settings.max_tokens,
                 sampling: Sampling {
                     temperature: settings.temperature,
@@ -234,7 +255,7 @@ struct Counter {
 
 impl Counter {
     fn count(&self, prompt: &str) -> Result<usize, String> {
-        let conversation = conversation(&self.rule, prompt.to_owned());
+        let conversation = conversation(&self.rule, prompt, 0);
         // By how much a prompt exceeds the limit does not matter.
         match self.prompts.encode_within(&conversation, self.tokens) {
             Ok(ids) => Ok(ids.len()),
@@ -252,13 +273,13 @@ impl Counter {
     }
 }
 
-fn conversation(rule: &Rule, prompt: String) -> Vec<Message> {
+fn conversation(rule: &Rule, prompt: &str, images: usize) -> Vec<Message> {
     let system = rule
         .summary
         .system
         .clone()
         .map(|content| Message::new(Role::System, content));
-    let user = Message::new(Role::User, prompt);
+    let user = pictures::user_turn(prompt, images);
     system.into_iter().chain([user]).collect()
 }
 

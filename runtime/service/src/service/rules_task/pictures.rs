@@ -1,0 +1,131 @@
+//! The pictures of a window as the images of a request.
+
+use phi_edge_api::RequestImage;
+use phi_edge_job::ErrorCode;
+use phi_edge_models::{Detail, Message, PlacedImage, Role, contact_sheet_file};
+use phi_edge_rules::{EventError, PictureDetail, PictureSpec, ShownPicture};
+
+/// The most pixels of a picture on a contact sheet.
+const MAX_SHEET_PIXELS: u64 = 64_000_000;
+
+/// The images of a prompt: the picture as it came, or a contact sheet of several.
+///
+/// # Errors
+/// None of several pictures can be read.
+pub(super) async fn images(
+    spec: PictureSpec,
+    pictures: &[ShownPicture],
+) -> Result<Vec<RequestImage>, EventError> {
+    let file = match pictures {
+        [] => return Ok(Vec::new()),
+        [picture] => picture.file.clone(),
+        several => {
+            let several = several.to_vec();
+            let drawn = tokio::task::spawn_blocking(move || {
+                let files: Vec<&[u8]> = several.iter().map(|picture| &*picture.file).collect();
+                contact_sheet_file(&files, MAX_SHEET_PIXELS).map_err(|fault| fault.to_string())
+            });
+            let drawn = drawn.await.map_err(|fault| {
+                tracing::error!(error = %fault, "drawing a contact sheet panicked");
+                "the contact sheet can't be drawn".to_owned()
+            });
+            let drawn = drawn.flatten().map_err(|message| EventError {
+                code: ErrorCode::BadRequest,
+                message,
+            })?;
+            drawn.into()
+        }
+    };
+    let detail = match spec.detail {
+        PictureDetail::Low => Detail::Low,
+        PictureDetail::Auto => Detail::Auto,
+        PictureDetail::High => Detail::High,
+    };
+    Ok(vec![RequestImage { file, detail }])
+}
+
+/// The most tokens that images take: as many crops as their detail allows, all in one column.
+pub(super) fn most_tokens(images: &[RequestImage]) -> usize {
+    // Of a crop 144 tokens and the ends of its 12 lines; the view of the whole is one more, and a token parts them.
+    let of_crops = |crops: usize| (crops + 1) * (144 + 12) + 1;
+    // The number of `auto` is the configuration's, up to 16.
+    let crops = images.iter().map(|image| image.detail.crops(16));
+    crops.map(of_crops).sum()
+}
+
+/// The user's turn of a prompt with images before its text, one a line.
+pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
+    let content = "\n".repeat(images) + prompt;
+    Message {
+        images: (0..images)
+            .map(|image| PlacedImage { at: image, image })
+            .collect(),
+        ..Message::new(Role::User, content)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use phi_edge_rules::Time;
+
+    use super::*;
+
+    #[test]
+    fn images_stand_before_the_text() {
+        let turn = user_turn("What is there?", 2);
+        assert_eq!(turn.content, "\n\nWhat is there?");
+        let places: Vec<(usize, usize)> = turn
+            .images
+            .iter()
+            .map(|placed| (placed.at, placed.image))
+            .collect();
+        assert_eq!(places, [(0, 0), (1, 1)]);
+        assert_eq!(user_turn("p", 0), Message::new(Role::User, "p"));
+    }
+
+    #[test]
+    fn no_grid_takes_more_tokens() {
+        for crops in 1..=16 {
+            let image = RequestImage {
+                file: Arc::from([]),
+                detail: if crops == 1 { Detail::Low } else { Detail::High },
+            };
+            let most = most_tokens(&[image]);
+            for rows in 1..=crops {
+                for columns in 1..=crops / rows {
+                    assert!((rows * columns + 1) * 144 + 1 + (rows + 1) * 12 <= most);
+                }
+            }
+        }
+    }
+
+    #[tokio::test]
+    async fn several_pictures_are_one_image() {
+        let picture = |file: &[u8]| ShownPicture {
+            time: Time(0),
+            topic: "gate".to_owned(),
+            file: file.into(),
+        };
+        let spec = PictureSpec {
+            detail: PictureDetail::Low,
+            ..PictureSpec::default()
+        };
+        assert_eq!(images(spec, &[]).await, Ok(Vec::new()));
+        let one = images(spec, &[picture(b"as it came")]).await;
+        assert!(
+            matches!(one.as_deref(), Ok([image]) if *image.file == *b"as it came" && image.detail == Detail::Low)
+        );
+        let file = contact_sheet_file(&[], 1).err();
+        assert!(file.is_some());
+        let damaged = images(spec, &[picture(b"no"), picture(b"picture")]).await;
+        assert!(matches!(
+            damaged,
+            Err(EventError {
+                code: ErrorCode::BadRequest,
+                ..
+            })
+        ));
+    }
+}
