@@ -85,7 +85,15 @@ impl Change {
     fn cost(&self) -> u64 {
         const CHANGE_OVERHEAD_BYTES: u64 = 256;
         let content = match self {
-            Self::Accept(record) => (record.prompt.len() * 4) as u64,
+            Self::Accept(record) => {
+                let files = record
+                    .job
+                    .images
+                    .iter()
+                    .map(|image| image.file.len())
+                    .sum::<usize>();
+                (record.prompt.len() * 4 + files) as u64
+            }
             Self::Settle { body, .. } => body.texts(),
             Self::Post(reply) => reply.body.texts(),
             Self::Rule(RuleChange::KeepMessage(message)) => message.cost(),

@@ -107,6 +107,9 @@ pub(super) struct RequestRow {
     progress: bool,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) left_out_tokens: usize,
+    /// The number of its images, whose files are in a table of their own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) images: usize,
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
@@ -130,6 +133,7 @@ impl RequestRow {
             stream: job.stream,
             progress: job.progress,
             left_out_tokens,
+            images: job.images.len(),
             priority: job.priority as u8,
             session: job.session.clone(),
         }
