@@ -74,6 +74,8 @@ pub struct RestoredJob {
     pub record: JobRecord,
     /// The addresses that wait for its outcome.
     pub addresses: Vec<ReplyAddress>,
+    /// Whether images of it are lost, so that it can't be run.
+    pub lost_images: bool,
     /// Its state.
     pub state: RestoredState,
 }

@@ -3,11 +3,11 @@
 use rusqlite::{Connection, params};
 
 use super::blobs;
-use super::value::{json, signed};
+use super::value::{client, json, signed};
 use crate::change::Change;
 use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, ids_to_bytes};
 use crate::rules;
-use phi_edge_api::{JobKey, ReplyAddress};
+use phi_edge_api::ReplyAddress;
 
 /// The statements that empty the tables of receipts.
 pub(crate) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
@@ -111,10 +111,6 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
         Change::Rule(change) => rules::apply(connection, change)?,
     }
     Ok(())
-}
-
-pub(super) fn client(key: &JobKey) -> &str {
-    key.client.as_deref().unwrap_or_default()
 }
 
 pub(super) fn addresses(addresses: &[ReplyAddress]) -> String {

@@ -7,8 +7,7 @@ use phi_edge_api::{Detail, JobKey, RequestImage};
 use rusqlite::{Connection, OptionalExtension, params};
 use sha2::{Digest as _, Sha256};
 
-use super::apply::client;
-use super::value::{for_each_row, signed, unsigned};
+use super::value::{client, for_each_row, signed, unsigned};
 
 /// The statements that empty the tables of files.
 pub(crate) const CLEAR_BLOBS: &str = "DELETE FROM job_blobs; DELETE FROM blobs;";
@@ -97,8 +96,8 @@ pub(super) fn read(connection: &Connection, order: &str, images: &mut StoredImag
     )
 }
 
-/// Returns the images of the job at `place`, which had `count`: all of them, or none where one is missing.
-pub(super) fn take(images: &mut StoredImages, place: u64, count: usize) -> Vec<RequestImage> {
+/// Returns the images of the job at `place`, which had `count`: all of them, or `None` where one is missing.
+pub(super) fn take(images: &mut StoredImages, place: u64, count: usize) -> Option<Vec<RequestImage>> {
     let stored = images.remove(&place).unwrap_or_default();
     if stored.len() != count || stored.keys().last().is_some_and(|last| *last >= count) {
         tracing::error!(
@@ -107,9 +106,9 @@ pub(super) fn take(images: &mut StoredImages, place: u64, count: usize) -> Vec<R
             stored = stored.len(),
             "images of a stored job are lost"
         );
-        return Vec::new();
+        return None;
     }
-    stored.into_values().collect()
+    Some(stored.into_values().collect())
 }
 
 fn detail_word(detail: Detail) -> &'static str {

@@ -131,10 +131,11 @@ fn job(row: &Row<'_>, images: &mut StoredImages) -> rusqlite::Result<Option<(Res
     // An outcome needs no images any more.
     let count = if body.is_none() { request.images } else { 0 };
     let images = blobs::take(images, place, count);
+    let lost_images = images.is_none();
     let restored = RestoredJob {
         record: JobRecord {
             job: NewJob {
-                images,
+                images: images.unwrap_or_default(),
                 ..request.job(key, row.get(3)?, first)
             },
             prompt: ids_of_bytes(&row.get::<_, Vec<u8>>(5)?),
@@ -149,6 +150,7 @@ fn job(row: &Row<'_>, images: &mut StoredImages) -> rusqlite::Result<Option<(Res
             expires: moment(9, 10)?,
         },
         addresses,
+        lost_images,
         state: match body {
             None => RestoredState::Open,
             Some(body) => RestoredState::Done {
