@@ -74,6 +74,9 @@ const MAX_KEEP_ALIVE_MS: u64 = 65_535 * SECOND;
 /// The longest MQTT session expiry short of "never ends" (32 bits of seconds), in whole days.
 const MAX_SESSION_EXPIRY_MS: u64 = 49_710 * DAY;
 
+/// The most pixels of an image that a node can be set to decode, far beyond what cameras make.
+const MAX_IMAGE_PIXELS: u64 = 1_000_000_000;
+
 /// The largest budget of a client in a minute.
 const MAX_CLIENT_BUDGET: u64 = 1_000_000_000;
 
@@ -86,7 +89,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 69] = [
+pub(crate) static KEYS: [Key; 73] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -140,6 +143,12 @@ pub(crate) static KEYS: [Key; 69] = [
     key("mqtt.tls.cert", Shape::Path, Preset::Unset),
     key("mqtt.tls.key", Shape::Path, Preset::Unset),
     key("model.path", Shape::Path, Preset::Text("/var/lib/phi-edge/model")),
+    key("model.num_crops", number(1, 16), Preset::Number(4)),
+    key(
+        "model.vision_weights",
+        choice(&["auto", "f32", "int8", "int4"]),
+        Preset::Text("auto"),
+    ),
     key(
         "runtime.provider",
         choice(&["auto", "cpu", "cuda", "directml"]),
@@ -184,6 +193,12 @@ pub(crate) static KEYS: [Key; 69] = [
         "limits.max_payload",
         size(KIB, MAX_PACKET_BYTES),
         Preset::Text("1MiB"),
+    ),
+    key("limits.images", number(0, 100), Preset::Number(8)),
+    key(
+        "limits.image_pixels",
+        number(1, MAX_IMAGE_PIXELS),
+        Preset::Number(25_000_000),
     ),
     key("limits.max_tokens", number(1, 1_048_576), Preset::Number(4_096)),
     key("limits.max_prompt_tokens", at_least(1), Preset::Unset),

@@ -122,6 +122,25 @@ impl Tls {
 pub struct Model {
     /// The model directory.
     pub path: PathBuf,
+    /// The most crops that an image of detail `auto` is cut into, beside its view as a whole.
+    pub num_crops: usize,
+    /// The type of the vision encoder's weights.
+    pub vision_weights: VisionWeights,
+}
+
+/// The type to which the weights of the vision encoder are converted at load. The key `model.vision_weights` in `schema.rs`
+/// lists the names that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum VisionWeights {
+    /// The smallest type with a small loss that the provider computes with.
+    Auto,
+    /// As the graph has them.
+    F32,
+    /// 8 bits.
+    Int8,
+    /// 4 bits.
+    Int4,
 }
 
 /// `[runtime]`
@@ -221,6 +240,10 @@ pub struct Limits {
     pub max_deadline: TimeSpan,
     /// The largest request payload; `mqtt.max_packet` is larger.
     pub max_payload: ByteSize,
+    /// The maximum number of images of a request; 0 refuses images.
+    pub images: usize,
+    /// The maximum number of pixels of an image.
+    pub image_pixels: u64,
     /// The maximum number of new tokens of a request.
     pub max_tokens: usize,
     /// The maximum number of tokens of a prompt; none means the context's length.

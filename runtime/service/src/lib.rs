@@ -22,8 +22,8 @@ pub use engine_thread::{
 pub use jobs::Quota;
 pub use observers::{JobEnd, Observer, Observers, Outcome};
 pub use phi_edge_api::{
-    Answer, DeadLetter, JobKey, NewJob, Priority, PromptProgress, Refusal, Reply, ReplyAddress, ReplyBody,
-    ReplyTarget, Truncation,
+    Answer, DeadLetter, Detail, JobKey, NewJob, Priority, PromptProgress, Refusal, Reply, ReplyAddress,
+    ReplyBody, ReplyTarget, RequestImage, Truncation,
 };
 pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, Symbol, TokenId};
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};

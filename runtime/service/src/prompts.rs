@@ -70,6 +70,11 @@ pub trait Prompts: Send + Sync {
         })
     }
 
+    /// Whether conversations may have images.
+    fn takes_images(&self) -> bool {
+        false
+    }
+
     /// Returns a new detokenizer, for one answer.
     fn detokenizer(&self) -> Box<dyn Detokenizer>;
 

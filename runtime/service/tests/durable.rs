@@ -360,7 +360,7 @@ async fn receipts_of_the_version_before_are_taken_over() {
     let connection = rusqlite::Connection::open(folder.path().join(FILE)).unwrap();
     connection
         .execute_batch(
-            "DROP TABLE receipts; DROP TABLE former_receipts;
+            "DROP TABLE receipts; DROP TABLE former_receipts; DROP TABLE blobs; DROP TABLE job_blobs;
              CREATE TABLE refused (number INTEGER PRIMARY KEY, receipt BLOB NOT NULL);
              CREATE TABLE rule_receipts (number INTEGER PRIMARY KEY, receipt BLOB NOT NULL);
              PRAGMA user_version = 2;",
@@ -414,6 +414,22 @@ async fn a_client_has_its_budget() {
     let mut other = job("d");
     other.key.client = Some("other".into());
     bench.service.submit(other).await.unwrap();
+}
+
+#[tokio::test]
+async fn a_job_whose_images_are_lost_ends_with_an_error() {
+    let folder = tempfile::tempdir().unwrap();
+    let bench = Bench::durable(folder.path(), 1, LastEnd::Innocent);
+    bench.service.submit(job("a")).await.unwrap();
+    let left = image(folder.path());
+    let connection = rusqlite::Connection::open(left.path().join(FILE)).unwrap();
+    let changed = connection.execute("UPDATE jobs SET request = json_set(request, '$.images', 1)", []);
+    assert_eq!(changed, Ok(1));
+    drop(connection);
+    let mut bench = Bench::durable(left.path(), 1, LastEnd::Innocent);
+    let refusal = bench.error().await;
+    assert_eq!(refusal.code, ErrorCode::Internal);
+    assert!(refusal.message.contains("images are lost"), "{}", refusal.message);
 }
 
 #[tokio::test]

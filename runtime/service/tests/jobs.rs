@@ -2,11 +2,13 @@
 
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::{Failure, Finish, TokenId};
 use phi_edge_service::{
-    Answer, ErrorCode, FinishReason, NewJob, Priority, ReplyBody, ReplyTarget, ServiceConfig,
+    Answer, Detail, ErrorCode, FinishReason, NewJob, Priority, ReplyBody, ReplyTarget, RequestImage,
+    ServiceConfig,
 };
 use support::{Bench, job, key, settle, summary};
 use tokio::time::Instant;
@@ -446,6 +448,24 @@ async fn prompts_that_cannot_run_are_refused() {
     assert_eq!(refusal.code, ErrorCode::Internal);
     assert!(bench.asks_nothing().await);
     assert_eq!(bench.service.stats().refused, 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn images_are_unsupported_by_a_model_for_text_alone() {
+    let mut bench = Bench::new();
+    let image = RequestImage {
+        file: Arc::from(&b"\x89PNG"[..]),
+        detail: Detail::default(),
+    };
+    let refusal = bench
+        .service
+        .submit(question("a", |job| job.images = vec![image]))
+        .await;
+    let refusal = refusal.unwrap_err();
+    assert_eq!(refusal.code, ErrorCode::Unsupported);
+    assert_eq!(refusal.message, "images: this model takes text alone");
+    assert!(bench.asks_nothing().await);
+    bench.service.submit(job("a")).await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

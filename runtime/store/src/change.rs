@@ -85,7 +85,15 @@ impl Change {
     fn cost(&self) -> u64 {
         const CHANGE_OVERHEAD_BYTES: u64 = 256;
         let content = match self {
-            Self::Accept(record) => std::mem::size_of_val(record.prompt.as_slice()) as u64,
+            Self::Accept(record) => {
+                let files = record
+                    .job
+                    .images
+                    .iter()
+                    .map(|image| image.file.len())
+                    .sum::<usize>();
+                (std::mem::size_of_val(record.prompt.as_slice()) + files) as u64
+            }
             Self::Settle { body, .. } => body.texts(),
             Self::Post(reply) => reply.body.texts(),
             Self::Rule(RuleChange::KeepMessage(message)) => message.cost(),

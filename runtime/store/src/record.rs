@@ -76,6 +76,8 @@ pub struct RestoredJob {
     pub record: JobRecord,
     /// The addresses that wait for its outcome.
     pub addresses: Vec<ReplyAddress>,
+    /// Whether images of it are lost, so that it can't be run.
+    pub lost_images: bool,
     /// Its state.
     pub state: RestoredState,
 }
@@ -109,6 +111,9 @@ pub(super) struct RequestRow {
     progress: bool,
     #[serde(default, skip_serializing_if = "is_zero")]
     pub(super) left_out_tokens: usize,
+    /// The number of its images, whose files are in a table of their own.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub(super) images: usize,
     priority: u8,
     #[serde(skip_serializing_if = "Option::is_none")]
     session: Option<String>,
@@ -132,6 +137,7 @@ impl RequestRow {
             stream: job.stream,
             progress: job.progress,
             left_out_tokens,
+            images: job.images.len(),
             priority: job.priority as u8,
             session: job.session.clone(),
         }

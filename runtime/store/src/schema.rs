@@ -3,14 +3,14 @@
 use rusqlite::{Connection, Result};
 
 /// The schema version that this program writes.
-pub(super) const VERSION: i64 = 3;
+pub(super) const VERSION: i64 = 4;
 
 /// The migrations, one per version: the first creates the tables, the others change them.
 ///
 /// Rows of a new table are read by `file/read.rs` into `Restored` (with moments also rebased there), merged by
 /// `file/mend.rs` where the file is damaged, written back by `File::fill`, and deleted where a batch replaces everything
 /// (`file/mod.rs`) and where the store is emptied (`tool.rs`).
-const MIGRATIONS: [&str; 3] = [
+const MIGRATIONS: [&str; 4] = [
     "
     CREATE TABLE meta (
         name TEXT PRIMARY KEY,
@@ -103,6 +103,22 @@ const MIGRATIONS: [&str; 3] = [
         SELECT substr(receipt, 1, 16) FROM refused UNION SELECT substr(receipt, 1, 16) FROM rule_receipts;
     DROP TABLE refused;
     DROP TABLE rule_receipts;
+",
+    "
+    -- Files of images, one row however many jobs need it.
+    CREATE TABLE blobs (
+        digest BLOB PRIMARY KEY,        -- SHA-256 of the file
+        file BLOB NOT NULL
+    );
+    -- The images of jobs without an outcome.
+    CREATE TABLE job_blobs (
+        place INTEGER NOT NULL,         -- of the job
+        position INTEGER NOT NULL,      -- in the job's images
+        digest BLOB NOT NULL,
+        detail TEXT NOT NULL,
+        PRIMARY KEY (place, position)
+    ) WITHOUT ROWID;
+    CREATE INDEX job_blobs_by_digest ON job_blobs (digest);
 ",
 ];
 

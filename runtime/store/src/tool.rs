@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::{Connection, OpenFlags};
 
-use super::file::{FILE_NAME, hint};
+use super::file::{CLEAR_BLOBS, FILE_NAME, hint};
 use super::rules;
 
 /// The contents of a store, counted.
@@ -123,6 +123,9 @@ pub fn purge(folder: &Path, what: Purge) -> Result<usize, ToolError> {
                     transaction.execute(&format!("DELETE FROM {table}"), [])?;
                 }
             }
+        }
+        if what == Purge::All && has_table(&transaction, "blobs")? {
+            transaction.execute_batch(CLEAR_BLOBS)?;
         }
         if what == Purge::All && has_rules(&transaction)? {
             let tables = rules::CLEAR.split(';').map(str::trim);

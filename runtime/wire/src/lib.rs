@@ -16,10 +16,10 @@ mod status;
 mod strict;
 
 pub use cancel::parse_cancel;
-pub use dead_letter::encode_dead_letter;
+pub use dead_letter::{encode_dead_letter, original_without_images};
 pub use event::encode_event;
 pub use id::check_id;
 pub use json::{is_interchange_char, to_json};
 pub use reply::{encode_reply, encode_too_large, reply_kind};
-pub use request::{Envelope, Payload, Request, RequestError, parse_request};
+pub use request::{Envelope, ParseLimits, Payload, Request, RequestError, parse_request};
 pub use status::{State, Status};

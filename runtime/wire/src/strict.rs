@@ -3,6 +3,7 @@
 //! Derived code accepts a list for a structure, its fields by position, and `{"word":null}` for an enumeration's word. Together
 //! with `deny_unknown_fields`, and the refusal of doubled fields that derived code has anyway, these wrappers refuse both.
 
+use std::borrow::Cow;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -89,5 +90,68 @@ impl<'de, L: Deserialize<'de>> Deserialize<'de> for TextOr<L> {
         }
 
         deserializer.deserialize_any(TextOrVisitor(PhantomData))
+    }
+}
+
+/// A string that may be long: borrowed from the JSON, and copied only where it has escapes.
+#[derive(Debug)]
+pub(crate) struct LongText<'a>(pub(crate) Cow<'a, str>);
+
+impl<'de: 'a, 'a> Deserialize<'de> for LongText<'a> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct LongTextVisitor;
+
+        impl<'de> Visitor<'de> for LongTextVisitor {
+            type Value = LongText<'de>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a string")
+            }
+
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(LongText(Cow::Borrowed(text)))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(LongText(Cow::Owned(text.to_owned())))
+            }
+        }
+
+        deserializer.deserialize_str(LongTextVisitor)
+    }
+}
+
+/// A string or an object.
+#[derive(Debug)]
+pub(crate) enum TextOrObject<'a, T> {
+    Text(LongText<'a>),
+    Object(T),
+}
+
+impl<'de: 'a, 'a, T: Deserialize<'de>> Deserialize<'de> for TextOrObject<'a, T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct TextOrObjectVisitor<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for TextOrObjectVisitor<T> {
+            type Value = TextOrObject<'de, T>;
+
+            fn expecting(&self, formatter: &mut fmt::Formatter) -> fmt::Result {
+                formatter.write_str("a string or an object")
+            }
+
+            fn visit_borrowed_str<E: Error>(self, text: &'de str) -> Result<Self::Value, E> {
+                Ok(TextOrObject::Text(LongText(Cow::Borrowed(text))))
+            }
+
+            fn visit_str<E: Error>(self, text: &str) -> Result<Self::Value, E> {
+                Ok(TextOrObject::Text(LongText(Cow::Owned(text.to_owned()))))
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<Self::Value, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(map)).map(TextOrObject::Object)
+            }
+        }
+
+        deserializer.deserialize_any(TextOrObjectVisitor(PhantomData))
     }
 }

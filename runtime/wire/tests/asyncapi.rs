@@ -18,7 +18,9 @@ use phi_edge_api::{
 use phi_edge_rules::{
     CloseReason, Event, EventError, EventWindow, FieldFacts, Output, Published, Time, Value as Fact,
 };
-use phi_edge_wire::{Payload, State, Status, encode_reply, encode_too_large, parse_cancel, parse_request};
+use phi_edge_wire::{
+    ParseLimits, Payload, State, Status, encode_reply, encode_too_large, parse_cancel, parse_request,
+};
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -343,6 +345,50 @@ fn cancellations_are_read_as_documented() {
     }
 }
 
+/// Base64, mostly right.
+fn base64_text() -> impl Strategy<Value = String> {
+    prop_oneof![
+        5 => proptest::sample::select(&["eA==", "eA", "eHk=", "eHl6", "+/+/AAAA"][..]).prop_map(str::to_owned),
+        1 => "[A-Za-z0-9+/]{0,6}={0,3}",
+        1 => proptest::sample::select(&["eH l6", "eHl6\n", "-_-_", "eB==", "eH=6", ""][..]).prop_map(str::to_owned),
+    ]
+}
+
+/// Image parts of messages, mostly right.
+fn image_part() -> BoxedStrategy<Value> {
+    let url = prop_oneof![
+        6 => (proptest::sample::select(&["png", "jpeg", "jpg", "webp", "gif"][..]), base64_text())
+            .prop_map(|(kind, data)| format!("data:image/{kind};base64,{data}")),
+        1 => proptest::sample::select(&["http://a/b.png", "data:,x", "data:image/png,eA==", "eA=="][..])
+            .prop_map(str::to_owned),
+    ];
+    let detail = proptest::sample::select(&["low", "auto", "high", "low", "auto", "high", "medium"][..]);
+    prop_oneof![
+        3 => base64_text().prop_map(|data| json!({"type": "image", "data": data})),
+        3 => (base64_text(), detail.clone())
+            .prop_map(|(data, detail)| json!({"type": "image", "data": data, "detail": detail})),
+        3 => url.clone().prop_map(|url| json!({"type": "image_url", "image_url": url})),
+        3 => (url.clone(), detail)
+            .prop_map(|(url, detail)| json!({"type": "image_url", "image_url": {"url": url, "detail": detail}})),
+        1 => url.prop_map(|url| json!({"type": "image_url", "image_url": {"url": url}, "detail": "low"})),
+        1 => proptest::sample::select(vec![
+            json!({"type": "image"}),
+            json!({"type": "image_url"}),
+            json!({"type": "image_url", "image_url": {}}),
+            json!({"type": "image_url", "image_url": ["eA=="]}),
+            json!({"type": "image", "data": "eA==", "text": "x"}),
+            json!({"type": "text", "text": "x", "detail": "low"}),
+        ]),
+    ]
+    .boxed()
+}
+
+/// Whether a request has images in a list and no message of the user that they could stand in, which the schema can't say.
+fn lacks_users_message(request: &Map<String, Value>) -> bool {
+    let messages = request.get("messages").and_then(Value::as_array);
+    messages.is_some_and(|messages| messages.iter().all(|message| message["role"] != "user"))
+}
+
 /// Values of a field, right ones and wrong ones.
 fn values(name: &str) -> BoxedStrategy<Value> {
     let text = || "[a-zü. ]{0,6}".prop_map(Value::from);
@@ -397,7 +443,7 @@ fn values(name: &str) -> BoxedStrategy<Value> {
                 1 => Just(json!({"type": "text"})),
                 1 => Just(json!({"type": "text", "text": "x", "lang": "de"})),
                 1 => Just(json!({"type": "text", "text": "x", "data": "y"})),
-                1 => Just(json!({"type": "image", "data": "eA==", "detail": "low"})),
+                4 => image_part(),
                 1 => Just(json!({"text": "x"})),
                 1 => Just(json!({"type": "sound", "text": "x"})),
                 1 => Just(json!("x")),
@@ -417,7 +463,10 @@ fn values(name: &str) -> BoxedStrategy<Value> {
                 .prop_map(Value::from)
                 .boxed()
         }
-        "images" => proptest::collection::vec("[a-z]{0,4}".prop_map(Value::from), 0..2)
+        "images" => proptest::collection::vec(base64_text().prop_map(Value::from), 0..2)
+            .prop_map(Value::from)
+            .boxed(),
+        "detail" => proptest::sample::select(&["low", "auto", "high", "medium"][..])
             .prop_map(Value::from)
             .boxed(),
         "max_tokens" => whole(&[0, 1, 256, 1 << 20, (1 << 20) + 1, -1]).boxed(),
@@ -494,8 +543,13 @@ fn read(request: &Map<String, Value>) -> Result<bool, (ErrorCode, String)> {
     let payload = Payload {
         bytes: text.as_bytes(),
         content_type: None,
+        question: None,
     };
-    parse_request(payload, MAX_TOKENS)
+    let limits = ParseLimits {
+        max_tokens: MAX_TOKENS,
+        images: 100,
+    };
+    parse_request(payload, limits)
         .map(|parsed| parsed.is_some())
         .map_err(|rejected| (rejected.code, rejected.message))
 }
@@ -509,8 +563,10 @@ proptest! {
         thread_local!(static DOCUMENT: Value = document());
         if matches!(read(&request), Err((ErrorCode::Unsupported, _))) {
             // Told before other faults are looked for.
-            request.remove("images");
             request.remove("response_format");
+        }
+        if lacks_users_message(&request) {
+            request.remove("images");
         }
         let taken = read(&request);
         let mut plain = request.clone();

@@ -148,6 +148,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
     let (_limits_tx, limits) = watch::channel(RequestLimits {
         max_payload: 1 << 16,
         max_tokens: 64,
+        images: 2,
     });
     let (_service_tx, service_rx) = watch::channel(Some(service.clone()));
     let (_status_tx, status) = watch::channel(status);

@@ -67,6 +67,7 @@ pub(crate) fn request_limits(config: &Config) -> RequestLimits {
     RequestLimits {
         max_payload: usize_of(config.limits.max_payload.bytes()),
         max_tokens: config.limits.max_tokens,
+        images: config.limits.images,
     }
 }
 

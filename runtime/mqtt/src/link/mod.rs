@@ -94,6 +94,8 @@ pub struct RequestLimits {
     pub max_payload: usize,
     /// The largest `max_tokens`.
     pub max_tokens: usize,
+    /// The most images of a request.
+    pub images: usize,
 }
 
 /// The state of the link.

@@ -115,6 +115,7 @@ pub(super) fn config(port: u16) -> LinkConfig {
 const LIMITS: RequestLimits = RequestLimits {
     max_payload: 1 << 20,
     max_tokens: 64,
+    images: 2,
 };
 
 impl Harness {

@@ -73,6 +73,8 @@ pub(crate) enum NotEncoded {
     TooLong { tokens: usize, exact: bool },
     /// The model's text side refuses it.
     Refused(String),
+    /// It has images, and the model takes none.
+    ImagesUnsupported,
     /// Its time passed before its turn.
     Expired,
     /// Processes died while they encoded it alone.

@@ -65,6 +65,9 @@ impl PromptEncoder {
         session_tokens: Vec<Symbol>,
         expires: Instant,
     ) -> Result<Truncated, NotEncoded> {
+        if !job.images.is_empty() && !self.prompts.takes_images() {
+            return Err(NotEncoded::ImagesUnsupported);
+        }
         let encode = Encode {
             messages: std::mem::take(&mut job.messages),
             said: session_tokens,
@@ -97,6 +100,9 @@ impl PromptEncoder {
                 ErrorCode::BadRequest,
                 format!("messages: the prompt can't be built: {message}"),
             ),
+            NotEncoded::ImagesUnsupported => {
+                ledger.refuse(ErrorCode::Unsupported, "images: this model takes text alone")
+            }
             NotEncoded::Expired => ledger.refuse(
                 ErrorCode::Expired,
                 "the deadline passed before the request's turn to be encoded came",

@@ -2,11 +2,12 @@
 
 use rusqlite::{Connection, params};
 
-use super::value::{json, signed};
+use super::blobs;
+use super::value::{client, json, signed};
 use crate::change::Change;
 use crate::record::{AddressRow, BodyRow, JobRecord, MessageRow, RequestRow, symbols_to_bytes};
 use crate::rules;
-use phi_edge_api::{JobKey, ReplyAddress};
+use phi_edge_api::ReplyAddress;
 
 /// The statements that empty the tables of receipts.
 pub(crate) const FORGET_RECEIPTS: &str = "DELETE FROM receipts; DELETE FROM former_receipts;";
@@ -45,6 +46,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                     tries.crashes,
                     tries.suspect,
                 ])?;
+            blobs::add(connection, *place, &job.images)?;
         }
         Change::Addresses { key, addresses: all } => {
             connection
@@ -62,6 +64,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                 .execute(params![client(key), key.id])?;
         }
         Change::Settle { key, body, until } => {
+            blobs::release(connection, key)?;
             connection
                 .prepare_cached(
                     "UPDATE jobs SET outcome = ?3, until_up = ?4, until_wall = ?5, running = 0, suspect = 0,
@@ -89,6 +92,7 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
                 .execute([signed(*delivery)])?;
         }
         Change::Forget(key) => {
+            blobs::release(connection, key)?;
             connection
                 .prepare_cached("DELETE FROM jobs WHERE client = ?1 AND id = ?2")?
                 .execute(params![client(key), key.id])?;
@@ -107,10 +111,6 @@ pub(super) fn apply(connection: &Connection, change: &Change) -> rusqlite::Resul
         Change::Rule(change) => rules::apply(connection, change)?,
     }
     Ok(())
-}
-
-pub(super) fn client(key: &JobKey) -> &str {
-    key.client.as_deref().unwrap_or_default()
 }
 
 pub(super) fn addresses(addresses: &[ReplyAddress]) -> String {

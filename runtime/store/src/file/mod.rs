@@ -1,6 +1,7 @@
 //! The SQLite file.
 
 mod apply;
+mod blobs;
 mod mend;
 mod read;
 mod trouble;
@@ -19,10 +20,12 @@ use super::record::{Restored, RestoredState};
 use super::{LastEnd, StoreConfig, StoreError, rules, schema};
 use crate::receipt::RECEIPT_REACH;
 use apply::apply;
+use blobs::SWEEP_BLOBS;
 use mend::{salvage, set_aside};
 use read::{Reading, boot, read, rebase};
 use trouble::disk;
 
+pub(super) use blobs::CLEAR_BLOBS;
 pub(super) use trouble::{Trouble, hint};
 pub(super) use value::for_each_row;
 pub(super) use value::{json, parse, signed, unsigned};
@@ -107,6 +110,8 @@ impl File {
             connection.pragma_update(None, "auto_vacuum", "INCREMENTAL")?;
             connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
             connection.pragma_update(None, "synchronous", "FULL")?;
+            // What is deleted is overwritten: prompts and images are confidential.
+            connection.pragma_update(None, "secure_delete", "ON")?;
             connection.pragma_update(None, "temp_store", "MEMORY")?;
             connection.pragma_update(None, "journal_size_limit", 4 << 20)?;
             connection.set_prepared_statement_cache_capacity(64);
@@ -188,6 +193,7 @@ impl File {
         for batch in batches {
             if batch.replaces {
                 transaction.execute_batch("DELETE FROM jobs; DELETE FROM outbox; DELETE FROM receipts;")?;
+                transaction.execute_batch(CLEAR_BLOBS)?;
                 transaction.execute_batch(rules::CLEAR)?;
             }
             for change in &batch.changes {
@@ -217,6 +223,7 @@ impl File {
             "DELETE FROM former_receipts WHERE (SELECT max(number) FROM receipts) > ?1",
             [signed(RECEIPT_REACH)],
         )?;
+        transaction.execute_batch(SWEEP_BLOBS)?;
         let restored = read(&transaction, Reading::Sound)?;
         transaction.commit()?;
         self.note_boot(clock)?;

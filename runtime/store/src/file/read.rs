@@ -4,6 +4,7 @@ use rusqlite::{Connection, OptionalExtension, Row, params};
 
 use tokio::time::Instant;
 
+use super::blobs::{self, StoredImages};
 use super::value::{for_each_row, parse, unsigned};
 use crate::clock::{Clock, Moment};
 use crate::receipt::{ReceiptRow, receipt_mark};
@@ -13,7 +14,7 @@ use crate::record::{
 };
 use crate::rules;
 use phi_edge_api::Reply;
-use phi_edge_api::{JobKey, ReplyAddress};
+use phi_edge_api::{JobKey, NewJob, ReplyAddress};
 
 /// The most symbols of a stored prompt: more than any model takes, so that a damaged one takes no memory.
 const MAX_PROMPT_SYMBOLS: usize = 1 << 20;
@@ -37,7 +38,9 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
         "ASC"
     };
     let mut restored = Restored::default();
+    let mut images = StoredImages::default();
     let tables = [
+        blobs::read(connection, order, &mut images),
         for_each_row(
             connection,
             &format!(
@@ -46,7 +49,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
                  FROM jobs ORDER BY place {order}"
             ),
             |row| {
-                if let Some((job, receipts)) = job(row)? {
+                if let Some((job, receipts)) = job(row, &mut images)? {
                     restored.jobs.push(job);
                     restored.former_receipts.extend(receipts.iter().map(receipt_mark));
                 }
@@ -96,7 +99,7 @@ pub(super) fn read(connection: &Connection, reading: Reading) -> rusqlite::Resul
 
 /// Returns a job with its receipts of an earlier version. `None` for a row with values that this version does not know,
 /// which is logged.
-fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> {
+fn job(row: &Row<'_>, images: &mut StoredImages) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> {
     let client: String = row.get(1)?;
     let key = JobKey {
         client: (!client.is_empty()).then_some(client),
@@ -129,12 +132,20 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> 
         })
     };
     let left_out_tokens = request.left_out_tokens;
+    let place = unsigned(row.get(0)?);
+    // An outcome needs no images any more.
+    let count = if body.is_none() { request.images } else { 0 };
+    let images = blobs::take(images, place, count);
+    let lost_images = images.is_none();
     let restored = RestoredJob {
         record: JobRecord {
-            job: request.job(key, row.get(3)?, first),
+            job: NewJob {
+                images: images.unwrap_or_default(),
+                ..request.job(key, row.get(3)?, first)
+            },
             prompt,
             left_out_tokens,
-            place: unsigned(row.get(0)?),
+            place,
             tries: Tries {
                 attempts: row.get(11)?,
                 crashes: row.get(12)?,
@@ -144,6 +155,7 @@ fn job(row: &Row<'_>) -> rusqlite::Result<Option<(RestoredJob, Vec<[u8; 32]>)>> 
             expires: moment(9, 10)?,
         },
         addresses,
+        lost_images,
         state: match body {
             None => RestoredState::Open,
             Some(body) => RestoredState::Done {

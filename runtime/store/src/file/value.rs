@@ -1,5 +1,6 @@
 //! Rows and the values in their cells.
 
+use phi_edge_api::JobKey;
 use rusqlite::{Connection, Row};
 
 pub(crate) fn json(value: &impl serde::Serialize) -> String {
@@ -20,6 +21,11 @@ pub(crate) fn signed(number: u64) -> i64 {
 
 pub(crate) fn unsigned(number: i64) -> u64 {
     u64::try_from(number).unwrap_or(0)
+}
+
+/// Returns the client of a key; empty on the shared topic.
+pub(super) fn client(key: &JobKey) -> &str {
+    key.client.as_deref().unwrap_or_default()
 }
 
 /// Calls `take` with each row of a query.

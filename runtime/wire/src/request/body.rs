@@ -3,20 +3,20 @@
 use std::collections::BTreeMap;
 
 use serde::Deserialize;
-use serde::de::IgnoredAny;
 use serde_json::Value;
 
 use crate::id::check_id;
 use crate::quote::cut;
-use crate::strict::{Object, TextOr, Word};
+use crate::strict::{LongText, Object, TextOr, TextOrObject, Word};
 
 /// The names of the fields of [`RequestBody`].
-pub(super) const FIELDS: [&str; 20] = [
+pub(super) const FIELDS: [&str; 21] = [
     "id",
     "prompt",
     "messages",
     "system",
     "images",
+    "detail",
     "max_tokens",
     "temperature",
     "top_p",
@@ -38,12 +38,15 @@ pub(super) const FIELDS: [&str; 20] = [
 /// docs/mqtt.md describes them, docs/asyncapi.json has their schema, and `tests/asyncapi.rs` makes values for each.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct RequestBody {
+pub(super) struct RequestBody<'a> {
     pub(super) id: Option<String>,
     pub(super) prompt: Option<String>,
-    pub(super) messages: Option<Vec<Object<MessageBody>>>,
+    #[serde(borrow)]
+    pub(super) messages: Option<Vec<Object<MessageBody<'a>>>>,
     pub(super) system: Option<String>,
-    pub(super) images: Option<Vec<IgnoredAny>>,
+    #[serde(borrow)]
+    pub(super) images: Option<Vec<LongText<'a>>>,
+    pub(super) detail: Option<Word<DetailName>>,
     pub(super) max_tokens: Option<u64>,
     pub(super) temperature: Option<f64>,
     pub(super) top_p: Option<f64>,
@@ -61,12 +64,12 @@ pub(super) struct RequestBody {
     pub(super) session: Option<String>,
 }
 
-impl RequestBody {
+impl<'a> RequestBody<'a> {
     /// Reads a JSON object.
     ///
     /// # Errors
     /// One line that names the field at fault and quotes little.
-    pub(super) fn read(bytes: &[u8]) -> Result<Self, String> {
+    pub(super) fn read(bytes: &'a [u8]) -> Result<Self, String> {
         let mut json = serde_json::Deserializer::from_slice(bytes);
         serde_path_to_error::deserialize::<_, Object<RequestBody>>(&mut json)
             .map_err(|error| {
@@ -95,27 +98,52 @@ pub(super) fn id_of(bytes: &[u8]) -> Option<String> {
 /// A message of the conversation.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct MessageBody {
+pub(super) struct MessageBody<'a> {
     pub(super) role: Word<RoleName>,
-    pub(super) content: TextOr<Object<ContentPart>>,
+    #[serde(borrow)]
+    pub(super) content: TextOr<Object<ContentPart<'a>>>,
 }
 
-/// A part of a message. `text` belongs to parts of type text, `data` to those of type image.
+/// A part of a message. `text` belongs to parts of type text, `data` and `detail` to those of type image, `image_url` to those
+/// of type `image_url`.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-pub(super) struct ContentPart {
+pub(super) struct ContentPart<'a> {
     #[serde(rename = "type")]
     pub(super) kind: Option<Word<PartType>>,
     pub(super) text: Option<String>,
-    pub(super) data: Option<String>,
+    #[serde(borrow)]
+    pub(super) data: Option<LongText<'a>>,
+    pub(super) detail: Option<Word<DetailName>>,
+    #[serde(borrow)]
+    pub(super) image_url: Option<TextOrObject<'a, ImageUrl<'a>>>,
 }
 
 /// The type of a part of a message.
 #[derive(Deserialize, Clone, Copy)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
 pub(super) enum PartType {
     Text,
     Image,
+    ImageUrl,
+}
+
+/// The image of a part of type `image_url`, in the form of OpenAI's API.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(super) struct ImageUrl<'a> {
+    #[serde(borrow)]
+    pub(super) url: LongText<'a>,
+    pub(super) detail: Option<Word<DetailName>>,
+}
+
+/// How closely the model looks at an image.
+#[derive(Deserialize, Clone, Copy)]
+#[serde(rename_all = "lowercase")]
+pub(super) enum DetailName {
+    Low,
+    Auto,
+    High,
 }
 
 /// The form of the answer. The members of forms other than text are not read until those are supported.

@@ -1,16 +1,18 @@
 //! The conversation of a request: a prompt or messages, each a text or parts.
 
-use phi_edge_api::{Message, Role};
+use phi_edge_api::{Message, PlacedImage, Role};
 
 use super::FieldError;
-use super::body::{ContentPart, MessageBody, PartType, RoleName};
-use crate::strict::{Object, TextOr, Word};
+use super::body::{ContentPart, ImageUrl, MessageBody, PartType, RoleName};
+use super::images::{Images, data_url};
+use crate::strict::{LongText, Object, TextOr, TextOrObject, Word};
 
-/// Returns the messages of a request in their order, the system message first.
+/// Returns the messages of a request in their order, the system message first, and adds their images to `images`.
 pub(super) fn conversation(
     system: Option<String>,
     prompt: Option<String>,
-    messages: Option<Vec<Object<MessageBody>>>,
+    messages: Option<Vec<Object<MessageBody<'_>>>>,
+    images: &mut Images,
 ) -> Result<Vec<Message>, FieldError> {
     let mut conversation: Vec<Message> = system
         .map(|content| Message::new(Role::System, content))
@@ -25,15 +27,8 @@ pub(super) fn conversation(
             return Err(FieldError::malformed("messages: is empty"));
         }
         (None, Some(messages)) => {
-            for (n, Object(message)) in messages.into_iter().enumerate() {
-                conversation.push(Message::new(
-                    match message.role.0 {
-                        RoleName::System => Role::System,
-                        RoleName::User => Role::User,
-                        RoleName::Assistant => Role::Assistant,
-                    },
-                    content(n, message.content)?,
-                ));
+            for (n, Object(body)) in messages.into_iter().enumerate() {
+                conversation.push(message(n, body, images)?);
             }
         }
         (Some(_), Some(_)) => return Err(FieldError::malformed("prompt and messages: give one of them")),
@@ -42,39 +37,104 @@ pub(super) fn conversation(
     Ok(conversation)
 }
 
-/// Returns the text of message `n`: a string, or parts of type text one after the other.
-fn content(n: usize, content: TextOr<Object<ContentPart>>) -> Result<String, FieldError> {
-    let parts = match content {
-        TextOr::Text(text) => return Ok(text),
+/// Puts the first `count` images, one a line, before the text of the last message of the user.
+pub(super) fn place_before_text(messages: &mut [Message], count: usize) -> Result<(), FieldError> {
+    if count == 0 {
+        return Ok(());
+    }
+    let Some(message) = messages.iter_mut().rfind(|message| message.role == Role::User) else {
+        return Err(FieldError::malformed(
+            "images: no message is the user's, and images belong to one",
+        ));
+    };
+    message.content.insert_str(0, &"\n".repeat(count));
+    for placed in &mut message.images {
+        placed.at += count;
+    }
+    let before = (0..count).map(|image| PlacedImage { at: image, image });
+    message.images.splice(0..0, before);
+    Ok(())
+}
+
+/// Returns message `n`: its text is a string, or the parts of type text one after the other, between which its images keep
+/// their places.
+fn message(n: usize, body: MessageBody<'_>, images: &mut Images) -> Result<Message, FieldError> {
+    let role = match body.role.0 {
+        RoleName::System => Role::System,
+        RoleName::User => Role::User,
+        RoleName::Assistant => Role::Assistant,
+    };
+    let parts = match body.content {
+        TextOr::Text(text) => return Ok(Message::new(role, text)),
         TextOr::List(parts) => parts,
     };
-    let mut text = String::new();
+    let mut message = Message::new(role, "");
     for (m, Object(part)) in parts.into_iter().enumerate() {
         let at = format!("messages[{n}].content[{m}]");
-        match (part.kind, part.text, part.data) {
-            (Some(Word(PartType::Text)), Some(piece), None) => text.push_str(&piece),
-            (Some(Word(PartType::Text)), None, _) => {
-                return Err(FieldError::malformed(format!("{at}.text: must be a string")));
-            }
-            (Some(Word(PartType::Text)), _, Some(_)) => {
-                return Err(FieldError::malformed(format!(
-                    "{at}.data: a part of type text has none"
-                )));
-            }
-            (Some(Word(PartType::Image)), Some(_), _) => {
-                return Err(FieldError::malformed(format!(
-                    "{at}.text: a part of type image has none"
-                )));
-            }
-            (Some(Word(PartType::Image)), None, _) => {
-                return Err(FieldError::unsupported(format!(
-                    "{at}: this model takes text alone"
-                )));
-            }
-            (None, ..) => return Err(FieldError::malformed(format!("{at}.type: must be text or image"))),
+        let Some(Word(kind)) = part.kind else {
+            return Err(FieldError::malformed(format!(
+                "{at}.type: must be text, image or image_url"
+            )));
+        };
+        check_members(&at, kind, &part)?;
+        if let (PartType::Text, Some(piece)) = (kind, &part.text) {
+            message.content.push_str(piece);
+            continue;
+        }
+        if role != Role::User {
+            return Err(FieldError::malformed(format!(
+                "{at}: images belong to messages of the user"
+            )));
+        }
+        message.images.push(PlacedImage {
+            at: message.content.len(),
+            image: image(&at, &part, images)?,
+        });
+    }
+    Ok(message)
+}
+
+/// Refuses a part that lacks the member of its type, or has one of another type.
+fn check_members(at: &str, kind: PartType, part: &ContentPart<'_>) -> Result<(), FieldError> {
+    let (name, needed) = match kind {
+        PartType::Text => ("text", "text"),
+        PartType::Image => ("image", "data"),
+        PartType::ImageUrl => ("image_url", "image_url"),
+    };
+    let is_image = matches!(kind, PartType::Image);
+    for (member, is_given, is_allowed) in [
+        ("text", part.text.is_some(), needed == "text"),
+        ("data", part.data.is_some(), is_image),
+        ("detail", part.detail.is_some(), is_image),
+        ("image_url", part.image_url.is_some(), needed == "image_url"),
+    ] {
+        if is_given && !is_allowed {
+            return Err(FieldError::malformed(format!(
+                "{at}.{member}: a part of type {name} has none"
+            )));
+        }
+        if member == needed && !is_given {
+            return Err(FieldError::malformed(format!("{at}.{member}: is missing")));
         }
     }
-    Ok(text)
+    Ok(())
+}
+
+/// Takes the image of a part and returns its index.
+fn image(at: &str, part: &ContentPart<'_>, images: &mut Images) -> Result<usize, FieldError> {
+    if let Some(LongText(data)) = &part.data {
+        return images.take(&format!("{at}.data"), data, part.detail.as_ref());
+    }
+    let (at, url, detail) = match &part.image_url {
+        Some(TextOrObject::Text(LongText(url))) => (format!("{at}.image_url"), url, None),
+        Some(TextOrObject::Object(ImageUrl {
+            url: LongText(url),
+            detail,
+        })) => (format!("{at}.image_url.url"), url, detail.as_ref()),
+        None => return Err(FieldError::malformed(format!("{at}: has no image"))),
+    };
+    let encoded = data_url(url).map_err(|reason| FieldError::malformed(format!("{at}: {reason}")))?;
+    images.take(&at, encoded, detail)
 }
 
 /// Returns a message of the user.

@@ -41,7 +41,7 @@ impl Request {
             key: envelope.key,
             body_digest: envelope.body_digest,
             messages: self.messages,
-            images: Vec::new(),
+            images: self.images,
             max_tokens: self.max_tokens,
             sampling: Sampling {
                 seed,

@@ -1,17 +1,20 @@
-//! The reading of requests: a JSON object, read strictly, or a plain text.
+//! The reading of requests: a JSON object, read strictly, an image, or a plain text.
 
 mod body;
 mod content;
+mod images;
 mod job;
 mod options;
 
 use std::time::Duration;
 
-use phi_edge_api::{ErrorCode, Message, Priority, Sampling, Truncation};
+use phi_edge_api::{Detail, ErrorCode, Message, Priority, RequestImage, Sampling, Truncation};
 
 use crate::id::{check_id, check_name};
+use crate::strict::LongText;
 use body::{FIELDS, RequestBody};
-use content::{conversation, user};
+use content::{conversation, place_before_text, user};
+use images::{Images, check_media_type, is_image};
 pub use job::Envelope;
 use options::DEFAULT_MAX_TOKENS;
 
@@ -22,6 +25,24 @@ pub struct Payload<'a> {
     pub bytes: &'a [u8],
     /// The media type, if the sender names one.
     pub content_type: Option<&'a str>,
+    /// The question about a payload that is an image, if the sender asks one beside it. Of no meaning for other payloads.
+    pub question: Option<&'a str>,
+}
+
+impl Payload<'_> {
+    /// Whether the payload is an image by its media type, whatever its bytes are.
+    pub fn is_image(&self) -> bool {
+        self.content_type.is_some_and(is_image)
+    }
+}
+
+/// The bounds of requests that the node sets.
+#[derive(Debug, Clone, Copy)]
+pub struct ParseLimits {
+    /// The largest `max_tokens`.
+    pub max_tokens: usize,
+    /// The most images of a request.
+    pub images: usize,
 }
 
 /// A valid request.
@@ -31,6 +52,8 @@ pub struct Request {
     pub id: Option<String>,
     /// The conversation.
     pub messages: Vec<Message>,
+    /// The images that the messages name by their indices.
+    pub images: Vec<RequestImage>,
     /// The most new tokens.
     pub max_tokens: usize,
     /// The sampling parameters; the seed is the client's if [`Request::seeded`] is true.
@@ -74,41 +97,81 @@ impl RequestError {
     }
 }
 
-/// Reads a payload; `Ok(None)` if it is empty. `token_limit` is the largest `max_tokens`.
+/// Reads a payload; `Ok(None)` if it is empty. Images are not decoded: whether a file is one is not known yet.
 ///
 /// # Errors
 /// The payload is no valid request.
-pub fn parse_request(payload: Payload<'_>, token_limit: usize) -> Result<Option<Request>, RequestError> {
-    let Payload { bytes, content_type } = payload;
+pub fn parse_request(payload: Payload<'_>, limits: ParseLimits) -> Result<Option<Request>, RequestError> {
+    let Payload {
+        bytes, content_type, ..
+    } = payload;
     if bytes.is_empty() {
         return Ok(None);
     }
+    if payload.is_image() {
+        return read_image(payload, limits).map(Some);
+    }
     if bytes[0] == b'{' || content_type.is_some_and(is_json) {
-        return read_object(bytes, token_limit).map(Some);
+        return read_object(bytes, limits).map(Some);
     }
     match std::str::from_utf8(bytes) {
         Ok(text) if text.trim().is_empty() => Err(malformed(None, "the prompt is blank")),
-        Ok(text) => Ok(Some(Request {
-            id: None,
-            messages: vec![user(text)],
-            max_tokens: DEFAULT_MAX_TOKENS.min(token_limit),
-            sampling: Sampling::default(),
-            seeded: false,
-            stop: Vec::new(),
-            truncation: Truncation::default(),
-            stream: false,
-            progress: false,
-            priority: Priority::default(),
-            deadline: None,
-            session: None,
-        })),
+        Ok(text) => Ok(Some(plain(vec![user(text)], Vec::new(), limits))),
         Err(error) => Err(malformed(
             None,
             format!(
-                "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one)",
+                "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one); an image needs its \
+                 content type",
                 error.valid_up_to()
             ),
         )),
+    }
+}
+
+/// Reads a payload that is the file of an image. Its question is not optional: one that was misspelled must not become
+/// another one.
+fn read_image(payload: Payload<'_>, limits: ParseLimits) -> Result<Request, RequestError> {
+    check_media_type(payload.content_type.unwrap_or_default())
+        .map_err(|reason| malformed(None, format!("the content type {reason}")))?;
+    let question = payload.question.unwrap_or_default();
+    if question.trim().is_empty() {
+        return Err(malformed(
+            None,
+            "prompt: an image as payload needs its question in the user property prompt",
+        ));
+    }
+    let mut messages = vec![user(question)];
+    let placed = Images::new(limits.images, None)
+        .check_count(1)
+        .and_then(|()| place_before_text(&mut messages, 1));
+    placed.map_err(|FieldError { code, message }| RequestError {
+        id: None,
+        code,
+        message,
+    })?;
+    let image = RequestImage {
+        file: payload.bytes.into(),
+        detail: Detail::default(),
+    };
+    Ok(plain(messages, vec![image], limits))
+}
+
+/// Returns a request with all options at their defaults.
+fn plain(messages: Vec<Message>, images: Vec<RequestImage>, limits: ParseLimits) -> Request {
+    Request {
+        id: None,
+        messages,
+        images,
+        max_tokens: DEFAULT_MAX_TOKENS.min(limits.max_tokens),
+        sampling: Sampling::default(),
+        seeded: false,
+        stop: Vec::new(),
+        truncation: Truncation::default(),
+        stream: false,
+        progress: false,
+        priority: Priority::default(),
+        deadline: None,
+        session: None,
     }
 }
 
@@ -117,13 +180,13 @@ fn is_json(content_type: &str) -> bool {
     media_type.eq_ignore_ascii_case("application/json") || media_type.to_ascii_lowercase().ends_with("+json")
 }
 
-fn read_object(bytes: &[u8], token_limit: usize) -> Result<Request, RequestError> {
+fn read_object(bytes: &[u8], limits: ParseLimits) -> Result<Request, RequestError> {
     let body = RequestBody::read(bytes).map_err(|message| malformed(body::id_of(bytes), message))?;
     let id = body.id.clone();
     if let Some(id) = &id {
         check_id(id).map_err(|message| malformed(None, message))?;
     }
-    validate(body, token_limit).map_err(|FieldError { code, message }| RequestError { id, code, message })
+    validate(body, limits).map_err(|FieldError { code, message }| RequestError { id, code, message })
 }
 
 /// The reason why a field is refused. The message begins with the field's name.
@@ -140,6 +203,13 @@ impl FieldError {
         }
     }
 
+    fn too_large(message: impl Into<String>) -> Self {
+        Self {
+            code: ErrorCode::TooLarge,
+            message: message.into(),
+        }
+    }
+
     fn unsupported(message: impl Into<String>) -> Self {
         Self {
             code: ErrorCode::Unsupported,
@@ -149,17 +219,27 @@ impl FieldError {
 }
 
 /// Checks the fields in a fixed order: the first one at fault is told.
-fn validate(body: RequestBody, token_limit: usize) -> Result<Request, FieldError> {
+fn validate(body: RequestBody<'_>, limits: ParseLimits) -> Result<Request, FieldError> {
     options::check_supported(&body)?;
     if let Some(session) = &body.session {
         check_name(session).map_err(|reason| FieldError::malformed(format!("session: {reason}")))?;
     }
-    let max_tokens = options::max_tokens(body.max_tokens, token_limit)?;
+    let max_tokens = options::max_tokens(body.max_tokens, limits.max_tokens)?;
     let deadline = options::deadline(body.deadline_ms)?;
     let sampling = options::sampling(&body)?;
+    let stop = options::stops(body.stop)?;
+    let mut images = Images::new(limits.images, body.detail.as_ref());
+    let listed = body.images.unwrap_or_default();
+    images.check_count(listed.len())?;
+    for (n, LongText(encoded)) in listed.iter().enumerate() {
+        images.take(&format!("images[{n}]"), encoded, None)?;
+    }
+    let mut messages = conversation(body.system, body.prompt, body.messages, &mut images)?;
+    place_before_text(&mut messages, listed.len())?;
     Ok(Request {
-        stop: options::stops(body.stop)?,
-        messages: conversation(body.system, body.prompt, body.messages)?,
+        stop,
+        messages,
+        images: images.into_files(),
         id: body.id,
         max_tokens,
         sampling,

@@ -17,11 +17,7 @@ const MAX_STOPS: usize = 16;
 const MAX_STOP_BYTES: usize = 256;
 
 /// Refuses the options that the contract has and this version does not support.
-pub(super) fn check_supported(body: &RequestBody) -> Result<(), FieldError> {
-    let no = |message: &str| Err(FieldError::unsupported(message));
-    if body.images.as_ref().is_some_and(|images| !images.is_empty()) {
-        return no("images: this model takes text alone");
-    }
+pub(super) fn check_supported(body: &RequestBody<'_>) -> Result<(), FieldError> {
     let Some(Object(format)) = &body.response_format else {
         return Ok(());
     };
@@ -33,8 +29,8 @@ pub(super) fn check_supported(body: &RequestBody) -> Result<(), FieldError> {
                 brief(member)
             ))),
         },
-        Some(kind @ ("json_object" | "json_schema" | "regex" | "choice")) => no(&format!(
-            "response_format: {kind} is not supported by this version"
+        Some(kind @ ("json_object" | "json_schema" | "regex" | "choice")) => Err(FieldError::unsupported(
+            format!("response_format: {kind} is not supported by this version"),
         )),
         _ => Err(FieldError::malformed(
             "response_format: type must be text, json_object, json_schema, regex or choice",
@@ -64,7 +60,7 @@ pub(super) fn deadline(milliseconds: Option<u64>) -> Result<Option<Duration>, Fi
 }
 
 /// Returns the sampling parameters of a request.
-pub(super) fn sampling(body: &RequestBody) -> Result<Sampling, FieldError> {
+pub(super) fn sampling(body: &RequestBody<'_>) -> Result<Sampling, FieldError> {
     let plain = Sampling::default();
     Ok(Sampling {
         temperature: number("temperature", body.temperature, plain.temperature, 0.0, 10.0)?,

@@ -88,11 +88,37 @@ fn text_fault(keyword: &str, rule: &Value, value: &Value) -> Option<String> {
                         .chars()
                         .all(|c| c.is_ascii_alphanumeric() || ".-_".contains(c))
             }
+            BASE64 => is_base64(text),
+            DATA_URL => ["png", "jpeg", "jpg", "webp"].iter().any(|kind| {
+                text.strip_prefix(&format!("data:image/{kind};base64,"))
+                    .is_some_and(is_base64)
+            }),
             r"\S" => text.contains(|c: char| !c.is_whitespace()),
             other => panic!("the pattern {other} is not known to this test"),
         },
     };
     (!fits).then(|| "does not fit".to_owned())
+}
+
+/// The pattern of base64 whose padding may be left out.
+const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?|[A-Za-z0-9+/][AQgw]={0,2})$";
+/// The pattern of a data URL of an image.
+const DATA_URL: &str = "^data:image/(?:png|jpeg|jpg|webp);base64,(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{4}|[A-Za-z0-9+/]{2}[AEIMQUYcgkosw048]=?|[A-Za-z0-9+/][AQgw]={0,2})$";
+
+/// What [`BASE64`] says.
+fn is_base64(text: &str) -> bool {
+    let digits = text.trim_end_matches('=');
+    let padding = text.len() - digits.len();
+    let last = digits.chars().last();
+    digits
+        .chars()
+        .all(|c| c.is_ascii_alphanumeric() || "+/".contains(c))
+        && match digits.len() % 4 {
+            0 => !digits.is_empty() && padding == 0,
+            2 => padding <= 2 && last.is_some_and(|last| "AQgw".contains(last)),
+            3 => padding <= 1 && last.is_some_and(|last| "AEIMQUYcgkosw048".contains(last)),
+            _ => false,
+        }
 }
 
 fn list_fault(document: &Value, keyword: &str, rule: &Value, value: &Value) -> Option<String> {

@@ -1,13 +1,13 @@
 //! The refusal of requests: its log line, its reply and its dead letter.
 
 use phi_edge_service::{DeadLetter, ErrorCode, ReplyAddress, ReplyBody, Service, TraceParent};
-use phi_edge_wire::RequestError;
+use phi_edge_wire::{RequestError, original_without_images};
 use tokio::task::JoinHandle;
 
 use super::Inbox;
 use super::incoming::IncomingRequest;
 use crate::link::counters::count;
-use crate::link::properties::traceparent;
+use crate::link::properties::{payload, traceparent};
 
 /// The reason why a request is refused.
 pub(super) struct RequestRefusal {
@@ -54,7 +54,7 @@ impl Inbox {
                 message: message.clone(),
                 topic: request.topic.to_owned(),
                 id: id.clone(),
-                payload: DeadLetter::beginning(&request.publish.payload),
+                payload: original_without_images(payload(request.publish)),
                 bytes: request.publish.payload.len(),
             };
             service.post(

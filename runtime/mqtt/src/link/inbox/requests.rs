@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_service::{ReplyAddress, ReplyBody, ReplyTarget, Service};
-use phi_edge_wire::{Envelope, Payload, Request, parse_request};
+use phi_edge_wire::{Envelope, ParseLimits, Request, parse_request};
+use rumqttc::Publish;
 use sha2::{Digest, Sha256};
 use tokio::task::JoinHandle;
 
@@ -12,7 +13,7 @@ use super::Inbox;
 use super::incoming::IncomingRequest;
 use super::refuse::RequestRefusal;
 use crate::link::counters::count;
-use crate::link::properties::traceparent;
+use crate::link::properties::{payload, question, traceparent};
 
 impl Inbox {
     /// Reads a request and hands it to the service or refuses it. The task ends when the message may be acknowledged.
@@ -95,12 +96,11 @@ impl Inbox {
                 limits.max_payload
             )));
         }
-        let properties = publish.properties.as_ref();
-        let payload = Payload {
-            bytes: &publish.payload,
-            content_type: properties.and_then(|p| p.content_type.as_deref()),
+        let bounds = ParseLimits {
+            max_tokens: limits.max_tokens,
+            images: limits.images,
         };
-        let Some(parsed) = parse_request(payload, limits.max_tokens)? else {
+        let Some(parsed) = parse_request(payload(publish), bounds)? else {
             return Ok(None);
         };
         if publish.retain {
@@ -124,13 +124,24 @@ impl Inbox {
         Envelope {
             reply: self.address(request, &id),
             key: request.key(id),
-            body_digest: Sha256::digest(&publish.payload).into(),
+            body_digest: body_digest(publish),
             payload_bytes: publish.payload.len(),
             expiry: expiry.map(|seconds| Duration::from_secs(u64::from(seconds))),
             seed: rand::random(),
             receipt: request.receipt,
         }
     }
+}
+
+/// Returns the digest of a request's body. To an image belongs the question beside it.
+fn body_digest(publish: &Publish) -> [u8; 32] {
+    let mut digest = Sha256::new();
+    digest.update(&publish.payload);
+    if let Some(question) = question(publish) {
+        digest.update([0]);
+        digest.update(question);
+    }
+    digest.finalize().into()
 }
 
 /// A task with nothing left to do.

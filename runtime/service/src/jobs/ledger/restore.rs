@@ -92,6 +92,7 @@ impl Ledger {
         let RestoredJob {
             record,
             addresses,
+            lost_images,
             state,
         } = restored;
         let key = record.job.key.clone();
@@ -123,7 +124,11 @@ impl Ledger {
                     self.queue.insert(open.place(), queued);
                 }
                 self.jobs.insert(key.clone(), open);
-                if crashes >= MAX_CRASHES {
+                if lost_images {
+                    let message = "the request's images are lost: the store was damaged; send it again";
+                    let body = self.error(ErrorCode::Internal, message.to_owned());
+                    self.settle(&key, &body, now);
+                } else if crashes >= MAX_CRASHES {
                     self.give_up(&key, crashes, prompts, now);
                 }
             }
