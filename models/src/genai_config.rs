@@ -6,6 +6,7 @@ use std::path::Path;
 use phi_edge_engine::TokenId;
 use serde_json::Value;
 
+use crate::config_section::Section;
 use crate::error::{ModelError, read_json};
 
 /// What the file says.
@@ -35,13 +36,34 @@ pub struct GenaiConfig {
     pub inputs: DecoderInputs,
     /// Names of the graph's outputs.
     pub outputs: DecoderOutputs,
+    /// The graphs of a model that takes images.
+    pub vision: Option<VisionConfig>,
 }
 
-/// Names of the decoder graph's inputs.
+/// The graphs of a model that takes images, beside its decoder: the embedding and the encoder of images.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VisionConfig {
+    /// The embedding graph's file name. It takes the decoder's `input_ids` and `image_features`.
+    pub embedding_file: String,
+    /// The name of its output, the embeddings `[batch, sequence, hidden]`.
+    pub embeddings: String,
+    /// The encoder graph's file name.
+    pub encoder_file: String,
+    /// Its input of pixels `[images, crops, 3, height, width]`.
+    pub pixel_values: String,
+    /// Its input of padded sizes in pixels `[images, 2]`, height first.
+    pub image_sizes: String,
+    /// Its output, the features `[tokens, hidden]`.
+    pub image_features: String,
+}
+
+/// Names of the decoder graph's inputs, where the model has one the embedding graph's among them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct DecoderInputs {
-    /// Token ids `[batch, sequence]`; `None` for graphs that take embeddings.
+    /// Token ids `[batch, sequence]`; `None` for graphs that take embeddings and have no embedding graph beside them.
     pub input_ids: Option<String>,
+    /// Features of images `[places, hidden]`, for the places of negative ids.
+    pub image_features: Option<String>,
     /// Embeddings `[batch, sequence, hidden]`, where the graph takes them.
     pub inputs_embeds: Option<String>,
     /// The mask `[batch, total]`.
@@ -97,10 +119,7 @@ impl GenaiConfig {
     }
 
     fn parse(json: &Value) -> Result<Self, String> {
-        let file = Section {
-            value: json,
-            path: String::new(),
-        };
+        let file = Section::whole(json);
         let model = file.section("model")?;
         let decoder = model.section("decoder")?;
         let hidden_size = decoder.optional_count("hidden_size")?;
@@ -125,8 +144,9 @@ impl GenaiConfig {
             hidden_size: hidden_size.unwrap_or(head_size * num_heads),
             eos: model.token_ids("eos_token_id")?,
             decoder_file: decoder.file_name("filename")?,
-            inputs: inputs(&decoder)?,
+            inputs: inputs(&model, &decoder)?,
             outputs: outputs(&decoder)?,
+            vision: vision(&model)?,
         })
     }
 }
@@ -135,22 +155,59 @@ fn layer_name(template: &str, layer: usize) -> String {
     template.replacen("%d", &layer.to_string(), 1)
 }
 
-fn inputs(decoder: &Section<'_>) -> Result<DecoderInputs, String> {
+fn inputs(model: &Section<'_>, decoder: &Section<'_>) -> Result<DecoderInputs, String> {
     let section = decoder.optional_section("inputs")?;
     let inputs_embeds = section.optional_text("inputs_embeds")?;
-    let input_ids = section.optional_text("input_ids")?;
+    let mut input_ids = section.optional_text("input_ids")?;
+    let mut image_features = None;
+    if takes_images(model)? {
+        let embedding = model.section("embedding")?.optional_section("inputs")?;
+        let name =
+            |key: &str| Ok::<_, String>(embedding.optional_text(key)?.unwrap_or_else(|| key.to_owned()));
+        input_ids = Some(name("input_ids")?);
+        image_features = Some(name("image_features")?);
+    }
     let name = |key: &str, default: &str| {
         Ok::<_, String>(section.optional_text(key)?.unwrap_or_else(|| default.into()))
     };
     Ok(DecoderInputs {
         // A graph that takes embeddings names no ids; one that names neither follows the exporter's custom.
         input_ids: input_ids.or_else(|| inputs_embeds.is_none().then(|| "input_ids".to_owned())),
+        image_features,
         inputs_embeds,
         attention_mask: name("attention_mask", "attention_mask")?,
         position_ids: section.optional_text("position_ids")?,
         past_key_template: section.layer_template("past_key_names", "past_key_values.%d.key")?,
         past_value_template: section.layer_template("past_value_names", "past_key_values.%d.value")?,
     })
+}
+
+/// Whether the model has graphs for images.
+fn takes_images(model: &Section<'_>) -> Result<bool, String> {
+    let graphs = [
+        model.optional_section("embedding")?,
+        model.optional_section("vision")?,
+    ];
+    Ok(graphs.iter().all(Section::is_there))
+}
+
+fn vision(model: &Section<'_>) -> Result<Option<VisionConfig>, String> {
+    if !takes_images(model)? {
+        return Ok(None);
+    }
+    let (embedding, encoder) = (model.section("embedding")?, model.section("vision")?);
+    let name = |graph: &Section<'_>, kind: &str, key: &str| {
+        let names = graph.optional_section(kind)?;
+        Ok::<_, String>(names.optional_text(key)?.unwrap_or_else(|| key.to_owned()))
+    };
+    Ok(Some(VisionConfig {
+        embedding_file: embedding.file_name("filename")?,
+        embeddings: name(&embedding, "outputs", "inputs_embeds")?,
+        encoder_file: encoder.file_name("filename")?,
+        pixel_values: name(&encoder, "inputs", "pixel_values")?,
+        image_sizes: name(&encoder, "inputs", "image_sizes")?,
+        image_features: name(&encoder, "outputs", "image_features")?,
+    }))
 }
 
 fn outputs(decoder: &Section<'_>) -> Result<DecoderOutputs, String> {
@@ -162,120 +219,6 @@ fn outputs(decoder: &Section<'_>) -> Result<DecoderOutputs, String> {
         present_key_template: section.layer_template("present_key_names", "present.%d.key")?,
         present_value_template: section.layer_template("present_value_names", "present.%d.value")?,
     })
-}
-
-/// An object of the file, with its path for messages.
-struct Section<'a> {
-    value: &'a Value,
-    path: String,
-}
-
-impl<'a> Section<'a> {
-    fn key(&self, key: &str) -> String {
-        if self.path.is_empty() {
-            key.to_owned()
-        } else {
-            format!("{}.{key}", self.path)
-        }
-    }
-
-    fn get(&self, key: &str) -> Option<&'a Value> {
-        self.value.get(key).filter(|value| !value.is_null())
-    }
-
-    fn section(&self, key: &str) -> Result<Section<'a>, String> {
-        let section = self.optional_section(key)?;
-        if section.value.is_null() {
-            Err(format!("has no section {}", section.path))
-        } else {
-            Ok(section)
-        }
-    }
-
-    fn optional_section(&self, key: &str) -> Result<Section<'a>, String> {
-        let path = self.key(key);
-        match self.get(key) {
-            None => Ok(Section {
-                value: &Value::Null,
-                path,
-            }),
-            Some(value) if value.is_object() => Ok(Section { value, path }),
-            Some(_) => Err(format!("{path} must be an object")),
-        }
-    }
-
-    fn count(&self, key: &str) -> Result<usize, String> {
-        self.optional_count(key)?
-            .ok_or_else(|| format!("has no {}", self.key(key)))
-    }
-
-    /// A whole number of at least one.
-    fn optional_count(&self, key: &str) -> Result<Option<usize>, String> {
-        let Some(value) = self.get(key) else {
-            return Ok(None);
-        };
-        match value.as_u64().and_then(|number| usize::try_from(number).ok()) {
-            Some(number) if number > 0 => Ok(Some(number)),
-            _ => Err(format!(
-                "{} must be a whole number above zero, not {value}",
-                self.key(key)
-            )),
-        }
-    }
-
-    fn optional_text(&self, key: &str) -> Result<Option<String>, String> {
-        match self.get(key) {
-            None => Ok(None),
-            Some(Value::String(text)) if !text.is_empty() && !text.contains('\0') => Ok(Some(text.clone())),
-            Some(value) => Err(format!("{} must be a text, not {value}", self.key(key))),
-        }
-    }
-
-    fn layer_template(&self, key: &str, default: &str) -> Result<String, String> {
-        let template = self.optional_text(key)?.unwrap_or_else(|| default.to_owned());
-        if template.contains("%d") {
-            Ok(template)
-        } else {
-            Err(format!(
-                "{} must hold %d in the layer's place, not \"{template}\"",
-                self.key(key)
-            ))
-        }
-    }
-
-    /// A file within the directory: a name that leads out of it is refused.
-    fn file_name(&self, key: &str) -> Result<String, String> {
-        let name = self
-            .optional_text(key)?
-            .ok_or_else(|| format!("has no {}", self.key(key)))?;
-        let inside = Path::new(&name)
-            .components()
-            .all(|part| matches!(part, std::path::Component::Normal(_)));
-        if inside {
-            Ok(name)
-        } else {
-            Err(format!(
-                "{} must name a file of the model directory, not \"{name}\"",
-                self.key(key)
-            ))
-        }
-    }
-
-    fn token_ids(&self, key: &str) -> Result<Vec<TokenId>, String> {
-        let fault = || format!("{} must be a token id or a list of them", self.key(key));
-        let id = |value: &Value| {
-            value
-                .as_u64()
-                .and_then(|id| u32::try_from(id).ok())
-                .map(TokenId)
-                .ok_or_else(fault)
-        };
-        match self.get(key) {
-            None => Ok(Vec::new()),
-            Some(Value::Array(ids)) => ids.iter().map(id).collect(),
-            Some(value) => Ok(vec![id(value)?]),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -314,6 +257,33 @@ mod tests {
         json["model"]["decoder"]["head_size"] = Value::Null;
         let config = GenaiConfig::parse(&json).unwrap();
         assert_eq!((config.eos.len(), config.head_size), (2, 96));
+    }
+
+    #[test]
+    fn the_graphs_for_images_are_read_where_both_are_there() {
+        let mut json = file();
+        json["model"]["decoder"]["inputs"]["inputs_embeds"] = json!("inputs_embeds");
+        json["model"]["embedding"] = json!({"filename": "e.onnx", "inputs": {"image_features": "features"}});
+        assert_eq!(GenaiConfig::parse(&json).unwrap().inputs.input_ids, None);
+        json["model"]["vision"] = json!({"filename": "v.onnx", "outputs": {"image_features": "out"}});
+        let config = GenaiConfig::parse(&json).unwrap();
+        assert_eq!(config.inputs.input_ids.as_deref(), Some("input_ids"));
+        assert_eq!(config.inputs.image_features.as_deref(), Some("features"));
+        let vision = config.vision.unwrap();
+        assert_eq!(
+            (vision.embedding_file.as_str(), vision.encoder_file.as_str()),
+            ("e.onnx", "v.onnx")
+        );
+        assert_eq!(
+            (vision.pixel_values.as_str(), vision.image_features.as_str()),
+            ("pixel_values", "out")
+        );
+        json["model"]["vision"]["filename"] = json!("../v.onnx");
+        assert!(
+            GenaiConfig::parse(&json)
+                .unwrap_err()
+                .contains("model.vision.filename")
+        );
     }
 
     #[test]

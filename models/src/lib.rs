@@ -4,6 +4,7 @@
 //! It must never know ONNX Runtime, MQTT or tokio.
 
 mod chat_template;
+mod config_section;
 mod detokenizer;
 mod digest;
 mod encode_cost;
@@ -29,7 +30,7 @@ pub use crate::image::{Detail, SheetError, contact_sheet, contact_sheet_file};
 pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;
-pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig};
+pub use genai_config::{DecoderInputs, DecoderOutputs, GenaiConfig, VisionConfig};
 pub use hub::{
     Accelerator, DEFAULT_HUB, Hub, HubOptions, Outcome, Plan, Proxies, RetryPolicy, Source, known_models,
 };

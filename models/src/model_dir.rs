@@ -63,6 +63,18 @@ impl ModelDir {
         self.path.join(&self.config.decoder_file)
     }
 
+    /// The embedding's graph of a model that takes images.
+    pub fn embedding_path(&self) -> Option<PathBuf> {
+        let vision = self.config.vision.as_ref()?;
+        Some(self.path.join(&vision.embedding_file))
+    }
+
+    /// The image encoder's graph of a model that takes images.
+    pub fn encoder_path(&self) -> Option<PathBuf> {
+        let vision = self.config.vision.as_ref()?;
+        Some(self.path.join(&vision.encoder_file))
+    }
+
     /// The manifest's name, else the directory's.
     pub fn name(&self) -> String {
         let directory = || {

@@ -64,9 +64,10 @@ impl From<OnnxError> for Fault {
             OnnxError::LibraryNotFound { .. }
             | OnnxError::LibraryUnusable { .. }
             | OnnxError::ProviderUnavailable { .. } => Exit::Unavailable,
-            OnnxError::Model { .. } | OnnxError::KvCacheUnavailable { .. } | OnnxError::KvMemory { .. } => {
-                Exit::Config
-            }
+            OnnxError::Model { .. }
+            | OnnxError::KvCacheUnavailable { .. }
+            | OnnxError::VisionWeightsUnavailable { .. }
+            | OnnxError::KvMemory { .. } => Exit::Config,
             OnnxError::Runtime(_) => Exit::Failed,
         };
         Self::new(exit, chain(&error))

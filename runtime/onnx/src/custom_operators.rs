@@ -9,7 +9,9 @@ pub(crate) const DOMAIN: &str = "phi_edge";
 pub(crate) fn domain(threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
     let mut domain = ort::operator::OperatorDomain::new(DOMAIN)?;
     if crate::matmul::available() {
-        domain = domain.add(crate::matmul::MatMul::new(threads))?;
+        domain = domain
+            .add(crate::matmul::MatMul::new(threads))?
+            .add(crate::matmul::QuantisingMatMul::new(threads))?;
     }
     if crate::attention::available() {
         domain = domain.add(crate::attention::Attention::default())?;

@@ -25,6 +25,15 @@ pub(crate) enum Tried {
     Edits(Prepare),
     /// Keys and values of 8 bits under these edits.
     KvI8(Prepare),
+    /// The image encoder's graph, cut at the place of this number, whose axis counts crops.
+    EncoderCut {
+        /// The number of the place, from the last.
+        number: usize,
+        /// The axis.
+        axis: usize,
+    },
+    /// The image encoder's weights in this number of bits: a note of their loss.
+    EncoderWeights(i64),
 }
 
 impl std::fmt::Display for Tried {
@@ -32,6 +41,8 @@ impl std::fmt::Display for Tried {
         match self {
             Self::Edits(edits) => f.write_str(edits.as_str()),
             Self::KvI8(edits) => write!(f, "{edits}, kv i8"),
+            Self::EncoderCut { number, axis } => write!(f, "encoder cut {number}, axis {axis}"),
+            Self::EncoderWeights(bits) => write!(f, "encoder weights of {bits} bits"),
         }
     }
 }
@@ -64,24 +75,30 @@ impl EditCache {
 
     /// The cached outcome of a trial: the error says why it fails.
     pub(crate) fn get(&self, trial: Tried) -> Option<Result<(), String>> {
+        let outcome = self.note(trial)?;
+        Some(if outcome == VERIFIED { Ok(()) } else { Err(outcome) })
+    }
+
+    /// The cached note of a trial whose outcome is neither yes nor no.
+    pub(crate) fn note(&self, trial: Tried) -> Option<String> {
         let all = self.read();
-        let outcome = all.get(&self.key)?.get(trial.to_string())?.as_str()?;
-        Some(if outcome == VERIFIED {
-            Ok(())
-        } else {
-            Err(outcome.to_owned())
-        })
+        let note = all.get(&self.key)?.get(trial.to_string())?.as_str()?;
+        Some(note.to_owned())
     }
 
     /// Keeps the outcome of a trial.
     pub(crate) fn put(&self, trial: Tried, outcome: &Result<(), String>) {
+        self.put_note(trial, outcome.as_ref().map_or_else(String::as_str, |()| VERIFIED));
+    }
+
+    /// Keeps the note of a trial.
+    pub(crate) fn put_note(&self, trial: Tried, text: &str) {
         let Some(file) = &self.file else { return };
         let mut all = self.read();
         if all.len() >= MAX_GRAPHS && !all.contains_key(&self.key) {
             all.clear();
         }
         let entry = all.entry(self.key.clone()).or_insert_with(|| json!({}));
-        let text = outcome.as_ref().map_or_else(String::as_str, |()| VERIFIED);
         if let Some(entry) = entry.as_object_mut() {
             entry.insert(trial.to_string(), Value::from(text));
         }

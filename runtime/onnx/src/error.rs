@@ -52,6 +52,16 @@ pub enum OnnxError {
         /// Why it is not available here.
         fault: String,
     },
+    /// The form of the image encoder's weights that the operator asks for can't be had.
+    #[error(
+        "model.vision_weights = \"{weights}\" can't be served: {fault}. Set model.vision_weights to \"auto\" or \"f32\""
+    )]
+    VisionWeightsUnavailable {
+        /// The form's name in the configuration.
+        weights: &'static str,
+        /// Why it is not available here.
+        fault: String,
+    },
     /// No address space or memory for the KV cache.
     #[error(
         "the KV cache of {rows} rows of {context} tokens can't be reserved: {fault}. Lower runtime.slots or the context, or allow more address space"

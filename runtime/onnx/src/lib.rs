@@ -10,6 +10,8 @@ mod decoder;
 mod edit_cache;
 mod error;
 mod graph;
+mod graph_file;
+mod interruptible;
 mod kv;
 mod kv_cache;
 mod library;
@@ -26,6 +28,7 @@ mod session;
 mod telemetry;
 mod verify_edits;
 mod version;
+mod vision;
 #[cfg(target_arch = "x86_64")]
 mod workers;
 
@@ -39,3 +42,4 @@ pub use processor::processor_warning;
 pub use provider::Provider;
 pub use telemetry::forbid_telemetry;
 pub use version::{MINIMUM_VERSION, PINNED_VERSION};
+pub use vision::{VisionEncoder, VisionWeights};

@@ -8,6 +8,7 @@ use crate::error::OnnxError;
 use crate::library::Library;
 use crate::open;
 use crate::provider::Provider;
+use crate::vision::{self, EncoderSource, VisionEncoder};
 
 impl OnnxDecoder {
     /// Loads `model`'s decoder graph and reserves its KV memory.
@@ -24,12 +25,22 @@ impl OnnxDecoder {
     ) -> Result<Self, OnnxError> {
         let threads = config.threads.unwrap_or_else(available_threads);
         let opened = open::open(library, model, config, threads)?;
+        let encoder = VisionEncoder::load(library, model, config, opened.graph.provider)?;
         let mut config = config.clone();
         if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
             config.kv_memory = free();
         }
         let rope_boundary = opened.facts.rope_boundary;
-        let decoder = Self::new(opened, &model.decoder_path(), model.config(), &config)?;
+        let mut decoder = Self::new(opened, &model.decoder_path(), model.config(), &config)?;
+        if let Some(encoder) = &encoder {
+            tracing::info!(
+                cut = encoder.is_cut(),
+                weights = encoder.weights().as_str(),
+                loss = encoder.loss(),
+                "The image encoder is loaded."
+            );
+        }
+        decoder.set_encoder(encoder);
         tracing::info!(
             provider = decoder.provider().as_str(),
             prepared = decoder.prepared().as_str(),
@@ -41,6 +52,25 @@ impl OnnxDecoder {
             "The model is loaded."
         );
         Ok(decoder)
+    }
+}
+
+impl VisionEncoder {
+    /// Loads `model`'s image encoder on the provider that runs its decoder; `None`: it has none.
+    pub fn load(
+        library: &Library,
+        model: &ModelDir,
+        config: &DecoderConfig,
+        provider: Provider,
+    ) -> Result<Option<Self>, OnnxError> {
+        vision::open(&EncoderSource {
+            library,
+            model,
+            provider,
+            threads: config.threads.unwrap_or_else(available_threads),
+            weights: config.vision_weights,
+            edit_cache: config.edit_cache.as_deref(),
+        })
     }
 }
 

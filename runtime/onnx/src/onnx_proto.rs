@@ -18,6 +18,7 @@ pub(crate) mod graph_field {
     pub(crate) const INPUT: u32 = 11;
     pub(crate) const OUTPUT: u32 = 12;
     pub(crate) const VALUE_INFO: u32 = 13;
+    pub(crate) const SPARSE_INITIALIZER: u32 = 15;
 }
 
 /// Field numbers of `NodeProto`.
@@ -237,6 +238,20 @@ impl ValueInfoProto {
         let tensor_type = TensorTypeProto {
             elem_type: data_type,
             shape: Some(TensorShapeProto { dim: dim.collect() }),
+        };
+        Self {
+            name: name.to_owned(),
+            r#type: Some(TypeProto {
+                tensor_type: Some(tensor_type),
+            }),
+        }
+    }
+
+    /// A tensor of unknown dimensions.
+    pub(crate) fn tensor_of_any_shape(name: &str, data_type: i32) -> Self {
+        let tensor_type = TensorTypeProto {
+            elem_type: data_type,
+            shape: None,
         };
         Self {
             name: name.to_owned(),

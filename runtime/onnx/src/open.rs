@@ -9,18 +9,15 @@ use crate::decoder::DecoderConfig;
 use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::OnnxError;
 use crate::graph::{self, GraphFacts};
+use crate::graph_file::{MAX_EDITED_BYTES, folder_of, read_graph};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, LocatedGraph, Prepare};
+use crate::prepare::{self, Level, LocatedGraph, MergeNames, Prepare, merge_embedding};
 use crate::processor::processor_name;
 use crate::provider::Provider;
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::verify_edits;
-
-/// The largest graph that is edited. Graphs that hold their weights themselves are larger; a copy in memory would
-/// cost more than the edit gains.
-const MAX_EDITED_BYTES: u64 = 256 << 20;
 
 /// Opens `model`'s decoder on the first provider that is available.
 pub(crate) fn open(
@@ -32,12 +29,17 @@ pub(crate) fn open(
     let path = model.decoder_path();
     // Read first: this error says best what is wrong with a damaged file.
     let facts = graph::read(&path)?;
-    let editable = editable(&path, config.prepare);
+    let merged = merged(model, &path)?;
+    let editable = match &merged {
+        Some(merged) => (config.prepare != Prepare::PLAIN).then(|| merged.clone()),
+        None => editable(&path, config.prepare),
+    };
     let mut refused = None;
     for provider in config.provider.candidates() {
         let attempt = ProviderAttempt {
             library,
             path: &path,
+            merged: merged.as_ref(),
             facts,
             genai: model.config(),
             config,
@@ -64,8 +66,31 @@ fn editable(path: &Path, most: Prepare) -> Option<LocatedGraph> {
         return None;
     }
     let bytes = std::fs::read(path).ok()?;
-    let folder = path.parent().unwrap_or(Path::new("."));
-    Some(prepare::resolve_links(bytes.into(), folder))
+    Some(prepare::resolve_links(bytes.into(), folder_of(path)))
+}
+
+/// The decoder graph merged with the embedding graph, where the model has one. The weights of both lie in one folder.
+fn merged(model: &ModelDir, path: &Path) -> Result<Option<LocatedGraph>, OnnxError> {
+    let (Some(vision), Some(embedding_path)) = (&model.config().vision, model.embedding_path()) else {
+        return Ok(None);
+    };
+    let inputs = &model.config().inputs;
+    let (Some(ids), Some(features), Some(inputs_embeds)) =
+        (&inputs.input_ids, &inputs.image_features, &inputs.inputs_embeds)
+    else {
+        return Ok(None);
+    };
+    let names = MergeNames {
+        inputs: [ids, features],
+        embeddings: &vision.embeddings,
+        inputs_embeds,
+    };
+    let (decoder, embedding) = (read_graph(path)?, read_graph(&embedding_path)?);
+    let merged = merge_embedding(&decoder, &embedding, &names).map_err(|fault| OnnxError::Model {
+        path: path.to_path_buf(),
+        fault,
+    })?;
+    Ok(Some(prepare::resolve_links(merged, folder_of(path))))
 }
 
 fn warn(left_out: &[(Prepare, String)]) {
@@ -99,6 +124,8 @@ struct OperatorSupport {
 struct ProviderAttempt<'a> {
     library: &'a Library,
     path: &'a Path,
+    /// The graph in the file's place.
+    merged: Option<&'a LocatedGraph>,
     facts: GraphFacts,
     genai: &'a GenaiConfig,
     config: &'a DecoderConfig,
@@ -112,7 +139,7 @@ impl ProviderAttempt<'_> {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
             let config = format!("{:?}", self.genai);
-            let weights = weights_identity(self.path.parent().unwrap_or(Path::new(".")));
+            let weights = weights_identity(folder_of(self.path));
             let circumstances = [
                 weights.as_str(),
                 self.library.description(),
@@ -150,7 +177,11 @@ impl ProviderAttempt<'_> {
     }
 
     fn plain(&self) -> Result<OpenModel, OnnxError> {
-        let graph = session::open(self.library, &self.source(None), self.provider, self.threads)?;
+        let merged = self.merged.map(|merged| EditedSource {
+            graph: &merged.graph,
+            weights_folder: &merged.weights_folder,
+        });
+        let graph = session::open(self.library, &self.source(merged), self.provider, self.threads)?;
         Ok(OpenModel {
             graph,
             facts: self.facts,

@@ -1,6 +1,11 @@
 //! The integer inputs of a run: ids, mask, positions.
 
-use phi_edge_engine::{DecodeError, Regime, Row, Wanted};
+use std::sync::Arc;
+
+use phi_edge_engine::{DecodeError, ImageFeatures, Regime, Row, Symbol, Wanted};
+
+/// The id of a place of an image in the graph's input: any that is negative.
+const IMAGE_PLACE: i64 = -1;
 
 /// Buffers that the bound tensors point into. They are refilled before each run, and never while one is
 /// under way.
@@ -8,6 +13,10 @@ use phi_edge_engine::{DecodeError, Regime, Row, Wanted};
 pub(crate) struct RunInputs {
     /// `[rows, width]`, row-major.
     pub(crate) ids: Vec<i64>,
+    /// `[places, feature_width]`: the features at the run's places of images, in the order of `ids`.
+    pub(crate) features: Vec<f32>,
+    /// The width of the features; `None`: the graph takes no images.
+    pub(crate) feature_width: Option<usize>,
     /// `[rows, width]`; used only by graphs that ask for positions.
     pub(crate) positions: Vec<i64>,
     /// `[rows]`: tokens of each row; used only by graphs that take rows of different numbers.
@@ -49,6 +58,14 @@ pub(crate) enum RopeFactors {
 }
 
 impl RunInputs {
+    /// Empty buffers for a graph that takes features of this width; `None`: it takes none.
+    pub(crate) fn new(feature_width: Option<usize>) -> Self {
+        Self {
+            feature_width,
+            ..Self::default()
+        }
+    }
+
     /// Fills the buffers. Rows may differ in their number of tokens and in their regime if tokens choose their factors
     /// themselves ([`RopeFactors::Offset`]).
     pub(crate) fn fill(&mut self, rows: &[Row<'_>], rope: RopeForm) -> Result<(), DecodeError> {
@@ -111,22 +128,17 @@ impl RunInputs {
         self.ids.clear();
         self.positions.clear();
         self.lengths.clear();
+        self.features.clear();
         for row in rows {
-            let symbols = row.input.symbols;
             let offset = match (factors, row.regime) {
                 (RopeFactors::Offset(offset), Regime::Long) => offset,
                 _ => 0,
             };
             let start = offset + row.past;
-            for symbol in symbols {
-                let Some(id) = symbol.token() else {
-                    return Err(DecodeError::Unsupported("the model takes text alone".into()));
-                };
-                self.ids.push(i64::from(id.0));
-            }
-            self.positions.extend((start..start + symbols.len()).map(to_i64));
-            self.lengths
-                .push(i32::try_from(symbols.len()).unwrap_or(i32::MAX));
+            let count = row.input.len();
+            self.fill_symbols(row.input.symbols, row.input.features)?;
+            self.positions.extend((start..start + count).map(to_i64));
+            self.lengths.push(i32::try_from(count).unwrap_or(i32::MAX));
             if let Some(boundary) = pad {
                 self.ids.push(0);
                 self.positions.push(to_i64(boundary));
@@ -137,6 +149,42 @@ impl RunInputs {
             self.positions.resize(filled, 0);
         }
         Ok(())
+    }
+
+    /// Appends ids, and the features of places of images.
+    fn fill_symbols(
+        &mut self,
+        symbols: &[Symbol],
+        features: &[Arc<ImageFeatures>],
+    ) -> Result<(), DecodeError> {
+        let unsupported = |what: &str| DecodeError::Unsupported(what.to_owned());
+        for symbol in symbols {
+            match *symbol {
+                Symbol::Token(id) => self.ids.push(i64::from(id.0)),
+                Symbol::Image { image, index } => {
+                    let width = self
+                        .feature_width
+                        .ok_or_else(|| unsupported("this model takes no images"))?;
+                    let of = features.iter().find(|features| features.id == image);
+                    let of = of.ok_or_else(|| unsupported("an image without features"))?;
+                    let start = usize::try_from(index)
+                        .ok()
+                        .and_then(|index| index.checked_mul(width));
+                    let row = start.and_then(|start| of.data.get(start..start.checked_add(width)?));
+                    let row = row.filter(|_| of.width == width);
+                    self.features.extend_from_slice(
+                        row.ok_or_else(|| unsupported("a place outside of its image's features"))?,
+                    );
+                    self.ids.push(IMAGE_PLACE);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Rows of `features`.
+    pub(crate) fn feature_rows(&self) -> usize {
+        self.features.len() / self.feature_width.unwrap_or(1).max(1)
     }
 
     fn fill_logits_rows(&mut self, rows: &[Row<'_>]) {

@@ -28,6 +28,8 @@ pub(crate) struct OpenGraph {
     pub(crate) chooses_logits: bool,
     /// The input that takes positions, if the graph has one.
     pub(crate) position_ids: Option<String>,
+    /// The element type of the features of images, if the graph takes them.
+    pub(crate) image_features: Option<Element>,
 }
 
 /// The form in which a graph takes keys and values.
@@ -102,7 +104,12 @@ pub(crate) fn builder_beside_weights(
     )?)
 }
 
-fn builder(library: &Library, provider: Provider, threads: usize) -> Result<SessionBuilder, OnnxError> {
+/// A session builder.
+pub(crate) fn builder(
+    library: &Library,
+    provider: Provider,
+    threads: usize,
+) -> Result<SessionBuilder, OnnxError> {
     let builder = Session::builder(library.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
         .with_intra_threads(threads)?
@@ -158,7 +165,15 @@ fn validate(
         .and_then(|size| usize::try_from(*size).ok())
         .filter(|size| *size > 0)
         .unwrap_or(config.vocab_size);
+    let image_features = match &config.inputs.image_features {
+        Some(name) => {
+            let (ty, _) = tensor(inputs, name, "input").map_err(fault)?;
+            Some(float_element(name, "input", ty).map_err(fault)?)
+        }
+        None => None,
+    };
     Ok(OpenGraph {
+        image_features,
         provider,
         kv: kv.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,

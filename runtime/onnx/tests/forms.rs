@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Engine, EngineConfig};
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
 use serde_json::Value;
 use support::{generate, ids, library};
 
@@ -29,6 +29,7 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         kv_memory: None,
         prepare,
         edit_cache: None,
+        vision_weights: VisionWeights::Auto,
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
@@ -117,6 +118,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         kv_memory: None,
         prepare: Prepare::ALL,
         edit_cache: None,
+        vision_weights: VisionWeights::Auto,
     };
     let model = ModelDir::open(folder.path()).unwrap();
     let error = OnnxDecoder::load(&library, &model, &config)

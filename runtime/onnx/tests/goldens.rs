@@ -13,7 +13,7 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
 use serde_json::Value;
 use support::{fixture, generate, ids, library};
 
@@ -66,6 +66,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         kv_memory: None,
         prepare,
         edit_cache: None,
+        vision_weights: VisionWeights::Auto,
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
 }

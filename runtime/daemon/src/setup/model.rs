@@ -8,7 +8,7 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
 use phi_edge_rules::Rule;
 
 use crate::exit::Fault;
@@ -58,6 +58,7 @@ impl ModelSetup {
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
+                vision_weights: VisionWeights::Auto,
             },
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -88,6 +89,7 @@ impl ModelSetup {
                     kv_memory: None,
                     prepare: Prepare::ALL,
                     edit_cache: None,
+                    vision_weights: VisionWeights::Auto,
                 },
                 engine: EngineConfig {
                     slots,

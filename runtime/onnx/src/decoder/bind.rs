@@ -1,12 +1,11 @@
 //! Binding a run's inputs (keys and values, rope tables, integers), and its logits.
 
 use std::ffi::CString;
-use std::sync::Arc;
 
-use phi_edge_engine::{DecodeError, Hook, Input, Interrupt, Regime, Row, RowId, Step, Symbol, Wanted};
+use phi_edge_engine::{DecodeError, Input, Interrupt, Regime, Row, RowId, Step, Symbol, Wanted};
 
 use super::{BoundRows, BoundTable, OnnxDecoder, to_i64};
-use crate::error::one_line;
+use crate::interruptible::interruptible;
 use crate::kv::{KvMemory, Side};
 use crate::raw::{self, Element, View};
 use crate::run_inputs::RopeFactors;
@@ -120,6 +119,22 @@ impl OnnxDecoder {
             let rows = run_inputs.logits_rows.as_mut_ptr().cast();
             inputs.push((&self.names.logits_rows, rows, &vector, Element::I64));
         }
+        let features = [run_inputs.feature_rows(), run_inputs.feature_width.unwrap_or(0)].map(to_i64);
+        if let (Some(name), Some(element)) = (&self.names.image_features, self.image_features) {
+            let data = if element == Element::F16 {
+                self.f16_features.clear();
+                self.f16_features.extend(
+                    run_inputs
+                        .features
+                        .iter()
+                        .map(|value| half::f16::from_f32(*value)),
+                );
+                self.f16_features.as_mut_ptr().cast()
+            } else {
+                run_inputs.features.as_mut_ptr().cast()
+            };
+            inputs.push((name, data, &features, element));
+        }
         self.input_views.clear();
         for (name, data, shape, element) in inputs {
             // SAFETY: the buffer has `shape`'s elements (`RunInputs::fill`) and is neither moved nor written
@@ -177,29 +192,9 @@ impl OnnxDecoder {
     }
 
     pub(super) fn run_bound(&mut self, interrupt: &Interrupt) -> Result<(), DecodeError> {
-        let options = Arc::clone(&self.options);
-        let hook: Hook = Arc::new(move || {
-            if let Err(error) = options.terminate() {
-                tracing::warn!(%error, "A run could not be interrupted.");
-            }
-        });
-        let guard = interrupt.during(&hook);
-        let outcome = raw::run(&mut self.session, &self.options, &self.binding);
-        drop(guard);
-        if interrupt.is_raised() {
-            // The flag stays set in the options until it is cleared.
-            self.options
-                .unterminate()
-                .map_err(|error| DecodeError::Failed(one_line(error)))?;
-        }
-        match outcome {
-            Ok(()) => Ok(()),
-            Err(_) if interrupt.is_raised() => Err(DecodeError::Interrupted),
-            Err(fault) if fault.contains("Failed to allocate") || fault.contains("bad_alloc") => {
-                Err(DecodeError::OutOfMemory(fault))
-            }
-            Err(fault) => Err(DecodeError::Failed(fault)),
-        }
+        interruptible(&self.options, interrupt, |options| {
+            raw::run(&mut self.session, options, &self.binding)
+        })
     }
 
     /// The wanted logits as one run of floats.

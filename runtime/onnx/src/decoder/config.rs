@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use crate::kv_cache::KvCache;
 use crate::prepare::Prepare;
 use crate::provider::Provider;
+use crate::vision::VisionWeights;
 
 /// The configuration of a decoder.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,6 +29,8 @@ pub struct DecoderConfig {
     pub prepare: Prepare,
     /// The file of the edit cache; `None`: edits are verified at each load.
     pub edit_cache: Option<PathBuf>,
+    /// The form of the image encoder's weights, in models that have one.
+    pub vision_weights: VisionWeights,
 }
 
 impl Default for DecoderConfig {
@@ -41,6 +44,7 @@ impl Default for DecoderConfig {
             kv_memory: None,
             prepare: Prepare::ALL,
             edit_cache: None,
+            vision_weights: VisionWeights::Auto,
         }
     }
 }

@@ -2,6 +2,7 @@
 //! copies nothing but its few integers.
 
 mod bind;
+mod capabilities;
 mod config;
 mod names;
 mod reserve;
@@ -13,7 +14,8 @@ use std::sync::Arc;
 use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Interrupt, KvType, Logits, Regime, Row, RowId, Step, Wanted,
+    Caps, DecodeError, Decoder, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Interrupt, KvType,
+    Logits, Regime, Row, RowId, Step, Wanted,
 };
 use phi_edge_models::GenaiConfig;
 
@@ -27,6 +29,8 @@ use crate::provider::Provider;
 use crate::raw::{Element, View};
 use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
 use crate::session::{GraphKv, OpenGraph, OpenModel};
+use crate::vision::VisionEncoder;
+use capabilities::capabilities;
 use names::Names;
 use reserve::reserve;
 
@@ -57,6 +61,10 @@ pub struct OnnxDecoder {
     /// The wanted rows, where they are not one run of `f32_logits`.
     wanted: Vec<f32>,
     logits_element: Element,
+    /// The element type of the features of images; `None`: the graph takes none.
+    image_features: Option<Element>,
+    /// The run's features, where the graph takes 16-bit floats.
+    f16_features: Vec<half::f16>,
     /// The graph computes only the logits that `run_inputs.logits_rows` names.
     chooses_logits: bool,
     prepared: Prepare,
@@ -64,6 +72,7 @@ pub struct OnnxDecoder {
     kv_support: KvSupport,
     caps: Caps,
     provider: Provider,
+    encoder: Option<VisionEncoder>,
 }
 
 /// The rows of the rope tables that are bound for a run.
@@ -112,6 +121,7 @@ impl OnnxDecoder {
             vocab_size,
             chooses_logits,
             position_ids,
+            image_features,
         } = graph;
         let ragged = prepared.level == Level::Ragged;
         let positions = position_ids.as_deref().or(ragged.then_some(POSITIONS));
@@ -119,7 +129,16 @@ impl OnnxDecoder {
             path: path.to_path_buf(),
             fault: "takes embeddings instead of token ids: this form of model is not supported yet".into(),
         })?;
-        let mut caps = capabilities(&kv, kv_type, genai, facts.rope_boundary, vocab_size, ragged);
+        let image_width = image_features.map(|_| genai.hidden_size);
+        let mut caps = capabilities(
+            &kv,
+            kv_type,
+            genai,
+            facts.rope_boundary,
+            vocab_size,
+            ragged,
+            image_width,
+        );
         if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
             tracing::warn!(
                 context = caps.context_length,
@@ -156,7 +175,9 @@ impl OnnxDecoder {
                 MemoryType::Default,
             )?,
             names,
-            run_inputs: RunInputs::default(),
+            run_inputs: RunInputs::new(image_width),
+            image_features,
+            f16_features: Vec::new(),
             tables,
             f32_logits: Vec::new(),
             f16_logits: Vec::new(),
@@ -171,8 +192,18 @@ impl OnnxDecoder {
             kv_support,
             caps,
             provider,
+            encoder: None,
             session,
         })
+    }
+
+    /// The image encoder, if the model has one.
+    pub fn encoder(&mut self) -> Option<&mut VisionEncoder> {
+        self.encoder.as_mut()
+    }
+
+    pub(crate) fn set_encoder(&mut self, encoder: Option<VisionEncoder>) {
+        self.encoder = encoder;
     }
 
     /// The edits of the graph.
@@ -203,6 +234,12 @@ impl OnnxDecoder {
         ];
         let mut parts: Vec<String> = parts.map(str::to_owned).into();
         parts.push(processor_name());
+        // Keys and values at places of images depend on features.
+        parts.extend(
+            self.encoder
+                .as_ref()
+                .map(|encoder| format!("encoder {}", encoder.weights().as_str())),
+        );
         parts
     }
 
@@ -279,6 +316,19 @@ impl Decoder for OnnxDecoder {
         Ok(Logits::new(self.collect(step), vocab))
     }
 
+    fn encode_image(
+        &mut self,
+        image: ImageId,
+        pixels: &ImagePixels,
+        encoding: &mut ImageEncoding,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ImageFeatures>, DecodeError> {
+        match &mut self.encoder {
+            Some(encoder) => encoder.encode_next(image, pixels, encoding, interrupt),
+            None => Err(DecodeError::Unsupported("this model takes no images".into())),
+        }
+    }
+
     fn ensure(&mut self, _row: RowId, len: usize) -> Result<(), DecodeError> {
         // Rows are reserved whole; the system allocates a page when it is written.
         if len > self.caps.context_length {
@@ -344,36 +394,6 @@ impl OnnxDecoder {
                 row.0, self.caps.rows
             )))
         }
-    }
-}
-
-/// The capabilities of a graph over `kv`.
-fn capabilities(
-    kv: &KvMemory,
-    kv_type: KvType,
-    genai: &GenaiConfig,
-    rope_boundary: Option<usize>,
-    vocab_size: usize,
-    ragged: bool,
-) -> Caps {
-    let context = kv.context(genai.context_length);
-    Caps {
-        kv_type,
-        ragged_chunks: ragged,
-        idle_rows: ragged,
-        mixed_regimes: ragged,
-        batches_below_boundary: true,
-        shared_kv: true,
-        contiguous_rows: kv.share_granularity().is_none(),
-        share_granularity: kv.share_granularity(),
-        kv_bytes_per_token: kv.bytes_per_token() as u64,
-        kv_block: kv.block_tokens(),
-        kv_row_overhead: kv.page_overhead(),
-        context_length: context,
-        rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
-        vocab_size,
-        rows: kv.rows(),
-        image_width: None,
     }
 }
 

@@ -9,6 +9,7 @@ use crate::prepare::{KV_BLOCKS, KV_TABLE, LENGTHS, LOGITS_ROWS};
 /// The graph's names as C strings.
 pub(super) struct Names {
     pub(super) ids: CString,
+    pub(super) image_features: Option<CString>,
     pub(super) mask: CString,
     pub(super) positions: Option<CString>,
     pub(super) lengths: Option<CString>,
@@ -31,6 +32,10 @@ impl Names {
         }
         Some(Self {
             ids: c(config.inputs.input_ids.as_deref()?)?,
+            image_features: match &config.inputs.image_features {
+                Some(name) => Some(c(name)?),
+                None => None,
+            },
             mask: c(&config.inputs.attention_mask)?,
             positions: match positions {
                 Some(name) => Some(c(name)?),

@@ -7,6 +7,8 @@
 
 /// The operator's name in an edited graph.
 pub(crate) const OPERATOR: &str = "MatMul4Bits";
+/// The name of the operator that quantises its weights of 32-bit floats when it is loaded.
+pub(crate) const QUANTISING_OPERATOR: &str = "MatMulQuantised";
 /// The revision of the operator's results: part of the edit cache's key.
 pub(crate) const REVISION: &str = "matmul 1";
 
@@ -19,6 +21,10 @@ mod pack;
 #[cfg(target_arch = "x86_64")]
 mod quantise;
 #[cfg(target_arch = "x86_64")]
+mod quantise_weights;
+#[cfg(target_arch = "x86_64")]
+mod quantising_operator;
+#[cfg(target_arch = "x86_64")]
 mod release;
 #[cfg(test)]
 mod tests;
@@ -27,6 +33,8 @@ mod tile;
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use operator::MatMul;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use quantising_operator::QuantisingMatMul;
 
 /// The rows of a panel: they go through the matmul together, and the unpacked weights serve them all. Of 4, 6 and 8
 /// rows by three groups this was the fastest from 16 rows on (by 2 %).

@@ -1,13 +1,13 @@
 //! The multiplication of rows with packed weights: quantised once, then tile by tile.
 
-use crate::matmul::pack::PackedWeights;
+use crate::matmul::pack::{PackedWeights, WeightBits};
 use crate::matmul::quantise::{PanelRow, quantise};
 use crate::matmul::tile::{Tile, compute};
 use crate::matmul::{GROUPS, LANES, MAX_PANEL_ROWS, PANEL_ROWS};
 use crate::workers::{SharedPointer, Workers};
 
-/// The values along `k` that are computed for all rows before the next ones: a tile's weights of that many stay in
-/// the first cache (12 KiB), and so do those that are prefetched meanwhile.
+/// The values along `k` that are computed for all rows before the next ones, for weights whose words are one line: a tile's
+/// weights of that many stay in the first cache (12 KiB), and so do those that are prefetched meanwhile.
 const CHUNK_VALUES: usize = 512;
 /// The prefetch distance in bytes where the weights are read only once.
 const PREFETCH_BYTES: usize = 4096;
@@ -122,7 +122,7 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
     let step = if panels == 1 {
         blocks
     } else {
-        (CHUNK_VALUES / shape.block).max(1)
+        (CHUNK_VALUES / shape.bits.lines() / shape.block).max(1)
     };
     let columns = shape.n - tile * GROUPS * LANES;
     let mask = match columns % LANES {
@@ -165,7 +165,12 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
                 fetch,
             };
             // SAFETY: the operands are those of this tile, as the caller guarantees.
-            unsafe { dispatch(count, groups, &operands) };
+            unsafe {
+                match shape.bits {
+                    WeightBits::Four => dispatch::<1>(count, groups, &operands),
+                    WeightBits::Eight => dispatch::<2>(count, groups, &operands),
+                }
+            }
         }
     }
 }
@@ -174,34 +179,34 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
 ///
 /// # Safety
 /// As for [`compute`].
-unsafe fn dispatch(rows: usize, groups: usize, tile: &Tile) {
+unsafe fn dispatch<const LINES: usize>(rows: usize, groups: usize, tile: &Tile) {
     // SAFETY: the caller's guarantee is passed on.
     unsafe {
         match (rows, groups) {
-            (1, 1) => compute::<1, 1>(tile),
-            (1, 2) => compute::<1, 2>(tile),
-            (1, _) => compute::<1, 3>(tile),
-            (2, 1) => compute::<2, 1>(tile),
-            (2, 2) => compute::<2, 2>(tile),
-            (2, _) => compute::<2, 3>(tile),
-            (3, 1) => compute::<3, 1>(tile),
-            (3, 2) => compute::<3, 2>(tile),
-            (3, _) => compute::<3, 3>(tile),
-            (4, 1) => compute::<4, 1>(tile),
-            (4, 2) => compute::<4, 2>(tile),
-            (4, _) => compute::<4, 3>(tile),
-            (5, 1) => compute::<5, 1>(tile),
-            (5, 2) => compute::<5, 2>(tile),
-            (5, _) => compute::<5, 3>(tile),
-            (6, 1) => compute::<6, 1>(tile),
-            (6, 2) => compute::<6, 2>(tile),
-            (6, _) => compute::<6, 3>(tile),
-            (7, 1) => compute::<7, 1>(tile),
-            (7, 2) => compute::<7, 2>(tile),
-            (7, _) => compute::<7, 3>(tile),
-            (_, 1) => compute::<8, 1>(tile),
-            (_, 2) => compute::<8, 2>(tile),
-            (_, _) => compute::<8, 3>(tile),
+            (1, 1) => compute::<1, 1, LINES>(tile),
+            (1, 2) => compute::<1, 2, LINES>(tile),
+            (1, _) => compute::<1, 3, LINES>(tile),
+            (2, 1) => compute::<2, 1, LINES>(tile),
+            (2, 2) => compute::<2, 2, LINES>(tile),
+            (2, _) => compute::<2, 3, LINES>(tile),
+            (3, 1) => compute::<3, 1, LINES>(tile),
+            (3, 2) => compute::<3, 2, LINES>(tile),
+            (3, _) => compute::<3, 3, LINES>(tile),
+            (4, 1) => compute::<4, 1, LINES>(tile),
+            (4, 2) => compute::<4, 2, LINES>(tile),
+            (4, _) => compute::<4, 3, LINES>(tile),
+            (5, 1) => compute::<5, 1, LINES>(tile),
+            (5, 2) => compute::<5, 2, LINES>(tile),
+            (5, _) => compute::<5, 3, LINES>(tile),
+            (6, 1) => compute::<6, 1, LINES>(tile),
+            (6, 2) => compute::<6, 2, LINES>(tile),
+            (6, _) => compute::<6, 3, LINES>(tile),
+            (7, 1) => compute::<7, 1, LINES>(tile),
+            (7, 2) => compute::<7, 2, LINES>(tile),
+            (7, _) => compute::<7, 3, LINES>(tile),
+            (_, 1) => compute::<8, 1, LINES>(tile),
+            (_, 2) => compute::<8, 2, LINES>(tile),
+            (_, _) => compute::<8, 3, LINES>(tile),
         }
     }
 }

@@ -8,12 +8,12 @@ use ort::value::{TensorElementType, TensorValueType};
 
 use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{RowScratch, multiply};
-use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
-type RowScratchPool = Arc<Mutex<Vec<RowScratch>>>;
+pub(super) type RowScratchPool = Arc<Mutex<Vec<RowScratch>>>;
 
 /// The operator of one session.
 pub(crate) struct MatMul {
@@ -62,6 +62,7 @@ impl Operator for MatMul {
             k: attribute("K")?,
             n: attribute("N")?,
             block: attribute("block_size")?,
+            bits: WeightBits::Four,
         };
         let weights = context.constant_input::<TensorValueType<u8>>(1)?;
         let scales = context.constant_input::<TensorValueType<f32>>(2)?;
@@ -89,8 +90,8 @@ impl Operator for MatMul {
 
 /// The kernel of one matrix.
 pub(crate) struct MatMulKernel {
-    packed: PackedWeights,
-    scratch: RowScratchPool,
+    pub(super) packed: PackedWeights,
+    pub(super) scratch: RowScratchPool,
 }
 
 impl Kernel for MatMulKernel {

@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use crate::matmul::{GROUPS, LANES, available};
 
 /// The bytes of a register, and of a cache line.
-const LINE_BYTES: usize = LANES * 4;
+pub(super) const LINE_BYTES: usize = LANES * 4;
 
 /// The dimensions of a matrix in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,6 +22,35 @@ pub(crate) struct MatrixShape {
     pub(crate) n: usize,
     /// Values along `k` that share a scale: a power of two from 16 to 256.
     pub(crate) block: usize,
+    /// Bits of a weight.
+    pub(crate) bits: WeightBits,
+}
+
+/// The width of a packed weight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum WeightBits {
+    /// Four bits: a word of eight weights is one line of a group's columns.
+    Four,
+    /// Eight bits: a word of eight weights is two lines, the even ones first.
+    Eight,
+}
+
+impl WeightBits {
+    /// Lines of a word.
+    pub(crate) fn lines(self) -> usize {
+        match self {
+            Self::Four => 1,
+            Self::Eight => 2,
+        }
+    }
+
+    /// The stored value of the weight 0.
+    pub(crate) fn zero(self) -> u8 {
+        match self {
+            Self::Four => 8,
+            Self::Eight => 128,
+        }
+    }
 }
 
 impl MatrixShape {
@@ -30,7 +59,7 @@ impl MatrixShape {
         self.k.div_ceil(self.block)
     }
 
-    /// Words of a block: eight values of four bits each.
+    /// Words of a block: eight values each.
     pub(crate) fn words(&self) -> usize {
         self.block / 8
     }
@@ -47,7 +76,7 @@ impl MatrixShape {
 
     /// Bytes of a block of a tile with `groups` groups: the words, then the scales.
     pub(crate) fn block_bytes(&self, groups: usize) -> usize {
-        groups * (self.words() + 1) * LINE_BYTES
+        groups * (self.words() * self.bits.lines() + 1) * LINE_BYTES
     }
 }
 
@@ -78,11 +107,16 @@ impl PackedWeights {
     /// Packs on `threads` threads. The error says what does not fit, or that the processor does not support the
     /// operator.
     pub(crate) fn new(shape: MatrixShape, source: WeightInputs<'_>, threads: usize) -> Result<Self, String> {
-        let MatrixShape { k, n, block } = shape;
+        let MatrixShape { k, n, block, bits } = shape;
         if !available() {
             return Err("this processor has no AVX-512 VNNI".into());
         }
-        if k == 0 || n == 0 || !block.is_power_of_two() || !(16..=256).contains(&block) {
+        if bits != WeightBits::Four
+            || k == 0
+            || n == 0
+            || !block.is_power_of_two()
+            || !(16..=256).contains(&block)
+        {
             return Err(format!(
                 "a matrix of {k} times {n} in blocks of {block} is not supported"
             ));
@@ -98,27 +132,38 @@ impl PackedWeights {
                 "weights and scales of sizes {sizes:?} do not fit {k} times {n} in blocks of {block}"
             ));
         }
-        let tile_bytes = blocks * shape.block_bytes(GROUPS);
-        let last = shape.tiles() - 1;
-        let mut data = AlignedBytes::new(last * tile_bytes + blocks * shape.block_bytes(shape.groups(last)));
-        let mut tiles: Vec<(usize, &mut [u8])> = data.chunks_mut(tile_bytes).enumerate().collect();
-        let each = tiles.len().div_ceil(threads.max(1));
-        std::thread::scope(|scope| {
-            let mut shares = tiles.chunks_mut(each);
-            let own = shares.next();
-            for share in shares {
-                scope.spawn(|| pack_tiles(shape, source, share));
-            }
-            pack_tiles(shape, source, own.unwrap_or_default());
-        });
+        let data = each_tile(shape, threads, |tiles| pack_tiles(shape, source, tiles));
         let zeros = source.zeros.map(|zeros| pack_zeros(shape, zeros));
         Ok(Self {
             shape,
             data,
             symmetric: zeros.is_none(),
-            zeros: zeros.unwrap_or_else(|| vec![8; GROUPS * LANES]),
+            zeros: zeros.unwrap_or_else(|| vec![shape.bits.zero(); GROUPS * LANES]),
         })
     }
+}
+
+/// The data of all tiles, written by `pack` on `threads` threads: each call gets some of them with their numbers.
+pub(super) fn each_tile(
+    shape: MatrixShape,
+    threads: usize,
+    pack: impl Fn(&mut [(usize, &mut [u8])]) + Sync,
+) -> AlignedBytes {
+    let blocks = shape.blocks();
+    let tile_bytes = blocks * shape.block_bytes(GROUPS);
+    let last = shape.tiles() - 1;
+    let mut data = AlignedBytes::new(last * tile_bytes + blocks * shape.block_bytes(shape.groups(last)));
+    let mut tiles: Vec<(usize, &mut [u8])> = data.chunks_mut(tile_bytes).enumerate().collect();
+    let each = tiles.len().div_ceil(threads.max(1));
+    std::thread::scope(|scope| {
+        let mut shares = tiles.chunks_mut(each);
+        let own = shares.next();
+        for share in shares {
+            scope.spawn(|| pack(share));
+        }
+        pack(own.unwrap_or_default());
+    });
+    data
 }
 
 fn pack_tiles(shape: MatrixShape, source: WeightInputs<'_>, tiles: &mut [(usize, &mut [u8])]) {

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 
 use crate::matmul::available;
 use crate::matmul::multiply::{RowScratch, multiply};
-use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
 use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
@@ -62,7 +62,7 @@ impl Matrix {
 
     /// The product as accuracy level 4 of `MatMulNBits` defines it.
     fn reference(&self, input: &[f32]) -> Vec<f64> {
-        let MatrixShape { k, n, block } = self.shape;
+        let MatrixShape { k, n, block, .. } = self.shape;
         let blocks = self.shape.blocks();
         let mut out = Vec::new();
         for row in input.chunks(k) {
@@ -96,6 +96,7 @@ fn matrices() -> impl Strategy<Value = Matrix> {
         k,
         n,
         block: 1 << log,
+        bits: WeightBits::Four,
     });
     shapes.prop_flat_map(|shape| {
         let blocks = shape.blocks();
@@ -176,6 +177,7 @@ fn a_row_of_many_blocks_is_what_it_is_alone() {
         k: 3000,
         n: 100,
         block: 64,
+        bits: WeightBits::Four,
     };
     let mut state = 1u64;
     let mut random = || {
@@ -215,6 +217,7 @@ fn what_is_no_number_stays_none_and_zeros_stay_zero() {
             k: 64,
             n: 3,
             block: 32,
+            bits: WeightBits::Four,
         },
         weights: vec![0x5a; 3 * 32],
         scales: vec![0.5; 6],
@@ -243,6 +246,7 @@ fn what_does_not_fit_is_told() {
         k: 64,
         n: 3,
         block: 32,
+        bits: WeightBits::Four,
     };
     assert_eq!(packed(shape, 96, 6).is_none(), available());
     assert!(packed(shape, 95, 6).is_some());
@@ -268,5 +272,109 @@ fn what_does_not_fit_is_told() {
             &Alone,
         );
         assert!(outcome.is_err());
+    }
+}
+
+/// The product by weights that are quantised at load, as plainly as possible: rows and weights by block.
+fn plain_quantised(shape: MatrixShape, weights: &[f32], row: &[f32]) -> Vec<f32> {
+    let quantise = |values: &[f32], bits: WeightBits| {
+        let largest = values.iter().fold(0f32, |largest, value| {
+            if value.abs() > largest.abs() {
+                *value
+            } else {
+                largest
+            }
+        });
+        let scale = match bits {
+            WeightBits::Four => largest / -8.0,
+            WeightBits::Eight => largest.abs() / 127.0,
+        };
+        let inverse = if scale == 0.0 { 0.0 } else { 1.0 / scale };
+        let whole = |value: &f32| {
+            let whole = (value * inverse).round_ties_even();
+            if bits == WeightBits::Four {
+                whole.clamp(-8.0, 7.0)
+            } else {
+                whole
+            }
+        };
+        (values.iter().map(whole).collect::<Vec<f32>>(), scale)
+    };
+    (0..shape.n)
+        .map(|column| {
+            let column: Vec<f32> = (0..shape.k).map(|at| weights[at * shape.n + column]).collect();
+            let blocks = column.chunks(shape.block).zip(row.chunks(shape.block));
+            let products = blocks.map(|(weights, row)| {
+                let ((weights, scale), (row, row_scale)) =
+                    (quantise(weights, shape.bits), quantise(row, WeightBits::Eight));
+                let sum: f32 = weights.iter().zip(&row).map(|(a, b)| a * b).sum();
+                f64::from(sum) * f64::from(scale) * f64::from(row_scale)
+            });
+            products.sum::<f64>() as f32
+        })
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn weights_quantised_at_load_give_their_product(
+        (k, n, log) in (1..300usize, 1..120usize, 4..=8u32),
+        rows in 1..20usize,
+        four in any::<bool>(),
+        seed in any::<u32>(),
+    ) {
+        if !available() {
+            return Ok(());
+        }
+        let bits = if four { WeightBits::Four } else { WeightBits::Eight };
+        let shape = MatrixShape { k, n, block: 1 << log, bits };
+        let mut state = seed;
+        let mut values = |count: usize| -> Vec<f32> {
+            (0..count)
+                .map(|_| {
+                    state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+                    (state >> 8) as f32 / 8_388_608.0 - 1.0
+                })
+                .collect()
+        };
+        let (weights, input) = (values(k * n), values(rows * k));
+        let packed = PackedWeights::quantised(shape, &weights, 2).unwrap();
+        let mut out = vec![0.0; rows * n];
+        multiply(&packed, &input, &mut out, &mut RowScratch::default(), &Alone).unwrap();
+        for (row, got) in input.chunks(k).zip(out.chunks(n)) {
+            let expected = plain_quantised(shape, &weights, row);
+            // A value halfway between two whole numbers may be rounded the other way.
+            let tolerance = 0.02 + k as f32 * if four { 2e-3 } else { 1e-4 };
+            for (got, expected) in got.iter().zip(&expected) {
+                prop_assert!((got - expected).abs() < tolerance, "{got} is not {expected}");
+            }
+            let mut alone = vec![0.0; n];
+            multiply(&packed, row, &mut alone, &mut RowScratch::default(), &Alone).unwrap();
+            prop_assert!(alone.iter().zip(got).all(|(a, b)| a.to_bits() == b.to_bits()));
+        }
+    }
+}
+
+#[test]
+fn weights_that_fit_no_shape_are_refused() {
+    let shape = MatrixShape {
+        k: 40,
+        n: 3,
+        block: 32,
+        bits: WeightBits::Eight,
+    };
+    assert_eq!(
+        PackedWeights::quantised(shape, &[0.5; 120], 1).is_ok(),
+        available()
+    );
+    assert!(PackedWeights::quantised(shape, &[0.5; 119], 1).is_err());
+    assert!(PackedWeights::quantised(MatrixShape { block: 24, ..shape }, &[0.5; 120], 1).is_err());
+    if available() {
+        // Zeros stay zeros, and what is no number stays none.
+        let packed = PackedWeights::quantised(shape, &[0.0; 120], 1).unwrap();
+        let mut out = [1.0; 3];
+        multiply(&packed, &[7.0; 40], &mut out, &mut RowScratch::default(), &Alone).unwrap();
+        assert!(out.iter().all(|value| value.to_bits() == 0));
     }
 }

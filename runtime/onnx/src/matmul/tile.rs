@@ -35,7 +35,7 @@ pub(crate) struct Tile {
     pub(crate) fetch: [bool; 3],
 }
 
-/// Computes `ROWS` rows of `GROUPS` groups of columns.
+/// Computes `ROWS` rows of `GROUPS` groups of columns, of weights whose words are `LINES` lines.
 ///
 /// A row's result depends on nothing but that row: blocks are summed up as whole numbers, exactly, and added in their
 /// order by one operation each, whatever the number of rows and wherever the run of blocks is cut.
@@ -53,7 +53,7 @@ pub(crate) struct Tile {
 )]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile) {
+pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
     const LINE_BYTES: usize = 64;
     let low = _mm512_set1_epi8(15);
     let mask = |group: usize| if group + 1 == GROUPS { tile.mask } else { 0xffff };
@@ -91,9 +91,18 @@ pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile
                     if tile.fetch[group] {
                         _mm_prefetch::<_MM_HINT_T0>(word.wrapping_add(tile.ahead).cast::<i8>());
                     }
-                    let both = _mm512_load_si512(word.cast::<__m512i>());
-                    even[group] = _mm512_and_si512(both, low);
-                    odd[group] = _mm512_and_si512(_mm512_srli_epi32::<4>(both), low);
+                    let first = _mm512_load_si512(word.cast::<__m512i>());
+                    if LINES == 1 {
+                        even[group] = _mm512_and_si512(first, low);
+                        odd[group] = _mm512_and_si512(_mm512_srli_epi32::<4>(first), low);
+                    } else {
+                        let second = word.add(GROUPS * LINE_BYTES);
+                        if tile.fetch[group] {
+                            _mm_prefetch::<_MM_HINT_T0>(second.wrapping_add(tile.ahead).cast::<i8>());
+                        }
+                        even[group] = first;
+                        odd[group] = _mm512_load_si512(second.cast::<__m512i>());
+                    }
                 }
                 for (half, values) in [even, odd].iter().enumerate() {
                     for row in 0..ROWS {
@@ -103,7 +112,7 @@ pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize>(tile: &Tile
                         }
                     }
                 }
-                weights = weights.add(GROUPS * LINE_BYTES);
+                weights = weights.add(LINES * GROUPS * LINE_BYTES);
                 quants = quants.add(2 * ROWS);
             }
             for group in 0..GROUPS {

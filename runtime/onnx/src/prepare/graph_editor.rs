@@ -2,7 +2,7 @@
 //!
 //! Fields that an edit does not name are copied as they are, known or not.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 
 use prost::Message;
@@ -24,6 +24,12 @@ pub(crate) struct GraphEditor {
     fields: Vec<Field>,
     /// The graph's nodes in their order.
     pub(crate) nodes: Vec<NodeProto>,
+}
+
+/// An initializer's element type and shape.
+pub(crate) struct InitializerForm {
+    pub(crate) data_type: i32,
+    pub(crate) dims: Vec<i64>,
 }
 
 /// A field of the graph, as an edit sees it.
@@ -84,6 +90,20 @@ impl GraphEditor {
             .collect()
     }
 
+    /// The element types and shapes of the graph's initializers, by name.
+    pub(crate) fn initializer_forms(&self) -> Option<HashMap<String, InitializerForm>> {
+        self.payloads(graph_field::INITIALIZER)
+            .map(|payload| {
+                let tensor = TensorProto::decode(self.body.slice(payload)).ok()?;
+                let form = InitializerForm {
+                    data_type: tensor.data_type,
+                    dims: tensor.dims,
+                };
+                Some((tensor.name, form))
+            })
+            .collect()
+    }
+
     /// The element types of the graph's inputs, by name.
     pub(crate) fn inputs(&self) -> Option<HashMap<String, i32>> {
         self.payloads(graph_field::INPUT)
@@ -92,6 +112,18 @@ impl GraphEditor {
                 let data_type = value.data_type();
                 Some((value.name, data_type))
             })
+            .collect()
+    }
+
+    /// The names of the graph's inputs, outputs or initializers, by their field's number.
+    pub(crate) fn names(&self, number: u32) -> Option<HashSet<&str>> {
+        let name = if number == graph_field::INITIALIZER {
+            TENSOR_NAME_FIELD
+        } else {
+            VALUE_INFO_NAME_FIELD
+        };
+        self.payloads(number)
+            .map(|payload| name_of(self.body.get(payload)?, name))
             .collect()
     }
 
@@ -104,10 +136,23 @@ impl GraphEditor {
     /// Returns the model with each field of its graph as `edit` makes it, and `extra` fields behind them.
     pub(crate) fn write(
         &self,
+        edit: impl FnMut(GraphField<'_>) -> Option<FieldEdit>,
+        extra: &[(u32, Vec<u8>)],
+    ) -> Option<Bytes> {
+        self.write_after(&[], edit, extra)
+    }
+
+    /// The same, with fields `before` those of the graph: nodes that its own depend on.
+    pub(crate) fn write_after(
+        &self,
+        before: &[(u32, Vec<u8>)],
         mut edit: impl FnMut(GraphField<'_>) -> Option<FieldEdit>,
         extra: &[(u32, Vec<u8>)],
     ) -> Option<Bytes> {
         let mut edited = Vec::with_capacity(self.body.len() + 1024);
+        for (number, content) in before {
+            put(&mut edited, *number, content);
+        }
         let mut next_node = 0;
         for field in &self.fields {
             let payload = &self.body[field.payload.clone()];

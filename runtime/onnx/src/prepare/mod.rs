@@ -3,11 +3,14 @@
 //! A graph of another form than an edit expects is left as it is; an edited graph is verified against the plain one
 //! before it is used ([`crate::verify_edits`]).
 
+mod cut_encoder;
 mod cut_layers;
 mod external_data;
 mod graph_editor;
 mod logits;
+mod merge_embedding;
 mod protobuf;
+mod quantise_matmuls;
 mod ragged;
 mod replace_attention;
 mod replace_matmuls;
@@ -17,9 +20,12 @@ mod rope;
 #[cfg(test)]
 mod test_graphs;
 
+pub(crate) use cut_encoder::{CutEncoder, EncoderNames, cut_encoder};
 pub(crate) use cut_layers::cut;
 pub(crate) use external_data::{LocatedGraph, resolve_links};
 pub(crate) use logits::LOGITS_ROWS;
+pub(crate) use merge_embedding::{MergeNames, merge_embedding};
+pub(crate) use quantise_matmuls::quantise_matmuls;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};
 pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};

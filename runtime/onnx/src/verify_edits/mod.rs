@@ -18,6 +18,7 @@ use crate::library::Library;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::Provider;
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
+use crate::vision::VisionWeights;
 
 /// The number of layers of the trial: the second one reads what the edits made of the first.
 const TRIAL_LAYERS: usize = 2;
@@ -209,6 +210,7 @@ impl Trial<'_> {
             kv_memory: None,
             prepare: edits,
             edit_cache: None,
+            vision_weights: VisionWeights::Auto,
         };
         let opened = OpenModel {
             graph,

@@ -1,0 +1,82 @@
+//! The binding of the matmul whose weights are floats in the file: they are quantised when a graph is loaded.
+
+use std::sync::Arc;
+
+use ort::operator::{KernelContext, Operator, OperatorInput, OperatorOutput};
+use ort::value::{TensorElementType, TensorValueType};
+
+use crate::matmul::QUANTISING_OPERATOR;
+use crate::matmul::operator::{MatMulKernel, RowScratchPool};
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits};
+use crate::matmul::release::release;
+
+/// The operator of one session.
+pub(crate) struct QuantisingMatMul {
+    threads: usize,
+    scratch: RowScratchPool,
+}
+
+impl QuantisingMatMul {
+    /// An operator that quantises on `threads` threads.
+    pub(crate) fn new(threads: usize) -> Self {
+        Self {
+            threads,
+            scratch: Arc::default(),
+        }
+    }
+}
+
+impl Operator for QuantisingMatMul {
+    type Kernel<'attr> = MatMulKernel;
+
+    fn name(&self) -> &'static str {
+        QUANTISING_OPERATOR
+    }
+
+    fn inputs(&self) -> impl IntoIterator<Item = OperatorInput> {
+        [
+            OperatorInput::required(TensorElementType::Float32),
+            OperatorInput::required(TensorElementType::Float32),
+        ]
+    }
+
+    fn outputs(&self) -> impl IntoIterator<Item = OperatorOutput> {
+        [OperatorOutput::required(TensorElementType::Float32)]
+    }
+
+    fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<MatMulKernel> {
+        let attribute = |name: &str| {
+            let value = context
+                .get::<i64>(name)
+                .and_then(|value| usize::try_from(value).ok());
+            value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
+        };
+        let bits = match attribute("bits")? {
+            4 => WeightBits::Four,
+            8 => WeightBits::Eight,
+            other => {
+                return Err(ort::Error::new(format!(
+                    "weights of {other} bits are not supported"
+                )));
+            }
+        };
+        let shape = MatrixShape {
+            k: attribute("K")?,
+            n: attribute("N")?,
+            block: attribute("block_size")?,
+            bits,
+        };
+        let weights = context.constant_input::<TensorValueType<f32>>(1)?;
+        let weights = weights.extract_tensor().1;
+        let packed = PackedWeights::quantised(shape, weights, self.threads).map_err(ort::Error::new)?;
+        // The constant input is not read again.
+        // SAFETY: floats are bytes without gaps.
+        release(&[unsafe {
+            std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights))
+        }]);
+        Ok(MatMulKernel {
+            packed,
+            scratch: Arc::clone(&self.scratch),
+        })
+    }
+}
