@@ -4,7 +4,7 @@
 
 * OUT/pixels: of each file in FOLDER/images the pixels that the reference's preprocessing gives, by Pillow (its resizing is
   the reference's, to the last bit): 32-bit floats [crops, 3, 336, 336], and rows and columns of the parts as JSON.
-* OUT/fp16: the model as exporters write it for GPUs: all floats of 16 bits, weights held by the graphs.
+* OUT/fp16, where FOLDER is a model: the model as exporters write it for GPUs: all floats of 16 bits, weights held by the graphs.
 """
 
 import json
@@ -87,7 +87,8 @@ def pixels(image: Image.Image, crops: int) -> tuple[np.ndarray, tuple[int, int]]
 
 
 def main(folder: Path, out: Path, crops: int) -> None:
-    fp16(folder, out / "fp16")
+    if (folder / "genai_config.json").exists():
+        fp16(folder, out / "fp16")
     (out / "pixels").mkdir(parents=True, exist_ok=True)
     for file in sorted((folder / "images").iterdir()):
         data, grid = pixels(rgb(file), crops)
