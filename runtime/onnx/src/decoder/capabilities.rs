@@ -5,6 +5,9 @@ use phi_edge_models::GenaiConfig;
 
 use crate::kv::KvMemory;
 
+/// The context below which a lack of KV memory is logged as a warning.
+const SHORT_CONTEXT_TOKENS: usize = 1024;
+
 /// The capabilities of a graph over `kv`.
 pub(super) fn capabilities(
     kv: &KvMemory,
@@ -33,5 +36,16 @@ pub(super) fn capabilities(
         vocab_size,
         rows: kv.rows(),
         image_width,
+    }
+}
+
+/// Logs a warning where there is memory for a short context only.
+pub(super) fn warn_of_short_context(caps: &Caps, genai: &GenaiConfig, kv_memory: Option<u64>) {
+    if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
+        tracing::warn!(
+            context = caps.context_length,
+            kv_bytes = kv_memory,
+            "There is little memory for keys and values: longer prompts are refused (runtime.kv_memory, MemoryMax= of the unit)."
+        );
     }
 }

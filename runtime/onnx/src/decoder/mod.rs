@@ -30,14 +30,11 @@ use crate::raw::{Element, View};
 use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
 use crate::session::{GraphKv, OpenGraph, OpenModel};
 use crate::vision::VisionEncoder;
-use capabilities::capabilities;
+use capabilities::{capabilities, warn_of_short_context};
 use names::Names;
 use reserve::reserve;
 
 pub use config::DecoderConfig;
-
-/// The context below which a lack of KV memory is logged as a warning.
-const SHORT_CONTEXT_TOKENS: usize = 1024;
 
 /// A model ready to run.
 pub struct OnnxDecoder {
@@ -139,13 +136,7 @@ impl OnnxDecoder {
             ragged,
             image_width,
         );
-        if caps.context_length < SHORT_CONTEXT_TOKENS.min(genai.context_length) {
-            tracing::warn!(
-                context = caps.context_length,
-                kv_bytes = config.kv_memory,
-                "There is little memory for keys and values: longer prompts are refused (runtime.kv_memory, MemoryMax= of the unit)."
-            );
-        }
+        warn_of_short_context(&caps, genai, config.kv_memory);
         if let Some(tables) = &mut tables {
             tables.limit(kv.capacity());
         }
