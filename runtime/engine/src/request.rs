@@ -70,7 +70,7 @@ pub enum Event {
         /// The request.
         id: RequestId,
     },
-    /// A run has computed a part of its prompt.
+    /// A run has computed a part of its prompt, or of a prefix of it that is computed for another request.
     Progress {
         /// The request.
         id: RequestId,

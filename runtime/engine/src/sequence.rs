@@ -26,6 +26,8 @@ pub(crate) struct Sequence {
     pub(crate) cached: usize,
     /// Prefill runs so far.
     pub(crate) chunks: u32,
+    /// The most tokens of the prompt that [`crate::Event::Progress`] has reported as computed.
+    pub(crate) reported: usize,
     pub(crate) drafter: NgramDrafter,
     /// The count of served sequences when it last took part in a decode step.
     pub(crate) served: u64,
@@ -64,6 +66,7 @@ impl Sequence {
             submitted,
             cached: 0,
             chunks: 0,
+            reported: 0,
             drafter: NgramDrafter::default(),
             served: 0,
             draft_input: Vec::new(),
