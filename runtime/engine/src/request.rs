@@ -121,8 +121,21 @@ pub struct Summary {
     pub queued: Duration,
     /// From start to the first token.
     pub prefill: Duration,
+    /// The runs within `prefill` that computed its prompt.
+    pub prefill_runs: PrefillRuns,
     /// From the first token to the end.
     pub decode: Duration,
+}
+
+/// The runs that computed a prompt, without those of others, waits and pauses between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PrefillRuns {
+    /// Tokens that they computed.
+    pub tokens: usize,
+    /// The end of those tokens in the prompt.
+    pub end: usize,
+    /// The time that they took.
+    pub time: Duration,
 }
 
 /// Why an answer ended.

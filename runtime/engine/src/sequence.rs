@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::decoder::Regime;
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::repetition::RepetitionGuard;
-use crate::request::{Finish, GenerateRequest, Summary};
+use crate::request::{Finish, GenerateRequest, PrefillRuns, Summary};
 use crate::sampler::Sampler;
 use crate::speculation::NgramDrafter;
 use crate::stop::StopMatcher;
@@ -24,6 +24,8 @@ pub(crate) struct Sequence {
     pub(crate) submitted: Duration,
     /// Prompt tokens whose keys and values came from the prefix cache.
     pub(crate) cached: usize,
+    /// The runs that have computed its prompt so far.
+    pub(crate) prefill_runs: PrefillRuns,
     /// Prefill runs so far.
     pub(crate) chunks: u32,
     /// The most tokens of the prompt that [`crate::Event::Progress`] has reported as computed.
@@ -65,6 +67,7 @@ impl Sequence {
             ended: None,
             submitted,
             cached: 0,
+            prefill_runs: PrefillRuns::default(),
             chunks: 0,
             reported: 0,
             drafter: NgramDrafter::default(),
@@ -169,6 +172,7 @@ impl Sequence {
             accepted_draft_tokens: self.drafter.accepted,
             queued: self.started.saturating_sub(self.submitted),
             prefill: first.saturating_sub(self.started),
+            prefill_runs: self.prefill_runs,
             decode: now.saturating_sub(first),
         }
     }
@@ -192,6 +196,7 @@ impl Waiting {
             accepted_draft_tokens: 0,
             queued: now.saturating_sub(self.submitted),
             prefill: Duration::ZERO,
+            prefill_runs: PrefillRuns::default(),
             decode: Duration::ZERO,
         }
     }

@@ -1,6 +1,7 @@
 //! The engine: continuous batching of sequences over a decoder.
 
 mod admit;
+mod cached_prefixes;
 mod decode;
 mod placement;
 mod prefill;
@@ -20,6 +21,7 @@ use crate::run_times::RunTimes;
 use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
 
+pub use cached_prefixes::CachedPrefixes;
 pub use regime::RopePolicy;
 
 /// The engine's configuration.

@@ -61,8 +61,9 @@ impl<D: Decoder> Engine<D> {
         let time = now();
         match outcome {
             Ok(logits) => {
-                self.run_times
-                    .record_prefill(end - sequence.computed, time.saturating_sub(started));
+                let (computed, took) = (end - sequence.computed, time.saturating_sub(started));
+                self.run_times.record_prefill(computed, took);
+                record_prompt_run(sequence, computed, took);
                 sequence.computed = end;
                 report_progress(sequence, end, events);
                 if self.config.prefix_cache {
@@ -79,6 +80,16 @@ impl<D: Decoder> Engine<D> {
             Err(DecodeError::Interrupted) => interrupt.clear(),
             Err(error) => self.fail(index, &error.to_string(), events),
         }
+    }
+}
+
+/// Records a run of a prompt; one of an answer that is computed again for other rope factors is none.
+fn record_prompt_run(sequence: &mut Sequence, computed: usize, took: Duration) {
+    if sequence.tokens.len() == sequence.request.prompt.len() {
+        let runs = &mut sequence.prefill_runs;
+        runs.tokens += computed;
+        runs.end = sequence.computed + computed;
+        runs.time = runs.time.saturating_add(took);
     }
 }
 
