@@ -331,6 +331,18 @@ async fn a_prompt_that_can_not_meet_its_deadline_is_refused_once_the_speed_is_kn
              24.0 s are left to the deadline; send it with more time, or a shorter one"
         );
     }
+    let hopeless = NewJob {
+        deadline: Some(Duration::from_millis(20)),
+        ..hurried("d", "d", 1)
+    };
+    let refusal = refused(&bench, hopeless).await;
+    assert!(
+        refusal
+            .message
+            .contains("about 50.0 s on this node, and 20 ms are left"),
+        "{}",
+        refusal.message
+    );
     // The same request may be sent again with more time.
     bench.service.submit(hurried("d", "d", 26)).await.unwrap();
     bench.asked().await;

@@ -230,11 +230,11 @@ impl Ledger {
     /// Makes and counts the refusal of a prompt of `tokens` that can't be computed in the time that is left.
     fn refuse_late(&mut self, tokens: usize, late: LatePrompt, left: Duration) -> Refusal {
         let message = format!(
-            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {:.1} s on this node, and \
-             {:.1} s are left to the deadline; send it with more time, or a shorter one",
+            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {} on this node, and \
+             {} are left to the deadline; send it with more time, or a shorter one",
             late.new_tokens,
-            late.time.as_secs_f64(),
-            left.as_secs_f64()
+            shown(late.time),
+            shown(left)
         );
         self.refuse(ErrorCode::Busy, message)
     }
@@ -294,5 +294,14 @@ impl Ledger {
     /// Whether there is a job of this name, open or with a kept outcome.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
         self.jobs.contains_key(key) || self.outcomes.contains(key)
+    }
+}
+
+/// A time as messages show it.
+fn shown(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
     }
 }
