@@ -303,3 +303,67 @@ async fn ask_finds_the_daemon_at_a_broker() {
     assert_eq!(bad.status.code(), Some(1));
     assert!(text(&bad.stderr).contains("max_tokens"), "{}", text(&bad.stderr));
 }
+
+/// `phi-edge ask` with a request that this client has received in place of a daemon, and the request's id.
+#[cfg(unix)]
+async fn asking(broker: &Mosquitto, client: &mut phi_edge_mqtt::Client) -> (std::process::Child, Value) {
+    let status = r#"{"state":"ready","features":[]}"#;
+    client.subscribe(&format!("{BASE}/request")).await.unwrap();
+    let asking = Command::new(phi_edge())
+        .args(["ask", "--broker"])
+        .args([&format!("mqtt://localhost:{}/{BASE}", broker.port), "Hello"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Not retained: the status is repeated until the command has subscribed to it.
+    let request = loop {
+        client
+            .publish(&format!("{BASE}/status"), status, None)
+            .await
+            .unwrap();
+        let received = client
+            .receive(std::time::Duration::from_millis(50))
+            .await
+            .unwrap();
+        if let Some(message) = received.filter(|message| message.topic == format!("{BASE}/request")) {
+            break phi_edge_tests::json(&message);
+        }
+    };
+    (asking, request["id"].clone())
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_interrupted_ask_cancels_its_request() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let mut client = client(broker.port).await;
+    client.subscribe(&format!("{BASE}/cancel")).await.unwrap();
+    for signal in ["INT", "TERM"] {
+        let (asking, id) = asking(&broker, &mut client).await;
+        phi_edge_tests::signal(&asking, signal);
+        let cancelled = phi_edge_tests::next(&mut client, "a cancellation", |message| {
+            (message.topic == format!("{BASE}/cancel")).then(|| phi_edge_tests::json(message))
+        })
+        .await;
+        assert_eq!(cancelled, serde_json::json!({ "id": id }), "{signal}");
+        let output = asking.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{signal}");
+        let said = text(&output.stderr);
+        assert!(said.trim_end().ends_with("interrupted"), "{signal}: {said}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_interrupted_ask_does_not_wait_for_a_broker_that_hangs() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let mut client = client(broker.port).await;
+    let (asking, _) = asking(&broker, &mut client).await;
+    broker.signal("STOP");
+    phi_edge_tests::signal(&asking, "INT");
+    let output = asking.wait_with_output().unwrap();
+    broker.signal("CONT");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("could not be cancelled"), "{said}");
+}

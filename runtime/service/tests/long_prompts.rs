@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Finish, Summary};
+use phi_edge_engine::{Finish, PrefillRuns, Summary};
 use phi_edge_models::{Message, Role};
 use phi_edge_service::{
     Answer, ErrorCode, LastEnd, NewJob, PromptProgress, Refusal, ReplyBody, ServiceConfig, Truncation,
@@ -287,39 +287,89 @@ async fn progress_comes_at_intervals_before_the_text_to_those_that_ask() {
     }
 }
 
+/// A request with a prompt of 500 tokens, this letter, that is to be answered in time.
+fn hurried(id: &str, letter: &str, seconds: u64) -> NewJob {
+    let mut job = long(id, Truncation::Error, &[&letter.repeat(500)]);
+    job.deadline = Some(Duration::from_secs(seconds));
+    job
+}
+
+/// The end of a prompt that was computed in runs of 30 s in all.
+fn computed(prompt_tokens: usize, cached_tokens: usize) -> Summary {
+    Summary {
+        prompt_tokens,
+        cached_tokens,
+        // With the runs of others and pauses.
+        prefill: Duration::from_secs(90),
+        prefill_runs: PrefillRuns {
+            tokens: prompt_tokens - cached_tokens,
+            end: prompt_tokens,
+            time: Duration::from_secs(30),
+        },
+        ..summary(Finish::Stop, 1)
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_prompt_that_can_not_meet_its_deadline_is_refused_once_the_speed_is_known() {
     let mut bench = Bench::with_context(2000);
-    let late = |id: &str, letter: &str, seconds: u64| {
-        let mut job = long(id, Truncation::Error, &[&letter.repeat(500)]);
-        job.deadline = Some(Duration::from_secs(seconds));
-        job
-    };
-    // Nothing was measured yet, and then only of few tokens, and of a prompt that was mostly cached.
+    // Nothing was measured yet, and then only of few tokens, and of a prompt that was mostly cached: then 10 tokens a second.
     for (id, prompt_tokens, cached_tokens) in [("a", 10, 0), ("b", 500, 400), ("c", 300, 0)] {
-        bench.service.submit(late(id, id, 1)).await.unwrap();
+        bench.service.submit(hurried(id, id, 1)).await.unwrap();
         let (request, sink) = bench.asked().await;
         assert_eq!(request.prompt.len(), 500);
-        // 10 tokens a second.
-        sink.finish(Summary {
-            prompt_tokens,
-            cached_tokens,
-            prefill: Duration::from_secs(30),
-            ..summary(Finish::Stop, 1)
-        });
+        sink.finish(computed(prompt_tokens, cached_tokens));
         answer(&mut bench).await;
     }
-    let refusal = refused(&bench, late("d", "d", 24)).await;
-    assert_eq!((refusal.code, refusal.retry_after), (ErrorCode::Busy, None));
-    assert_eq!(
-        refusal.message,
-        "computing the prompt of 500 tokens (500 of them not in the prefix cache) takes about 50.0 s on this node, and 24.0 s \
-         are left to the deadline; send it with more time, or a shorter one"
+    // However often it is refused, and though others began like it: this engine holds nothing of them.
+    for letter in ["d", "c", "a"].repeat(20) {
+        let refusal = refused(&bench, hurried("d", letter, 24)).await;
+        assert_eq!((refusal.code, refusal.retry_after), (ErrorCode::Busy, None));
+        assert_eq!(
+            refusal.message,
+            "computing the prompt of 500 tokens (500 of them not in the prefix cache) takes about 50.0 s on this node, and \
+             24.0 s are left to the deadline; send it with more time, or a shorter one"
+        );
+    }
+    let hopeless = NewJob {
+        deadline: Some(Duration::from_millis(20)),
+        ..hurried("d", "d", 1)
+    };
+    let refusal = refused(&bench, hopeless).await;
+    assert!(
+        refusal
+            .message
+            .contains("about 50.0 s on this node, and 20 ms are left"),
+        "{}",
+        refusal.message
     );
-    // The same request may be sent again with more time, and what begins like a prompt that was accepted needs less.
-    bench.service.submit(late("d", "d", 26)).await.unwrap();
-    let (_request, sink) = bench.asked().await;
-    sink.finish(summary(Finish::Stop, 1));
-    answer(&mut bench).await;
-    bench.service.submit(late("e", "d", 13)).await.unwrap();
+    // The same request may be sent again with more time.
+    bench.service.submit(hurried("d", "d", 26)).await.unwrap();
+    bench.asked().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_prompt_is_accepted_where_nothing_was_measured_for_ten_minutes() {
+    let mut bench = Bench::with_context(2000);
+    // When a prompt of so many tokens is measured; longer ones say nothing about those of 500.
+    let prompts = [(0, 300), (20, 900), (30, 450), (40, 550)];
+    let mut accepted = Vec::new();
+    for minute in 0..45 {
+        let id = minute.to_string();
+        if let Some((_, tokens)) = prompts.iter().find(|(at, _)| *at == minute) {
+            bench.service.submit(hurried(&id, "m", 500)).await.unwrap();
+            let (_request, sink) = bench.asked().await;
+            sink.finish(computed(*tokens, 0));
+            answer(&mut bench).await;
+        }
+        let late = hurried(&format!("late{id}"), "l", 1);
+        if bench.service.submit(late).await.is_ok() {
+            accepted.push(minute);
+            let (_request, sink) = bench.asked().await;
+            sink.finish(summary(Finish::Cancelled, 0));
+            answer(&mut bench).await;
+        }
+        tokio::time::sleep(Duration::from_mins(1)).await;
+    }
+    assert_eq!(accepted, [10, 20, 40]);
 }

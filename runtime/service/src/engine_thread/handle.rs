@@ -6,7 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, GenerateRequest, Interrupt, KvUse, RequestId, Sampling, Stop, Symbol};
+use phi_edge_engine::{
+    CachedPrefixes, Decoder, Detokenizer, Engine, GenerateRequest, Interrupt, KvUse, RequestId, Sampling,
+    Stop, Symbol,
+};
 use tokio::sync::{mpsc, oneshot};
 
 use super::LivenessProbe;
@@ -71,6 +74,24 @@ impl LoadGauge {
     }
 }
 
+/// The [`CachedPrefixes`] of the engine, which its thread updates with each step; empty while the model is unloaded.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrefixGauge(Arc<Mutex<CachedPrefixes>>);
+
+impl PrefixGauge {
+    pub(crate) fn read(&self) -> CachedPrefixes {
+        self.0.lock().clone()
+    }
+
+    pub(super) fn update<D: Decoder>(&self, engine: &Engine<D>) {
+        engine.update_cached_prefixes(&mut self.0.lock());
+    }
+
+    pub(super) fn clear(&self) {
+        *self.0.lock() = CachedPrefixes::default();
+    }
+}
+
 /// A handle that has an unloaded model loaded before it is needed. It does not keep the engine's thread alive.
 pub(crate) struct Waker {
     commands: mpsc::WeakSender<EngineCommand>,
@@ -104,6 +125,7 @@ pub struct EngineHandle {
     liveness: LivenessProbe,
     load: LoadGauge,
     throttle: Throttle,
+    prefixes: PrefixGauge,
     thread: Option<EngineThread>,
 }
 
@@ -113,6 +135,7 @@ pub(crate) struct Gauges {
     pub(crate) liveness: LivenessProbe,
     pub(crate) load: LoadGauge,
     pub(crate) throttle: Throttle,
+    pub(crate) prefixes: PrefixGauge,
 }
 
 pub(crate) struct EngineThread {
@@ -135,6 +158,7 @@ impl EngineHandle {
             liveness: LivenessProbe::default(),
             load: LoadGauge::default(),
             throttle: Throttle::default(),
+            prefixes: PrefixGauge::default(),
             thread: None,
         }
     }
@@ -144,6 +168,7 @@ impl EngineHandle {
         self.liveness = gauges.liveness;
         self.load = gauges.load;
         self.throttle = gauges.throttle;
+        self.prefixes = gauges.prefixes;
         self
     }
 
@@ -161,6 +186,10 @@ impl EngineHandle {
 
     pub(crate) fn load(&self) -> LoadGauge {
         self.load.clone()
+    }
+
+    pub(crate) fn prefixes(&self) -> PrefixGauge {
+        self.prefixes.clone()
     }
 
     /// Returns the properties of the engine.

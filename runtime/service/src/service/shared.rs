@@ -10,9 +10,9 @@ use tokio::time::Instant;
 
 use super::prompt_encoder::PromptEncoder;
 use super::{Ingested, ServiceConfig};
-use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, Waker};
+use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, PrefixGauge, Throttle, Waker};
 use crate::jobs::journal::{Journal, Stored};
-use crate::jobs::ledger::{Admission, Ledger};
+use crate::jobs::ledger::{Admission, EngineOutlook, Ledger};
 use crate::observers::Observers;
 use crate::prompts::Prompts;
 use crate::stats::Stats;
@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     encoder: PromptEncoder,
     engine: EngineInfo,
     pub(super) load: LoadGauge,
+    prefixes: PrefixGauge,
+    throttle: Throttle,
     waker: Waker,
     pub(super) observers: Observers,
     pub(super) stats: watch::Sender<Stats>,
@@ -74,6 +76,8 @@ impl Shared {
             encoder,
             engine: engine.info().clone(),
             load: engine.load(),
+            prefixes: engine.prefixes(),
+            throttle: engine.throttle(),
             waker: engine.waker(),
             observers: config.observers.clone(),
             signals,
@@ -305,11 +309,19 @@ impl Shared {
         let session_length = session_tokens.len();
         let expires = self.ledger().expires(&job, arrived);
         let encoded = self.encoder.encode(&mut job, session_tokens, expires).await;
-        let stored = {
-            let mut ledger = self.ledger();
-            match encoded {
-                Ok(prompt) => ledger.accept(job, prompt, arrived, Instant::now())?,
-                Err(error) => return Err(self.encoder.refuse(&mut ledger, &job, error, session_length)),
+        let stored = match encoded {
+            Ok(prompt) => {
+                let outlook = EngineOutlook {
+                    cached_tokens: self.prefixes.read().longest(&prompt.ids, job.max_tokens),
+                    share: self.throttle.share(),
+                };
+                self.ledger()
+                    .accept(job, prompt, outlook, arrived, Instant::now())?
+            }
+            Err(error) => {
+                return Err(self
+                    .encoder
+                    .refuse(&mut self.ledger(), &job, error, session_length));
             }
         };
         match stored {

@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, Symbol, TokenId};
+use phi_edge_engine::{
+    Detokenizer, Finish, GenerateRequest, Interrupt, PrefillRuns, Sampling, Summary, Symbol, TokenId,
+};
 use phi_edge_models::{
     ChatEncoder, ConversationTurn, ConversationTurns, EncodeError, Message, ModelError, PromptRoom, Role,
     Truncated, encode_truncated,
@@ -276,6 +278,7 @@ pub fn summary(finish: Finish, tokens: usize) -> Summary {
         accepted_draft_tokens: 0,
         queued: Duration::ZERO,
         prefill: Duration::from_millis(20),
+        prefill_runs: PrefillRuns::default(),
         decode: Duration::from_millis(30),
     }
 }

@@ -1,9 +1,11 @@
 //! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
-use phi_edge_engine::{PrefillTime, Symbol};
+use std::time::Duration;
+
 use phi_edge_models::Truncated;
 use tokio::time::Instant;
 
+use super::deadline_check::{EngineOutlook, LatePrompt};
 use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
 use super::shares::QueueFull;
 use super::{Admission, Ledger, is_internal};
@@ -161,6 +163,7 @@ impl Ledger {
         &mut self,
         job: NewJob,
         encoded: Truncated,
+        outlook: EngineOutlook,
         arrived: Instant,
         now: Instant,
     ) -> Result<Option<Stored>, Refusal> {
@@ -177,8 +180,12 @@ impl Ledger {
             ids: prompt,
             left_out: left_out_tokens,
         } = encoded;
-        if let Some(refusal) = self.refuse_late_prefill(&job, &prompt, expires, now) {
-            return Err(refusal);
+        let left = expires.saturating_duration_since(now);
+        // A job of this process is tried all the same.
+        if !is_internal(&job.key)
+            && let Some(late) = self.deadlines.late(prompt.len(), outlook, left, now)
+        {
+            return Err(self.refuse_late(prompt.len(), late, left));
         }
         let ahead = self.queue.len() + self.running.len();
         let Some(open) = self.jobs.get_mut(&job.key) else {
@@ -220,35 +227,16 @@ impl Ledger {
         Ok(self.journal.send_and_wait())
     }
 
-    /// Refuses a job whose prompt alone would take more than twice the time to its deadline, as far as the speed of prefill
-    /// was measured. A job of this process is tried all the same.
-    fn refuse_late_prefill(
-        &mut self,
-        job: &NewJob,
-        prompt: &[Symbol],
-        expires: Instant,
-        now: Instant,
-    ) -> Option<Refusal> {
-        if is_internal(&job.key) {
-            return None;
-        }
-        let left = expires.saturating_duration_since(now);
-        let estimate = self.prefill.estimate(prompt);
-        // A job whose deadline has passed by now expires in the queue.
-        let is_late = |estimate: &PrefillTime| !left.is_zero() && estimate.time > left * 2;
-        let Some(PrefillTime { new_tokens, time }) = estimate.filter(is_late) else {
-            self.prefill.accepted(prompt);
-            return None;
-        };
-        self.prefill.refused();
+    /// Makes and counts the refusal of a prompt of `tokens` that can't be computed in the time that is left.
+    fn refuse_late(&mut self, tokens: usize, late: LatePrompt, left: Duration) -> Refusal {
         let message = format!(
-            "computing the prompt of {} tokens ({new_tokens} of them not in the prefix cache) takes about {:.1} s on this \
-             node, and {:.1} s are left to the deadline; send it with more time, or a shorter one",
-            prompt.len(),
-            time.as_secs_f64(),
-            left.as_secs_f64()
+            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {} on this node, and \
+             {} are left to the deadline; send it with more time, or a shorter one",
+            late.new_tokens,
+            shown(late.time),
+            shown(left)
         );
-        Some(self.refuse(ErrorCode::Busy, message))
+        self.refuse(ErrorCode::Busy, message)
     }
 
     /// Puts an accepted job that is stored on its place in the queue.
@@ -306,5 +294,14 @@ impl Ledger {
     /// Whether there is a job of this name, open or with a kept outcome.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
         self.jobs.contains_key(key) || self.outcomes.contains(key)
+    }
+}
+
+/// A time as messages show it.
+fn shown(time: Duration) -> String {
+    if time < Duration::from_secs(1) {
+        format!("{} ms", time.as_millis())
+    } else {
+        format!("{:.1} s", time.as_secs_f64())
     }
 }

@@ -65,7 +65,7 @@ impl Ledger {
                     proposed: summary.draft_tokens,
                     accepted: summary.accepted_draft_tokens,
                 };
-                self.prefill.observe(&summary);
+                self.deadlines.observe(&summary, now);
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,
