@@ -1,5 +1,7 @@
 //! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
+use std::time::Duration;
+
 use phi_edge_engine::{PrefillTime, TokenId};
 use phi_edge_models::Truncated;
 use tokio::time::Instant;
@@ -241,12 +243,11 @@ impl Ledger {
             return None;
         };
         self.prefill.refused();
+        let (time, left) = seconds_apart(time, left);
         let message = format!(
-            "computing the prompt of {} tokens ({new_tokens} of them not in the prefix cache) takes about {:.1} s on this \
-             node, and {:.1} s are left to the deadline; send it with more time, or a shorter one",
-            prompt.len(),
-            time.as_secs_f64(),
-            left.as_secs_f64()
+            "computing the prompt of {} tokens ({new_tokens} of them not in the prefix cache) takes about {time} s on this \
+             node, and {left} s are left to the deadline; send it with more time, or a shorter one",
+            prompt.len()
         );
         Some(self.refuse(ErrorCode::Busy, message))
     }
@@ -306,5 +307,36 @@ impl Ledger {
     /// Whether there is a job of this name, open or with a kept outcome.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
         self.jobs.contains_key(key) || self.outcomes.contains(key)
+    }
+}
+
+/// A time and less than half of it as seconds, with as many decimals as show that.
+fn seconds_apart(time: Duration, less: Duration) -> (String, String) {
+    let shown = |decimals: usize| {
+        let text = |time: Duration| format!("{:.decimals$}", time.as_secs_f64());
+        (text(time), text(less))
+    };
+    let shows_it = |(time, less): &(String, String)| {
+        let number = |text: &str| text.parse::<f64>().unwrap_or_default();
+        number(less) > 0.0 && number(time) > 2.0 * number(less)
+    };
+    (1..9).map(shown).find(shows_it).unwrap_or_else(|| shown(9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_decimals_that_tell_them_apart() {
+        for (time, less, expected) in [
+            (50_000_000, 24_000_000, ("50.0", "24.0")),
+            (200_000, 98_000, ("0.200", "0.098")),
+            (150_000, 40_000, ("0.15", "0.04")),
+            (90, 4, ("0.000090", "0.000004")),
+        ] {
+            let (time, less) = seconds_apart(Duration::from_micros(time), Duration::from_micros(less));
+            assert_eq!((time.as_str(), less.as_str()), expected);
+        }
     }
 }
