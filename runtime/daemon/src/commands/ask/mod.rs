@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
-    Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, TokenId,
+    Detokenizer, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary,
+    TokenId,
 };
 use phi_edge_models::{Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated};
 use serde_json::json;
@@ -19,6 +20,7 @@ use crate::exit::{Exit, Fault};
 use crate::setup::model::ModelSetup;
 use crate::terminal;
 
+use ask_args::TruncationArg;
 pub(crate) use ask_args::{AskArgs, EXAMPLES};
 use status_bar::StatusBar;
 
@@ -51,7 +53,8 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     }
     let request = request(args, ids, text.as_ref());
     let now = local.now();
-    local.engine.submit(request, now).map_err(Fault::failed)?;
+    let submitted = local.engine.submit(request, now);
+    submitted.map_err(|failure| Fault::failed(format!("{failure}{}", advice(args, &failure))))?;
     status.set_message("reading the prompt");
     let mut printer = AnswerPrinter {
         status,
@@ -61,6 +64,18 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     };
     let summary = generate(&mut local, &mut printer)?;
     printer.finish(&summary, &local)
+}
+
+/// What to do about a request that the engine refuses, behind its failure.
+fn advice(args: &AskArgs, failure: &Failure) -> &'static str {
+    let can_truncate = args.ids.is_none() && !args.raw && args.truncation == TruncationArg::Error;
+    match failure {
+        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } if can_truncate => {
+            "; shorten it, or leave out its middle with --truncation middle"
+        }
+        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } => "; shorten it",
+        _ => "",
+    }
 }
 
 /// The ids of the prompt for an engine of this context, and the number of tokens that were left out of it.
