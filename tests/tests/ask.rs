@@ -212,7 +212,18 @@ fn damaged_models_are_named() {
     };
     check(
         &|f| std::fs::remove_file(f.join("model.onnx.data")).unwrap(),
-        &["model.onnx"],
+        &["model.onnx.data", "weights is missing. Copy or export"],
+    );
+    #[cfg(unix)]
+    check(
+        &|f| {
+            std::fs::remove_file(f.join("model.onnx.data")).unwrap();
+            std::os::unix::fs::symlink("../blobs/1f", f.join("model.onnx.data")).unwrap();
+        },
+        &[
+            "model.onnx.data",
+            "the link points to ../blobs/1f, which does not exist",
+        ],
     );
     check(
         &|f| std::fs::write(f.join("model.onnx"), [0xff; 999]).unwrap(),

@@ -188,12 +188,30 @@ fn a_type_of_keys_and_values_is_taken_or_refused_with_the_reason() {
     let said = text(&output.stderr);
     let last = said.lines().last().unwrap();
     for part in [
-        "runtime.kv_cache = \"i8\" can't be served",
+        "--kv-cache i8 can't be served",
         "8-bit keys and values",
-        "Set runtime.kv_cache to \"auto\" or \"f32\"",
+        "Leave out --prepare, or give --kv-cache auto or f32",
     ] {
         assert!(last.contains(part), "{said}");
     }
+    assert!(!last.contains("runtime.kv_cache"), "{said}");
+    // What is measured is no choice either.
+    let loss = [
+        "bench",
+        "--kv-loss",
+        "--provider",
+        "cpu",
+        "--model",
+        model.to_str().unwrap(),
+    ];
+    let output = phi(&[&loss[..], &["--prepare", "plain"]].concat());
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.contains("--kv-loss can't be served") && !last.contains("runtime.kv_cache"),
+        "{said}"
+    );
     let output = with_type(&["ask", "x"], "q8");
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("use auto, f32 or i8"));

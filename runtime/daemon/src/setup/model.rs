@@ -8,10 +8,10 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider};
 use phi_edge_rules::Rule;
 
-use crate::exit::Fault;
+use crate::exit::{Exit, Fault};
 use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
 use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
@@ -30,11 +30,24 @@ pub(crate) struct ModelSetup {
     pub(crate) model: PathBuf,
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
+    /// The origin of the type of keys and values in `decoder`.
+    pub(crate) kv_cache_origin: KvCacheOrigin,
     pub(crate) engine: EngineConfig,
     /// Whether the model runs once before it serves requests.
     pub(crate) prewarm: bool,
     /// The prefixes to compute at the start, and the store's folder that keeps them.
     pub(crate) pinned: Option<(Vec<PromptPrefix>, PathBuf)>,
+}
+
+/// The origin of a requested type of keys and values, which advice about it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvCacheOrigin {
+    /// `runtime.kv_cache`.
+    Configuration,
+    /// `--kv-cache`.
+    Flag,
+    /// `bench --kv-loss`, which has no choice.
+    KvLoss,
 }
 
 impl ModelSetup {
@@ -59,6 +72,7 @@ impl ModelSetup {
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
             },
+            kv_cache_origin: KvCacheOrigin::Configuration,
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
                 slots: runtime.slots,
@@ -89,6 +103,7 @@ impl ModelSetup {
                     prepare: Prepare::ALL,
                     edit_cache: None,
                 },
+                kv_cache_origin: KvCacheOrigin::Configuration,
                 engine: EngineConfig {
                     slots,
                     ..EngineConfig::default()
@@ -111,6 +126,7 @@ impl ModelSetup {
         }
         if let Some(kv_cache) = args.kv_cache {
             setup.decoder.kv_cache = kv_cache;
+            setup.kv_cache_origin = KvCacheOrigin::Flag;
         }
         if let Some(threads) = args.threads {
             setup.decoder.threads = Some(threads.into());
@@ -149,7 +165,8 @@ impl ModelSetup {
                 config.kv_budget = kv_budget::kv_budget();
             }
             config.kv_budget
-        })?;
+        })
+        .map_err(|error| self.load_fault(error))?;
         if self.prewarm {
             prewarm(&mut decoder);
         }
@@ -163,6 +180,33 @@ impl ModelSetup {
             pinned_prefixes::pin(&mut engine, model, &model.text()?, prefixes, place)?;
         }
         Ok(engine)
+    }
+}
+
+impl ModelSetup {
+    /// The fault of a failed load, whose advice names what the user has set.
+    fn load_fault(&self, error: OnnxError) -> Fault {
+        let OnnxError::KvCacheUnavailable { kv_cache, fault } = &error else {
+            return error.into();
+        };
+        let limited = !self.decoder.prepare.attention;
+        let message = match self.kv_cache_origin {
+            KvCacheOrigin::Configuration => return error.into(),
+            KvCacheOrigin::Flag if limited => format!(
+                "--kv-cache {kv_cache} can't be served: {fault}. Leave out --prepare, or give --kv-cache auto or f32"
+            ),
+            KvCacheOrigin::Flag => {
+                format!("--kv-cache {kv_cache} can't be served: {fault}. Give --kv-cache auto or f32")
+            }
+            KvCacheOrigin::KvLoss if limited => {
+                format!("--kv-loss can't be served: {fault}. Leave out --prepare")
+            }
+            KvCacheOrigin::KvLoss => format!(
+                "--kv-loss can't be served: {fault}. It compares 8-bit keys and values with 32-bit ones, and needs a model and a \
+                 processor for both"
+            ),
+        };
+        Fault::new(Exit::Config, message)
     }
 }
 
