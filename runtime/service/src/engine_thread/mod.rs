@@ -184,7 +184,7 @@ impl<F> Host<F> {
             Ok(Err(error)) => return Err(StartError::Build(error)),
             Err(panic) => return Err(StartError::Panicked(panic_message(panic.as_ref()))),
         };
-        self.gauges.load.loaded(begun.elapsed());
+        self.gauges.load.loaded(begun.elapsed(), engine.kv_use());
         Ok(engine)
     }
 
