@@ -225,13 +225,17 @@ async fn a_request_that_is_cancelled_before_its_first_token_leaves_its_session_a
 
 #[tokio::test(start_paused = true)]
 async fn a_context_that_the_memory_bounds_is_told_so() {
-    let bench = Bench::with_memory(60);
-    let refusal = refused(&bench, long("a", Truncation::Error, &[&"x".repeat(70)])).await;
+    let config = ServiceConfig {
+        model_context: Some(200),
+        ..ServiceConfig::default()
+    };
+    let bench = Bench::with(config, 1, 64);
+    let refusal = refused(&bench, long("a", Truncation::Error, &[&"x".repeat(120)])).await;
     assert_eq!(refusal.code, ErrorCode::ContextOverflow);
     assert!(
         refusal
             .message
-            .contains("the node's memory for keys and values (runtime.kv_memory) holds 60;"),
+            .contains("the node's memory for keys and values (runtime.kv_memory) holds 100;"),
         "{}",
         refusal.message
     );

@@ -9,6 +9,7 @@ use phi_edge_engine::TokenId;
 use phi_edge_models::{Message, PromptRoom, Truncated, Truncation};
 use tokio::time::Instant;
 
+use super::ServiceConfig;
 use crate::door::{ENCODE_MEMORY, Encode, EncodeDoor, NotEncoded};
 use crate::engine_thread::EngineInfo;
 use crate::jobs::ledger::Ledger;
@@ -34,14 +35,16 @@ impl PromptEncoder {
         prompts: Arc<dyn Prompts>,
         folder: Option<&Path>,
         engine: &EngineInfo,
-        max_prompt_tokens: Option<usize>,
+        config: &ServiceConfig,
     ) -> Self {
         Self {
             prompts,
             door: EncodeDoor::open(folder),
             context_length: engine.context_length,
-            is_memory_bound: engine.memory == Some(engine.context_length),
-            max_prompt_tokens: AtomicUsize::new(max_prompt_tokens.unwrap_or(usize::MAX)),
+            is_memory_bound: config
+                .model_context
+                .is_some_and(|context| engine.context_length < context),
+            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
         }
     }
 

@@ -58,7 +58,7 @@ impl Shared {
     ) -> Self {
         let boot = rand::random();
         let signals = journal.signals();
-        let encoder = PromptEncoder::new(prompts, journal.folder(), engine.info(), config.max_prompt_tokens);
+        let encoder = PromptEncoder::new(prompts, journal.folder(), engine.info(), config);
         let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
         let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
         Self {

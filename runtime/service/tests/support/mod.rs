@@ -169,16 +169,6 @@ impl Bench {
         Self::over(info, ServiceConfig::default(), 64, None)
     }
 
-    /// Over an engine whose memory holds so few tokens.
-    pub fn with_memory(tokens: usize) -> Self {
-        let info = EngineInfo {
-            context_length: tokens,
-            memory: Some(tokens),
-            slots: 1,
-        };
-        Self::over(info, ServiceConfig::default(), 64, None)
-    }
-
     fn over(info: EngineInfo, config: ServiceConfig, replies: usize, store: Option<Store>) -> Self {
         let (commands_tx, commands) = mpsc::channel(16);
         let (replies_tx, replies) = mpsc::channel(replies);

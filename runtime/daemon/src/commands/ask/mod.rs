@@ -54,7 +54,9 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     let request = request(args, ids, text.as_ref());
     let now = local.now();
     let submitted = local.engine.submit(request, now);
-    submitted.map_err(|failure| Fault::failed(format!("{failure}{}", advice(args, &failure))))?;
+    let is_memory_bound = local.engine.context() < local.model.config().context_length;
+    submitted
+        .map_err(|failure| Fault::failed(format!("{failure}{}", advice(args, &failure, is_memory_bound))))?;
     status.set_message("reading the prompt");
     let mut printer = AnswerPrinter {
         status,
@@ -66,16 +68,26 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     printer.finish(&summary, &local)
 }
 
-/// What to do about a request that the engine refuses, behind its failure.
-fn advice(args: &AskArgs, failure: &Failure) -> &'static str {
-    let can_truncate = args.ids.is_none() && !args.raw && args.truncation == TruncationArg::Error;
-    match failure {
-        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } if can_truncate => {
-            "; shorten it, or leave out its middle with --truncation middle"
-        }
-        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } => "; shorten it",
-        _ => "",
+/// What to do about a request that the engine refuses, behind its failure. `is_memory_bound`: the memory for keys and
+/// values bounds the context.
+fn advice(args: &AskArgs, failure: &Failure, is_memory_bound: bool) -> String {
+    if !matches!(
+        failure,
+        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. }
+    ) {
+        return String::new();
     }
+    let bound = if is_memory_bound {
+        ", which is what the memory for keys and values holds"
+    } else {
+        ""
+    };
+    let truncate = if args.ids.is_none() && !args.raw && args.truncation == TruncationArg::Error {
+        ", or leave out its middle with --truncation middle"
+    } else {
+        ""
+    };
+    format!("{bound}; shorten it{truncate}")
 }
 
 /// The ids of the prompt for an engine of this context, and the number of tokens that were left out of it.
