@@ -239,6 +239,58 @@ fn check_says_what_is_right_and_what_is_not() {
     }
     let output = phi(&["check", "--offline", "--set", &model, "--set", &port]);
     assert!(output.status.success());
+    // What the memory does not hold beside requests is a warning, and what the context does not, a fault of its own.
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("store.path={}", folder.path().display());
+    let with = |prompts: &str, memory: &str| {
+        let prompts = format!("runtime.system_prompts=[{prompts}]");
+        let memory = format!("runtime.kv_memory={memory}");
+        let set = [
+            "check",
+            "--offline",
+            "--set",
+            &model,
+            "--set",
+            &port,
+            "--set",
+            &store,
+        ];
+        phi(&[
+            &set[..],
+            &[
+                "--set",
+                &prompts,
+                "--set",
+                &memory,
+                "--set",
+                "runtime.provider=cpu",
+            ],
+        ]
+        .concat())
+    };
+    let long = |words: usize| format!("\"{}\"", "word ".repeat(words));
+    let output = with(&format!("\"Be brief.\", {}", long(150)), "1MiB");
+    let said = text(&output.stdout);
+    assert!(
+        output.status.success() && text(&output.stderr).find("is not kept").is_none(),
+        "{said}"
+    );
+    for line in [
+        "warn   prefixes  runtime.system_prompts: number 2",
+        "ok     prefixes  pinned; beside them a context of",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let output = with(&long(3000), "1TiB");
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for line in [
+        "warn   memory    runtime.kv_memory is 1024 GiB",
+        "fault  prefixes  runtime.system_prompts: number 1",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    assert!(said.contains("shorten it, or take it out"), "{said}");
 }
 
 #[tokio::test]

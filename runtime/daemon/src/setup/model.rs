@@ -14,7 +14,7 @@ use phi_edge_rules::Rule;
 use crate::exit::{Exit, Fault};
 use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
-use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
+use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix, UnkeptPrefix};
 use crate::setup::settings;
 
 /// The number of KV rows that only cache prefixes, beside those that run: enough for the sessions and templates of
@@ -154,6 +154,52 @@ impl ModelSetup {
         model: &ModelDir,
         wrap: impl FnOnce(OnnxDecoder) -> D,
     ) -> Result<Engine<D>, Fault> {
+        if let Some(warning) = self.kv_memory_warning() {
+            tracing::warn!("{warning}");
+        }
+        let (mut engine, computed_by) = self.load_over(model, wrap)?;
+        for prefix in self.pin(&mut engine, model, &computed_by)? {
+            let UnkeptPrefix { of, tokens, failure } = prefix;
+            tracing::warn!(of, tokens, error = %failure, "a prefix is not kept");
+        }
+        Ok(engine)
+    }
+
+    /// The warning about a configured memory for keys and values that this machine does not have.
+    pub(crate) fn kv_memory_warning(&self) -> Option<String> {
+        let configured = self.decoder.kv_memory?;
+        let machine = kv_budget::machine_memory().filter(|machine| configured > *machine)?;
+        let gib = |bytes: u64| bytes.div_ceil(1 << 30);
+        Some(format!(
+            "runtime.kv_memory is {} GiB, and this machine (or the unit) has {} GiB of memory: lower it, or leave it out",
+            gib(configured),
+            gib(machine)
+        ))
+    }
+
+    /// Pins the configured prefixes in `engine`, which `computed_by` identifies. Returns those that are not kept.
+    pub(crate) fn pin<D: Decoder>(
+        &self,
+        engine: &mut Engine<D>,
+        model: &ModelDir,
+        computed_by: &[String],
+    ) -> Result<Vec<UnkeptPrefix>, Fault> {
+        match &self.pinned {
+            Some((prefixes, store)) if !prefixes.is_empty() => {
+                let place = PrefixContext { store, computed_by };
+                pinned_prefixes::pin(engine, model, &model.text()?, prefixes, place)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Loads the graph of `model`, and builds the engine without pinned prefixes over the decoder that `wrap` returns. The
+    /// strings are what keys and values depend on ([`OnnxDecoder::computed_by`]).
+    pub(crate) fn load_over<D: Decoder>(
+        &self,
+        model: &ModelDir,
+        wrap: impl FnOnce(OnnxDecoder) -> D,
+    ) -> Result<(Engine<D>, Vec<String>), Fault> {
         let library = Library::find(self.library.as_deref())?;
         if let Some(warning) = phi_edge_onnx::processor_warning() {
             tracing::warn!("{warning}");
@@ -171,15 +217,7 @@ impl ModelSetup {
             prewarm(&mut decoder);
         }
         let computed_by = decoder.computed_by(&library);
-        let mut engine = Engine::new(wrap(decoder), config);
-        if let Some((prefixes, store)) = self.pinned.as_ref().filter(|(prefixes, _)| !prefixes.is_empty()) {
-            let place = PrefixContext {
-                store,
-                computed_by: &computed_by,
-            };
-            pinned_prefixes::pin(&mut engine, model, &model.text()?, prefixes, place)?;
-        }
-        Ok(engine)
+        Ok((Engine::new(wrap(decoder), config), computed_by))
     }
 }
 
