@@ -188,12 +188,30 @@ fn a_type_of_keys_and_values_is_taken_or_refused_with_the_reason() {
     let said = text(&output.stderr);
     let last = said.lines().last().unwrap();
     for part in [
-        "runtime.kv_cache = \"i8\" can't be served",
+        "--kv-cache i8 can't be served",
         "8-bit keys and values",
-        "Set runtime.kv_cache to \"auto\" or \"f32\"",
+        "Leave out --prepare, or give --kv-cache auto or f32",
     ] {
         assert!(last.contains(part), "{said}");
     }
+    assert!(!last.contains("runtime.kv_cache"), "{said}");
+    // What is measured is no choice either.
+    let loss = [
+        "bench",
+        "--kv-loss",
+        "--provider",
+        "cpu",
+        "--model",
+        model.to_str().unwrap(),
+    ];
+    let output = phi(&[&loss[..], &["--prepare", "plain"]].concat());
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.contains("--kv-loss can't be served") && !last.contains("runtime.kv_cache"),
+        "{said}"
+    );
     let output = with_type(&["ask", "x"], "q8");
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("use auto, f32 or i8"));
@@ -221,6 +239,58 @@ fn check_says_what_is_right_and_what_is_not() {
     }
     let output = phi(&["check", "--offline", "--set", &model, "--set", &port]);
     assert!(output.status.success());
+    // What the memory does not hold beside requests is a warning, and what the context does not, a fault of its own.
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("store.path={}", folder.path().display());
+    let with = |prompts: &str, memory: &str| {
+        let prompts = format!("runtime.system_prompts=[{prompts}]");
+        let memory = format!("runtime.kv_memory={memory}");
+        let set = [
+            "check",
+            "--offline",
+            "--set",
+            &model,
+            "--set",
+            &port,
+            "--set",
+            &store,
+        ];
+        phi(&[
+            &set[..],
+            &[
+                "--set",
+                &prompts,
+                "--set",
+                &memory,
+                "--set",
+                "runtime.provider=cpu",
+            ],
+        ]
+        .concat())
+    };
+    let long = |words: usize| format!("\"{}\"", "word ".repeat(words));
+    let output = with(&format!("\"Be brief.\", {}", long(150)), "1MiB");
+    let said = text(&output.stdout);
+    assert!(
+        output.status.success() && text(&output.stderr).find("is not kept").is_none(),
+        "{said}"
+    );
+    for line in [
+        "warn   prefixes  runtime.system_prompts: number 2",
+        "ok     prefixes  pinned; beside them a context of",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let output = with(&long(3000), "1TiB");
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for line in [
+        "warn   memory    runtime.kv_memory is 1024 GiB",
+        "fault  prefixes  runtime.system_prompts: number 1",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    assert!(said.contains("shorten it, or take it out"), "{said}");
 }
 
 #[tokio::test]

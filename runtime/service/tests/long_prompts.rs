@@ -161,7 +161,81 @@ async fn a_session_forgets_its_oldest_turns() {
     assert!(
         refusal
             .message
-            .contains("92 of them are what the session has said so far: begin a new one"),
+            .contains("92 of them are what the session has said so far: begin a new one, or ask with truncation oldest_messages"),
+        "{}",
+        refusal.message
+    );
+    // The middle of a message is none of what was said.
+    let mut asked = long("z", Truncation::Middle, &["y"]);
+    asked.session = Some("talk".into());
+    asked.messages = vec![message(Role::User, "yyyyy"); 4];
+    let refusal = refused(&bench, asked).await;
+    assert!(
+        refusal
+            .message
+            .ends_with("or ask with truncation oldest_messages to leave out its oldest turns"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_cancelled_before_its_first_token_leaves_its_session_as_it_was() {
+    let mut bench = Bench::new();
+    let ask = |id: &str, letter: &str| {
+        let mut asked = long(id, Truncation::OldestMessages, &[&letter.repeat(40)]);
+        asked.session = Some("talk".into());
+        asked
+    };
+    for (id, letter) in [("a", "a"), ("b", "b")] {
+        bench.service.submit(ask(id, letter)).await.unwrap();
+        let (_request, sink) = bench.asked().await;
+        sink.finish(summary(Finish::Stop, 2));
+        answer(&mut bench).await;
+    }
+    // The oldest turn is left out of its prompt, and is there again after it.
+    for (id, finish, tokens) in [
+        ("c", Finish::Cancelled, 0),
+        ("d", Finish::Deadline, 0),
+        ("e", Finish::Cancelled, 1),
+    ] {
+        bench.service.submit(ask(id, "c")).await.unwrap();
+        let (request, sink) = bench.asked().await;
+        let prompt = text_of(&request.prompt);
+        assert!(
+            prompt.starts_with('b') && prompt.ends_with(&"c".repeat(40)),
+            "{prompt}"
+        );
+        sink.finish(summary(finish, tokens));
+        answer(&mut bench).await;
+        let mut next = ask(&format!("{id} and on"), "d");
+        next.truncation = Truncation::Error;
+        next.messages = vec![message(Role::User, &"d".repeat(40))];
+        let refusal = refused(&bench, next).await;
+        let said = if tokens == 0 { 85 } else { 84 };
+        assert!(
+            refusal
+                .message
+                .contains(&format!("{said} of them are what the session has said")),
+            "{id}: {}",
+            refusal.message
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_context_that_the_memory_bounds_is_told_so() {
+    let config = ServiceConfig {
+        model_context: Some(200),
+        ..ServiceConfig::default()
+    };
+    let bench = Bench::with(config, 1, 64);
+    let refusal = refused(&bench, long("a", Truncation::Error, &[&"x".repeat(120)])).await;
+    assert_eq!(refusal.code, ErrorCode::ContextOverflow);
+    assert!(
+        refusal
+            .message
+            .contains("the node's memory for keys and values (runtime.kv_memory) holds 100;"),
         "{}",
         refusal.message
     );

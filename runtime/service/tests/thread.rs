@@ -474,3 +474,21 @@ async fn a_session_goes_on_without_the_stop_text() {
     // "question d", its answer, the mark of a new turn and "question v".
     assert_eq!(second.prompt_tokens, 10 + 3 + 1 + 10);
 }
+
+#[tokio::test]
+async fn the_memory_of_keys_and_values_is_known_before_the_first_job() {
+    let engine = spawn_engine("engine-test", None, || {
+        let config = EngineConfig {
+            kv_budget: Some(1 << 20),
+            ..EngineConfig::default()
+        };
+        let running = std_mpsc::channel().0;
+        Ok::<_, std::convert::Infallible>(Engine::new(Alphabet::new(Mood::Works, running), config))
+    })
+    .await
+    .expect("the engine starts");
+    let (replies_tx, _replies) = mpsc::channel(16);
+    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let load = service.engine_load();
+    assert_eq!((load.steps, load.kv.budget), (0, Some(1 << 20)));
+}

@@ -35,7 +35,7 @@ pub struct EngineInfo {
 pub struct EngineLoad {
     /// The number of steps since the start.
     pub steps: u64,
-    /// The memory of keys and values after the last step.
+    /// The memory of keys and values after the load or the last step.
     pub kv: KvUse,
     /// Whether the model is in memory; it may be unloaded after an idle time.
     pub loaded: bool,
@@ -60,8 +60,9 @@ impl LoadGauge {
         load.kv = kv;
     }
 
-    pub(crate) fn loaded(&self, took: Duration) {
+    pub(crate) fn loaded(&self, took: Duration, kv: KvUse) {
         let mut load = self.0.lock();
+        load.kv = kv;
         load.loaded = true;
         load.loads += 1;
         load.load_time = took;

@@ -186,7 +186,7 @@ impl<F> Host<F> {
             Err(panic) => return Err(StartError::Panicked(panic_message(panic.as_ref()))),
         };
         self.gauges.prefixes.update(&engine);
-        self.gauges.load.loaded(begun.elapsed());
+        self.gauges.load.loaded(begun.elapsed(), engine.kv_use());
         Ok(engine)
     }
 

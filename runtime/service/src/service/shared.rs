@@ -60,13 +60,7 @@ impl Shared {
     ) -> Self {
         let boot = rand::random();
         let signals = journal.signals();
-        let context_length = engine.info().context_length;
-        let encoder = PromptEncoder::new(
-            prompts,
-            journal.folder(),
-            context_length,
-            config.max_prompt_tokens,
-        );
+        let encoder = PromptEncoder::new(prompts, journal.folder(), engine.info(), config);
         let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
         let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
         Self {

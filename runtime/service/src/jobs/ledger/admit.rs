@@ -229,12 +229,11 @@ impl Ledger {
 
     /// Makes and counts the refusal of a prompt of `tokens` that can't be computed in the time that is left.
     fn refuse_late(&mut self, tokens: usize, late: LatePrompt, left: Duration) -> Refusal {
+        let (time, left) = seconds_apart(late.time, left);
         let message = format!(
-            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {} on this node, and \
-             {} are left to the deadline; send it with more time, or a shorter one",
+            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {time} s on this \
+             node, and {left} s are left to the deadline; send it with more time, or a shorter one",
             late.new_tokens,
-            shown(late.time),
-            shown(left)
         );
         self.refuse(ErrorCode::Busy, message)
     }
@@ -297,11 +296,33 @@ impl Ledger {
     }
 }
 
-/// A time as messages show it.
-fn shown(time: Duration) -> String {
-    if time < Duration::from_secs(1) {
-        format!("{} ms", time.as_millis())
-    } else {
-        format!("{:.1} s", time.as_secs_f64())
+/// A time and less than half of it as seconds, with as many decimals as show that.
+fn seconds_apart(time: Duration, less: Duration) -> (String, String) {
+    let shown = |decimals: usize| {
+        let text = |time: Duration| format!("{:.decimals$}", time.as_secs_f64());
+        (text(time), text(less))
+    };
+    let shows_it = |(time, less): &(String, String)| {
+        let number = |text: &str| text.parse::<f64>().unwrap_or_default();
+        number(less) > 0.0 && number(time) > 2.0 * number(less)
+    };
+    (1..9).map(shown).find(shows_it).unwrap_or_else(|| shown(9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_decimals_that_tell_them_apart() {
+        for (time, less, expected) in [
+            (50_000_000, 24_000_000, ("50.0", "24.0")),
+            (200_000, 98_000, ("0.200", "0.098")),
+            (150_000, 40_000, ("0.15", "0.04")),
+            (90, 4, ("0.000090", "0.000004")),
+        ] {
+            let (time, less) = seconds_apart(Duration::from_micros(time), Duration::from_micros(less));
+            assert_eq!((time.as_str(), less.as_str()), expected);
+        }
     }
 }

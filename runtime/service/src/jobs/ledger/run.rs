@@ -43,7 +43,10 @@ impl Ledger {
             return;
         }
         let session = self.jobs.get(key).and_then(OpenJob::session);
-        if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session) {
+        // One that was ended before its first token leaves its session as it was: there is nothing to go on from.
+        if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session)
+            && !(summary.tokens.is_empty() && matches!(summary.finish, Finish::Cancelled | Finish::Deadline))
+        {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
             self.accounts.record_answer(key, session, answer, now);
         }
