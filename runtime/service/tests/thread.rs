@@ -154,7 +154,12 @@ async fn start_with(
     assert_eq!(engine.info().context_length, 100);
     let (replies_tx, replies) = mpsc::channel(16);
     Ends {
-        service: Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx),
+        service: Service::start(
+            ServiceConfig::default(),
+            engine,
+            Arc::new(Bytes::default()),
+            replies_tx,
+        ),
         replies,
         hanging,
     }
@@ -209,7 +214,12 @@ async fn a_deadline_is_checked_against_the_cache_and_the_throttle_of_the_moment(
         let throttle = engine.throttle();
         let (replies_tx, replies) = mpsc::channel(16);
         let mut ends = Ends {
-            service: Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx),
+            service: Service::start(
+                ServiceConfig::default(),
+                engine,
+                Arc::new(Bytes::default()),
+                replies_tx,
+            ),
             replies,
             hanging: std_mpsc::channel().1,
         };
@@ -372,7 +382,12 @@ async fn a_throttled_engine_rests_after_each_step() {
     engine.throttle().set(SHARE);
     let liveness = engine.liveness();
     let (replies_tx, mut replies) = mpsc::channel(16);
-    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
     let begun = std::time::Instant::now();
     service.submit(job("v")).await.unwrap();
     let reply = tokio::time::timeout(TIMEOUT, replies.recv()).await;
@@ -417,7 +432,12 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
         "an idle engine is not stuck"
     );
     let (replies_tx, replies) = mpsc::channel(16);
-    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
     service.submit(job("v")).await.unwrap();
     let watched = liveness.clone();
     tokio::task::spawn_blocking(move || {
@@ -488,7 +508,12 @@ async fn the_memory_of_keys_and_values_is_known_before_the_first_job() {
     .await
     .expect("the engine starts");
     let (replies_tx, _replies) = mpsc::channel(16);
-    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
     let load = service.engine_load();
     assert_eq!((load.steps, load.kv.budget), (0, Some(1 << 20)));
 }
