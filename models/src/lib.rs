@@ -26,7 +26,7 @@ mod store;
 mod text_model;
 mod truncation;
 
-pub use crate::image::{Detail, SheetError, contact_sheet, contact_sheet_file};
+pub use crate::image::{Detail, ImageInfo, SheetError, contact_sheet, contact_sheet_file};
 pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;

@@ -68,6 +68,10 @@ fn room(most: usize) -> PromptRoom {
 fn encode(text: &str) -> Encode {
     Encode {
         messages: vec![Message::new(Role::User, text.to_owned())],
+        images: ImagesToRead {
+            images: Arc::default(),
+            max_pixels: 1000,
+        },
         said: Vec::new(),
         room: room(usize::MAX),
         truncation: Truncation::Error,
@@ -108,9 +112,9 @@ async fn large_texts_wait_for_memory_and_small_ones_do_not_wait_for_them() {
     };
     assert_eq!(door.encode(&prompts, late).await, Err(NotEncoded::Expired));
     held.release();
-    assert_eq!(small.await.unwrap().unwrap().ids.len(), 5);
+    assert_eq!(small.await.unwrap().unwrap().prompt.ids.len(), 5);
     for large in waiting {
-        assert_eq!(large.await.unwrap().unwrap().ids.len(), 1 << 20);
+        assert_eq!(large.await.unwrap().unwrap().prompt.ids.len(), 1 << 20);
     }
     assert_eq!(held.most.load(Ordering::SeqCst), 2, "one large and one small");
 }
@@ -135,7 +139,15 @@ async fn a_suspect_is_encoded_alone_and_after_three_deaths_not_at_all() {
         let begun = Instant::now();
         let waits = timeout(SUSPECT_DELAY / 2, door.encode(&prompts, encode("poison"))).await;
         assert!(waits.is_err(), "not yet");
-        assert_eq!(door.encode(&prompts, encode("other")).await.unwrap().ids.len(), 5);
+        assert_eq!(
+            door.encode(&prompts, encode("other"))
+                .await
+                .unwrap()
+                .prompt
+                .ids
+                .len(),
+            5
+        );
         assert!(begun.elapsed() < SUSPECT_DELAY, "others do not wait");
         // What is encoded alone waits for all others.
         let other = door.budget.take(Lane::Small, 1).await;

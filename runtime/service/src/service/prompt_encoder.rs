@@ -3,13 +3,13 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use phi_edge_engine::Symbol;
-use phi_edge_models::{Message, PromptRoom, Truncated, Truncation};
+use phi_edge_models::{Message, PromptRoom, Truncation};
 use tokio::time::Instant;
 
-use crate::door::{Encode, EncodeDoor, NotEncoded};
+use crate::door::{Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
 use crate::jobs::ledger::Ledger;
 use crate::prompts::Prompts;
 use phi_edge_api::{DeadLetter, NewJob, Refusal};
@@ -23,6 +23,8 @@ pub(super) struct PromptEncoder {
     context_length: usize,
     /// `limits.max_prompt_tokens`; `usize::MAX` where it is not set.
     max_prompt_tokens: AtomicUsize,
+    /// `limits.image_pixels`.
+    max_image_pixels: AtomicU64,
 }
 
 impl PromptEncoder {
@@ -32,12 +34,14 @@ impl PromptEncoder {
         folder: Option<&Path>,
         context_length: usize,
         max_prompt_tokens: Option<usize>,
+        max_image_pixels: u64,
     ) -> Self {
         Self {
             prompts,
             door: EncodeDoor::open(folder),
             context_length,
             max_prompt_tokens: AtomicUsize::new(max_prompt_tokens.unwrap_or(usize::MAX)),
+            max_image_pixels: AtomicU64::new(max_image_pixels),
         }
     }
 
@@ -46,10 +50,16 @@ impl PromptEncoder {
         &self.prompts
     }
 
-    /// Replaces the limit of prompts; `None` is no limit.
-    pub(super) fn set_max_prompt_tokens(&self, max_prompt_tokens: Option<usize>) {
+    /// Replaces the limits of prompts, where `None` is no limit, and of an image.
+    pub(super) fn set_limits(&self, max_prompt_tokens: Option<usize>, max_image_pixels: u64) {
         let max = max_prompt_tokens.unwrap_or(usize::MAX);
         self.max_prompt_tokens.store(max, Ordering::Relaxed);
+        self.max_image_pixels.store(max_image_pixels, Ordering::Relaxed);
+    }
+
+    /// Returns the maximum number of pixels of an image.
+    pub(super) fn max_image_pixels(&self) -> u64 {
+        self.max_image_pixels.load(Ordering::Relaxed)
     }
 
     /// Returns the maximum number of tokens of a prompt that leaves room for `new_tokens` in the context.
@@ -58,18 +68,23 @@ impl PromptEncoder {
         room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
     }
 
-    /// Encodes the messages of `job` behind the tokens of their session, and takes them out of it.
+    /// Reads the images of `job`, encodes its messages behind the tokens of their session, and takes the
+    /// messages out of it.
     pub(super) async fn encode(
         &self,
         job: &mut NewJob,
         session_tokens: Vec<Symbol>,
         expires: Instant,
-    ) -> Result<Truncated, NotEncoded> {
+    ) -> Result<Encoded, NotEncoded> {
         if !job.images.is_empty() && !self.prompts.takes_images() {
             return Err(NotEncoded::ImagesUnsupported);
         }
         let encode = Encode {
             messages: std::mem::take(&mut job.messages),
+            images: ImagesToRead {
+                images: job.images.clone().into(),
+                max_pixels: self.max_image_pixels(),
+            },
             said: session_tokens,
             room: PromptRoom::beside(job.max_tokens, self.context_length).at_most(self.max_tokens(0)),
             truncation: job.truncation,
@@ -103,6 +118,15 @@ impl PromptEncoder {
             NotEncoded::ImagesUnsupported => {
                 ledger.refuse(ErrorCode::Unsupported, "images: this model takes text alone")
             }
+            NotEncoded::BadImage { index, message } => {
+                ledger.refuse(ErrorCode::BadRequest, format!("images[{index}]: {message}"))
+            }
+            NotEncoded::ImageTooLarge { index, pixels, most } => ledger.refuse(
+                ErrorCode::TooLarge,
+                format!(
+                    "images[{index}]: has {pixels} pixels, limits.image_pixels is {most}; send a smaller one"
+                ),
+            ),
             NotEncoded::Expired => ledger.refuse(
                 ErrorCode::Expired,
                 "the deadline passed before the request's turn to be encoded came",

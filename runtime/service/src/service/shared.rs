@@ -4,7 +4,6 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::Symbol;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
@@ -13,6 +12,7 @@ use super::{Ingested, ServiceConfig};
 use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, Waker};
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::{Admission, Ledger};
+use crate::jobs::sessions::SessionSoFar;
 use crate::observers::Observers;
 use crate::prompts::Prompts;
 use crate::stats::Stats;
@@ -64,6 +64,7 @@ impl Shared {
             journal.folder(),
             context_length,
             config.max_prompt_tokens,
+            config.image_pixels,
         );
         let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
         let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
@@ -86,7 +87,8 @@ impl Shared {
 
     /// Applies the limits of `config` from now on.
     pub(super) fn set_limits(&self, config: &ServiceConfig) {
-        self.encoder.set_max_prompt_tokens(config.max_prompt_tokens);
+        self.encoder
+            .set_limits(config.max_prompt_tokens, config.image_pixels);
         self.ledger().set_limits(config.limits(&self.engine));
         self.changed();
     }
@@ -264,6 +266,11 @@ impl Shared {
         self.encoder.max_tokens(new_tokens)
     }
 
+    /// Returns the maximum number of pixels of an image.
+    pub(crate) fn max_image_pixels(&self) -> u64 {
+        self.encoder.max_image_pixels()
+    }
+
     async fn take(
         &self,
         job: NewJob,
@@ -282,9 +289,9 @@ impl Shared {
                     while arriving.changed().await.is_ok() {}
                     admission = self.ledger().admit(&job, redelivered, Instant::now());
                 }
-                Admission::New { session_tokens } => {
+                Admission::New { session } => {
                     let key = job.key.clone();
-                    let accepted = self.accept(job, session_tokens, arrived).await;
+                    let accepted = self.accept(job, session, arrived).await;
                     let mut ledger = self.ledger();
                     match accepted {
                         Ok(()) => ledger.arrived(&key, Instant::now()),
@@ -296,19 +303,15 @@ impl Shared {
         }
     }
 
-    async fn accept(
-        &self,
-        mut job: NewJob,
-        session_tokens: Vec<Symbol>,
-        arrived: Instant,
-    ) -> Result<(), Refusal> {
-        let session_length = session_tokens.len();
+    async fn accept(&self, mut job: NewJob, session: SessionSoFar, arrived: Instant) -> Result<(), Refusal> {
+        let SessionSoFar { symbols, images } = session;
+        let session_length = symbols.len();
         let expires = self.ledger().expires(&job, arrived);
-        let encoded = self.encoder.encode(&mut job, session_tokens, expires).await;
+        let encoded = self.encoder.encode(&mut job, symbols, expires).await;
         let stored = {
             let mut ledger = self.ledger();
             match encoded {
-                Ok(prompt) => ledger.accept(job, prompt, arrived, Instant::now())?,
+                Ok(encoded) => ledger.accept(job, encoded, images, arrived, Instant::now())?,
                 Err(error) => return Err(self.encoder.refuse(&mut ledger, &job, error, session_length)),
             }
         };
