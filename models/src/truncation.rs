@@ -291,17 +291,23 @@ fn ends_of(text: &str, ends: &[usize], kept: usize) -> String {
 }
 
 /// The indices at which the turns of `messages` begin that may be left out, and behind them that of the last message of the
-/// user.
+/// user. A turn is a message of the user with its answer, or a further message of the assistant by itself.
 fn turn_starts(messages: &[Message]) -> Vec<usize> {
     let of_user = |message: &Message| message.role == Role::User;
     let last = messages.iter().rposition(of_user);
     let last = last.unwrap_or(messages.len().saturating_sub(1));
     let mut starts = Vec::new();
+    let mut after_question = false;
     for (n, message) in messages.iter().enumerate().take(last) {
+        // A system message stays in any case, also between a question and its answer.
+        if message.role == Role::System {
+            continue;
+        }
         // An answer is left out with its question.
-        if message.role == Role::User || (message.role == Role::Assistant && starts.is_empty()) {
+        if message.role == Role::User || !after_question {
             starts.push(n);
         }
+        after_question = message.role == Role::User;
     }
     starts.push(last);
     starts

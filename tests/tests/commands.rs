@@ -188,12 +188,30 @@ fn a_type_of_keys_and_values_is_taken_or_refused_with_the_reason() {
     let said = text(&output.stderr);
     let last = said.lines().last().unwrap();
     for part in [
-        "runtime.kv_cache = \"i8\" can't be served",
+        "--kv-cache i8 can't be served",
         "8-bit keys and values",
-        "Set runtime.kv_cache to \"auto\" or \"f32\"",
+        "Leave out --prepare, or give --kv-cache auto or f32",
     ] {
         assert!(last.contains(part), "{said}");
     }
+    assert!(!last.contains("runtime.kv_cache"), "{said}");
+    // What is measured is no choice either.
+    let loss = [
+        "bench",
+        "--kv-loss",
+        "--provider",
+        "cpu",
+        "--model",
+        model.to_str().unwrap(),
+    ];
+    let output = phi(&[&loss[..], &["--prepare", "plain"]].concat());
+    assert_eq!(output.status.code(), Some(78));
+    let said = text(&output.stderr);
+    let last = said.lines().last().unwrap();
+    assert!(
+        last.contains("--kv-loss can't be served") && !last.contains("runtime.kv_cache"),
+        "{said}"
+    );
     let output = with_type(&["ask", "x"], "q8");
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("use auto, f32 or i8"));
@@ -221,6 +239,58 @@ fn check_says_what_is_right_and_what_is_not() {
     }
     let output = phi(&["check", "--offline", "--set", &model, "--set", &port]);
     assert!(output.status.success());
+    // What the memory does not hold beside requests is a warning, and what the context does not, a fault of its own.
+    let folder = tempfile::tempdir().unwrap();
+    let store = format!("store.path={}", folder.path().display());
+    let with = |prompts: &str, memory: &str| {
+        let prompts = format!("runtime.system_prompts=[{prompts}]");
+        let memory = format!("runtime.kv_memory={memory}");
+        let set = [
+            "check",
+            "--offline",
+            "--set",
+            &model,
+            "--set",
+            &port,
+            "--set",
+            &store,
+        ];
+        phi(&[
+            &set[..],
+            &[
+                "--set",
+                &prompts,
+                "--set",
+                &memory,
+                "--set",
+                "runtime.provider=cpu",
+            ],
+        ]
+        .concat())
+    };
+    let long = |words: usize| format!("\"{}\"", "word ".repeat(words));
+    let output = with(&format!("\"Be brief.\", {}", long(150)), "1MiB");
+    let said = text(&output.stdout);
+    assert!(
+        output.status.success() && text(&output.stderr).find("is not kept").is_none(),
+        "{said}"
+    );
+    for line in [
+        "warn   prefixes  runtime.system_prompts: number 2",
+        "ok     prefixes  pinned; beside them a context of",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    let output = with(&long(3000), "1TiB");
+    let said = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(78), "{said}");
+    for line in [
+        "warn   memory    runtime.kv_memory is 1024 GiB",
+        "fault  prefixes  runtime.system_prompts: number 1",
+    ] {
+        assert!(said.contains(line), "{said}");
+    }
+    assert!(said.contains("shorten it, or take it out"), "{said}");
 }
 
 #[tokio::test]
@@ -302,4 +372,68 @@ async fn ask_finds_the_daemon_at_a_broker() {
     let bad = phi(&["ask", "--broker", &url, "--max-tokens", "100000", "x"]);
     assert_eq!(bad.status.code(), Some(1));
     assert!(text(&bad.stderr).contains("max_tokens"), "{}", text(&bad.stderr));
+}
+
+/// `phi-edge ask` with a request that this client has received in place of a daemon, and the request's id.
+#[cfg(unix)]
+async fn asking(broker: &Mosquitto, client: &mut phi_edge_mqtt::Client) -> (std::process::Child, Value) {
+    let status = r#"{"state":"ready","features":[]}"#;
+    client.subscribe(&format!("{BASE}/request")).await.unwrap();
+    let asking = Command::new(phi_edge())
+        .args(["ask", "--broker"])
+        .args([&format!("mqtt://localhost:{}/{BASE}", broker.port), "Hello"])
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    // Not retained: the status is repeated until the command has subscribed to it.
+    let request = loop {
+        client
+            .publish(&format!("{BASE}/status"), status, None)
+            .await
+            .unwrap();
+        let received = client
+            .receive(std::time::Duration::from_millis(50))
+            .await
+            .unwrap();
+        if let Some(message) = received.filter(|message| message.topic == format!("{BASE}/request")) {
+            break phi_edge_tests::json(&message);
+        }
+    };
+    (asking, request["id"].clone())
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_interrupted_ask_cancels_its_request() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let mut client = client(broker.port).await;
+    client.subscribe(&format!("{BASE}/cancel")).await.unwrap();
+    for signal in ["INT", "TERM"] {
+        let (asking, id) = asking(&broker, &mut client).await;
+        phi_edge_tests::signal(&asking, signal);
+        let cancelled = phi_edge_tests::next(&mut client, "a cancellation", |message| {
+            (message.topic == format!("{BASE}/cancel")).then(|| phi_edge_tests::json(message))
+        })
+        .await;
+        assert_eq!(cancelled, serde_json::json!({ "id": id }), "{signal}");
+        let output = asking.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(1), "{signal}");
+        let said = text(&output.stderr);
+        assert!(said.trim_end().ends_with("interrupted"), "{signal}: {said}");
+    }
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn an_interrupted_ask_does_not_wait_for_a_broker_that_hangs() {
+    let Some(broker) = Mosquitto::start() else { return };
+    let mut client = client(broker.port).await;
+    let (asking, _) = asking(&broker, &mut client).await;
+    broker.signal("STOP");
+    phi_edge_tests::signal(&asking, "INT");
+    let output = asking.wait_with_output().unwrap();
+    broker.signal("CONT");
+    assert_eq!(output.status.code(), Some(1));
+    let said = text(&output.stderr);
+    assert!(said.contains("could not be cancelled"), "{said}");
 }

@@ -105,3 +105,29 @@ fn lengths_beyond_the_context_and_other_measurements_are_refused() {
         assert!(output.stdout.is_empty(), "{flags:?}");
     }
 }
+
+#[test]
+fn without_an_answer_to_compare_it_is_refused() {
+    if !has_library() || !has_kernels() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let empty = folder.path().join("none.jsonl");
+    std::fs::write(&empty, "").unwrap();
+    for (flags, says) in [
+        (
+            &["--new-tokens", "2040"][..],
+            "--new-tokens 2040 leaves no room for a prompt",
+        ),
+        (&["--new-tokens", "999999"], "or less"),
+        (
+            &["--prompts", empty.to_str().unwrap()],
+            "write one JSON string a line",
+        ),
+    ] {
+        let output = kv_loss(flags);
+        assert_eq!(output.status.code(), Some(2), "{flags:?}: {}", stderr(&output));
+        assert!(stderr(&output).contains(says), "{}", stderr(&output));
+        assert!(output.stdout.is_empty(), "{flags:?}");
+    }
+}

@@ -156,6 +156,34 @@ fn the_oldest_turns_are_left_out_and_system_messages_stay() {
 }
 
 #[test]
+fn messages_of_the_assistant_one_after_the_other_are_left_out_one_by_one() {
+    let messages = [
+        message(Role::Assistant, "1"),
+        message(Role::Assistant, "2"),
+        message(Role::User, "3"),
+        message(Role::System, "s"),
+        message(Role::Assistant, "4"),
+        message(Role::Assistant, "5"),
+        message(Role::Assistant, "6"),
+        message(Role::User, "7"),
+    ];
+    let oldest = |most, expected| check(&[], &messages, Truncation::OldestMessages, most, expected);
+    oldest(25, "a:1 a:2 u:3 s:s a:4 a:5 a:6 u:7 a:");
+    oldest(24, "a:2 u:3 s:s a:4 a:5 a:6 u:7 a:");
+    oldest(21, "u:3 s:s a:4 a:5 a:6 u:7 a:");
+    // The answer goes with its question, also behind a system message.
+    oldest(18, "s:s a:5 a:6 u:7 a:");
+    oldest(12, "s:s a:6 u:7 a:");
+    oldest(9, "s:s u:7 a:");
+    oldest(6, "the prompt has 7 tokens");
+    // Of many no more are left out than necessary.
+    let mut many = vec![message(Role::Assistant, "x"); 20_000];
+    many.push(message(Role::User, "y"));
+    let found = encode_truncated(&Letters, &[], &many, Truncation::OldestMessages, room(2047)).unwrap();
+    assert_eq!(found.ids.len(), 2047);
+}
+
+#[test]
 fn turns_of_a_session_are_left_out_before_messages() {
     let mut said = Letters.encode_opening(&conversation()[..2], usize::MAX).unwrap();
     said.extend([b'x'; 4].map(|byte| Symbol::Token(TokenId(byte.into()))));

@@ -26,9 +26,9 @@ pub use decoder::{
     SharedSpan, Step, Wanted,
 };
 pub use detokenizer::Detokenizer;
-pub use engine::{Engine, EngineConfig, KvUse, RopePolicy};
+pub use engine::{CachedPrefixes, Engine, EngineConfig, KvUse, RopePolicy};
 pub use ids::{RequestId, RowId, TokenId};
 pub use image::{Image, ImageEncoding, ImageFeatures, ImagePixels, PixelSource, PixelState};
-pub use prefill_estimate::{PrefillEstimate, PrefillTime};
-pub use request::{Event, Failure, Finish, GenerateRequest, Sampling, Stop, Summary};
+pub use prefill_estimate::PrefillEstimate;
+pub use request::{Event, Failure, Finish, GenerateRequest, PrefillRuns, Sampling, Stop, Summary};
 pub use symbol::{ImageId, Symbol};

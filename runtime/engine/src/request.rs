@@ -74,7 +74,7 @@ pub enum Event {
         /// The request.
         id: RequestId,
     },
-    /// A run has computed a part of its prompt.
+    /// A run has computed a part of its prompt, or of a prefix of it that is computed for another request.
     Progress {
         /// The request.
         id: RequestId,
@@ -125,8 +125,21 @@ pub struct Summary {
     pub queued: Duration,
     /// From start to the first token.
     pub prefill: Duration,
+    /// The runs within `prefill` that computed its prompt.
+    pub prefill_runs: PrefillRuns,
     /// From the first token to the end.
     pub decode: Duration,
+}
+
+/// The runs that computed a prompt, without those of others, waits and pauses between them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct PrefillRuns {
+    /// Tokens that they computed.
+    pub tokens: usize,
+    /// The end of those tokens in the prompt.
+    pub end: usize,
+    /// The time that they took.
+    pub time: Duration,
 }
 
 /// Why an answer ended.

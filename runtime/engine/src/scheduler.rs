@@ -82,8 +82,18 @@ impl Scheduler {
 
 /// Whether an older sequence is computing a prefix of `running[index]`.
 fn waits_for_prefix(running: &[Sequence], index: usize) -> bool {
+    awaited_prefixes(running, index).next().is_some()
+}
+
+/// The number of tokens that others have computed of the prefix that `running[index]` waits for; `None` if it waits for none.
+pub(crate) fn computed_of_awaited(running: &[Sequence], index: usize) -> Option<usize> {
+    awaited_prefixes(running, index).map(|older| older.computed).max()
+}
+
+/// The older sequences that are computing a prefix of `running[index]`.
+fn awaited_prefixes(running: &[Sequence], index: usize) -> impl Iterator<Item = &Sequence> {
     let sequence = &running[index];
-    running[..index].iter().any(|older| {
+    running[..index].iter().filter(move |older| {
         if older.decodes() || older.regime != sequence.regime {
             return false;
         }

@@ -5,7 +5,7 @@ use std::time::Duration;
 use crate::decoder::Regime;
 use crate::ids::{RequestId, RowId};
 use crate::repetition::RepetitionGuard;
-use crate::request::{Finish, GenerateRequest, Summary};
+use crate::request::{Finish, GenerateRequest, PrefillRuns, Summary};
 use crate::sampler::Sampler;
 use crate::speculation::NgramDrafter;
 use crate::stop::StopMatcher;
@@ -25,8 +25,12 @@ pub(crate) struct Sequence {
     pub(crate) submitted: Duration,
     /// Prompt tokens whose keys and values came from the prefix cache.
     pub(crate) cached: usize,
+    /// The runs that have computed its prompt so far.
+    pub(crate) prefill_runs: PrefillRuns,
     /// Prefill runs so far.
     pub(crate) chunks: u32,
+    /// The most tokens of the prompt that [`crate::Event::Progress`] has reported as computed.
+    pub(crate) reported: usize,
     pub(crate) drafter: NgramDrafter,
     /// The count of served sequences when it last took part in a decode step.
     pub(crate) served: u64,
@@ -64,7 +68,9 @@ impl Sequence {
             ended: None,
             submitted,
             cached: 0,
+            prefill_runs: PrefillRuns::default(),
             chunks: 0,
+            reported: 0,
             drafter: NgramDrafter::default(),
             served: 0,
             draft_input: Vec::new(),
@@ -171,6 +177,7 @@ impl Sequence {
             accepted_draft_tokens: self.drafter.accepted,
             queued: self.started.saturating_sub(self.submitted),
             prefill: first.saturating_sub(self.started),
+            prefill_runs: self.prefill_runs,
             decode: now.saturating_sub(first),
         }
     }
@@ -194,6 +201,7 @@ impl Waiting {
             accepted_draft_tokens: 0,
             queued: now.saturating_sub(self.submitted),
             prefill: Duration::ZERO,
+            prefill_runs: PrefillRuns::default(),
             decode: Duration::ZERO,
         }
     }

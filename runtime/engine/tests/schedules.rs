@@ -7,10 +7,11 @@ mod support;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, RopePolicy,
+    CachedPrefixes, Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId,
+    RopePolicy,
 };
 use proptest::prelude::*;
-use support::{Form, Scripted, request, run, scripted, symbols, text};
+use support::{Form, Scripted, request, run, scripted, summary, symbols, text};
 
 /// A request of a random schedule: a prompt that shares its beginning with others, and when it comes and goes.
 #[derive(Debug, Clone)]
@@ -193,6 +194,7 @@ proptest! {
         engine.decoder_mut().failing_copies = conditions.failing_copies;
         let (interrupt, mut events, mut refused) = (Interrupt::new(), Vec::new(), Vec::new());
         let mut step = 0usize;
+        let mut snapshot = CachedPrefixes::default();
         loop {
             for (id, job) in (0u64..).zip(&jobs) {
                 if job.arrives == step {
@@ -213,6 +215,7 @@ proptest! {
                 interrupt.raise();
             }
             engine.step(&|| Duration::from_millis(step as u64), &interrupt, &mut events);
+            engine.update_cached_prefixes(&mut snapshot);
             // A row between others may hold one token more, if it can't stand idle.
             let more = if matches!(form, Form::Plain | Form::Chunks) { 6 * 8 } else { 0 };
             if let Some(budget) = conditions.budget {
@@ -238,6 +241,28 @@ proptest! {
                 }
             }
         }
+        let mut whole = CachedPrefixes::default();
+        engine.update_cached_prefixes(&mut whole);
+        for job in &jobs {
+            let prompt = job.request(0).prompt;
+            prop_assert_eq!(snapshot.longest(&prompt, job.max), whole.longest(&prompt, job.max));
+        }
+        let again = jobs[0].request(100);
+        let (prompt, promised) = (again.prompt.len(), snapshot.longest(&again.prompt, 1));
+        if engine.submit(GenerateRequest { max_tokens: 1, ..again }, Duration::ZERO).is_ok()
+            && conditions.failing_run.is_none()
+        {
+            let summary = summary(&run(&mut engine), 100);
+            prop_assert!(summary.cached_tokens <= promised, "{} of {promised}", summary.cached_tokens);
+            let whole = conditions.budget.is_none() && conditions.failing_copies.is_none();
+            prop_assert!(!whole || summary.cached_tokens == promised, "{} of {promised}", summary.cached_tokens);
+            let runs = summary.prefill_runs;
+            // The last token may be computed as those of the answer are.
+            let computed = summary.cached_tokens + runs.tokens;
+            prop_assert!(prompt <= computed + 1 && (runs.tokens == 0 || runs.end == computed), "{runs:?}");
+            prop_assert!(runs.time <= summary.prefill);
+        }
+        run(&mut engine);
         engine.forget();
         prop_assert_eq!(engine.decoder().held(), pinned, "a row was not released");
         let left = engine.kv_use();

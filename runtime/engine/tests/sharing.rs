@@ -68,6 +68,31 @@ fn a_burst_holds_its_common_prefix_once() {
 }
 
 #[test]
+fn what_waits_for_a_shared_prefix_has_its_progress() {
+    let config = EngineConfig {
+        prefill_chunk: 10,
+        ..slots(3)
+    };
+    let mut engine = engine(config);
+    // The third begins like none.
+    for (id, prompt) in [(1, prompt(1)), (2, prompt(2)), (3, vec![25; 24])] {
+        engine.submit(request(id, &prompt, 5), Duration::ZERO).unwrap();
+    }
+    let events = run(&mut engine);
+    let done = |of: u64| -> Vec<usize> {
+        let done = events.iter().filter_map(|event| match event {
+            Event::Progress { id, done, .. } if id.0 == of => Some(*done),
+            _ => None,
+        });
+        done.collect()
+    };
+    assert_eq!(done(1), [10, 20, 30, 40, 43]);
+    assert_eq!(done(2), [10, 20, 30, 43]);
+    assert_eq!(done(3), [10, 20, 24]);
+    assert_eq!(summary(&events, 2).cached_tokens, 40);
+}
+
+#[test]
 fn the_budget_counts_shared_tokens_once() {
     let budget = bytes(53) + 3 * bytes(13);
     let config = EngineConfig {

@@ -79,17 +79,35 @@ pub enum OnnxError {
     Runtime(String),
 }
 
-/// An error of ONNX Runtime as one line.
+/// An error of ONNX Runtime as one line, without a full stop at its end.
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
-    message
-        .to_string()
-        .split_whitespace()
-        .collect::<Vec<_>>()
-        .join(" ")
+    let message = message.to_string();
+    let words: Vec<&str> = message.split_whitespace().collect();
+    words.join(" ").trim_end_matches(['.', ' ']).to_owned()
 }
 
 impl<T> From<ort::Error<T>> for OnnxError {
     fn from(error: ort::Error<T>) -> Self {
         Self::Runtime(one_line(error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_of_the_library_becomes_one_line_that_a_sentence_can_follow() {
+        assert_eq!(
+            one_line("not enabled\n  in this build. \n"),
+            "not enabled in this build"
+        );
+        assert_eq!(one_line("file 1.5 of 2"), "file 1.5 of 2");
+        let fault = one_line("it could not be read in full.");
+        let error = OnnxError::ProviderUnavailable {
+            provider: "cuda",
+            fault,
+        };
+        assert!(error.to_string().contains("in full. Install"), "{error}");
     }
 }

@@ -62,19 +62,22 @@ pub(crate) struct KvSupport {
     pub(crate) element: Element,
     /// Whether the custom operator for attention has kernels for 8 bits on this processor.
     pub(crate) kernels: bool,
+    /// Why attention is not computed by the custom operator, where `edits` does not have it and that is known.
+    pub(crate) attention: Option<String>,
     /// Why the graph's results with 8 bits are not near enough to those with 32, where it was tried.
     pub(crate) trial: Option<String>,
 }
 
 impl KvSupport {
-    /// The support on this processor, and the fault of the trial if there was one.
-    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element, trial: Option<String>) -> Self {
+    /// The support on this processor, without the faults of the graph.
+    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element) -> Self {
         Self {
             provider,
             edits,
             element,
             kernels: attention::supports_i8(),
-            trial,
+            attention: None,
+            trial: None,
         }
     }
 
@@ -87,6 +90,21 @@ impl KvSupport {
                 kv_cache: requested.as_str(),
                 fault,
             }),
+        }
+    }
+
+    /// Logs that `auto` keeps the graph's own type: a warning where this processor supports 8 bits and the graph does not;
+    /// `most` are the edits that were allowed.
+    pub(crate) fn log_fallback(&self, kv_type: KvType, most: Prepare) {
+        let (reason, kv) = (self.obstacle(), kv_type.as_str());
+        if self.provider == Provider::Cpu && self.kernels && most.attention {
+            tracing::warn!(
+                reason,
+                kv,
+                "The model's graph does not allow keys and values of 8 bits."
+            );
+        } else {
+            tracing::info!(reason, kv, "Keys and values of 8 bits are not supported here.");
         }
     }
 
@@ -111,9 +129,11 @@ impl KvSupport {
         } else if !self.kernels {
             Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX-512 VNNI)".to_owned())
         } else if !self.edits.attention {
+            let reason = self.attention.as_deref();
             Some(format!(
-                "8-bit keys and values need the custom operator for attention, but the edits of the graph in use are \"{}\" (left out by --prepare, or for a reason in the log)",
-                self.edits
+                "8-bit keys and values need the custom operator for attention, but the edits of the graph in use are \"{}\": {}",
+                self.edits,
+                reason.unwrap_or("the others do not apply to it")
             ))
         } else {
             self.trial.as_ref().map(|fault| {
@@ -133,6 +153,7 @@ mod tests {
         edits: Prepare::ALL,
         element: Element::F32,
         kernels: true,
+        attention: None,
         trial: None,
     };
 
@@ -196,14 +217,22 @@ mod tests {
         let trial = Some("logits differ".to_owned());
         check(KvSupport { trial, ..ALL }, KvType::F32, "logits differ");
         for edits in [without_attention, Prepare::form(Level::Ragged), Prepare::PLAIN] {
-            let reason = format!("in use are \"{edits}\"");
+            let reason = format!("in use are \"{edits}\": ");
             check(KvSupport { edits, ..ALL }, KvType::F32, &reason);
+            let attention = Some("a node has softcap = 30".to_owned());
+            let reason = format!("in use are \"{edits}\": a node has softcap = 30.");
+            let support = KvSupport {
+                edits,
+                attention,
+                ..ALL
+            };
+            check(support, KvType::F32, &reason);
         }
     }
 
     #[test]
     fn this_processors_support_follows_from_its_kernels() {
-        let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32, None);
+        let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32);
         assert_eq!(here.kernels, attention::supports_i8());
         assert_eq!(here.choose(KvCache::I8).is_ok(), attention::supports_i8());
     }

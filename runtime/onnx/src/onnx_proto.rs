@@ -165,13 +165,17 @@ pub(crate) struct AttributeProto {
 }
 
 impl AttributeProto {
+    /// `AttributeType.FLOAT`.
+    pub(crate) const FLOAT: i32 = 1;
+    /// `AttributeType.INT`.
+    pub(crate) const INT: i32 = 2;
+
     /// An attribute that is a whole number.
     pub(crate) fn int(name: &str, i: i64) -> Self {
-        const INT: i32 = 2;
         Self {
             name: name.to_owned(),
             i,
-            r#type: INT,
+            r#type: Self::INT,
             ..Self::default()
         }
     }

@@ -160,7 +160,10 @@ impl ProviderAttempt<'_> {
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
                 if let Some(edited) = self.edited(editable, edits, &cache)? {
                     match edited {
-                        Ok(opened) => {
+                        Ok(mut opened) => {
+                            if !edits.attention {
+                                opened.attention_fault = self.attention_fault(Some(editable), &left_out);
+                            }
                             warn(&left_out);
                             return Ok(opened);
                         }
@@ -168,12 +171,40 @@ impl ProviderAttempt<'_> {
                     }
                 }
             }
-            let opened = self.plain()?;
+            let mut opened = self.plain()?;
+            opened.attention_fault = self.attention_fault(Some(editable), &left_out);
             // Logged only now: where the plain graph can't be opened either, its error is the one to report.
             warn(&left_out);
             return Ok(opened);
         }
-        self.plain()
+        let mut opened = self.plain()?;
+        opened.attention_fault = self.attention_fault(None, &[]);
+        Ok(opened)
+    }
+
+    /// The reason why the graph is opened without the custom operator for attention; `left_out` are the edits that were
+    /// tried and failed. `None`: the processor does not support the operator.
+    fn attention_fault(
+        &self,
+        editable: Option<&LocatedGraph>,
+        left_out: &[(Prepare, String)],
+    ) -> Option<String> {
+        let most = self.config.prepare;
+        if !most.attention {
+            return Some(format!("--prepare {most} leaves it out"));
+        }
+        let Some(editable) = editable else {
+            let most = MAX_EDITED_BYTES >> 20;
+            return Some(format!(
+                "the graph's file is larger than {most} MiB, and is not edited"
+            ));
+        };
+        // The last one was tried without the operator for matmuls.
+        let tried = left_out.iter().rfind(|(edits, _)| edits.attention);
+        tried.map_or_else(
+            || prepare::attention_obstacle(&editable.graph),
+            |(_, fault)| Some(fault.clone()),
+        )
     }
 
     fn plain(&self) -> Result<OpenModel, OnnxError> {
@@ -181,14 +212,31 @@ impl ProviderAttempt<'_> {
             graph: &merged.graph,
             weights_folder: &merged.weights_folder,
         });
-        let graph = session::open(self.library, &self.source(merged), self.provider, self.threads)?;
+        let graph = session::open(self.library, &self.source(merged), self.provider, self.threads)
+            .map_err(|error| self.explain(error))?;
         Ok(OpenModel {
             graph,
             facts: self.facts,
             tables: None,
             prepared: Prepare::PLAIN,
+            attention_fault: None,
             i8_fault: None,
         })
+    }
+
+    /// The error of opening the plain graph, in place of it the missing file of its weights if one is: of links, the library
+    /// says only that they lead out of the folder.
+    fn explain(&self, error: OnnxError) -> OnnxError {
+        let OnnxError::Model { .. } = error else {
+            return error;
+        };
+        let is_small = std::fs::metadata(self.path).is_ok_and(|metadata| metadata.len() <= MAX_EDITED_BYTES);
+        let graph = is_small.then(|| std::fs::read(self.path).ok()).flatten();
+        let folder = self.path.parent().unwrap_or(Path::new("."));
+        match graph.and_then(|graph| prepare::missing_weights(&graph, folder)) {
+            Some(prepare::MissingWeights { path, fault }) => OnnxError::Model { path, fault },
+            None => error,
+        }
     }
 
     /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
@@ -233,6 +281,7 @@ impl ProviderAttempt<'_> {
             facts: self.facts,
             tables: prepared.tables,
             prepared: edits,
+            attention_fault: None,
             i8_fault: self.i8_fault(located, edits, cache)?,
         })))
     }

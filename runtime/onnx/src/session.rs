@@ -48,6 +48,8 @@ pub(crate) struct OpenModel {
     /// The rope tables that its inputs take, where the edits made inputs of them.
     pub(crate) tables: Option<RopeTables>,
     pub(crate) prepared: Prepare,
+    /// Why attention is not computed by the custom operator, where it is not and that is known.
+    pub(crate) attention_fault: Option<String>,
     /// Why keys and values of 8 bits do not serve this graph, where it was tried.
     pub(crate) i8_fault: Option<String>,
 }

@@ -194,7 +194,7 @@ impl Prompts for Stuck {
                 open = self.open.1.wait(open).unwrap();
             }
         }
-        Bytes.encode(messages)
+        Bytes::default().encode(messages)
     }
 
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
@@ -202,11 +202,11 @@ impl Prompts for Stuck {
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {
-        Bytes.detokenizer()
+        Bytes::default().detokenizer()
     }
 
     fn stop_ids(&self) -> Vec<TokenId> {
-        Bytes.stop_ids()
+        Bytes::default().stop_ids()
     }
 }
 

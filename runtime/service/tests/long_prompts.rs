@@ -6,7 +6,7 @@ mod support;
 
 use std::time::Duration;
 
-use phi_edge_engine::{Finish, Summary};
+use phi_edge_engine::{Finish, PrefillRuns, Summary};
 use phi_edge_models::{Message, Role};
 use phi_edge_service::{
     Answer, ErrorCode, LastEnd, NewJob, PromptProgress, Refusal, ReplyBody, ServiceConfig, Truncation,
@@ -161,7 +161,81 @@ async fn a_session_forgets_its_oldest_turns() {
     assert!(
         refusal
             .message
-            .contains("92 of them are what the session has said so far: begin a new one"),
+            .contains("92 of them are what the session has said so far: begin a new one, or ask with truncation oldest_messages"),
+        "{}",
+        refusal.message
+    );
+    // The middle of a message is none of what was said.
+    let mut asked = long("z", Truncation::Middle, &["y"]);
+    asked.session = Some("talk".into());
+    asked.messages = vec![message(Role::User, "yyyyy"); 4];
+    let refusal = refused(&bench, asked).await;
+    assert!(
+        refusal
+            .message
+            .ends_with("or ask with truncation oldest_messages to leave out its oldest turns"),
+        "{}",
+        refusal.message
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_request_that_is_cancelled_before_its_first_token_leaves_its_session_as_it_was() {
+    let mut bench = Bench::new();
+    let ask = |id: &str, letter: &str| {
+        let mut asked = long(id, Truncation::OldestMessages, &[&letter.repeat(40)]);
+        asked.session = Some("talk".into());
+        asked
+    };
+    for (id, letter) in [("a", "a"), ("b", "b")] {
+        bench.service.submit(ask(id, letter)).await.unwrap();
+        let (_request, sink) = bench.asked().await;
+        sink.finish(summary(Finish::Stop, 2));
+        answer(&mut bench).await;
+    }
+    // The oldest turn is left out of its prompt, and is there again after it.
+    for (id, finish, tokens) in [
+        ("c", Finish::Cancelled, 0),
+        ("d", Finish::Deadline, 0),
+        ("e", Finish::Cancelled, 1),
+    ] {
+        bench.service.submit(ask(id, "c")).await.unwrap();
+        let (request, sink) = bench.asked().await;
+        let prompt = text_of(&request.prompt);
+        assert!(
+            prompt.starts_with('b') && prompt.ends_with(&"c".repeat(40)),
+            "{prompt}"
+        );
+        sink.finish(summary(finish, tokens));
+        answer(&mut bench).await;
+        let mut next = ask(&format!("{id} and on"), "d");
+        next.truncation = Truncation::Error;
+        next.messages = vec![message(Role::User, &"d".repeat(40))];
+        let refusal = refused(&bench, next).await;
+        let said = if tokens == 0 { 85 } else { 84 };
+        assert!(
+            refusal
+                .message
+                .contains(&format!("{said} of them are what the session has said")),
+            "{id}: {}",
+            refusal.message
+        );
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_context_that_the_memory_bounds_is_told_so() {
+    let config = ServiceConfig {
+        model_context: Some(200),
+        ..ServiceConfig::default()
+    };
+    let bench = Bench::with(config, 1, 64);
+    let refusal = refused(&bench, long("a", Truncation::Error, &[&"x".repeat(120)])).await;
+    assert_eq!(refusal.code, ErrorCode::ContextOverflow);
+    assert!(
+        refusal
+            .message
+            .contains("the node's memory for keys and values (runtime.kv_memory) holds 100;"),
         "{}",
         refusal.message
     );
@@ -287,39 +361,89 @@ async fn progress_comes_at_intervals_before_the_text_to_those_that_ask() {
     }
 }
 
+/// A request with a prompt of 500 tokens, this letter, that is to be answered in time.
+fn hurried(id: &str, letter: &str, seconds: u64) -> NewJob {
+    let mut job = long(id, Truncation::Error, &[&letter.repeat(500)]);
+    job.deadline = Some(Duration::from_secs(seconds));
+    job
+}
+
+/// The end of a prompt that was computed in runs of 30 s in all.
+fn computed(prompt_tokens: usize, cached_tokens: usize) -> Summary {
+    Summary {
+        prompt_tokens,
+        cached_tokens,
+        // With the runs of others and pauses.
+        prefill: Duration::from_secs(90),
+        prefill_runs: PrefillRuns {
+            tokens: prompt_tokens - cached_tokens,
+            end: prompt_tokens,
+            time: Duration::from_secs(30),
+        },
+        ..summary(Finish::Stop, 1)
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_prompt_that_can_not_meet_its_deadline_is_refused_once_the_speed_is_known() {
     let mut bench = Bench::with_context(2000);
-    let late = |id: &str, letter: &str, seconds: u64| {
-        let mut job = long(id, Truncation::Error, &[&letter.repeat(500)]);
-        job.deadline = Some(Duration::from_secs(seconds));
-        job
-    };
-    // Nothing was measured yet, and then only of few tokens, and of a prompt that was mostly cached.
+    // Nothing was measured yet, and then only of few tokens, and of a prompt that was mostly cached: then 10 tokens a second.
     for (id, prompt_tokens, cached_tokens) in [("a", 10, 0), ("b", 500, 400), ("c", 300, 0)] {
-        bench.service.submit(late(id, id, 1)).await.unwrap();
+        bench.service.submit(hurried(id, id, 1)).await.unwrap();
         let (request, sink) = bench.asked().await;
         assert_eq!(request.prompt.len(), 500);
-        // 10 tokens a second.
-        sink.finish(Summary {
-            prompt_tokens,
-            cached_tokens,
-            prefill: Duration::from_secs(30),
-            ..summary(Finish::Stop, 1)
-        });
+        sink.finish(computed(prompt_tokens, cached_tokens));
         answer(&mut bench).await;
     }
-    let refusal = refused(&bench, late("d", "d", 24)).await;
-    assert_eq!((refusal.code, refusal.retry_after), (ErrorCode::Busy, None));
-    assert_eq!(
-        refusal.message,
-        "computing the prompt of 500 tokens (500 of them not in the prefix cache) takes about 50.0 s on this node, and 24.0 s \
-         are left to the deadline; send it with more time, or a shorter one"
+    // However often it is refused, and though others began like it: this engine holds nothing of them.
+    for letter in ["d", "c", "a"].repeat(20) {
+        let refusal = refused(&bench, hurried("d", letter, 24)).await;
+        assert_eq!((refusal.code, refusal.retry_after), (ErrorCode::Busy, None));
+        assert_eq!(
+            refusal.message,
+            "computing the prompt of 500 tokens (500 of them not in the prefix cache) takes about 50.0 s on this node, and \
+             24.0 s are left to the deadline; send it with more time, or a shorter one"
+        );
+    }
+    let hopeless = NewJob {
+        deadline: Some(Duration::from_millis(20)),
+        ..hurried("d", "d", 1)
+    };
+    let refusal = refused(&bench, hopeless).await;
+    assert!(
+        refusal
+            .message
+            .contains("about 50.0 s on this node, and 20 ms are left"),
+        "{}",
+        refusal.message
     );
-    // The same request may be sent again with more time, and what begins like a prompt that was accepted needs less.
-    bench.service.submit(late("d", "d", 26)).await.unwrap();
-    let (_request, sink) = bench.asked().await;
-    sink.finish(summary(Finish::Stop, 1));
-    answer(&mut bench).await;
-    bench.service.submit(late("e", "d", 13)).await.unwrap();
+    // The same request may be sent again with more time.
+    bench.service.submit(hurried("d", "d", 26)).await.unwrap();
+    bench.asked().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_late_prompt_is_accepted_where_nothing_was_measured_for_ten_minutes() {
+    let mut bench = Bench::with_context(2000);
+    // When a prompt of so many tokens is measured; longer ones say nothing about those of 500.
+    let prompts = [(0, 300), (20, 900), (30, 450), (40, 550)];
+    let mut accepted = Vec::new();
+    for minute in 0..45 {
+        let id = minute.to_string();
+        if let Some((_, tokens)) = prompts.iter().find(|(at, _)| *at == minute) {
+            bench.service.submit(hurried(&id, "m", 500)).await.unwrap();
+            let (_request, sink) = bench.asked().await;
+            sink.finish(computed(*tokens, 0));
+            answer(&mut bench).await;
+        }
+        let late = hurried(&format!("late{id}"), "l", 1);
+        if bench.service.submit(late).await.is_ok() {
+            accepted.push(minute);
+            let (_request, sink) = bench.asked().await;
+            sink.finish(summary(Finish::Cancelled, 0));
+            answer(&mut bench).await;
+        }
+        tokio::time::sleep(Duration::from_mins(1)).await;
+    }
+    assert_eq!(accepted, [10, 20, 40]);
 }

@@ -39,7 +39,7 @@ fn damaged(bytes: usize) -> Vec<u8> {
 }
 
 async fn bench(rule: Rule, files: Vec<Vec<u8>>) -> Bench {
-    let bench = Bench::with_context(10_000);
+    let bench = Bench::with_images(10_000);
     bench.service.set_rules(vec![rule]).unwrap();
     for file in files {
         let message = RuleMessage {

@@ -10,7 +10,8 @@ use phi_edge_engine::{
     Caps, DecodeError, Decoder, Engine, EngineConfig, Interrupt, Logits, RowId, Step, Wanted,
 };
 use phi_edge_service::{
-    ErrorCode, FinishReason, Reply, ReplyBody, Service, ServiceConfig, StartError, spawn_engine,
+    ErrorCode, FinishReason, Message, NewJob, Reply, ReplyBody, Role, Service, ServiceConfig, StartError,
+    spawn_engine,
 };
 use support::{Bytes, job, key};
 use tokio::sync::mpsc;
@@ -153,7 +154,12 @@ async fn start_with(
     assert_eq!(engine.info().context_length, 100);
     let (replies_tx, replies) = mpsc::channel(16);
     Ends {
-        service: Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx),
+        service: Service::start(
+            ServiceConfig::default(),
+            engine,
+            Arc::new(Bytes::default()),
+            replies_tx,
+        ),
         replies,
         hanging,
     }
@@ -175,6 +181,79 @@ async fn a_run_hangs(ends: Ends) -> Ends {
     })
     .await
     .expect("the wait ends")
+}
+
+/// A request of 500 ms with this prompt.
+fn hurried(id: &str, prompt: &str) -> NewJob {
+    NewJob {
+        messages: vec![Message::new(Role::User, prompt.to_owned())],
+        deadline: Some(Duration::from_millis(500)),
+        ..job(id)
+    }
+}
+
+#[tokio::test]
+async fn a_deadline_is_checked_against_the_cache_and_the_throttle_of_the_moment() {
+    for (prefix_cache, unload_after) in [
+        (true, None),
+        (false, None),
+        (true, Some(Duration::from_millis(1))),
+    ] {
+        let (tells, _runs) = std_mpsc::channel();
+        let engine = spawn_engine("engine-test", unload_after, move || {
+            let mut decoder = Alphabet::new(Mood::Tells, tells.clone());
+            decoder.caps.context_length = 1000;
+            let config = EngineConfig {
+                prefix_cache,
+                ..EngineConfig::default()
+            };
+            Ok::<_, &'static str>(Engine::new(decoder, config))
+        })
+        .await
+        .expect("the engine starts");
+        let throttle = engine.throttle();
+        let (replies_tx, replies) = mpsc::channel(16);
+        let mut ends = Ends {
+            service: Service::start(
+                ServiceConfig::default(),
+                engine,
+                Arc::new(Bytes::default()),
+                replies_tx,
+            ),
+            replies,
+            hanging: std_mpsc::channel().1,
+        };
+        let known = "y".repeat(300);
+        let first = NewJob {
+            deadline: None,
+            ..hurried("first", &known)
+        };
+        ends.service.submit(first).await.unwrap();
+        assert!(matches!(outcome(&mut ends).await, ReplyBody::Final(_)));
+        while unload_after.is_some() && ends.service.engine_load().loaded {
+            tokio::task::yield_now().await;
+        }
+        // A run takes 2 ms, and now two seconds with its pause.
+        throttle.set(0.001);
+        let refusal = ends.service.submit(hurried("new", &"x".repeat(300))).await;
+        let refusal = refusal.expect_err("there is no time for it");
+        assert_eq!(refusal.code, ErrorCode::Busy);
+        let says = "of 300 tokens (300 of them not in the prefix cache)";
+        assert!(refusal.message.contains(says), "{}", refusal.message);
+        let longer = ends.service.submit(hurried("longer", &(known + "y"))).await;
+        assert_eq!(
+            longer.is_ok(),
+            prefix_cache && unload_after.is_none(),
+            "{longer:?}"
+        );
+        throttle.set(1.0);
+        // There is time for it without pauses.
+        ends.service
+            .submit(hurried("new", &"x".repeat(300)))
+            .await
+            .unwrap();
+        ends.service.drain(TIMEOUT).await;
+    }
 }
 
 #[tokio::test]
@@ -303,7 +382,12 @@ async fn a_throttled_engine_rests_after_each_step() {
     engine.throttle().set(SHARE);
     let liveness = engine.liveness();
     let (replies_tx, mut replies) = mpsc::channel(16);
-    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
     let begun = std::time::Instant::now();
     service.submit(job("v")).await.unwrap();
     let reply = tokio::time::timeout(TIMEOUT, replies.recv()).await;
@@ -348,7 +432,12 @@ async fn the_pulse_tells_a_hang_from_a_long_prompt() {
         "an idle engine is not stuck"
     );
     let (replies_tx, replies) = mpsc::channel(16);
-    let service = Service::start(ServiceConfig::default(), engine, Arc::new(Bytes), replies_tx);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
     service.submit(job("v")).await.unwrap();
     let watched = liveness.clone();
     tokio::task::spawn_blocking(move || {
@@ -404,4 +493,27 @@ async fn a_session_goes_on_without_the_stop_text() {
     };
     // "question d", its answer, the mark of a new turn and "question v".
     assert_eq!(second.prompt_tokens, 10 + 3 + 1 + 10);
+}
+
+#[tokio::test]
+async fn the_memory_of_keys_and_values_is_known_before_the_first_job() {
+    let engine = spawn_engine("engine-test", None, || {
+        let config = EngineConfig {
+            kv_budget: Some(1 << 20),
+            ..EngineConfig::default()
+        };
+        let running = std_mpsc::channel().0;
+        Ok::<_, std::convert::Infallible>(Engine::new(Alphabet::new(Mood::Works, running), config))
+    })
+    .await
+    .expect("the engine starts");
+    let (replies_tx, _replies) = mpsc::channel(16);
+    let service = Service::start(
+        ServiceConfig::default(),
+        engine,
+        Arc::new(Bytes::default()),
+        replies_tx,
+    );
+    let load = service.engine_load();
+    assert_eq!((load.steps, load.kv.budget), (0, Some(1 << 20)));
 }

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, Result, bail};
-use phi_edge_engine::{Detokenizer, Finish, Interrupt, Summary, Symbol, TokenId};
+use phi_edge_engine::{Detokenizer, Finish, Interrupt, PrefillRuns, Summary, Symbol, TokenId};
 use phi_edge_models::Message;
 use phi_edge_mqtt::{
     Client, ClientOptions, Link, LinkConfig, LinkInputs, LinkState, RequestLimits, RuleTopics, Topics,
@@ -106,6 +106,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
                 accepted_draft_tokens: 0,
                 queued: Duration::ZERO,
                 prefill: Duration::ZERO,
+                prefill_runs: PrefillRuns::default(),
                 decode: Duration::ZERO,
             });
         }

@@ -14,7 +14,7 @@ mod rule_subscriptions;
 mod serve;
 mod served_model;
 mod shut_down;
-mod signals;
+pub(crate) mod signals;
 mod takeover;
 
 use phi_edge_config::{Config, Limits, Loaded};

@@ -73,6 +73,7 @@ pub(super) fn start<'a>(
     let service_config = ServiceConfig {
         rules,
         observers: built.telemetry.observers(),
+        model_context: Some(built.served.model().config().context_length),
         ..service::service(app.config, &model)
     };
     let takes_images = text.takes_images();

@@ -11,6 +11,18 @@ pub(crate) fn kv_budget() -> Option<u64> {
     budget(Path::new("/"))
 }
 
+/// The memory of this machine, or of the unit (`MemoryMax=`) if that is less, in bytes. `None` where the system does not
+/// report it (not Linux).
+pub(crate) fn machine_memory() -> Option<u64> {
+    total(Path::new("/"))
+}
+
+fn total(root: &Path) -> Option<u64> {
+    let installed = meminfo(root, "MemTotal:");
+    let unit = least_in_cgroups(root, |folder| number_in(&folder.join("memory.max")));
+    [installed, unit].into_iter().flatten().min()
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
@@ -27,38 +39,46 @@ fn budget(root: &Path) -> Option<u64> {
 
 /// The memory that the kernel can provide without swapping, in bytes.
 fn available(root: &Path) -> Option<u64> {
+    meminfo(root, "MemAvailable:")
+}
+
+/// A line of `/proc/meminfo`, in bytes.
+fn meminfo(root: &Path, name: &str) -> Option<u64> {
     let text = std::fs::read_to_string(root.join("proc/meminfo")).ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix(name))?;
     let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
 }
 
-/// The memory that the unit's limits (cgroup v2, `MemoryMax=`) leave, in bytes: the minimum over all groups up to the
-/// root.
+/// The memory that the unit's limits (cgroup v2, `MemoryMax=`) leave, in bytes.
 fn left_in_cgroup(root: &Path) -> Option<u64> {
+    least_in_cgroups(root, |folder| {
+        // `max` is no number, and no limit.
+        let limit = number_in(&folder.join("memory.max"))?;
+        let used = number_in(&folder.join("memory.current"))?;
+        // The page cache counts as used, including the model's file, but is reclaimed when memory is needed.
+        Some(limit.saturating_sub(used.saturating_sub(cached(&folder.join("memory.stat")))))
+    })
+}
+
+/// The minimum of what `of` returns for the folders of this process's control group and of all groups above it.
+fn least_in_cgroups(root: &Path, of: impl Fn(&Path) -> Option<u64>) -> Option<u64> {
     let own = std::fs::read_to_string(root.join("proc/self/cgroup")).ok()?;
     let path = own.lines().find_map(|line| line.strip_prefix("0::/"))?;
     let mounted = root.join("sys/fs/cgroup");
     let mut folder = mounted.join(path.trim());
     let mut least = None;
     loop {
-        let number = |name: &str| -> Option<u64> {
-            std::fs::read_to_string(folder.join(name))
-                .ok()?
-                .trim()
-                .parse()
-                .ok()
-        };
-        // `max` is no number, and no limit.
-        if let (Some(limit), Some(used)) = (number("memory.max"), number("memory.current")) {
-            // The page cache counts as used, including the model's file, but is reclaimed when memory is needed.
-            let left = limit.saturating_sub(used.saturating_sub(cached(&folder.join("memory.stat"))));
-            least = Some(least.map_or(left, |least: u64| least.min(left)));
-        }
+        least = [least, of(&folder)].into_iter().flatten().min();
         if folder == mounted || !folder.pop() {
             return least;
         }
     }
+}
+
+/// The number in a file of one line.
+fn number_in(file: &Path) -> Option<u64> {
+    std::fs::read_to_string(file).ok()?.trim().parse().ok()
 }
 
 /// The page cache of a group, in bytes, which the kernel reclaims when memory is needed.
@@ -93,6 +113,7 @@ mod tests {
             "MemTotal: 9000 kB\nMemAvailable:    1000 kB\n",
         );
         assert_eq!(budget(root.path()), Some(614_400));
+        assert_eq!(total(root.path()), Some(9_000 << 10));
         file(
             root.path(),
             "proc/self/cgroup",
@@ -115,5 +136,6 @@ mod tests {
         file(root.path(), "sys/fs/cgroup/system.slice/memory.max", "150\n");
         file(root.path(), "sys/fs/cgroup/system.slice/memory.current", "100\n");
         assert_eq!(budget(root.path()), Some(30));
+        assert_eq!(total(root.path()), Some(150));
     }
 }

@@ -4,7 +4,7 @@ pub(crate) mod args;
 mod kv_budget;
 pub(crate) mod link;
 pub(crate) mod model;
-mod pinned_prefixes;
+pub(crate) mod pinned_prefixes;
 pub(crate) mod rule_conversion;
 pub(crate) mod service;
 pub(crate) mod settings;

@@ -8,13 +8,15 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
+use phi_edge_onnx::{
+    DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider, VisionWeights,
+};
 use phi_edge_rules::Rule;
 
-use crate::exit::Fault;
+use crate::exit::{Exit, Fault};
 use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
-use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix};
+use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix, UnkeptPrefix};
 use crate::setup::settings;
 
 /// The number of KV rows that only cache prefixes, beside those that run: enough for the sessions and templates of
@@ -30,11 +32,24 @@ pub(crate) struct ModelSetup {
     pub(crate) model: PathBuf,
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
+    /// The origin of the type of keys and values in `decoder`.
+    pub(crate) kv_cache_origin: KvCacheOrigin,
     pub(crate) engine: EngineConfig,
     /// Whether the model runs once before it serves requests.
     pub(crate) prewarm: bool,
     /// The prefixes to compute at the start, and the store's folder that keeps them.
     pub(crate) pinned: Option<(Vec<PromptPrefix>, PathBuf)>,
+}
+
+/// The origin of a requested type of keys and values, which advice about it names.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum KvCacheOrigin {
+    /// `runtime.kv_cache`.
+    Configuration,
+    /// `--kv-cache`.
+    Flag,
+    /// `bench --kv-loss`, which has no choice.
+    KvLoss,
 }
 
 impl ModelSetup {
@@ -60,6 +75,7 @@ impl ModelSetup {
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
                 vision_weights: settings::vision_weights(config.model.vision_weights),
             },
+            kv_cache_origin: KvCacheOrigin::Configuration,
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
                 slots: runtime.slots,
@@ -91,6 +107,7 @@ impl ModelSetup {
                     edit_cache: None,
                     vision_weights: VisionWeights::Auto,
                 },
+                kv_cache_origin: KvCacheOrigin::Configuration,
                 engine: EngineConfig {
                     slots,
                     ..EngineConfig::default()
@@ -113,6 +130,7 @@ impl ModelSetup {
         }
         if let Some(kv_cache) = args.kv_cache {
             setup.decoder.kv_cache = kv_cache;
+            setup.kv_cache_origin = KvCacheOrigin::Flag;
         }
         if let Some(threads) = args.threads {
             setup.decoder.threads = Some(threads.into());
@@ -140,6 +158,52 @@ impl ModelSetup {
         model: &ModelDir,
         wrap: impl FnOnce(OnnxDecoder) -> D,
     ) -> Result<Engine<D>, Fault> {
+        if let Some(warning) = self.kv_memory_warning() {
+            tracing::warn!("{warning}");
+        }
+        let (mut engine, computed_by) = self.load_over(model, wrap)?;
+        for prefix in self.pin(&mut engine, model, &computed_by)? {
+            let UnkeptPrefix { of, tokens, failure } = prefix;
+            tracing::warn!(of, tokens, error = %failure, "a prefix is not kept");
+        }
+        Ok(engine)
+    }
+
+    /// The warning about a configured memory for keys and values that this machine does not have.
+    pub(crate) fn kv_memory_warning(&self) -> Option<String> {
+        let configured = self.decoder.kv_memory?;
+        let machine = kv_budget::machine_memory().filter(|machine| configured > *machine)?;
+        let gib = |bytes: u64| bytes.div_ceil(1 << 30);
+        Some(format!(
+            "runtime.kv_memory is {} GiB, and this machine (or the unit) has {} GiB of memory: lower it, or leave it out",
+            gib(configured),
+            gib(machine)
+        ))
+    }
+
+    /// Pins the configured prefixes in `engine`, which `computed_by` identifies. Returns those that are not kept.
+    pub(crate) fn pin<D: Decoder>(
+        &self,
+        engine: &mut Engine<D>,
+        model: &ModelDir,
+        computed_by: &[String],
+    ) -> Result<Vec<UnkeptPrefix>, Fault> {
+        match &self.pinned {
+            Some((prefixes, store)) if !prefixes.is_empty() => {
+                let place = PrefixContext { store, computed_by };
+                pinned_prefixes::pin(engine, model, &model.text()?, prefixes, place)
+            }
+            _ => Ok(Vec::new()),
+        }
+    }
+
+    /// Loads the graph of `model`, and builds the engine without pinned prefixes over the decoder that `wrap` returns. The
+    /// strings are what keys and values depend on ([`OnnxDecoder::computed_by`]).
+    pub(crate) fn load_over<D: Decoder>(
+        &self,
+        model: &ModelDir,
+        wrap: impl FnOnce(OnnxDecoder) -> D,
+    ) -> Result<(Engine<D>, Vec<String>), Fault> {
         let library = Library::find(self.library.as_deref())?;
         if let Some(warning) = phi_edge_onnx::processor_warning() {
             tracing::warn!("{warning}");
@@ -151,20 +215,40 @@ impl ModelSetup {
                 config.kv_budget = kv_budget::kv_budget();
             }
             config.kv_budget
-        })?;
+        })
+        .map_err(|error| self.load_fault(error))?;
         if self.prewarm {
             prewarm(&mut decoder);
         }
         let computed_by = decoder.computed_by(&library);
-        let mut engine = Engine::new(wrap(decoder), config);
-        if let Some((prefixes, store)) = self.pinned.as_ref().filter(|(prefixes, _)| !prefixes.is_empty()) {
-            let place = PrefixContext {
-                store,
-                computed_by: &computed_by,
-            };
-            pinned_prefixes::pin(&mut engine, model, &model.text()?, prefixes, place)?;
-        }
-        Ok(engine)
+        Ok((Engine::new(wrap(decoder), config), computed_by))
+    }
+}
+
+impl ModelSetup {
+    /// The fault of a failed load, whose advice names what the user has set.
+    fn load_fault(&self, error: OnnxError) -> Fault {
+        let OnnxError::KvCacheUnavailable { kv_cache, fault } = &error else {
+            return error.into();
+        };
+        let limited = !self.decoder.prepare.attention;
+        let message = match self.kv_cache_origin {
+            KvCacheOrigin::Configuration => return error.into(),
+            KvCacheOrigin::Flag if limited => format!(
+                "--kv-cache {kv_cache} can't be served: {fault}. Leave out --prepare, or give --kv-cache auto or f32"
+            ),
+            KvCacheOrigin::Flag => {
+                format!("--kv-cache {kv_cache} can't be served: {fault}. Give --kv-cache auto or f32")
+            }
+            KvCacheOrigin::KvLoss if limited => {
+                format!("--kv-loss can't be served: {fault}. Leave out --prepare")
+            }
+            KvCacheOrigin::KvLoss => format!(
+                "--kv-loss can't be served: {fault}. It compares 8-bit keys and values with 32-bit ones, and needs a model and a \
+                 processor for both"
+            ),
+        };
+        Fault::new(Exit::Config, message)
     }
 }
 

@@ -64,19 +64,24 @@ pub(crate) struct PrefixContext<'a> {
     pub(crate) computed_by: &'a [String],
 }
 
-/// Pins the prefixes in `engine`.
+/// A prefix that is not pinned: prompts that begin with it are computed whole.
+pub(crate) struct UnkeptPrefix {
+    /// Its origin.
+    pub(crate) of: String,
+    pub(crate) tokens: usize,
+    pub(crate) failure: Failure,
+}
+
+/// Pins the prefixes in `engine`, and returns those for which there is no room.
 pub(crate) fn pin<D: Decoder>(
     engine: &mut Engine<D>,
     model: &ModelDir,
     text: &TextModel,
     prefixes: &[PromptPrefix],
     place: PrefixContext<'_>,
-) -> Result<(), Fault> {
-    if prefixes.is_empty() {
-        return Ok(());
-    }
+) -> Result<Vec<UnkeptPrefix>, Fault> {
     let files = PrefixFiles::open(engine.caps(), model, place);
-    let mut used = Vec::new();
+    let (mut used, mut unkept) = (Vec::new(), Vec::new());
     let mut pinned: Vec<Vec<Symbol>> = Vec::new();
     for prefix in prefixes {
         let wrong =
@@ -93,12 +98,22 @@ pub(crate) fn pin<D: Decoder>(
         let loaded = match engine.pin(&ids, saved.as_deref()) {
             Ok(loaded) => loaded,
             Err(failure @ Failure::ContextOverflow { .. }) if prefix.required => {
-                return Err(wrong(failure.to_string()));
+                let bound = if engine.caps().context_length < model.config().context_length {
+                    ", which is what the memory for keys and values holds (runtime.kv_memory)"
+                } else {
+                    ""
+                };
+                let advice = "shorten it, or take it out of runtime.system_prompts";
+                return Err(wrong(format!("{failure}{bound}; {advice}")));
             }
             // It may fit at the next start; until then prompts are computed whole.
             Err(failure) => {
-                tracing::warn!(of = prefix.of, tokens = ids.len(), error = %failure, "a prefix is not kept");
                 used.extend(file);
+                unkept.push(UnkeptPrefix {
+                    of: prefix.of.clone(),
+                    tokens: ids.len(),
+                    failure,
+                });
                 continue;
             }
         };
@@ -113,7 +128,7 @@ pub(crate) fn pin<D: Decoder>(
     if let Some(files) = files {
         files.remove_all_but(&used);
     }
-    Ok(())
+    Ok(unkept)
 }
 
 /// The folder of prefix files, and what their content depends on beside the tokens.

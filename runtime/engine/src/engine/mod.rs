@@ -1,6 +1,7 @@
 //! The engine: continuous batching of sequences over a decoder.
 
 mod admit;
+mod cached_prefixes;
 mod decode;
 mod images;
 mod placement;
@@ -22,6 +23,7 @@ use crate::scheduler::{Scheduler, StepKind};
 use crate::sequence::{Sequence, Waiting};
 use crate::symbol::Symbol;
 
+pub use cached_prefixes::CachedPrefixes;
 pub use regime::RopePolicy;
 
 /// The engine's configuration.

@@ -6,6 +6,7 @@ use super::Engine;
 use super::settle::sample;
 use crate::decoder::{DecodeError, Decoder, Input, Interrupt, Row, Step, Wanted};
 use crate::request::Event;
+use crate::scheduler::computed_of_awaited;
 use crate::sequence::Sequence;
 
 impl<D: Decoder> Engine<D> {
@@ -60,15 +61,15 @@ impl<D: Decoder> Engine<D> {
         let time = now();
         match outcome {
             Ok(logits) => {
-                self.run_times
-                    .record_prefill(end - sequence.computed, time.saturating_sub(started));
+                let (computed, took) = (end - sequence.computed, time.saturating_sub(started));
+                self.run_times.record_prefill(computed, took);
+                record_prompt_run(sequence, computed, took);
                 sequence.computed = end;
-                let total = sequence.request.prompt.len();
-                // An answer that is computed again for other rope factors has no prompt to wait for.
-                if sequence.tokens.len() == total {
-                    let (id, done) = (sequence.id(), end);
-                    events.push(Event::Progress { id, done, total });
+                report_progress(sequence, end, events);
+                if self.config.prefix_cache {
+                    report_shared_progress(&mut self.running, events);
                 }
+                let sequence = &mut self.running[index];
                 if end < sequence.tokens.len() {
                     return;
                 }
@@ -79,5 +80,35 @@ impl<D: Decoder> Engine<D> {
             Err(DecodeError::Interrupted) => interrupt.clear(),
             Err(error) => self.fail(index, &error.to_string(), events),
         }
+    }
+}
+
+/// Records a run of a prompt; one of an answer that is computed again for other rope factors is none.
+fn record_prompt_run(sequence: &mut Sequence, computed: usize, took: Duration) {
+    if sequence.tokens.len() == sequence.request.prompt.len() {
+        let runs = &mut sequence.prefill_runs;
+        runs.tokens += computed;
+        runs.end = sequence.computed + computed;
+        runs.time = runs.time.saturating_add(took);
+    }
+}
+
+/// Reports to those that wait for the prefix of another sequence what is computed of it.
+fn report_shared_progress(running: &mut [Sequence], events: &mut Vec<Event>) {
+    for follower in 0..running.len() {
+        if let Some(done) = computed_of_awaited(running, follower) {
+            report_progress(&mut running[follower], done, events);
+        }
+    }
+}
+
+/// Reports that `done` tokens of a prompt are computed, unless as many were reported before.
+fn report_progress(sequence: &mut Sequence, done: usize, events: &mut Vec<Event>) {
+    let total = sequence.request.prompt.len();
+    // An answer that is computed again for other rope factors has no prompt to wait for.
+    if sequence.tokens.len() == total && done > sequence.reported {
+        sequence.reported = done;
+        let id = sequence.id();
+        events.push(Event::Progress { id, done, total });
     }
 }

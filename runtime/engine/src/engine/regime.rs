@@ -15,15 +15,25 @@ pub enum RopePolicy {
     Pin,
 }
 
+impl RopePolicy {
+    /// The regime of a sequence of `prompt` tokens and up to `max_tokens` new ones, from its first token on.
+    pub(super) fn first_regime(self, prompt: usize, max_tokens: usize, boundary: Option<usize>) -> Regime {
+        let tokens = match self {
+            Self::Switch => prompt,
+            Self::Pin => prompt.saturating_add(max_tokens),
+        };
+        regime_beside(tokens, boundary)
+    }
+}
+
 impl<D: Decoder> Engine<D> {
     /// The regime that a request is computed in from its first token on.
     pub(super) fn initial_regime(&self, request: &GenerateRequest) -> Regime {
-        let prompt = request.prompt.len();
-        let tokens = match self.config.rope_policy {
-            RopePolicy::Switch => prompt,
-            RopePolicy::Pin => prompt.saturating_add(request.max_tokens),
-        };
-        regime_of(tokens, self.decoder.caps())
+        self.config.rope_policy.first_regime(
+            request.prompt.len(),
+            request.max_tokens,
+            self.decoder.caps().rope_boundary,
+        )
     }
 
     /// Resets sequences that crossed the rope boundary: keys of one regime are wrong in the other, so they are
@@ -60,7 +70,11 @@ impl<D: Decoder> Engine<D> {
 
 /// The regime of a sequence of this many tokens.
 pub(super) fn regime_of(tokens: usize, caps: &Caps) -> Regime {
-    match caps.rope_boundary {
+    regime_beside(tokens, caps.rope_boundary)
+}
+
+fn regime_beside(tokens: usize, boundary: Option<usize>) -> Regime {
+    match boundary {
         Some(boundary) if tokens > boundary => Regime::Long,
         _ => Regime::Short,
     }

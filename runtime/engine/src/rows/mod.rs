@@ -103,6 +103,14 @@ impl KvRows {
             .filter(|found| found.len > 0)
     }
 
+    /// The idle rows that hold tokens, each with those, their regime, and the time of its last use: the tokens of a row change
+    /// only together with their number or this time.
+    pub(crate) fn idle_rows(&self) -> impl Iterator<Item = (RowId, &[Symbol], Regime, u64)> {
+        let rows = self.rows.iter().enumerate();
+        let idle = rows.filter(|(_, row)| row.is_idle() && !row.held.is_empty());
+        idle.filter_map(|(index, row)| Some((row_id(index), row.held.as_slice(), row.regime?, row.last_used)))
+    }
+
     /// Makes a row idle and returns the number of tokens that it keeps: those of `held`, or none where it would hold none
     /// itself.
     pub(crate) fn leave(&mut self, row: RowId, held: Vec<Symbol>, regime: Regime) -> usize {

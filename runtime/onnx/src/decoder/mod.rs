@@ -21,7 +21,7 @@ use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
 use crate::kv::{KvFootprint, KvMemory};
-use crate::kv_cache::KvSupport;
+use crate::kv_cache::{KvCache, KvSupport};
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
@@ -101,14 +101,22 @@ impl OnnxDecoder {
             facts,
             mut tables,
             prepared,
+            attention_fault,
             i8_fault,
         } = opened;
         let element = match graph.kv {
             GraphKv::Tensors(element) => element,
             GraphKv::Blocks => Element::F32,
         };
-        let kv_support = KvSupport::here(graph.provider, prepared, element, i8_fault);
+        let kv_support = KvSupport {
+            attention: attention_fault,
+            trial: i8_fault,
+            ..KvSupport::here(graph.provider, prepared, element)
+        };
         let kv_type = kv_support.choose(config.kv_cache)?;
+        if config.kv_cache == KvCache::Auto && kv_type != KvType::I8 {
+            kv_support.log_fallback(kv_type, config.prepare);
+        }
         let kv = reserve(&graph, kv_type, genai, config)?;
         let OpenGraph {
             session,

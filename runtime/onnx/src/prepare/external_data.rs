@@ -4,6 +4,7 @@
 //! resolved. In a cache of Hugging Face every file of a model is a link to `../../blobs/HASH`.
 
 use std::collections::BTreeMap;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
 use prost::bytes::Bytes;
@@ -78,12 +79,51 @@ fn resolved(model: &Bytes, folder: &Path) -> Option<LocatedGraph> {
 
 /// The real file of a location that stays within `folder` as far as its text goes.
 fn real_file(folder: &Path, location: &str) -> Option<PathBuf> {
-    let within = Path::new(location)
-        .components()
-        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
-    within
+    stays_within(location)
         .then(|| folder.join(location).canonicalize().ok())
         .flatten()
+}
+
+/// Whether a location leads out of its folder by links at most.
+fn stays_within(location: &str) -> bool {
+    Path::new(location)
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+}
+
+/// A file of weights that is not there, and what to do about it.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct MissingWeights {
+    pub(crate) path: PathBuf,
+    pub(crate) fault: String,
+}
+
+/// The first file of weights in `folder` that `model` names and that is not there, or is a link to nothing.
+pub(crate) fn missing_weights(model: &[u8], folder: &Path) -> Option<MissingWeights> {
+    let mut missing = None;
+    edited(model, Message::Model, &mut |location| {
+        let path = folder.join(location);
+        if missing.is_none()
+            && stays_within(location)
+            && path
+                .metadata()
+                .is_err_and(|error| error.kind() == ErrorKind::NotFound)
+        {
+            let fault = match path.read_link() {
+                Ok(target) => format!(
+                    "the file with the graph's weights is missing: the link points to {}, which does not exist. Fetch or \
+                     copy the model again",
+                    target.display()
+                ),
+                Err(_) => {
+                    "the file with the graph's weights is missing. Copy or export the model again".to_owned()
+                }
+            };
+            missing = Some(MissingWeights { path, fault });
+        }
+        None
+    })?;
+    missing
 }
 
 /// The deepest folder that holds all of the files, themselves or in folders below it.
@@ -306,6 +346,26 @@ mod tests {
             locations(&located.graph),
             ["blobs/1f", "snapshot/plain.data", "snapshot/plain.data"]
         );
+    }
+
+    #[test]
+    fn a_missing_file_is_named_with_the_link_to_it() {
+        let root = cache(&[("a.data", "1f"), ("below/b.data", "2f")]);
+        let folder = root.path().join("snapshot");
+        let graph = model(["a.data", "below/b.data", "a.data"]);
+        assert_eq!(missing_weights(&graph, &folder), None);
+        std::fs::remove_file(root.path().join("blobs/2f")).unwrap();
+        let missing = missing_weights(&graph, &folder).unwrap();
+        assert_eq!(missing.path, folder.join("below/b.data"));
+        assert!(
+            missing
+                .fault
+                .contains("the link points to ../../blobs/2f, which does not exist."),
+            "{missing:?}"
+        );
+        let missing = missing_weights(&model(["a.data", "c.data", "a.data"]), &folder).unwrap();
+        assert_eq!(missing.path, folder.join("c.data"));
+        assert!(!missing.fault.contains("link"), "{missing:?}");
     }
 
     #[test]

@@ -22,7 +22,7 @@ mod test_graphs;
 
 pub(crate) use cut_encoder::{CutEncoder, EncoderNames, cut_encoder};
 pub(crate) use cut_layers::cut;
-pub(crate) use external_data::{LocatedGraph, resolve_links};
+pub(crate) use external_data::{LocatedGraph, MissingWeights, missing_weights, resolve_links};
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use merge_embedding::{MergeNames, merge_embedding};
 pub(crate) use quantise_matmuls::quantise_matmuls;
@@ -148,6 +148,15 @@ impl std::str::FromStr for Prepare {
                 )
             })
     }
+}
+
+/// The reason why the edit of attention does not apply to `model`; `None` where it does.
+pub(crate) fn attention_obstacle(model: &Bytes) -> Option<String> {
+    let graph = rope::take_tables(model).map(|(edited, _)| edited);
+    let graph = graph.as_ref().unwrap_or(model);
+    // A graph whose lengths can't be wired has another form, which is found in its nodes as they are.
+    let wired = ragged::wire_lengths(graph);
+    replace_attention::attention_obstacle(wired.as_ref().unwrap_or(graph))
 }
 
 /// An edited graph.

@@ -30,21 +30,7 @@ const PRESENT: [usize; 2] = [1, 2];
 /// caches).
 pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
-    let floats: Vec<String> = editor
-        .inputs()?
-        .into_iter()
-        .filter(|(_, kind)| *kind == data_type::FLOAT)
-        .map(|(name, _)| name)
-        .collect();
-    let attention = |index: &usize| editor.nodes[*index].op_type == "GroupQueryAttention";
-    let attentions: Vec<usize> = (0..editor.nodes.len()).filter(attention).collect();
-    if attentions.is_empty()
-        || !attentions
-            .iter()
-            .all(|&index| fits(&editor.nodes[index], &floats))
-    {
-        return None;
-    }
+    let attentions = attentions(&editor).ok()?;
     let names = |of: fn(&NodeProto) -> [&String; 2]| -> Vec<&String> {
         attentions
             .iter()
@@ -100,7 +86,40 @@ pub(crate) fn replace_attention(model: &Bytes) -> Option<Bytes> {
     Some(with_opset(edited, DOMAIN, 1))
 }
 
-fn fits(node: &NodeProto, floats: &[String]) -> bool {
+/// The reason why [`replace_attention`] leaves `model` as it is; `None` where it does not.
+pub(crate) fn attention_obstacle(model: &Bytes) -> Option<String> {
+    match GraphEditor::read(model) {
+        Some(editor) => attentions(&editor).err(),
+        None => Some("the graph can't be read".to_owned()),
+    }
+}
+
+/// The indices of the nodes to replace. The error says why there are none.
+fn attentions(editor: &GraphEditor) -> Result<Vec<usize>, String> {
+    let floats: Vec<String> = editor
+        .inputs()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|(_, kind)| *kind == data_type::FLOAT)
+        .map(|(name, _)| name)
+        .collect();
+    let mut found = Vec::new();
+    for (index, node) in editor.nodes.iter().enumerate() {
+        if node.op_type == "GroupQueryAttention" {
+            if let Some(misfit) = misfit(node, &floats) {
+                return Err(format!("a GroupQueryAttention of the graph has {misfit}"));
+            }
+            found.push(index);
+        }
+    }
+    if found.is_empty() {
+        return Err("the graph has no GroupQueryAttention".to_owned());
+    }
+    Ok(found)
+}
+
+/// What the operator does not support of a node, as the object of "has"; `None` where it supports all.
+fn misfit(node: &NodeProto, floats: &[String]) -> Option<String> {
     let input = |at: usize| node.input.get(at).map_or("", String::as_str);
     let wired = OPERATOR_INPUTS.iter().all(|at| !input(*at).is_empty())
         && input(9) == POSITIONS
@@ -109,10 +128,10 @@ fn fits(node: &NodeProto, floats: &[String]) -> bool {
     // Input 6 is the longest row's length, which the operator does not need.
     let alone = (0..node.input.len())
         .all(|at| at == 6 || OPERATOR_INPUTS.contains(&at) || PAST.contains(&at) || input(at).is_empty());
-    let plain = node
+    let unsupported = node
         .attribute
         .iter()
-        .all(|attribute| match attribute.name.as_str() {
+        .find(|attribute| !match attribute.name.as_str() {
             "num_heads" | "kv_num_heads" => attribute.i > 0,
             "scale" => true,
             "do_rotary" => attribute.i == 1,
@@ -122,7 +141,22 @@ fn fits(node: &NodeProto, floats: &[String]) -> bool {
             _ => false,
         });
     let named = |name: &str| node.attribute.iter().any(|attribute| attribute.name == name);
-    wired && alone && plain && named("do_rotary") && node.outputs().count() == 3
+    if let Some(attribute) = unsupported {
+        let value = match attribute.r#type {
+            AttributeProto::FLOAT => format!(" = {}", attribute.f),
+            AttributeProto::INT => format!(" = {}", attribute.i),
+            _ => String::new(),
+        };
+        return Some(format!(
+            "an attribute that the operator does not support ({}{value})",
+            attribute.name
+        ));
+    }
+    if !named("do_rotary") {
+        return Some("no attribute do_rotary".to_owned());
+    }
+    let fits = wired && alone && node.outputs().count() == 3;
+    (!fits).then(|| "other inputs or outputs than the operator supports".to_owned())
 }
 
 #[cfg(test)]
@@ -178,24 +212,42 @@ mod tests {
             .find(|node| node.op_type == "GroupQueryAttention")
             .unwrap();
         let floats = [node.input[3].clone(), node.input[4].clone()];
-        assert!(fits(&node, &floats));
-        assert!(!fits(&node, &floats[..1]), "keys of another kind");
+        assert_eq!(misfit(&node, &floats), None);
+        assert!(misfit(&node, &floats[..1]).is_some(), "keys of another kind");
         let changed = |change: fn(&mut NodeProto)| {
             let mut node = node.clone();
             change(&mut node);
-            fits(&node, &floats)
+            misfit(&node, &floats).unwrap_or_default()
         };
-        assert!(!changed(|node| "bias".clone_into(&mut node.input[10])));
-        assert!(!changed(|node| "keys".clone_into(&mut node.input[1])));
-        assert!(!changed(|node| node.attribute.push(
-            crate::onnx_proto::AttributeProto::int("local_window_size", 64)
-        )));
-        assert!(!changed(|node| node
-            .attribute
-            .push(crate::onnx_proto::AttributeProto::int("smooth_softmax", 1))));
-        assert!(!changed(|node| node
-            .attribute
-            .retain(|attribute| attribute.name != "do_rotary")));
-        assert!(!changed(|node| node.input[16].clear()));
+        let wiring = "other inputs or outputs";
+        assert!(changed(|node| "bias".clone_into(&mut node.input[10])).contains(wiring));
+        assert!(changed(|node| "keys".clone_into(&mut node.input[1])).contains(wiring));
+        assert!(changed(|node| node.input[16].clear()).contains(wiring));
+        let window = changed(|node| {
+            node.attribute.push(AttributeProto::int("local_window_size", 64));
+        });
+        assert!(window.contains("(local_window_size = 64)"), "{window}");
+        let smooth = changed(|node| node.attribute.push(AttributeProto::int("smooth_softmax", 1)));
+        assert!(smooth.contains("(smooth_softmax = 1)"), "{smooth}");
+        let soft = changed(|node| {
+            let cap = AttributeProto {
+                f: 30.0,
+                r#type: AttributeProto::FLOAT,
+                ..AttributeProto::int("softcap", 0)
+            };
+            node.attribute.push(cap);
+        });
+        assert!(soft.contains("(softcap = 30)"), "{soft}");
+        let plain = changed(|node| node.attribute.retain(|attribute| attribute.name != "do_rotary"));
+        assert!(plain.contains("no attribute do_rotary"), "{plain}");
+    }
+
+    #[test]
+    fn the_reason_says_what_is_in_the_way() {
+        let (_, graph) = exported().into_iter().next().unwrap();
+        let wired = wire_lengths(&take_tables(&graph).unwrap().0).unwrap();
+        assert_eq!(attention_obstacle(&wired), None);
+        assert!(attention_obstacle(&graph).is_some_and(|reason| reason.contains("GroupQueryAttention")));
+        assert!(attention_obstacle(&Bytes::new()).is_some());
     }
 }

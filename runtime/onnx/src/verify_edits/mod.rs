@@ -217,6 +217,7 @@ impl Trial<'_> {
             facts: self.facts,
             tables,
             prepared: edits,
+            attention_fault: None,
             // Asked for here, to find out.
             i8_fault: None,
         };

@@ -24,7 +24,7 @@ pub(crate) use image_reading::ImagesToRead;
 use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
 /// The memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
-const ENCODE_MEMORY: usize = 128 << 20;
+pub(crate) const ENCODE_MEMORY: usize = 128 << 20;
 
 /// The bytes of text up to which a request is encoded without being measured, and does not wait behind larger ones.
 const SMALL_TEXT: usize = 16 << 10;
@@ -84,6 +84,8 @@ struct Work<'a> {
 pub(crate) enum NotEncoded {
     /// It has too many ids. `tokens` counts all, including those of the conversation before.
     TooLong { tokens: usize, exact: bool },
+    /// It has too many ids, `tokens` at least, and truncating it would take `memory` bytes, more than encoding may take.
+    Uncuttable { tokens: usize, memory: usize },
     /// The model's text side refuses it.
     Refused(String),
     /// It has images, and the model takes none.
@@ -221,9 +223,11 @@ impl EncodeDoor {
             !work.continues
         };
         if refused && cost.at_least > work.most {
-            return Err(NotEncoded::TooLong {
-                tokens: cost.at_least,
-                exact: false,
+            let tokens = cost.at_least;
+            return Err(if truncates {
+                NotEncoded::Uncuttable { tokens, memory }
+            } else {
+                NotEncoded::TooLong { tokens, exact: false }
             });
         }
         // Nothing is held while this waits, so that no two texts wait for each other's memory.

@@ -206,9 +206,13 @@ async fn what_is_surely_too_long_is_not_encoded() {
             truncation,
             ..encode(&"x".repeat(1 << 20))
         };
-        let too_long = NotEncoded::TooLong {
-            tokens: 1 << 18,
-            exact: false,
+        let tokens = 1 << 18;
+        let too_long = match truncation {
+            Truncation::Error => NotEncoded::TooLong { tokens, exact: false },
+            _ => NotEncoded::Uncuttable {
+                tokens,
+                memory: EncodeCost::memory_for(1 << 20) + (TRUNCATION_MEMORY << 20),
+            },
         };
         assert_eq!(door.encode(&prompts, long).await, Err(too_long));
     }

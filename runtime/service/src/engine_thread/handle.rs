@@ -7,7 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Detokenizer, GenerateRequest, Image, Interrupt, KvUse, RequestId, Sampling, Stop, Symbol,
+    CachedPrefixes, Decoder, Detokenizer, Engine, GenerateRequest, Image, Interrupt, KvUse, RequestId,
+    Sampling, Stop, Symbol,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -34,7 +35,7 @@ pub struct EngineInfo {
 pub struct EngineLoad {
     /// The number of steps since the start.
     pub steps: u64,
-    /// The memory of keys and values after the last step.
+    /// The memory of keys and values after the load or the last step.
     pub kv: KvUse,
     /// Whether the model is in memory; it may be unloaded after an idle time.
     pub loaded: bool,
@@ -59,8 +60,9 @@ impl LoadGauge {
         load.kv = kv;
     }
 
-    pub(crate) fn loaded(&self, took: Duration) {
+    pub(crate) fn loaded(&self, took: Duration, kv: KvUse) {
         let mut load = self.0.lock();
+        load.kv = kv;
         load.loaded = true;
         load.loads += 1;
         load.load_time = took;
@@ -70,6 +72,24 @@ impl LoadGauge {
         let mut load = self.0.lock();
         load.loaded = false;
         load.kv = KvUse::default();
+    }
+}
+
+/// The [`CachedPrefixes`] of the engine, which its thread updates with each step; empty while the model is unloaded.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct PrefixGauge(Arc<Mutex<CachedPrefixes>>);
+
+impl PrefixGauge {
+    pub(crate) fn read(&self) -> CachedPrefixes {
+        self.0.lock().clone()
+    }
+
+    pub(super) fn update<D: Decoder>(&self, engine: &Engine<D>) {
+        engine.update_cached_prefixes(&mut self.0.lock());
+    }
+
+    pub(super) fn clear(&self) {
+        *self.0.lock() = CachedPrefixes::default();
     }
 }
 
@@ -120,6 +140,7 @@ pub struct EngineHandle {
     liveness: LivenessProbe,
     load: LoadGauge,
     throttle: Throttle,
+    prefixes: PrefixGauge,
     thread: Option<EngineThread>,
 }
 
@@ -129,6 +150,7 @@ pub(crate) struct Gauges {
     pub(crate) liveness: LivenessProbe,
     pub(crate) load: LoadGauge,
     pub(crate) throttle: Throttle,
+    pub(crate) prefixes: PrefixGauge,
 }
 
 pub(crate) struct EngineThread {
@@ -151,6 +173,7 @@ impl EngineHandle {
             liveness: LivenessProbe::default(),
             load: LoadGauge::default(),
             throttle: Throttle::default(),
+            prefixes: PrefixGauge::default(),
             thread: None,
         }
     }
@@ -160,6 +183,7 @@ impl EngineHandle {
         self.liveness = gauges.liveness;
         self.load = gauges.load;
         self.throttle = gauges.throttle;
+        self.prefixes = gauges.prefixes;
         self
     }
 
@@ -182,6 +206,10 @@ impl EngineHandle {
 
     pub(crate) fn load(&self) -> LoadGauge {
         self.load.clone()
+    }
+
+    pub(crate) fn prefixes(&self) -> PrefixGauge {
+        self.prefixes.clone()
     }
 
     /// Returns the properties of the engine.

@@ -21,7 +21,7 @@ use handle::{EngineThread, Gauges};
 use phi_edge_api::PromptProgress;
 
 pub use generation::{EngineCommand, Generation, Sink, Update};
-pub(crate) use handle::{Ask, EngineClient, EngineWaker, LoadGauge, Waker};
+pub(crate) use handle::{Ask, EngineClient, EngineWaker, LoadGauge, PrefixGauge, Waker};
 pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use liveness::{Heartbeat, LivenessProbe};
 pub use throttle::Throttle;
@@ -152,6 +152,7 @@ impl<F> Host<F> {
             if matches!(self.serve(engine, first), ServeEnd::Orphaned) {
                 return;
             }
+            self.gauges.prefixes.clear();
             self.gauges.load.unloaded();
             tracing::info!("the model is unloaded, because it was idle");
             let Some(command) = self.inbox.blocking_recv() else {
@@ -184,7 +185,8 @@ impl<F> Host<F> {
             Ok(Err(error)) => return Err(StartError::Build(error)),
             Err(panic) => return Err(StartError::Panicked(panic_message(panic.as_ref()))),
         };
-        self.gauges.load.loaded(begun.elapsed());
+        self.gauges.prefixes.update(&engine);
+        self.gauges.load.loaded(begun.elapsed(), engine.kv_use());
         Ok(engine)
     }
 
@@ -196,6 +198,7 @@ impl<F> Host<F> {
             liveness,
             load,
             throttle,
+            prefixes,
         } = self.gauges.clone();
         let mut sinks: HashMap<RequestId, Sink> = HashMap::new();
         let mut events = Vec::new();
@@ -238,6 +241,8 @@ impl<F> Host<F> {
             let step = begun.elapsed();
             liveness.step();
             load.stepped(engine.kv_use());
+            // Before the events: who has an answer finds its tokens in the cache.
+            prefixes.update(&engine);
             for event in events.drain(..) {
                 deliver(&mut sinks, event);
             }

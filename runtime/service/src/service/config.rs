@@ -37,6 +37,9 @@ pub struct ServiceConfig {
     pub quota: Quota,
     /// The model's name, for answers.
     pub model: String,
+    /// The context length of the model itself, in tokens; `None` where it is that of the engine. Where the engine's is
+    /// shorter, the memory for keys and values bounds it.
+    pub model_context: Option<usize>,
     /// The rules that make events of messages.
     pub rules: Vec<Rule>,
     /// The maximum number of windows that are summarised at once.
@@ -65,6 +68,7 @@ impl Default for ServiceConfig {
             session_memory: 16 << 20,
             quota: Quota::default(),
             model: String::new(),
+            model_context: None,
             rules: Vec::new(),
             rule_jobs: 2,
             rules_bytes: 64 << 20,

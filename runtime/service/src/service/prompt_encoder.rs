@@ -9,7 +9,9 @@ use phi_edge_engine::Symbol;
 use phi_edge_models::{Message, PromptRoom, Truncation};
 use tokio::time::Instant;
 
-use crate::door::{Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
+use super::ServiceConfig;
+use crate::door::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
+use crate::engine_thread::EngineInfo;
 use crate::jobs::ledger::Ledger;
 use crate::prompts::Prompts;
 use phi_edge_api::{DeadLetter, NewJob, Refusal};
@@ -19,8 +21,10 @@ use phi_edge_job::ErrorCode;
 pub(super) struct PromptEncoder {
     prompts: Arc<dyn Prompts>,
     door: EncodeDoor,
-    /// The context length of the model, in tokens.
+    /// The context length, in tokens: the model's, or what the memory for keys and values holds where that is less.
     context_length: usize,
+    /// Whether the memory for keys and values bounds the context.
+    is_memory_bound: bool,
     /// `limits.max_prompt_tokens`; `usize::MAX` where it is not set.
     max_prompt_tokens: AtomicUsize,
     /// `limits.image_pixels`.
@@ -32,16 +36,18 @@ impl PromptEncoder {
     pub(super) fn new(
         prompts: Arc<dyn Prompts>,
         folder: Option<&Path>,
-        context_length: usize,
-        max_prompt_tokens: Option<usize>,
-        max_image_pixels: u64,
+        engine: &EngineInfo,
+        config: &ServiceConfig,
     ) -> Self {
         Self {
             prompts,
             door: EncodeDoor::open(folder),
-            context_length,
-            max_prompt_tokens: AtomicUsize::new(max_prompt_tokens.unwrap_or(usize::MAX)),
-            max_image_pixels: AtomicU64::new(max_image_pixels),
+            context_length: engine.context_length,
+            is_memory_bound: config
+                .model_context
+                .is_some_and(|context| engine.context_length < context),
+            max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
+            max_image_pixels: AtomicU64::new(config.image_pixels),
         }
     }
 
@@ -109,7 +115,23 @@ impl PromptEncoder {
     ) -> Refusal {
         match error {
             NotEncoded::TooLong { tokens, exact } => {
-                self.too_long(ledger, job, (tokens, exact), session_length)
+                let left_out = match job.truncation {
+                    Truncation::Error => "",
+                    Truncation::OldestMessages => " without all messages that truncation may leave out",
+                    Truncation::Middle => " without the middle of its longest message",
+                };
+                let count = if exact { "" } else { "at least " };
+                let length = format!("{count}{tokens} tokens{left_out}");
+                self.too_long(ledger, job, (tokens, &length), Some(session_length))
+            }
+            NotEncoded::Uncuttable { tokens, memory } => {
+                let length = format!(
+                    "at least {tokens} tokens, and truncating it would take {} MiB of memory where {} are allowed, since \
+                     its text has no place to cut",
+                    memory.div_ceil(1 << 20),
+                    ENCODE_MEMORY >> 20
+                );
+                self.too_long(ledger, job, (tokens, &length), None)
             }
             NotEncoded::Refused(message) => ledger.refuse(
                 ErrorCode::BadRequest,
@@ -148,49 +170,49 @@ impl PromptEncoder {
         }
     }
 
-    /// The refusal of a prompt that has `tokens`, or at least `tokens` where the number is not exact; after truncation it is
-    /// what remains.
+    /// The refusal of a prompt that has `tokens`, after truncation what remains; `length` tells the number.
+    /// `session_length`: the tokens of its session before it; `None` where no truncation helps.
     fn too_long(
         &self,
         ledger: &mut Ledger,
         job: &NewJob,
-        (tokens, exact): (usize, bool),
-        session_length: usize,
+        (tokens, length): (usize, &str),
+        session_length: Option<usize>,
     ) -> Refusal {
         let context = self.context_length;
-        let count = if exact { "" } else { "at least " };
-        let left_out = match job.truncation {
-            Truncation::Error => "",
-            Truncation::OldestMessages => " without all messages that truncation may leave out",
-            Truncation::Middle => " without the middle of its longest message",
-        };
         if tokens < context {
             let most = self.max_prompt_tokens.load(Ordering::Relaxed);
-            let message = format!(
-                "the prompt has {count}{tokens} tokens{left_out}, limits.max_prompt_tokens is {most}"
-            );
+            let message = format!("the prompt has {length}, limits.max_prompt_tokens is {most}");
             return ledger.refuse(ErrorCode::TooLarge, message);
         }
         let mut message = format!(
-            "the prompt has {count}{tokens} tokens{left_out}, and max_tokens asks for {} more; with room for one new token \
-             the context takes {context}",
-            job.max_tokens
+            "the prompt has {length}, and max_tokens asks for {} more; with room for one new token {} {context}",
+            job.max_tokens,
+            if self.is_memory_bound {
+                "the node's memory for keys and values (runtime.kv_memory) holds"
+            } else {
+                "the context takes"
+            }
         );
         match (job.truncation, session_length) {
-            (Truncation::OldestMessages, _) | (_, 0) => {}
-            (_, session_length) => {
+            (Truncation::Error, Some(0)) => message.push_str(
+                "; shorten the prompt, or ask with truncation oldest_messages or middle to leave out a part",
+            ),
+            // What was said is left out by `oldest_messages` only, and no shorter prompt helps where it fills the context.
+            (Truncation::Error | Truncation::Middle, Some(session_length @ 1..)) => {
                 let _ = write!(
                     message,
-                    "; {session_length} of them are what the session has said so far: begin a new one"
+                    "; {session_length} of them are what the session has said so far: begin a new one, or ask with \
+                     truncation oldest_messages to leave out its oldest turns"
                 );
             }
-        }
-        message.push_str(match job.truncation {
-            Truncation::Error => {
-                "; shorten the prompt, or ask with truncation oldest_messages or middle to leave out a part"
+            (Truncation::OldestMessages, Some(0)) => message.push_str(
+                "; shorten the prompt, or ask with truncation middle to leave out a part of its longest message",
+            ),
+            (Truncation::OldestMessages | Truncation::Middle, Some(_)) | (_, None) => {
+                message.push_str("; shorten the prompt");
             }
-            Truncation::OldestMessages | Truncation::Middle => "; shorten the prompt",
-        });
+        }
         ledger.refuse(ErrorCode::ContextOverflow, message)
     }
 }

@@ -9,9 +9,9 @@ use tokio::time::Instant;
 
 use super::prompt_encoder::PromptEncoder;
 use super::{Ingested, ServiceConfig};
-use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, Waker};
+use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, PrefixGauge, Throttle, Waker};
 use crate::jobs::journal::{Journal, Stored};
-use crate::jobs::ledger::{Admission, Ledger};
+use crate::jobs::ledger::{Admission, EngineOutlook, Ledger};
 use crate::jobs::sessions::SessionSoFar;
 use crate::observers::Observers;
 use crate::prompts::Prompts;
@@ -33,6 +33,8 @@ pub(crate) struct Shared {
     encoder: PromptEncoder,
     engine: EngineInfo,
     pub(super) load: LoadGauge,
+    prefixes: PrefixGauge,
+    throttle: Throttle,
     waker: Waker,
     pub(super) observers: Observers,
     pub(super) stats: watch::Sender<Stats>,
@@ -58,14 +60,7 @@ impl Shared {
     ) -> Self {
         let boot = rand::random();
         let signals = journal.signals();
-        let context_length = engine.info().context_length;
-        let encoder = PromptEncoder::new(
-            prompts,
-            journal.folder(),
-            context_length,
-            config.max_prompt_tokens,
-            config.image_pixels,
-        );
+        let encoder = PromptEncoder::new(prompts, journal.folder(), engine.info(), config);
         let ledger = Ledger::new(config.limits(engine.info()), boot, journal);
         let rule_engine = RuleEngine::new(boot, config.rules_bytes, QueueCapacity::DEFAULT);
         Self {
@@ -75,6 +70,8 @@ impl Shared {
             encoder,
             engine: engine.info().clone(),
             load: engine.load(),
+            prefixes: engine.prefixes(),
+            throttle: engine.throttle(),
             waker: engine.waker(),
             observers: config.observers.clone(),
             signals,
@@ -308,11 +305,19 @@ impl Shared {
         let session_length = symbols.len();
         let expires = self.ledger().expires(&job, arrived);
         let encoded = self.encoder.encode(&mut job, symbols, expires).await;
-        let stored = {
-            let mut ledger = self.ledger();
-            match encoded {
-                Ok(encoded) => ledger.accept(job, encoded, images, arrived, Instant::now())?,
-                Err(error) => return Err(self.encoder.refuse(&mut ledger, &job, error, session_length)),
+        let stored = match encoded {
+            Ok(encoded) => {
+                let outlook = EngineOutlook {
+                    cached_tokens: self.prefixes.read().longest(&encoded.prompt.ids, job.max_tokens),
+                    share: self.throttle.share(),
+                };
+                self.ledger()
+                    .accept(job, encoded, images, outlook, arrived, Instant::now())?
+            }
+            Err(error) => {
+                return Err(self
+                    .encoder
+                    .refuse(&mut self.ledger(), &job, error, session_length));
             }
         };
         match stored {

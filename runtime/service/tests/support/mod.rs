@@ -10,7 +10,9 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::{Detokenizer, Finish, GenerateRequest, Interrupt, Sampling, Summary, Symbol, TokenId};
+use phi_edge_engine::{
+    Detokenizer, Finish, GenerateRequest, Interrupt, PrefillRuns, Sampling, Summary, Symbol, TokenId,
+};
 use phi_edge_models::{
     ChatEncoder, ConversationTurn, ConversationTurns, EncodeError, Message, ModelError, PromptRoom, Role,
     Truncated, encode_truncated,
@@ -27,7 +29,11 @@ use tokio::time::timeout;
 const TIMEOUT: Duration = Duration::from_hours(1);
 
 /// One token per byte; text that starts with `!` can't be encoded, `*` panics.
-pub struct Bytes;
+#[derive(Default)]
+pub struct Bytes {
+    /// Whether conversations may have images, which are no tokens.
+    pub takes_images: bool,
+}
 
 impl Prompts for Bytes {
     fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
@@ -56,6 +62,10 @@ impl Prompts for Bytes {
         room: PromptRoom,
     ) -> Result<Truncated, PromptError> {
         Ok(encode_truncated(self, said, messages, truncation, room)?)
+    }
+
+    fn takes_images(&self) -> bool {
+        self.takes_images
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {
@@ -177,13 +187,34 @@ impl Bench {
         Self::over(info, ServiceConfig::default(), 64, None)
     }
 
+    /// With this context and a model that takes images.
+    pub fn with_images(context_length: usize) -> Self {
+        let info = EngineInfo {
+            context_length,
+            memory: None,
+            slots: 1,
+        };
+        let prompts = Bytes { takes_images: true };
+        Self::asking(info, ServiceConfig::default(), 64, None, prompts)
+    }
+
     fn over(info: EngineInfo, config: ServiceConfig, replies: usize, store: Option<Store>) -> Self {
+        Self::asking(info, config, replies, store, Bytes::default())
+    }
+
+    fn asking(
+        info: EngineInfo,
+        config: ServiceConfig,
+        replies: usize,
+        store: Option<Store>,
+        prompts: Bytes,
+    ) -> Self {
         let (commands_tx, commands) = mpsc::channel(16);
         let (replies_tx, replies) = mpsc::channel(replies);
         let interrupt = Interrupt::new();
         let engine = EngineHandle::from_parts(commands_tx, interrupt.clone(), info);
         Self {
-            service: Service::start_with(config, engine, Arc::new(Bytes), replies_tx, store),
+            service: Service::start_with(config, engine, Arc::new(prompts), replies_tx, store),
             commands,
             replies,
             interrupt,
@@ -276,6 +307,7 @@ pub fn summary(finish: Finish, tokens: usize) -> Summary {
         accepted_draft_tokens: 0,
         queued: Duration::ZERO,
         prefill: Duration::from_millis(20),
+        prefill_runs: PrefillRuns::default(),
         decode: Duration::from_millis(30),
     }
 }

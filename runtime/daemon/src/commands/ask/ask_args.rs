@@ -76,12 +76,11 @@ pub(crate) struct AskArgs {
     pub(crate) prompt: Option<String>,
 }
 
-/// The part of a prompt that is left out where it is too long, by the words of requests.
-#[derive(Debug, Clone, Copy, ValueEnum)]
+/// The part of a prompt that is left out where it is too long, by the words of requests. A single prompt has no oldest
+/// messages.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum TruncationArg {
     Error,
-    #[value(name = "oldest_messages")]
-    OldestMessages,
     Middle,
 }
 
@@ -90,7 +89,6 @@ impl TruncationArg {
     pub(crate) fn word(self) -> &'static str {
         match self {
             Self::Error => "error",
-            Self::OldestMessages => "oldest_messages",
             Self::Middle => "middle",
         }
     }
@@ -100,7 +98,6 @@ impl From<TruncationArg> for Truncation {
     fn from(argument: TruncationArg) -> Self {
         match argument {
             TruncationArg::Error => Self::Error,
-            TruncationArg::OldestMessages => Self::OldestMessages,
             TruncationArg::Middle => Self::Middle,
         }
     }

@@ -10,8 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
-    Detokenizer, Event, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary, Symbol,
-    TokenId,
+    Detokenizer, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary,
+    Symbol, TokenId,
 };
 use phi_edge_models::{Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated};
 use serde_json::json;
@@ -21,6 +21,7 @@ use crate::exit::{Exit, Fault};
 use crate::setup::model::ModelSetup;
 use crate::terminal;
 
+use ask_args::TruncationArg;
 pub(crate) use ask_args::{AskArgs, EXAMPLES};
 use status_bar::StatusBar;
 
@@ -59,7 +60,10 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     }
     let request = request(args, ids, text.as_ref());
     let now = local.now();
-    local.engine.submit(request, now).map_err(Fault::failed)?;
+    let submitted = local.engine.submit(request, now);
+    let is_memory_bound = local.engine.context() < local.model.config().context_length;
+    submitted
+        .map_err(|failure| Fault::failed(format!("{failure}{}", advice(args, &failure, is_memory_bound))))?;
     status.set_message("reading the prompt");
     let mut printer = AnswerPrinter {
         status,
@@ -69,6 +73,28 @@ pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     };
     let summary = generate(&mut local, &mut printer)?;
     printer.finish(&summary, &local)
+}
+
+/// What to do about a request that the engine refuses, behind its failure. `is_memory_bound`: the memory for keys and
+/// values bounds the context.
+fn advice(args: &AskArgs, failure: &Failure, is_memory_bound: bool) -> String {
+    if !matches!(
+        failure,
+        Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. }
+    ) {
+        return String::new();
+    }
+    let bound = if is_memory_bound {
+        ", which is what the memory for keys and values holds"
+    } else {
+        ""
+    };
+    let truncate = if args.ids.is_none() && !args.raw && args.truncation == TruncationArg::Error {
+        ", or leave out its middle with --truncation middle"
+    } else {
+        ""
+    };
+    format!("{bound}; shorten it{truncate}")
 }
 
 /// The ids of the prompt for an engine of this context, and the number of tokens that were left out of it.

@@ -8,6 +8,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use phi_edge_mqtt::{BrokerUrl, Client, ClientOptions, Received, Topics};
 use serde_json::{Map, Value, json};
+use tokio::time::timeout;
 
 use super::ask_args::TruncationArg;
 use super::status_bar::StatusBar;
@@ -15,6 +16,7 @@ use super::{AskArgs, LEFT_OUT, images};
 use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
+use crate::run::signals::StopSignals;
 use crate::terminal;
 
 /// The time in which the status of a daemon must arrive.
@@ -22,7 +24,11 @@ const DISCOVERY_TIMEOUT: Duration = Duration::from_secs(3);
 /// The maximum time between two replies; requests on a loaded machine may queue for long.
 const REPLY_TIMEOUT: Duration = Duration::from_mins(10);
 
-/// Sends the prompt and prints the answer as it comes.
+/// The time that a cancellation may take to reach the broker.
+const CANCEL_TIMEOUT: Duration = Duration::from_secs(3);
+
+/// Sends the prompt and prints the answer as it comes. A signal that ends the process cancels the request at the daemon first; a
+/// second one ends the process at once.
 pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String, images: &[Vec<u8>]) -> Result<(), Fault> {
     let pictures = pictures(args, images)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -30,70 +36,122 @@ pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String, images: &[Vec
         .build()
         .map_err(Fault::failed)?;
     runtime.block_on(async {
+        let mut signals = StopSignals::new()?;
+        let mut conversation = tokio::select! {
+            begun = Conversation::begin(args, url) => begun?,
+            () = signals.next() => return Err(Fault::failed("interrupted")),
+        };
         tokio::select! {
-            done = converse(args, url, prompt, pictures) => done,
-            _ = tokio::signal::ctrl_c() => Err(Fault::failed("interrupted")),
+            done = conversation.hold(args, prompt, pictures) => {
+                if done.is_ok() {
+                    conversation.client.close().await;
+                }
+                return done;
+            }
+            () = signals.next() => {}
         }
+        let cancelled = tokio::select! {
+            cancelled = timeout(CANCEL_TIMEOUT, conversation.cancel()) => matches!(cancelled, Ok(true)),
+            () = signals.next() => false,
+        };
+        Err(Fault::failed(if cancelled {
+            "interrupted"
+        } else {
+            "interrupted; the request could not be cancelled, so the daemon may go on with it until its deadline"
+        }))
     })
 }
 
-async fn converse(
-    args: &AskArgs,
-    url: &BrokerUrl,
-    prompt: String,
-    pictures: Map<String, Value>,
-) -> Result<(), Fault> {
-    let mut client = Client::connect(options(args, url)?).await?;
-    let FoundDaemon { base, shows_progress } = find(&mut client, url.base.as_deref()).await?;
-    let topics = Topics::new(base, Vec::new());
-    let id = format!("ask-{}", identity::start_id());
-    let response = topics.response(None, &id);
-    client.subscribe(&response).await?;
-    let progress = shows_progress && StatusBar::is_possible();
-    let mut request = request(args, &id, prompt, progress);
-    request.extend(pictures);
-    let request = Value::Object(request).to_string();
-    client
-        .publish(&topics.request(None), request, Some((&response, id.as_bytes())))
-        .await?;
-    let mut printed = String::new();
-    let mut status = StatusBar::new("waiting for the answer".to_owned());
-    loop {
-        let Some(message) = client.receive(REPLY_TIMEOUT).await? else {
-            return Err(Fault::new(
-                Exit::Unavailable,
-                "no answer came; is the daemon running?",
-            ));
-        };
-        if message.topic != response {
-            continue;
+/// A request to a daemon.
+struct Conversation {
+    client: Client,
+    topics: Topics,
+    id: String,
+    response: String,
+    shows_progress: bool,
+}
+
+impl Conversation {
+    /// Finds the daemon and subscribes to the replies.
+    async fn begin(args: &AskArgs, url: &BrokerUrl) -> Result<Self, Fault> {
+        let mut client = Client::connect(options(args, url)?).await?;
+        let FoundDaemon { base, shows_progress } = find(&mut client, url.base.as_deref()).await?;
+        let topics = Topics::new(base, Vec::new());
+        let id = format!("ask-{}", identity::start_id());
+        let response = topics.response(None, &id);
+        client.subscribe(&response).await?;
+        Ok(Self {
+            client,
+            topics,
+            id,
+            response,
+            shows_progress,
+        })
+    }
+
+    /// Sends the request and prints the answer.
+    async fn hold(
+        &mut self,
+        args: &AskArgs,
+        prompt: String,
+        pictures: Map<String, Value>,
+    ) -> Result<(), Fault> {
+        let progress = self.shows_progress && StatusBar::is_possible();
+        let mut request = request(args, &self.id, prompt, progress);
+        request.extend(pictures);
+        let request = Value::Object(request).to_string();
+        let reply_to = Some((self.response.as_str(), self.id.as_bytes()));
+        self.client
+            .publish(&self.topics.request(None), request, reply_to)
+            .await?;
+        let mut printed = String::new();
+        let mut status = StatusBar::new("waiting for the answer".to_owned());
+        loop {
+            let Some(message) = self.client.receive(REPLY_TIMEOUT).await? else {
+                return Err(Fault::new(
+                    Exit::Unavailable,
+                    "no answer came; is the daemon running?",
+                ));
+            };
+            if message.topic != self.response {
+                continue;
+            }
+            let body: Value = serde_json::from_slice(&message.payload)
+                .map_err(|error| Fault::failed(format!("the answer can't be read: {error}")))?;
+            match reply_kind(&message, &body) {
+                ReplyKind::Chunk if body["progress"].is_object() => {
+                    let number = |key: &str| body["progress"][key].as_u64().unwrap_or_default();
+                    status.set_progress(number("done"), number("total"));
+                }
+                ReplyKind::Chunk if args.json => {}
+                ReplyKind::Chunk => {
+                    status.clear();
+                    let delta = body["delta"].as_str().unwrap_or_default();
+                    printed.push_str(delta);
+                    print(&terminal::text(delta))?;
+                }
+                ReplyKind::Final => {
+                    status.clear();
+                    return finish(args, &body, &printed);
+                }
+                ReplyKind::Error => {
+                    status.clear();
+                    let error = &body["error"];
+                    let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
+                    return Err(Fault::failed(format!("{}: {}", text("code"), text("message"))));
+                }
+            }
         }
-        let body: Value = serde_json::from_slice(&message.payload)
-            .map_err(|error| Fault::failed(format!("the answer can't be read: {error}")))?;
-        match reply_kind(&message, &body) {
-            ReplyKind::Chunk if body["progress"].is_object() => {
-                let number = |key: &str| body["progress"][key].as_u64().unwrap_or_default();
-                status.set_progress(number("done"), number("total"));
-            }
-            ReplyKind::Chunk if args.json => {}
-            ReplyKind::Chunk => {
-                status.clear();
-                let delta = body["delta"].as_str().unwrap_or_default();
-                printed.push_str(delta);
-                print(&terminal::text(delta))?;
-            }
-            ReplyKind::Final => {
-                status.clear();
-                client.close().await;
-                return finish(args, &body, &printed);
-            }
-            ReplyKind::Error => {
-                status.clear();
-                let error = &body["error"];
-                let text = |key: &str| error[key].as_str().unwrap_or("?").to_owned();
-                return Err(Fault::failed(format!("{}: {}", text("code"), text("message"))));
-            }
+    }
+
+    /// Cancels the request at the daemon; false if the broker does not take the message.
+    async fn cancel(mut self) -> bool {
+        let body = json!({ "id": self.id }).to_string();
+        let taken = self.client.publish(&self.topics.cancel(None), body, None).await;
+        if taken.is_ok() {
+            self.client.close().await;
         }
+        taken.is_ok()
     }
 }
 

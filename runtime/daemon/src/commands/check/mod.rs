@@ -6,15 +6,17 @@ use std::time::Duration;
 
 use clap::Args;
 use phi_edge_config::Config;
+use phi_edge_engine::Engine;
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::{Client, ClientOptions};
-use phi_edge_onnx::Library;
+use phi_edge_onnx::{Library, OnnxDecoder};
 use phi_edge_rules::Rule;
 
 use crate::exit::{Exit, Fault};
 use crate::setup::args::ConfigArgs;
 use crate::setup::link;
 use crate::setup::model::ModelSetup;
+use crate::setup::pinned_prefixes::UnkeptPrefix;
 use crate::setup::rule_conversion;
 use crate::setup::settings;
 use crate::terminal;
@@ -50,7 +52,7 @@ pub(crate) fn check(args: &CheckArgs) -> Result<(), Fault> {
         return report.end();
     };
     for warning in &loaded.warnings {
-        println!("warn   config    {warning}");
+        warn("config", warning);
     }
     let config = &loaded.config;
     if !config.rules.is_empty() {
@@ -80,21 +82,61 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             .map_err(Fault::from),
     );
     if let (Some(model), Some(())) = (model, library) {
-        let engine = report.add(
+        let loaded = report.add(
             "provider",
-            setup.engine(&model).map(|engine| {
-                let provider = engine.decoder().provider().as_str();
-                let said = format!("{provider}, context of {} tokens", engine.context());
-                (engine, said)
-            }),
+            setup
+                .load_over(&model, |decoder| decoder)
+                .map(|(engine, computed_by)| {
+                    let provider = engine.decoder().provider().as_str();
+                    let said = format!("{provider}, context of {} tokens", engine.context());
+                    ((engine, computed_by), said)
+                }),
         );
-        if let Some(engine) = engine {
+        if let Some((mut engine, computed_by)) = loaded {
             let configured = setup.decoder.kv_memory.is_some();
             for line in kv_capacity::lines(&engine, model.config(), configured) {
                 report.add("memory", Ok(((), line)));
             }
+            if let Some(warning) = setup.kv_memory_warning() {
+                warn("memory", &warning);
+            }
+            check_prefixes(report, setup, &model, &mut engine, &computed_by);
         }
     }
+}
+
+/// Checks whether there is room for the pinned prefixes.
+fn check_prefixes(
+    report: &mut CheckReport,
+    setup: &ModelSetup,
+    model: &ModelDir,
+    engine: &mut Engine<OnnxDecoder>,
+    computed_by: &[String],
+) {
+    if setup
+        .pinned
+        .as_ref()
+        .is_none_or(|(prefixes, _)| prefixes.is_empty())
+    {
+        return;
+    }
+    let unkept = match setup.pin(engine, model, computed_by) {
+        Ok(unkept) => unkept,
+        Err(fault) => {
+            report.add("prefixes", Err::<((), String), _>(fault));
+            return;
+        }
+    };
+    for UnkeptPrefix { of, tokens, failure } in unkept {
+        let advice = "its prompts are computed whole; raise runtime.kv_memory or shorten it";
+        warn(
+            "prefixes",
+            &format!("{of} ({tokens} tokens) is not kept: {failure}; {advice}"),
+        );
+    }
+    let context = engine.context();
+    let said = format!("pinned; beside them a context of {context} tokens");
+    report.add("prefixes", Ok(((), said)));
 }
 
 /// Checks the files of TLS and, unless `offline`, the connection to the broker.
@@ -119,6 +161,11 @@ fn check_link(report: &mut CheckReport, config: &Config, offline: bool) {
     {
         note("broker", &fault);
     }
+}
+
+/// Prints what is right to run with, and needs attention.
+fn warn(what: &str, said: &str) {
+    println!("warn   {what:9} {}", terminal::text(said));
 }
 
 /// Prints what can't be checked in this process, which is no fault.

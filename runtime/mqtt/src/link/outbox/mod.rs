@@ -269,10 +269,7 @@ impl Outbox {
         }
         if let Some(broker) = self.broker {
             let until = Instant::now() + DISCONNECT_TIMEOUT / 2;
-            let status = self
-                .status
-                .borrow()
-                .with(State::Offline, Some("shut down".into()));
+            let status = farewell(&self.status.borrow());
             let offline =
                 Outgoing::retained(self.config.topics.status(), status.encode(), OutgoingKind::Status);
             let options = PublishOptions::at_least_once()
@@ -287,5 +284,30 @@ impl Outbox {
         }
         self.in_flight.abort_all();
         let _ = self.client.try_disconnect_with_timeout(DISCONNECT_TIMEOUT / 2);
+    }
+}
+
+/// The last status of a node that ends: with the fault that it ends for, if there is one.
+fn farewell(status: &Status) -> Status {
+    let reason = match (status.state, &status.reason) {
+        (State::Degraded, Some(fault)) => format!("shut down: {fault}"),
+        _ => "shut down".to_owned(),
+    };
+    status.with(State::Offline, Some(reason))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_status_has_the_fault_that_ended_the_node() {
+        let last = |state, reason: Option<&str>| {
+            let status = Status::new(state, "boot").with(state, reason.map(str::to_owned));
+            farewell(&status).reason.unwrap_or_default()
+        };
+        assert_eq!(last(State::Draining, Some("stopped")), "shut down");
+        assert_eq!(last(State::Ready, None), "shut down");
+        assert_eq!(last(State::Degraded, Some("no model")), "shut down: no model");
     }
 }

@@ -1,9 +1,11 @@
 //! The admission of requests: limits, repeats, and the way of a new job into the queue.
 
-use phi_edge_engine::{PrefillTime, Symbol};
+use std::time::Duration;
+
 use phi_edge_models::Truncated;
 use tokio::time::Instant;
 
+use super::deadline_check::{EngineOutlook, LatePrompt};
 use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
 use super::shares::QueueFull;
 use super::{Admission, Ledger, is_internal};
@@ -165,6 +167,7 @@ impl Ledger {
         mut job: NewJob,
         encoded: Encoded,
         session_images: Vec<KnownImage>,
+        outlook: EngineOutlook,
         arrived: Instant,
         now: Instant,
     ) -> Result<Option<Stored>, Refusal> {
@@ -185,8 +188,12 @@ impl Ledger {
         let images = named_by(&prompt, images.into_iter().chain(session_images));
         let (files, images) = images.into_iter().map(|image| (image.file, image.info)).unzip();
         job.images = files;
-        if let Some(refusal) = self.refuse_late_prefill(&job, &prompt, expires, now) {
-            return Err(refusal);
+        let left = expires.saturating_duration_since(now);
+        // A job of this process is tried all the same.
+        if !is_internal(&job.key)
+            && let Some(late) = self.deadlines.late(prompt.len(), outlook, left, now)
+        {
+            return Err(self.refuse_late(prompt.len(), late, left));
         }
         let ahead = self.queue.len() + self.running.len();
         let Some(open) = self.jobs.get_mut(&job.key) else {
@@ -230,35 +237,15 @@ impl Ledger {
         Ok(self.journal.send_and_wait())
     }
 
-    /// Refuses a job whose prompt alone would take more than twice the time to its deadline, as far as the speed of prefill
-    /// was measured. A job of this process is tried all the same.
-    fn refuse_late_prefill(
-        &mut self,
-        job: &NewJob,
-        prompt: &[Symbol],
-        expires: Instant,
-        now: Instant,
-    ) -> Option<Refusal> {
-        if is_internal(&job.key) {
-            return None;
-        }
-        let left = expires.saturating_duration_since(now);
-        let estimate = self.prefill.estimate(prompt);
-        // A job whose deadline has passed by now expires in the queue.
-        let is_late = |estimate: &PrefillTime| !left.is_zero() && estimate.time > left * 2;
-        let Some(PrefillTime { new_tokens, time }) = estimate.filter(is_late) else {
-            self.prefill.accepted(prompt);
-            return None;
-        };
-        self.prefill.refused();
+    /// Makes and counts the refusal of a prompt of `tokens` that can't be computed in the time that is left.
+    fn refuse_late(&mut self, tokens: usize, late: LatePrompt, left: Duration) -> Refusal {
+        let (time, left) = seconds_apart(late.time, left);
         let message = format!(
-            "computing the prompt of {} tokens ({new_tokens} of them not in the prefix cache) takes about {:.1} s on this \
-             node, and {:.1} s are left to the deadline; send it with more time, or a shorter one",
-            prompt.len(),
-            time.as_secs_f64(),
-            left.as_secs_f64()
+            "computing the prompt of {tokens} tokens ({} of them not in the prefix cache) takes about {time} s on this \
+             node, and {left} s are left to the deadline; send it with more time, or a shorter one",
+            late.new_tokens,
         );
-        Some(self.refuse(ErrorCode::Busy, message))
+        self.refuse(ErrorCode::Busy, message)
     }
 
     /// Puts an accepted job that is stored on its place in the queue.
@@ -316,5 +303,36 @@ impl Ledger {
     /// Whether there is a job of this name, open or with a kept outcome.
     pub(crate) fn knows(&self, key: &JobKey) -> bool {
         self.jobs.contains_key(key) || self.outcomes.contains(key)
+    }
+}
+
+/// A time and less than half of it as seconds, with as many decimals as show that.
+fn seconds_apart(time: Duration, less: Duration) -> (String, String) {
+    let shown = |decimals: usize| {
+        let text = |time: Duration| format!("{:.decimals$}", time.as_secs_f64());
+        (text(time), text(less))
+    };
+    let shows_it = |(time, less): &(String, String)| {
+        let number = |text: &str| text.parse::<f64>().unwrap_or_default();
+        number(less) > 0.0 && number(time) > 2.0 * number(less)
+    };
+    (1..9).map(shown).find(shows_it).unwrap_or_else(|| shown(9))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_have_the_decimals_that_tell_them_apart() {
+        for (time, less, expected) in [
+            (50_000_000, 24_000_000, ("50.0", "24.0")),
+            (200_000, 98_000, ("0.200", "0.098")),
+            (150_000, 40_000, ("0.15", "0.04")),
+            (90, 4, ("0.000090", "0.000004")),
+        ] {
+            let (time, less) = seconds_apart(Duration::from_micros(time), Duration::from_micros(less));
+            assert_eq!((time.as_str(), less.as_str()), expected);
+        }
     }
 }

@@ -9,6 +9,7 @@
 
 mod admit;
 mod client_accounts;
+mod deadline_check;
 mod job_queue;
 mod job_stats;
 mod kept_outcomes;
@@ -25,7 +26,6 @@ mod shares;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use phi_edge_engine::PrefillEstimate;
 use tokio::sync::watch;
 
 use crate::jobs::journal::{Journal, Stored};
@@ -34,6 +34,7 @@ use crate::jobs::sessions::SessionSoFar;
 use crate::observers::Observers;
 use crate::stats::Stats;
 use client_accounts::ClientAccounts;
+use deadline_check::DeadlineCheck;
 use job_queue::JobQueue;
 use job_stats::JobStats;
 use kept_outcomes::KeptOutcomes;
@@ -47,6 +48,7 @@ use phi_edge_store::Change;
 use reply_ids::ReplyIds;
 use running_jobs::RunningJobs;
 
+pub(crate) use deadline_check::EngineOutlook;
 pub(crate) use open_job::Start;
 
 /// The client name of jobs that this process submits itself. A topic level holds no slash, so no MQTT client has it.
@@ -114,7 +116,7 @@ pub(crate) struct Ledger {
     link: LinkState,
     accounts: ClientAccounts,
     stats: JobStats,
-    prefill: PrefillEstimate,
+    deadlines: DeadlineCheck,
     reply_ids: ReplyIds,
     closed: Option<Closed>,
     journal: Journal,
@@ -132,7 +134,7 @@ impl Ledger {
             outgoing: OutgoingQueue::default(),
             link: LinkState::default(),
             stats: JobStats::default(),
-            prefill: PrefillEstimate::default(),
+            deadlines: DeadlineCheck::default(),
             reply_ids: ReplyIds::new(boot),
             closed: None,
             journal,

@@ -45,6 +45,7 @@ impl Ledger {
         }
         let session = self.jobs.get(key).and_then(OpenJob::session);
         let accepted = self.jobs.get(key).and_then(OpenJob::accepted);
+        // One that was ended before its first token leaves its session as it was: there is nothing to go on from.
         if let (
             Ended::Answered {
                 summary,
@@ -55,6 +56,7 @@ impl Ledger {
             Some(session),
             Some(accepted),
         ) = (&ended, session, accepted)
+            && !(summary.tokens.is_empty() && matches!(summary.finish, Finish::Cancelled | Finish::Deadline))
         {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
             let images = KnownImage::all(&accepted.job.images, images);
@@ -77,7 +79,7 @@ impl Ledger {
                     proposed: summary.draft_tokens,
                     accepted: summary.accepted_draft_tokens,
                 };
-                self.prefill.observe(&summary);
+                self.deadlines.observe(&summary, now);
                 if summary.finish == Finish::Repetition {
                     tracing::warn!(
                         job.id = key.id,

@@ -16,7 +16,7 @@ use super::bench_args::BenchArgs;
 use crate::commands::local_model::LocalModel;
 use crate::exit::{Exit, Fault};
 use crate::machine::process;
-use crate::setup::model::ModelSetup;
+use crate::setup::model::{KvCacheOrigin, ModelSetup};
 use divergence::Divergence;
 use passages::{Passage, TextPassages};
 use reader::{AnswerEnd, Reader};
@@ -54,6 +54,13 @@ fn measure(args: &BenchArgs) -> Result<Value, Fault> {
     let text = Symbol::of_tokens(model_text.encode_raw(TEXT)?);
     let text = text_passages(&text, args.passage_tokens(), local.engine.decoder())?;
     let prompts = prompts(&model_text, args.prompts.as_deref())?;
+    let caps = local.engine.caps();
+    check_room(
+        &prompts,
+        args.new_tokens as usize,
+        caps.context_length,
+        caps.vocab_size,
+    )?;
     let end = AnswerEnd {
         max_tokens: args.new_tokens as usize,
         stop: model_text.stop_ids(),
@@ -92,6 +99,7 @@ fn measure(args: &BenchArgs) -> Result<Value, Fault> {
 fn load(setup: &ModelSetup, kv_cache: KvCache) -> Result<LocalModel, Fault> {
     let mut setup = setup.clone();
     setup.decoder.kv_cache = kv_cache;
+    setup.kv_cache_origin = KvCacheOrigin::KvLoss;
     LocalModel::load(&setup)
 }
 
@@ -149,6 +157,40 @@ fn prompts(text: &TextModel, file: Option<&Path>) -> Result<Vec<Vec<Symbol>>, Fa
         prompts.push(text.encode_chat(&[Message::new(role, content)])?);
     }
     Ok(prompts)
+}
+
+/// Fails where no answer to a prompt could be compared.
+fn check_room(
+    prompts: &[Vec<Symbol>],
+    new_tokens: usize,
+    context: usize,
+    vocab_size: usize,
+) -> Result<(), Fault> {
+    let usage = |message: String| Err(Fault::new(Exit::Usage, message));
+    let Some(shortest) = prompts.iter().map(Vec::len).filter(|length| *length > 0).min() else {
+        return usage("--prompts: the file has no prompt; write one JSON string a line".to_owned());
+    };
+    if shortest + new_tokens > context {
+        let most = context.saturating_sub(shortest);
+        return usage(if most == 0 {
+            format!(
+                "--prompts: the shortest prompt has {shortest} tokens, and the context takes {context}: shorten it"
+            )
+        } else {
+            format!(
+                "--new-tokens {new_tokens} leaves no room for a prompt: the shortest has {shortest} tokens, and the context \
+                 takes {context}; give --new-tokens {most} or less"
+            )
+        });
+    }
+    let most = MAX_ANSWER_LOGITS / vocab_size.max(1);
+    if new_tokens > most {
+        return usage(format!(
+            "--new-tokens {new_tokens}: the logits of so long an answer take more memory than is used for them; give \
+             --new-tokens {most} or less"
+        ));
+    }
+    Ok(())
 }
 
 /// What the pass with 8 bits leaves: logits in the order in which they are visited.
