@@ -40,7 +40,7 @@ pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
     Audit, Config, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, RopePolicy,
-    Runtime, Store, Tls, Traces, WhenFailing,
+    Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};
 pub use units::{ByteSize, TimeSpan, UnitError};

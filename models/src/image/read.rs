@@ -14,6 +14,11 @@ use sha2::{Digest, Sha256};
 
 /// The bytes of memory for each pixel of a picture while it is read: 16 bits of four channels, and the copy in RGB.
 const BYTES_PER_PIXEL: u64 = 16;
+/// The bytes of memory for what a file has beside its pixels.
+const METADATA_BYTES: u64 = 1 << 20;
+/// Markers of JPEG.
+const START_OF_SCAN: u8 = 0xDA;
+const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
 
 /// The header of a picture's file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -61,9 +66,6 @@ pub fn decode(file: &[u8], max_pixels: u64) -> Result<RgbImage, ReadError> {
     guarded(|| {
         let (mut decoder, _) = open(file, max_pixels)?;
         let orientation = decoder.orientation().map_err(damaged)?;
-        let mut limits = Limits::default();
-        limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL));
-        decoder.set_limits(limits).map_err(damaged)?;
         let mut picture = DynamicImage::from_decoder(decoder).map_err(damaged)?;
         picture.apply_orientation(orientation);
         Ok(picture.into_rgb8())
@@ -87,25 +89,30 @@ pub fn image_id(picture: &RgbImage, crops: usize) -> ImageId {
 
 fn open(file: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder, ImageHeader), ReadError> {
     let format = guess_format(file).map_err(|_| ReadError::Format)?;
-    if !matches!(format, ImageFormat::Png | ImageFormat::Jpeg | ImageFormat::WebP) {
-        return Err(ReadError::Format);
-    }
-    let mut reader = ImageReader::with_format(Cursor::new(file), format);
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL));
-    reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(damaged)?;
-    let (width, height) = decoder.dimensions();
-    if u64::from(width) * u64::from(height) > max_pixels {
-        return Err(ReadError::TooLarge {
+    let within = |(width, height): (u32, u32)| match u64::from(width) * u64::from(height) {
+        0 => Err(ReadError::Damaged("it has no pixels".to_owned())),
+        pixels if pixels > max_pixels => Err(ReadError::TooLarge {
             width,
             height,
             most: max_pixels,
-        });
-    }
-    if width == 0 || height == 0 {
-        return Err(ReadError::Damaged("it has no pixels".to_owned()));
-    }
+        }),
+        pixels => Ok(pixels),
+    };
+    // What stands before the pixels of a PNG may be compressed, and its decoder unpacks it at once.
+    let claimed = match format {
+        ImageFormat::Png => within(png_size(file)?)?,
+        ImageFormat::Jpeg if !has_end(file) => {
+            return Err(ReadError::Damaged("the end of the file is missing".to_owned()));
+        }
+        ImageFormat::Jpeg | ImageFormat::WebP => 0,
+        _ => return Err(ReadError::Format),
+    };
+    let mut reader = ImageReader::with_format(Cursor::new(file), format);
+    reader.limits(limits(claimed));
+    let mut decoder = reader.into_decoder().map_err(damaged)?;
+    let (width, height) = decoder.dimensions();
+    let pixels = within((width, height))?;
+    decoder.set_limits(limits(pixels)).map_err(damaged)?;
     // The orientations from 5 on exchange width and height.
     let orientation = decoder.orientation().map_err(damaged)?.to_exif();
     let (width, height) = if orientation >= 5 {
@@ -114,6 +121,42 @@ fn open(file: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder, ImageHeader)
         (width, height)
     };
     Ok((decoder, ImageHeader { width, height }))
+}
+
+/// The memory that a picture of so many pixels may take while it is read.
+fn limits(pixels: u64) -> Limits {
+    let mut limits = Limits::default();
+    limits.max_alloc = Some(
+        pixels
+            .saturating_mul(BYTES_PER_PIXEL)
+            .saturating_add(METADATA_BYTES),
+    );
+    limits
+}
+
+/// Width and height by the header of a PNG, which is its first chunk.
+fn png_size(file: &[u8]) -> Result<(u32, u32), ReadError> {
+    let number = |at: usize| Some(u32::from_be_bytes(file.get(at..at + 4)?.try_into().ok()?));
+    let header = file.get(12..16) == Some(b"IHDR");
+    match (number(16), number(20)) {
+        (Some(width), Some(height)) if header => Ok((width, height)),
+        _ => Err(ReadError::Damaged("it has no header".to_owned())),
+    }
+}
+
+/// Whether a JPEG has the marker of its end behind its first scan. Decoders fill up what is missing with grey.
+fn has_end(file: &[u8]) -> bool {
+    let mut at = 2;
+    while let Some(&[0xFF, marker, high, low]) = file.get(at..at + 4) {
+        let length = usize::from(u16::from_be_bytes([high, low]));
+        at += 2 + length;
+        if marker == START_OF_SCAN {
+            let scan = file.get(at..).unwrap_or_default();
+            return scan.windows(2).any(|pair| pair == END_OF_IMAGE);
+        }
+    }
+    // Not of the usual order: the decoder finds out.
+    true
 }
 
 /// Runs a decoder, whose panic is a fault of the file.

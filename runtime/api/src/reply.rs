@@ -119,6 +119,8 @@ pub struct Answer {
     pub cached_tokens: usize,
     /// The number of tokens of the conversation that the prompt does not have, because it was too long.
     pub left_out_tokens: usize,
+    /// The number of tokens of the prompt that are places of images.
+    pub image_tokens: usize,
     /// The time from acceptance to the start.
     pub queued: Duration,
     /// The time from the start to the first token.

@@ -1,9 +1,13 @@
 //! The interface to the text side of a model.
 
-use phi_edge_engine::{Detokenizer, Symbol, TokenId};
+use phi_edge_engine::{Detokenizer, ImagePixels, Symbol, TokenId};
 use phi_edge_models::{
-    EncodeCost, EncodeError, Message, PromptRoom, TextModel, Truncated, Truncation, encode_truncated,
+    Detail, EncodeCost, EncodeError, ImageInfo, Message, PromptRoom, TextModel, Truncated, Truncation,
+    encode_truncated, probe,
 };
+
+/// The error of a text side that takes no images.
+const NO_IMAGES: &str = "this model takes text alone";
 
 /// The reason why a conversation has no prompt within a limit.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -75,6 +79,22 @@ pub trait Prompts: Send + Sync {
         false
     }
 
+    /// Returns the width and height of an image in pixels, by its file's header alone. The error is one line for the client.
+    fn image_size(&self, _file: &[u8]) -> Result<(u32, u32), String> {
+        Err(NO_IMAGES.to_owned())
+    }
+
+    /// Decodes an image, and returns what a prompt needs to know of it. The error is one line for the client.
+    fn read_image(&self, _file: &[u8], _detail: Detail) -> Result<ImageInfo, String> {
+        Err(NO_IMAGES.to_owned())
+    }
+
+    /// Decodes an image, and returns its pixels as the model's vision encoder takes them. The error is one line for the
+    /// client.
+    fn image_pixels(&self, _file: &[u8], _detail: Detail) -> Result<ImagePixels, String> {
+        Err(NO_IMAGES.to_owned())
+    }
+
     /// Returns a new detokenizer, for one answer.
     fn detokenizer(&self) -> Box<dyn Detokenizer>;
 
@@ -139,6 +159,23 @@ impl Prompts for TextModel {
 
     fn cost(&self, messages: &[Message]) -> Result<EncodeCost, String> {
         self.encode_cost(messages).map_err(|error| error.to_string())
+    }
+
+    fn takes_images(&self) -> bool {
+        TextModel::takes_images(self)
+    }
+
+    fn image_size(&self, file: &[u8]) -> Result<(u32, u32), String> {
+        let header = probe(file, u64::MAX).map_err(|error| error.to_string())?;
+        Ok((header.width, header.height))
+    }
+
+    fn read_image(&self, file: &[u8], detail: Detail) -> Result<ImageInfo, String> {
+        TextModel::read_image(self, file, detail).map_err(|error| error.to_string())
+    }
+
+    fn image_pixels(&self, file: &[u8], detail: Detail) -> Result<ImagePixels, String> {
+        TextModel::image_pixels(self, file, detail).map_err(|error| error.to_string())
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {

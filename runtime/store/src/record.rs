@@ -222,6 +222,8 @@ pub(super) enum BodyRow {
         cached_tokens: usize,
         #[serde(default, skip_serializing_if = "is_zero")]
         left_out_tokens: usize,
+        #[serde(default, skip_serializing_if = "is_zero")]
+        image_tokens: usize,
         queued_ns: u64,
         prefill_ns: u64,
         decode_ns: u64,
@@ -290,6 +292,7 @@ impl BodyRow {
                 completion_tokens: answer.completion_tokens,
                 cached_tokens: answer.cached_tokens,
                 left_out_tokens: answer.left_out_tokens,
+                image_tokens: answer.image_tokens,
                 queued_ns: nanos(answer.queued),
                 prefill_ns: nanos(answer.prefill),
                 decode_ns: nanos(answer.decode),
@@ -331,6 +334,7 @@ impl BodyRow {
                 completion_tokens,
                 cached_tokens,
                 left_out_tokens,
+                image_tokens,
                 queued_ns,
                 prefill_ns,
                 decode_ns,
@@ -343,6 +347,7 @@ impl BodyRow {
                 completion_tokens,
                 cached_tokens,
                 left_out_tokens,
+                image_tokens,
                 queued: Duration::from_nanos(queued_ns),
                 prefill: Duration::from_nanos(prefill_ns),
                 decode: Duration::from_nanos(decode_ns),

@@ -48,6 +48,7 @@ pub fn encode_event(event: &Event, node: &str) -> Vec<u8> {
             completion_tokens: event.completion_tokens,
             cached_tokens: event.cached_tokens,
             left_out_tokens: None,
+            image_tokens: None,
         },
         model: &event.model,
         node,

@@ -12,6 +12,9 @@ pub(crate) struct Usage {
     /// Absent where nothing was left out.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) left_out_tokens: Option<usize>,
+    /// Absent where the prompt has no images.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) image_tokens: Option<usize>,
 }
 
 /// The reason why there is no answer.

@@ -116,6 +116,7 @@ impl<'a> FinalBody<'a> {
                 completion_tokens: answer.completion_tokens,
                 cached_tokens: answer.cached_tokens,
                 left_out_tokens: (answer.left_out_tokens > 0).then_some(answer.left_out_tokens),
+                image_tokens: (answer.image_tokens > 0).then_some(answer.image_tokens),
             },
             timing: Timing {
                 queued_ms: millis(answer.queued),
@@ -193,6 +194,7 @@ mod tests {
             completion_tokens: 2,
             cached_tokens: 1,
             left_out_tokens: 0,
+            image_tokens: 0,
             queued: Duration::from_millis(4),
             prefill: Duration::from_millis(5),
             decode: Duration::from_millis(6),
@@ -201,9 +203,10 @@ mod tests {
         assert_eq!(
             encoded(ReplyBody::Final(Answer {
                 left_out_tokens: 7,
+                image_tokens: 2,
                 ..answer.clone()
             }))["usage"],
-            json!({"prompt_tokens":3,"completion_tokens":2,"cached_tokens":1,"left_out_tokens":7})
+            json!({"prompt_tokens":3,"completion_tokens":2,"cached_tokens":1,"left_out_tokens":7,"image_tokens":2})
         );
         assert_eq!(
             encoded(ReplyBody::Final(answer)),

@@ -166,6 +166,7 @@ fn replies_are_as_documented() {
             completion_tokens: 2,
             cached_tokens: 1,
             left_out_tokens: usize::from(finish_reason == FinishReason::Stop),
+            image_tokens: usize::from(finish_reason == FinishReason::Length),
             queued: Duration::from_millis(4),
             prefill: Duration::ZERO,
             decode: Duration::MAX,

@@ -40,6 +40,9 @@ Then, from any machine that reaches the broker:
 /// The optional features of requests that this version has, as the status names them.
 const FEATURES: [&str; 6] = ["chat", "stream", "cancel", "session", "truncation", "progress"];
 
+/// The optional feature of requests that a model which takes images has.
+const IMAGE_FEATURE: &str = "image";
+
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
@@ -104,7 +107,8 @@ impl<'a> App<'a> {
             reason: Some("the model is loading".into()),
             version: env!("CARGO_PKG_VERSION").into(),
             features: FEATURES.map(str::to_owned).to_vec(),
-            limits: service::status_limits(config),
+            // Whether it takes images is known when the model is loaded.
+            limits: service::status_limits(config, false),
             ..Status::new(State::Starting, identity::start_id())
         };
         Self {

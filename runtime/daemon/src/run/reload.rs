@@ -5,10 +5,10 @@ use phi_edge_mqtt::{Link, RequestLimits, TlsFiles};
 use phi_edge_service::Service;
 use tokio::sync::watch;
 
-use super::App;
 #[cfg(unix)]
 use super::notify;
 use super::rule_subscriptions::RuleSubscriptions;
+use super::{App, IMAGE_FEATURE};
 use crate::exit::{Exit, Fault};
 use crate::setup::{link, service, settings};
 
@@ -44,8 +44,10 @@ pub(super) fn reload(app: &App<'_>, parts: &Reloadable<'_>) {
                 );
             }
             let config = &read.loaded.config;
-            app.status
-                .send_modify(|status| status.limits = service::status_limits(config));
+            app.status.send_modify(|status| {
+                let takes_images = status.features.iter().any(|feature| feature == IMAGE_FEATURE);
+                status.limits = service::status_limits(config, takes_images);
+            });
             tracing::info!(rules = config.rules.len(), "the configuration is read again");
         }
         Err(fault) => {

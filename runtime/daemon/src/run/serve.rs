@@ -14,7 +14,7 @@ use super::load::LoadedEngine;
 use super::notify;
 use super::reload::{self, Reloadable};
 use super::signals::{ReloadSignals, StopSignals};
-use super::{App, health, pool, takeover};
+use super::{App, IMAGE_FEATURE, health, pool, takeover};
 use crate::machine::sysfs::Sysfs;
 use crate::machine::thermal;
 use crate::setup::service;
@@ -76,6 +76,7 @@ pub(super) fn start<'a>(
         model_context: Some(built.served.model().config().context_length),
         ..service::service(app.config, &model)
     };
+    let takes_images = text.takes_images();
     let service = Service::start_with(service_config, handle, text, replies, Some(store));
     built.service.send_replace(Some(service.clone()));
     app.status.send_modify(|status| {
@@ -84,6 +85,10 @@ pub(super) fn start<'a>(
         status.model = Some(model.clone());
         status.context = Some(context);
         status.provider = Some(provider.into());
+        if takes_images {
+            status.features.push(IMAGE_FEATURE.to_owned());
+            status.limits = service::status_limits(app.config, true);
+        }
     });
     tracing::info!(model, provider, context, base = app.config.node.base, "ready");
     let tasks = Tasks::spawn(app, &built, &service, store_health, outputs, throttle);

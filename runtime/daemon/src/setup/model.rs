@@ -73,7 +73,7 @@ impl ModelSetup {
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
-                vision_weights: VisionWeights::Auto,
+                vision_weights: settings::vision_weights(config.model.vision_weights),
             },
             kv_cache_origin: KvCacheOrigin::Configuration,
             engine: EngineConfig {

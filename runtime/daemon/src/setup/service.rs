@@ -18,6 +18,7 @@ pub(crate) fn service(config: &Config, model: &str) -> ServiceConfig {
         queue: limits.queue,
         max_deadline: limits.max_deadline.get(),
         max_prompt_tokens: limits.max_prompt_tokens,
+        image_pixels: limits.image_pixels,
         session_ttl: limits.session_ttl.get(),
         session_memory: usize_of(limits.session_memory.bytes()),
         keep_for: store.keep_for.get(),
@@ -45,15 +46,20 @@ pub(crate) fn store(config: &Config) -> StoreConfig {
     }
 }
 
-/// The limits that the status tells clients.
-pub(crate) fn status_limits(config: &Config) -> Value {
+/// The limits that the status tells clients; those of images where the model takes any.
+pub(crate) fn status_limits(config: &Config, takes_images: bool) -> Value {
     let limits = &config.limits;
-    json!({
+    let mut told = json!({
         "max_payload": limits.max_payload.bytes(),
         "max_tokens": limits.max_tokens,
         "max_prompt_tokens": limits.max_prompt_tokens,
         "max_deadline_ms": limits.max_deadline.as_millis(),
         "queue": limits.queue,
         "slots": config.runtime.slots,
-    })
+    });
+    if takes_images {
+        told["images"] = limits.images.into();
+        told["image_pixels"] = limits.image_pixels.into();
+    }
+    told
 }

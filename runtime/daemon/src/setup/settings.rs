@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_config::{
     KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded,
-    RopePolicy as ConfigRopePolicy,
+    RopePolicy as ConfigRopePolicy, VisionWeights as ConfigVisionWeights,
 };
 use phi_edge_engine::RopePolicy;
-use phi_edge_onnx::{KvCache, Provider};
+use phi_edge_onnx::{KvCache, Provider, VisionWeights};
 
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -61,6 +61,16 @@ pub(crate) fn kv_cache(kv_cache: ConfigKvCache) -> KvCache {
         ConfigKvCache::Auto => KvCache::Auto,
         ConfigKvCache::F32 => KvCache::F32,
         ConfigKvCache::I8 => KvCache::I8,
+    }
+}
+
+/// Converts a form of the image encoder's weights of the configuration.
+pub(crate) fn vision_weights(weights: ConfigVisionWeights) -> VisionWeights {
+    match weights {
+        ConfigVisionWeights::Auto => VisionWeights::Auto,
+        ConfigVisionWeights::F32 => VisionWeights::F32,
+        ConfigVisionWeights::Int8 => VisionWeights::Int8,
+        ConfigVisionWeights::Int4 => VisionWeights::Int4,
     }
 }
 

@@ -1,10 +1,12 @@
 //! The admission of texts to encoding: a measure of their cost, a budget of memory, and a note for the case of a crash.
 //!
+//! Images are read here too, before the text that names them is encoded: their headers first, then their pixels one by one.
 //! Every text from outside passes here before it is encoded, which takes memory and time by its size: it is measured first,
 //! waits for its share of a budget of memory, and is noted while it is encoded, so that the next process knows what this one
 //! died of ([`encode_note`]).
 
 mod budget;
+mod image_reading;
 
 use parking_lot::Mutex;
 use std::path::Path;
@@ -12,12 +14,13 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::Symbol;
-use phi_edge_models::{EncodeCost, Message, PromptRoom, Truncated, Truncation};
+use phi_edge_models::{EncodeCost, ImageInfo, Message, PromptRoom, Truncated, Truncation};
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::prompts::{PromptError, Prompts};
 use budget::{Lane, MemoryBudget, Share};
+pub(crate) use image_reading::ImagesToRead;
 use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
 /// The memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
@@ -44,6 +47,8 @@ pub(crate) struct EncodeDoor {
 /// A text to encode.
 pub(crate) struct Encode {
     pub(crate) messages: Vec<Message>,
+    /// The images that the messages name.
+    pub(crate) images: ImagesToRead,
     /// The ids that it continues; empty at a conversation's beginning.
     pub(crate) said: Vec<Symbol>,
     /// The maximum numbers of ids, including those of `said`.
@@ -52,6 +57,14 @@ pub(crate) struct Encode {
     pub(crate) truncation: Truncation,
     /// The time after which its ids are of no use.
     pub(crate) expires: Instant,
+}
+
+/// A text that is encoded.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Encoded {
+    pub(crate) prompt: Truncated,
+    /// The request's images, in its order.
+    pub(crate) images: Vec<ImageInfo>,
 }
 
 /// A text that waits for memory.
@@ -77,6 +90,10 @@ pub(crate) enum NotEncoded {
     Refused(String),
     /// It has images, and the model takes none.
     ImagesUnsupported,
+    /// An image can't be read.
+    BadImage { index: usize, message: String },
+    /// An image has more pixels than the limit.
+    ImageTooLarge { index: usize, pixels: u64, most: u64 },
     /// Its time passed before its turn.
     Expired,
     /// Processes died while they encoded it alone.
@@ -106,15 +123,16 @@ impl EncodeDoor {
         &self,
         prompts: &Arc<dyn Prompts>,
         encode: Encode,
-    ) -> Result<Truncated, NotEncoded> {
+    ) -> Result<Encoded, NotEncoded> {
         let Encode {
-            messages,
+            mut messages,
+            images,
             said,
             room,
             truncation,
             expires,
         } = encode;
-        let digest = digest(&messages);
+        let digest = images.digest_behind(digest(&messages)).await;
         let standing = self.lock().standing(&digest);
         if let Standing::GivenUp { deaths, first } = standing {
             self.lock().told(&digest);
@@ -125,6 +143,12 @@ impl EncodeDoor {
             });
         }
         let suspect = standing == Standing::Suspect;
+        let read = timeout_at(expires, self.read_images(prompts, images, digest, suspect)).await;
+        let images = read.unwrap_or(Err(NotEncoded::Expired))?;
+        for placed in messages.iter_mut().flat_map(|message| &mut message.images) {
+            placed.info = images.get(placed.image).copied();
+        }
+        // Nothing is held while this waits: the pixels are gone.
         let work = Work {
             messages: &messages,
             digest,
@@ -149,10 +173,11 @@ impl EncodeDoor {
             drop(share);
             encoded
         });
-        encoded.await.unwrap_or_else(|error| {
+        let encoded = encoded.await.unwrap_or_else(|error| {
             tracing::error!(%error, "encoding a prompt panicked");
             Err(NotEncoded::Failed)
-        })
+        });
+        encoded.map(|prompt| Encoded { prompt, images })
     }
 
     /// Closes the note: the process ends in good order, and no entry is a trace of a crash any more.
@@ -163,8 +188,7 @@ impl EncodeDoor {
     /// Waits for memory, and returns the share of it.
     async fn share(&self, prompts: &Arc<dyn Prompts>, work: &Work<'_>) -> Result<Share, NotEncoded> {
         if work.suspect {
-            sleep_until(self.opened + SUSPECT_DELAY).await;
-            return Ok(self.budget.all().await);
+            return Ok(self.all_after_delay().await);
         }
         let text = work.messages.iter().map(|message| message.content.len()).sum();
         if text <= SMALL_TEXT {
@@ -210,6 +234,12 @@ impl EncodeDoor {
         }
         // Nothing is held while this waits, so that no two texts wait for each other's memory.
         Ok(self.budget.take(Lane::Large, memory).await)
+    }
+
+    /// Waits for a suspect's turn, and returns the whole budget.
+    async fn all_after_delay(&self) -> Share {
+        sleep_until(self.opened + SUSPECT_DELAY).await;
+        self.budget.all().await
     }
 
     fn lock(&self) -> parking_lot::MutexGuard<'_, EncodeNote> {

@@ -17,7 +17,7 @@ pub enum EngineCommand {
         /// The writing end of its generation.
         sink: Sink,
     },
-    /// Load the model if it is unloaded: a request is expected.
+    /// Load the model if it is unloaded: a request is expected, or the pixels of an image are ready.
     Wake,
 }
 

@@ -7,8 +7,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    CachedPrefixes, Decoder, Detokenizer, Engine, GenerateRequest, Interrupt, KvUse, RequestId, Sampling,
-    Stop, Symbol,
+    CachedPrefixes, Decoder, Detokenizer, Engine, GenerateRequest, Image, Interrupt, KvUse, RequestId,
+    Sampling, Stop, Symbol,
 };
 use tokio::sync::{mpsc, oneshot};
 
@@ -114,6 +114,20 @@ impl Waker {
     }
 }
 
+/// A handle that wakes the engine's thread, for which something that it waits for is ready. It does not keep the thread alive.
+#[derive(Clone)]
+pub(crate) struct EngineWaker(mpsc::WeakSender<EngineCommand>);
+
+impl EngineWaker {
+    /// Has the engine look again at what it waits for.
+    pub(crate) fn wake(&self) {
+        if let Some(commands) = self.0.upgrade() {
+            // A full channel holds commands that wake it, too.
+            let _ = commands.try_send(EngineCommand::Wake);
+        }
+    }
+}
+
 /// The error of a command to an engine whose thread is gone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("the engine has stopped")]
@@ -180,6 +194,11 @@ impl EngineHandle {
         }
     }
 
+    /// Returns the handle that wakes the thread.
+    pub(crate) fn engine_waker(&self) -> EngineWaker {
+        EngineWaker(self.client.commands.downgrade())
+    }
+
     /// Returns the throttle of the engine, which may outlive this handle.
     pub fn throttle(&self) -> Throttle {
         self.throttle.clone()
@@ -243,6 +262,8 @@ pub(crate) struct EngineClient {
 /// A request for one answer.
 pub(crate) struct Ask {
     pub(crate) prompt: Vec<Symbol>,
+    /// The images that the prompt names.
+    pub(crate) images: Vec<Image>,
     pub(crate) max_tokens: usize,
     pub(crate) sampling: Sampling,
     pub(crate) stop: Stop,
@@ -257,7 +278,7 @@ impl EngineClient {
         let request = GenerateRequest {
             id,
             prompt: ask.prompt,
-            images: Vec::new(),
+            images: ask.images,
             max_tokens: ask.max_tokens,
             sampling: ask.sampling,
             stop: ask.stop,

@@ -21,7 +21,7 @@ use handle::{EngineThread, Gauges};
 use phi_edge_api::PromptProgress;
 
 pub use generation::{EngineCommand, Generation, Sink, Update};
-pub(crate) use handle::{Ask, EngineClient, LoadGauge, PrefixGauge, Waker};
+pub(crate) use handle::{Ask, EngineClient, EngineWaker, LoadGauge, PrefixGauge, Waker};
 pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use liveness::{Heartbeat, LivenessProbe};
 pub use throttle::Throttle;

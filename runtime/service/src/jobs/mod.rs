@@ -3,7 +3,9 @@
 pub(crate) mod chunks;
 pub(crate) mod history;
 pub(crate) mod journal;
+pub(crate) mod known_images;
 pub(crate) mod ledger;
+pub(crate) mod pixels;
 pub(crate) mod quota;
 pub(crate) mod receipts;
 pub(crate) mod runner;

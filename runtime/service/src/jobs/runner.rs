@@ -1,9 +1,11 @@
 //! One job's time on the engine.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::{Failure, Finish, Stop, Summary, TokenId};
+use phi_edge_engine::{Failure, Finish, Stop, Summary, Symbol, TokenId};
+use phi_edge_models::ImageInfo;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
@@ -11,7 +13,9 @@ use crate::engine_thread::{Ask, EngineClient};
 use crate::engine_thread::{Generation, Update};
 use crate::jobs::chunks::Chunks;
 use crate::jobs::history::seen;
+use crate::jobs::known_images::{KnownImage, named_by};
 use crate::jobs::ledger::Start;
+use crate::jobs::pixels::ImageReader;
 use crate::prompts::Prompts;
 use phi_edge_api::Reply;
 use phi_edge_job::{ErrorCode, FinishReason};
@@ -31,6 +35,8 @@ pub(crate) enum Ended {
         summary: Summary,
         /// The ids of `text` for a session to go on with, where they may be others than the summary's.
         seen: Option<Vec<TokenId>>,
+        /// The job's images, in its order.
+        images: Vec<ImageInfo>,
     },
     Failed {
         code: ErrorCode,
@@ -54,19 +60,25 @@ impl Ended {
 pub(crate) struct Runner {
     pub(crate) engine: EngineClient,
     pub(crate) prompts: Arc<dyn Prompts>,
+    pub(crate) images: ImageReader,
     pub(crate) replies: mpsc::Sender<Reply>,
     pub(crate) chunk_interval: Duration,
 }
 
 impl Runner {
     /// Runs a job to its end: by itself, by its deadline, or by `start.stop`.
-    pub(crate) async fn run(self, start: Start) -> Ended {
+    pub(crate) async fn run(self, mut start: Start) -> Ended {
         let waited = start.accepted.elapsed();
+        if let Err(ended) = self.complete_images(&mut start).await {
+            return ended;
+        }
+        let images = KnownImage::all(&start.job.images, &start.images);
         // A session goes on from what its client saw, and a stop text is not part of that.
         let may_hide = start.job.session.is_some() && !start.job.stop.is_empty();
         let chunks = Chunks::of(&start, self.replies, self.chunk_interval);
         let ask = Ask {
             prompt: start.prompt,
+            images: self.images.engine_images(&images),
             max_tokens: start.job.max_tokens,
             sampling: start.job.sampling,
             stop: Stop {
@@ -84,12 +96,43 @@ impl Runner {
             stop: start.stop,
             expires: start.expires,
             waited,
+            images: start.images,
         };
         match follow(run).await {
             ended if may_hide => with_seen(ended, self.prompts).await,
             ended => ended,
         }
     }
+}
+
+impl Runner {
+    /// Reads the images of a job of an earlier process again, whose identities are in no store.
+    async fn complete_images(&self, start: &mut Start) -> Result<(), Ended> {
+        let files = &start.job.images;
+        if start.images.len() == files.len() {
+            return Ok(());
+        }
+        let infos = self.images.infos(files);
+        let infos = infos.await.map_err(|message| {
+            Ended::failed(
+                ErrorCode::Internal,
+                format!("images: {message}; send the request again"),
+            )
+        })?;
+        let known = named_by(&start.prompt, KnownImage::all(files, &infos));
+        if known.len() < images_of(&start.prompt) {
+            let message = "images: the model is configured to read them otherwise since the restart; send the request again";
+            return Err(Ended::failed(ErrorCode::Internal, message));
+        }
+        start.images = infos;
+        Ok(())
+    }
+}
+
+/// The number of images that a prompt names.
+fn images_of(prompt: &[Symbol]) -> usize {
+    let images: HashSet<_> = prompt.iter().filter_map(|symbol| symbol.image()).collect();
+    images.len()
 }
 
 async fn with_seen(mut ended: Ended, prompts: Arc<dyn Prompts>) -> Ended {
@@ -118,6 +161,7 @@ struct Run {
     stop: tokio::sync::watch::Receiver<bool>,
     expires: Instant,
     waited: Duration,
+    images: Vec<ImageInfo>,
 }
 
 async fn follow(mut run: Run) -> Ended {
@@ -178,6 +222,7 @@ async fn follow(mut run: Run) -> Ended {
                     queued: run.waited + summary.queued,
                     summary,
                     seen: None,
+                    images: run.images,
                 };
             }
             Some(Update::Failed(reason)) => return failed(reason),

@@ -1,4 +1,4 @@
-//! Sessions: conversations that go on, as the token ids of their prompts and answers.
+//! Sessions: conversations that go on, as the symbols of their prompts and answers, and the files of the images in them.
 //!
 //! Kept as ids and not as text, because encoding an answer's text again need not give the ids that were generated: only
 //! what is the same to the last id is found in the engine's memory. Sessions are lost on a restart: a conversation then
@@ -11,6 +11,7 @@ use std::time::Duration;
 use phi_edge_engine::{Symbol, TokenId};
 use tokio::time::Instant;
 
+use super::known_images::KnownImage;
 use phi_edge_api::JobKey;
 
 /// The key of a session, whose name is unique per client.
@@ -30,14 +31,22 @@ pub(crate) struct Occupied {
 #[derive(Debug)]
 pub(crate) struct Sessions {
     keep_for: Duration,
-    /// The maximum size of the token ids of unused sessions, in bytes.
+    /// The maximum size of the symbols and the images' files of unused sessions, in bytes.
     memory: usize,
     all: HashMap<SessionKey, Session>,
 }
 
+/// A conversation as far as it has gone; empty at its beginning.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct SessionSoFar {
+    pub(crate) symbols: Vec<Symbol>,
+    /// The images that the symbols name.
+    pub(crate) images: Vec<KnownImage>,
+}
+
 #[derive(Debug)]
 struct Session {
-    ids: Vec<Symbol>,
+    said: SessionSoFar,
     /// The request that has reserved the session.
     asked: Option<Asked>,
     last_used: Instant,
@@ -63,16 +72,16 @@ impl Sessions {
         }
     }
 
-    /// Reserves a session for a request; returns the ids of the conversation so far, none in a new one.
+    /// Reserves a session for a request; returns the conversation so far, empty in a new one.
     pub(crate) fn begin(
         &mut self,
         job: &JobKey,
         session: &str,
         now: Instant,
-    ) -> Result<Vec<Symbol>, Occupied> {
+    ) -> Result<SessionSoFar, Occupied> {
         self.expire(now);
         let session = self.all.entry(key(job, session)).or_insert_with(|| Session {
-            ids: Vec::new(),
+            said: SessionSoFar::default(),
             asked: None,
             last_used: now,
         });
@@ -83,7 +92,7 @@ impl Sessions {
                     id: job.id.clone(),
                     prompt: Vec::new(),
                 });
-                Ok(session.ids.clone())
+                Ok(session.said.clone())
             }
         }
     }
@@ -95,18 +104,25 @@ impl Sessions {
         }
     }
 
-    /// Ends the request that has reserved the session, and adds its prompt and answer to it. `None`: there was no answer,
-    /// and the session is as it was before.
-    pub(crate) fn answered(&mut self, job: &JobKey, session: &str, answer: Option<&[TokenId]>, now: Instant) {
+    /// Ends the request that has reserved the session, and adds its prompt and answer to it, with the images that the prompt
+    /// names. `None`: there was no answer, and the session is as it was before.
+    pub(crate) fn answered(
+        &mut self,
+        job: &JobKey,
+        session: &str,
+        answer: Option<(&[TokenId], Vec<KnownImage>)>,
+        now: Instant,
+    ) {
         let Some(found) = self.of(job, session) else {
             return;
         };
-        if let (Some(asked), Some(answer)) = (found.asked.take(), answer) {
-            found.ids = asked.prompt;
-            found.ids.extend(answer.iter().copied().map(Symbol::Token));
+        if let (Some(asked), Some((answer, images))) = (found.asked.take(), answer) {
+            let mut symbols = asked.prompt;
+            symbols.extend(answer.iter().copied().map(Symbol::Token));
+            found.said = SessionSoFar { symbols, images };
         }
         found.last_used = now;
-        if found.ids.is_empty() {
+        if found.said.symbols.is_empty() {
             self.all.remove(&key(job, session));
         }
         self.fit();
@@ -133,7 +149,7 @@ impl Sessions {
     }
 
     fn fit(&mut self) {
-        let bytes = |session: &Session| (session.ids.len() * size_of::<Symbol>()).max(MIN_SESSION_BYTES);
+        let bytes = |session: &Session| session.said.bytes().max(MIN_SESSION_BYTES);
         let mut held: usize = self.all.values().map(bytes).sum();
         while held > self.memory {
             let idle = self.all.iter().filter(|(_, session)| session.asked.is_none());
@@ -152,6 +168,14 @@ impl Sessions {
                 );
             }
         }
+    }
+}
+
+impl SessionSoFar {
+    /// The memory of the symbols and of the images' files, in bytes.
+    fn bytes(&self) -> usize {
+        let files: usize = self.images.iter().map(|image| image.file.file.len()).sum();
+        self.symbols.len() * size_of::<Symbol>() + files
     }
 }
 
@@ -183,10 +207,10 @@ mod tests {
     }
 
     fn say(sessions: &mut Sessions, id: &str, session: &str, now: Instant) {
-        let mut prompt = sessions.begin(&job(id), session, now).unwrap();
+        let mut prompt = sessions.begin(&job(id), session, now).unwrap().symbols;
         prompt.extend(ids(0..100).into_iter().map(Symbol::Token));
         sessions.asked(&job(id), session, &prompt);
-        sessions.answered(&job(id), session, Some(&ids(0..10)), now);
+        sessions.answered(&job(id), session, Some((&ids(0..10), Vec::new())), now);
     }
 
     #[tokio::test(start_paused = true)]
@@ -194,20 +218,20 @@ mod tests {
         let now = Instant::now();
         let mut sessions = Sessions::new(Duration::from_mins(1), 1 << 20);
         say(&mut sessions, "1", "s", now);
-        assert_eq!(sessions.begin(&job("2"), "s", now).unwrap().len(), 110);
+        assert_eq!(sessions.begin(&job("2"), "s", now).unwrap().symbols.len(), 110);
         assert_eq!(
             sessions.begin(&job("3"), "s", now),
             Err(Occupied { by: "2".into() })
         );
         // Without an answer it is as before.
-        sessions.answered(&job("3"), "s", Some(&[]), now);
+        sessions.answered(&job("3"), "s", Some((&[], Vec::new())), now);
         sessions.answered(&job("2"), "s", None, now);
-        assert_eq!(sessions.begin(&job("3"), "s", now).unwrap().len(), 110);
+        assert_eq!(sessions.begin(&job("3"), "s", now).unwrap().symbols.len(), 110);
         let other = JobKey {
             client: Some("other".into()),
             id: "3".into(),
         };
-        assert!(sessions.begin(&other, "s", now).unwrap().is_empty());
+        assert!(sessions.begin(&other, "s", now).unwrap().symbols.is_empty());
     }
 
     #[tokio::test(start_paused = true)]
@@ -219,7 +243,11 @@ mod tests {
         say(&mut sessions, "2", "new", later);
         say(&mut sessions, "3", "newest", later);
         assert!(
-            sessions.begin(&job("4"), "old", later).unwrap().is_empty(),
+            sessions
+                .begin(&job("4"), "old", later)
+                .unwrap()
+                .symbols
+                .is_empty(),
             "no memory for three"
         );
         sessions.answered(&job("4"), "old", None, later);

@@ -84,6 +84,7 @@ mod tests {
             completion_tokens: tokens,
             cached_tokens: 0,
             left_out_tokens: 0,
+            image_tokens: 0,
             queued: Duration::ZERO,
             prefill: Duration::from_secs(prefill),
             decode: Duration::from_secs(decode),

@@ -19,6 +19,8 @@ pub struct ServiceConfig {
     pub max_deadline: Duration,
     /// The maximum number of tokens of a prompt; `None` is what the model's context holds.
     pub max_prompt_tokens: Option<usize>,
+    /// The maximum number of pixels of an image.
+    pub image_pixels: u64,
     /// The minimum time between two chunks of an answer.
     pub chunk_interval: Duration,
     /// The time for which an outcome is kept for a client that asks again.
@@ -29,7 +31,7 @@ pub struct ServiceConfig {
     pub keep_bytes: usize,
     /// The time for which an unused session is kept.
     pub session_ttl: Duration,
-    /// The maximum memory of unused sessions, in bytes: four a token.
+    /// The maximum memory of unused sessions, in bytes: their tokens, and the files of their images.
     pub session_memory: usize,
     /// The quota of one client.
     pub quota: Quota,
@@ -57,6 +59,7 @@ impl Default for ServiceConfig {
             queue: 64,
             max_deadline: Duration::from_mins(10),
             max_prompt_tokens: None,
+            image_pixels: 64_000_000,
             chunk_interval: Duration::from_millis(100),
             keep_for: Duration::from_mins(10),
             keep_outcomes: 1024,

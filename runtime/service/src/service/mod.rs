@@ -17,6 +17,7 @@ use tokio::time::{Instant, timeout};
 use crate::engine_thread::{EngineHandle, EngineLoad};
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::Closed;
+use crate::jobs::pixels::ImageReader;
 use crate::jobs::runner::{END_WAIT, Runner};
 use crate::prompts::Prompts;
 use crate::stats::Stats;
@@ -91,6 +92,7 @@ impl Service {
         ));
         let runner = Runner {
             engine: engine.client(),
+            images: ImageReader::new(Arc::clone(&prompts), engine.engine_waker()),
             prompts,
             replies,
             chunk_interval: config.chunk_interval,

@@ -3,14 +3,14 @@
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use phi_edge_engine::Symbol;
-use phi_edge_models::{Message, PromptRoom, Truncated, Truncation};
+use phi_edge_models::{Message, PromptRoom, Truncation};
 use tokio::time::Instant;
 
 use super::ServiceConfig;
-use crate::door::{ENCODE_MEMORY, Encode, EncodeDoor, NotEncoded};
+use crate::door::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
 use crate::engine_thread::EngineInfo;
 use crate::jobs::ledger::Ledger;
 use crate::prompts::Prompts;
@@ -27,6 +27,8 @@ pub(super) struct PromptEncoder {
     is_memory_bound: bool,
     /// `limits.max_prompt_tokens`; `usize::MAX` where it is not set.
     max_prompt_tokens: AtomicUsize,
+    /// `limits.image_pixels`.
+    max_image_pixels: AtomicU64,
 }
 
 impl PromptEncoder {
@@ -45,6 +47,7 @@ impl PromptEncoder {
                 .model_context
                 .is_some_and(|context| engine.context_length < context),
             max_prompt_tokens: AtomicUsize::new(config.max_prompt_tokens.unwrap_or(usize::MAX)),
+            max_image_pixels: AtomicU64::new(config.image_pixels),
         }
     }
 
@@ -53,10 +56,16 @@ impl PromptEncoder {
         &self.prompts
     }
 
-    /// Replaces the limit of prompts; `None` is no limit.
-    pub(super) fn set_max_prompt_tokens(&self, max_prompt_tokens: Option<usize>) {
+    /// Replaces the limits of prompts, where `None` is no limit, and of an image.
+    pub(super) fn set_limits(&self, max_prompt_tokens: Option<usize>, max_image_pixels: u64) {
         let max = max_prompt_tokens.unwrap_or(usize::MAX);
         self.max_prompt_tokens.store(max, Ordering::Relaxed);
+        self.max_image_pixels.store(max_image_pixels, Ordering::Relaxed);
+    }
+
+    /// Returns the maximum number of pixels of an image.
+    pub(super) fn max_image_pixels(&self) -> u64 {
+        self.max_image_pixels.load(Ordering::Relaxed)
     }
 
     /// Returns the maximum number of tokens of a prompt that leaves room for `new_tokens` in the context.
@@ -65,18 +74,23 @@ impl PromptEncoder {
         room.min(self.max_prompt_tokens.load(Ordering::Relaxed))
     }
 
-    /// Encodes the messages of `job` behind the tokens of their session, and takes them out of it.
+    /// Reads the images of `job`, encodes its messages behind the tokens of their session, and takes the
+    /// messages out of it.
     pub(super) async fn encode(
         &self,
         job: &mut NewJob,
         session_tokens: Vec<Symbol>,
         expires: Instant,
-    ) -> Result<Truncated, NotEncoded> {
+    ) -> Result<Encoded, NotEncoded> {
         if !job.images.is_empty() && !self.prompts.takes_images() {
             return Err(NotEncoded::ImagesUnsupported);
         }
         let encode = Encode {
             messages: std::mem::take(&mut job.messages),
+            images: ImagesToRead {
+                images: job.images.clone().into(),
+                max_pixels: self.max_image_pixels(),
+            },
             said: session_tokens,
             room: PromptRoom::beside(job.max_tokens, self.context_length).at_most(self.max_tokens(0)),
             truncation: job.truncation,
@@ -126,6 +140,15 @@ impl PromptEncoder {
             NotEncoded::ImagesUnsupported => {
                 ledger.refuse(ErrorCode::Unsupported, "images: this model takes text alone")
             }
+            NotEncoded::BadImage { index, message } => {
+                ledger.refuse(ErrorCode::BadRequest, format!("images[{index}]: {message}"))
+            }
+            NotEncoded::ImageTooLarge { index, pixels, most } => ledger.refuse(
+                ErrorCode::TooLarge,
+                format!(
+                    "images[{index}]: has {pixels} pixels, limits.image_pixels is {most}; send a smaller one"
+                ),
+            ),
             NotEncoded::Expired => ledger.refuse(
                 ErrorCode::Expired,
                 "the deadline passed before the request's turn to be encoded came",

@@ -4,7 +4,6 @@ use parking_lot::{Mutex, MutexGuard};
 use std::sync::Arc;
 use std::time::Duration;
 
-use phi_edge_engine::Symbol;
 use tokio::sync::{Notify, oneshot, watch};
 use tokio::time::Instant;
 
@@ -13,6 +12,7 @@ use super::{Ingested, ServiceConfig};
 use crate::engine_thread::{EngineHandle, EngineInfo, LoadGauge, PrefixGauge, Throttle, Waker};
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::ledger::{Admission, EngineOutlook, Ledger};
+use crate::jobs::sessions::SessionSoFar;
 use crate::observers::Observers;
 use crate::prompts::Prompts;
 use crate::stats::Stats;
@@ -84,7 +84,8 @@ impl Shared {
 
     /// Applies the limits of `config` from now on.
     pub(super) fn set_limits(&self, config: &ServiceConfig) {
-        self.encoder.set_max_prompt_tokens(config.max_prompt_tokens);
+        self.encoder
+            .set_limits(config.max_prompt_tokens, config.image_pixels);
         self.ledger().set_limits(config.limits(&self.engine));
         self.changed();
     }
@@ -262,6 +263,11 @@ impl Shared {
         self.encoder.max_tokens(new_tokens)
     }
 
+    /// Returns the maximum number of pixels of an image.
+    pub(crate) fn max_image_pixels(&self) -> u64 {
+        self.encoder.max_image_pixels()
+    }
+
     async fn take(
         &self,
         job: NewJob,
@@ -280,9 +286,9 @@ impl Shared {
                     while arriving.changed().await.is_ok() {}
                     admission = self.ledger().admit(&job, redelivered, Instant::now());
                 }
-                Admission::New { session_tokens } => {
+                Admission::New { session } => {
                     let key = job.key.clone();
-                    let accepted = self.accept(job, session_tokens, arrived).await;
+                    let accepted = self.accept(job, session, arrived).await;
                     let mut ledger = self.ledger();
                     match accepted {
                         Ok(()) => ledger.arrived(&key, Instant::now()),
@@ -294,23 +300,19 @@ impl Shared {
         }
     }
 
-    async fn accept(
-        &self,
-        mut job: NewJob,
-        session_tokens: Vec<Symbol>,
-        arrived: Instant,
-    ) -> Result<(), Refusal> {
-        let session_length = session_tokens.len();
+    async fn accept(&self, mut job: NewJob, session: SessionSoFar, arrived: Instant) -> Result<(), Refusal> {
+        let SessionSoFar { symbols, images } = session;
+        let session_length = symbols.len();
         let expires = self.ledger().expires(&job, arrived);
-        let encoded = self.encoder.encode(&mut job, session_tokens, expires).await;
+        let encoded = self.encoder.encode(&mut job, symbols, expires).await;
         let stored = match encoded {
-            Ok(prompt) => {
+            Ok(encoded) => {
                 let outlook = EngineOutlook {
-                    cached_tokens: self.prefixes.read().longest(&prompt.ids, job.max_tokens),
+                    cached_tokens: self.prefixes.read().longest(&encoded.prompt.ids, job.max_tokens),
                     share: self.throttle.share(),
                 };
                 self.ledger()
-                    .accept(job, prompt, outlook, arrived, Instant::now())?
+                    .accept(job, encoded, images, outlook, arrived, Instant::now())?
             }
             Err(error) => {
                 return Err(self

@@ -40,6 +40,13 @@ pub(super) struct JobLine {
     prompt_tokens: usize,
     completion_tokens: usize,
     cached_tokens: usize,
+    /// Absent where the prompt has none, as are the two below.
+    #[serde(skip_serializing_if = "is_zero")]
+    images: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_bytes: usize,
+    #[serde(skip_serializing_if = "is_zero")]
+    image_tokens: usize,
     #[serde(skip_serializing_if = "Option::is_none")]
     request_bytes: Option<usize>,
     answer_bytes: usize,
@@ -134,6 +141,13 @@ impl JobLine {
             prompt_tokens: end.prompt.len(),
             completion_tokens: answer.map_or(0, |answer| answer.completion_tokens),
             cached_tokens: answer.map_or(0, |answer| answer.cached_tokens),
+            images: job.images.len(),
+            image_bytes: job.images.iter().map(|image| image.file.len()).sum(),
+            image_tokens: end
+                .prompt
+                .iter()
+                .filter(|symbol| symbol.image().is_some())
+                .count(),
             request_bytes: job.payload_bytes,
             answer_bytes: answer.map_or(0, |answer| answer.text.len()),
             attempts: end.attempts,
@@ -231,6 +245,11 @@ impl Line {
         value["model_digest"] = digest.into();
         format!("{value}\n")
     }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "the signature that serde calls")]
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 fn traceparent(address: &ReplyAddress) -> Option<String> {

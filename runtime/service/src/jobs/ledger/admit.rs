@@ -9,7 +9,9 @@ use super::deadline_check::{EngineOutlook, LatePrompt};
 use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
 use super::shares::QueueFull;
 use super::{Admission, Ledger, is_internal};
+use crate::door::Encoded;
 use crate::jobs::journal::Stored;
+use crate::jobs::known_images::{KnownImage, named_by};
 use phi_edge_api::Refusal;
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
@@ -52,8 +54,8 @@ impl Ledger {
         }
         self.check_limits(job, now)?;
         let session = job.session.as_deref();
-        let session_tokens = match self.accounts.reserve_session(&job.key, session, now) {
-            Ok(tokens) => tokens,
+        let so_far = match self.accounts.reserve_session(&job.key, session, now) {
+            Ok(so_far) => so_far,
             Err(occupied) => {
                 return Err(self.busy(&format!(
                     "session: request {:?} of {:?} is not answered yet",
@@ -64,7 +66,7 @@ impl Ledger {
         };
         let place = self.queue.reserve(&job.key.client, job.priority);
         self.jobs.insert(job.key.clone(), OpenJob::arriving(job, place));
-        Ok(Admission::New { session_tokens })
+        Ok(Admission::New { session: so_far })
     }
 
     /// Checks a new request against the limits, and takes it from the budget of its client.
@@ -157,12 +159,14 @@ impl Ledger {
         arrived + job.deadline.map_or(most, |deadline| deadline.min(most))
     }
 
-    /// Accepts an arriving job with its encoded prompt; its deadline counts from `arrived`. An outcome is owed once this is
+    /// Accepts an arriving job with its encoded prompt, and with those of its images and of its session's that the prompt
+    /// names; its deadline counts from `arrived`. An outcome is owed once this is
     /// stored and [`Ledger::arrived`] is called.
     pub(crate) fn accept(
         &mut self,
-        job: NewJob,
-        encoded: Truncated,
+        mut job: NewJob,
+        encoded: Encoded,
+        session_images: Vec<KnownImage>,
         outlook: EngineOutlook,
         arrived: Instant,
         now: Instant,
@@ -179,7 +183,11 @@ impl Ledger {
         let Truncated {
             ids: prompt,
             left_out: left_out_tokens,
-        } = encoded;
+        } = encoded.prompt;
+        let images = KnownImage::all(&job.images, &encoded.images);
+        let images = named_by(&prompt, images.into_iter().chain(session_images));
+        let (files, images) = images.into_iter().map(|image| (image.file, image.info)).unzip();
+        job.images = files;
         let left = expires.saturating_duration_since(now);
         // A job of this process is tried all the same.
         if !is_internal(&job.key)
@@ -201,6 +209,7 @@ impl Ledger {
             job.priority = ?job.priority,
             prompt_tokens = prompt.len(),
             left_out_tokens,
+            images = job.images.len(),
             max_tokens = job.max_tokens,
             ahead,
             trace_id = job.trace_id(),
@@ -211,6 +220,7 @@ impl Ledger {
         let (key, receipt) = (job.key.clone(), job.receipt);
         let accepted = AcceptedJob {
             prompt,
+            images,
             left_out_tokens,
             accepted: now,
             expires,

@@ -6,8 +6,9 @@ use phi_edge_engine::{Symbol, TokenId};
 use tokio::time::Instant;
 
 use super::Limits;
+use crate::jobs::known_images::KnownImage;
 use crate::jobs::quota::Quotas;
-use crate::jobs::sessions::{Occupied, Sessions};
+use crate::jobs::sessions::{Occupied, SessionSoFar, Sessions};
 use phi_edge_api::JobKey;
 
 /// The budgets that clients have used, and the conversations that they hold.
@@ -42,7 +43,7 @@ impl ClientAccounts {
         self.quotas.enter(key.client.as_ref(), now)
     }
 
-    /// Reserves the session of a job, if it has one; returns the tokens of the conversation so far.
+    /// Reserves the session of a job, if it has one; returns the conversation so far.
     ///
     /// # Errors
     /// Another job has reserved the session.
@@ -51,10 +52,10 @@ impl ClientAccounts {
         key: &JobKey,
         session: Option<&str>,
         now: Instant,
-    ) -> Result<Vec<Symbol>, Occupied> {
+    ) -> Result<SessionSoFar, Occupied> {
         match session {
             Some(session) => self.sessions.begin(key, session, now),
-            None => Ok(Vec::new()),
+            None => Ok(SessionSoFar::default()),
         }
     }
 
@@ -71,8 +72,17 @@ impl ClientAccounts {
     }
 
     /// Appends an answer to the session of its job, which is free again.
-    pub(super) fn record_answer(&mut self, key: &JobKey, session: &str, answer: &[TokenId], now: Instant) {
-        self.sessions.answered(key, session, Some(answer), now);
+    ///
+    /// `images`: those that the job's prompt names.
+    pub(super) fn record_answer(
+        &mut self,
+        key: &JobKey,
+        session: &str,
+        answer: &[TokenId],
+        images: Vec<KnownImage>,
+        now: Instant,
+    ) {
+        self.sessions.answered(key, session, Some((answer, images)), now);
     }
 
     /// Ends the reservations of a job: gives back the tokens that it was charged and did not use, and frees its session

@@ -26,11 +26,11 @@ mod shares;
 use std::collections::HashMap;
 use std::time::Duration;
 
-use phi_edge_engine::Symbol;
 use tokio::sync::watch;
 
 use crate::jobs::journal::{Journal, Stored};
 use crate::jobs::quota::Quota;
+use crate::jobs::sessions::SessionSoFar;
 use crate::observers::Observers;
 use crate::stats::Stats;
 use client_accounts::ClientAccounts;
@@ -79,9 +79,9 @@ pub(crate) struct Limits {
 /// The admission of a request that is not refused.
 #[derive(Debug)]
 pub(crate) enum Admission {
-    /// A new request, which is arriving from now on: it is to be encoded behind the tokens of its session, and then
+    /// A new request, which is arriving from now on: it is to be encoded behind the symbols of its session, and then
     /// [`Ledger::accept`] or [`Ledger::abandon`] is to be called.
-    New { session_tokens: Vec<Symbol> },
+    New { session: SessionSoFar },
     /// A repeat or a redelivery, whose outcome was or will be sent. It is processed once this is stored.
     Duplicate(Option<Stored>),
     /// A repeat of a request that is arriving: it is to be admitted again when this channel closes.

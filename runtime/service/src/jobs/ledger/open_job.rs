@@ -1,6 +1,7 @@
 //! A job that has no outcome yet.
 
 use phi_edge_engine::Symbol;
+use phi_edge_models::ImageInfo;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
@@ -20,6 +21,8 @@ pub(crate) struct Start {
     /// 1, and one more after each interruption.
     pub(crate) attempt: u32,
     pub(crate) prompt: Vec<Symbol>,
+    /// The job's images, in its order; none where they are to be read again.
+    pub(crate) images: Vec<ImageInfo>,
     pub(crate) accepted: Instant,
     pub(crate) expires: Instant,
     /// Becomes true when the job is to end.
@@ -30,6 +33,8 @@ pub(crate) struct Start {
 pub(super) struct AcceptedJob {
     pub(super) job: NewJob,
     pub(super) prompt: Vec<Symbol>,
+    /// The job's images, in its order; none in a job of an earlier process until they are read again.
+    pub(super) images: Vec<ImageInfo>,
     /// The number of tokens of the conversation that the prompt does not have.
     pub(super) left_out_tokens: usize,
     pub(super) accepted: Instant,
@@ -115,6 +120,7 @@ impl OpenJob {
             accepted: Some(Box::new(AcceptedJob {
                 job: record.job,
                 prompt: record.prompt,
+                images: Vec::new(),
                 left_out_tokens: record.left_out_tokens,
                 accepted: now,
                 expires,
@@ -243,6 +249,7 @@ impl OpenJob {
             job: accepted.job.clone(),
             attempt: self.tries.attempts,
             prompt: accepted.prompt.clone(),
+            images: accepted.images.clone(),
             accepted: accepted.accepted,
             expires: accepted.expires,
             stop: stopped,

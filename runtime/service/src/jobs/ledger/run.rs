@@ -6,6 +6,7 @@ use tokio::time::Instant;
 use super::open_job::{Cancellation, OpenJob};
 use super::settle::DraftTokens;
 use super::{Closed, Ledger, Start};
+use crate::jobs::known_images::{KnownImage, image_tokens};
 use crate::jobs::runner::Ended;
 use phi_edge_api::JobKey;
 use phi_edge_api::{Answer, ReplyBody};
@@ -43,18 +44,27 @@ impl Ledger {
             return;
         }
         let session = self.jobs.get(key).and_then(OpenJob::session);
+        let accepted = self.jobs.get(key).and_then(OpenJob::accepted);
         // One that was ended before its first token leaves its session as it was: there is nothing to go on from.
-        if let (Ended::Answered { summary, seen, .. }, Some(session)) = (&ended, session)
+        if let (
+            Ended::Answered {
+                summary,
+                seen,
+                images,
+                ..
+            },
+            Some(session),
+            Some(accepted),
+        ) = (&ended, session, accepted)
             && !(summary.tokens.is_empty() && matches!(summary.finish, Finish::Cancelled | Finish::Deadline))
         {
             let answer = seen.as_ref().unwrap_or(&summary.tokens);
-            self.accounts.record_answer(key, session, answer, now);
+            let images = KnownImage::all(&accepted.job.images, images);
+            self.accounts.record_answer(key, session, answer, images, now);
         }
-        let left_out_tokens = self
-            .jobs
-            .get(key)
-            .and_then(OpenJob::accepted)
-            .map_or(0, |accepted| accepted.left_out_tokens);
+        let (left_out_tokens, image_tokens) = accepted.map_or((0, 0), |accepted| {
+            (accepted.left_out_tokens, image_tokens(&accepted.prompt))
+        });
         let mut drafts = DraftTokens::default();
         let body = match ended {
             Ended::Answered {
@@ -63,6 +73,7 @@ impl Ledger {
                 queued,
                 summary,
                 seen: _,
+                images: _,
             } => {
                 drafts = DraftTokens {
                     proposed: summary.draft_tokens,
@@ -86,6 +97,7 @@ impl Ledger {
                     completion_tokens: summary.tokens.len(),
                     cached_tokens: summary.cached_tokens,
                     left_out_tokens,
+                    image_tokens,
                     queued,
                     prefill: summary.prefill,
                     decode: summary.decode,

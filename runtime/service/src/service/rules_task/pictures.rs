@@ -5,16 +5,14 @@ use phi_edge_job::ErrorCode;
 use phi_edge_models::{Detail, Message, PlacedImage, Role, contact_sheet_file};
 use phi_edge_rules::{EventError, PictureDetail, PictureSpec, ShownPicture};
 
-/// The most pixels of a picture on a contact sheet.
-const MAX_SHEET_PIXELS: u64 = 64_000_000;
-
-/// The images of a prompt: the picture as it came, or a contact sheet of several.
+/// The images of a prompt: the picture as it came, or a contact sheet of several, of which each has at most `max_pixels`.
 ///
 /// # Errors
 /// None of several pictures can be read.
 pub(super) async fn images(
     spec: PictureSpec,
     pictures: &[ShownPicture],
+    max_pixels: u64,
 ) -> Result<Vec<RequestImage>, EventError> {
     let file = match pictures {
         [] => return Ok(Vec::new()),
@@ -23,7 +21,7 @@ pub(super) async fn images(
             let several = several.to_vec();
             let drawn = tokio::task::spawn_blocking(move || {
                 let files: Vec<&[u8]> = several.iter().map(|picture| &*picture.file).collect();
-                contact_sheet_file(&files, MAX_SHEET_PIXELS).map_err(|fault| fault.to_string())
+                contact_sheet_file(&files, max_pixels).map_err(|fault| fault.to_string())
             });
             let drawn = drawn.await.map_err(|fault| {
                 tracing::error!(error = %fault, "drawing a contact sheet panicked");
@@ -58,7 +56,7 @@ pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
     let content = "\n".repeat(images) + prompt;
     Message {
         images: (0..images)
-            .map(|image| PlacedImage { at: image, image })
+            .map(|image| PlacedImage::unread(image, image))
             .collect(),
         ..Message::new(Role::User, content)
     }
@@ -112,14 +110,14 @@ mod tests {
             detail: PictureDetail::Low,
             ..PictureSpec::default()
         };
-        assert_eq!(images(spec, &[]).await, Ok(Vec::new()));
-        let one = images(spec, &[picture(b"as it came")]).await;
+        assert_eq!(images(spec, &[], 1000).await, Ok(Vec::new()));
+        let one = images(spec, &[picture(b"as it came")], 1000).await;
         assert!(
             matches!(one.as_deref(), Ok([image]) if *image.file == *b"as it came" && image.detail == Detail::Low)
         );
         let file = contact_sheet_file(&[], 1).err();
         assert!(file.is_some());
-        let damaged = images(spec, &[picture(b"no"), picture(b"picture")]).await;
+        let damaged = images(spec, &[picture(b"no"), picture(b"picture")], 1000).await;
         assert!(matches!(
             damaged,
             Err(EventError {

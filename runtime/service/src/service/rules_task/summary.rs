@@ -79,7 +79,8 @@ struct Summariser<'a> {
 
 impl Summariser<'_> {
     async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
-        self.images = pictures::images(self.rule.picture, &self.pictures).await?;
+        self.images =
+            pictures::images(self.rule.picture, &self.pictures, self.shared.max_image_pixels()).await?;
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
         };
