@@ -16,6 +16,10 @@ pub struct Inventory {
     pub outcomes: u64,
     /// Messages that the broker has not acknowledged.
     pub undelivered: u64,
+    /// Files of images of requests that are not answered yet.
+    pub images: u64,
+    /// The bytes of these files.
+    pub image_bytes: u64,
     /// Messages of windows that are open, counted once for each rule that takes them.
     pub rule_messages: u64,
     /// Events of windows that have ended, which wait for their summary.
@@ -81,11 +85,21 @@ pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
     } else {
         (0, 0)
     };
+    let (images, image_bytes) = if has_table(&connection, "blobs").map_err(|source| sqlite(folder, source))? {
+        (
+            count("SELECT count(*) FROM blobs")?,
+            count("SELECT coalesce(sum(length(file)), 0) FROM blobs")?,
+        )
+    } else {
+        (0, 0)
+    };
     let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
     Ok(Inventory {
         open: count("SELECT count(*) FROM jobs WHERE outcome IS NULL")?,
         outcomes: count("SELECT count(*) FROM jobs WHERE outcome IS NOT NULL")?,
         undelivered: count("SELECT count(*) FROM outbox")?,
+        images,
+        image_bytes,
         rule_messages,
         rule_events,
         bytes: size(FILE_NAME) + size(&format!("{FILE_NAME}-wal")),

@@ -37,6 +37,10 @@ pub(crate) fn store(args: &StoreArgs) -> Result<(), Fault> {
             println!("requests to be answered: {}", held.open);
             println!("outcomes that are kept:  {}", held.outcomes);
             println!("undelivered messages:    {}", held.undelivered);
+            println!(
+                "images of requests:      {}, {} bytes",
+                held.images, held.image_bytes
+            );
             println!("messages of windows:     {}", held.rule_messages);
             println!("events without words:    {}", held.rule_events);
             println!("bytes:                   {}", held.bytes);

@@ -1,0 +1,321 @@
+//! Requests with pictures, as clients at a broker make them, with a small model that takes images.
+
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use phi_edge_engine::TokenId;
+use phi_edge_models::ModelDir;
+use phi_edge_mqtt::Client;
+use phi_edge_service::inspect;
+use phi_edge_tests::{
+    BASE, Daemon, Mosquitto, client, demo_model, free_port, has_library, http, json, next, state,
+};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// The tokens of a square picture at 4 crops.
+const SQUARE: u64 = 757;
+
+/// The settings that give the goldens' numbers.
+const EXACT: [&str; 2] = ["model.vision_weights=f32", "runtime.kv_cache=f32"];
+
+fn fixtures() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vision")
+}
+
+fn picture(name: &str) -> PathBuf {
+    fixtures().join("images").join(name)
+}
+
+fn base64(name: &str) -> String {
+    BASE64_STANDARD.encode(std::fs::read(picture(name)).unwrap())
+}
+
+/// The model's folder, with the demonstration model's tokenizer.
+fn model() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let tokenizer = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    let files = tokenizer.map(|name| demo_model().join(name));
+    let graphs = std::fs::read_dir(fixtures().join("cpu")).unwrap();
+    for file in graphs.map(|entry| entry.unwrap().path()).chain(files) {
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
+}
+
+/// A broker, a daemon that is ready, and a client of its responses.
+struct Node {
+    model: TempDir,
+    daemon: Daemon,
+    client: Client,
+    /// Stopped last.
+    broker: Mosquitto,
+}
+
+impl Node {
+    async fn start(settings: &[&str]) -> Option<Self> {
+        if !has_library() {
+            return None;
+        }
+        let broker = Mosquitto::start()?;
+        let model = model();
+        let daemon = Daemon::start(broker.port, model.path(), &[&EXACT, settings].concat());
+        let client = connected(broker.port).await;
+        Some(Self {
+            model,
+            daemon,
+            client,
+            broker,
+        })
+    }
+
+    async fn publish(&mut self, body: &Value) {
+        let topic = format!("{BASE}/request");
+        self.client.publish(&topic, body.to_string(), None).await.unwrap();
+    }
+
+    async fn ask(&mut self, body: Value) -> Value {
+        self.publish(&body).await;
+        outcome(&mut self.client, body["id"].as_str().unwrap()).await
+    }
+}
+
+async fn connected(port: u16) -> Client {
+    let mut client = client(port).await;
+    client.subscribe(&format!("{BASE}/response/#")).await.unwrap();
+    let status = state(&mut client, "ready").await;
+    assert!(
+        status["features"].as_array().unwrap().contains(&json!("image")),
+        "{status}"
+    );
+    assert_eq!(status["limits"]["images"], 8);
+    assert!(status["limits"]["image_pixels"].as_u64().unwrap() > 1_000_000);
+    client
+}
+
+async fn outcome(client: &mut Client, id: &str) -> Value {
+    next(client, id, |message| {
+        let reply = json(message);
+        let last = matches!(message.property("kind"), Some("final" | "error"));
+        (last && reply["id"] == id).then_some(reply)
+    })
+    .await
+}
+
+fn count(reply: &Value, what: &str) -> u64 {
+    reply["usage"][what]
+        .as_u64()
+        .unwrap_or_else(|| panic!("{what}: {reply}"))
+}
+
+/// The question of the goldens about `gate.png` and its like.
+const GERMAN: &str = "Was ist auf dem Bild zu sehen?";
+
+/// The golden answer to a prompt about one picture, as text, and the number of tokens of its prompt.
+fn golden(model: &Path, picture: &str) -> (String, u64) {
+    let goldens = std::fs::read(fixtures().join("golden-cpu.json")).unwrap();
+    let goldens: Value = serde_json::from_slice(&goldens).unwrap();
+    let cases = goldens["cases"].as_array().unwrap();
+    let case = cases
+        .iter()
+        .find(|case| case["images"] == json!([picture]))
+        .unwrap();
+    let mut detokenizer = ModelDir::open(model).unwrap().text().unwrap().detokenizer();
+    let mut text = String::new();
+    for id in case["greedy_ids"].as_array().unwrap() {
+        text.push_str(&detokenizer.push(TokenId(u32::try_from(id.as_u64().unwrap()).unwrap())));
+    }
+    text.push_str(&detokenizer.finish());
+    let runs = case["input_ids_rle"].as_array().unwrap();
+    (text, runs.iter().map(|run| run[1].as_u64().unwrap()).sum())
+}
+
+#[tokio::test]
+async fn a_picture_in_json_is_answered_as_the_reference_does_and_the_same_one_again_costs_nothing() {
+    let metrics = free_port();
+    let listen = format!("metrics.listen=127.0.0.1:{metrics}");
+    let Some(mut node) = Node::start(&[&listen]).await else {
+        return;
+    };
+    let request = |id: &str| json!({"id":id,"prompt":GERMAN,"images":[base64("gate.png")],"max_tokens":8});
+    let first = node.ask(request("first")).await;
+    let (text, prompt_tokens) = golden(node.model.path(), "gate.png");
+    assert_eq!(first["text"], text, "{first}");
+    assert_eq!(count(&first, "prompt_tokens"), prompt_tokens);
+    assert_eq!(count(&first, "image_tokens"), SQUARE);
+    let crops = || {
+        let (_, body) = http(metrics, "GET /metrics HTTP/1.1").unwrap();
+        let mut lines = body.lines();
+        let line = lines.find_map(|line| line.strip_prefix("phi_edge_image_crops_encoded_total "));
+        line.unwrap_or_else(|| panic!("{body}")).parse::<f64>().unwrap()
+    };
+    let encoded = crops();
+    assert!((encoded - 5.0).abs() < 0.1, "{encoded} crops");
+
+    let again = node.ask(request("again")).await;
+    assert_eq!(again["text"], text);
+    assert!(count(&again, "cached_tokens") >= SQUARE, "{again}");
+    // In another prompt its keys and values are computed again, of the features that are kept.
+    let other = json!({"id":"other","messages":[{"role":"user","content":[
+        {"type":"text","text":"Look at this: "}, {"type":"image","data":base64("gate.png")}]}],"max_tokens":8});
+    let other = node.ask(other).await;
+    assert_eq!(count(&other, "image_tokens"), SQUARE, "{other}");
+    assert!((crops() - encoded).abs() < 0.1);
+    let text_only = node
+        .ask(json!({"id":"text","prompt":"Hello","max_tokens":4}))
+        .await;
+    assert!(text_only["usage"].get("image_tokens").is_none(), "{text_only}");
+}
+
+#[tokio::test]
+async fn a_file_as_payload_is_answered_while_a_text_streams() {
+    let Some(mut node) = Node::start(&[]).await else {
+        return;
+    };
+    node.publish(&json!({"id":"long","prompt":"Tell me more.","stream":true,"max_tokens":400}))
+        .await;
+    let sent = Command::new("mosquitto_pub")
+        .args(["-V", "mqttv5", "-q", "1", "-p", &node.broker.port.to_string()])
+        .args(["-t", &format!("{BASE}/request"), "-f"])
+        .arg(picture("gate.png"))
+        .args(["-D", "publish", "content-type", "image/png"])
+        .args(["-D", "publish", "user-property", "prompt", GERMAN])
+        .args(["-D", "publish", "user-property", "max_tokens", "8"])
+        .args([
+            "-D",
+            "publish",
+            "response-topic",
+            &format!("{BASE}/response/gate"),
+        ])
+        .status()
+        .unwrap();
+    assert!(sent.success());
+    let (mut text, mut long) = (None, None);
+    while text.is_none() || long.is_none() {
+        let (topic, reply) = next(&mut node.client, "both answers", |message| {
+            (message.property("kind") == Some("final")).then(|| (message.topic.clone(), json(message)))
+        })
+        .await;
+        if topic == format!("{BASE}/response/gate") {
+            text = Some(reply);
+        } else if reply["id"] == "long" {
+            long = Some(reply);
+        }
+    }
+    assert_eq!(text.unwrap()["text"], golden(node.model.path(), "gate.png").0);
+}
+
+#[tokio::test]
+async fn a_session_goes_on_about_the_picture_of_its_first_turn() {
+    let Some(mut node) = Node::start(&[]).await else {
+        return;
+    };
+    let turn = |id: &str, prompt: &str| json!({"id":id,"session":"s","prompt":prompt,"max_tokens":8});
+    let mut first = turn("1", GERMAN);
+    first["images"] = json!([base64("gate.png")]);
+    let first = node.ask(first).await;
+    let second = node.ask(turn("2", "And what colour is it?")).await;
+    assert_eq!(count(&second, "image_tokens"), SQUARE, "{second}");
+    assert!(count(&second, "cached_tokens") >= SQUARE, "{second}");
+    // The whole conversation given again is the same prompt.
+    let whole = json!({"id":"3","max_tokens":8,"messages":[
+        {"role":"user","content":[{"type":"image","data":base64("gate.png")},{"type":"text","text":format!("\n{GERMAN}")}]},
+        {"role":"assistant","content":first["text"]},
+        {"role":"user","content":"And what colour is it?"}]});
+    let whole = node.ask(whole).await;
+    assert_eq!(count(&whole, "image_tokens"), SQUARE, "{whole}");
+}
+
+#[tokio::test]
+async fn a_killed_daemon_answers_once_after_its_restart_and_keeps_no_picture() {
+    let Some(mut node) = Node::start(&[]).await else {
+        return;
+    };
+    let body = json!({"id":"once","prompt":GERMAN,"images":[base64("gate.png")],"max_tokens":8});
+    let (expected, _) = golden(node.model.path(), "gate.png");
+    // Several others before it, so that it is on its way when the process ends.
+    for n in 0..6 {
+        let other = json!({"id":format!("other-{n}"),"prompt":"Tell me more.","images":[base64("seal.png")],
+            "max_tokens":200,"detail":"low"});
+        node.publish(&other).await;
+    }
+    node.publish(&body).await;
+    while !node.daemon.log().contains("job.id=\"once\"") {
+        tokio::task::yield_now().await;
+    }
+    let Node {
+        model,
+        daemon,
+        broker,
+        client,
+    } = node;
+    let folder = daemon.kill();
+    drop(client);
+    let held = inspect(folder.path()).unwrap();
+    assert!(
+        held.open > 0 && held.images > 0 && held.image_bytes > 0,
+        "{held:?}"
+    );
+    let daemon = Daemon::start_in(folder, broker.port, model.path(), &EXACT);
+    let mut client = connected(broker.port).await;
+    // A repeat joins it, or gets what it had.
+    let topic = format!("{BASE}/request");
+    client.publish(&topic, body.to_string(), None).await.unwrap();
+    let reply = outcome(&mut client, "once").await;
+    assert_eq!(reply["text"], expected, "{reply}");
+    for n in 0..6 {
+        let cancel = json!({"id":format!("other-{n}")});
+        client
+            .publish(&format!("{BASE}/cancel"), cancel.to_string(), None)
+            .await
+            .unwrap();
+    }
+    daemon.signal("TERM");
+    let mut daemon = daemon;
+    daemon.wait();
+    let held = inspect(daemon.folder.path()).unwrap();
+    if held.open == 0 {
+        assert_eq!((held.images, held.image_bytes), (0, 0), "{held:?}");
+    }
+}
+
+#[tokio::test]
+async fn damaged_and_large_pictures_get_one_error_each() {
+    let Some(mut node) = Node::start(&["limits.image_pixels=1000000"]).await else {
+        return;
+    };
+    let mut cut = std::fs::read(picture("gate.png")).unwrap();
+    cut.truncate(cut.len() / 2);
+    let cut = BASE64_STANDARD.encode(cut);
+    // A PNG header of 40000 x 40000 pixels and nothing else.
+    let mut bomb = std::fs::read(picture("gate.png")).unwrap();
+    bomb.truncate(16);
+    bomb.extend([0, 0, 0x9C, 0x40, 0, 0, 0x9C, 0x40, 8, 2, 0, 0, 0, 0, 0, 0, 0]);
+    let bomb = BASE64_STANDARD.encode(bomb);
+    for (id, images, code) in [
+        ("cut", json!([base64("gate.png"), cut]), "bad_request"),
+        (
+            "text",
+            json!([BASE64_STANDARD.encode("no picture")]),
+            "bad_request",
+        ),
+    ] {
+        let reply = node.ask(json!({"id":id,"prompt":"What?","images":images})).await;
+        assert_eq!(reply["error"]["code"], code, "{reply}");
+        let message = reply["error"]["message"].as_str().unwrap();
+        assert!(message.contains("images["), "{message}");
+    }
+    let reply = node
+        .ask(json!({"id":"bomb","prompt":"What?","images":[bomb]}))
+        .await;
+    let code = reply["error"]["code"].as_str().unwrap();
+    assert!(["bad_request", "too_large"].contains(&code), "{reply}");
+    let after = node
+        .ask(json!({"id":"after","prompt":GERMAN,"images":[base64("gate.png")],"max_tokens":8}))
+        .await;
+    assert_eq!(after["text"], golden(node.model.path(), "gate.png").0);
+}
