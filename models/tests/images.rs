@@ -1,6 +1,12 @@
 //! Preprocessing of pictures against goldens: those of onnxruntime-genai at 16 crops, and the project's own at 4, made by Pillow.
 
-#![allow(clippy::unwrap_used, reason = "a test may end at a fault")]
+#![allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_possible_wrap,
+    clippy::cast_precision_loss,
+    clippy::unwrap_used,
+    reason = "a test may end at a fault, and its numbers are small"
+)]
 
 use std::io::Cursor;
 use std::path::{Path, PathBuf};

@@ -12,7 +12,7 @@ use super::resample::{bicubic, bilinear};
 
 /// Mean and deviation of the channels (CLIP).
 const MEAN: [f32; 3] = [0.481_454_66, 0.457_827_5, 0.408_210_73];
-const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_58, 0.275_777_11];
+const DEVIATION: [f32; 3] = [0.268_629_54, 0.261_302_6, 0.275_777_1];
 const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const CHANNELS: usize = 3;
 

@@ -165,6 +165,7 @@ fn guarded<T>(decode: impl FnOnce() -> Result<T, ReadError>) -> Result<T, ReadEr
         .unwrap_or_else(|_| Err(ReadError::Damaged("the decoder failed".to_owned())))
 }
 
+#[expect(clippy::needless_pass_by_value, reason = "the shape that map_err wants")]
 fn damaged(error: ImageError) -> ReadError {
     let text = error.to_string();
     let line: Vec<&str> = text.split_whitespace().collect();

@@ -109,7 +109,9 @@ fn weights(from: usize, to: usize, (kernel, width): Kernel) -> Vec<Weights<f64>>
         let mut factors: Vec<f64> = (first..end).map(factor).collect();
         let sum: f64 = factors.iter().sum();
         if sum != 0.0 {
-            factors.iter_mut().for_each(|factor| *factor *= 1.0 / sum);
+            for factor in &mut factors {
+                *factor *= 1.0 / sum;
+            }
         }
         Weights { first, factors }
     };
