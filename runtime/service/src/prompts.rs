@@ -89,6 +89,11 @@ pub trait Prompts: Send + Sync {
         Err(NO_IMAGES.to_owned())
     }
 
+    /// Returns the number of places that an image takes in a prompt. The error is one line for the client.
+    fn image_tokens(&self, file: &[u8], detail: Detail) -> Result<usize, String> {
+        self.read_image(file, detail).map(|info| info.tokens)
+    }
+
     /// Decodes an image, and returns its pixels as the model's vision encoder takes them. The error is one line for the
     /// client.
     fn image_pixels(&self, _file: &[u8], _detail: Detail) -> Result<ImagePixels, String> {
