@@ -6,6 +6,7 @@ use minijinja::{Environment, Error, ErrorKind, context};
 use serde_json::Value;
 
 use crate::error::{ModelError, read, read_json};
+use crate::image::ImageInfo;
 
 /// One turn of a conversation.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -25,6 +26,19 @@ pub struct PlacedImage {
     pub at: usize,
     /// The image's index in the request's list.
     pub image: usize,
+    /// What a prompt needs to know of it, once it is read.
+    pub info: Option<ImageInfo>,
+}
+
+impl PlacedImage {
+    /// An image that is not read yet.
+    pub fn unread(at: usize, image: usize) -> Self {
+        Self {
+            at,
+            image,
+            info: None,
+        }
+    }
 }
 
 impl Message {

@@ -26,7 +26,10 @@ mod store;
 mod text_model;
 mod truncation;
 
-pub use crate::image::{Detail, ImageInfo, SheetError, contact_sheet, contact_sheet_file};
+pub use crate::image::{
+    Detail, ImageGrid, ImageHeader, ImageInfo, ReadError, SheetError, contact_sheet, contact_sheet_file,
+    decode, image_id, preprocess, probe,
+};
 pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};
 pub use error::ModelError;

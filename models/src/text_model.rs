@@ -1,8 +1,9 @@
 //! Text to token ids and back, by the model's own tokenizer and chat template.
 
+mod images;
+mod rendered;
 mod turns;
 
-use std::borrow::Cow;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -16,7 +17,8 @@ use crate::encode_cost::{EncodeCost, EncodeError, TEXT_COPIES};
 use crate::error::{ModelError, read};
 use crate::genai_config::GenaiConfig;
 use crate::pieces::{MEMORY_PER_BYTE, PieceEncoder, TooMany};
-use crate::special_tokens::{SpecialTokens, TextPart, unused_mark};
+use crate::special_tokens::SpecialTokens;
+use rendered::{Part, Rendered};
 
 /// Tokens that end a turn of Phi-3's, whatever the configuration lists: an incomplete list of a published
 /// configuration lets answers run on into an invented next turn.
@@ -31,6 +33,8 @@ const ANSWER_TOKENS: usize = 8;
 #[derive(Debug, Clone)]
 pub struct TextModel {
     inner: Arc<Inner>,
+    /// The parts that an image is cut into at most; `None`: the model takes text alone.
+    num_crops: Option<usize>,
 }
 
 #[derive(Debug)]
@@ -84,6 +88,7 @@ impl TextModel {
         };
         Ok(Self {
             inner: Arc::new(inner),
+            num_crops: config.vision.is_some().then_some(images::DEFAULT_CROPS),
         })
     }
 
@@ -120,24 +125,29 @@ impl TextModel {
     /// # Errors
     /// The template refuses it.
     pub fn encode_cost(&self, messages: &[Message]) -> Result<EncodeCost, ModelError> {
-        let (rendered, mark) = self.rendered(messages, true)?;
+        let rendered = self.rendered(messages, true)?;
         let mut cost = EncodeCost {
             at_least: 0,
             memory: rendered.len().saturating_mul(TEXT_COPIES),
         };
         let mut piece = 0;
-        for part in self.inner.special.split(&rendered) {
-            match part {
-                TextPart::Token(_) => cost.at_least += 1,
-                TextPart::Text(text) => {
-                    let text = unmarked(text, mark);
-                    cost.at_least += self.inner.plain.at_least(&text);
-                    piece = self.inner.plain.largest_piece(&text).max(piece);
-                }
+        for part in rendered.parts(&self.inner.special)? {
+            cost.at_least += self.at_least(&part);
+            if let Part::Text(text) = part {
+                piece = self.inner.plain.largest_piece(&text).max(piece);
             }
         }
         cost.memory = cost.memory.saturating_add(piece.saturating_mul(MEMORY_PER_BYTE));
         Ok(cost)
+    }
+
+    /// The least symbols of a part.
+    fn at_least(&self, part: &Part<'_>) -> usize {
+        match part {
+            Part::Token(_) => 1,
+            Part::Text(text) => self.inner.plain.at_least(text),
+            Part::Image(image) => image.tokens,
+        }
     }
 
     fn encode_within(
@@ -146,18 +156,14 @@ impl TextModel {
         generation_prompt: bool,
         room: usize,
     ) -> Result<Vec<Symbol>, EncodeError> {
-        let (rendered, mark) = self.rendered(messages, generation_prompt)?;
-        let parts = self.inner.special.split(&rendered);
-        let shortest = |part: &TextPart<'_>| match part {
-            TextPart::Token(_) => 1,
-            TextPart::Text(text) => self.inner.plain.at_least(&unmarked(text, mark)),
-        };
-        // The least tokens of the parts from each on.
-        let mut behind: Vec<usize> = parts.iter().map(shortest).collect();
+        let rendered = self.rendered(messages, generation_prompt)?;
+        let parts = rendered.parts(&self.inner.special)?;
+        // The least symbols of the parts from each on.
+        let mut behind: Vec<usize> = parts.iter().map(|part| self.at_least(part)).collect();
         let mut sum = 0;
-        for tokens in behind.iter_mut().rev() {
-            sum += *tokens;
-            *tokens = sum;
+        for symbols in behind.iter_mut().rev() {
+            sum += *symbols;
+            *symbols = sum;
         }
         if sum > room {
             return Err(EncodeError::TooLong {
@@ -165,50 +171,62 @@ impl TextModel {
                 exact: false,
             });
         }
-        let mut ids: Vec<TokenId> = Vec::new();
+        let mut symbols: Vec<Symbol> = Vec::new();
         for (n, part) in parts.iter().enumerate() {
-            let encoded = match part {
-                TextPart::Token(id) => {
-                    ids.push(*id);
-                    Ok(())
-                }
-                TextPart::Text(text) => self.inner.plain.encode(&unmarked(text, mark), &mut ids, room)?,
-            };
+            let too_many = self.encode_part(part, &mut symbols, room)?.err();
             let rest = behind.get(n + 1).copied().unwrap_or(0);
-            let found = encoded.err().or_else(|| {
-                (ids.len() > room).then_some(TooMany {
-                    at_least: ids.len(),
-                    exact: true,
-                })
-            });
-            if let Some(TooMany { at_least, exact }) = found {
+            if let Some(TooMany { at_least, exact }) = too_many {
                 return Err(EncodeError::TooLong {
                     tokens: at_least + rest,
                     exact: exact && rest == 0,
                 });
             }
         }
-        Ok(ids.into_iter().map(Symbol::Token).collect())
+        Ok(symbols)
     }
 
-    /// The template's whole text, and the mark in it that breaks spellings which are content.
-    fn rendered(&self, messages: &[Message], generation_prompt: bool) -> Result<(String, char), ModelError> {
-        let mark =
-            unused_mark(&messages.iter().map(|message| message.content.as_str())).ok_or_else(|| {
-                ModelError::Encode("it uses every private-use character from U+F8A0 to U+F8FF".into())
-            })?;
-        // The template may trim or cut what it is given, so content and template can't be told apart
-        // afterwards by position: content's spellings are broken before, and mended in the text between tokens.
-        let disarmed: Vec<(&str, String)> = messages
-            .iter()
-            .map(|message| {
-                (
-                    message.role.as_str(),
-                    self.inner.special.disarm(&message.content, mark),
-                )
-            })
-            .collect();
-        Ok((self.inner.template.render(&disarmed, generation_prompt)?, mark))
+    /// Appends the symbols of a part, at most `room` in all.
+    fn encode_part(
+        &self,
+        part: &Part<'_>,
+        symbols: &mut Vec<Symbol>,
+        room: usize,
+    ) -> Result<Result<(), TooMany>, ModelError> {
+        match part {
+            Part::Token(id) => symbols.push(Symbol::Token(*id)),
+            Part::Image(image) => {
+                let tokens = u32::try_from(image.tokens).unwrap_or(u32::MAX);
+                symbols.extend(Symbol::of_image(image.id, tokens));
+            }
+            Part::Text(text) => {
+                let (before, mut ids) = (symbols.len(), Vec::new());
+                if let Err(mut too_many) =
+                    self.inner
+                        .plain
+                        .encode(text, &mut ids, room.saturating_sub(before))?
+                {
+                    too_many.at_least += before;
+                    return Ok(Err(too_many));
+                }
+                symbols.extend(ids.into_iter().map(Symbol::Token));
+            }
+        }
+        if symbols.len() > room {
+            return Ok(Err(TooMany {
+                at_least: symbols.len(),
+                exact: true,
+            }));
+        }
+        Ok(Ok(()))
+    }
+
+    fn rendered(&self, messages: &[Message], generation_prompt: bool) -> Result<Rendered, ModelError> {
+        Rendered::of(
+            messages,
+            generation_prompt,
+            &self.inner.special,
+            &self.inner.template,
+        )
     }
 
     /// The ids that follow an answer of the model when the conversation goes on: the end of its turn, then
@@ -356,15 +374,6 @@ impl TextModel {
             .shipped
             .get_vocab_size(true)
             .max(self.inner.special.len())
-    }
-}
-
-/// Content as it was before its spellings were broken.
-fn unmarked(text: &str, mark: char) -> Cow<'_, str> {
-    if text.contains(mark) {
-        Cow::Owned(text.replace(mark, ""))
-    } else {
-        Cow::Borrowed(text)
     }
 }
 

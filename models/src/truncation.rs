@@ -233,13 +233,16 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
         kept.map(|(_, message)| message.clone()).collect()
     }
 
-    /// Leaves out tokens in the middle of the longest message; `total` is the number of all tokens.
+    /// Leaves out tokens in the middle of the longest message without images; `total` is the number of all tokens.
     fn without_middle(&self, total: usize, room: PromptRoom) -> Result<Vec<Symbol>, EncodeError> {
-        let lengths = self.messages.iter().map(|message| message.content.len());
+        // A cut would move an image to another place.
+        let length = |message: &Message| message.images.is_empty().then_some(message.content.len());
+        let lengths = self.messages.iter().map(length);
         // Of messages of the same length the first.
         let longest = lengths.enumerate().rev().max_by_key(|(_, length)| *length);
-        let Some((at, text)) =
-            longest.and_then(|(at, _)| Some((at, self.messages.get(at)?.content.as_str())))
+        let Some((at, text)) = longest
+            .filter(|(_, length)| length.is_some())
+            .and_then(|(at, _)| Some((at, self.messages.get(at)?.content.as_str())))
         else {
             return self.encode(self.messages, room.most);
         };

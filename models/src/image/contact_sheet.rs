@@ -3,14 +3,14 @@
 use std::io::Cursor;
 
 use ::image::imageops::{overlay, thumbnail};
-use ::image::{ImageFormat, ImageReader, Limits, Rgb, RgbImage};
+use ::image::{ImageFormat, Rgb, RgbImage};
+
+use super::read::decode;
 
 /// The most pixels of a cell's width and of its height. What a sheet of four gives a crop is about half of it.
 const CELL: u32 = 672;
 /// The pixels between two cells.
 const GAP: u32 = 8;
-/// The bytes of memory for each pixel of a picture while it is read: 16 bits of four channels, and the copy in RGB.
-const BYTES_PER_PIXEL: u64 = 16;
 const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 
 /// The reason for which there is no contact sheet; one line.
@@ -51,10 +51,10 @@ pub fn contact_sheet_file(files: &[&[u8]], max_pixels: u64) -> Result<Vec<u8>, S
     let mut pictures = Vec::with_capacity(files.len());
     let mut first_fault = None;
     for file in files {
-        match read(file, max_pixels) {
+        match decode(file, max_pixels) {
             Ok(picture) => pictures.push(fit(&picture)),
             Err(fault) => {
-                first_fault.get_or_insert(fault);
+                first_fault.get_or_insert(fault.to_string());
             }
         }
     }
@@ -90,25 +90,6 @@ fn fit(picture: &RgbImage) -> RgbImage {
     }
     let reduced = |side: u32| (side * CELL / longer).max(1);
     thumbnail(picture, reduced(width), reduced(height))
-}
-
-fn read(file: &[u8], max_pixels: u64) -> Result<RgbImage, String> {
-    let reader = || {
-        ImageReader::new(Cursor::new(file))
-            .with_guessed_format()
-            .map_err(|fault| fault.to_string())
-    };
-    let (width, height) = reader()?.into_dimensions().map_err(|fault| fault.to_string())?;
-    let pixels = u64::from(width) * u64::from(height);
-    if pixels > max_pixels {
-        return Err(format!("it has {pixels} pixels, {max_pixels} are the most"));
-    }
-    let mut limits = Limits::default();
-    limits.max_alloc = Some(max_pixels.saturating_mul(BYTES_PER_PIXEL));
-    let mut reader = reader()?;
-    reader.limits(limits);
-    let picture = reader.decode().map_err(|fault| fault.to_string())?;
-    Ok(picture.into_rgb8())
 }
 
 #[cfg(test)]

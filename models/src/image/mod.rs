@@ -2,8 +2,15 @@
 
 mod contact_sheet;
 mod detail;
+mod grid;
 mod info;
+mod preprocess;
+mod read;
+mod resample;
 
 pub use contact_sheet::{SheetError, contact_sheet, contact_sheet_file};
 pub use detail::Detail;
+pub use grid::ImageGrid;
 pub use info::ImageInfo;
+pub use preprocess::preprocess;
+pub use read::{ImageHeader, ReadError, decode, image_id, probe};

@@ -3,7 +3,7 @@
 use phi_edge_engine::{Detokenizer, ImagePixels, Symbol, TokenId};
 use phi_edge_models::{
     Detail, EncodeCost, EncodeError, ImageInfo, Message, PromptRoom, TextModel, Truncated, Truncation,
-    encode_truncated,
+    encode_truncated, probe,
 };
 
 /// The error of a text side that takes no images.
@@ -164,6 +164,23 @@ impl Prompts for TextModel {
 
     fn cost(&self, messages: &[Message]) -> Result<EncodeCost, String> {
         self.encode_cost(messages).map_err(|error| error.to_string())
+    }
+
+    fn takes_images(&self) -> bool {
+        TextModel::takes_images(self)
+    }
+
+    fn image_size(&self, file: &[u8]) -> Result<(u32, u32), String> {
+        let header = probe(file, u64::MAX).map_err(|error| error.to_string())?;
+        Ok((header.width, header.height))
+    }
+
+    fn read_image(&self, file: &[u8], detail: Detail) -> Result<ImageInfo, String> {
+        TextModel::read_image(self, file, detail).map_err(|error| error.to_string())
+    }
+
+    fn image_pixels(&self, file: &[u8], detail: Detail) -> Result<ImagePixels, String> {
+        TextModel::image_pixels(self, file, detail).map_err(|error| error.to_string())
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {

@@ -413,7 +413,7 @@ async fn a_prompt_that_can_not_meet_its_deadline_is_refused_once_the_speed_is_kn
     assert!(
         refusal
             .message
-            .contains("about 50.0 s on this node, and 20 ms are left"),
+            .contains("about 50.00 s on this node, and 0.02 s are left"),
         "{}",
         refusal.message
     );

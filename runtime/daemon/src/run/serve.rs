@@ -2,7 +2,7 @@
 
 #[cfg(unix)]
 use phi_edge_service::LivenessProbe;
-use phi_edge_service::{Prompts as _, Service, ServiceConfig, StoreHealth, Throttle};
+use phi_edge_service::{Service, ServiceConfig, StoreHealth, Throttle};
 use phi_edge_wire::State;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;

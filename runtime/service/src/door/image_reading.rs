@@ -6,7 +6,7 @@ use phi_edge_models::ImageInfo;
 use sha2::{Digest as _, Sha256};
 
 use super::budget::{Lane, Share};
-use super::{EncodeDoor, NotEncoded, Work};
+use super::{EncodeDoor, NotEncoded};
 use crate::prompts::Prompts;
 use phi_edge_api::RequestImage;
 use phi_edge_store::encode_note::{self, WorkDigest};
@@ -80,19 +80,19 @@ impl EncodeDoor {
         &self,
         prompts: &Arc<dyn Prompts>,
         to_read: ImagesToRead,
-        work: &Work<'_>,
+        digest: WorkDigest,
+        suspect: bool,
     ) -> Result<Vec<ImageInfo>, NotEncoded> {
         if to_read.images.is_empty() {
             return Ok(Vec::new());
         }
         let memory = to_read.measure(prompts.as_ref())?;
-        let share: Share = if work.suspect {
+        let share: Share = if suspect {
             self.all_after_delay().await
         } else {
             self.budget.take(Lane::Large, memory).await
         };
         let (note, prompts) = (Arc::clone(&self.note), Arc::clone(prompts));
-        let (digest, suspect) = (work.digest, work.suspect);
         let read = tokio::task::spawn_blocking(move || {
             let _entry = encode_note::enter(&note, digest, suspect);
             let read = to_read.read(prompts.as_ref());

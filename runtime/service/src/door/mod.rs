@@ -125,7 +125,7 @@ impl EncodeDoor {
         encode: Encode,
     ) -> Result<Encoded, NotEncoded> {
         let Encode {
-            messages,
+            mut messages,
             images,
             said,
             room,
@@ -143,6 +143,12 @@ impl EncodeDoor {
             });
         }
         let suspect = standing == Standing::Suspect;
+        let read = timeout_at(expires, self.read_images(prompts, images, digest, suspect)).await;
+        let images = read.unwrap_or(Err(NotEncoded::Expired))?;
+        for placed in messages.iter_mut().flat_map(|message| &mut message.images) {
+            placed.info = images.get(placed.image).copied();
+        }
+        // Nothing is held while this waits: the pixels are gone.
         let work = Work {
             messages: &messages,
             digest,
@@ -151,12 +157,8 @@ impl EncodeDoor {
             continues: !said.is_empty(),
             truncation,
         };
-        let admitted = timeout_at(expires, async {
-            let images = self.read_images(prompts, images, &work).await?;
-            // Nothing is held while this waits: the pixels are gone.
-            Ok((self.share(prompts, &work).await?, images))
-        });
-        let (share, images) = admitted.await.unwrap_or(Err(NotEncoded::Expired))?;
+        let share = timeout_at(expires, self.share(prompts, &work)).await;
+        let share = share.unwrap_or(Err(NotEncoded::Expired))?;
         let (note, prompts) = (Arc::clone(&self.note), Arc::clone(prompts));
         // A long prompt takes the tokenizer long, and must not block a thread of the runtime.
         let encoded = tokio::task::spawn_blocking(move || {

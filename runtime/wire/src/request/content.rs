@@ -51,7 +51,7 @@ pub(super) fn place_before_text(messages: &mut [Message], count: usize) -> Resul
     for placed in &mut message.images {
         placed.at += count;
     }
-    let before = (0..count).map(|image| PlacedImage { at: image, image });
+    let before = (0..count).map(|image| PlacedImage::unread(image, image));
     message.images.splice(0..0, before);
     Ok(())
 }
@@ -86,10 +86,9 @@ fn message(n: usize, body: MessageBody<'_>, images: &mut Images) -> Result<Messa
                 "{at}: images belong to messages of the user"
             )));
         }
-        message.images.push(PlacedImage {
-            at: message.content.len(),
-            image: image(&at, &part, images)?,
-        });
+        let image = image(&at, &part, images)?;
+        let place = message.content.len();
+        message.images.push(PlacedImage::unread(place, image));
     }
     Ok(message)
 }

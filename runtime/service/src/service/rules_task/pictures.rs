@@ -76,7 +76,7 @@ pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
     let content = "\n".repeat(images) + prompt;
     Message {
         images: (0..images)
-            .map(|image| PlacedImage { at: image, image })
+            .map(|image| PlacedImage::unread(image, image))
             .collect(),
         ..Message::new(Role::User, content)
     }

@@ -32,7 +32,7 @@ fn images_of_the_list_stand_before_the_last_text_of_the_user() {
     assert_eq!(parsed.messages[1].content, "\n\nWhat is it?");
     assert_eq!(
         parsed.messages[1].images,
-        [PlacedImage { at: 0, image: 0 }, PlacedImage { at: 1, image: 1 }]
+        [PlacedImage::unread(0, 0), PlacedImage::unread(1, 1)]
     );
     let parsed = request(
         r#"{"images":["eA=="],"messages":[{"role":"user","content":"a"},{"role":"assistant","content":"b"},
@@ -43,7 +43,7 @@ fn images_of_the_list_stand_before_the_last_text_of_the_user() {
         .iter()
         .map(|m| (m.content.as_str(), m.images.as_slice()))
         .collect();
-    let placed = [PlacedImage { at: 0, image: 0 }, PlacedImage { at: 2, image: 1 }];
+    let placed = [PlacedImage::unread(0, 0), PlacedImage::unread(2, 1)];
     assert_eq!(places, [("a", &[][..]), ("b", &[]), ("\nc", &placed), ("d", &[])]);
 }
 
@@ -128,7 +128,7 @@ fn a_payload_may_be_an_image() {
             .unwrap();
         assert_eq!(files(&parsed), [(bytes, Detail::Auto)]);
         assert_eq!(parsed.messages[0].content, "\nHow many?");
-        assert_eq!(parsed.messages[0].images, [PlacedImage { at: 0, image: 0 }]);
+        assert_eq!(parsed.messages[0].images, [PlacedImage::unread(0, 0)]);
     }
     assert_eq!(parse_request(as_image(b"", "image/png", None), LIMITS), Ok(None));
     let no_images = ParseLimits { images: 0, ..LIMITS };
