@@ -179,6 +179,10 @@ impl Prompts for TextModel {
         TextModel::read_image(self, file, detail).map_err(|error| error.to_string())
     }
 
+    fn image_tokens(&self, file: &[u8], detail: Detail) -> Result<usize, String> {
+        TextModel::image_tokens(self, file, detail).map_err(|error| error.to_string())
+    }
+
     fn image_pixels(&self, file: &[u8], detail: Detail) -> Result<ImagePixels, String> {
         TextModel::image_pixels(self, file, detail).map_err(|error| error.to_string())
     }

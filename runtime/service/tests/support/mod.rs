@@ -43,10 +43,15 @@ impl Prompts for Bytes {
         if text.starts_with('!') {
             return Err("the template refuses it".to_owned());
         }
-        Ok(text
-            .bytes()
-            .map(|b| Symbol::Token(TokenId(u32::from(b))))
-            .collect())
+        let mut symbols = Vec::new();
+        for message in messages {
+            for (at, byte) in message.content.bytes().enumerate() {
+                symbols.extend(images_at(message, at));
+                symbols.push(Symbol::Token(TokenId(u32::from(byte))));
+            }
+            symbols.extend(images_at(message, message.content.len()));
+        }
+        Ok(symbols)
     }
 
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
@@ -136,6 +141,13 @@ impl ChatEncoder for Bytes {
     }
 }
 
+/// The places of the images that stand before a byte of a message.
+fn images_at(message: &Message, at: usize) -> impl Iterator<Item = Symbol> {
+    let here = message.images.iter().filter(move |placed| placed.at == at);
+    let infos = here.filter_map(|placed| placed.info);
+    infos.flat_map(|info| Symbol::of_image(info.id, u32::try_from(info.tokens).unwrap()))
+}
+
 fn within(ids: Vec<Symbol>, room: usize) -> Result<Vec<Symbol>, EncodeError> {
     if ids.len() > room {
         return Err(EncodeError::TooLong {
@@ -214,6 +226,23 @@ impl Bench {
             slots: 1,
         };
         Self::over(info, ServiceConfig::default(), 64, None)
+    }
+
+    /// As [`Bench::durable`], with a model that takes images.
+    pub fn durable_with_images(folder: &Path, last_end: LastEnd) -> Self {
+        let config = StoreConfig {
+            folder: folder.to_owned(),
+            max_bytes: 1 << 30,
+            memory_fallback: false,
+        };
+        let info = EngineInfo {
+            context_length: 1000,
+            memory: None,
+            slots: 1,
+        };
+        let store = Store::open(config, last_end).unwrap();
+        let prompts = Bytes { takes_images: true };
+        Self::asking(info, ServiceConfig::default(), 64, Some(store), prompts)
     }
 
     /// With this context and a model that takes images.

@@ -34,7 +34,7 @@ impl LocalImages {
                 id: image_id(&picture, crops),
                 tokens: ImageGrid::of(picture.width(), picture.height(), crops).tokens(),
             };
-            let pixels = preprocess(&picture, crops).map_err(|error| fault(error.to_string()))?;
+            let pixels = preprocess(&picture, crops);
             read.infos.push(info);
             // The engine takes an image once, however often it is shown.
             if read.images.iter().all(|image| image.id != info.id) {
@@ -58,11 +58,16 @@ impl PixelSource for ReadyPixels {
     }
 }
 
-/// Puts `count` images before the text of a turn, one a line.
-pub(super) fn before_text(turn: Message, count: usize) -> Message {
+/// Puts images before the text of a turn, one a line.
+pub(super) fn before_text(turn: Message, images: &[ImageInfo]) -> Message {
+    let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
+        at: image,
+        image,
+        info: Some(*info),
+    });
     Message {
-        content: "\n".repeat(count) + &turn.content,
-        images: (0..count).map(|image| PlacedImage { at: image, image }).collect(),
+        content: "\n".repeat(images.len()) + &turn.content,
+        images: placed.collect(),
         ..turn
     }
 }

@@ -124,20 +124,13 @@ fn encode(
             if args.raw {
                 Symbol::of_tokens(text.encode_raw(&prompt)?)
             } else if truncation == Truncation::Error {
-                text.encode_chat(&conversation(args, prompt, images.len()), images)?
+                text.encode_chat(&conversation(args, prompt, images))?
             } else {
                 let room = PromptRoom::beside(args.max_tokens as usize, context);
-                return encode_truncated(
-                    text,
-                    &[],
-                    &conversation(args, prompt, images.len()),
-                    images,
-                    truncation,
-                    room,
-                )
-                .map_err(|error| {
-                    Fault::failed(format!("{error}, after truncation; the context takes {context}"))
-                });
+                return encode_truncated(text, &[], &conversation(args, prompt, images), truncation, room)
+                    .map_err(|error| {
+                        Fault::failed(format!("{error}, after truncation; the context takes {context}"))
+                    });
             }
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "a prompt needs a model with a tokenizer")),
@@ -176,7 +169,7 @@ fn request(
     }
 }
 
-fn conversation(args: &AskArgs, prompt: String, images: usize) -> Vec<Message> {
+fn conversation(args: &AskArgs, prompt: String, images: &[ImageInfo]) -> Vec<Message> {
     let system = args
         .system
         .iter()
