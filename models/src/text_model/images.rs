@@ -34,6 +34,15 @@ impl TextModel {
         })
     }
 
+    /// Returns the number of places that an image takes, by its file's header alone.
+    ///
+    /// # Errors
+    /// The file is no picture that can be read.
+    pub fn image_tokens(&self, file: &[u8], detail: Detail) -> Result<usize, ReadError> {
+        let header = probe(file, u64::MAX)?;
+        Ok(ImageGrid::of(header.width, header.height, self.crops(detail)).tokens())
+    }
+
     /// Decodes an image, and returns its pixels as the vision encoder takes them.
     ///
     /// # Errors

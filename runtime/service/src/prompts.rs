@@ -89,6 +89,11 @@ pub trait Prompts: Send + Sync {
         Err(NO_IMAGES.to_owned())
     }
 
+    /// Returns the number of places that an image takes in a prompt. The error is one line for the client.
+    fn image_tokens(&self, file: &[u8], detail: Detail) -> Result<usize, String> {
+        self.read_image(file, detail).map(|info| info.tokens)
+    }
+
     /// Decodes an image, and returns its pixels as the model's vision encoder takes them. The error is one line for the
     /// client.
     fn image_pixels(&self, _file: &[u8], _detail: Detail) -> Result<ImagePixels, String> {
@@ -172,6 +177,10 @@ impl Prompts for TextModel {
 
     fn read_image(&self, file: &[u8], detail: Detail) -> Result<ImageInfo, String> {
         TextModel::read_image(self, file, detail).map_err(|error| error.to_string())
+    }
+
+    fn image_tokens(&self, file: &[u8], detail: Detail) -> Result<usize, String> {
+        TextModel::image_tokens(self, file, detail).map_err(|error| error.to_string())
     }
 
     fn image_pixels(&self, file: &[u8], detail: Detail) -> Result<ImagePixels, String> {

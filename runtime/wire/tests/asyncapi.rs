@@ -309,7 +309,7 @@ fn the_status_is_as_documented() {
             provider: loaded.then(|| "cpu".into()),
             features: vec!["chat".into()],
             limits: json!({"max_payload": 1, "max_tokens": 1, "max_prompt_tokens": null, "max_deadline_ms": 1,
-                "queue": 1, "slots": 1}),
+                "queue": 1, "slots": 1, "images": 8, "image_pixels": 1}),
         };
         serde_json::from_slice(&status.encode()).unwrap()
     };

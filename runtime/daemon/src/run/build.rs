@@ -84,7 +84,8 @@ pub(super) async fn build<'a>(app: &App<'a>) -> Result<(Built<'a>, ServiceInputs
     let (rules, rules_at_start) = RuleSubscriptions::start(config)?;
     // Before anything is connected: a wrong folder is the commonest fault.
     let served = ServedModel::open(&config.model.path)?;
-    let text = Arc::new(served.model().text()?);
+    let text = served.model().text()?.with_num_crops(config.model.num_crops);
+    let text = Arc::new(text);
     let telemetry = Telemetry::new(config, served.model(), Arc::clone(&text) as _)?;
     let (marker, last_end) = CrashMarker::place(&config.store.path);
     let store = open_store(config, last_end, telemetry.observers())?;

@@ -23,6 +23,9 @@ use crate::setup::settings;
 /// some thirty devices. They cost address space, and memory only for the tokens that they hold.
 const CACHE_ROWS: usize = 32;
 
+/// The maximum number of parts of an image without a configuration: the default of `model.num_crops`.
+const DEFAULT_NUM_CROPS: usize = 4;
+
 /// The name of the file that caches which edits of a graph were verified.
 pub(crate) const EDIT_CACHE_FILE: &str = "graph-edit_cache.json";
 
@@ -35,6 +38,8 @@ pub(crate) struct ModelSetup {
     /// The origin of the type of keys and values in `decoder`.
     pub(crate) kv_cache_origin: KvCacheOrigin,
     pub(crate) engine: EngineConfig,
+    /// The maximum number of parts of an image of detail `auto`.
+    pub(crate) num_crops: usize,
     /// Whether the model runs once before it serves requests.
     pub(crate) prewarm: bool,
     /// The prefixes to compute at the start, and the store's folder that keeps them.
@@ -85,6 +90,7 @@ impl ModelSetup {
                 rope_policy: settings::rope_policy(runtime.rope_policy),
                 ..EngineConfig::default()
             },
+            num_crops: config.model.num_crops,
             prewarm: runtime.prewarm,
             pinned: Some((pinned, config.store.path.clone())),
         }
@@ -112,6 +118,7 @@ impl ModelSetup {
                     slots,
                     ..EngineConfig::default()
                 },
+                num_crops: DEFAULT_NUM_CROPS,
                 prewarm: false,
                 pinned: None,
             },

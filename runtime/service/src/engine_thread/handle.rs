@@ -37,6 +37,10 @@ pub struct EngineLoad {
     pub steps: u64,
     /// The memory of keys and values after the load or the last step.
     pub kv: KvUse,
+    /// The number of crops of images that were encoded since the start.
+    pub crops_encoded: u64,
+    /// The memory of the features of images after the last step, in bytes.
+    pub image_bytes: u64,
     /// Whether the model is in memory; it may be unloaded after an idle time.
     pub loaded: bool,
     /// The number of loads since the start.

@@ -86,19 +86,22 @@ impl ImageReader {
     }
 }
 
-/// The pixels of one image of a request; they are dropped with it.
+/// The source of the pixels of one image of a request.
 struct FilePixels {
     file: RequestImage,
     reader: ImageReader,
-    /// `None` until the engine has asked.
+    /// `None` until the engine has asked, and when it has the pixels.
     state: Arc<Mutex<Option<PixelState>>>,
 }
 
 impl PixelSource for FilePixels {
     fn pixels(&self) -> PixelState {
         let mut state = self.state.lock();
-        if let Some(state) = &*state {
-            return state.clone();
+        match &*state {
+            // Handed over: they are large, and the engine seldom asks twice.
+            Some(PixelState::Ready(_)) => return state.take().unwrap_or(PixelState::Pending),
+            Some(state) => return state.clone(),
+            None => {}
         }
         *state = Some(PixelState::Pending);
         let make = make(

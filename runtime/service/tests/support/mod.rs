@@ -11,11 +11,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Detokenizer, Finish, GenerateRequest, Interrupt, PrefillRuns, Sampling, Summary, Symbol, TokenId,
+    Detokenizer, Finish, GenerateRequest, ImageId, ImagePixels, Interrupt, PrefillRuns, Sampling, Summary,
+    Symbol, TokenId,
 };
 use phi_edge_models::{
-    ChatEncoder, ConversationTurn, ConversationTurns, EncodeError, Message, ModelError, PromptRoom, Role,
-    Truncated, encode_truncated,
+    ChatEncoder, ConversationTurn, ConversationTurns, Detail, EncodeError, ImageInfo, Message, ModelError,
+    PromptRoom, Role, Truncated, encode_truncated,
 };
 use phi_edge_service::{
     EngineCommand, EngineHandle, EngineInfo, JobKey, LastEnd, NewJob, Priority, PromptError, Prompts,
@@ -42,10 +43,15 @@ impl Prompts for Bytes {
         if text.starts_with('!') {
             return Err("the template refuses it".to_owned());
         }
-        Ok(text
-            .bytes()
-            .map(|b| Symbol::Token(TokenId(u32::from(b))))
-            .collect())
+        let mut symbols = Vec::new();
+        for message in messages {
+            for (at, byte) in message.content.bytes().enumerate() {
+                symbols.extend(images_at(message, at));
+                symbols.push(Symbol::Token(TokenId(u32::from(byte))));
+            }
+            symbols.extend(images_at(message, message.content.len()));
+        }
+        Ok(symbols)
     }
 
     fn encode_continuation(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
@@ -66,6 +72,34 @@ impl Prompts for Bytes {
 
     fn takes_images(&self) -> bool {
         self.takes_images
+    }
+
+    fn image_size(&self, file: &[u8]) -> Result<(u32, u32), String> {
+        Ok((1, u32::try_from(file.len()).unwrap()))
+    }
+
+    /// A file's content is its identity; one that begins with `!` is damaged.
+    fn read_image(&self, file: &[u8], detail: Detail) -> Result<ImageInfo, String> {
+        if file.starts_with(b"!") {
+            return Err("can't be read: it is cut short".to_owned());
+        }
+        let mut id = [0; 16];
+        for (n, byte) in file.iter().enumerate() {
+            id[n % 16] ^= byte.wrapping_add(u8::try_from(n % 251).unwrap());
+        }
+        Ok(ImageInfo {
+            id: ImageId(id),
+            tokens: detail.crops(4),
+        })
+    }
+
+    fn image_pixels(&self, _file: &[u8], detail: Detail) -> Result<ImagePixels, String> {
+        Ok(ImagePixels {
+            data: vec![0.0; 3],
+            crops: detail.crops(4),
+            side: 1,
+            grid: (1, 1),
+        })
     }
 
     fn detokenizer(&self) -> Box<dyn Detokenizer> {
@@ -105,6 +139,13 @@ impl ChatEncoder for Bytes {
     fn token_ends(&self, text: &str) -> Result<Vec<usize>, ModelError> {
         Ok((1..=text.len()).collect())
     }
+}
+
+/// The places of the images that stand before a byte of a message.
+fn images_at(message: &Message, at: usize) -> impl Iterator<Item = Symbol> {
+    let here = message.images.iter().filter(move |placed| placed.at == at);
+    let infos = here.filter_map(|placed| placed.info);
+    infos.flat_map(|info| Symbol::of_image(info.id, u32::try_from(info.tokens).unwrap()))
 }
 
 fn within(ids: Vec<Symbol>, room: usize) -> Result<Vec<Symbol>, EncodeError> {
@@ -185,6 +226,23 @@ impl Bench {
             slots: 1,
         };
         Self::over(info, ServiceConfig::default(), 64, None)
+    }
+
+    /// As [`Bench::durable`], with a model that takes images.
+    pub fn durable_with_images(folder: &Path, last_end: LastEnd) -> Self {
+        let config = StoreConfig {
+            folder: folder.to_owned(),
+            max_bytes: 1 << 30,
+            memory_fallback: false,
+        };
+        let info = EngineInfo {
+            context_length: 1000,
+            memory: None,
+            slots: 1,
+        };
+        let store = Store::open(config, last_end).unwrap();
+        let prompts = Bytes { takes_images: true };
+        Self::asking(info, ServiceConfig::default(), 64, Some(store), prompts)
     }
 
     /// With this context and a model that takes images.

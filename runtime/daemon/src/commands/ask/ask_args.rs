@@ -14,6 +14,7 @@ pub(crate) const EXAMPLES: &str = "Examples:
   phi-edge ask --model DIR --ids 1,2,3 --max-tokens 8 --json
   phi-edge ask --model DIR --truncation middle - < long.log
   phi-edge ask --broker mqtt://broker.local \"Why is the sky blue?\"
+  phi-edge ask --model DIR --image label.png --num-crops 16 \"What does it say?\"
   phi-edge ask --broker mqtt://broker.local --image gate.jpg \"Is the gate open?\"";
 
 #[derive(Args)]

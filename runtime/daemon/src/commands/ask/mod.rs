@@ -2,6 +2,7 @@
 
 mod ask_args;
 mod images;
+mod local_images;
 mod remote;
 mod status_bar;
 
@@ -10,10 +11,12 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use phi_edge_engine::{
-    Detokenizer, Event, Failure, Finish, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Summary,
-    Symbol, TokenId,
+    Detokenizer, Event, Failure, Finish, GenerateRequest, Image, Interrupt, RequestId, Sampling, Stop,
+    Summary, Symbol, TokenId,
 };
-use phi_edge_models::{Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated};
+use phi_edge_models::{
+    ImageInfo, Message, PromptRoom, Role, TextModel, Truncated, Truncation, encode_truncated,
+};
 use serde_json::json;
 
 use crate::commands::local_model::LocalModel;
@@ -23,6 +26,7 @@ use crate::terminal;
 
 use ask_args::TruncationArg;
 pub(crate) use ask_args::{AskArgs, EXAMPLES};
+use local_images::LocalImages;
 use status_bar::StatusBar;
 
 /// The id of the only request.
@@ -35,39 +39,46 @@ const LEFT_OUT: &str = "the prompt was too long, and a part of it is left out";
 pub(crate) fn ask(args: &AskArgs) -> Result<(), Fault> {
     // Read before the load, so that a user who types it does not wait.
     let prompt = args.prompt.as_deref().map(read_prompt).transpose()?;
-    let images = images::read_all(&args.image)?;
+    let files = images::read_all(&args.image)?;
     if let Some(url) = &args.broker {
-        return remote::ask(args, url, prompt.unwrap_or_default(), &images);
-    }
-    if !images.is_empty() {
-        let text =
-            "--image needs --broker: this version can't run the vision encoder in the process of `ask`";
-        return Err(Fault::new(Exit::Usage, text));
+        return remote::ask(args, url, prompt.unwrap_or_default(), &files);
     }
     // With ids, exactly what the model does with them is wanted.
     let setup = ModelSetup::from_args(&args.model, 1, args.ids.is_none())?;
     let status = StatusBar::new(format!("loading {}", setup.model.display()));
+    let crops = args.num_crops.map_or(setup.num_crops, usize::from);
+    let images = LocalImages::read(&args.image, &files, crops)?;
     let mut local = LocalModel::load(&setup)?;
+    if !images.infos.is_empty() && local.model.encoder_path().is_none() {
+        return Err(Fault::new(Exit::Usage, "--image: this model takes text alone"));
+    }
     let text = match (&args.ids, local.model.text()) {
         (_, Ok(text)) => Some(text),
         (Some(_), Err(_)) => None,
         (None, Err(error)) => return Err(error.into()),
     };
-    let Truncated { ids, left_out } = encode(args, prompt, text.as_ref(), local.engine.context())?;
+    let Truncated { ids, left_out } =
+        encode(args, prompt, &images.infos, text.as_ref(), local.engine.context())?;
     tracing::debug!(prompt_tokens = ids.len(), "the prompt is encoded");
     if left_out > 0 {
         tracing::warn!(left_out_tokens = left_out, "{LEFT_OUT}");
     }
-    let request = request(args, ids, text.as_ref());
+    let image_tokens = ids.iter().filter(|symbol| symbol.image().is_some()).count();
+    status.set_message(if images.images.is_empty() {
+        "reading the prompt"
+    } else {
+        "looking at the pictures"
+    });
+    let request = request(args, ids, images.images, text.as_ref());
     let now = local.now();
     let submitted = local.engine.submit(request, now);
     let is_memory_bound = local.engine.context() < local.model.config().context_length;
     submitted
         .map_err(|failure| Fault::failed(format!("{failure}{}", advice(args, &failure, is_memory_bound))))?;
-    status.set_message("reading the prompt");
     let mut printer = AnswerPrinter {
         status,
         left_out,
+        image_tokens,
         json: args.json,
         text: String::new(),
     };
@@ -101,6 +112,7 @@ fn advice(args: &AskArgs, failure: &Failure, is_memory_bound: bool) -> String {
 fn encode(
     args: &AskArgs,
     prompt: Option<String>,
+    images: &[ImageInfo],
     text: Option<&TextModel>,
     context: usize,
 ) -> Result<Truncated, Fault> {
@@ -112,12 +124,13 @@ fn encode(
             if args.raw {
                 Symbol::of_tokens(text.encode_raw(&prompt)?)
             } else if truncation == Truncation::Error {
-                text.encode_chat(&conversation(args, prompt))?
+                text.encode_chat(&conversation(args, prompt, images))?
             } else {
                 let room = PromptRoom::beside(args.max_tokens as usize, context);
-                return encode_truncated(text, &[], &conversation(args, prompt), truncation, room).map_err(
-                    |error| Fault::failed(format!("{error}, after truncation; the context takes {context}")),
-                );
+                return encode_truncated(text, &[], &conversation(args, prompt, images), truncation, room)
+                    .map_err(|error| {
+                        Fault::failed(format!("{error}, after truncation; the context takes {context}"))
+                    });
             }
         }
         (None, None) => return Err(Fault::new(Exit::Usage, "a prompt needs a model with a tokenizer")),
@@ -125,12 +138,17 @@ fn encode(
     Ok(Truncated { ids, left_out: 0 })
 }
 
-fn request(args: &AskArgs, prompt: Vec<Symbol>, text: Option<&TextModel>) -> GenerateRequest {
+fn request(
+    args: &AskArgs,
+    prompt: Vec<Symbol>,
+    images: Vec<Image>,
+    text: Option<&TextModel>,
+) -> GenerateRequest {
     let stop_ids = text.map_or_else(Vec::new, TextModel::stop_ids);
     GenerateRequest {
         id: REQUEST_ID,
         prompt,
-        images: Vec::new(),
+        images,
         max_tokens: args.max_tokens as usize,
         sampling: Sampling {
             temperature: args.temperature,
@@ -151,12 +169,13 @@ fn request(args: &AskArgs, prompt: Vec<Symbol>, text: Option<&TextModel>) -> Gen
     }
 }
 
-fn conversation(args: &AskArgs, prompt: String) -> Vec<Message> {
+fn conversation(args: &AskArgs, prompt: String, images: &[ImageInfo]) -> Vec<Message> {
     let system = args
         .system
         .iter()
         .map(|text| Message::new(Role::System, text.clone()));
-    system.chain([Message::new(Role::User, prompt)]).collect()
+    let user = local_images::before_text(Message::new(Role::User, prompt), images);
+    system.chain([user]).collect()
 }
 
 fn generate(local: &mut LocalModel, printer: &mut AnswerPrinter) -> Result<Summary, Fault> {
@@ -216,6 +235,8 @@ struct AnswerPrinter {
     status: StatusBar,
     /// The number of tokens that the prompt does not have because it was too long.
     left_out: usize,
+    /// The number of tokens of the prompt that are places of images.
+    image_tokens: usize,
     json: bool,
     text: String,
 }
@@ -246,6 +267,9 @@ impl AnswerPrinter {
             });
             if self.left_out > 0 {
                 usage["left_out_tokens"] = self.left_out.into();
+            }
+            if self.image_tokens > 0 {
+                usage["image_tokens"] = self.image_tokens.into();
             }
             json!({
                 "text": self.text,

@@ -96,6 +96,9 @@ metrics! {
         "Answers that can be written at the same time (runtime.slots).";
     ENGINE_STEPS = "phi_edge_engine_steps_total", MetricKind::Counter, Count, "",
         "Steps of the engine: pieces of prompts, and rounds of one token for each answer.";
+    IMAGE_CROPS = "phi_edge_image_crops_encoded_total", MetricKind::Counter, Count, "",
+        "Crops of images that the image encoder has run for; what is remembered needs none.";
+    IMAGE_BYTES = "phi_edge_image_bytes", MetricKind::Gauge, Bytes, "", "Memory of the features of images.";
     KV_BYTES = "phi_edge_kv_bytes", MetricKind::Gauge, Bytes, "`state` (`running`, `remembered`)",
         "Memory of keys and values: of answers that are being written, and of prompts that are remembered.";
     KV_LIMIT = "phi_edge_kv_limit_bytes", MetricKind::Gauge, Bytes, "",

@@ -1,5 +1,8 @@
 //! The pictures of a window as the images of a request.
 
+use std::sync::Arc;
+
+use crate::prompts::Prompts;
 use phi_edge_api::RequestImage;
 use phi_edge_job::ErrorCode;
 use phi_edge_models::{Detail, Message, PlacedImage, Role, contact_sheet_file};
@@ -42,13 +45,30 @@ pub(super) async fn images(
     Ok(vec![RequestImage { file, detail }])
 }
 
-/// The most tokens that images take: as many crops as their detail allows, all in one column.
-pub(super) fn most_tokens(images: &[RequestImage]) -> usize {
-    // Of a crop 144 tokens and the ends of its 12 lines; the view of the whole is one more, and a token parts them.
-    let of_crops = |crops: usize| (crops + 1) * (144 + 12) + 1;
-    // The number of `auto` is the configuration's, up to 16.
-    let crops = images.iter().map(|image| image.detail.crops(16));
-    crops.map(of_crops).sum()
+/// The number of tokens that images take in a prompt.
+///
+/// # Errors
+/// An image can't be read.
+pub(super) async fn tokens(prompts: &Arc<dyn Prompts>, images: &[RequestImage]) -> Result<usize, EventError> {
+    // The request of a model for text alone is refused.
+    if images.is_empty() || !prompts.takes_images() {
+        return Ok(0);
+    }
+    let (prompts, images) = (Arc::clone(prompts), images.to_vec());
+    let counted = tokio::task::spawn_blocking(move || {
+        let counts = images
+            .iter()
+            .map(|image| prompts.image_tokens(&image.file, image.detail));
+        counts.sum::<Result<usize, String>>()
+    });
+    let counted = counted.await.unwrap_or_else(|fault| {
+        tracing::error!(error = %fault, "measuring a picture panicked");
+        Err("can't be read".to_owned())
+    });
+    counted.map_err(|message| EventError {
+        code: ErrorCode::BadRequest,
+        message: format!("the picture {message}"),
+    })
 }
 
 /// The user's turn of a prompt with images before its text, one a line.
@@ -64,8 +84,6 @@ pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use phi_edge_rules::Time;
 
     use super::*;
@@ -81,22 +99,6 @@ mod tests {
             .collect();
         assert_eq!(places, [(0, 0), (1, 1)]);
         assert_eq!(user_turn("p", 0), Message::new(Role::User, "p"));
-    }
-
-    #[test]
-    fn no_grid_takes_more_tokens() {
-        for crops in 1..=16 {
-            let image = RequestImage {
-                file: Arc::from([]),
-                detail: if crops == 1 { Detail::Low } else { Detail::High },
-            };
-            let most = most_tokens(&[image]);
-            for rows in 1..=crops {
-                for columns in 1..=crops / rows {
-                    assert!((rows * columns + 1) * 144 + 1 + (rows + 1) * 12 <= most);
-                }
-            }
-        }
     }
 
     #[tokio::test]

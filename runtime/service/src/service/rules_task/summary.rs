@@ -45,6 +45,7 @@ pub(crate) async fn summarise(
                 until: Instant::now() + left,
                 pictures: pictures.into(),
                 images: Vec::new(),
+                image_tokens: 0,
                 jobs: &mut jobs,
             };
             summariser.run(&mut event, messages).await
@@ -73,6 +74,8 @@ struct Summariser<'a> {
     pictures: Arc<[ShownPicture]>,
     /// The same as images of requests.
     images: Vec<RequestImage>,
+    /// The number of tokens that they take in a prompt.
+    image_tokens: usize,
     /// The jobs that were asked, to be forgotten with the event.
     jobs: &'a mut Vec<JobKey>,
 }
@@ -81,6 +84,7 @@ impl Summariser<'_> {
     async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
         self.images =
             pictures::images(self.rule.picture, &self.pictures, self.shared.max_image_pixels()).await?;
+        self.image_tokens = pictures::tokens(self.shared.prompts(), &self.images).await?;
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
         };
@@ -170,7 +174,7 @@ impl Summariser<'_> {
         Counter {
             prompts: Arc::clone(self.shared.prompts()),
             rule: Arc::clone(self.rule),
-            tokens: room.saturating_sub(pictures::most_tokens(&self.images)),
+            tokens: room.saturating_sub(self.image_tokens),
         }
     }
 

@@ -1,0 +1,73 @@
+//! The pictures of a prompt that is answered in this process.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use phi_edge_engine::{Image, ImagePixels, PixelSource, PixelState};
+use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, decode, image_id, preprocess};
+
+use crate::exit::{Exit, Fault};
+
+/// The maximum number of pixels of a picture: the user's own file, on the user's own machine.
+const MAX_PIXELS: u64 = 256_000_000;
+
+/// The pictures of a prompt, cut into crops.
+pub(super) struct LocalImages {
+    pub(super) infos: Vec<ImageInfo>,
+    pub(super) images: Vec<Image>,
+}
+
+impl LocalImages {
+    /// Decodes files and cuts them into at most `crops` parts each.
+    ///
+    /// # Errors
+    /// A file can't be read as a picture.
+    pub(super) fn read(paths: &[PathBuf], files: &[Vec<u8>], crops: usize) -> Result<Self, Fault> {
+        let mut read = Self {
+            infos: Vec::with_capacity(files.len()),
+            images: Vec::with_capacity(files.len()),
+        };
+        for (path, file) in paths.iter().zip(files) {
+            let fault = |text: String| Fault::new(Exit::Usage, format!("--image {}: {text}", path.display()));
+            let picture = decode(file, MAX_PIXELS).map_err(|error| fault(error.to_string()))?;
+            let info = ImageInfo {
+                id: image_id(&picture, crops),
+                tokens: ImageGrid::of(picture.width(), picture.height(), crops).tokens(),
+            };
+            let pixels = preprocess(&picture, crops);
+            read.infos.push(info);
+            // The engine takes an image once, however often it is shown.
+            if read.images.iter().all(|image| image.id != info.id) {
+                read.images.push(Image {
+                    id: info.id,
+                    tokens: info.tokens,
+                    source: Arc::new(ReadyPixels(Arc::new(pixels))),
+                });
+            }
+        }
+        Ok(read)
+    }
+}
+
+/// Pixels that are there already.
+struct ReadyPixels(Arc<ImagePixels>);
+
+impl PixelSource for ReadyPixels {
+    fn pixels(&self) -> PixelState {
+        PixelState::Ready(Arc::clone(&self.0))
+    }
+}
+
+/// Puts images before the text of a turn, one a line.
+pub(super) fn before_text(turn: Message, images: &[ImageInfo]) -> Message {
+    let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
+        at: image,
+        image,
+        info: Some(*info),
+    });
+    Message {
+        content: "\n".repeat(images.len()) + &turn.content,
+        images: placed.collect(),
+        ..turn
+    }
+}
