@@ -148,13 +148,7 @@ impl OnnxDecoder {
         if let Some(tables) = &mut tables {
             tables.limit(kv.capacity());
         }
-        let factors = match &tables {
-            Some(tables) if ragged => RopeFactors::Offset(tables.short),
-            Some(_) => RopeFactors::Table,
-            None if ragged => RopeFactors::Offset(0),
-            None if position_ids.is_some() => RopeFactors::OwnPositions,
-            None => RopeFactors::MaskWidth,
-        };
+        let factors = rope_factors(tables.as_ref(), ragged, position_ids.is_some());
         // A graph that looks at positions needs a pad token behind a short row of the long regime (`RunInputs::fill`),
         // and takes several tokens of one row only.
         caps.batches_below_boundary = factors != RopeFactors::OwnPositions;
@@ -393,6 +387,17 @@ impl OnnxDecoder {
                 row.0, self.caps.rows
             )))
         }
+    }
+}
+
+/// The input that selects the rope factors of a run.
+fn rope_factors(tables: Option<&RopeTables>, ragged: bool, own_positions: bool) -> RopeFactors {
+    match tables {
+        Some(tables) if ragged => RopeFactors::Offset(tables.short),
+        Some(_) => RopeFactors::Table,
+        None if ragged => RopeFactors::Offset(0),
+        None if own_positions => RopeFactors::OwnPositions,
+        None => RopeFactors::MaskWidth,
     }
 }
 
