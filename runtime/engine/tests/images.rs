@@ -9,11 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use parking_lot::Mutex;
 use phi_edge_engine::{
-    Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Image, ImageId, Interrupt, Regime,
-    RequestId, Symbol, TokenId,
+    CachedPrefixes, Engine, EngineConfig, Event, Failure, Finish, GenerateRequest, Image, ImageId, Interrupt,
+    Regime, RequestId, RopePolicy, Symbol, TokenId,
 };
-use support::images::{FAILED, bytes, delayed, features, image, image_id, tokens, value};
+use proptest::prelude::*;
+use support::images::{FAILED, bytes, crops, delayed, features, image, image_id, tokens, value};
 use support::{Form, Scripted, request, run, scripted, summary, symbols, text};
 
 /// A part of a prompt.
@@ -70,7 +72,12 @@ fn engine(config: EngineConfig) -> Engine<Scripted> {
 }
 
 fn text_alone(boundary: bool, request: GenerateRequest) -> String {
+    text_alone_by(RopePolicy::Switch, boundary, request)
+}
+
+fn text_alone_by(rope_policy: RopePolicy, boundary: bool, request: GenerateRequest) -> String {
     let config = EngineConfig {
+        rope_policy,
         prefix_cache: false,
         speculation: false,
         image_memory: 0,
@@ -435,4 +442,273 @@ fn a_rope_switch_encodes_again_what_is_gone() {
     assert_eq!(engine.crops_encoded(), 4);
     assert_eq!(summary(&events, 1).tokens.len(), 10);
     assert_eq!(text(&events, 1), text_alone(true, ready(1, &parts, 10)));
+}
+
+/// A request of a random schedule.
+#[derive(Debug, Clone)]
+struct Job {
+    parts: Vec<Part>,
+    max: usize,
+    arrives: usize,
+    cancelled: Option<usize>,
+    deadline: Option<u64>,
+    /// Steps until pixels are ready.
+    delay: usize,
+    damaged: bool,
+}
+
+fn jobs() -> impl Strategy<Value = Vec<Job>> {
+    let images = [(1, 1, 3), (2, 2, 17), (3, 4, 8), (4, 3, 20), (5, 1, 1)];
+    let images = images.map(|(n, crops, tokens)| image_id(n, crops, tokens));
+    let part = prop_oneof![
+        prop::sample::select(images.to_vec()).prop_map(Part::Image),
+        prop::sample::select(vec![vec![1], vec![2, 3], (0..18).collect::<Vec<u32>>()]).prop_map(Part::Text),
+        prop::collection::vec(0u32..26, 1..6).prop_map(Part::Text),
+    ];
+    let job = (
+        prop::collection::vec(part, 1..4),
+        prop_oneof![4 => 1usize..10, 1 => 10usize..25],
+        0usize..40,
+        prop::option::weighted(0.25, 0usize..60),
+        prop::option::weighted(0.15, 0u64..120),
+        prop_oneof![3 => Just(0usize), 2 => 1usize..40],
+        prop::bool::weighted(0.1),
+    );
+    let job = job.prop_map(|(parts, max, arrives, cancelled, deadline, delay, damaged)| Job {
+        parts,
+        max,
+        arrives,
+        cancelled,
+        deadline,
+        delay,
+        damaged,
+    });
+    prop::collection::vec(job, 1..8)
+}
+
+/// What holds for a whole schedule.
+#[derive(Debug, Clone)]
+struct Conditions {
+    form: Form,
+    boundary: bool,
+    config: EngineConfig,
+    interrupts: Option<usize>,
+    encoder_fails_at: Option<usize>,
+    encodes_whole: bool,
+}
+
+fn conditions() -> impl Strategy<Value = Conditions> {
+    let config = (
+        1usize..25,
+        1usize..5,
+        any::<bool>(),
+        any::<bool>(),
+        prop::sample::select(vec![RopePolicy::Switch, RopePolicy::Pin]),
+        prop_oneof![Just(0u64), 100u64..500, Just(1 << 20)],
+    );
+    let config = config.prop_map(
+        |(prefill_chunk, slots, prefix_cache, speculation, rope_policy, image_memory)| EngineConfig {
+            prefill_chunk,
+            slots,
+            prefix_cache,
+            speculation,
+            rope_policy,
+            image_memory,
+            ..EngineConfig::default()
+        },
+    );
+    let conditions = (
+        prop::sample::select(vec![
+            Form::Plain,
+            Form::Chunks,
+            Form::Ragged,
+            Form::Shared,
+            Form::Shared,
+        ]),
+        any::<bool>(),
+        config,
+        prop::option::weighted(0.2, 2usize..8),
+        prop::option::weighted(0.15, 1usize..15),
+        any::<bool>(),
+    );
+    conditions.prop_map(
+        |(form, boundary, config, interrupts, encoder_fails_at, encodes_whole)| Conditions {
+            form,
+            boundary,
+            config,
+            interrupts,
+            encoder_fails_at,
+            encodes_whole,
+        },
+    )
+}
+
+/// A schedule under way.
+struct Schedule {
+    steps: Stepper,
+    clock: Arc<AtomicUsize>,
+    /// When the pixels of each submitted request's images were asked for.
+    asked: Vec<Vec<Arc<Mutex<Option<usize>>>>>,
+}
+
+impl Schedule {
+    fn new(conditions: &Conditions) -> Self {
+        let mut decoder = decoder(conditions.boundary, conditions.form);
+        decoder.encoder_fails_at = conditions.encoder_fails_at;
+        decoder.encodes_whole = conditions.encodes_whole;
+        Self {
+            steps: Stepper::new(Engine::new(decoder, conditions.config.clone())),
+            clock: Arc::default(),
+            asked: Vec::new(),
+        }
+    }
+
+    fn submit(&mut self, id: u64, job: &Job) {
+        let images = named(&job.parts).into_iter();
+        let (images, asked) = images
+            .map(|id| delayed(id, job.delay, job.damaged, &self.clock))
+            .unzip();
+        self.asked.push(asked);
+        let mut request = with_images(id, &job.parts, images, job.max);
+        request.deadline = job
+            .deadline
+            .map(|deadline| Duration::from_millis(self.steps.now.get() + deadline));
+        self.steps.submit(request);
+    }
+
+    /// Makes a step and checks what it may have done. A step that awaits pixels does nothing.
+    fn step(&mut self, jobs: &[Job], bound: u64) {
+        let before = (self.steps.runs(), self.steps.events.len());
+        self.steps.step();
+        let engine = &self.steps.engine;
+        let after = (self.steps.runs(), self.steps.events.len());
+        assert!(
+            after.0.0 + after.0.1 <= before.0.0 + before.0.1 + 1,
+            "two runs in a step"
+        );
+        if engine.waits_for_pixels() {
+            assert_eq!(before.0, after.0);
+            assert!(!engine.is_idle());
+            let pending = self.asked.iter().flatten().any(|asked| asked.lock().is_some());
+            assert!(pending, "it waits for nothing");
+        }
+        // What runs may need more than the bound, but not more than its own images.
+        let mut needed: Vec<ImageId> = Vec::new();
+        for (id, job) in (0u64..).zip(jobs).filter(|(id, _)| self.runs(*id)) {
+            assert!(id < 100);
+            needed.extend(named(&job.parts));
+        }
+        needed.sort_unstable();
+        needed.dedup();
+        let needed: u64 = needed.into_iter().map(bytes).sum();
+        let held = engine.image_bytes();
+        assert!(
+            held <= bound.max(needed),
+            "{held} bytes of a bound of {bound}, {needed} in use"
+        );
+    }
+
+    fn runs(&self, wanted: u64) -> bool {
+        let mut running = false;
+        for event in &self.steps.events {
+            match event {
+                Event::Started { id } if id.0 == wanted => running = true,
+                Event::Finished { id, .. } | Event::Failed { id, .. } if id.0 == wanted => return false,
+                _ => {}
+            }
+        }
+        running
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(3_000))]
+
+    /// Whatever comes, goes, fails and is kept: one end each, the text of one alone, features within their bound, no crop
+    /// encoded without need, and nobody waits for ever.
+    #[test]
+    fn images_are_encoded_once_for_whoever_needs_them(jobs in jobs(), conditions in conditions()) {
+        let mut schedule = Schedule::new(&conditions);
+        let bound = conditions.config.image_memory;
+        let mut step = 0usize;
+        let last = jobs.iter().map(|job| job.arrives.max(job.cancelled.unwrap_or(0))).max().unwrap_or(0);
+        loop {
+            for (id, job) in (0u64..).zip(&jobs) {
+                if job.arrives == step {
+                    schedule.submit(id, job);
+                }
+                if job.cancelled == Some(step) {
+                    schedule.steps.engine.cancel(RequestId(id));
+                }
+            }
+            if schedule.steps.engine.is_idle() && step > last {
+                break;
+            }
+            if conditions.interrupts.is_some_and(|interval| step.is_multiple_of(interval)) {
+                schedule.steps.interrupt.raise();
+            }
+            schedule.step(&jobs, bound);
+            schedule.clock.fetch_add(1, Ordering::Relaxed);
+            step += 1;
+            prop_assert!(step < 5_000, "somebody waits for ever");
+        }
+        prop_assert!(schedule.steps.engine.image_bytes() <= bound);
+        for (id, job) in (0u64..).zip(&jobs) {
+            let request = ready(id, &job.parts, job.max);
+            let expected = text_alone_by(conditions.config.rope_policy, conditions.boundary, request);
+            let text = text(&schedule.steps.events, id);
+            match schedule.steps.failure(id) {
+                Some(Failure::Image(line)) => prop_assert!(job.damaged && line == FAILED),
+                Some(Failure::Decoder(_)) => prop_assert!(conditions.encoder_fails_at.is_some()),
+                Some(other) => prop_assert!(false, "{other:?}"),
+                None => {
+                    let summary = summary(&schedule.steps.events, id);
+                    let places: usize = prompt(&job.parts).iter().filter(|symbol| symbol.image().is_some()).count();
+                    prop_assert_eq!(summary.image_tokens, places);
+                    if matches!(summary.finish, Finish::Cancelled | Finish::Deadline) {
+                        prop_assert!(expected.starts_with(&text));
+                    } else {
+                        prop_assert_eq!(&text, &expected);
+                    }
+                }
+            }
+        }
+        let engine = &schedule.steps.engine;
+        let encoded = &engine.decoder().encoded;
+        prop_assert_eq!(engine.crops_encoded(), encoded.values().sum::<usize>() as u64);
+        // One that ends before its time, or whose image fails, takes what is half encoded with it.
+        let left = |job: &&Job| job.cancelled.is_some() || job.deadline.is_some() || job.damaged;
+        let given_up = jobs.iter().filter(left).count() + usize::from(conditions.encoder_fails_at.is_some());
+        if bound >= 1 << 20 {
+            for (id, count) in encoded {
+                prop_assert!(*count <= crops(*id) * (1 + given_up), "{count} crops of {}", crops(*id));
+            }
+        }
+        check_cached_prefix(&mut schedule, &jobs[0]);
+    }
+}
+
+/// A prompt whose images the prefix cache holds needs no pixels and no encoder.
+fn check_cached_prefix(schedule: &mut Schedule, job: &Job) {
+    let mut snapshot = CachedPrefixes::default();
+    schedule.steps.engine.update_cached_prefixes(&mut snapshot);
+    let prompt = prompt(&job.parts);
+    let images_end = prompt.iter().rposition(|symbol| symbol.image().is_some());
+    let images_end = images_end.map_or(0, |last| last + 1);
+    if snapshot.longest(&prompt, 1) < images_end {
+        return;
+    }
+    let before = schedule.steps.runs().1;
+    let images = named(&job.parts).into_iter();
+    let (images, asked): (Vec<_>, Vec<_>) = images
+        .map(|id| delayed(id, usize::MAX / 2, false, &schedule.clock))
+        .unzip();
+    schedule.steps.submit(with_images(200, &job.parts, images, 1));
+    while !schedule.steps.engine.is_idle() {
+        schedule.steps.step();
+        assert!(!schedule.steps.engine.waits_for_pixels());
+    }
+    assert!(asked.iter().all(|asked| asked.lock().is_none()));
+    assert_eq!(schedule.steps.runs().1, before);
+    assert_eq!(summary(&schedule.steps.events, 200).tokens.len(), 1);
 }
