@@ -18,7 +18,8 @@ pub struct Image {
 /// A source of an image's pixels. Decoding and resizing take a while: they run on another thread.
 pub trait PixelSource: Send + Sync {
     /// Returns the state of the pixels. The first call begins to make them; the source wakes the engine's thread when they
-    /// are ready or failed.
+    /// are ready or failed. [`PixelState::Ready`] hands them over: the source need not keep them, and a later call, for a
+    /// sequence that is computed again, may begin to make them again.
     fn pixels(&self) -> PixelState;
 }
 
@@ -55,6 +56,18 @@ pub struct ImageFeatures {
     pub data: Vec<f32>,
     /// The width of the model's hidden state.
     pub width: usize,
+}
+
+impl ImageFeatures {
+    /// The memory that they take, in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        (self.data.len() * size_of::<f32>()) as u64
+    }
+
+    /// Whether they are `tokens` rows of `width`.
+    pub(crate) fn has_shape(&self, tokens: usize, width: usize) -> bool {
+        self.width == width && tokens.checked_mul(width) == Some(self.data.len())
+    }
 }
 
 /// What the encoder has made of an image so far.

@@ -7,6 +7,7 @@ mod cost;
 mod decoder;
 mod detokenizer;
 mod engine;
+mod feature_cache;
 mod ids;
 mod image;
 mod prefill_estimate;

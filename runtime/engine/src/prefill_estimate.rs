@@ -85,6 +85,7 @@ mod tests {
             finish: Finish::Stop,
             tokens: Vec::new(),
             prompt_tokens: end,
+            image_tokens: 0,
             cached_tokens: end - tokens,
             draft_tokens: 0,
             accepted_draft_tokens: 0,

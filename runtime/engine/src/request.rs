@@ -78,7 +78,8 @@ pub enum Event {
     Progress {
         /// The request.
         id: RequestId,
-        /// Tokens of the prompt that are computed, with those of the prefix cache.
+        /// Tokens of the prompt, and places of its images, that are computed, with those of the prefix cache. An image of which
+        /// crops are encoded counts only as far as its places are computed.
         done: usize,
         /// Tokens of the prompt.
         total: usize,
@@ -115,6 +116,8 @@ pub struct Summary {
     pub tokens: Vec<TokenId>,
     /// Tokens of the prompt.
     pub prompt_tokens: usize,
+    /// Places of images in the prompt.
+    pub image_tokens: usize,
     /// Prompt tokens whose keys and values came from the prefix cache.
     pub cached_tokens: usize,
     /// Draft tokens that were verified.
@@ -183,6 +186,9 @@ pub enum Failure {
     /// It is malformed (empty prompt, id out of the vocabulary, duplicate request id, …).
     #[error("{0}")]
     Invalid(String),
+    /// The pixels of one of its images can't be made; one line for the client.
+    #[error("{0}")]
+    Image(String),
     /// The model failed.
     #[error("{0}")]
     Decoder(String),

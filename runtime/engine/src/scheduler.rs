@@ -2,13 +2,16 @@
 
 use crate::decoder::Regime;
 use crate::rows::common_prefix;
-use crate::sequence::Sequence;
+use crate::sequence::{Readiness, Sequence};
+use crate::symbol::ImageId;
 
 /// The kind of the next step: one run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum StepKind {
     /// A chunk of the prompt of the sequence at this index.
     Prefill(usize),
+    /// A crop of an image for the prompt of the sequence at this index.
+    Encode(usize, ImageId),
     /// The next token of all sequences whose prompts are computed, or of those of one regime.
     Decode(Option<Regime>),
 }
@@ -29,7 +32,7 @@ const OLDEST_FIRST_INTERVAL: u32 = 4;
 const MIN_SHARED_TOKENS: usize = 16;
 
 impl Scheduler {
-    /// The next step; `None` if nothing runs. `running` is in the order of starting. With `share`, a sequence waits
+    /// The next step; `None` if nothing runs, or all that runs awaits pixels. `running` is in the order of starting. With `share`, a sequence waits
     /// for an older one that is about to compute their shared prefix. With `mixed`, sequences of both regimes decode
     /// together.
     pub(crate) fn next(&mut self, running: &[Sequence], share: bool, mixed: bool) -> Option<StepKind> {
@@ -40,32 +43,38 @@ impl Scheduler {
             self.decode(running).map(Some)
         };
         let step = match (prefill, decode) {
-            (Some(index), Some(_)) if !matches!(self.last, Some(StepKind::Prefill(_))) => {
-                StepKind::Prefill(index)
-            }
+            (Some(step), Some(_)) if matches!(self.last, None | Some(StepKind::Decode(_))) => step,
             (_, Some(regime)) => StepKind::Decode(regime),
-            (Some(index), None) => StepKind::Prefill(index),
+            (Some(step), None) => step,
             (None, None) => return None,
         };
         match step {
-            StepKind::Prefill(_) => self.prefills = self.prefills.wrapping_add(1),
+            StepKind::Prefill(_) | StepKind::Encode(..) => self.prefills = self.prefills.wrapping_add(1),
             StepKind::Decode(regime) => self.decoded = regime,
         }
         self.last = Some(step);
         Some(step)
     }
 
-    /// The sequence whose prompt is next: the shortest remainder first, so that short prompts don't wait for long
+    /// The step for the sequence whose prompt is next: the shortest remainder first, so that short prompts don't wait for long
     /// ones; at intervals the oldest, so that long ones are served too.
-    fn prefill(&self, running: &[Sequence], share: bool) -> Option<usize> {
-        let open =
-            |index: &usize| !(running[*index].decodes() || (share && waits_for_prefix(running, *index)));
+    fn prefill(&self, running: &[Sequence], share: bool) -> Option<StepKind> {
+        let open = |index: &usize| {
+            let sequence = &running[*index];
+            !(sequence.decodes()
+                || sequence.readiness == Readiness::AwaitsPixels
+                || (share && waits_for_prefix(running, *index)))
+        };
         let mut open = (0..running.len()).filter(open);
-        if self.prefills % OLDEST_FIRST_INTERVAL == OLDEST_FIRST_INTERVAL - 1 {
-            open.next()
+        let index = if self.prefills % OLDEST_FIRST_INTERVAL == OLDEST_FIRST_INTERVAL - 1 {
+            open.next()?
         } else {
-            open.min_by_key(|&index| running[index].rest())
-        }
+            open.min_by_key(|&index| running[index].rest())?
+        };
+        Some(match running[index].readiness {
+            Readiness::Encode(image) => StepKind::Encode(index, image),
+            Readiness::Prefill | Readiness::AwaitsPixels => StepKind::Prefill(index),
+        })
     }
 
     /// The regime to decode next, alternating where sequences of both decode.
@@ -81,7 +90,7 @@ impl Scheduler {
 }
 
 /// Whether an older sequence is computing a prefix of `running[index]`.
-fn waits_for_prefix(running: &[Sequence], index: usize) -> bool {
+pub(crate) fn waits_for_prefix(running: &[Sequence], index: usize) -> bool {
     awaited_prefixes(running, index).next().is_some()
 }
 

@@ -9,7 +9,7 @@ use crate::request::{Finish, GenerateRequest, PrefillRuns, Summary};
 use crate::sampler::Sampler;
 use crate::speculation::NgramDrafter;
 use crate::stop::StopMatcher;
-use crate::symbol::Symbol;
+use crate::symbol::{ImageId, ImageSpan, Symbol};
 
 /// A running request with its tokens, its row, its sampler and its text.
 pub(crate) struct Sequence {
@@ -34,6 +34,10 @@ pub(crate) struct Sequence {
     pub(crate) drafter: NgramDrafter,
     /// The count of served sequences when it last took part in a decode step.
     pub(crate) served: u64,
+    /// The places of images among its tokens.
+    pub(crate) images: Vec<ImageSpan>,
+    /// What a step can do for it while its prompt is computed; valid within a step.
+    pub(crate) readiness: Readiness,
     /// The last token and its draft: the input of a verification.
     pub(crate) draft_input: Vec<Symbol>,
     started: Duration,
@@ -41,6 +45,17 @@ pub(crate) struct Sequence {
     sampler: Sampler,
     stop: StopMatcher,
     repetition: Option<RepetitionGuard>,
+}
+
+/// What a step can do for a sequence whose prompt is not computed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Readiness {
+    /// Compute what stands before the first image without features.
+    Prefill,
+    /// Encode a crop of the image that is next.
+    Encode(ImageId),
+    /// Nothing: the pixels of the image that is next are being made.
+    AwaitsPixels,
 }
 
 /// The outcome of a sampled token.
@@ -61,6 +76,8 @@ impl Sequence {
             sampler.observe(id);
         }
         Self {
+            images: ImageSpan::of(&request.prompt),
+            readiness: Readiness::Prefill,
             tokens: request.prompt.clone(),
             computed: 0,
             row,
@@ -87,9 +104,22 @@ impl Sequence {
         self.request.id
     }
 
-    /// Whether only the last token is to be computed: the next run gives a new one.
+    /// Whether only the last token is to be computed: the next run gives a new one. A last place of an image is computed as
+    /// a part of a prompt: runs of several sequences take tokens alone.
     pub(crate) fn decodes(&self) -> bool {
         self.computed + 1 == self.tokens.len()
+            && self.tokens.last().is_some_and(|last| last.token().is_some())
+    }
+
+    /// The places of images that are not computed; the first span may be computed in part.
+    pub(crate) fn uncomputed_images(&self) -> impl Iterator<Item = &ImageSpan> {
+        let computed = self.computed;
+        self.images.iter().filter(move |span| span.places.end > computed)
+    }
+
+    /// Whether places of `image` are not computed.
+    pub(crate) fn wants_image(&self, image: ImageId) -> bool {
+        self.uncomputed_images().any(|span| span.image == image)
     }
 
     /// The number of tokens to compute before the next new one.
@@ -172,6 +202,7 @@ impl Sequence {
             finish,
             tokens: self.new_symbols().filter_map(Symbol::token).collect(),
             prompt_tokens: self.request.prompt.len(),
+            image_tokens: self.images.iter().map(|span| span.places.len()).sum(),
             cached_tokens: self.cached,
             draft_tokens: self.drafter.drafted,
             accepted_draft_tokens: self.drafter.accepted,
@@ -196,6 +227,12 @@ impl Waiting {
             finish,
             tokens: Vec::new(),
             prompt_tokens: self.request.prompt.len(),
+            image_tokens: self
+                .request
+                .prompt
+                .iter()
+                .filter_map(|symbol| symbol.image())
+                .count(),
             cached_tokens: 0,
             draft_tokens: 0,
             accepted_draft_tokens: 0,

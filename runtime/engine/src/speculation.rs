@@ -35,7 +35,13 @@ pub(crate) struct Draft<'a> {
 /// Drafts at most `room` tokens to follow `tokens`.
 pub(crate) fn draft(tokens: &[Symbol], room: usize) -> Option<Draft<'_>> {
     let (next, agreeing) = longest_match(tokens)?;
-    let end = (next + MAX_DRAFT_TOKENS.min(room)).min(tokens.len());
+    let most = (next + MAX_DRAFT_TOKENS.min(room)).min(tokens.len());
+    // A decode run takes tokens alone: a draft ends before a place in an image.
+    let end = next
+        + tokens[next..most]
+            .iter()
+            .take_while(|symbol| symbol.token().is_some())
+            .count();
     let class = ACCEPTANCE_CLASSES
         .iter()
         .position(|(most, _)| agreeing <= *most)?;
@@ -138,7 +144,7 @@ pub(crate) fn draft_length(
 }
 
 /// The longest earlier match of the text's end: the position after it and its length. Of equal lengths the newest
-/// wins: texts go on as they last did.
+/// wins: texts go on as they last did. A match has tokens alone: what stands about an image says nothing about it.
 fn longest_match(tokens: &[Symbol]) -> Option<(usize, usize)> {
     let last = tokens.len().checked_sub(1)?;
     let start = tokens.len().saturating_sub(LOOKBACK_TOKENS);
@@ -150,7 +156,9 @@ fn longest_match(tokens: &[Symbol]) -> Option<(usize, usize)> {
             continue;
         }
         let agreeing = (0..=at.min(MAX_NGRAM_TOKENS - 1))
-            .take_while(|&back| tokens[at - back] == tokens[last - back])
+            .take_while(|&back| {
+                tokens[at - back] == tokens[last - back] && tokens[at - back].token().is_some()
+            })
             .count();
         if agreeing > longest {
             (best, longest) = (Some((at + 1, agreeing)), agreeing);
@@ -166,6 +174,7 @@ fn longest_match(tokens: &[Symbol]) -> Option<(usize, usize)> {
 mod tests {
     use super::*;
     use crate::ids::TokenId;
+    use crate::symbol::ImageId;
 
     fn tokens(ids: &[u32]) -> Vec<Symbol> {
         ids.iter().copied().map(|id| Symbol::Token(TokenId(id))).collect()
@@ -196,6 +205,27 @@ mod tests {
         assert_eq!(proposed(9), Some(tokens(&[4, 5, 6, 7, 1, 2, 3])));
         assert_eq!(proposed(2), Some(tokens(&[4, 5])));
         assert_eq!(proposed(0), None);
+    }
+
+    #[test]
+    fn images_are_neither_matched_nor_drafted() {
+        let image = |tokens| Symbol::of_image(ImageId([3; 16]), tokens);
+        let mut text = tokens(&[1, 2, 3]);
+        text.extend(image(4));
+        text.extend(tokens(&[5, 1, 2]));
+        assert_eq!(draft(&text, 8).map(|draft| draft.tokens), Some(&text[2..3]));
+        // The end of the text occurred before only as a part of an image, or behind one.
+        let mut text: Vec<Symbol> = image(9).collect();
+        text.extend(tokens(&[5]));
+        text.extend(image(9));
+        assert_eq!(draft(&text, 8), None);
+        text.extend(tokens(&[5]));
+        assert_eq!(draft(&text, 8), None);
+        // Nothing but an image followed.
+        let mut text = tokens(&[1, 2]);
+        text.extend(image(2));
+        text.extend(tokens(&[1, 2]));
+        assert_eq!(draft(&text, 8), None);
     }
 
     #[test]

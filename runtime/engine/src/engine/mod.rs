@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use crate::cost::RunCost;
 use crate::decoder::{Caps, Decoder, Interrupt};
+use crate::feature_cache::FeatureCache;
 use crate::ids::{RequestId, RowId, TokenId};
 use crate::request::{Event, Failure, Finish, GenerateRequest};
 use crate::rows::KvRows;
@@ -43,7 +44,13 @@ pub struct EngineConfig {
     pub kv_budget: Option<u64>,
     /// When a sequence's rope regime is decided.
     pub rope_policy: RopePolicy,
+    /// The most bytes of images' features that are kept for prompts to come. Those that running sequences need are kept
+    /// whatever they take.
+    pub image_memory: u64,
 }
+
+/// The default of [`EngineConfig::image_memory`].
+const IMAGE_MEMORY: u64 = 256 << 20;
 
 impl Default for EngineConfig {
     fn default() -> Self {
@@ -55,6 +62,7 @@ impl Default for EngineConfig {
             speculation: true,
             kv_budget: None,
             rope_policy: RopePolicy::Switch,
+            image_memory: IMAGE_MEMORY,
         }
     }
 }
@@ -80,6 +88,10 @@ pub struct Engine<D> {
     scheduler: Scheduler,
     run_times: RunTimes,
     cost: RunCost,
+    features: FeatureCache,
+    crops_encoded: u64,
+    /// The last step did nothing, since all that could be done needs pixels.
+    waits_for_pixels: bool,
     /// Decode steps of single sequences so far; orders sequences by when they were last served.
     steps: u64,
     /// Idle rows that took part in a run as padding, and hold a token behind their own since.
@@ -97,6 +109,9 @@ impl<D: Decoder> Engine<D> {
         config.prefill_chunk = config.prefill_chunk.max(1);
         Self {
             rows: KvRows::new(decoder.caps(), config.slots),
+            features: FeatureCache::new(config.image_memory),
+            crops_encoded: 0,
+            waits_for_pixels: false,
             decoder,
             config,
             waiting: VecDeque::new(),
@@ -158,6 +173,7 @@ impl<D: Decoder> Engine<D> {
     /// Queues a request. On `Err` there will be no event for it.
     pub fn submit(&mut self, request: GenerateRequest, now: Duration) -> Result<(), Failure> {
         self.validate(&request)?;
+        self.waits_for_pixels = false;
         self.waiting.push_back(Waiting {
             request,
             submitted: now,
@@ -169,6 +185,7 @@ impl<D: Decoder> Engine<D> {
     /// Ends a request before its next token, with what it has by then. Unknown ids are ignored: the
     /// request may have ended by itself.
     pub fn cancel(&mut self, id: RequestId) {
+        self.waits_for_pixels = false;
         if let Some(sequence) = self.running.iter_mut().find(|s| s.id() == id) {
             sequence.ended = Some(Finish::Cancelled);
         } else if let Some(waiting) = self.waiting.iter_mut().find(|w| w.request.id == id) {
@@ -176,21 +193,26 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
-    /// Makes one step: at most one run of the graph. `now` returns the time since the engine's epoch, and is called
+    /// Makes one step: at most one run of the graph, or one of the image encoder. `now` returns the time since the engine's epoch, and is called
     /// again after the run.
     pub fn step(&mut self, now: &dyn Fn() -> Duration, interrupt: &Interrupt, events: &mut Vec<Event>) {
         self.end_expired(now(), events);
         self.start_waiting(now(), events);
         self.update_regimes();
+        let failed = self.update_readiness(events);
         let mixed = self.decoder.caps().mixed_regimes;
-        match self
+        let next = self
             .scheduler
-            .next(&self.running, self.config.prefix_cache, mixed)
-        {
+            .next(&self.running, self.config.prefix_cache, mixed);
+        match next {
             Some(StepKind::Prefill(index)) => self.prefill(index, now, interrupt, events),
+            Some(StepKind::Encode(index, image)) => self.encode(index, image, interrupt, events),
             Some(StepKind::Decode(regime)) => self.decode(regime, now, interrupt, events),
             None => {}
         }
+        self.evict_features();
+        // The place of one that failed may be taken in the next step.
+        self.waits_for_pixels = next.is_none() && !failed && !self.running.is_empty();
     }
 
     /// The memory that keys and values take at present.

@@ -29,12 +29,18 @@ impl<D: Decoder> Engine<D> {
         } else {
             most
         };
+        // With what was taken from another row just now another image may be next.
+        let computable = self.computable(index);
+        if computable.is_empty() {
+            return;
+        }
+        let rest = computable.len();
         let sequence = &mut self.running[index];
-        let rest = sequence.tokens.len() - sequence.computed;
         // A short prompt is not cut for a small remainder, which would read all weights once more.
         let whole = sequence.chunks == 0 && rest <= most.min(chunk + chunk / 2);
         sequence.chunks += 1;
         let end = sequence.computed + if whole { rest } else { rest.min(chunk) };
+        let features = self.features.of(&sequence.images, &(sequence.computed..end));
         let logits = if end == sequence.tokens.len() {
             Wanted::Last
         } else {
@@ -47,7 +53,10 @@ impl<D: Decoder> Engine<D> {
                     row: sequence.row,
                     past: sequence.computed,
                     shared: self.rows.spans(sequence.row),
-                    input: Input::of(&sequence.tokens[sequence.computed..end]),
+                    input: Input {
+                        symbols: &sequence.tokens[sequence.computed..end],
+                        features: &features,
+                    },
                     logits,
                     regime: sequence.regime,
                 };

@@ -24,6 +24,9 @@ impl<D: Decoder> Engine<D> {
                 context,
             });
         }
+        if prefix.iter().any(|symbol| symbol.image().is_some()) {
+            return Err(Failure::Invalid("a pinned prefix can't have images".into()));
+        }
         let bytes = self.rows.bytes();
         if let Some(budget) = self.config.kv_budget {
             // At least half of the memory is for requests.

@@ -52,7 +52,13 @@ impl<D: Decoder> Engine<D> {
         }
     }
 
+    /// Ends a sequence for which the decoder failed.
     pub(super) fn fail(&mut self, index: usize, error: &str, events: &mut Vec<Event>) {
+        self.fail_for(index, Failure::Decoder(error.to_owned()), events);
+    }
+
+    /// Ends a sequence without an answer.
+    pub(super) fn fail_for(&mut self, index: usize, reason: Failure, events: &mut Vec<Event>) {
         let sequence = self.running.remove(index);
         // A failed run may have written some layers and not others, but not what other rows read: they stay.
         let mut held = sequence.tokens;
@@ -60,7 +66,7 @@ impl<D: Decoder> Engine<D> {
         self.leave_row(sequence.row, held, sequence.regime);
         events.push(Event::Failed {
             id: sequence.request.id,
-            reason: Failure::Decoder(error.to_owned()),
+            reason,
         });
         self.truncate_padding_rows();
     }

@@ -11,16 +11,19 @@
 use std::ops::Range;
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, Interrupt, Logits,
-    Regime, RequestId, Row, RowId, Sampling, Step, Stop, Summary, Symbol, TokenId, Wanted,
+    Caps, DecodeError, Decoder, Detokenizer, Engine, EngineConfig, Event, GenerateRequest, ImageEncoding,
+    ImageFeatures, ImageId, ImagePixels, Interrupt, Logits, Regime, RequestId, Row, RowId, Sampling, Step,
+    Stop, Summary, Symbol, TokenId, Wanted,
 };
 
 pub const VOCAB: usize = 32;
 
 mod held_row;
+pub mod images;
 
 use held_row::{HeldRow, HeldToken};
 
@@ -44,6 +47,13 @@ pub struct Scripted {
     /// Memory that is never exceeded, not even within a step.
     pub budget: Option<u64>,
     pub script: fn(&[(TokenId, Regime)]) -> u32,
+    /// The crops that were encoded, by image.
+    pub encoded: BTreeMap<ImageId, usize>,
+    /// Calls of the image encoder, interrupted ones too.
+    pub encoder_calls: usize,
+    pub encoder_fails_at: Option<usize>,
+    /// All crops in one call.
+    pub encodes_whole: bool,
     writes: u64,
 }
 
@@ -68,6 +78,10 @@ impl Scripted {
             failing_copies: None,
             budget: None,
             script,
+            encoded: BTreeMap::new(),
+            encoder_calls: 0,
+            encoder_fails_at: None,
+            encodes_whole: false,
             writes: 0,
         }
     }
@@ -141,6 +155,7 @@ impl Scripted {
     /// Appends the input of a row and the logits that are wanted of it.
     fn run_row(&mut self, row: &Row<'_>, fails: bool) {
         let ids = row.input.symbols;
+        images::assert_features(&row.input);
         let shared = self.shared_tokens(row);
         let held = &mut self.rows[row.row.0 as usize];
         let end = held.end().max(shared.len());
@@ -170,9 +185,10 @@ impl Scripted {
         for (n, id) in (1..).zip(ids) {
             self.writes += 1;
             // What a failed run leaves is of no use.
-            let id = match id.token() {
-                Some(id) if !fails => id,
-                _ => TokenId(u32::MAX),
+            let id = if fails {
+                TokenId(u32::MAX)
+            } else {
+                images::value(*id, row.input.features)
             };
             all.push((id, row.regime));
             held.push(HeldToken {
@@ -239,6 +255,28 @@ impl Decoder for Scripted {
         }
         self.widest_run = self.widest_run.max(step.rows.len());
         Ok(Logits::new(&self.logits, VOCAB))
+    }
+
+    fn encode_image(
+        &mut self,
+        image: ImageId,
+        pixels: &ImagePixels,
+        encoding: &mut ImageEncoding,
+        interrupt: &Interrupt,
+    ) -> Result<Option<ImageFeatures>, DecodeError> {
+        self.encoder_calls += 1;
+        if interrupt.is_raised() {
+            return Err(DecodeError::Interrupted);
+        }
+        if self.encoder_fails_at == Some(self.encoder_calls) {
+            return Err(DecodeError::Failed("scripted".into()));
+        }
+        let crops = if self.encodes_whole { pixels.crops } else { 1 };
+        for _ in 0..crops {
+            images::encode_crop(pixels, encoding);
+            *self.encoded.entry(image).or_default() += 1;
+        }
+        Ok((encoding.crops == pixels.crops).then(|| images::join(image, pixels, encoding)))
     }
 
     fn ensure(&mut self, _row: RowId, len: usize) -> Result<(), DecodeError> {

@@ -253,7 +253,7 @@ fn failed(reason: Failure) -> Ended {
         Failure::ContextOverflow { .. } | Failure::MemoryOverflow { .. } => {
             Ended::failed(ErrorCode::ContextOverflow, reason.to_string())
         }
-        Failure::Invalid(message) => Ended::failed(ErrorCode::BadRequest, message),
+        Failure::Invalid(message) | Failure::Image(message) => Ended::failed(ErrorCode::BadRequest, message),
         Failure::Decoder(message) => Ended::failed(
             ErrorCode::Internal,
             format!("the model could not answer: {message}"),

@@ -360,6 +360,7 @@ pub fn summary(finish: Finish, tokens: usize) -> Summary {
         finish,
         tokens: vec![TokenId(65); tokens],
         prompt_tokens: 10,
+        image_tokens: 0,
         cached_tokens: 0,
         draft_tokens: 0,
         accepted_draft_tokens: 0,
