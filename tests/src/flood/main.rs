@@ -100,6 +100,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
             sink.finish(Summary {
                 finish: Finish::Stop,
                 tokens: vec![TokenId(1)],
+                image_tokens: 0,
                 prompt_tokens: request.prompt.len(),
                 cached_tokens: 0,
                 draft_tokens: 0,
