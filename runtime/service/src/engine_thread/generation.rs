@@ -4,7 +4,7 @@
 //! gets the pieces joined, and its memory is bounded by the text of one answer.
 
 use phi_edge_engine::{Failure, GenerateRequest, Interrupt, RequestId, Summary};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 use phi_edge_api::PromptProgress;
 
@@ -19,6 +19,25 @@ pub enum EngineCommand {
     },
     /// Load the model if it is unloaded: a request is expected, or the pixels of an image are ready.
     Wake,
+}
+
+/// A handle that wakes the engine's thread, for which something that it waits for is ready. It does not keep the thread alive.
+#[derive(Clone)]
+pub(crate) struct EngineWaker(mpsc::WeakSender<EngineCommand>);
+
+impl EngineWaker {
+    /// The handle of the thread that takes these commands.
+    pub(super) fn new(commands: &mpsc::Sender<EngineCommand>) -> Self {
+        Self(commands.downgrade())
+    }
+
+    /// Has the engine look again at what it waits for.
+    pub(crate) fn wake(&self) {
+        if let Some(commands) = self.0.upgrade() {
+            // A full channel holds commands that wake it, too.
+            let _ = commands.try_send(EngineCommand::Wake);
+        }
+    }
 }
 
 #[derive(Default)]
@@ -93,6 +112,8 @@ pub struct Generation {
     progress: watch::Receiver<Progress>,
     cancel: watch::Sender<bool>,
     interrupt: Interrupt,
+    /// Wakes the thread for a cancellation where it may wait for something else.
+    waker: Option<EngineWaker>,
     id: RequestId,
     /// The number of bytes of the text that were returned.
     taken: usize,
@@ -102,7 +123,7 @@ pub struct Generation {
 }
 
 impl Generation {
-    pub(crate) fn new(interrupt: Interrupt, id: RequestId) -> (Self, Sink) {
+    pub(crate) fn new(interrupt: Interrupt, id: RequestId, waker: Option<EngineWaker>) -> (Self, Sink) {
         let (progress_tx, progress) = watch::channel(Progress::default());
         let (cancel, cancelled) = watch::channel(false);
         let sink = Sink {
@@ -113,6 +134,7 @@ impl Generation {
             progress,
             cancel,
             interrupt,
+            waker,
             id,
             taken: 0,
             prompt: None,
@@ -156,6 +178,9 @@ impl Generation {
         // Flag first: the engine's thread clears the interrupt before it looks at the flags.
         self.cancel.send_replace(true);
         self.interrupt.raise_for(self.id);
+        if let Some(waker) = &self.waker {
+            waker.wake();
+        }
     }
 }
 

@@ -14,7 +14,7 @@ use tokio::sync::{mpsc, oneshot};
 
 use super::LivenessProbe;
 use super::Throttle;
-use super::{EngineCommand, Generation};
+use super::{EngineCommand, EngineWaker, Generation};
 
 /// The time added to that of the last load when a model is loaded ahead of a known time.
 const PRELOAD_MARGIN: Duration = Duration::from_secs(2);
@@ -58,10 +58,12 @@ impl LoadGauge {
         *self.0.lock()
     }
 
-    pub(crate) fn stepped(&self, kv: KvUse) {
+    pub(super) fn stepped<D: Decoder>(&self, engine: &Engine<D>, crops: u64) {
         let mut load = self.0.lock();
         load.steps += 1;
-        load.kv = kv;
+        load.kv = engine.kv_use();
+        load.crops_encoded += crops;
+        load.image_bytes = engine.image_bytes();
     }
 
     pub(crate) fn loaded(&self, took: Duration, kv: KvUse) {
@@ -76,6 +78,7 @@ impl LoadGauge {
         let mut load = self.0.lock();
         load.loaded = false;
         load.kv = KvUse::default();
+        load.image_bytes = 0;
     }
 }
 
@@ -112,20 +115,6 @@ impl Waker {
             && ahead <= load.load_time + PRELOAD_MARGIN
             && let Some(commands) = self.commands.upgrade()
         {
-            // A full channel holds commands that wake it, too.
-            let _ = commands.try_send(EngineCommand::Wake);
-        }
-    }
-}
-
-/// A handle that wakes the engine's thread, for which something that it waits for is ready. It does not keep the thread alive.
-#[derive(Clone)]
-pub(crate) struct EngineWaker(mpsc::WeakSender<EngineCommand>);
-
-impl EngineWaker {
-    /// Has the engine look again at what it waits for.
-    pub(crate) fn wake(&self) {
-        if let Some(commands) = self.0.upgrade() {
             // A full channel holds commands that wake it, too.
             let _ = commands.try_send(EngineCommand::Wake);
         }
@@ -200,7 +189,7 @@ impl EngineHandle {
 
     /// Returns the handle that wakes the thread.
     pub(crate) fn engine_waker(&self) -> EngineWaker {
-        EngineWaker(self.client.commands.downgrade())
+        EngineWaker::new(&self.client.commands)
     }
 
     /// Returns the throttle of the engine, which may outlive this handle.
@@ -278,7 +267,9 @@ impl EngineClient {
     /// Sends a request to the engine. The engine takes commands between its steps, so the wait is short.
     pub(crate) async fn generate(&self, ask: Ask) -> Result<Generation, EngineLost> {
         let id = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
-        let (generation, sink) = Generation::new(self.interrupt.clone(), id);
+        // Of a request with images the engine's thread may wait for pixels.
+        let waker = (!ask.images.is_empty()).then(|| EngineWaker::new(&self.commands));
+        let (generation, sink) = Generation::new(self.interrupt.clone(), id, waker);
         let request = GenerateRequest {
             id,
             prompt: ask.prompt,

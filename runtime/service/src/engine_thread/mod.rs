@@ -20,8 +20,9 @@ use tokio::time::timeout;
 use handle::{EngineThread, Gauges};
 use phi_edge_api::PromptProgress;
 
+pub(crate) use generation::EngineWaker;
 pub use generation::{EngineCommand, Generation, Sink, Update};
-pub(crate) use handle::{Ask, EngineClient, EngineWaker, LoadGauge, PrefixGauge, Waker};
+pub(crate) use handle::{Ask, EngineClient, LoadGauge, PrefixGauge, Waker};
 pub use handle::{EngineHandle, EngineInfo, EngineLoad, EngineLost};
 pub use liveness::{Heartbeat, LivenessProbe};
 pub use throttle::Throttle;
@@ -208,9 +209,16 @@ impl<F> Host<F> {
             take(&mut engine, &mut sinks, command, now());
         }
         loop {
-            if engine.is_idle() {
+            let waits_for_pixels = engine.waits_for_pixels();
+            if engine.is_idle() || waits_for_pixels {
                 liveness.rest();
-                match self.next() {
+                // Work is at hand while pixels are made: the model stays loaded.
+                let next = if waits_for_pixels {
+                    self.inbox.blocking_recv().ok_or(ServeEnd::Orphaned)
+                } else {
+                    self.next()
+                };
+                match next {
                     Ok(command) => {
                         liveness.work();
                         take(&mut engine, &mut sinks, command, now());
@@ -236,11 +244,11 @@ impl<F> Host<F> {
                     engine.cancel(*id);
                 }
             }
-            let begun = Instant::now();
+            let (begun, encoded) = (Instant::now(), engine.crops_encoded());
             engine.step(&now, &self.interrupt, &mut events);
             let step = begun.elapsed();
             liveness.step();
-            load.stepped(engine.kv_use());
+            load.stepped(&engine, engine.crops_encoded() - encoded);
             // Before the events: who has an answer finds its tokens in the cache.
             prefixes.update(&engine);
             for event in events.drain(..) {

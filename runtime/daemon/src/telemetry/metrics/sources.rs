@@ -172,6 +172,8 @@ impl MetricsSources {
         let idle = stats.slots.saturating_sub(stats.running);
         self.set_one(&c::SLOTS, "state", "idle", float(idle));
         self.count(&c::ENGINE_STEPS, load.steps);
+        self.count(&c::IMAGE_CROPS, load.crops_encoded);
+        self.set(&c::IMAGE_BYTES, float64(load.image_bytes));
         self.set(&c::MODEL_LOADED, as_gauge(load.loaded));
         self.count(&c::MODEL_LOADS, load.loads);
         self.set(&c::MODEL_LOAD_TIME, load.load_time.as_secs_f64());
