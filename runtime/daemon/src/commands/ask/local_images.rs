@@ -59,15 +59,13 @@ impl PixelSource for ReadyPixels {
 }
 
 /// Puts images before the text of a turn, one a line.
-pub(super) fn before_text(turn: Message, images: &[ImageInfo]) -> Message {
+pub(super) fn before_text(mut turn: Message, images: &[ImageInfo]) -> Message {
     let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
         at: image,
         image,
         info: Some(*info),
     });
-    Message {
-        content: "\n".repeat(images.len()) + &turn.content,
-        images: placed.collect(),
-        ..turn
-    }
+    turn.images = placed.collect();
+    turn.content.insert_str(0, &"\n".repeat(images.len()));
+    turn
 }
