@@ -101,6 +101,7 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
                 finish: Finish::Stop,
                 tokens: vec![TokenId(1)],
                 prompt_tokens: request.prompt.len(),
+                image_tokens: 0,
                 cached_tokens: 0,
                 draft_tokens: 0,
                 accepted_draft_tokens: 0,
