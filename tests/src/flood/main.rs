@@ -102,7 +102,6 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
                 tokens: vec![TokenId(1)],
                 image_tokens: 0,
                 prompt_tokens: request.prompt.len(),
-                image_tokens: 0,
                 cached_tokens: 0,
                 draft_tokens: 0,
                 accepted_draft_tokens: 0,
