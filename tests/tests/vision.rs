@@ -290,7 +290,7 @@ async fn a_killed_daemon_answers_once_after_its_restart_and_keeps_no_picture() {
 
 #[tokio::test]
 async fn damaged_and_large_pictures_get_one_error_each() {
-    let Some(mut node) = Node::start(&["limits.image_pixels=1000000"]).await else {
+    let Some(mut node) = Node::start(&["limits.image_pixels=2000000"]).await else {
         return;
     };
     let mut cut = std::fs::read(picture("gate.png")).unwrap();
