@@ -7,11 +7,9 @@
 //! [`Store`] it does so across restarts: what was accepted goes on, and outcomes are kept until
 //! [`Service::delivered`].
 
-mod door;
 mod engine_thread;
 mod jobs;
 mod observers;
-mod prompts;
 mod service;
 mod stats;
 
@@ -28,10 +26,10 @@ pub use phi_edge_api::{
 pub use phi_edge_engine::{Detokenizer, KvUse, Sampling, Symbol, TokenId};
 pub use phi_edge_job::{ErrorCode, FinishReason, Receipt, TraceParent};
 pub use phi_edge_models::{EncodeCost, Message, Role};
+pub use phi_edge_prompts::{PromptError, Prompts};
 pub use phi_edge_store::{
     Inventory, LastEnd, LockError, Purge, Store, StoreConfig, StoreError, StoreHealth, StoreLock, ToolError,
     inspect, private_folder, purge,
 };
-pub use prompts::{PromptError, Prompts};
 pub use service::{Ingested, Service, ServiceConfig};
 pub use stats::Stats;

@@ -1,7 +1,6 @@
 //! Jobs: the ledger of requests and their outcomes, and the tasks that run them.
 
 pub(crate) mod chunks;
-pub(crate) mod history;
 pub(crate) mod journal;
 pub(crate) mod known_images;
 pub(crate) mod ledger;

@@ -10,8 +10,8 @@ use tokio::sync::Semaphore;
 
 use super::known_images::KnownImage;
 use crate::engine_thread::EngineWaker;
-use crate::prompts::Prompts;
 use phi_edge_api::RequestImage;
+use phi_edge_prompts::Prompts;
 
 /// The number of images that are decoded at once for the engine, which encodes one after another. A large one takes
 /// hundreds of megabytes meanwhile.

@@ -12,13 +12,13 @@ use tokio::time::{Instant, sleep_until};
 use crate::engine_thread::{Ask, EngineClient};
 use crate::engine_thread::{Generation, Update};
 use crate::jobs::chunks::Chunks;
-use crate::jobs::history::seen;
 use crate::jobs::known_images::{KnownImage, named_by};
 use crate::jobs::ledger::Start;
 use crate::jobs::pixels::ImageReader;
-use crate::prompts::Prompts;
 use phi_edge_api::Reply;
 use phi_edge_job::{ErrorCode, FinishReason};
+use phi_edge_prompts::Prompts;
+use phi_edge_prompts::seen;
 
 /// How long the engine may take to end what it was asked to end. A run of the graph is cut short within
 /// milliseconds, so that an engine that takes longer hangs.

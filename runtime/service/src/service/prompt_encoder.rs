@@ -10,12 +10,12 @@ use phi_edge_models::{Message, PromptRoom, Truncation};
 use tokio::time::Instant;
 
 use super::ServiceConfig;
-use crate::door::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
 use crate::engine_thread::EngineInfo;
 use crate::jobs::ledger::Ledger;
-use crate::prompts::Prompts;
 use phi_edge_api::{DeadLetter, NewJob, Refusal};
 use phi_edge_job::ErrorCode;
+use phi_edge_prompts::Prompts;
+use phi_edge_prompts::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
 
 /// The text side of the model, the budget of memory for encoding, and the limits of prompts.
 pub(super) struct PromptEncoder {

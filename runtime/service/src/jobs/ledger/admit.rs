@@ -9,12 +9,12 @@ use super::deadline_check::{EngineOutlook, LatePrompt};
 use super::open_job::{AcceptedJob, MAX_ADDRESSES, OpenJob, TooManyAddresses};
 use super::shares::QueueFull;
 use super::{Admission, Ledger, is_internal};
-use crate::door::Encoded;
 use crate::jobs::journal::Stored;
 use crate::jobs::known_images::{KnownImage, named_by};
 use phi_edge_api::Refusal;
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
+use phi_edge_prompts::Encoded;
 use phi_edge_store::Change;
 
 impl Ledger {

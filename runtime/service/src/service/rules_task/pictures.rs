@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use crate::prompts::Prompts;
 use phi_edge_api::RequestImage;
 use phi_edge_job::ErrorCode;
 use phi_edge_models::{Detail, Message, PlacedImage, Role, contact_sheet_file};
+use phi_edge_prompts::Prompts;
 use phi_edge_rules::{EventError, PictureDetail, PictureSpec, ShownPicture};
 
 /// The images of a prompt: the picture as it came, or a contact sheet of several, of which each has at most `max_pixels`.

@@ -8,11 +8,11 @@ use phi_edge_models::{Message, Role};
 use tokio::time::{Instant, sleep};
 
 use crate::jobs::ledger::INTERNAL_CLIENT;
-use crate::prompts::{PromptError, Prompts};
 use crate::service::Shared;
 use phi_edge_api::{Answer, Refusal};
 use phi_edge_api::{JobKey, NewJob, Priority, ReplyAddress, RequestImage, Truncation};
 use phi_edge_job::ErrorCode;
+use phi_edge_prompts::{PromptError, Prompts};
 use phi_edge_rules::changes::{PendingEvent, ShownMessage};
 use phi_edge_rules::engine::PendingSummary;
 use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};

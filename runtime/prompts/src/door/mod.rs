@@ -18,13 +18,13 @@ use phi_edge_models::{EncodeCost, ImageInfo, Message, PromptRoom, Truncated, Tru
 use sha2::{Digest as _, Sha256};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use crate::prompts::{PromptError, Prompts};
+use crate::interface::{PromptError, Prompts};
 use budget::{Lane, MemoryBudget, Share};
-pub(crate) use image_reading::ImagesToRead;
+pub use image_reading::ImagesToRead;
 use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
 /// The memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.
-pub(crate) const ENCODE_MEMORY: usize = 128 << 20;
+pub const ENCODE_MEMORY: usize = 128 << 20;
 
 /// The bytes of text up to which a request is encoded without being measured, and does not wait behind larger ones.
 const SMALL_TEXT: usize = 16 << 10;
@@ -38,33 +38,35 @@ const SUSPECT_DELAY: Duration = Duration::from_secs(5);
 
 /// The admission of texts to encoding.
 #[derive(Debug)]
-pub(crate) struct EncodeDoor {
+pub struct EncodeDoor {
     budget: MemoryBudget,
     note: Arc<Mutex<EncodeNote>>,
     opened: Instant,
 }
 
 /// A text to encode.
-pub(crate) struct Encode {
-    pub(crate) messages: Vec<Message>,
+pub struct Encode {
+    /// The messages, with images that are not read.
+    pub messages: Vec<Message>,
     /// The images that the messages name.
-    pub(crate) images: ImagesToRead,
+    pub images: ImagesToRead,
     /// The ids that it continues; empty at a conversation's beginning.
-    pub(crate) said: Vec<Symbol>,
+    pub said: Vec<Symbol>,
     /// The maximum numbers of ids, including those of `said`.
-    pub(crate) room: PromptRoom,
+    pub room: PromptRoom,
     /// The part that is left out where there are more.
-    pub(crate) truncation: Truncation,
+    pub truncation: Truncation,
     /// The time after which its ids are of no use.
-    pub(crate) expires: Instant,
+    pub expires: Instant,
 }
 
 /// A text that is encoded.
 #[derive(Debug, PartialEq)]
-pub(crate) struct Encoded {
-    pub(crate) prompt: Truncated,
+pub struct Encoded {
+    /// The prompt.
+    pub prompt: Truncated,
     /// The request's images, in its order.
-    pub(crate) images: Vec<ImageInfo>,
+    pub images: Vec<ImageInfo>,
 }
 
 /// A text that waits for memory.
@@ -81,23 +83,46 @@ struct Work<'a> {
 
 /// The reason why a text was not encoded.
 #[derive(Debug, PartialEq)]
-pub(crate) enum NotEncoded {
-    /// It has too many ids. `tokens` counts all, including those of the conversation before.
-    TooLong { tokens: usize, exact: bool },
-    /// It has too many ids, `tokens` at least, and truncating it would take `memory` bytes, more than encoding may take.
-    Uncuttable { tokens: usize, memory: usize },
+pub enum NotEncoded {
+    /// It has too many ids.
+    TooLong {
+        /// The number of all, including those of the conversation before, or a lower bound of it.
+        tokens: usize,
+        /// Whether `tokens` is the exact number.
+        exact: bool,
+    },
+    /// It has too many ids, and truncating it would take more memory than encoding may take.
+    Uncuttable {
+        /// A lower bound of the number of its ids.
+        tokens: usize,
+        /// The memory, in bytes.
+        memory: usize,
+    },
     /// The model's text side refuses it.
     Refused(String),
     /// It has images, and the model takes none.
     ImagesUnsupported,
     /// An image can't be read.
-    BadImage { index: usize, message: String },
+    BadImage {
+        /// Its index in the request.
+        index: usize,
+        /// One line for the client.
+        message: String,
+    },
     /// An image has more pixels than the limit.
-    ImageTooLarge { index: usize, pixels: u64, most: u64 },
+    ImageTooLarge {
+        /// Its index in the request.
+        index: usize,
+        /// Its pixels.
+        pixels: u64,
+        /// The limit.
+        most: u64,
+    },
     /// Its time passed before its turn.
     Expired,
     /// Processes died while they encoded it alone.
     GivenUp {
+        /// The number of processes.
         deaths: u32,
         /// Whether this has not been reported yet.
         first: bool,
@@ -110,7 +135,7 @@ pub(crate) enum NotEncoded {
 
 impl EncodeDoor {
     /// Returns a door that takes over the note of an earlier process from `folder`, if there is one.
-    pub(crate) fn open(folder: Option<&Path>) -> Self {
+    pub fn open(folder: Option<&Path>) -> Self {
         Self {
             budget: MemoryBudget::new(ENCODE_MEMORY),
             note: Arc::new(Mutex::new(EncodeNote::open(folder))),
@@ -119,11 +144,7 @@ impl EncodeDoor {
     }
 
     /// Encodes a text when there is memory for it.
-    pub(crate) async fn encode(
-        &self,
-        prompts: &Arc<dyn Prompts>,
-        encode: Encode,
-    ) -> Result<Encoded, NotEncoded> {
+    pub async fn encode(&self, prompts: &Arc<dyn Prompts>, encode: Encode) -> Result<Encoded, NotEncoded> {
         let Encode {
             mut messages,
             images,
@@ -181,7 +202,7 @@ impl EncodeDoor {
     }
 
     /// Closes the note: the process ends in good order, and no entry is a trace of a crash any more.
-    pub(crate) fn close(&self) {
+    pub fn close(&self) {
         self.lock().close();
     }
 

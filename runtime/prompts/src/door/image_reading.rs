@@ -7,7 +7,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::budget::{Lane, Share};
 use super::{EncodeDoor, NotEncoded};
-use crate::prompts::Prompts;
+use crate::interface::Prompts;
 use phi_edge_api::RequestImage;
 use phi_edge_store::encode_note::{self, WorkDigest};
 
@@ -17,10 +17,11 @@ const BYTES_PER_PIXEL: usize = 3 * 4;
 
 /// The images of a request, and the bound of each.
 #[derive(Clone)]
-pub(crate) struct ImagesToRead {
-    pub(crate) images: Arc<[RequestImage]>,
+pub struct ImagesToRead {
+    /// The images.
+    pub images: Arc<[RequestImage]>,
     /// The maximum number of pixels of one.
-    pub(crate) max_pixels: u64,
+    pub max_pixels: u64,
 }
 
 impl ImagesToRead {

@@ -5,7 +5,7 @@
 
 use phi_edge_engine::TokenId;
 
-use crate::prompts::Prompts;
+use crate::interface::Prompts;
 
 /// The number of tokens behind the last certain text that are tried one by one: those of a few characters in the byte
 /// fallback.
@@ -13,7 +13,7 @@ const PENDING_TOKENS: usize = 64;
 
 /// Returns the ids that decode to `text`, with which the text of `tokens` begins: the tokens whose text lies wholly within
 /// it, then the encoding of the part of a token that was cut.
-pub(crate) fn seen(prompts: &dyn Prompts, tokens: &[TokenId], text: &str) -> Vec<TokenId> {
+pub fn seen(prompts: &dyn Prompts, tokens: &[TokenId], text: &str) -> Vec<TokenId> {
     let (certain, looked_at) = match extent(prompts, tokens, text) {
         Extent::Whole => return tokens.to_vec(),
         Extent::Part { certain, looked_at } => (certain, looked_at),
