@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use phi_edge_engine::{Image, ImagePixels, PixelSource, PixelState};
-use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, decode, image_id, preprocess};
+use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, Role, decode, image_id, preprocess};
 
 use crate::exit::{Exit, Fault};
 
@@ -58,16 +58,15 @@ impl PixelSource for ReadyPixels {
     }
 }
 
-/// Puts images before the text of a turn, one a line.
-pub(super) fn before_text(turn: Message, images: &[ImageInfo]) -> Message {
+/// The user's turn of a prompt with images before its text, one a line.
+pub(super) fn user_turn(prompt: &str, images: &[ImageInfo]) -> Message {
     let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
         at: image,
         image,
         info: Some(*info),
     });
     Message {
-        content: "\n".repeat(images.len()) + &turn.content,
         images: placed.collect(),
-        ..turn
+        ..Message::new(Role::User, "\n".repeat(images.len()) + prompt)
     }
 }
