@@ -100,8 +100,8 @@ async fn serve(port: u16, folder: PathBuf) -> Result<()> {
             sink.finish(Summary {
                 finish: Finish::Stop,
                 tokens: vec![TokenId(1)],
-                prompt_tokens: request.prompt.len(),
                 image_tokens: 0,
+                prompt_tokens: request.prompt.len(),
                 cached_tokens: 0,
                 draft_tokens: 0,
                 accepted_draft_tokens: 0,

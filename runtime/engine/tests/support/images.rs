@@ -1,6 +1,13 @@
 //! Images of the scripted decoder: their pixels follow from their identities, their features from their pixels, and the keys
 //! at their places from their features.
 
+#![allow(
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
+    clippy::cast_possible_truncation,
+    reason = "numbers of tests are small"
+)]
+
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 

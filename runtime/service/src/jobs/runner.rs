@@ -25,6 +25,7 @@ use phi_edge_job::{ErrorCode, FinishReason};
 pub(crate) const END_WAIT: Duration = Duration::from_secs(10);
 
 /// How a job ended.
+#[allow(clippy::large_enum_variant, reason = "one for each job, moved once")]
 #[derive(Debug, PartialEq)]
 pub(crate) enum Ended {
     Answered {
