@@ -13,7 +13,7 @@ use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Client;
 use phi_edge_service::inspect;
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, client, demo_model, free_port, has_library, http, json, next, state,
+    BASE, Daemon, Mosquitto, client, demo_model, free_port, has_library, http, json, next, phi_edge, state,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -288,19 +288,34 @@ async fn a_killed_daemon_answers_once_after_its_restart_and_keeps_no_picture() {
     assert_eq!((held.open, held.images, held.image_bytes), (0, 0, 0), "{held:?}");
 }
 
+/// A PNG file of this size without pixels.
+fn header(width: u32, height: u32) -> Vec<u8> {
+    let mut chunk = b"IHDR".to_vec();
+    chunk.extend([width.to_be_bytes(), height.to_be_bytes()].concat());
+    chunk.extend([8, 2, 0, 0, 0]);
+    // CRC-32 of ISO 3309, bit by bit.
+    let sum = chunk.iter().fold(u32::MAX, |sum, byte| {
+        (0..8).fold(sum ^ u32::from(*byte), |sum, _| {
+            (sum >> 1) ^ (0xEDB8_8320 * (sum & 1))
+        })
+    });
+    let mut file = b"\x89PNG\r\n\x1a\n\0\0\0\x0D".to_vec();
+    file.extend(chunk);
+    file.extend((!sum).to_be_bytes());
+    // A decoder reads on to the first chunk of pixels.
+    file.extend(b"\0\0\0\x01IDAT\0\0\0\0\0");
+    file
+}
+
 #[tokio::test]
 async fn damaged_and_large_pictures_get_one_error_each() {
-    let Some(mut node) = Node::start(&["limits.image_pixels=2000000"]).await else {
+    let Some(mut node) = Node::start(&["limits.image_pixels=1200000"]).await else {
         return;
     };
     let mut cut = std::fs::read(picture("gate.png")).unwrap();
     cut.truncate(cut.len() / 2);
     let cut = BASE64_STANDARD.encode(cut);
-    // A PNG header of 40000 x 40000 pixels and nothing else.
-    let mut bomb = std::fs::read(picture("gate.png")).unwrap();
-    bomb.truncate(16);
-    bomb.extend([0, 0, 0x9C, 0x40, 0, 0, 0x9C, 0x40, 8, 2, 0, 0, 0, 0, 0, 0, 0]);
-    let bomb = BASE64_STANDARD.encode(bomb);
+    let bomb = BASE64_STANDARD.encode(header(40_000, 40_000));
     for (id, images, code) in [
         ("cut", json!([base64("gate.png"), cut]), "bad_request"),
         (
@@ -308,19 +323,52 @@ async fn damaged_and_large_pictures_get_one_error_each() {
             json!([BASE64_STANDARD.encode("no picture")]),
             "bad_request",
         ),
+        ("bomb", json!([bomb]), "too_large"),
     ] {
         let reply = node.ask(json!({"id":id,"prompt":"What?","images":images})).await;
         assert_eq!(reply["error"]["code"], code, "{reply}");
         let message = reply["error"]["message"].as_str().unwrap();
         assert!(message.contains("images["), "{message}");
     }
-    let reply = node
-        .ask(json!({"id":"bomb","prompt":"What?","images":[bomb]}))
-        .await;
-    let code = reply["error"]["code"].as_str().unwrap();
-    assert!(["bad_request", "too_large"].contains(&code), "{reply}");
     let after = node
         .ask(json!({"id":"after","prompt":GERMAN,"images":[base64("gate.png")],"max_tokens":8}))
         .await;
     assert_eq!(after["text"], golden(node.model.path(), "gate.png").0);
+}
+
+#[test]
+fn the_command_answers_about_a_picture_in_its_own_process() {
+    if !has_library() {
+        return;
+    }
+    let model = model();
+    let ask = |more: &[&str]| {
+        let output = Command::new(phi_edge())
+            .args([
+                "ask",
+                "--provider",
+                "cpu",
+                "--kv-cache",
+                "f32",
+                "--max-tokens",
+                "8",
+                "--json",
+            ])
+            .arg("--model")
+            .arg(model.path())
+            .arg("--image")
+            .arg(picture("gate.png"))
+            .args(more)
+            .arg(GERMAN)
+            .env("XDG_CACHE_HOME", env!("CARGO_TARGET_TMPDIR"))
+            .output()
+            .unwrap();
+        let error = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{error}");
+        serde_json::from_slice::<Value>(&output.stdout).unwrap()
+    };
+    let reply = ask(&[]);
+    assert_eq!(reply["text"], golden(model.path(), "gate.png").0, "{reply}");
+    assert_eq!(count(&reply, "image_tokens"), SQUARE);
+    assert_eq!(count(&ask(&["--num-crops", "1"]), "image_tokens"), 313);
 }

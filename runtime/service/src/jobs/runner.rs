@@ -33,7 +33,7 @@ pub(crate) enum Ended {
         finish: FinishReason,
         /// From acceptance to the engine's start.
         queued: Duration,
-        summary: Summary,
+        summary: Box<Summary>,
         /// The ids of `text` for a session to go on with, where they may be others than the summary's.
         seen: Option<Vec<TokenId>>,
         /// The job's images, in its order.
@@ -221,7 +221,7 @@ async fn follow(mut run: Run) -> Ended {
                     text,
                     finish,
                     queued: run.waited + summary.queued,
-                    summary,
+                    summary: Box::new(summary),
                     seen: None,
                     images: run.images,
                 };

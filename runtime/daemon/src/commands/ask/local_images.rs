@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use phi_edge_engine::{Image, ImagePixels, PixelSource, PixelState};
-use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, decode, image_id, preprocess};
+use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, Role, decode, image_id, preprocess};
 
 use crate::exit::{Exit, Fault};
 
@@ -58,14 +58,15 @@ impl PixelSource for ReadyPixels {
     }
 }
 
-/// Puts images before the text of a turn, one a line.
-pub(super) fn before_text(mut turn: Message, images: &[ImageInfo]) -> Message {
+/// The user's turn of a prompt with images before its text, one a line.
+pub(super) fn user_turn(prompt: &str, images: &[ImageInfo]) -> Message {
     let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
         at: image,
         image,
         info: Some(*info),
     });
-    turn.images = placed.collect();
-    turn.content.insert_str(0, &"\n".repeat(images.len()));
-    turn
+    Message {
+        images: placed.collect(),
+        ..Message::new(Role::User, "\n".repeat(images.len()) + prompt)
+    }
 }

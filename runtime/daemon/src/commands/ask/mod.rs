@@ -124,10 +124,10 @@ fn encode(
             if args.raw {
                 Symbol::of_tokens(text.encode_raw(&prompt)?)
             } else if truncation == Truncation::Error {
-                text.encode_chat(&conversation(args, prompt, images))?
+                text.encode_chat(&conversation(args, &prompt, images))?
             } else {
                 let room = PromptRoom::beside(args.max_tokens as usize, context);
-                return encode_truncated(text, &[], &conversation(args, prompt, images), truncation, room)
+                return encode_truncated(text, &[], &conversation(args, &prompt, images), truncation, room)
                     .map_err(|error| {
                         Fault::failed(format!("{error}, after truncation; the context takes {context}"))
                     });
@@ -169,12 +169,12 @@ fn request(
     }
 }
 
-fn conversation(args: &AskArgs, prompt: String, images: &[ImageInfo]) -> Vec<Message> {
+fn conversation(args: &AskArgs, prompt: &str, images: &[ImageInfo]) -> Vec<Message> {
     let system = args
         .system
         .iter()
         .map(|text| Message::new(Role::System, text.clone()));
-    let user = local_images::before_text(Message::new(Role::User, prompt), images);
+    let user = local_images::user_turn(prompt, images);
     system.chain([user]).collect()
 }
 
