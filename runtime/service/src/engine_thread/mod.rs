@@ -214,16 +214,18 @@ impl<F> Host<F> {
                 liveness.rest();
                 // Work is at hand while pixels are made: the model stays loaded.
                 let next = if waits_for_pixels {
-                    self.inbox.blocking_recv().ok_or(ServeEnd::Orphaned)
+                    // Without handles what waits is cancelled below.
+                    self.inbox.blocking_recv().ok_or(None)
                 } else {
-                    self.next()
+                    self.next().map_err(Some)
                 };
                 match next {
+                    Err(None) => liveness.work(),
                     Ok(command) => {
                         liveness.work();
                         take(&mut engine, &mut sinks, command, now());
                     }
-                    Err(end) => return end,
+                    Err(Some(end)) => return end,
                 }
             }
             // In this order no cancellation is missed: one that raised before this has set its flag before
