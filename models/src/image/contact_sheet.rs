@@ -15,7 +15,7 @@ const BACKGROUND: Rgb<u8> = Rgb([255, 255, 255]);
 
 /// The reason for which there is no contact sheet; one line.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("none of the {pictures} pictures can be read: {reason}")]
+#[error("none of the {pictures} pictures can be read: the first {reason}")]
 pub struct SheetError {
     /// The number of files.
     pub pictures: usize,
@@ -63,7 +63,7 @@ pub fn contact_sheet_file(files: &[&[u8]], max_pixels: u64) -> Result<Vec<u8>, S
         reason,
     };
     if pictures.is_empty() {
-        return Err(error(first_fault.unwrap_or_else(|| "there are none".to_owned())));
+        return Err(error(first_fault.unwrap_or_else(|| "is missing".to_owned())));
     }
     let mut png = Cursor::new(Vec::new());
     contact_sheet(&pictures)
@@ -157,7 +157,7 @@ mod tests {
         let fault = contact_sheet_file(&[&large, b"no picture"], 1_000).unwrap_err();
         assert_eq!(
             fault.to_string(),
-            "none of the 2 pictures can be read: it has 60000 pixels, 1000 are the most"
+            "none of the 2 pictures can be read: the first has 300 x 200 pixels, 1000 are the most (limits.image_pixels)"
         );
         assert!(contact_sheet_file(&[], 1_000).is_err());
     }

@@ -86,9 +86,14 @@ pub(crate) fn open(
         ),
     };
     let session = match source.edited {
-        None => builder(library, provider, threads)?.commit_from_file(source.path),
-        Some(edited) => builder_beside_weights(library, provider, threads, edited.weights_folder)?
-            .commit_from_memory(edited.graph),
+        None => {
+            let mut builder = builder(library, provider, threads)?;
+            custom_operators::commit(|| builder.commit_from_file(source.path))
+        }
+        Some(edited) => {
+            let mut builder = builder_beside_weights(library, provider, threads, edited.weights_folder)?;
+            custom_operators::commit(|| builder.commit_from_memory(edited.graph))
+        }
     };
     validate(session.map_err(fault)?, provider, source.config, source.path)
 }

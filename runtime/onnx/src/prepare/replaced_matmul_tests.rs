@@ -8,7 +8,7 @@ use ort::value::Tensor;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::custom_operators::domain;
+use crate::custom_operators::{self, domain};
 use crate::library::Library;
 use crate::matmul::{OPERATOR, available};
 use crate::onnx_proto::{
@@ -95,14 +95,13 @@ fn graph(zeros: bool) -> Bytes {
 }
 
 fn run(library: &Library, graph: &[u8], dims: [usize; 3], input: &[f32]) -> (Vec<i64>, Vec<f32>) {
-    let mut session = Session::builder(library.environment())
+    let mut builder = Session::builder(library.environment())
         .unwrap()
         .with_intra_threads(2)
         .unwrap()
         .with_operators(domain(2).unwrap())
-        .unwrap()
-        .commit_from_memory(graph)
         .unwrap();
+    let mut session = custom_operators::commit(|| builder.commit_from_memory(graph)).unwrap();
     let input = Tensor::from_array((dims, input.to_vec())).unwrap();
     let outputs = session.run(ort::inputs!["x" => input]).unwrap();
     let (shape, values) = outputs["y"].try_extract_tensor::<f32>().unwrap();

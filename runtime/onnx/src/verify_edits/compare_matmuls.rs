@@ -4,6 +4,7 @@ use ort::session::Session;
 use ort::value::Tensor;
 use prost::bytes::Bytes;
 
+use crate::custom_operators;
 use crate::error::one_line;
 use crate::prepare::{SingleMatmul, replace_matmuls, single_matmuls};
 use crate::session;
@@ -44,11 +45,10 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
 fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<Vec<Vec<f32>>, String> {
     let said = |error: ort::Error| one_line(error);
     let folder = trial.weights_folder;
+    let mut builder = session::builder_beside_weights(trial.library, trial.provider, trial.threads, folder)
+        .map_err(|error| error.to_string())?;
     let mut session: Session =
-        session::builder_beside_weights(trial.library, trial.provider, trial.threads, folder)
-            .map_err(|error| error.to_string())?
-            .commit_from_memory(graph)
-            .map_err(said)?;
+        custom_operators::commit(|| builder.commit_from_memory(graph)).map_err(said)?;
     let mut results = Vec::new();
     for rows in TRIAL_ROWS {
         let inputs = matmuls.iter().map(|matmul| {

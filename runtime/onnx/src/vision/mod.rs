@@ -11,6 +11,7 @@ mod weights;
 
 use std::sync::Arc;
 
+use ort::logging::LogLevel;
 use ort::session::RunOptions;
 use phi_edge_engine::{DecodeError, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Interrupt};
 use phi_edge_models::VisionConfig;
@@ -88,6 +89,14 @@ impl VisionEncoder {
             data,
             width: self.width,
         }))
+    }
+
+    /// Keeps what fails in its runs from the library's log: for trials that may fail.
+    fn silence(&mut self) -> ort::Result<()> {
+        let mut options = RunOptions::new()?;
+        options.set_log_level(LogLevel::Fatal)?;
+        self.options = Arc::new(options);
+        Ok(())
     }
 
     /// Whether each crop is a run of its own.

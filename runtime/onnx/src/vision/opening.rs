@@ -10,6 +10,7 @@ use prost::bytes::Bytes;
 use super::sessions::{CutSessions, Sessions};
 use super::trial_image::{relative_error, trial_image};
 use super::{VisionEncoder, VisionWeights};
+use crate::custom_operators;
 use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::{OnnxError, one_line};
 use crate::graph_file::{folder_of, read_graph};
@@ -52,8 +53,8 @@ pub(crate) fn open(source: &EncoderSource<'_>) -> Result<Option<VisionEncoder>, 
     };
     let Ok(graph) = read_graph(&path) else {
         // A graph that holds its weights itself, or can't be read: opening it gives the best error.
-        let session = session::builder(source.library, source.provider, source.threads)?
-            .commit_from_file(&path)
+        let mut builder = session::builder(source.library, source.provider, source.threads)?;
+        let session = custom_operators::commit(|| builder.commit_from_file(&path))
             .map_err(|error| opening.refused(&one_line(error)))?;
         let encoder = opening.encoder(Sessions::Whole(session))?;
         return match source.weights {
@@ -142,6 +143,7 @@ impl Opening<'_> {
         let mut encoder = self
             .open_cut(located, cut, axis, None)
             .map_err(|error| error.to_string())?;
+        encoder.silence().map_err(|error| error.to_string())?;
         let error = relative_error(&trial(&mut encoder)?, whole);
         tracing::debug!(
             error,
@@ -262,14 +264,14 @@ impl Opening<'_> {
         quantisation: Option<(i64, i64)>,
     ) -> Result<Session, OnnxError> {
         let quantised = quantisation.and_then(|(bits, block)| quantise_matmuls(graph, bits, block));
-        session::builder_beside_weights(
+        let mut builder = session::builder_beside_weights(
             self.source.library,
             self.source.provider,
             self.source.threads,
             folder,
-        )?
-        .commit_from_memory(quantised.as_ref().unwrap_or(graph))
-        .map_err(|error| self.refused(&one_line(error)))
+        )?;
+        custom_operators::commit(|| builder.commit_from_memory(quantised.as_ref().unwrap_or(graph)))
+            .map_err(|error| self.refused(&one_line(error)))
     }
 
     fn encoder(&self, sessions: Sessions) -> Result<VisionEncoder, OnnxError> {
