@@ -7,11 +7,13 @@ use std::sync::mpsc as std_mpsc;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Caps, DecodeError, Decoder, Engine, EngineConfig, Interrupt, Logits, RowId, Step, Wanted,
+    Caps, DecodeError, Decoder, Engine, EngineConfig, ImageEncoding, ImageFeatures, ImageId, ImagePixels,
+    Interrupt, Logits, RowId, Step, Wanted,
 };
+use phi_edge_models::PlacedImage;
 use phi_edge_service::{
-    ErrorCode, FinishReason, Message, NewJob, Reply, ReplyBody, Role, Service, ServiceConfig, StartError,
-    spawn_engine,
+    Detail, ErrorCode, FinishReason, LivenessProbe, Message, NewJob, Reply, ReplyBody, RequestImage, Role,
+    Service, ServiceConfig, StartError, spawn_engine,
 };
 use support::{Bytes, job, key};
 use tokio::sync::mpsc;
@@ -100,6 +102,23 @@ impl Decoder for Alphabet {
             self.logits.extend(logits);
         }
         Ok(Logits::new(&self.logits, VOCAB))
+    }
+
+    fn encode_image(
+        &mut self,
+        image: ImageId,
+        pixels: &ImagePixels,
+        encoding: &mut ImageEncoding,
+        _interrupt: &Interrupt,
+    ) -> Result<Option<ImageFeatures>, DecodeError> {
+        encoding.crops += 1;
+        let width = self.caps.image_width.expect("a model that takes images");
+        // The text side gives an image as many places as crops.
+        Ok((encoding.crops == pixels.crops).then(|| ImageFeatures {
+            id: image,
+            data: vec![0.0; pixels.crops * width],
+            width,
+        }))
     }
 
     fn ensure(&mut self, _row: RowId, _len: usize) -> Result<(), DecodeError> {
@@ -516,4 +535,107 @@ async fn the_memory_of_keys_and_values_is_known_before_the_first_job() {
     );
     let load = service.engine_load();
     assert_eq!((load.steps, load.kv.budget), (0, Some(1 << 20)));
+}
+
+/// An engine of two slots that takes images, whose pixels wait for the gate, and its liveness.
+async fn start_with_images() -> (Ends, LivenessProbe, std_mpsc::Sender<Result<(), String>>) {
+    let engine = spawn_engine("engine-test", Some(Duration::from_millis(1)), || {
+        let mut decoder = Alphabet::new(Mood::Works, std_mpsc::channel().0);
+        decoder.caps.image_width = Some(2);
+        let config = EngineConfig {
+            slots: 2,
+            ..EngineConfig::default()
+        };
+        Ok::<_, &'static str>(Engine::new(decoder, config))
+    })
+    .await
+    .expect("the engine starts");
+    let liveness = engine.liveness();
+    let (open, gate) = std_mpsc::channel();
+    let prompts = Bytes {
+        takes_images: true,
+        pixel_gate: Some(gate.into()),
+    };
+    let (replies_tx, replies) = mpsc::channel(16);
+    let ends = Ends {
+        service: Service::start(ServiceConfig::default(), engine, Arc::new(prompts), replies_tx),
+        replies,
+        hanging: std_mpsc::channel().1,
+    };
+    (ends, liveness, open)
+}
+
+/// A request with an image before its last letter.
+fn with_image(id: &str) -> NewJob {
+    let mut job = job(id);
+    job.images = vec![RequestImage {
+        file: b"gate".as_slice().into(),
+        detail: Detail::Auto,
+    }];
+    let place = job.messages[0].content.len() - 1;
+    job.messages[0].images = vec![PlacedImage::unread(place, 0)];
+    job
+}
+
+/// Waits until the engine rests though it has computed what stands before the image.
+async fn rests_before_the_image(ends: &Ends, liveness: &LivenessProbe) {
+    let begun = std::time::Instant::now();
+    loop {
+        let steps = ends.service.engine_load().steps;
+        let resting = liveness.read();
+        if steps > 1 && !resting.is_stuck_since(resting) {
+            return;
+        }
+        assert!(begun.elapsed() < TIMEOUT, "it has nothing to do");
+        tokio::task::yield_now().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_engine_rests_while_pixels_are_made_and_others_go_on() {
+    let (mut ends, liveness, open) = start_with_images().await;
+    ends.service.submit(with_image("x")).await.unwrap();
+    rests_before_the_image(&ends, &liveness).await;
+    let texts = |body| match body {
+        ReplyBody::Final(answer) => (answer.text, answer.image_tokens),
+        other => panic!("not an answer: {other:?}"),
+    };
+    ends.service.submit(job("v")).await.unwrap();
+    assert_eq!(texts(outcome(&mut ends).await), ("wxyz".to_owned(), 0));
+    let load = ends.service.engine_load();
+    assert!(load.loaded && load.crops_encoded == 0, "{load:?}");
+    open.send(Ok(())).expect("the pixels are asked for");
+    assert_eq!(texts(outcome(&mut ends).await), ("yz".to_owned(), 4));
+    assert_eq!(ends.service.engine_load().crops_encoded, 4);
+    ends.service.drain(TIMEOUT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_request_that_waits_for_pixels_can_be_cancelled() {
+    let (mut ends, liveness, open) = start_with_images().await;
+    ends.service.submit(with_image("x")).await.unwrap();
+    rests_before_the_image(&ends, &liveness).await;
+    assert!(ends.service.cancel(&key("x")));
+    let ReplyBody::Final(answer) = outcome(&mut ends).await else {
+        panic!("not an answer")
+    };
+    assert_eq!(answer.finish_reason, FinishReason::Cancelled);
+    // The runtime waits for the thread that makes pixels.
+    drop(open);
+    ends.service.drain(TIMEOUT).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pixels_that_fail_are_the_fault_of_the_request() {
+    let (mut ends, liveness, open) = start_with_images().await;
+    ends.service.submit(with_image("x")).await.unwrap();
+    rests_before_the_image(&ends, &liveness).await;
+    open.send(Err("it is damaged".to_owned()))
+        .expect("the pixels are asked for");
+    let ReplyBody::Error(error) = outcome(&mut ends).await else {
+        panic!("not an error")
+    };
+    assert_eq!(error.code, ErrorCode::BadRequest);
+    assert!(error.message.contains("it is damaged"), "{}", error.message);
+    ends.service.drain(TIMEOUT).await;
 }

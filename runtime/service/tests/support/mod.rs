@@ -7,7 +7,7 @@
 )]
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use phi_edge_engine::{
@@ -34,7 +34,11 @@ const TIMEOUT: Duration = Duration::from_hours(1);
 pub struct Bytes {
     /// Whether conversations may have images, which are no tokens.
     pub takes_images: bool,
+    /// Pixels are ready, or fail with a line, when this says so.
+    pub pixel_gate: Option<PixelGate>,
 }
+
+pub type PixelGate = Mutex<std::sync::mpsc::Receiver<Result<(), String>>>;
 
 impl Prompts for Bytes {
     fn encode(&self, messages: &[Message]) -> Result<Vec<Symbol>, String> {
@@ -94,6 +98,10 @@ impl Prompts for Bytes {
     }
 
     fn image_pixels(&self, _file: &[u8], detail: Detail) -> Result<ImagePixels, String> {
+        if let Some(gate) = &self.pixel_gate {
+            let opened = gate.lock().unwrap().recv();
+            opened.unwrap_or_else(|_| Err("the test is over".to_owned()))?;
+        }
         Ok(ImagePixels {
             data: vec![0.0; 3],
             crops: detail.crops(4),
@@ -241,7 +249,10 @@ impl Bench {
             slots: 1,
         };
         let store = Store::open(config, last_end).unwrap();
-        let prompts = Bytes { takes_images: true };
+        let prompts = Bytes {
+            takes_images: true,
+            ..Bytes::default()
+        };
         Self::asking(info, ServiceConfig::default(), 64, Some(store), prompts)
     }
 
@@ -252,7 +263,10 @@ impl Bench {
             memory: None,
             slots: 1,
         };
-        let prompts = Bytes { takes_images: true };
+        let prompts = Bytes {
+            takes_images: true,
+            ..Bytes::default()
+        };
         Self::asking(info, ServiceConfig::default(), 64, None, prompts)
     }
 
