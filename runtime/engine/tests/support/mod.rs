@@ -4,6 +4,8 @@
     dead_code,
     unreachable_pub,
     clippy::cast_possible_truncation,
+    clippy::cast_precision_loss,
+    clippy::cast_sign_loss,
     clippy::unwrap_used,
     reason = "each test file uses its part of one module"
 )]
