@@ -16,12 +16,14 @@ use phi_edge_engine::{
     DecodeError, Decoder, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Input, Interrupt, Regime, Row,
     RowId, Step, Symbol, TokenId, Wanted,
 };
-use phi_edge_models::ModelDir;
+use phi_edge_models::{ModelDir, decode, preprocess};
 use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
 use serde_json::Value;
 use support::{fixture, ids, library};
 
 /// The model's chunk of a prompt: not a divisor of anything in the prompts.
+/// More than any fixture's picture has.
+const MAX_PIXELS: u64 = 25_000_000;
 const CHUNK: usize = 500;
 
 struct Case {
@@ -80,8 +82,8 @@ fn load(library: &Library, folder: &Path, change: impl FnOnce(&mut DecoderConfig
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
 
-/// The folder that `models/export/vision_tests.py` writes (`PHI_EDGE_VISION_TESTS`): the reference's pixels, and the model
-/// in fp16. Where it is not given, tests that need it skip.
+/// The folder that `models/export/vision_tests.py` writes (`PHI_EDGE_VISION_TESTS`): the fixture's model in fp16. Where it is
+/// not given, the test that needs it skips; the project's own fp16 forms are always tested.
 fn vision_tests() -> Option<PathBuf> {
     let folder = std::env::var_os("PHI_EDGE_VISION_TESTS").map(PathBuf::from);
     if folder.is_none() {
@@ -90,21 +92,10 @@ fn vision_tests() -> Option<PathBuf> {
     folder
 }
 
-/// The pixels of an image file at 16 crops.
-fn pixels(folder: &Path, file: &str) -> ImagePixels {
-    let name = Path::new(file).file_name().unwrap().to_str().unwrap();
-    let read = |ending: &str| std::fs::read(folder.join(format!("pixels/{name}.{ending}"))).unwrap();
-    let floats = read("f32");
-    let floats = floats
-        .chunks_exact(4)
-        .map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
-    let data: Vec<f32> = floats.collect();
-    ImagePixels {
-        crops: data.len() / (3 * 336 * 336),
-        data,
-        side: 336,
-        grid: serde_json::from_slice(&read("json")).unwrap(),
-    }
+/// The pixels of a file, `crops` parts at most. Cases name it with its folder or without.
+fn pixels(images: &Path, file: &str, crops: usize) -> ImagePixels {
+    let file = std::fs::read(images.join(Path::new(file).file_name().unwrap())).unwrap();
+    preprocess(&decode(&file, MAX_PIXELS).unwrap(), crops)
 }
 
 fn id(number: usize) -> ImageId {
@@ -125,10 +116,15 @@ fn encode(decoder: &mut OnnxDecoder, id: ImageId, pixels: &ImagePixels) -> (Imag
     unreachable!("numbers do not end")
 }
 
-fn encode_all(decoder: &mut OnnxDecoder, folder: &Path, case: &Case) -> Vec<Arc<ImageFeatures>> {
-    let images = case.images.iter().enumerate();
-    images
-        .map(|(number, file)| Arc::new(encode(decoder, id(number), &pixels(folder, file)).0))
+fn encode_all(
+    decoder: &mut OnnxDecoder,
+    images: &Path,
+    crops: usize,
+    case: &Case,
+) -> Vec<Arc<ImageFeatures>> {
+    let files = case.images.iter().enumerate();
+    files
+        .map(|(number, file)| Arc::new(encode(decoder, id(number), &pixels(images, file, crops)).0))
         .collect()
 }
 
@@ -249,15 +245,14 @@ fn check_features(case: &Case, features: &[Arc<ImageFeatures>], tolerance: f64) 
 
 #[test]
 fn every_case_gives_the_references_features_and_answer() {
-    let (Some(folder), Some(library), Some(made)) = (fixture("phi35-vision-tiny"), library(), vision_tests())
-    else {
+    let (Some(folder), Some(library)) = (fixture("phi35-vision-tiny"), library()) else {
         return;
     };
     let mut decoder = load(&library, &folder, |_| ());
     assert!(decoder.encoder().unwrap().is_cut());
     let mut plain = load(&library, &folder, |config| config.prepare = Prepare::PLAIN);
     for case in cases(&folder.join("golden.json")) {
-        let features = encode_all(&mut decoder, &made, &case);
+        let features = encode_all(&mut decoder, &folder.join("images"), 16, &case);
         // JPEG decoders differ where the chroma is subsampled.
         let tolerance = if case.name == "photo" { 0.6 } else { 1e-3 };
         if !features.is_empty() {
@@ -293,7 +288,7 @@ fn the_fp16_form_gives_the_references_answer_on_the_processor() {
         (true, VisionWeights::F32, None)
     );
     for case in cases(&folder.join("golden.json")) {
-        let features = encode_all(&mut decoder, &made, &case);
+        let features = encode_all(&mut decoder, &folder.join("images"), 16, &case);
         if !features.is_empty() {
             check_features(&case, &features, if case.name == "photo" { 0.6 } else { 0.1 });
         }
@@ -310,9 +305,7 @@ fn the_fp16_form_gives_the_references_answer_on_the_processor() {
 /// The forms of tests/fixtures/vision, whose goldens are by plain ONNX Runtime.
 #[test]
 fn every_form_gives_the_references_answers_on_the_processor() {
-    let (Some(library), Some(made)) = (library(), vision_tests()) else {
-        return;
-    };
+    let Some(library) = library() else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/fixtures/vision");
     // Products with int4 weights round inputs to 8 bits, differently in the custom operator.
     for (form, prepare) in [
@@ -323,7 +316,7 @@ fn every_form_gives_the_references_answers_on_the_processor() {
         let mut decoder = load(&library, &folder.join(form), |config| config.prepare = prepare);
         assert!(decoder.encoder().unwrap().is_cut(), "{form}");
         for case in cases(&folder.join(format!("golden-{form}.json"))) {
-            let features = encode_all(&mut decoder, &made.join("forms"), &case);
+            let features = encode_all(&mut decoder, &folder.join("images"), 4, &case);
             let prompt = [(symbols(&case, &features), features)];
             let got = answers(&mut decoder, &prompt, case.expected.len());
             assert_eq!(got, [case.expected], "{form} {}", case.name);
