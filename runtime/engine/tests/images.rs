@@ -192,7 +192,7 @@ fn crops_alternate_with_the_tokens_of_others() {
 }
 
 #[test]
-fn late_pixels_hold_up_nobody_else() {
+fn late_pixels_hold_up_no_other_request() {
     let clock = Arc::default();
     let mut steps = Stepper::new(engine(EngineConfig {
         slots: 2,
@@ -429,7 +429,7 @@ fn a_cancellation_ends_the_encoding_and_frees_the_pixels() {
     while !steps.engine.is_idle() {
         steps.step();
     }
-    assert_eq!(steps.engine.crops_encoded(), 2 + 4, "it begins anew");
+    assert_eq!(steps.engine.crops_encoded(), 2 + 4, "it begins again");
 }
 
 #[test]
@@ -684,9 +684,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(3_000))]
 
     /// Whatever comes, goes, fails and is kept: one end each, the text of one alone, features within their bound, no crop
-    /// encoded without need, and nobody waits for ever.
+    /// encoded without need, and no request waits for ever.
     #[test]
-    fn images_are_encoded_once_for_whoever_needs_them(jobs in jobs(), conditions in conditions()) {
+    fn images_are_encoded_once_for_all_that_need_them(jobs in jobs(), conditions in conditions()) {
         let mut schedule = Schedule::new(&conditions);
         let bound = conditions.config.image_memory;
         let mut step = 0usize;

@@ -114,7 +114,7 @@ impl PixelSource for FilePixels {
     }
 }
 
-/// Makes the pixels of a file, unless nobody waits for them any more, and wakes the engine.
+/// Makes the pixels of a file, unless no request waits for them any more, and wakes the engine.
 async fn make(image: RequestImage, reader: ImageReader, state: Weak<Mutex<Option<PixelState>>>) {
     let waits = Weak::clone(&state);
     let pixels = reader.decode(move |prompts| {

@@ -107,7 +107,7 @@ fn faults_of_images_are_named_and_not_quoted() {
 
 #[test]
 fn images_are_counted_before_they_are_decoded() {
-    // The last ones are no base64, which nobody looks at.
+    // The last ones are no base64: they are not decoded.
     for text in [
         r#"{"prompt":"x","images":["!","!","!","!"]}"#,
         r#"{"images":["eA==","eA=="],"messages":[{"role":"user","content":[{"type":"image","data":"eA=="},{"type":"image","data":"!"}]}]}"#,
