@@ -57,7 +57,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 /// Compares a picture with the means of its crops and the samples of its pixels. Returns the largest difference of a sample.
 fn check(file: &Path, crops: usize, means: &Value, samples: &Value, size: &Value) -> f64 {
     let picture = decode(&std::fs::read(file).unwrap(), MAX_PIXELS).unwrap();
-    let pixels = preprocess(&picture, crops);
+    let pixels = preprocess(picture, crops);
     let shown = file.display();
     let size = numbers(size);
     let (rows, columns) = pixels.grid;

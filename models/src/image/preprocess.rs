@@ -17,9 +17,11 @@ const WHITE: Rgb<u8> = Rgb([255, 255, 255]);
 const CHANNELS: usize = 3;
 
 /// Cuts a picture into at most `crops` parts (1 to 16) and the view of the whole, which comes first.
-pub fn preprocess(picture: &RgbImage, crops: usize) -> ImagePixels {
+pub fn preprocess(picture: RgbImage, crops: usize) -> ImagePixels {
     let grid = ImageGrid::of(picture.width(), picture.height(), crops);
-    let padded = padded(picture, &grid);
+    let padded = padded(&picture, &grid);
+    // The largest of all, and not needed any more.
+    drop(picture);
     let (width, height) = grid.padded();
     let side = SIDE as usize;
     let parts = grid.rows * grid.columns;

@@ -48,7 +48,7 @@ impl TextModel {
     /// # Errors
     /// The file is no picture that can be read.
     pub fn image_pixels(&self, file: &[u8], detail: Detail) -> Result<ImagePixels, ReadError> {
-        Ok(preprocess(&decode(file, pixels_of(file)?)?, self.crops(detail)))
+        Ok(preprocess(decode(file, pixels_of(file)?)?, self.crops(detail)))
     }
 
     fn crops(&self, detail: Detail) -> usize {

@@ -95,7 +95,7 @@ fn vision_tests() -> Option<PathBuf> {
 /// The pixels of a file, `crops` parts at most. Cases name it with its folder or without.
 fn pixels(images: &Path, file: &str, crops: usize) -> ImagePixels {
     let file = std::fs::read(images.join(Path::new(file).file_name().unwrap())).unwrap();
-    preprocess(&decode(&file, MAX_PIXELS).unwrap(), crops)
+    preprocess(decode(&file, MAX_PIXELS).unwrap(), crops)
 }
 
 fn id(number: usize) -> ImageId {

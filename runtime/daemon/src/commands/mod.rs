@@ -6,6 +6,7 @@ mod broker_client;
 pub(crate) mod check;
 pub(crate) mod completions;
 pub(crate) mod config;
+mod local_images;
 mod local_model;
 pub(crate) mod manual;
 mod model_store;

@@ -2,7 +2,6 @@
 
 mod ask_args;
 mod images;
-mod local_images;
 mod remote;
 mod status_bar;
 
@@ -19,6 +18,7 @@ use phi_edge_models::{
 };
 use serde_json::json;
 
+use crate::commands::local_images::{LocalImages, user_turn};
 use crate::commands::local_model::LocalModel;
 use crate::exit::{Exit, Fault};
 use crate::setup::model::ModelSetup;
@@ -26,7 +26,6 @@ use crate::terminal;
 
 use ask_args::TruncationArg;
 pub(crate) use ask_args::{AskArgs, EXAMPLES};
-use local_images::LocalImages;
 use status_bar::StatusBar;
 
 /// The id of the only request.
@@ -174,7 +173,7 @@ fn conversation(args: &AskArgs, prompt: &str, images: &[ImageInfo]) -> Vec<Messa
         .system
         .iter()
         .map(|text| Message::new(Role::System, text.clone()));
-    let user = local_images::user_turn(prompt, images);
+    let user = user_turn(prompt, images);
     system.chain([user]).collect()
 }
 

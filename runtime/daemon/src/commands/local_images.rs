@@ -9,12 +9,12 @@ use phi_edge_models::{ImageGrid, ImageInfo, Message, PlacedImage, Role, decode, 
 use crate::exit::{Exit, Fault};
 
 /// The maximum number of pixels of a picture: the user's own file, on the user's own machine.
-const MAX_PIXELS: u64 = 256_000_000;
+pub(super) const MAX_PIXELS: u64 = 256_000_000;
 
 /// The pictures of a prompt, cut into crops.
-pub(super) struct LocalImages {
-    pub(super) infos: Vec<ImageInfo>,
-    pub(super) images: Vec<Image>,
+pub(crate) struct LocalImages {
+    pub(crate) infos: Vec<ImageInfo>,
+    pub(crate) images: Vec<Image>,
 }
 
 impl LocalImages {
@@ -22,7 +22,7 @@ impl LocalImages {
     ///
     /// # Errors
     /// A file can't be read as a picture.
-    pub(super) fn read(paths: &[PathBuf], files: &[Vec<u8>], crops: usize) -> Result<Self, Fault> {
+    pub(crate) fn read(paths: &[PathBuf], files: &[Vec<u8>], crops: usize) -> Result<Self, Fault> {
         let mut read = Self {
             infos: Vec::with_capacity(files.len()),
             images: Vec::with_capacity(files.len()),
@@ -34,14 +34,14 @@ impl LocalImages {
                 id: image_id(&picture, crops),
                 tokens: ImageGrid::of(picture.width(), picture.height(), crops).tokens(),
             };
-            let pixels = preprocess(&picture, crops);
+            let pixels = preprocess(picture, crops);
             read.infos.push(info);
             // The engine takes an image once, however often it is shown.
             if read.images.iter().all(|image| image.id != info.id) {
                 read.images.push(Image {
                     id: info.id,
                     tokens: info.tokens,
-                    source: Arc::new(ReadyPixels(Arc::new(pixels))),
+                    source: Arc::new(ReadyPixels::new(pixels)),
                 });
             }
         }
@@ -50,7 +50,13 @@ impl LocalImages {
 }
 
 /// Pixels that are there already.
-struct ReadyPixels(Arc<ImagePixels>);
+pub(super) struct ReadyPixels(Arc<ImagePixels>);
+
+impl ReadyPixels {
+    pub(super) fn new(pixels: ImagePixels) -> Self {
+        Self(Arc::new(pixels))
+    }
+}
 
 impl PixelSource for ReadyPixels {
     fn pixels(&self) -> PixelState {
@@ -59,7 +65,7 @@ impl PixelSource for ReadyPixels {
 }
 
 /// The user's turn of a prompt with images before its text, one a line.
-pub(super) fn user_turn(prompt: &str, images: &[ImageInfo]) -> Message {
+pub(crate) fn user_turn(prompt: &str, images: &[ImageInfo]) -> Message {
     let placed = images.iter().enumerate().map(|(image, info)| PlacedImage {
         at: image,
         image,
