@@ -1,7 +1,8 @@
 """Measurements of onnxruntime-genai: python genai_bench.py MODEL SCENARIO key=value …
 
 Does what `phi-edge bench --turns --json` does: prints one object when the model is loaded, then one for every line
-on standard input. Scenarios: `streams` (of one: `Generator`), `burst` and `arrivals` (`Engine`, which batches).
+on standard input. Scenarios: `streams` (of one: `Generator`), `burst` and `arrivals` (`Engine`, which batches), and `image`,
+whose last argument is a picture's path.
 """
 
 import json
@@ -14,13 +15,16 @@ import numpy as np
 import onnxruntime_genai as og
 
 folder, scenario = sys.argv[1], sys.argv[2]
+picture = sys.argv.pop() if scenario == "image" else None
 given = {key: int(value) for key, value in (argument.split("=") for argument in sys.argv[3:])}
-prompt, new, slots = given["prompt"], given["new"], given.get("concurrency", 1)
+prompt, new, slots = given.get("prompt", 0), given.get("new", 1), given.get("concurrency", 1)
 started = time.perf_counter()
 config = og.Config(folder)
 # Its default is half the cores; ours are all of them.
 options = {"session_options": {"intra_op_num_threads": given["threads"]}}
 overlay = {"model": {"decoder": options}}
+if picture:
+    overlay["model"] |= {"vision": options, "embedding": options}
 if slots > 1:
     overlay["engine"] = {"static_batching": {"max_batch_size": slots}}
 config.overlay(json.dumps(overlay))
@@ -137,10 +141,28 @@ def arrivals():
     return {"total_s": time.perf_counter() - started, "written": batch.written}
 
 
+def image():
+    """The first token of a prompt with a picture; the picture's file is read each time."""
+    begun = time.perf_counter()
+    inputs = processor(TEXT, images=og.Images.open(picture))
+    read = time.perf_counter() - begun
+    params = og.GeneratorParams(model)
+    params.set_search_options(max_length=4096, do_sample=False)
+    generator = og.Generator(model, params)
+    generator.set_inputs(inputs)
+    generator.generate_next_token()
+    return {"first_token_ms": (time.perf_counter() - begun) * 1000, "read_ms": read * 1000}
+
+
 # The first run pays for memory and kernels that all later ones have.
-generate(ids(0, 8), 2)
+if picture:
+    TEXT = "<|user|>\n<|image_1|>\nDescribe the image.<|end|>\n<|assistant|>\n"
+    processor = model.create_multimodal_processor()
+    image()
+else:
+    generate(ids(0, 8), 2)
 print(json.dumps({"load_ms": loaded * 1000, "version": og.__version__}), flush=True)
 for _ in sys.stdin:
-    report = {"streams": streams, "burst": burst, "arrivals": arrivals}[scenario]()
+    report = {"streams": streams, "burst": burst, "arrivals": arrivals, "image": image}[scenario]()
     report["rss_bytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(json.dumps(report), flush=True)

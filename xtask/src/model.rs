@@ -86,7 +86,7 @@ pub(crate) fn long_context() -> Result<PathBuf> {
 }
 
 /// Writes a directory of the vision model: `layers` layers of the decoder and `vision_layers` of the encoder.
-fn write_vision(out: &Path, layers: u32, vision_layers: u32) -> Result<()> {
+pub(crate) fn write_vision(out: &Path, layers: u32, vision_layers: u32) -> Result<()> {
     let interpreter = python::environment("model-tools")?;
     eprintln!("Writing {} …", out.display());
     run(Command::new(interpreter)

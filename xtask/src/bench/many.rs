@@ -154,7 +154,7 @@ pub(crate) fn gaps(setup: &Setup, args: &BenchArgs) -> Result<String> {
         column("median_gap_ms"),
         column("median_gap_while_entering_ms"),
         column("longest_gap_while_entering_ms"),
-        column("long_prompt_first_token_s"),
+        column("other_first_token_s"),
     ))
 }
 
@@ -219,16 +219,16 @@ fn total(text: &mut String, peers: &[Peer]) -> Result<()> {
     Ok(())
 }
 
-fn of(peer: &Peer, key: &str) -> Vec<f64> {
+pub(super) fn of(peer: &Peer, key: &str) -> Vec<f64> {
     peer.measured().iter().map(|report| number(report, key)).collect()
 }
 
-fn ratios(ours: &Peer, theirs: &Peer, key: &str) -> Vec<f64> {
+pub(super) fn ratios(ours: &Peer, theirs: &Peer, key: &str) -> Vec<f64> {
     let (ours, theirs) = (of(ours, key), of(theirs, key));
     ours.iter().zip(&theirs).map(|(a, b)| a / b).collect()
 }
 
-fn version(peer: &Peer) -> String {
+pub(super) fn version(peer: &Peer) -> String {
     let version: &Value = &peer.loaded()["version"];
     version.as_str().unwrap_or("?").to_owned()
 }

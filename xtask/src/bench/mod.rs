@@ -7,6 +7,7 @@ mod many;
 mod one;
 mod peer;
 pub(crate) mod table;
+mod vision;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -96,10 +97,12 @@ pub(crate) enum Section {
     Summary,
     /// Keys and values of 8 bits, against 32 bits.
     Kv,
+    /// A picture, against genai.
+    Vision,
 }
 
 impl Section {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::One,
         Self::Streams,
         Self::Arrivals,
@@ -108,6 +111,7 @@ impl Section {
         Self::Gaps,
         Self::Summary,
         Self::Kv,
+        Self::Vision,
     ];
 
     fn name(self) -> &'static str {
@@ -120,6 +124,7 @@ impl Section {
             Self::Gaps => "gaps",
             Self::Summary => "summary",
             Self::Kv => "kv",
+            Self::Vision => "vision",
         }
     }
 }
@@ -144,6 +149,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             Section::Gaps => many::gaps(&bench, args)?,
             Section::Summary => many::summary(&bench, args)?,
             Section::Kv => kv::measure(&bench, args)?,
+            Section::Vision => vision::measure(&bench, args)?,
         };
         print!("{report}");
         let file = root().join("docs/benchmarks.md");
@@ -167,12 +173,13 @@ struct Setup {
 
 impl Setup {
     fn of(args: &BenchArgs) -> Result<Self> {
+        let wanted = |section| args.only.is_empty() || args.only.contains(&section);
         let model = match &args.model {
             Some(model) => model.clone(),
+            None if args.only == [Section::Vision] => PathBuf::new(),
             None => full_shape()?,
         };
         run(cargo().args(["build", "--release", "--locked", "-p", "phi-edge"]))?;
-        let wanted = |section| args.only.is_empty() || args.only.contains(&section);
         let llama = if args.without_llama || !(wanted(Section::Burst) || wanted(Section::Streams)) {
             None
         } else {
@@ -204,10 +211,14 @@ impl Setup {
 
     /// xtask/genai_bench.py with these settings.
     fn genai(&self, scenario: &str, settings: &[(&str, u32)]) -> Command {
+        self.genai_on(&self.model, scenario, settings)
+    }
+
+    fn genai_on(&self, model: &Path, scenario: &str, settings: &[(&str, u32)]) -> Command {
         let mut command = Command::new(&self.genai);
         command
             .arg(root().join("xtask/genai_bench.py"))
-            .arg(&self.model)
+            .arg(model)
             .arg(scenario);
         self.settings(&mut command, settings);
         command

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phi_edge_onnx::{KvCache, Prepare, Provider};
+use phi_edge_onnx::{KvCache, Prepare, Provider, VisionWeights};
 
 #[derive(Args, Clone, Default)]
 pub(crate) struct ConfigArgs {
@@ -27,6 +27,9 @@ pub(crate) struct ModelArgs {
     /// small loss of accuracy). An explicit i8 is an error where it is not supported [default: auto].
     #[arg(long, value_name = "TYPE")]
     pub(crate) kv_cache: Option<KvCache>,
+    /// The form of the image encoder's weights in memory: auto, f32 (as the file has them), int8 or int4 [default: auto].
+    #[arg(long, value_name = "FORM")]
+    pub(crate) vision_weights: Option<VisionWeights>,
     /// Threads of a run [default: all processors this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

@@ -139,6 +139,9 @@ impl ModelSetup {
             setup.decoder.kv_cache = kv_cache;
             setup.kv_cache_origin = KvCacheOrigin::Flag;
         }
+        if let Some(weights) = args.vision_weights {
+            setup.decoder.vision_weights = weights;
+        }
         if let Some(threads) = args.threads {
             setup.decoder.threads = Some(threads.into());
         }

@@ -35,10 +35,16 @@ pub(crate) struct BenchArgs {
     /// Of `summary` and `--kv-loss`: prompts that the model answers by itself, one JSON string a line.
     #[arg(long, value_name = "FILE")]
     pub(crate) prompts: Option<PathBuf>,
+    /// Of `image` and `image-gaps`: the picture, a PNG, JPEG or WebP file.
+    #[arg(long, value_name = "FILE", required_if_eq_any = [("scenario", "image"), ("scenario", "image-gaps")])]
+    pub(crate) image: Option<PathBuf>,
+    /// Of `image` and `image-gaps`: how many parts the picture is cut into at most.
+    #[arg(long, value_name = "N", default_value = "4", value_parser = clap::value_parser!(u8).range(1..=16))]
+    pub(crate) num_crops: u8,
     /// Measure what 8-bit keys and values cost in accuracy against 32-bit ones, in place of any speed: top-1 agreement and KL
     /// divergence of the predictions on a built-in multilingual text, read in passages of `--prompt-tokens` [default: 2000,
     /// or the model's context], and on the model's own answers of `--new-tokens` to built-in prompts or to `--prompts`.
-    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "bare", "turns", "kv_cache"])]
+    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache"])]
     pub(crate) kv_loss: bool,
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]
@@ -66,6 +72,10 @@ pub(crate) enum Scenario {
     Gaps,
     /// A text that quotes its prompt, and one that does not, with and without guessing.
     Summary,
+    /// The first token of a prompt with a picture, `--image`.
+    Image,
+    /// The gaps of running streams while a picture, `--image`, is looked at.
+    ImageGaps,
 }
 
 impl BenchArgs {
@@ -77,7 +87,7 @@ impl BenchArgs {
     pub(crate) fn prompt_tokens(&self) -> usize {
         self.prompt_tokens.map_or(
             match self.scenario {
-                Scenario::Streams | Scenario::Arrivals => 128,
+                Scenario::Streams | Scenario::Arrivals | Scenario::Image | Scenario::ImageGaps => 128,
                 Scenario::Burst | Scenario::Cached => 60,
                 Scenario::Gaps => 2000,
                 Scenario::Summary => 1500,
@@ -94,7 +104,11 @@ impl BenchArgs {
     pub(crate) fn concurrency(&self) -> usize {
         self.concurrency.map_or(
             match self.scenario {
-                Scenario::Streams | Scenario::Cached | Scenario::Summary => 1,
+                Scenario::Streams
+                | Scenario::Cached
+                | Scenario::Summary
+                | Scenario::Image
+                | Scenario::ImageGaps => 1,
                 Scenario::Burst | Scenario::Gaps => 4,
                 Scenario::Arrivals => 8,
             },

@@ -2,6 +2,7 @@
 
 mod bench_args;
 mod kv_loss;
+mod picture;
 mod scenarios;
 mod scripted_decoder;
 mod summary;
@@ -67,6 +68,8 @@ fn once(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
         Scenario::Cached => scenarios::cached(local, args)?,
         Scenario::Gaps => scenarios::gaps(local, args)?,
         Scenario::Summary => summary::summary(local, args)?,
+        Scenario::Image => picture::first_token(local, args)?,
+        Scenario::ImageGaps => picture::gaps(local, args)?,
     };
     report["streams"] = json!(args.concurrency());
     report["rss_bytes"] = json!(process::peak_memory());

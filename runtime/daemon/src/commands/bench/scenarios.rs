@@ -19,7 +19,7 @@ pub(crate) fn burst(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault>
     for n in 0..args.requests() {
         let mut prompt = shared.clone();
         prompt.extend(prompt_of(local, salt + 1000 + n, own));
-        submit(local, n as u64, prompt, new)?;
+        submit(local, RequestId(n as u64), prompt, new)?;
     }
     let summaries = finish_all(local)?;
     let took = local.now().saturating_sub(started).as_secs_f64();
@@ -40,7 +40,7 @@ pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault
     let mut first_token = |shared: usize, own: usize| -> Result<(f64, usize), Fault> {
         let mut prompt = prompt_of(local, shared, args.shared_tokens as usize);
         prompt.extend(prompt_of(local, own, args.prompt_tokens()));
-        submit(local, 0, prompt, 1)?;
+        submit(local, RequestId(0), prompt, 1)?;
         let summaries = finish_all(local)?;
         let summary = &summaries[0];
         Ok((
@@ -60,13 +60,27 @@ pub(crate) fn cached(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault
 
 /// The gaps between a stream's tokens during the prefill of a long prompt.
 pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
-    const LONG_PROMPT_ID: u64 = 1 << 32;
+    gaps_beside(local, args, |local, id| {
+        let prompt = prompt_of(local, salt(local), args.prompt_tokens());
+        submit(local, id, prompt, 2)
+    })
+}
+
+/// The gaps between a stream's tokens from the moment when `submit_other` submits another request, of the id that it is given,
+/// to that request's first token.
+pub(super) fn gaps_beside(
+    local: &mut Bench,
+    args: &BenchArgs,
+    submit_other: impl FnOnce(&mut Bench, RequestId) -> Result<(), Fault>,
+) -> Result<Value, Fault> {
+    const OTHER_ID: RequestId = RequestId(1 << 32);
+    let mut submit_other = Some(submit_other);
     let streams = args.concurrency() as u64;
     let salt = salt(local);
     let clock = local.clock();
     for n in 0..streams {
         let prompt = prompt_of(local, salt + usize::try_from(n).unwrap_or(0), 16);
-        submit(local, n, prompt, args.new_tokens as usize)?;
+        submit(local, RequestId(n), prompt, args.new_tokens as usize)?;
     }
     let (interrupt, mut events) = (Interrupt::new(), Vec::new());
     let mut last: HashMap<u64, Duration> = HashMap::new();
@@ -93,7 +107,7 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
                     }
                 }
                 Event::Text { .. } => {
-                    if let Some((_, end)) = &mut entered {
+                    if let Some((_, end @ Duration::ZERO)) = &mut entered {
                         *end = now;
                     }
                 }
@@ -101,9 +115,10 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
                 Event::Started { .. } | Event::Progress { .. } | Event::Finished { .. } => {}
             }
         }
-        if entered.is_none() && before.len() > 8 * args.concurrency() {
-            let prompt = prompt_of(local, salt + 77, args.prompt_tokens());
-            submit(local, LONG_PROMPT_ID, prompt, 2)?;
+        if before.len() > 8 * args.concurrency()
+            && let Some(submit_other) = submit_other.take()
+        {
+            submit_other(local, OTHER_ID)?;
             entered = Some((clock(), Duration::ZERO));
         }
     }
@@ -115,7 +130,7 @@ pub(crate) fn gaps(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> 
         "longest_gap_while_entering_ms": longest,
         "longest_step_ms": longest_step.as_secs_f64() * 1000.0,
         "tokens_while_entering": during.len(),
-        "long_prompt_first_token_s": took,
+        "other_first_token_s": took,
     }))
 }
 
@@ -134,7 +149,7 @@ pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fau
         let elapsed = clock().saturating_sub(started);
         while arrived < requests && due(arrived) <= elapsed {
             let prompt = prompt_of(local, salt + arrived, args.prompt_tokens());
-            submit(local, arrived as u64, prompt, args.new_tokens as usize)?;
+            submit(local, RequestId(arrived as u64), prompt, args.new_tokens as usize)?;
             arrived += 1;
         }
         if local.engine.is_idle() {
@@ -153,11 +168,11 @@ pub(crate) fn arrivals(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fau
     }))
 }
 
-fn submit(local: &mut Bench, id: u64, prompt: Vec<Symbol>, new: usize) -> Result<(), Fault> {
+fn submit(local: &mut Bench, id: RequestId, prompt: Vec<Symbol>, new: usize) -> Result<(), Fault> {
     let now = local.now();
     local
         .engine
-        .submit(request_of(RequestId(id), prompt, new), now)
+        .submit(request_of(id, prompt, new), now)
         .map_err(Fault::failed)
 }
 

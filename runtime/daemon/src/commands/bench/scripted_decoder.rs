@@ -3,6 +3,8 @@
 //! Random weights never quote, so a text that quotes is prescribed: every run costs what it costs, and the logits it
 //! returns make greedy decoding choose the script's next token.
 
+use std::time::{Duration, Instant};
+
 use phi_edge_engine::{
     Caps, DecodeError, Decoder, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Interrupt, Logits, Row,
     RowId, Step, Symbol, Wanted,
@@ -17,6 +19,16 @@ pub(crate) struct ScriptedDecoder {
     logits: Vec<f32>,
     /// The indices at which `logits` is not 0.
     chosen: Vec<usize>,
+    times: Times,
+}
+
+/// What took how long.
+#[derive(Debug, Default)]
+pub(crate) struct Times {
+    /// The decoder's runs.
+    pub(crate) runs: Vec<Duration>,
+    /// The vision encoder's runs, of a crop each where its graph was cut.
+    pub(crate) crops: Vec<Duration>,
 }
 
 impl ScriptedDecoder {
@@ -26,6 +38,7 @@ impl ScriptedDecoder {
             script: Vec::new(),
             logits: Vec::new(),
             chosen: Vec::new(),
+            times: Times::default(),
         }
     }
 
@@ -40,6 +53,11 @@ impl ScriptedDecoder {
 
     pub(crate) fn inner_mut(&mut self) -> &mut OnnxDecoder {
         &mut self.decoder
+    }
+
+    /// Returns the times since the last call.
+    pub(crate) fn take_times(&mut self) -> Times {
+        std::mem::take(&mut self.times)
     }
 
     fn choose(&mut self, rows: &[Row<'_>], vocab: usize) {
@@ -70,10 +88,14 @@ impl Decoder for ScriptedDecoder {
     }
 
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
+        let started = Instant::now();
         if self.script.is_empty() {
-            return self.decoder.run(step, interrupt);
+            let logits = self.decoder.run(step, interrupt);
+            self.times.runs.push(started.elapsed());
+            return logits;
         }
         self.decoder.run(step, interrupt)?;
+        self.times.runs.push(started.elapsed());
         let vocab = self.decoder.caps().vocab_size;
         self.choose(step.rows, vocab);
         Ok(Logits::new(&self.logits, vocab))
@@ -110,6 +132,9 @@ impl Decoder for ScriptedDecoder {
         encoding: &mut ImageEncoding,
         interrupt: &Interrupt,
     ) -> Result<Option<ImageFeatures>, DecodeError> {
-        self.decoder.encode_image(image, pixels, encoding, interrupt)
+        let started = Instant::now();
+        let features = self.decoder.encode_image(image, pixels, encoding, interrupt)?;
+        self.times.crops.push(started.elapsed());
+        Ok(features)
     }
 }
