@@ -6,6 +6,8 @@ mod door;
 mod interface;
 mod seen_tokens;
 
-pub use door::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
+pub use door::{
+    DecodeMemory, DecodeShare, ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded,
+};
 pub use interface::{PromptError, Prompts};
 pub use seen_tokens::seen;

@@ -17,8 +17,8 @@ pub(super) enum Lane {
     Large,
 }
 
-/// A budget of memory in two lanes, each first come, first served.
-#[derive(Debug)]
+/// A budget of memory in two lanes, each first come, first served. Clones are the same budget.
+#[derive(Debug, Clone)]
 pub(super) struct MemoryBudget {
     small: Arc<Semaphore>,
     large: Arc<Semaphore>,

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use phi_edge_models::ImageInfo;
 use sha2::{Digest as _, Sha256};
 
-use super::budget::{Lane, Share};
+use super::budget::{Lane, MemoryBudget, Share};
 use super::{EncodeDoor, NotEncoded};
 use crate::interface::Prompts;
 use phi_edge_api::RequestImage;
@@ -57,8 +57,7 @@ impl ImagesToRead {
                     most: self.max_pixels,
                 });
             }
-            let pixels = usize::try_from(pixels).unwrap_or(usize::MAX);
-            memory = memory.max(pixels.saturating_mul(BYTES_PER_PIXEL));
+            memory = memory.max(decoding_memory(width, height));
         }
         Ok(memory)
     }
@@ -75,7 +74,41 @@ impl ImagesToRead {
     }
 }
 
+/// The memory for decoding images outside the door, out of the same budget as the door's.
+#[derive(Debug, Clone)]
+pub struct DecodeMemory(MemoryBudget);
+
+/// Memory for decoding one image, given back when it is dropped.
+#[derive(Debug)]
+#[must_use = "the memory is taken as long as this lives"]
+pub struct DecodeShare {
+    _share: Share,
+}
+
+impl DecodeMemory {
+    /// Waits for the memory that the decoding of an image of `size`, width and height in pixels, takes.
+    pub async fn take(&self, (width, height): (u32, u32)) -> DecodeShare {
+        let memory = decoding_memory(width, height);
+        DecodeShare {
+            _share: self.0.take(Lane::Large, memory).await,
+        }
+    }
+}
+
+/// The memory that the decoding of an image takes, in bytes.
+pub(super) fn decoding_memory(width: u32, height: u32) -> usize {
+    let pixels = u64::from(width) * u64::from(height);
+    usize::try_from(pixels)
+        .unwrap_or(usize::MAX)
+        .saturating_mul(BYTES_PER_PIXEL)
+}
+
 impl EncodeDoor {
+    /// Returns the memory for decoding images outside the door.
+    pub fn decode_memory(&self) -> DecodeMemory {
+        DecodeMemory(self.budget.clone())
+    }
+
     /// Reads the images of a request when there is memory for it.
     pub(super) async fn read_images(
         &self,

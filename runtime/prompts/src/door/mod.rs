@@ -7,6 +7,7 @@
 
 mod budget;
 mod image_reading;
+mod sheet_drawing;
 
 use parking_lot::Mutex;
 use std::path::Path;
@@ -20,7 +21,7 @@ use tokio::time::{Instant, sleep_until, timeout_at};
 
 use crate::interface::{PromptError, Prompts};
 use budget::{Lane, MemoryBudget, Share};
-pub use image_reading::ImagesToRead;
+pub use image_reading::{DecodeMemory, DecodeShare, ImagesToRead};
 use phi_edge_store::encode_note::{self, EncodeNote, Standing, WorkDigest};
 
 /// The memory that encoding may take, in bytes. One text of 1 MiB that can't be cut takes more: it is encoded alone.

@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 use super::known_images::KnownImage;
 use crate::engine_thread::EngineWaker;
 use phi_edge_api::RequestImage;
-use phi_edge_prompts::Prompts;
+use phi_edge_prompts::{DecodeMemory, Prompts};
 
 /// The number of images that are decoded at once for the engine, which encodes one after another. A large one takes
 /// hundreds of megabytes meanwhile.
@@ -22,6 +22,7 @@ const MAX_DECODES: usize = 1;
 pub(crate) struct ImageReader {
     prompts: Arc<dyn Prompts>,
     waker: EngineWaker,
+    memory: DecodeMemory,
     permits: Arc<Semaphore>,
     /// The engine's thread, which asks for pixels, is none of the runtime's.
     runtime: Handle,
@@ -29,10 +30,11 @@ pub(crate) struct ImageReader {
 
 impl ImageReader {
     /// A reader that decodes on the current tokio runtime.
-    pub(crate) fn new(prompts: Arc<dyn Prompts>, waker: EngineWaker) -> Self {
+    pub(crate) fn new(prompts: Arc<dyn Prompts>, memory: DecodeMemory, waker: EngineWaker) -> Self {
         Self {
             prompts,
             waker,
+            memory,
             permits: Arc::new(Semaphore::new(MAX_DECODES)),
             runtime: Handle::current(),
         }
@@ -46,7 +48,9 @@ impl ImageReader {
         let mut infos = Vec::with_capacity(files.len());
         for image in files {
             let image = image.clone();
-            let read = self.decode(move |prompts| prompts.read_image(&image.file, image.detail));
+            let read = self.decode(image, |prompts, image| {
+                prompts.read_image(&image.file, image.detail)
+            });
             infos.push(read.await?);
         }
         Ok(infos)
@@ -66,17 +70,20 @@ impl ImageReader {
         images.collect()
     }
 
-    /// Runs `read` on a thread where it may take its time, when its turn has come.
+    /// Runs `read`, which decodes the image, on a thread where it may take its time, when its turn has come and there is memory
+    /// for it.
     async fn decode<T: Send + 'static>(
         &self,
-        read: impl FnOnce(&dyn Prompts) -> Result<T, String> + Send + 'static,
+        image: RequestImage,
+        read: impl FnOnce(&dyn Prompts, &RequestImage) -> Result<T, String> + Send + 'static,
     ) -> Result<T, String> {
         // It is never closed.
         let permit = Arc::clone(&self.permits).acquire_owned().await.ok();
+        let share = self.memory.take(self.prompts.image_size(&image.file)?).await;
         let prompts = Arc::clone(&self.prompts);
         let read = tokio::task::spawn_blocking(move || {
-            let read = read(prompts.as_ref());
-            drop(permit);
+            let read = read(prompts.as_ref(), &image);
+            drop((permit, share));
             read
         });
         read.await.unwrap_or_else(|error| {
@@ -117,7 +124,7 @@ impl PixelSource for FilePixels {
 /// Makes the pixels of a file, unless no request waits for them any more, and wakes the engine.
 async fn make(image: RequestImage, reader: ImageReader, state: Weak<Mutex<Option<PixelState>>>) {
     let waits = Weak::clone(&state);
-    let pixels = reader.decode(move |prompts| {
+    let pixels = reader.decode(image, move |prompts, image| {
         if waits.strong_count() == 0 {
             return Err("the request has ended".to_owned());
         }

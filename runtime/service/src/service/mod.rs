@@ -92,7 +92,11 @@ impl Service {
         ));
         let runner = Runner {
             engine: engine.client(),
-            images: ImageReader::new(Arc::clone(&prompts), engine.engine_waker()),
+            images: ImageReader::new(
+                Arc::clone(&prompts),
+                shared.decode_memory(),
+                engine.engine_waker(),
+            ),
             prompts,
             replies,
             chunk_interval: config.chunk_interval,

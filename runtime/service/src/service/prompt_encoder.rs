@@ -15,7 +15,7 @@ use crate::jobs::ledger::Ledger;
 use phi_edge_api::{DeadLetter, NewJob, Refusal};
 use phi_edge_job::ErrorCode;
 use phi_edge_prompts::Prompts;
-use phi_edge_prompts::{ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
+use phi_edge_prompts::{DecodeMemory, ENCODE_MEMORY, Encode, EncodeDoor, Encoded, ImagesToRead, NotEncoded};
 
 /// The text side of the model, the budget of memory for encoding, and the limits of prompts.
 pub(super) struct PromptEncoder {
@@ -64,8 +64,21 @@ impl PromptEncoder {
     }
 
     /// Returns the maximum number of pixels of an image.
-    pub(super) fn max_image_pixels(&self) -> u64 {
+    fn max_image_pixels(&self) -> u64 {
         self.max_image_pixels.load(Ordering::Relaxed)
+    }
+
+    /// Returns the memory for decoding images a second time, for the engine.
+    pub(super) fn decode_memory(&self) -> DecodeMemory {
+        self.door.decode_memory()
+    }
+
+    /// Draws pictures on one sheet, a PNG file.
+    ///
+    /// # Errors
+    /// None of them can be read.
+    pub(super) async fn contact_sheet(&self, files: Vec<Arc<[u8]>>) -> Result<Vec<u8>, String> {
+        self.door.contact_sheet(files, self.max_image_pixels()).await
     }
 
     /// Returns the maximum number of tokens of a prompt that leaves room for `new_tokens` in the context.

@@ -19,7 +19,7 @@ use phi_edge_api::{Answer, Refusal, ReplyBody};
 use phi_edge_api::{JobKey, NewJob};
 use phi_edge_job::ErrorCode;
 use phi_edge_job::TraceParent;
-use phi_edge_prompts::Prompts;
+use phi_edge_prompts::{DecodeMemory, Prompts};
 use phi_edge_rules::changes::{PendingEvent, RuleChange};
 use phi_edge_rules::engine::{QueueCapacity, RuleEngine, RuleMessage};
 use phi_edge_rules::{Published, Rule, Time};
@@ -263,9 +263,17 @@ impl Shared {
         self.encoder.max_tokens(new_tokens)
     }
 
-    /// Returns the maximum number of pixels of an image.
-    pub(crate) fn max_image_pixels(&self) -> u64 {
-        self.encoder.max_image_pixels()
+    /// Returns the memory for decoding images for the engine.
+    pub(super) fn decode_memory(&self) -> DecodeMemory {
+        self.encoder.decode_memory()
+    }
+
+    /// Draws pictures on one sheet, a PNG file.
+    ///
+    /// # Errors
+    /// None of them can be read.
+    pub(crate) async fn contact_sheet(&self, files: Vec<Arc<[u8]>>) -> Result<Vec<u8>, String> {
+        self.encoder.contact_sheet(files).await
     }
 
     async fn take(

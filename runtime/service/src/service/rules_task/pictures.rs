@@ -2,35 +2,28 @@
 
 use std::sync::Arc;
 
+use crate::service::Shared;
 use phi_edge_api::RequestImage;
 use phi_edge_job::ErrorCode;
-use phi_edge_models::{Detail, Message, PlacedImage, Role, contact_sheet_file};
+use phi_edge_models::{Detail, Message, PlacedImage, Role};
 use phi_edge_prompts::Prompts;
 use phi_edge_rules::{EventError, PictureDetail, PictureSpec, ShownPicture};
 
-/// The images of a prompt: the picture as it came, or a contact sheet of several, of which each has at most `max_pixels`.
+/// The images of a prompt: the picture as it came, or a contact sheet of several.
 ///
 /// # Errors
 /// None of several pictures can be read.
 pub(super) async fn images(
     spec: PictureSpec,
     pictures: &[ShownPicture],
-    max_pixels: u64,
+    shared: &Shared,
 ) -> Result<Vec<RequestImage>, EventError> {
     let file = match pictures {
         [] => return Ok(Vec::new()),
         [picture] => picture.file.clone(),
         several => {
-            let several = several.to_vec();
-            let drawn = tokio::task::spawn_blocking(move || {
-                let files: Vec<&[u8]> = several.iter().map(|picture| &*picture.file).collect();
-                contact_sheet_file(&files, max_pixels).map_err(|fault| fault.to_string())
-            });
-            let drawn = drawn.await.map_err(|fault| {
-                tracing::error!(error = %fault, "drawing a contact sheet panicked");
-                "the contact sheet can't be drawn".to_owned()
-            });
-            let drawn = drawn.flatten().map_err(|message| EventError {
+            let files = several.iter().map(|picture| picture.file.clone()).collect();
+            let drawn = shared.contact_sheet(files).await.map_err(|message| EventError {
                 code: ErrorCode::BadRequest,
                 message,
             })?;
@@ -84,8 +77,6 @@ pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
 
 #[cfg(test)]
 mod tests {
-    use phi_edge_rules::Time;
-
     use super::*;
 
     #[test]
@@ -99,33 +90,5 @@ mod tests {
             .collect();
         assert_eq!(places, [(0, 0), (1, 1)]);
         assert_eq!(user_turn("p", 0), Message::new(Role::User, "p"));
-    }
-
-    #[tokio::test]
-    async fn several_pictures_are_one_image() {
-        let picture = |file: &[u8]| ShownPicture {
-            time: Time(0),
-            topic: "gate".to_owned(),
-            file: file.into(),
-        };
-        let spec = PictureSpec {
-            detail: PictureDetail::Low,
-            ..PictureSpec::default()
-        };
-        assert_eq!(images(spec, &[], 1000).await, Ok(Vec::new()));
-        let one = images(spec, &[picture(b"as it came")], 1000).await;
-        assert!(
-            matches!(one.as_deref(), Ok([image]) if *image.file == *b"as it came" && image.detail == Detail::Low)
-        );
-        let file = contact_sheet_file(&[], 1).err();
-        assert!(file.is_some());
-        let damaged = images(spec, &[picture(b"no"), picture(b"picture")], 1000).await;
-        assert!(matches!(
-            damaged,
-            Err(EventError {
-                code: ErrorCode::BadRequest,
-                ..
-            })
-        ));
     }
 }
