@@ -1,5 +1,6 @@
 //! The machine and this process, as the operating system describes them.
 
+pub(crate) mod allocator;
 pub(crate) mod identity;
 pub(crate) mod process;
 pub(crate) mod sysfs;

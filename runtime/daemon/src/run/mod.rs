@@ -17,6 +17,8 @@ mod shut_down;
 pub(crate) mod signals;
 mod takeover;
 
+use std::num::NonZeroUsize;
+
 use phi_edge_config::{Config, Limits, Loaded};
 use phi_edge_wire::{State, Status};
 use tokio::sync::watch;
@@ -51,6 +53,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine has its own thread; the other work is light.
         .worker_threads(2)
+        .max_blocking_threads(blocking_threads())
         .enable_all()
         .build()
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
@@ -69,6 +72,12 @@ pub(crate) fn record_exit(args: &ConfigArgs) -> Result<(), Fault> {
     let result = std::env::var("SERVICE_RESULT").unwrap_or_default();
     crash_marker::record_service_result(&loaded.config.store.path, &result);
     Ok(())
+}
+
+/// The most threads for what blocks: encoding, digests, pictures, names of hosts. All of it is work for a processor or ends soon, and
+/// each thread keeps memory of its own for reuse: more threads would be no faster.
+fn blocking_threads() -> usize {
+    std::thread::available_parallelism().map_or(2, NonZeroUsize::get) + 2
 }
 
 fn announce(loaded: &Loaded) {
