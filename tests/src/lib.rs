@@ -25,6 +25,7 @@ pub use field::{Field, Tally, question};
 pub use load::{Load, devices};
 pub use path::{Lives, Path as BrokerPath};
 pub use prometheus::{Prometheus, http};
+use tempfile::TempDir;
 
 /// True on CI, where nothing may be skipped.
 pub fn on_ci() -> bool {
@@ -85,6 +86,23 @@ pub fn phi_edge() -> PathBuf {
 /// The model that the repository brings along.
 pub fn demo_model() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../models/demo")
+}
+
+/// A small vision model in a folder of its own, with the demonstration model's tokenizer.
+///
+/// # Panics
+/// The folder can't be written.
+#[expect(clippy::unwrap_used, reason = "a test's own files")]
+pub fn vision_model() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let graphs = Path::new(env!("CARGO_MANIFEST_DIR")).join("fixtures/vision/cpu");
+    let graphs = std::fs::read_dir(graphs).unwrap();
+    let tokenizer = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+    let tokenizer = tokenizer.map(|name| demo_model().join(name));
+    for file in graphs.map(|entry| entry.unwrap().path()).chain(tokenizer) {
+        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
+    }
+    folder
 }
 
 /// A number that no other caller in this process gets.

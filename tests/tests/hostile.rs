@@ -78,3 +78,8 @@ async fn reloads_at_the_embedded_broker_lose_and_double_nothing() {
 async fn what_is_no_fight_stops_nothing() {
     check(Scenario::Fights).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn hostile_pictures_have_one_outcome_each() {
+    check(Scenario::Pictures).await;
+}

@@ -13,7 +13,7 @@ use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Client;
 use phi_edge_service::inspect;
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, client, demo_model, free_port, has_library, http, json, next, phi_edge, state,
+    BASE, Daemon, Mosquitto, client, free_port, has_library, http, json, next, phi_edge, state, vision_model,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -36,18 +36,6 @@ fn base64(name: &str) -> String {
     BASE64_STANDARD.encode(std::fs::read(picture(name)).unwrap())
 }
 
-/// The model's folder, with the demonstration model's tokenizer.
-fn model() -> TempDir {
-    let folder = tempfile::tempdir().unwrap();
-    let tokenizer = ["tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
-    let files = tokenizer.map(|name| demo_model().join(name));
-    let graphs = std::fs::read_dir(fixtures().join("cpu")).unwrap();
-    for file in graphs.map(|entry| entry.unwrap().path()).chain(files) {
-        std::fs::copy(&file, folder.path().join(file.file_name().unwrap())).unwrap();
-    }
-    folder
-}
-
 /// A broker, a daemon that is ready, and a client of its responses.
 struct Node {
     model: TempDir,
@@ -63,7 +51,7 @@ impl Node {
             return None;
         }
         let broker = Mosquitto::start()?;
-        let model = model();
+        let model = vision_model();
         let daemon = Daemon::start(broker.port, model.path(), &[&EXACT, settings].concat());
         let client = connected(broker.port).await;
         Some(Self {
@@ -341,7 +329,7 @@ fn the_command_answers_about_a_picture_in_its_own_process() {
     if !has_library() {
         return;
     }
-    let model = model();
+    let model = vision_model();
     let ask = |more: &[&str]| {
         let output = Command::new(phi_edge())
             .args([

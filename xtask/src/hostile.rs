@@ -15,7 +15,7 @@ pub(crate) struct HostileArgs {
     /// The length of scenarios that are a matter of time; others are a matter of counts, and take what they take.
     #[arg(long, default_value = "10", value_parser = clap::value_parser!(u32).range(1..))]
     minutes: u32,
-    /// Only scenarios whose name holds this: poisons, flapping, crash-loop, memory, clients, reloads, fights.
+    /// Only scenarios whose name holds this: poisons, flapping, crash-loop, memory, clients, reloads, fights, pictures.
     #[arg(long)]
     only: Option<String>,
     /// Repeats a run; random unless given.

@@ -12,6 +12,8 @@ mod fights;
 mod flapping;
 mod memory;
 mod payloads;
+mod picture_files;
+mod pictures;
 mod poisoner;
 mod poisons;
 mod proxy;
@@ -52,6 +54,8 @@ pub enum Scenario {
     ReloadsEmbedded,
     /// Whatever looks like a fight over the session and is none.
     Fights,
+    /// Damaged and hostile pictures.
+    Pictures,
 }
 
 /// How a scenario is run.
@@ -88,7 +92,7 @@ impl Plan {
 
 impl Scenario {
     /// All of them, in the order of the table.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::Poisons,
         Self::Flapping,
         Self::CrashLoop,
@@ -98,6 +102,7 @@ impl Scenario {
         Self::Reloads,
         Self::ReloadsEmbedded,
         Self::Fights,
+        Self::Pictures,
     ];
 
     /// Its name.
@@ -112,6 +117,7 @@ impl Scenario {
             Self::Reloads => "reloads",
             Self::ReloadsEmbedded => "reloads-embedded",
             Self::Fights => "fights",
+            Self::Pictures => "pictures",
         }
     }
 
@@ -140,6 +146,7 @@ impl Scenario {
             Self::Reloads => reloads::run(plan, Broker::Mosquitto, &mut report).await,
             Self::ReloadsEmbedded => reloads::run(plan, Broker::Embedded, &mut report).await,
             Self::Fights => fights::run(plan, &mut report).await,
+            Self::Pictures => pictures::run(plan, &mut report).await,
         };
         if let Err(error) = outcome {
             report.broken.push(format!("{error:#}"));

@@ -1,6 +1,6 @@
 //! What a scenario stands on: a broker, the daemon with rules, and the accounts of what it says.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
@@ -44,6 +44,7 @@ pub(super) struct Stage {
     /// Where the daemon connects, which may be a proxy.
     node_port: u16,
     settings: Vec<String>,
+    model: PathBuf,
     /// Peak memory of processes that are gone.
     peak: u64,
 }
@@ -59,8 +60,16 @@ pub(super) struct Setting<'a> {
     pub(super) node_port: Option<u16>,
     /// The user that keeps the accounts.
     pub(super) auditor: Option<&'a str>,
+    /// The model's folder; the demonstration's unless given.
+    pub(super) model: Option<&'a Path>,
     /// A command that ends in the daemon's own.
     pub(super) under: Option<Command>,
+}
+
+impl Setting<'_> {
+    fn model(&self) -> PathBuf {
+        self.model.map_or_else(demo_model, Path::to_path_buf)
+    }
 }
 
 impl Stage {
@@ -93,7 +102,7 @@ impl Stage {
         let rules = rules(setting.rules)?;
         let given: Vec<String> = arguments(&settings, rules.path());
         let given: Vec<&str> = given.iter().map(String::as_str).collect();
-        let daemon = Daemon::start_in(folder, port, &demo_model(), &given);
+        let daemon = Daemon::start_in(folder, port, &setting.model(), &given);
         let deadline = Instant::now() + TIMEOUT;
         let watch = loop {
             match Watch::start(port, None).await {
@@ -118,6 +127,7 @@ impl Stage {
             rules: rules(setting.rules)?,
             node_port: setting.node_port.unwrap_or(port),
             settings: setting.settings.to_vec(),
+            model: setting.model(),
             peak: 0,
         })
     }
@@ -134,7 +144,7 @@ impl Stage {
             command,
             folder,
             self.node_port,
-            &demo_model(),
+            &self.model,
             &settings,
         ));
     }
@@ -194,6 +204,21 @@ impl Stage {
         self.peak
     }
 
+    /// Forgets the peak so far and returns the resident memory of the daemon, in bytes.
+    pub(super) fn reset_peak(&mut self) -> Option<u64> {
+        let id = self.daemon.as_ref()?.id();
+        // Sets the peak of the process to what it has now.
+        std::fs::write(format!("/proc/{id}/clear_refs"), "5").ok()?;
+        self.peak = peak_memory(id)?;
+        Some(self.peak)
+    }
+
+    /// The number of lines of the daemon's log that hold `text`.
+    pub(super) fn log_lines(&self, text: &str) -> usize {
+        let log = self.daemon.as_ref().map(Daemon::log).unwrap_or_default();
+        log.lines().filter(|line| line.contains(text)).count()
+    }
+
     /// What holds after every scenario: the process is the same one, and no one else's content is on its topics.
     pub(super) fn conclude(&mut self, report: &mut Report) {
         report.peak = self.measure();
@@ -223,7 +248,7 @@ impl Stage {
             format!("node.name={NODE}"),
             "log.level=info".to_owned(),
             "runtime.provider=cpu".to_owned(),
-            format!("model.path={}", demo_model().display()),
+            format!("model.path={}", self.model.display()),
             format!("store.path={}", daemon.folder.path().display()),
         ];
         for setting in own.iter().chain(&arguments(&self.settings, self.rules.path())) {
