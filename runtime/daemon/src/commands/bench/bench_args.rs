@@ -101,6 +101,12 @@ impl BenchArgs {
         self.requests.map_or(otherwise, |requests| requests as usize)
     }
 
+    /// Sequences that run at once: the streams, and the request that enters beside them.
+    pub(crate) fn slots(&self) -> usize {
+        let enters = matches!(self.scenario, Scenario::Gaps | Scenario::ImageGaps);
+        self.concurrency() + usize::from(enters)
+    }
+
     pub(crate) fn concurrency(&self) -> usize {
         self.concurrency.map_or(
             match self.scenario {

@@ -31,7 +31,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     if args.kv_loss {
         return kv_loss::kv_loss(args);
     }
-    let mut setup = ModelSetup::from_args(&args.model, args.concurrency(), false)?;
+    let mut setup = ModelSetup::from_args(&args.model, args.slots(), false)?;
     // Guesses would depend on the text, and random weights give none.
     setup.engine.speculation = false;
     setup.engine.kv_budget = Some(u64::MAX);
