@@ -57,6 +57,7 @@ fn numbers(value: &Value) -> Vec<f64> {
 /// Compares a picture with the means of its crops and the samples of its pixels. Returns the largest difference of a sample.
 fn check(file: &Path, crops: usize, means: &Value, samples: &Value, size: &Value) -> f64 {
     let picture = decode(&std::fs::read(file).unwrap(), MAX_PIXELS).unwrap();
+    let grid = ImageGrid::of(picture.width(), picture.height(), crops);
     let pixels = preprocess(picture, crops);
     let shown = file.display();
     let size = numbers(size);
@@ -64,7 +65,6 @@ fn check(file: &Path, crops: usize, means: &Value, samples: &Value, size: &Value
     assert_eq!(vec![(rows * 336) as f64, (columns * 336) as f64], size, "{shown}");
     assert_eq!(pixels.crops, rows * columns + 1, "{shown}");
     assert_eq!(pixels.data.len(), pixels.crops * CROP, "{shown}");
-    let grid = ImageGrid::of(picture.width(), picture.height(), crops);
     assert_eq!((grid.rows, grid.columns), pixels.grid, "{shown}");
     for (crop, expected) in numbers(means).into_iter().take(pixels.crops).enumerate() {
         let values = &pixels.data[crop * CROP..(crop + 1) * CROP];
