@@ -244,6 +244,15 @@ fn kind_of(value: &Value, origin: &String) -> ValueKind {
             let item = |item| config::Value::new(Some(origin), kind_of(item, origin));
             ValueKind::Array(items.iter().map(item).collect())
         }
-        Value::Float(_) | Value::Datetime(_) | Value::Table(_) => ValueKind::Nil,
+        Value::Table(table) => {
+            let item = |(name, item): (&String, _)| {
+                (
+                    name.clone(),
+                    config::Value::new(Some(origin), kind_of(item, origin)),
+                )
+            };
+            ValueKind::Table(table.iter().map(item).collect())
+        }
+        Value::Float(_) | Value::Datetime(_) => ValueKind::Nil,
     }
 }

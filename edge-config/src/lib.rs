@@ -7,12 +7,15 @@
 
 mod derive;
 mod document;
+mod entries;
 mod error;
 mod file;
+mod from_text;
 mod layer;
 mod load;
 mod nearest;
 mod origin;
+mod plain_text;
 mod reference;
 mod reload;
 mod render;
@@ -39,8 +42,8 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Audit, Config, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Provider, RopePolicy,
-    Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
+    Audit, Config, Fallback, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Plugin,
+    Provider, RopePolicy, Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};
 pub use units::{ByteSize, TimeSpan, UnitError};

@@ -2,8 +2,8 @@
 
 use crate::Shape;
 use crate::shape::{
-    at_least, choice, duration, filters, host, http, log_filter, name, number, pool_base, size, text, texts,
-    topic_base,
+    absolute_path, at_least, choice, duration, filters, host, http, log_filter, name, number, pool_base,
+    size, text, texts, topic_base,
 };
 
 /// A key of the configuration.
@@ -40,12 +40,13 @@ pub fn known_keys() -> &'static [Key] {
 }
 
 /// The sections that may stand before a key, and the array of rules.
-pub(crate) const SECTIONS: [&str; 13] = [
+pub(crate) const SECTIONS: [&str; 14] = [
     "node",
     "mqtt",
     "mqtt.tls",
     "model",
     "runtime",
+    "runtime.plugin",
     "runtime.pace",
     "limits",
     "store",
@@ -89,7 +90,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 73] = [
+pub(crate) static KEYS: [Key; 80] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -151,9 +152,14 @@ pub(crate) static KEYS: [Key; 73] = [
     ),
     key(
         "runtime.provider",
-        choice(&["auto", "cpu", "cuda", "directml"]),
+        choice(&["auto", "cpu", "cuda", "directml", "webgpu", "plugin"]),
         Preset::Text("auto"),
     ),
+    key("runtime.device_id", number(0, 1_023), Preset::Unset),
+    key("runtime.device_memory", size(MIB, 16 * TIB), Preset::Unset),
+    key("runtime.provider_options", Shape::Options, Preset::Unset),
+    key("runtime.fallback", choice(&["cpu"]), Preset::Unset),
+    key("runtime.allow_cpu_nodes", texts(), Preset::Unset),
     key("runtime.threads", number(1, 1_024), Preset::Unset),
     key("runtime.slots", number(1, 1_024), Preset::Number(4)),
     key(
@@ -174,6 +180,8 @@ pub(crate) static KEYS: [Key; 73] = [
     key("runtime.system_prompts", texts(), Preset::Unset),
     key("runtime.prewarm", Shape::Switch, Preset::Switch(true)),
     key("runtime.unload_after", duration(SECOND, 30 * DAY), Preset::Unset),
+    key("runtime.plugin.library", absolute_path(), Preset::Unset),
+    key("runtime.plugin.options", Shape::Options, Preset::Unset),
     key("runtime.pace.max_temperature", number(20, 150), Preset::Unset),
     key("runtime.pace.zones", texts(), Preset::Unset),
     key("runtime.pace.least_share", number(1, 100), Preset::Number(25)),

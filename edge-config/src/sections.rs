@@ -1,5 +1,6 @@
 //! The types of the configuration: one struct for each section, every value checked.
 
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
@@ -149,6 +150,19 @@ pub enum VisionWeights {
 pub struct Runtime {
     /// The execution provider.
     pub provider: Provider,
+    /// The device of the provider, counted from 0; none means the provider's own choice.
+    pub device_id: Option<u32>,
+    /// The maximum memory of the device; none means no bound of this node's.
+    pub device_memory: Option<ByteSize>,
+    /// The options that are passed on to the provider.
+    pub provider_options: Option<BTreeMap<String, String>>,
+    /// The provider to take where `provider` is not available; none means that the node does not start.
+    pub fallback: Option<Fallback>,
+    /// Further nodes of the graph that may run on the processor beside another provider.
+    pub allow_cpu_nodes: Option<Vec<String>>,
+    /// The plugin provider.
+    #[serde(default)]
+    pub plugin: Plugin,
     /// Threads of one step; none means as many as ONNX Runtime chooses.
     pub threads: Option<usize>,
     /// The number of sequences that run at once.
@@ -175,6 +189,25 @@ pub struct Runtime {
     pub unload_after: Option<TimeSpan>,
     /// The settings of the thermal and battery governor.
     pub pace: Pace,
+}
+
+/// `[runtime.plugin]`
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Plugin {
+    /// The library of the provider, an absolute path; none means that there is no plugin provider.
+    pub library: Option<PathBuf>,
+    /// The options that are passed on to the provider.
+    pub options: Option<BTreeMap<String, String>>,
+}
+
+/// The provider to take where `runtime.provider` is not available. The key `runtime.fallback` in `schema.rs` lists the names
+/// that are accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Fallback {
+    /// The processor.
+    Cpu,
 }
 
 /// `[runtime.pace]`
@@ -207,6 +240,10 @@ pub enum Provider {
     Cuda,
     /// A GPU by DirectML (Windows).
     DirectMl,
+    /// A GPU by WebGPU, over Vulkan or Direct3D 12.
+    WebGpu,
+    /// The provider in the library `runtime.plugin.library`.
+    Plugin,
 }
 
 /// The requested type of keys and values. The key `runtime.kv_cache` in `schema.rs` lists the names that are accepted.

@@ -7,7 +7,9 @@ use std::path::Path;
 
 use toml::Value;
 
-use crate::rules::{is_field_name, is_pointer};
+use crate::entries::{wrong_option, wrong_pointer};
+use crate::from_text::{list_from_text, table_from_text};
+use crate::plain_text::is_text;
 use crate::topic;
 use crate::{ByteSize, TimeSpan};
 
@@ -51,6 +53,8 @@ pub enum Shape {
     Decimal(Range),
     /// A table of JSON pointers by the names of fields.
     Pointers,
+    /// A table of texts by the names of options.
+    Options,
 }
 
 /// A check of a text, with the description of what it expects.
@@ -106,6 +110,13 @@ pub(crate) const fn text() -> Shape {
     Shape::Text(Wording {
         expected: "a text without control characters",
         accepts: is_text,
+    })
+}
+
+pub(crate) const fn absolute_path() -> Shape {
+    Shape::Text(Wording {
+        expected: "the absolute path of a file, such as \"/usr/lib/phi-edge/provider.so\"",
+        accepts: |text| is_text(text) && Path::new(text).is_absolute(),
     })
 }
 
@@ -219,6 +230,10 @@ impl Shape {
                 .iter()
                 .all(|(name, pointer)| wrong_pointer(name, pointer).is_none())
                 .then(|| value.clone()),
+            (Self::Options, Value::Table(table)) => table
+                .iter()
+                .all(|(name, option)| wrong_option(name, option).is_none())
+                .then(|| value.clone()),
             _ => None,
         }
     }
@@ -230,6 +245,7 @@ impl Shape {
             Self::Switch => text.trim().parse().ok().map(Value::Boolean),
             Self::Number { .. } => text.trim().parse().ok().map(Value::Integer),
             Self::List(_) => Some(list_from_text(text)),
+            Self::Options => table_from_text(text),
             _ => None,
         };
         typed.unwrap_or_else(|| Value::String(text.to_owned()))
@@ -252,6 +268,10 @@ impl Shape {
                 .as_table()?
                 .iter()
                 .find_map(|(name, pointer)| wrong_pointer(name, pointer)),
+            Self::Options => value
+                .as_table()?
+                .iter()
+                .find_map(|(name, option)| wrong_option(name, option)),
             _ => None,
         }
     }
@@ -280,6 +300,7 @@ impl fmt::Display for Shape {
             Self::Pointers => {
                 f.write_str("a table of JSON pointers by names, such as { value = \"/value\" }")
             }
+            Self::Options => f.write_str("a table of texts by names, such as { name = \"value\" }"),
             Self::Choice(words) => {
                 f.write_str("one of ")?;
                 for (place, word) in words.iter().enumerate() {
@@ -295,37 +316,6 @@ impl fmt::Debug for Shape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Parses a list of the environment: a TOML array, or texts separated by commas (no topic filter needs a comma).
-fn list_from_text(text: &str) -> Value {
-    if text.trim_start().starts_with('[')
-        && let Ok(mut table) = format!("list = {text}").parse::<toml::Table>()
-        && let Some(value) = table.remove("list")
-    {
-        return value;
-    }
-    Value::Array(
-        text.split(',')
-            .map(|item| Value::String(item.trim().to_owned()))
-            .collect(),
-    )
-}
-
-/// The fault of a field of a rule, if it has one.
-fn wrong_pointer(name: &str, pointer: &Value) -> Option<String> {
-    if !is_field_name(name) {
-        return Some(format!(
-            "{name:?} can't be a name, since templates use names: letters, digits and _, not begun by a digit, at \
-             most 64, and no word of theirs such as \"not\""
-        ));
-    }
-    let good = pointer.as_str().is_some_and(is_pointer);
-    (!good).then(|| format!("{name} is no JSON pointer; write \"/a/b\", or \"\" for the whole payload"))
-}
-
-fn is_text(text: &str) -> bool {
-    (1..=1024).contains(&text.len()) && !text.chars().any(char::is_control)
 }
 
 fn is_path(text: &str) -> bool {

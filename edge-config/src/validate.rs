@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::{ByteSize, Config, ConfigError, Origin};
+use crate::{ByteSize, Config, ConfigError, Origin, Provider};
 
 /// The bytes of a packet beyond its payload: topic, properties, headers. `mqtt.max_packet` must leave room for them,
 /// so that a payload just above the limit still arrives and is answered `too_large`.
@@ -66,6 +66,7 @@ pub(crate) fn validate(config: &Config, origins: &Origins) -> Result<(), ConfigE
             "must be whole seconds, as MQTT counts them".to_owned(),
         );
     }
+    validate_provider(config, origins)?;
     if config.limits.max_payload.bytes().saturating_add(PACKET_OVERHEAD) > mqtt.max_packet.bytes() {
         let problem = format!(
             "({}) must be at least {} more than `limits.max_payload` ({}), for topic and properties",
@@ -76,6 +77,43 @@ pub(crate) fn validate(config: &Config, origins: &Origins) -> Result<(), ConfigE
         return conflict("mqtt.max_packet", problem);
     }
     Ok(())
+}
+
+/// Refuses settings of the execution provider that contradict each other.
+fn validate_provider(config: &Config, origins: &Origins) -> Result<(), ConfigError> {
+    let runtime = &config.runtime;
+    let conflict = |key: &'static str, problem: &str| {
+        let origin = origins.get(key).cloned().unwrap_or(Origin::Default);
+        let problem = problem.to_owned();
+        Err(ConfigError::Conflict { key, origin, problem })
+    };
+    if runtime.provider == Provider::Plugin && runtime.plugin.library.is_none() {
+        return conflict(
+            "runtime.provider",
+            "is \"plugin\", and `runtime.plugin.library` is not set; name the provider's library",
+        );
+    }
+    if runtime.plugin.options.is_some() && runtime.plugin.library.is_none() {
+        return conflict(
+            "runtime.plugin.options",
+            "is set without `runtime.plugin.library`; name the provider's library",
+        );
+    }
+    if runtime.provider_options.is_none() {
+        return Ok(());
+    }
+    match runtime.provider {
+        // Of `auto` the warnings speak.
+        Provider::Auto | Provider::Cuda | Provider::WebGpu => Ok(()),
+        Provider::Plugin => conflict(
+            "runtime.provider_options",
+            "is set, and `runtime.provider` is \"plugin\"; set `runtime.plugin.options` instead",
+        ),
+        Provider::Cpu | Provider::DirectMl => conflict(
+            "runtime.provider_options",
+            "is set, and `runtime.provider` takes no options; remove it",
+        ),
+    }
 }
 
 /// Warnings about settings that are allowed, one line each.
@@ -102,6 +140,20 @@ pub(crate) fn warnings(config: &Config, origins: &Origins) -> Vec<String> {
              `mqtt.embedded_password_file`",
             origin("mqtt.embedded_listen"),
             mqtt.embedded_listen
+        ));
+    }
+    let runtime = &config.runtime;
+    if runtime.plugin.library.is_some() && !matches!(runtime.provider, Provider::Plugin | Provider::Auto) {
+        warnings.push(format!(
+            "{}: `runtime.plugin.library` has no effect, since `runtime.provider` is another one",
+            origin("runtime.plugin.library")
+        ));
+    }
+    if runtime.provider_options.is_some() && runtime.provider == Provider::Auto {
+        warnings.push(format!(
+            "{}: `runtime.provider_options` has no effect, since options are those of one provider and `runtime.provider` is \
+             \"auto\"",
+            origin("runtime.provider_options")
         ));
     }
     if let Some(address) = config.metrics.listen

@@ -75,7 +75,10 @@ fn flatten(prefix: &str, table: &Table, into: &mut BTreeSet<String>) {
             format!("{prefix}.{name}")
         };
         match value {
-            Value::Table(inner) => flatten(&path, inner, into),
+            // Options are one value, whatever their names are.
+            Value::Table(inner) if known_keys().iter().all(|key| key.path != path) => {
+                flatten(&path, inner, into);
+            }
             _ => {
                 into.insert(path);
             }
@@ -124,6 +127,7 @@ fn check_comments(documented: &BTreeMap<String, Documented>, keys: &[Key]) {
             Shape::Address => "IP address and port",
             Shape::Switch => "true or false",
             Shape::Pointers => "table of JSON pointers",
+            Shape::Options => "table of texts",
             _ => "",
         };
         assert!(unit.contains(word), "{}: {unit}", key.path);

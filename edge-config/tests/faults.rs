@@ -86,7 +86,7 @@ fn wrong_values_name_key_place_and_shape() {
     );
     check_fault(
         "runtime.provider = \"gpu\"",
-        "my.toml:1: `runtime.provider` must be one of \"auto\", \"cpu\", \"cuda\", \"directml\", but is \"gpu\"",
+        "my.toml:1: `runtime.provider` must be one of \"auto\", \"cpu\", \"cuda\", \"directml\", \"webgpu\", \"plugin\", but is \"gpu\"",
     );
     check_fault(
         "runtime.kv_cache = \"q8\"",
@@ -223,6 +223,42 @@ fn files_that_cannot_be_read_are_named() {
         machine.fault().starts_with("etc/config.toml: can't read"),
         "{}",
         machine.fault()
+    );
+}
+
+#[test]
+fn settings_of_the_provider_that_contradict_each_other_are_refused() {
+    check_fault(
+        "runtime.provider = \"plugin\"",
+        "my.toml:1: `runtime.provider`: is \"plugin\", and `runtime.plugin.library` is not set; name the provider's library",
+    );
+    check_fault(
+        "[runtime.plugin]\noptions = { device_type = \"GPU\" }",
+        "my.toml:2: `runtime.plugin.options`: is set without `runtime.plugin.library`; name the provider's library",
+    );
+    check_fault(
+        "runtime.plugin.library = \"ep.so\"",
+        "my.toml:1: `runtime.plugin.library` must be the absolute path of a file, such as \
+         \"/usr/lib/phi-edge/provider.so\", but is \"ep.so\"",
+    );
+    check_fault(
+        "[runtime]\nprovider = \"cpu\"\nprovider_options = { a = \"1\" }",
+        "my.toml:3: `runtime.provider_options`: is set, and `runtime.provider` takes no options; remove it",
+    );
+    check_fault(
+        "[runtime]\nprovider = \"plugin\"\nprovider_options = { a = \"1\" }\nplugin.library = \"/ep.so\"",
+        "my.toml:3: `runtime.provider_options`: is set, and `runtime.provider` is \"plugin\"; set \
+         `runtime.plugin.options` instead",
+    );
+    check_fault(
+        "[runtime]\nprovider = \"cuda\"\nprovider_options = { enable_cuda_graph = 1 }",
+        "my.toml:3: `runtime.provider_options` must be a table of texts by names, such as { name = \"value\" }, but is \
+         a table (enable_cuda_graph is no text without control characters; write numbers and switches in quotes, as in \
+         \"1\")",
+    );
+    check_fault(
+        "runtime.fallback = \"cuda\"",
+        "my.toml:1: `runtime.fallback` must be one of \"cpu\", but is \"cuda\"",
     );
 }
 

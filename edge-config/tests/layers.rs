@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use machine::Machine;
-use phi_edge_config::{KvCache, Origin, Provider, RopePolicy, missing_credential, render};
+use phi_edge_config::{Fallback, KvCache, Origin, Provider, RopePolicy, missing_credential, render};
 
 #[test]
 fn without_any_file_the_defaults_hold() {
@@ -310,4 +310,47 @@ fn printing_shows_values_and_origins_as_toml() {
         Machine::new().config(&shown).loaded().config,
         machine.loaded().config
     );
+}
+
+#[test]
+fn options_of_a_provider_keep_their_names_in_every_layer() {
+    let machine = Machine::new().config(
+        "[runtime]\nprovider = \"webgpu\"\ndevice_id = 1\ndevice_memory = \"4GiB\"\nfallback = \"cpu\"\n\
+         allow_cpu_nodes = [\"Gather\"]\n[runtime.provider_options]\npreferredLayout = \"NHWC\"\n\"a.b\" = \"\"\n\
+         [runtime.plugin]\nlibrary = \"/usr/lib/ep.so\"\n",
+    );
+    let machine = machine.env("PHI_EDGE__RUNTIME__PLUGIN__OPTIONS", "{ devId = \"0\" }");
+    let loaded = machine.loaded();
+    let runtime = &loaded.config.runtime;
+    let options = |options: &[(&str, &str)]| {
+        let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+        Some(options.iter().map(owned).collect())
+    };
+    assert_eq!(
+        runtime.provider_options,
+        options(&[("a.b", ""), ("preferredLayout", "NHWC")])
+    );
+    assert_eq!(runtime.plugin.options, options(&[("devId", "0")]));
+    assert_eq!(
+        runtime.plugin.library.as_deref(),
+        Some(std::path::Path::new("/usr/lib/ep.so"))
+    );
+    assert_eq!((runtime.provider, runtime.device_id), (Provider::WebGpu, Some(1)));
+    assert_eq!(runtime.fallback, Some(Fallback::Cpu));
+    assert_eq!(loaded.warnings.len(), 1, "{:?}", loaded.warnings);
+    assert!(
+        loaded.warnings[0].contains("my.toml:11: `runtime.plugin.library` has no effect"),
+        "{:?}",
+        loaded.warnings
+    );
+    let shown = render(&loaded);
+    assert!(
+        shown.contains("provider_options = { \"a.b\" = \"\", preferredLayout = \"NHWC\" }"),
+        "{shown}"
+    );
+    // A later layer unsets them.
+    let unset = machine.flag("runtime.provider_options", "").loaded();
+    assert_eq!(unset.config.runtime.provider_options, None);
+    let fault = Machine::new().flag("runtime.plugin.options", "a=1").fault();
+    assert!(fault.contains("must be a table of texts by names"), "{fault}");
 }

@@ -168,6 +168,67 @@ fn an_explicit_provider_is_never_replaced() {
 }
 
 #[test]
+fn a_plugin_is_missed_refused_or_replaced_with_the_reason() {
+    if !has_library() {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    let library = folder.path().join("ep.so");
+    let model = format!("model.path={}", demo_model().display());
+    let named = format!("runtime.plugin.library={}", library.display());
+    let check = |more: &[&str]| {
+        let common = [
+            "check",
+            "--offline",
+            "--set",
+            &model,
+            "--set",
+            "runtime.provider=plugin",
+            "--set",
+            &named,
+        ];
+        let output = phi(&[&common, more].concat());
+        (output.status.code(), text(&output.stdout))
+    };
+    let (code, said) = check(&[]);
+    assert_eq!(code, Some(69), "{said}");
+    assert!(
+        said.contains("can't be served") && said.contains(library.to_str().unwrap()),
+        "{said}"
+    );
+
+    let (code, said) = check(&["--set", "runtime.fallback=cpu"]);
+    assert_eq!(code, Some(0), "{said}");
+    assert!(
+        said.contains("ok     provider  cpu: it is the fallback")
+            && said
+                .contains("warn   provider  plugin can't be used here, and runtime.fallback takes its place"),
+        "{said}"
+    );
+
+    let missing = phi(&[
+        "check",
+        "--offline",
+        "--set",
+        &model,
+        "--set",
+        "runtime.provider=plugin",
+    ]);
+    assert_eq!(missing.status.code(), Some(78));
+
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::PermissionsExt as _;
+
+        std::fs::write(&library, "no library").unwrap();
+        std::fs::set_permissions(&library, std::fs::Permissions::from_mode(0o666)).unwrap();
+        let (code, said) = check(&["--set", "runtime.fallback=cpu"]);
+        assert_eq!(code, Some(78), "{said}");
+        assert!(said.contains("is refused"), "{said}");
+    }
+}
+
+#[test]
 fn a_type_of_keys_and_values_is_taken_or_refused_with_the_reason() {
     if !has_library() {
         return;
@@ -360,6 +421,10 @@ async fn ask_finds_the_daemon_at_a_broker() {
     assert_eq!(
         (status["model"].as_str(), status["provider"].as_str()),
         (Some("phi-edge-demo"), Some("cpu"))
+    );
+    assert_eq!(
+        status["provider_reason"].as_str(),
+        Some("it is the one that was asked for")
     );
     let output = phi(&["ask", "--broker", &url, "Who are you?"]);
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -65,6 +65,7 @@ impl From<OnnxError> for Fault {
             | OnnxError::LibraryUnusable { .. }
             | OnnxError::ProviderUnavailable { .. } => Exit::Unavailable,
             OnnxError::Model { .. }
+            | OnnxError::PluginRefused { .. }
             | OnnxError::KvCacheUnavailable { .. }
             | OnnxError::VisionWeightsUnavailable { .. }
             | OnnxError::KvMemory { .. } => Exit::Config,

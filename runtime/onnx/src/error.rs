@@ -26,12 +26,22 @@ pub enum OnnxError {
     },
     /// The provider that the operator asked for can't be had.
     #[error(
-        "runtime.provider = \"{provider}\" can't be served: {fault}. Install what is missing, or set runtime.provider to \"cpu\" or \"auto\""
+        "runtime.provider = \"{provider}\" can't be served: {fault}. {advice}, or set runtime.provider to \"cpu\" or \"auto\""
     )]
     ProviderUnavailable {
         /// Its name in the configuration.
         provider: &'static str,
         /// What is missing.
+        fault: String,
+        /// What to do, without a full stop.
+        advice: String,
+    },
+    /// A plugin's library that may not be loaded.
+    #[error("runtime.plugin.library: {} {fault}", .path.display())]
+    PluginRefused {
+        /// The library.
+        path: PathBuf,
+        /// Why not, and what to do.
         fault: String,
     },
     /// The graph or its weights.
@@ -107,7 +117,11 @@ mod tests {
         let error = OnnxError::ProviderUnavailable {
             provider: "cuda",
             fault,
+            advice: "Install it".to_owned(),
         };
-        assert!(error.to_string().contains("in full. Install"), "{error}");
+        assert!(
+            error.to_string().contains("in full. Install it, or set"),
+            "{error}"
+        );
     }
 }

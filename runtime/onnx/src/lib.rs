@@ -22,6 +22,8 @@ mod open;
 mod prepare;
 mod processor;
 mod provider;
+mod provider_attempt;
+mod provider_proof;
 mod raw;
 mod run_inputs;
 mod session;
@@ -39,7 +41,9 @@ pub use kv_cache::KvCache;
 pub use library::Library;
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;
-pub use provider::Provider;
+pub use provider::{
+    GraphNode, NodePlacement, PluginSettings, Provider, ProviderReport, ProviderSettings, RefusedProvider,
+};
 pub use telemetry::forbid_telemetry;
 pub use version::{MINIMUM_VERSION, PINNED_VERSION};
 pub use vision::{VisionEncoder, VisionWeights};

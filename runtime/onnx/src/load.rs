@@ -7,7 +7,7 @@ use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
 use crate::library::Library;
 use crate::open;
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, Provider, ProviderReport};
 use crate::vision::{self, EncoderSource, VisionEncoder};
 
 impl OnnxDecoder {
@@ -24,8 +24,8 @@ impl OnnxDecoder {
         free: impl FnOnce() -> Option<u64>,
     ) -> Result<Self, OnnxError> {
         let threads = config.threads.unwrap_or_else(available_threads);
-        let opened = open::open(library, model, config, threads)?;
-        let encoder = VisionEncoder::load(library, model, config, opened.graph.provider)?;
+        let (opened, report) = open::open(library, model, config, threads)?;
+        let encoder = load_encoder(library, model, config, report.provider)?;
         let mut config = config.clone();
         if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
             config.kv_memory = free();
@@ -41,6 +41,8 @@ impl OnnxDecoder {
             );
         }
         decoder.set_encoder(encoder);
+        log_provider(&report);
+        decoder.set_provider_report(report);
         tracing::info!(
             provider = decoder.provider().as_str(),
             prepared = decoder.prepared().as_str(),
@@ -66,12 +68,52 @@ impl VisionEncoder {
         vision::open(&EncoderSource {
             library,
             model,
-            provider,
+            target: ExecutionTarget {
+                provider,
+                settings: &config.provider_settings,
+            },
             threads: config.threads.unwrap_or_else(available_threads),
             weights: config.vision_weights,
             edit_cache: config.edit_cache.as_deref(),
         })
     }
+}
+
+/// Loads the image encoder on the provider of the decoder, else, where the decoder could have done so too, on the processor.
+fn load_encoder(
+    library: &Library,
+    model: &ModelDir,
+    config: &DecoderConfig,
+    provider: Provider,
+) -> Result<Option<VisionEncoder>, OnnxError> {
+    let may_fall_back = config.provider == Provider::Auto || config.provider_settings.fallback_to_cpu;
+    match VisionEncoder::load(library, model, config, provider) {
+        Err(OnnxError::ProviderUnavailable { fault, .. }) if may_fall_back && provider != Provider::Cpu => {
+            tracing::warn!(
+                provider = provider.as_str(),
+                fault,
+                "The image encoder can't run where the decoder does; the processor runs it."
+            );
+            VisionEncoder::load(library, model, config, Provider::Cpu)
+        }
+        outcome => outcome,
+    }
+}
+
+/// Logs which provider runs the model, why, and which nodes it runs.
+fn log_provider(report: &ProviderReport) {
+    let on_cpu = report.placement.as_ref().map(|placement| {
+        let nodes: Vec<String> = placement.on_cpu.iter().map(ToString::to_string).collect();
+        nodes.join(", ")
+    });
+    tracing::info!(
+        provider = report.provider.as_str(),
+        device = report.device,
+        reason = report.reason,
+        proof = report.proof,
+        on_cpu,
+        "The execution provider is chosen."
+    );
 }
 
 /// Processors this process may use (affinity and cgroup limits counted).

@@ -1,41 +1,38 @@
-//! Opening a model: the execution provider that runs it, and the edits of its graph.
+//! Opening a model: the choice of the execution provider that runs it.
 
 use std::path::Path;
 
-use phi_edge_models::{GenaiConfig, ModelDir};
+use phi_edge_models::ModelDir;
 
-use crate::attention;
 use crate::decoder::DecoderConfig;
-use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::OnnxError;
-use crate::graph::{self, GraphFacts};
+use crate::graph;
 use crate::graph_file::{MAX_EDITED_BYTES, folder_of, read_graph};
-use crate::kv_cache::KvCache;
 use crate::library::Library;
-use crate::matmul;
-use crate::prepare::{self, Level, LocatedGraph, MergeNames, Prepare, merge_embedding};
-use crate::processor::processor_name;
-use crate::provider::Provider;
-use crate::session::{self, EditedSource, GraphSource, OpenModel};
-use crate::verify_edits;
+use crate::prepare::{self, LocatedGraph, MergeNames, Prepare, merge_embedding};
+use crate::provider::{ExecutionTarget, Provider, ProviderReport, RefusedProvider};
+use crate::provider_attempt::ProviderAttempt;
+use crate::session::OpenModel;
 
-/// Opens `model`'s decoder on the first provider that is available.
+/// Opens `model`'s decoder on the first provider that is available, and says why it is that one.
 pub(crate) fn open(
     library: &Library,
     model: &ModelDir,
     config: &DecoderConfig,
     threads: usize,
-) -> Result<OpenModel, OnnxError> {
+) -> Result<(OpenModel, ProviderReport), OnnxError> {
     let path = model.decoder_path();
     // Read first: this error says best what is wrong with a damaged file.
     let facts = graph::read(&path)?;
     let merged = merged(model, &path)?;
-    let editable = match &merged {
-        Some(merged) => (config.prepare != Prepare::PLAIN).then(|| merged.clone()),
-        None => editable(&path, config.prepare),
-    };
-    let mut refused = None;
-    for provider in config.provider.candidates() {
+    let graph = merged.clone().or_else(|| located(&path));
+    let editable = graph.as_ref().filter(|_| config.prepare != Prepare::PLAIN);
+    let mut refused = Vec::new();
+    for provider in config.provider.candidates(&config.provider_settings) {
+        let target = ExecutionTarget {
+            provider,
+            settings: &config.provider_settings,
+        };
         let attempt = ProviderAttempt {
             library,
             path: &path,
@@ -43,26 +40,73 @@ pub(crate) fn open(
             facts,
             genai: model.config(),
             config,
-            provider,
+            target,
             threads,
         };
-        match attempt.open(editable.as_ref()) {
-            // Only a choice of `auto` goes on to the next candidate; its last, the processor, needs no
-            // registration, so what fails there is the model's fault.
-            Err(error @ OnnxError::ProviderUnavailable { .. }) if config.provider == Provider::Auto => {
-                tracing::info!(provider = provider.as_str(), %error, "An execution provider can't be used here.");
-                refused = Some(error);
+        let opened = attempt
+            .prove(graph.as_ref())
+            .and_then(|proof| Ok((attempt.open(editable)?, proof)));
+        match opened {
+            Err(OnnxError::ProviderUnavailable { fault, .. }) if may_go_on(config, provider) => {
+                log_refusal(config, provider, &fault);
+                refused.push(RefusedProvider { provider, fault });
             }
-            outcome => return outcome,
+            Err(error) => return Err(error),
+            Ok((opened, proof)) => {
+                let report = ProviderReport {
+                    provider,
+                    device: target.device(library),
+                    reason: reason(config, provider),
+                    proof,
+                    refused,
+                    placement: opened.graph.placement.clone(),
+                    identity: target.identity(),
+                };
+                return Ok((opened, report));
+            }
         }
     }
-    Err(refused.unwrap_or_else(|| config.provider.unavailable("no candidate")))
+    // Not reached: the last candidate is the processor, or the only one.
+    Err(OnnxError::Runtime(
+        "no execution provider is left to try".to_owned(),
+    ))
 }
 
-/// The graph, where it may be edited. An unreadable file is reported when it is opened.
-fn editable(path: &Path, most: Prepare) -> Option<LocatedGraph> {
+/// Whether another candidate follows. The last one of `auto`, the processor, needs no registration, so what fails there is the
+/// model's fault.
+fn may_go_on(config: &DecoderConfig, provider: Provider) -> bool {
+    provider != Provider::Cpu
+        && (config.provider == Provider::Auto || config.provider_settings.fallback_to_cpu)
+}
+
+fn log_refusal(config: &DecoderConfig, provider: Provider, fault: &str) {
+    let provider = provider.as_str();
+    if config.provider == Provider::Auto {
+        tracing::info!(provider, fault, "An execution provider can't be used here.");
+    } else {
+        tracing::warn!(
+            provider,
+            fault,
+            "The execution provider can't be used here; the processor takes its place (runtime.fallback)."
+        );
+    }
+}
+
+/// Why `provider` runs the model.
+fn reason(config: &DecoderConfig, provider: Provider) -> String {
+    match config.provider {
+        Provider::Auto if provider == Provider::Cpu => "no better one is available",
+        Provider::Auto => "it is the best one that is available",
+        asked if asked == provider => "it is the one that was asked for",
+        _ => "it is the fallback",
+    }
+    .to_owned()
+}
+
+/// The graph in memory, unless it is very large. An unreadable file is reported when it is opened.
+fn located(path: &Path) -> Option<LocatedGraph> {
     let size = std::fs::metadata(path).ok()?.len();
-    if most == Prepare::PLAIN || size > MAX_EDITED_BYTES {
+    if size > MAX_EDITED_BYTES {
         return None;
     }
     let bytes = std::fs::read(path).ok()?;
@@ -91,293 +135,4 @@ fn merged(model: &ModelDir, path: &Path) -> Result<Option<LocatedGraph>, OnnxErr
         fault,
     })?;
     Ok(Some(prepare::resolve_links(merged, folder_of(path))))
-}
-
-fn warn(left_out: &[(Prepare, String)]) {
-    for (edits, fault) in left_out {
-        tracing::warn!(
-            edit = edits.as_str(),
-            fault,
-            "An edit of the graph is left out: the model answers as it should, but slower."
-        );
-    }
-}
-
-/// Whether `edits` are to be tried: they are allowed by `most`, they help on this provider, and the processor
-/// supports their custom operators.
-fn possible(edits: Prepare, most: Prepare, provider: Provider, support: OperatorSupport) -> bool {
-    // Elsewhere the tables would be copied to the device for each run.
-    let form = provider == Provider::Cpu || edits.level <= Level::Logits;
-    let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
-    let operators = operator(edits.matmul, support.matmul) && operator(edits.attention, support.attention);
-    form && operators && edits.within(most)
-}
-
-/// The custom operators that the processor supports.
-#[derive(Debug, Clone, Copy)]
-struct OperatorSupport {
-    matmul: bool,
-    attention: bool,
-}
-
-/// The attempt to open a model on one provider.
-struct ProviderAttempt<'a> {
-    library: &'a Library,
-    path: &'a Path,
-    /// The graph in the file's place.
-    merged: Option<&'a LocatedGraph>,
-    facts: GraphFacts,
-    genai: &'a GenaiConfig,
-    config: &'a DecoderConfig,
-    provider: Provider,
-    threads: usize,
-}
-
-impl ProviderAttempt<'_> {
-    fn open(&self, editable: Option<&LocatedGraph>) -> Result<OpenModel, OnnxError> {
-        if let Some(editable) = editable {
-            let processor = processor_name();
-            // The config says which of the graph's inputs and outputs are used, and how.
-            let config = format!("{:?}", self.genai);
-            let weights = weights_identity(folder_of(self.path));
-            let circumstances = [
-                weights.as_str(),
-                self.library.description(),
-                self.provider.as_str(),
-                &processor,
-                &config,
-                matmul::REVISION,
-                attention::REVISION,
-            ];
-            let cache =
-                EditCache::for_graph(&editable.graph, &circumstances, self.config.edit_cache.as_deref());
-            let mut left_out = Vec::new();
-            let support = OperatorSupport {
-                matmul: matmul::available(),
-                attention: attention::available(),
-            };
-            let possible = |edits: &Prepare| possible(*edits, self.config.prepare, self.provider, support);
-            for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
-                if let Some(edited) = self.edited(editable, edits, &cache)? {
-                    match edited {
-                        Ok(mut opened) => {
-                            if !edits.attention {
-                                opened.attention_fault = self.attention_fault(Some(editable), &left_out);
-                            }
-                            warn(&left_out);
-                            return Ok(opened);
-                        }
-                        Err(fault) => left_out.push((edits, fault)),
-                    }
-                }
-            }
-            let mut opened = self.plain()?;
-            opened.attention_fault = self.attention_fault(Some(editable), &left_out);
-            // Logged only now: where the plain graph can't be opened either, its error is the one to report.
-            warn(&left_out);
-            return Ok(opened);
-        }
-        let mut opened = self.plain()?;
-        opened.attention_fault = self.attention_fault(None, &[]);
-        Ok(opened)
-    }
-
-    /// The reason why the graph is opened without the custom operator for attention; `left_out` are the edits that were
-    /// tried and failed. `None`: the processor does not support the operator.
-    fn attention_fault(
-        &self,
-        editable: Option<&LocatedGraph>,
-        left_out: &[(Prepare, String)],
-    ) -> Option<String> {
-        let most = self.config.prepare;
-        if !most.attention {
-            return Some(format!("--prepare {most} leaves it out"));
-        }
-        let Some(editable) = editable else {
-            let most = MAX_EDITED_BYTES >> 20;
-            return Some(format!(
-                "the graph's file is larger than {most} MiB, and is not edited"
-            ));
-        };
-        // The last one was tried without the operator for matmuls.
-        let tried = left_out.iter().rfind(|(edits, _)| edits.attention);
-        tried.map_or_else(
-            || prepare::attention_obstacle(&editable.graph),
-            |(_, fault)| Some(fault.clone()),
-        )
-    }
-
-    fn plain(&self) -> Result<OpenModel, OnnxError> {
-        let merged = self.merged.map(|merged| EditedSource {
-            graph: &merged.graph,
-            weights_folder: &merged.weights_folder,
-        });
-        let graph = session::open(self.library, &self.source(merged), self.provider, self.threads)
-            .map_err(|error| self.explain(error))?;
-        Ok(OpenModel {
-            graph,
-            facts: self.facts,
-            tables: None,
-            prepared: Prepare::PLAIN,
-            attention_fault: None,
-            i8_fault: None,
-        })
-    }
-
-    /// The error of opening the plain graph, in place of it the missing file of its weights if one is: of links, the library
-    /// says only that they lead out of the folder.
-    fn explain(&self, error: OnnxError) -> OnnxError {
-        let OnnxError::Model { .. } = error else {
-            return error;
-        };
-        let is_small = std::fs::metadata(self.path).is_ok_and(|metadata| metadata.len() <= MAX_EDITED_BYTES);
-        let graph = is_small.then(|| std::fs::read(self.path).ok()).flatten();
-        let folder = self.path.parent().unwrap_or(Path::new("."));
-        match graph.and_then(|graph| prepare::missing_weights(&graph, folder)) {
-            Some(prepare::MissingWeights { path, fault }) => OnnxError::Model { path, fault },
-            None => error,
-        }
-    }
-
-    /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
-    fn edited(
-        &self,
-        located: &LocatedGraph,
-        edits: Prepare,
-        cache: &EditCache,
-    ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(&located.graph, &self.genai.outputs.logits, edits) else {
-            return Ok(None);
-        };
-        let verified = match cache.get(Tried::Edits(edits)) {
-            Some(verified) => verified,
-            None => match self.verify(located, edits)? {
-                Some(verified) => {
-                    cache.put(Tried::Edits(edits), &verified);
-                    verified
-                }
-                // The model itself can't be opened: opening it without edits gives the best error.
-                None => return Ok(None),
-            },
-        };
-        let outcome = verified.and_then(|()| {
-            session::open(
-                self.library,
-                &self.source(Some(EditedSource {
-                    graph: &prepared.graph,
-                    weights_folder: &located.weights_folder,
-                })),
-                self.provider,
-                self.threads,
-            )
-            .map_err(|error| error.to_string())
-        });
-        let graph = match outcome {
-            Ok(graph) => graph,
-            Err(fault) => return Ok(Some(Err(fault))),
-        };
-        Ok(Some(Ok(OpenModel {
-            graph,
-            facts: self.facts,
-            tables: prepared.tables,
-            prepared: edits,
-            attention_fault: None,
-            i8_fault: self.i8_fault(located, edits, cache)?,
-        })))
-    }
-
-    /// Why keys and values of 8 bits do not serve the graph with these edits; `None` where they do, or are out of the
-    /// question.
-    fn i8_fault(
-        &self,
-        located: &LocatedGraph,
-        edits: Prepare,
-        cache: &EditCache,
-    ) -> Result<Option<String>, OnnxError> {
-        if !edits.attention || !attention::supports_i8() || self.config.kv_cache == KvCache::F32 {
-            return Ok(None);
-        }
-        let tried = Tried::KvI8(edits);
-        let outcome = if let Some(outcome) = cache.get(tried) {
-            outcome
-        } else {
-            let outcome = self.trial(located).run_i8(&located.graph, edits)?;
-            cache.put(tried, &outcome);
-            outcome
-        };
-        Ok(outcome.err())
-    }
-
-    fn trial<'a>(&'a self, located: &'a LocatedGraph) -> verify_edits::Trial<'a> {
-        verify_edits::Trial {
-            library: self.library,
-            path: self.path,
-            weights_folder: &located.weights_folder,
-            facts: self.facts,
-            genai: self.genai,
-            provider: self.provider,
-            threads: self.threads,
-        }
-    }
-
-    fn verify(
-        &self,
-        located: &LocatedGraph,
-        edits: Prepare,
-    ) -> Result<Option<Result<(), String>>, OnnxError> {
-        match self.trial(located).run(&located.graph, edits) {
-            Ok(verified) => Ok(Some(verified)),
-            Err(error @ OnnxError::ProviderUnavailable { .. }) => Err(error),
-            Err(error) => {
-                tracing::debug!(%error, "An edit of the graph can't be tried.");
-                Ok(None)
-            }
-        }
-    }
-
-    fn source<'a>(&'a self, edited: Option<EditedSource<'a>>) -> GraphSource<'a> {
-        GraphSource {
-            path: self.path,
-            edited,
-            config: self.genai,
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn custom_operators_are_left_out_where_they_can_not_run() {
-        let names = |most: &str, provider, available: [bool; 2]| {
-            let [matmul, attention] = available;
-            let support = OperatorSupport { matmul, attention };
-            let most = most.parse().unwrap();
-            let attempts = Prepare::ATTEMPTS.into_iter();
-            let possible = attempts.filter(|edits| possible(*edits, most, provider, support));
-            possible.map(Prepare::as_str).collect::<Vec<_>>().join(" ")
-        };
-        let check = |most, provider, available, expected: &str| {
-            assert_eq!(names(most, provider, available), expected);
-        };
-        let (none, both) = ([false; 2], [true; 2]);
-        let all = "ragged+matmul+attention";
-        check(all, Provider::Cpu, none, "ragged rope logits");
-        check(
-            all,
-            Provider::Cpu,
-            [false, true],
-            "ragged+attention ragged rope logits",
-        );
-        check(all, Provider::Cuda, both, "logits");
-        check("ragged", Provider::Cpu, both, "ragged rope logits");
-        check(
-            "rope+matmul",
-            Provider::Cpu,
-            both,
-            "rope+matmul rope logits+matmul logits matmul",
-        );
-        check("plain", Provider::Cpu, both, "");
-    }
 }

@@ -106,7 +106,8 @@ pub(crate) fn run(session: &mut Session, options: &RunOptions, binding: &IoBindi
     status(unsafe { (ort::api().RunWithBinding)(session.ptr().cast_mut(), options.ptr(), binding.ptr()) })
 }
 
-fn status(status: sys::OrtStatusPtr) -> Result<(), String> {
+/// The outcome of a call of the C API.
+pub(crate) fn status(status: sys::OrtStatusPtr) -> Result<(), String> {
     if status.0.is_null() {
         return Ok(());
     }

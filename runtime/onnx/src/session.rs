@@ -12,7 +12,7 @@ use crate::error::{OnnxError, one_line};
 use crate::graph::GraphFacts;
 use crate::library::Library;
 use crate::prepare::{KV_BLOCKS, Prepare, RopeTables};
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, NodePlacement, Provider, RECORD_PLACEMENT, check_placement};
 use crate::raw::Element;
 
 /// An open graph.
@@ -20,6 +20,8 @@ pub(crate) struct OpenGraph {
     pub(crate) session: Session,
     /// The provider that runs it: never `auto`.
     pub(crate) provider: Provider,
+    /// Where its nodes run; `None`: all of them on the processor.
+    pub(crate) placement: Option<NodePlacement>,
     pub(crate) kv: GraphKv,
     pub(crate) logits_element: Element,
     /// The graph's vocabulary where it is fixed; the config's may be padded.
@@ -71,41 +73,51 @@ pub(crate) struct EditedSource<'a> {
     pub(crate) weights_folder: &'a Path,
 }
 
-/// Opens a graph on one provider and validates it.
+/// Opens a graph on one provider and validates it. Fails where nodes would run on the processor that may not.
 pub(crate) fn open(
     library: &Library,
     source: &GraphSource<'_>,
-    provider: Provider,
+    target: ExecutionTarget<'_>,
     threads: usize,
 ) -> Result<OpenGraph, OnnxError> {
-    let fault = |error: ort::Error| OnnxError::Model {
-        path: source.path.to_path_buf(),
-        fault: format!(
-            "ONNX Runtime refuses it: {}. Copy or export the model again",
-            one_line(error)
-        ),
+    let fault = |error: ort::Error| {
+        if target.provider != Provider::Cpu {
+            return target.unavailable(format!("the model can't be opened on it: {}", one_line(error)));
+        }
+        OnnxError::Model {
+            path: source.path.to_path_buf(),
+            fault: format!(
+                "ONNX Runtime refuses it: {}. Copy or export the model again",
+                one_line(error)
+            ),
+        }
     };
     let session = match source.edited {
         None => {
-            let mut builder = builder(library, provider, threads)?;
+            let mut builder = builder(library, target, threads)?;
             custom_operators::commit(|| builder.commit_from_file(source.path))
         }
         Some(edited) => {
-            let mut builder = builder_beside_weights(library, provider, threads, edited.weights_folder)?;
+            let mut builder = builder_beside_weights(library, target, threads, edited.weights_folder)?;
             custom_operators::commit(|| builder.commit_from_memory(edited.graph))
         }
     };
-    validate(session.map_err(fault)?, provider, source.config, source.path)
+    let session = session.map_err(fault)?;
+    let placement = match target.provider {
+        Provider::Cpu => None,
+        _ => Some(check_placement(&session, target)?),
+    };
+    validate(session, placement, target.provider, source.config, source.path)
 }
 
 /// A session builder for graphs in memory whose weights lie in `folder`.
 pub(crate) fn builder_beside_weights(
     library: &Library,
-    provider: Provider,
+    target: ExecutionTarget<'_>,
     threads: usize,
     folder: &Path,
 ) -> Result<SessionBuilder, OnnxError> {
-    Ok(builder(library, provider, threads)?.with_config_entry(
+    Ok(builder(library, target, threads)?.with_config_entry(
         "session.model_external_initializers_file_folder_path",
         folder.display().to_string(),
     )?)
@@ -114,7 +126,7 @@ pub(crate) fn builder_beside_weights(
 /// A session builder.
 pub(crate) fn builder(
     library: &Library,
-    provider: Provider,
+    target: ExecutionTarget<'_>,
     threads: usize,
 ) -> Result<SessionBuilder, OnnxError> {
     let builder = Session::builder(library.environment())?
@@ -122,16 +134,16 @@ pub(crate) fn builder(
         .with_intra_threads(threads)?
         // The mask grows with every token: a memory pattern per shape would be kept for each of them.
         .with_memory_pattern(false)?;
-    match provider.registration() {
-        Some(registration) => builder
-            .with_execution_providers([registration])
-            .map_err(|error| provider.unavailable(one_line(error))),
-        // The custom operators are registered, used or not.
-        None if custom_operators::available() => {
-            Ok(builder.with_operators(custom_operators::domain(threads)?)?)
-        }
-        None => Ok(builder),
+    if target.provider != Provider::Cpu {
+        let (entry, value) = RECORD_PLACEMENT;
+        return target.register(library, builder.with_config_entry(entry, value)?);
     }
+    let builder = target.register(library, builder)?;
+    // The custom operators are registered, used or not.
+    if custom_operators::available() {
+        return Ok(builder.with_operators(custom_operators::domain(threads)?)?);
+    }
+    Ok(builder)
 }
 
 /// The name of the input for positions. Exporters of different ages differ in whether they name this input where the
@@ -147,6 +159,7 @@ fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
 /// Holds the session's inputs and outputs against `config`.
 fn validate(
     session: Session,
+    placement: Option<NodePlacement>,
     provider: Provider,
     config: &GenaiConfig,
     path: &Path,
@@ -182,6 +195,7 @@ fn validate(
     Ok(OpenGraph {
         image_features,
         provider,
+        placement,
         kv: kv.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,
         vocab_size,

@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use phi_edge_engine::{Engine, EngineConfig};
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
+use phi_edge_onnx::{
+    DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings, VisionWeights,
+};
 use serde_json::Value;
 use support::{generate, ids, library};
 
@@ -22,6 +24,7 @@ fn forms() -> PathBuf {
 fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
     let config = DecoderConfig {
         provider: Provider::Cpu,
+        provider_settings: ProviderSettings::default(),
         threads: Some(2),
         rows: 1,
         cache_rows: 0,
@@ -111,6 +114,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
     });
     let config = DecoderConfig {
         provider: Provider::Cpu,
+        provider_settings: ProviderSettings::default(),
         threads: Some(1),
         rows: 1,
         cache_rows: 0,

@@ -13,7 +13,9 @@ use phi_edge_engine::{
     Decoder, Engine, EngineConfig, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
+use phi_edge_onnx::{
+    DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings, VisionWeights,
+};
 use serde_json::Value;
 use support::{fixture, generate, ids, library};
 
@@ -59,6 +61,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
     let model = ModelDir::open(folder).unwrap();
     let config = DecoderConfig {
         provider: Provider::Cpu,
+        provider_settings: ProviderSettings::default(),
         threads: Some(2),
         rows,
         cache_rows: 0,

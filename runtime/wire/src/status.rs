@@ -58,8 +58,11 @@ pub struct Status {
     pub model: Option<String>,
     /// The context length: tokens of prompt and answer together.
     pub context: Option<usize>,
-    /// The execution provider: `cpu`, `cuda` or `directml`.
+    /// The execution provider: `cpu`, `cuda`, `directml`, `webgpu` or `plugin`.
     pub provider: Option<String>,
+    /// Why it is that one, and how many nodes of the graph run on the processor beside it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provider_reason: Option<String>,
     /// The optional features that requests may use.
     pub features: Vec<String>,
     /// The limits on requests.
@@ -77,6 +80,7 @@ impl Status {
             model: None,
             context: None,
             provider: None,
+            provider_reason: None,
             features: Vec::new(),
             limits: Value::Null,
         }

@@ -13,6 +13,7 @@ use super::signals::StopSignals;
 use super::takeover;
 use crate::exit::Fault;
 use crate::setup::model::{self, ModelSetup};
+use crate::setup::provider_lines;
 
 /// The result of the load.
 pub(super) enum LoadEnd {
@@ -25,6 +26,8 @@ pub(super) struct LoadedEngine {
     pub(super) handle: EngineHandle,
     /// The provider that runs the model.
     pub(super) provider: &'static str,
+    /// Why it is that one, for the status.
+    pub(super) provider_reason: Option<String>,
 }
 
 /// The reason why the daemon ends before its model is loaded.
@@ -69,7 +72,8 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
         served.verify_unchanged()?;
         let engine = engine?;
         if let Some(provider_tx) = provider_tx.take() {
-            let _ = provider_tx.send(engine.decoder().provider().as_str());
+            let report = engine.decoder().provider_report();
+            let _ = provider_tx.send((report.provider.as_str(), provider_lines::summary(report)));
         }
         Ok::<_, Fault>(engine)
     })
@@ -78,6 +82,13 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
         StartError::Build(fault) => fault,
         other => Fault::failed(other),
     })?;
-    let provider = provider.await.unwrap_or("unknown");
-    Ok(LoadedEngine { handle, provider })
+    let (provider, provider_reason) = match provider.await {
+        Ok((provider, reason)) => (provider, Some(reason)),
+        Err(_) => ("unknown", None),
+    };
+    Ok(LoadedEngine {
+        handle,
+        provider,
+        provider_reason,
+    })
 }

@@ -56,7 +56,11 @@ pub(super) fn start<'a>(
     inputs: ServiceInputs,
     engine: LoadedEngine,
 ) -> Serving<'a> {
-    let LoadedEngine { handle, provider } = engine;
+    let LoadedEngine {
+        handle,
+        provider,
+        provider_reason,
+    } = engine;
     let ServiceInputs {
         text,
         rules,
@@ -85,6 +89,7 @@ pub(super) fn start<'a>(
         status.model = Some(model.clone());
         status.context = Some(context);
         status.provider = Some(provider.into());
+        status.provider_reason = provider_reason;
         if takes_images {
             status.features.push(IMAGE_FEATURE.to_owned());
             status.limits = service::status_limits(app.config, true);

@@ -20,7 +20,8 @@ pub(crate) struct ModelArgs {
     /// The model directory: the folder that holds genai_config.json [default: model.path of the configuration].
     #[arg(long, value_name = "DIR")]
     pub(crate) model: Option<PathBuf>,
-    /// Where it runs: auto, cpu, cuda or directml. An explicit choice is never replaced by another [default: auto].
+    /// Where it runs: auto, cpu, cuda, directml, webgpu or plugin (runtime.plugin.library of the configuration). An explicit
+    /// choice is never replaced by another, unless runtime.fallback says so [default: auto].
     #[arg(long, value_name = "NAME")]
     pub(crate) provider: Option<Provider>,
     /// The type of keys and values in memory: auto, f32 (as the graph computes them) or i8 (8 bits: a quarter of the memory, a

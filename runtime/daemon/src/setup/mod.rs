@@ -5,6 +5,7 @@ mod kv_budget;
 pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod pinned_prefixes;
+pub(crate) mod provider_lines;
 pub(crate) mod rule_conversion;
 pub(crate) mod service;
 pub(crate) mod settings;

@@ -9,7 +9,8 @@ use phi_edge_engine::{
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
-    DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider, VisionWeights,
+    DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider, ProviderSettings,
+    VisionWeights,
 };
 use phi_edge_rules::Rule;
 
@@ -71,6 +72,7 @@ impl ModelSetup {
             library: runtime.library.clone(),
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
+                provider_settings: settings::provider_settings(runtime),
                 threads: runtime.threads,
                 rows: runtime.slots + asked_for,
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
@@ -104,6 +106,7 @@ impl ModelSetup {
                 library: None,
                 decoder: DecoderConfig {
                     provider: Provider::Auto,
+                    provider_settings: ProviderSettings::default(),
                     threads: None,
                     rows: slots,
                     cache_rows: 0,
@@ -133,6 +136,10 @@ impl ModelSetup {
         setup.engine.slots = slots;
         setup.engine.stop_repetition = stop_repetition;
         if let Some(provider) = args.provider {
+            if provider != setup.decoder.provider {
+                // They are those of the configured one.
+                setup.decoder.provider_settings.options.clear();
+            }
             setup.decoder.provider = provider;
         }
         if let Some(kv_cache) = args.kv_cache {

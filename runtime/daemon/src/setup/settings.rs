@@ -1,13 +1,14 @@
 //! The load of the configuration from files, environment and flags.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use phi_edge_config::{
-    KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded,
-    RopePolicy as ConfigRopePolicy, VisionWeights as ConfigVisionWeights,
+    ByteSize, Fallback, KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded,
+    RopePolicy as ConfigRopePolicy, Runtime, VisionWeights as ConfigVisionWeights,
 };
 use phi_edge_engine::RopePolicy;
-use phi_edge_onnx::{KvCache, Provider, VisionWeights};
+use phi_edge_onnx::{KvCache, PluginSettings, Provider, ProviderSettings, VisionWeights};
 
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -52,6 +53,30 @@ pub(crate) fn provider(provider: ConfigProvider) -> Provider {
         ConfigProvider::Cpu => Provider::Cpu,
         ConfigProvider::Cuda => Provider::Cuda,
         ConfigProvider::DirectMl => Provider::DirectMl,
+        ConfigProvider::WebGpu => Provider::WebGpu,
+        ConfigProvider::Plugin => Provider::Plugin,
+    }
+}
+
+/// Converts the settings of the provider of the configuration.
+pub(crate) fn provider_settings(runtime: &Runtime) -> ProviderSettings {
+    ProviderSettings {
+        device_id: runtime.device_id,
+        device_memory: runtime.device_memory.map(ByteSize::bytes),
+        // Of `auto` they would be those of whichever provider comes first.
+        options: match runtime.provider {
+            ConfigProvider::Auto => BTreeMap::new(),
+            _ => runtime.provider_options.clone().unwrap_or_default(),
+        },
+        fallback_to_cpu: match runtime.fallback {
+            Some(Fallback::Cpu) => true,
+            None => false,
+        },
+        allow_cpu_nodes: runtime.allow_cpu_nodes.clone().unwrap_or_default(),
+        plugin: runtime.plugin.library.as_ref().map(|library| PluginSettings {
+            library: library.clone(),
+            options: runtime.plugin.options.clone().unwrap_or_default(),
+        }),
     }
 }
 

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use crate::kv_cache::KvCache;
 use crate::prepare::Prepare;
-use crate::provider::Provider;
+use crate::provider::{Provider, ProviderSettings};
 use crate::vision::VisionWeights;
 
 /// The configuration of a decoder.
@@ -12,6 +12,8 @@ use crate::vision::VisionWeights;
 pub struct DecoderConfig {
     /// The execution provider.
     pub provider: Provider,
+    /// Its settings.
+    pub provider_settings: ProviderSettings,
     /// Threads of a run; `None`: all processors this process may use.
     pub threads: Option<usize>,
     /// Rows of the KV slab for sequences that run and for pinned prefixes, at least 1.
@@ -37,6 +39,7 @@ impl Default for DecoderConfig {
     fn default() -> Self {
         Self {
             provider: Provider::Auto,
+            provider_settings: ProviderSettings::default(),
             threads: None,
             rows: 1,
             cache_rows: 0,

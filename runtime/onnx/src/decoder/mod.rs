@@ -25,7 +25,7 @@ use crate::kv_cache::{KvCache, KvSupport};
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
-use crate::provider::Provider;
+use crate::provider::{Provider, ProviderReport};
 use crate::raw::{Element, View};
 use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
 use crate::session::{GraphKv, OpenGraph, OpenModel};
@@ -68,7 +68,7 @@ pub struct OnnxDecoder {
     rope: RopeForm,
     kv_support: KvSupport,
     caps: Caps,
-    provider: Provider,
+    provider_report: ProviderReport,
     encoder: Option<VisionEncoder>,
 }
 
@@ -121,12 +121,12 @@ impl OnnxDecoder {
         let OpenGraph {
             session,
             provider,
-            kv: _,
             logits_element,
             vocab_size,
             chooses_logits,
             position_ids,
             image_features,
+            ..
         } = graph;
         let ragged = prepared.level == Level::Ragged;
         let positions = position_ids.as_deref().or(ragged.then_some(POSITIONS));
@@ -184,7 +184,7 @@ impl OnnxDecoder {
             },
             kv_support,
             caps,
-            provider,
+            provider_report: ProviderReport::of(provider),
             encoder: None,
             session,
         })
@@ -197,6 +197,15 @@ impl OnnxDecoder {
 
     pub(crate) fn set_encoder(&mut self, encoder: Option<VisionEncoder>) {
         self.encoder = encoder;
+    }
+
+    /// How the provider was chosen, and which nodes it runs.
+    pub fn provider_report(&self) -> &ProviderReport {
+        &self.provider_report
+    }
+
+    pub(crate) fn set_provider_report(&mut self, report: ProviderReport) {
+        self.provider_report = report;
     }
 
     /// The edits of the graph.
@@ -220,7 +229,7 @@ impl OnnxDecoder {
     pub fn computed_by(&self, library: &Library) -> Vec<String> {
         let parts = [
             library.description(),
-            self.provider.as_str(),
+            self.provider_report.identity.as_str(),
             self.prepared.as_str(),
             crate::matmul::REVISION,
             crate::attention::REVISION,
@@ -238,7 +247,7 @@ impl OnnxDecoder {
 
     /// The provider that runs the graph: never `auto`.
     pub fn provider(&self) -> Provider {
-        self.provider
+        self.provider_report.provider
     }
 
     fn check(&self, step: &Step<'_>) -> Result<(), DecodeError> {

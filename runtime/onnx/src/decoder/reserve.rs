@@ -8,7 +8,7 @@ use super::config::DecoderConfig;
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement};
 use crate::error::OnnxError;
 use crate::kv::{BlocksShape, KvBlocks, KvMemory, KvShape, KvSlab};
-use crate::provider::Provider;
+use crate::provider::{Provider, input_device};
 use crate::raw::Element;
 use crate::session::{GraphKv, OpenGraph};
 
@@ -59,10 +59,12 @@ fn slab(
     genai: &GenaiConfig,
     config: &DecoderConfig,
 ) -> Result<KvSlab, OnnxError> {
+    let device = device(graph, genai)?;
+    let on_host = device.is_none();
     let mut shape = KvShape {
         layers: genai.num_layers,
         rows: config.rows.max(1)
-            + if graph.provider == Provider::Cpu {
+            + if on_host {
                 config.cache_rows
             } else {
                 config.cache_rows.min(DEVICE_CACHE_ROWS)
@@ -73,8 +75,10 @@ fn slab(
         head_size: genai.head_size,
         element,
     };
-    let on_host = graph.provider == Provider::Cpu;
-    let budget = config.kv_memory.or((!on_host).then_some(DEVICE_KV_BYTES));
+    let most = config.provider_settings.device_memory.unwrap_or(DEVICE_KV_BYTES);
+    let budget = config
+        .kv_memory
+        .or((!on_host).then_some(DEVICE_KV_BYTES.min(most)));
     if let Some(budget) = budget {
         // The host allocates what is written, and the engine keeps the sum below the budget: one row may have it all.
         // A device allocates all rows at once.
@@ -89,13 +93,26 @@ fn slab(
             .min(usize::try_from(tokens).unwrap_or(usize::MAX))
             .max(2);
     }
-    if on_host {
-        return KvSlab::on_host(shape);
+    match device {
+        Some(device) => KvSlab::on_device(shape, &graph.session, device),
+        None => KvSlab::on_host(shape),
     }
-    let device = if graph.provider == Provider::Cuda {
-        AllocationDevice::CUDA
-    } else {
-        AllocationDevice::DIRECTML
-    };
-    KvSlab::on_device(shape, &graph.session, device)
+}
+
+/// The device that the graph takes keys and values on; `None`: the host.
+fn device(graph: &OpenGraph, genai: &GenaiConfig) -> Result<Option<AllocationDevice<'static>>, OnnxError> {
+    match graph.provider {
+        Provider::Auto | Provider::Cpu => Ok(None),
+        Provider::Cuda => Ok(Some(AllocationDevice::CUDA)),
+        Provider::DirectMl => Ok(Some(AllocationDevice::DIRECTML)),
+        // Their buffers are handles, in which a row has no address of its own.
+        Provider::WebGpu | Provider::Plugin => match input_device(&graph.session, &genai.past_key(0)) {
+            Ok(name) if AllocationDevice::CPU == *name => Ok(None),
+            Ok(name) | Err(name) => Err(OnnxError::ProviderUnavailable {
+                provider: graph.provider.as_str(),
+                fault: format!("keys and values can't be held in its memory ({name}) yet"),
+                advice: "Take a provider that computes attention on the processor".to_owned(),
+            }),
+        },
+    }
 }

@@ -1,6 +1,7 @@
 //! Verification of edits: an edited graph must give the results of the plain one, tried on its first layers.
 
 mod compare_matmuls;
+mod compare_providers;
 
 use std::path::Path;
 
@@ -16,7 +17,7 @@ use crate::graph::GraphFacts;
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, ProviderSettings};
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::vision::VisionWeights;
 
@@ -49,7 +50,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) weights_folder: &'a Path,
     pub(crate) facts: GraphFacts,
     pub(crate) genai: &'a GenaiConfig,
-    pub(crate) provider: Provider,
+    pub(crate) target: ExecutionTarget<'a>,
     pub(crate) threads: usize,
 }
 
@@ -60,15 +61,7 @@ impl Trial<'_> {
         let Some((cut, genai)) = self.cut(model)? else {
             return Ok(Err(INSEPARABLE_LAYERS.into()));
         };
-        let plain = session::open(
-            self.library,
-            &self.source(&genai, &cut),
-            self.provider,
-            self.threads,
-        )?;
-        let mut plain = self.decoder(plain, None, Prepare::PLAIN, KvCache::F32, &genai)?;
-        let expected = steps(&mut plain).map_err(|error| OnnxError::Runtime(error.to_string()))?;
-        drop(plain);
+        let expected = self.plain_logits(&cut, &genai)?;
         let form = Prepare::form(edits.level);
         if form != Prepare::PLAIN
             && let Err(fault) = self.verify(&cut, form, &expected, &genai)
@@ -108,6 +101,14 @@ impl Trial<'_> {
             equal(&got, &expected, I8_LOGIT_TOLERANCE)
                 .map_err(|fault| format!("{fault} those with 32-bit keys and values"))
         }))
+    }
+
+    /// The logits of the plain graph.
+    fn plain_logits(&self, graph: &Bytes, genai: &GenaiConfig) -> Result<Vec<f32>, OnnxError> {
+        let source = self.source(genai, graph);
+        let opened = session::open(self.library, &source, self.target, self.threads)?;
+        let mut decoder = self.decoder(opened, None, Prepare::PLAIN, KvCache::F32, genai)?;
+        steps(&mut decoder).map_err(|error| OnnxError::Runtime(error.to_string()))
     }
 
     /// The graph of the first layers, and its config. `None`: they can't be told apart.
@@ -175,7 +176,7 @@ impl Trial<'_> {
     ) -> Result<Vec<f32>, String> {
         let said = |error: OnnxError| error.to_string();
         let source = self.source(genai, &prepared.graph);
-        let graph = session::open(self.library, &source, self.provider, self.threads).map_err(said)?;
+        let graph = session::open(self.library, &source, self.target, self.threads).map_err(said)?;
         let mut edited = self
             .decoder(graph, prepared.tables, edits, kv_cache, genai)
             .map_err(said)?;
@@ -202,7 +203,8 @@ impl Trial<'_> {
         genai: &GenaiConfig,
     ) -> Result<OnnxDecoder, OnnxError> {
         let config = DecoderConfig {
-            provider: self.provider,
+            provider: self.target.provider,
+            provider_settings: ProviderSettings::default(),
             threads: Some(self.threads),
             rows: 3,
             cache_rows: 0,
@@ -335,7 +337,7 @@ mod tests {
             weights_folder: &folder,
             facts: crate::graph::read(&path).unwrap(),
             genai: model.config(),
-            provider: Provider::Cpu,
+            target: ExecutionTarget::CPU,
             threads: 1,
         };
         judge(&trial, &std::fs::read(&path).unwrap().into());
@@ -366,7 +368,13 @@ mod tests {
         trial("models/demo", |trial, graph| {
             let mut genai = trial.genai.clone();
             genai.context_length = 1024 + TOKENS_BEYOND_BOUNDARY;
-            let plain = session::open(trial.library, &trial.source(&genai, graph), Provider::Cpu, 1).unwrap();
+            let plain = session::open(
+                trial.library,
+                &trial.source(&genai, graph),
+                ExecutionTarget::CPU,
+                1,
+            )
+            .unwrap();
             let mut plain = trial
                 .decoder(plain, None, Prepare::PLAIN, KvCache::F32, &genai)
                 .unwrap();

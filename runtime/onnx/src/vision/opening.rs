@@ -18,7 +18,7 @@ use crate::library::Library;
 use crate::matmul;
 use crate::prepare::{CutEncoder, EncoderNames, LocatedGraph, cut_encoder, quantise_matmuls, resolve_links};
 use crate::processor::processor_name;
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, Provider, check_placement};
 use crate::session;
 
 /// The largest accepted relative error of features of the graph that is cut. Seen: none.
@@ -31,7 +31,7 @@ pub(crate) struct EncoderSource<'a> {
     pub(crate) library: &'a Library,
     pub(crate) model: &'a ModelDir,
     /// The provider of the decoder.
-    pub(crate) provider: Provider,
+    pub(crate) target: ExecutionTarget<'a>,
     pub(crate) threads: usize,
     pub(crate) weights: VisionWeights,
     pub(crate) edit_cache: Option<&'a Path>,
@@ -53,9 +53,10 @@ pub(crate) fn open(source: &EncoderSource<'_>) -> Result<Option<VisionEncoder>, 
     };
     let Ok(graph) = read_graph(&path) else {
         // A graph that holds its weights itself, or can't be read: opening it gives the best error.
-        let mut builder = session::builder(source.library, source.provider, source.threads)?;
+        let mut builder = session::builder(source.library, source.target, source.threads)?;
         let session = custom_operators::commit(|| builder.commit_from_file(&path))
             .map_err(|error| opening.refused(&one_line(error)))?;
+        opening.check_placement(&session)?;
         let encoder = opening.encoder(Sessions::Whole(session))?;
         return match source.weights {
             VisionWeights::Auto | VisionWeights::F32 => Ok(Some(encoder)),
@@ -84,10 +85,11 @@ impl Opening<'_> {
     fn cache(&self, located: &LocatedGraph) -> EditCache {
         let processor = processor_name();
         let weights = weights_identity(self.source.model.path());
+        let provider = self.source.target.identity();
         let circumstances = [
             weights.as_str(),
             self.source.library.description(),
-            self.source.provider.as_str(),
+            &provider,
             &processor,
             matmul::REVISION,
         ];
@@ -188,7 +190,7 @@ impl Opening<'_> {
         (bits, block): (i64, i64),
     ) -> Result<VisionEncoder, String> {
         let said = |error: OnnxError| error.to_string();
-        if self.source.provider != Provider::Cpu || !matmul::available() {
+        if self.source.target.provider != Provider::Cpu || !matmul::available() {
             return Err("it needs a processor with AVX-512 VNNI".into());
         }
         let graph = match form {
@@ -266,12 +268,24 @@ impl Opening<'_> {
         let quantised = quantisation.and_then(|(bits, block)| quantise_matmuls(graph, bits, block));
         let mut builder = session::builder_beside_weights(
             self.source.library,
-            self.source.provider,
+            self.source.target,
             self.source.threads,
             folder,
         )?;
-        custom_operators::commit(|| builder.commit_from_memory(quantised.as_ref().unwrap_or(graph)))
-            .map_err(|error| self.refused(&one_line(error)))
+        let session =
+            custom_operators::commit(|| builder.commit_from_memory(quantised.as_ref().unwrap_or(graph)))
+                .map_err(|error| self.refused(&one_line(error)))?;
+        self.check_placement(&session)?;
+        Ok(session)
+    }
+
+    /// Fails where nodes would run on the processor that may not.
+    fn check_placement(&self, session: &Session) -> Result<(), OnnxError> {
+        let target = self.source.target;
+        if target.provider != Provider::Cpu {
+            check_placement(session, target)?;
+        }
+        Ok(())
     }
 
     fn encoder(&self, sessions: Sessions) -> Result<VisionEncoder, OnnxError> {
@@ -343,7 +357,7 @@ mod tests {
         let source = EncoderSource {
             library: &library,
             model: &model,
-            provider: Provider::Cpu,
+            target: ExecutionTarget::CPU,
             threads: 2,
             weights: VisionWeights::F32,
             edit_cache: Some(&file),

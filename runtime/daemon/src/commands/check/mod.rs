@@ -17,6 +17,7 @@ use crate::setup::args::ConfigArgs;
 use crate::setup::link;
 use crate::setup::model::ModelSetup;
 use crate::setup::pinned_prefixes::UnkeptPrefix;
+use crate::setup::provider_lines;
 use crate::setup::rule_conversion;
 use crate::setup::settings;
 use crate::terminal;
@@ -87,12 +88,19 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             setup
                 .load_over(&model, |decoder| decoder)
                 .map(|(engine, computed_by)| {
-                    let provider = engine.decoder().provider().as_str();
+                    let provider = provider_lines::chosen(engine.decoder().provider_report());
                     let said = format!("{provider}, context of {} tokens", engine.context());
                     ((engine, computed_by), said)
                 }),
         );
         if let Some((mut engine, computed_by)) = loaded {
+            let chosen = engine.decoder().provider_report();
+            for line in provider_lines::refused(chosen, setup.decoder.provider) {
+                warn("provider", &line);
+            }
+            if let Some(line) = provider_lines::nodes(chosen) {
+                report.add("nodes", Ok(((), line)));
+            }
             let configured = setup.decoder.kv_memory.is_some();
             for line in kv_capacity::lines(&engine, model.config(), configured) {
                 report.add("memory", Ok(((), line)));

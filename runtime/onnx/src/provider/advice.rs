@@ -1,0 +1,118 @@
+//! What is missing, and what to do about it, from the messages of ONNX Runtime and the loader of libraries.
+
+use super::Provider;
+
+/// The part of ONNX Runtime's message that says what is wrong, without the place in its source.
+pub(super) fn essence(message: &str) -> String {
+    const MARK: &str = "[ONNXRuntimeError] : ";
+    // A wrapped error repeats the mark: the innermost one is the cause.
+    let Some((_, inner)) = message.rsplit_once(MARK) else {
+        return message.to_owned();
+    };
+    // "1 : FAIL : the message".
+    let mut parts = inner.splitn(3, " : ");
+    let words = match (parts.next(), parts.next(), parts.next()) {
+        (Some(code), Some(_), Some(words)) if code.parse::<u32>().is_ok() => words,
+        _ => inner,
+    };
+    words.trim().to_owned()
+}
+
+/// What to do where `provider` is not available for this reason.
+pub(super) fn advice(provider: Provider, fault: &str) -> String {
+    if let Some(missing) = missing_library(fault) {
+        return format!("Install {missing}{}", origin(missing));
+    }
+    let no_device = [
+        "no device",
+        "No adapter",
+        "adapter",
+        "CUDA-capable device",
+        "CUDA failure 100",
+    ];
+    let old_driver = ["driver version is insufficient", "CUDA failure 35"];
+    if old_driver.iter().any(|words| fault.contains(words)) {
+        return "Install a newer driver of the GPU".to_owned();
+    }
+    if no_device.iter().any(|words| fault.contains(words)) {
+        return match provider {
+            Provider::Cuda => "Install NVIDIA's driver, and let the service reach the device (docs/gpu.md)",
+            _ => "Install the GPU's driver, and let the service reach the device (docs/gpu.md)",
+        }
+        .to_owned();
+    }
+    "See docs/gpu.md for what it needs".to_owned()
+}
+
+/// The library that the loader did not find.
+fn missing_library(fault: &str) -> Option<&str> {
+    let (before, _) = fault.split_once(": cannot open shared object file")?;
+    let name = before.rsplit([' ', '"']).next()?;
+    (!name.is_empty()).then_some(name)
+}
+
+/// Where a library comes from, for those that are known.
+fn origin(library: &str) -> &'static str {
+    let name = library.rsplit('/').next().unwrap_or(library);
+    let known = [
+        (
+            "libonnxruntime_providers_",
+            " beside ONNX Runtime's library, of the same build",
+        ),
+        ("libcudnn", " (NVIDIA's cuDNN)"),
+        ("libcuda.so", " (NVIDIA's driver)"),
+        (
+            "libcu",
+            " (NVIDIA's CUDA toolkit, or its packages nvidia-* of PyPI)",
+        ),
+        (
+            "libnvrtc",
+            " (NVIDIA's CUDA toolkit, or its packages nvidia-* of PyPI)",
+        ),
+        ("libvulkan", " (Debian: libvulkan1, and the GPU's Vulkan driver)"),
+    ];
+    known
+        .into_iter()
+        .find(|(prefix, _)| name.starts_with(prefix))
+        .map_or(" where the loader of libraries finds it", |(_, origin)| origin)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_library_is_named_with_its_origin() {
+        let message = "/onnxruntime_src/onnxruntime/core/session/provider_bridge_ort.cc:2210 onnxruntime::Provider& \
+            onnxruntime::ProviderLibrary::Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library \
+            libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open shared object file: No such file or \
+            directory";
+        let fault = essence(message);
+        assert_eq!(
+            fault,
+            "Failed to load library libonnxruntime_providers_cuda.so with error: libcublasLt.so.13: cannot open shared \
+             object file: No such file or directory"
+        );
+        assert_eq!(
+            advice(Provider::Cuda, &fault),
+            "Install libcublasLt.so.13 (NVIDIA's CUDA toolkit, or its packages nvidia-* of PyPI)"
+        );
+        let check = |name: &str, expected: &str| {
+            let fault =
+                format!("/opt/ep.so: {name}: cannot open shared object file: No such file or directory");
+            assert!(advice(Provider::Plugin, &fault).contains(expected), "{name}");
+        };
+        check("libcudnn.so.9", "cuDNN");
+        check("libcuda.so.1", "driver");
+        check("libvulkan.so.1", "libvulkan1");
+        check("libtbb.so.12", "where the loader");
+    }
+
+    #[test]
+    fn a_message_without_a_mark_stays_as_it_is() {
+        assert_eq!(essence("no device"), "no device");
+        assert_eq!(essence("[ONNXRuntimeError] : odd"), "odd");
+        assert!(advice(Provider::Cuda, "no CUDA-capable device is detected").contains("NVIDIA's driver"));
+        assert!(advice(Provider::WebGpu, "something else").contains("docs/gpu.md"));
+    }
+}
