@@ -1,12 +1,12 @@
 //! Fetches the pinned ONNX Runtime library: the Python wheel's, by pip, with its hash.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 
-use crate::process::{root, run, target};
+use crate::process::target;
+use crate::wheels;
 
 /// The pinned version.
 pub(crate) const VERSION: &str = "1.32.0";
@@ -66,18 +66,6 @@ pub(crate) fn fetch(platform: Platform) -> Result<PathBuf> {
         return Ok(library);
     }
     eprintln!("Fetching ONNX Runtime {VERSION} for {} …", platform.tag());
-    let python = python()?;
-    let download = folder.join("download");
-    std::fs::create_dir_all(&download).with_context(|| format!("{} can't be made", download.display()))?;
-    let arguments = [
-        "-m",
-        "pip",
-        "download",
-        "-q",
-        "--no-deps",
-        "--only-binary=:all:",
-        "--require-hashes",
-    ];
     let tags = [
         "--python-version",
         "3.12",
@@ -88,24 +76,9 @@ pub(crate) fn fetch(platform: Platform) -> Result<PathBuf> {
         "--platform",
         platform.tag(),
     ];
-    run(Command::new(python)
-        .args(arguments)
-        .args(tags)
-        .arg("-d")
-        .arg(&download)
-        .arg("-r")
-        .arg(root().join("xtask/onnxruntime.txt")))
-    .context("the library could not be fetched; is python3-pip installed, and is there a network? A library that is there already can be named by ORT_DYLIB_PATH")?;
-    let wheel = std::fs::read_dir(&download)?
-        .filter_map(Result::ok)
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|extension| extension == "whl"))
-        .context("pip downloaded no wheel")?;
-    run(Command::new(python)
-        .args(["-m", "zipfile", "-e"])
-        .arg(&wheel)
-        .arg(&folder))?;
-    std::fs::remove_dir_all(&download)?;
+    wheels::fetch("onnxruntime.txt", &tags, &folder).context(
+        "the library could not be fetched. A library that is there already can be named by ORT_DYLIB_PATH",
+    )?;
     if !library.is_file() {
         bail!("the wheel of ONNX Runtime {VERSION} holds no {}", platform.file());
     }
@@ -118,11 +91,4 @@ pub(crate) fn for_this_machine() -> Result<PathBuf> {
         Some(path) => Ok(PathBuf::from(path)),
         None => fetch(Platform::of_this_machine()?),
     }
-}
-
-fn python() -> Result<&'static str> {
-    ["python3", "python"]
-        .into_iter()
-        .find(|program| crate::process::works(program, "--version"))
-        .context("Python 3 was not found; install python3 and python3-pip, or set ORT_DYLIB_PATH to an ONNX Runtime library")
 }

@@ -13,10 +13,12 @@ mod long;
 mod model;
 mod node;
 mod package;
+mod plugins;
 mod process;
 mod python;
 mod test;
 mod tools;
+mod wheels;
 
 use std::process::ExitCode;
 

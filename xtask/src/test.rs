@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use crate::advisories;
 use crate::library;
 use crate::node;
+use crate::plugins;
 use crate::process::{cargo, on_ci, root, run, works};
 use crate::python;
 use crate::tools::tool;
@@ -39,6 +40,13 @@ pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(
         }
         Err(error) if on_ci() => return Err(error),
         Err(error) => eprintln!("Tests with the Python client will skip: {error:#}"),
+    }
+    match plugins::for_tests() {
+        Ok(variables) => {
+            tests.envs(variables);
+        }
+        Err(error) if on_ci() => return Err(error),
+        Err(error) => eprintln!("Tests with plugin providers will skip: {error:#}"),
     }
     match node::modules("node-tools") {
         Ok(modules) => {
