@@ -154,7 +154,10 @@ fn keys_that_units_and_documents_name_exist() {
     for file in [
         "systemd/phi-edge.service",
         "systemd/phi-edge-cuda.conf",
+        "systemd/phi-edge-webgpu.conf",
+        "systemd/phi-edge-plugin.conf",
         "docs/install.md",
+        "docs/gpu.md",
     ] {
         let text = read(file);
         let words = text.split(|c: char| !(c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-' | '/')));
