@@ -61,7 +61,8 @@ impl Trial<'_> {
         let Some((cut, genai)) = self.cut(model)? else {
             return Ok(Err(INSEPARABLE_LAYERS.into()));
         };
-        let expected = self.plain_logits(&cut, &genai)?;
+        let expected =
+            steps(&mut self.plain(&cut, &genai)?).map_err(|error| OnnxError::Runtime(error.to_string()))?;
         let form = Prepare::form(edits.level);
         if form != Prepare::PLAIN
             && let Err(fault) = self.verify(&cut, form, &expected, &genai)
@@ -103,12 +104,11 @@ impl Trial<'_> {
         }))
     }
 
-    /// The logits of the plain graph.
-    fn plain_logits(&self, graph: &Bytes, genai: &GenaiConfig) -> Result<Vec<f32>, OnnxError> {
+    /// A decoder over the plain graph.
+    fn plain(&self, graph: &Bytes, genai: &GenaiConfig) -> Result<OnnxDecoder, OnnxError> {
         let source = self.source(genai, graph);
         let opened = session::open(self.library, &source, self.target, self.threads)?;
-        let mut decoder = self.decoder(opened, None, Prepare::PLAIN, KvCache::F32, genai)?;
-        steps(&mut decoder).map_err(|error| OnnxError::Runtime(error.to_string()))
+        self.decoder(opened, None, Prepare::PLAIN, KvCache::F32, genai)
     }
 
     /// The graph of the first layers, and its config. `None`: they can't be told apart.
@@ -255,7 +255,11 @@ fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
     } else {
         Regime::Short
     };
-    let regimes = [Regime::Short, long, Regime::Short];
+    steps_of(decoder, [Regime::Short, long, Regime::Short])
+}
+
+/// The same of sequences of these regimes.
+fn steps_of(decoder: &mut OnnxDecoder, regimes: [Regime; 3]) -> Result<Vec<f32>, DecodeError> {
     let caps = decoder.caps();
     let together = caps.ragged_chunks && caps.idle_rows && caps.mixed_regimes;
     let vocab = u32::try_from(caps.vocab_size).unwrap_or(u32::MAX);
