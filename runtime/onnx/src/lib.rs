@@ -7,6 +7,7 @@ mod attention;
 pub mod baseline;
 mod custom_operators;
 mod decoder;
+mod device_memory;
 mod edit_cache;
 mod error;
 mod graph;

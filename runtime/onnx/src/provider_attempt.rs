@@ -77,7 +77,8 @@ impl ProviderAttempt<'_> {
             let mut left_out = Vec::new();
             let support = OperatorSupport {
                 matmul: matmul::available(),
-                attention: attention::available(),
+                // It keeps keys and values on the host.
+                attention: attention::available() && !self.config.device_rows,
             };
             let possible =
                 |edits: &Prepare| possible(*edits, self.config.prepare, self.target.provider, support);
@@ -281,8 +282,8 @@ fn warn(left_out: &[(Prepare, String)]) {
 /// Whether `edits` are to be tried: they are allowed by `most`, they help on this provider, and the processor
 /// supports their custom operators.
 fn possible(edits: Prepare, most: Prepare, provider: Provider, support: OperatorSupport) -> bool {
-    // Elsewhere the tables would be copied to the device for each run.
-    let form = provider == Provider::Cpu || edits.level <= Level::Logits;
+    // The lengths of rows are an input of the processor's kernel alone.
+    let form = provider == Provider::Cpu || edits.level <= Level::Rope;
     let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
     let operators = operator(edits.matmul, support.matmul) && operator(edits.attention, support.attention);
     form && operators && edits.within(most)
@@ -321,7 +322,7 @@ mod tests {
             [false, true],
             "ragged+attention ragged rope logits",
         );
-        check(all, Provider::Cuda, both, "logits");
+        check(all, Provider::Cuda, both, "rope logits");
         check("ragged", Provider::Cpu, both, "ragged rope logits");
         check(
             "rope+matmul",

@@ -60,13 +60,27 @@ impl View {
         shape: &[i64],
         element: Element,
     ) -> Result<Self, String> {
+        // SAFETY: the description is valid for the call; the caller vouches for the data.
+        unsafe { Self::described_by(memory.ptr(), data, shape, element) }
+    }
+
+    /// The same, where `memory` is the description of an allocator.
+    ///
+    /// # Safety
+    /// As for [`View::new`]; `memory` must be valid for the call.
+    pub(crate) unsafe fn described_by(
+        memory: *const sys::OrtMemoryInfo,
+        data: *mut c_void,
+        shape: &[i64],
+        element: Element,
+    ) -> Result<Self, String> {
         let elements: i64 = shape.iter().product();
         let bytes = usize::try_from(elements).map_err(|e| e.to_string())? * element.bytes();
         let mut value = std::ptr::null_mut();
         // SAFETY: the pointers are valid for the call; the caller vouches for the data.
         status(unsafe {
             (ort::api().CreateTensorWithDataAsOrtValue)(
-                memory.ptr(),
+                memory,
                 data,
                 bytes,
                 shape.as_ptr(),

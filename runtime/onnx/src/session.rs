@@ -18,6 +18,8 @@ use crate::raw::Element;
 /// An open graph.
 pub(crate) struct OpenGraph {
     pub(crate) session: Session,
+    /// The library that runs it.
+    pub(crate) library: Library,
     /// The provider that runs it: never `auto`.
     pub(crate) provider: Provider,
     /// Where its nodes run; `None`: all of them on the processor.
@@ -107,7 +109,7 @@ pub(crate) fn open(
         Provider::Cpu => None,
         _ => Some(check_placement(&session, target)?),
     };
-    validate(session, placement, target.provider, source.config, source.path)
+    validate(session, library, placement, target.provider, source)
 }
 
 /// A session builder for graphs in memory whose weights lie in `folder`.
@@ -159,13 +161,14 @@ fn position_ids(inputs: &[Outlet], config: &GenaiConfig) -> Option<String> {
 /// Holds the session's inputs and outputs against `config`.
 fn validate(
     session: Session,
+    library: &Library,
     placement: Option<NodePlacement>,
     provider: Provider,
-    config: &GenaiConfig,
-    path: &Path,
+    source: &GraphSource<'_>,
 ) -> Result<OpenGraph, OnnxError> {
+    let config = source.config;
     let fault = |fault: String| OnnxError::Model {
-        path: path.to_path_buf(),
+        path: source.path.to_path_buf(),
         fault,
     };
     let (inputs, outputs) = (session.inputs(), session.outputs());
@@ -194,6 +197,7 @@ fn validate(
     };
     Ok(OpenGraph {
         image_features,
+        library: library.clone(),
         provider,
         placement,
         kv: kv.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,

@@ -33,6 +33,7 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
         prepare,
         edit_cache: None,
         vision_weights: VisionWeights::Auto,
+        ..DecoderConfig::default()
     };
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
@@ -123,6 +124,7 @@ fn a_graph_that_lacks_what_the_config_names_is_told() {
         prepare: Prepare::ALL,
         edit_cache: None,
         vision_weights: VisionWeights::Auto,
+        ..DecoderConfig::default()
     };
     let model = ModelDir::open(folder.path()).unwrap();
     let error = OnnxDecoder::load(&library, &model, &config)

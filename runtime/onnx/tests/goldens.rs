@@ -16,46 +16,8 @@ use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
     DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings, VisionWeights,
 };
-use serde_json::Value;
-use support::{fixture, generate, ids, library};
-
-struct Golden {
-    name: String,
-    group: Option<String>,
-    prompt: Vec<TokenId>,
-    max_new: usize,
-    expected: Vec<TokenId>,
-    top: Vec<(TokenId, f32)>,
-}
-
-impl Golden {
-    fn ask(&self) -> (&[TokenId], usize) {
-        (&self.prompt, self.max_new)
-    }
-}
-
-fn goldens(folder: &Path) -> Vec<Golden> {
-    let json: Value = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
-    let cases = json["cases"].as_array().unwrap();
-    let golden = |case: &Value| {
-        let top = &case["last_logits_top5"];
-        let values = top["values"]
-            .as_array()
-            .unwrap()
-            .iter()
-            .map(|v| v.as_f64().unwrap() as f32);
-        Golden {
-            name: case["name"].as_str().unwrap().to_owned(),
-            group: case["group"].as_str().map(ToOwned::to_owned),
-            prompt: ids(&case["prompt_ids"]),
-            max_new: usize::try_from(case["max_new_tokens"].as_u64().unwrap()).unwrap(),
-            expected: ids(&case["greedy_ids"]),
-            top: ids(&top["ids"]).into_iter().zip(values).collect(),
-        }
-    };
-    assert!(cases.len() > 5);
-    cases.iter().map(golden).collect()
-}
+use support::golden::{Golden, check_ids, goldens, logits_after};
+use support::{fixture, generate, library};
 
 fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> OnnxDecoder {
     let model = ModelDir::open(folder).unwrap();
@@ -70,50 +32,9 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         prepare,
         edit_cache: None,
         vision_weights: VisionWeights::Auto,
+        ..DecoderConfig::default()
     };
     OnnxDecoder::load(library, &model, &config).unwrap()
-}
-
-/// Logits after `tokens`, computed in one run.
-fn logits_after(decoder: &mut OnnxDecoder, tokens: &[TokenId]) -> Vec<f32> {
-    let symbols = Symbol::of_tokens(tokens.iter().copied());
-    let regime = match decoder.caps().rope_boundary {
-        Some(boundary) if tokens.len() > boundary => Regime::Long,
-        _ => Regime::Short,
-    };
-    let row = Row {
-        row: RowId(0),
-        past: 0,
-        shared: &[],
-        input: Input::of(&symbols),
-        logits: Wanted::Last,
-        regime,
-    };
-    decoder
-        .run(&Step { rows: &[row] }, &Interrupt::new())
-        .unwrap()
-        .row(0)
-        .unwrap()
-        .to_vec()
-}
-
-/// Equal ids; where rounding may differ, a difference only at a near tie.
-fn check_ids(decoder: &mut OnnxDecoder, golden: &Golden, got: &[TokenId], near_tie: f32, how: &str) {
-    let Some(at) = got.iter().zip(&golden.expected).position(|(a, b)| a != b) else {
-        assert_eq!(got.len(), golden.expected.len(), "{} {how}", golden.name);
-        return;
-    };
-    let mut tokens = golden.prompt.clone();
-    tokens.extend(&golden.expected[..at]);
-    let logits = logits_after(decoder, &tokens);
-    let gap = logits[golden.expected[at].0 as usize] - logits[got[at].0 as usize];
-    assert!(
-        gap.abs() < near_tie,
-        "{} {how}: token {at} is {:?} instead of {:?}, {gap} apart",
-        golden.name,
-        got[at],
-        golden.expected[at]
-    );
 }
 
 fn named(prepare: &str) -> Prepare {

@@ -81,6 +81,7 @@ impl ModelSetup {
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
                 vision_weights: settings::vision_weights(config.model.vision_weights),
+                ..DecoderConfig::default()
             },
             kv_cache_origin: KvCacheOrigin::Configuration,
             engine: EngineConfig {
@@ -115,6 +116,7 @@ impl ModelSetup {
                     prepare: Prepare::ALL,
                     edit_cache: None,
                     vision_weights: VisionWeights::Auto,
+                    ..DecoderConfig::default()
                 },
                 kv_cache_origin: KvCacheOrigin::Configuration,
                 engine: EngineConfig {

@@ -18,6 +18,7 @@ impl OnnxDecoder {
         let bound = match self.kv {
             KvMemory::Slab(_) => BoundRows::Slab { first, count },
             KvMemory::Blocks(_) => BoundRows::Blocks,
+            KvMemory::Device(_) => BoundRows::Group(self.group_of(rows)?),
         };
         if self.bound_rows == Some(bound) {
             return Ok(());
@@ -25,10 +26,16 @@ impl OnnxDecoder {
         self.bound_rows = None;
         self.kv_views.clear();
         match &self.kv {
-            KvMemory::Slab(slab) => {
+            KvMemory::Slab(_) | KvMemory::Device(_) => {
                 for (index, (past, present)) in self.names.kv.iter().enumerate() {
                     let side = if index % 2 == 0 { Side::Key } else { Side::Value };
-                    let view = slab.view(index / 2, side, first, count)?;
+                    let view = match (&self.kv, bound) {
+                        (KvMemory::Slab(slab), _) => slab.view(index / 2, side, first, count)?,
+                        (KvMemory::Device(device), BoundRows::Group(group)) => {
+                            device.view(group, index / 2, side)?
+                        }
+                        _ => return Err("another form of KV memory than was bound".into()),
+                    };
                     raw::bind_input(&mut self.binding, past, &view)?;
                     raw::bind_output(&mut self.binding, present, &view)?;
                     self.kv_views.push(view);
@@ -183,7 +190,7 @@ impl OnnxDecoder {
             logits: Wanted::Last,
             regime,
         };
-        self.run_inputs.fill(&[row], self.rope)?;
+        self.gather_rows(&[row])?;
         self.bind_rows(&[row])
             .and_then(|()| self.bind_tables(regime))
             .and_then(|()| self.bind_run_inputs(1))

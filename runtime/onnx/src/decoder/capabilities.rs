@@ -19,6 +19,7 @@ pub(super) fn capabilities(
     image_width: Option<usize>,
 ) -> Caps {
     let context = kv.context(genai.context_length);
+    let footprint = kv.footprint();
     Caps {
         kv_type,
         ragged_chunks: ragged,
@@ -26,11 +27,11 @@ pub(super) fn capabilities(
         mixed_regimes: ragged,
         batches_below_boundary: true,
         shared_kv: true,
-        contiguous_rows: kv.share_granularity().is_none(),
+        contiguous_rows: kv.wants_neighbours(),
         share_granularity: kv.share_granularity(),
-        kv_bytes_per_token: kv.bytes_per_token() as u64,
-        kv_block: kv.block_tokens(),
-        kv_row_overhead: kv.page_overhead(),
+        kv_bytes_per_token: footprint.bytes_per_token,
+        kv_block: footprint.block_tokens,
+        kv_row_overhead: footprint.row_overhead,
         context_length: context,
         rope_boundary: rope_boundary.filter(|boundary| *boundary < context),
         vocab_size,

@@ -18,14 +18,15 @@ pub struct DecoderConfig {
     pub threads: Option<usize>,
     /// Rows of the KV slab for sequences that run and for pinned prefixes, at least 1.
     pub rows: usize,
-    /// Rows beside them that only cache prefixes. On the host they cost address space alone; on a device, which
-    /// allocates every row, there are eight at most.
+    /// Rows beside them that only cache prefixes. Without tokens they cost address space alone.
     pub cache_rows: usize,
     /// The requested type of keys and values. [`KvCache::I8`] fails the load where 8 bits are not possible.
     pub kv_cache: KvCache,
-    /// Upper bound for the KV slab in bytes; shortens the context where it is less than the model's. On
-    /// a device, where the slab is allocated whole, `None` means 4 GiB.
+    /// Upper bound for keys and values on the host in bytes; shortens the context where it is less than the model's.
     pub kv_memory: Option<u64>,
+    /// Keeps keys and values in allocations of the provider, as on a device, on the processor too: for tests. The custom operator
+    /// for attention is then left out.
+    pub device_rows: bool,
     /// The edits of the graph that are allowed, where they make it faster. Edits that fail verification against the
     /// plain graph are left out.
     pub prepare: Prepare,
@@ -45,6 +46,7 @@ impl Default for DecoderConfig {
             cache_rows: 0,
             kv_cache: KvCache::Auto,
             kv_memory: None,
+            device_rows: false,
             prepare: Prepare::ALL,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,

@@ -4,6 +4,7 @@
 mod bind;
 mod capabilities;
 mod config;
+mod grouped_run;
 mod names;
 mod reserve;
 
@@ -20,7 +21,7 @@ use phi_edge_engine::{
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
-use crate::kv::{KvFootprint, KvMemory};
+use crate::kv::{GroupId, KvError, KvFootprint, KvMemory};
 use crate::kv_cache::{KvCache, KvSupport};
 use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
@@ -55,6 +56,8 @@ pub struct OnnxDecoder {
     /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
     f16_logits: Vec<half::f16>,
+    /// The wanted logits of a step that ran in groups.
+    step_logits: Vec<f32>,
     /// The wanted rows, where they are not one run of `f32_logits`.
     wanted: Vec<f32>,
     logits_element: Element,
@@ -84,6 +87,8 @@ enum BoundTable {
 enum BoundRows {
     /// `count` neighbours of the slab.
     Slab { first: usize, count: usize },
+    /// A group on a device.
+    Group(GroupId),
     /// All blocks: a table names the rows of each run.
     Blocks,
 }
@@ -120,6 +125,7 @@ impl OnnxDecoder {
         let kv = reserve(&graph, kv_type, genai, config)?;
         let OpenGraph {
             session,
+            library: _,
             provider,
             logits_element,
             vocab_size,
@@ -174,6 +180,7 @@ impl OnnxDecoder {
             tables,
             f32_logits: Vec::new(),
             f16_logits: Vec::new(),
+            step_logits: Vec::new(),
             wanted: Vec::new(),
             logits_element,
             chooses_logits,
@@ -245,6 +252,14 @@ impl OnnxDecoder {
         parts
     }
 
+    /// The bytes that keys and values may take on a device, all rows together; `None`: they are on the host.
+    pub fn device_budget(&self) -> Option<u64> {
+        match &self.kv {
+            KvMemory::Device(device) => Some(device.bytes()),
+            KvMemory::Slab(_) | KvMemory::Blocks(_) => None,
+        }
+    }
+
     /// The provider that runs the graph: never `auto`.
     pub fn provider(&self) -> Provider {
         self.provider_report.provider
@@ -307,6 +322,10 @@ impl Decoder for OnnxDecoder {
 
     fn run(&mut self, step: &Step<'_>, interrupt: &Interrupt) -> Result<Logits<'_>, DecodeError> {
         self.check(step)?;
+        if let KvMemory::Device(_) = self.kv {
+            self.step_logits = self.run_in_groups(step, interrupt)?;
+            return Ok(Logits::new(&self.step_logits, self.caps.vocab_size));
+        }
         self.run_inputs.fill(step.rows, self.rope)?;
         let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);
         self.bind_rows(step.rows)
@@ -331,24 +350,19 @@ impl Decoder for OnnxDecoder {
         }
     }
 
-    fn ensure(&mut self, _row: RowId, len: usize) -> Result<(), DecodeError> {
-        // Rows are reserved whole; the system allocates a page when it is written.
-        if len > self.caps.context_length {
-            return Err(DecodeError::OutOfMemory(format!(
-                "{len} tokens in a row of {}",
-                self.caps.context_length
-            )));
-        }
-        Ok(())
+    fn ensure(&mut self, row: RowId, len: usize) -> Result<(), DecodeError> {
+        self.fits(len)?;
+        self.known(row)?;
+        self.kv.ensure(row.0 as usize, len).map_err(KvError::into)
     }
 
     fn copy(&mut self, from: RowId, to: RowId, tokens: Range<usize>) -> Result<(), DecodeError> {
-        self.ensure(to, tokens.end)?;
+        self.fits(tokens.end)?;
         self.known(from)?;
         self.known(to)?;
         self.kv
-            .copy(from.0 as usize, to.0 as usize, tokens)
-            .map_err(DecodeError::Unsupported)
+            .copy(from.0 as usize, to.0 as usize, &tokens)
+            .map_err(KvError::into)
     }
 
     fn truncate(&mut self, row: RowId, len: usize) {
@@ -362,13 +376,13 @@ impl Decoder for OnnxDecoder {
     }
 
     fn save(&mut self, row: RowId, len: usize) -> Result<Vec<u8>, DecodeError> {
-        self.ensure(row, len)?;
+        self.fits(len)?;
         self.known(row)?;
         let mut saved = Vec::with_capacity(8 + len * self.kv.bytes_per_token());
         saved.extend_from_slice(&(len as u64).to_le_bytes());
         self.kv
             .read(row.0 as usize, len, &mut saved)
-            .map_err(DecodeError::Unsupported)?;
+            .map_err(DecodeError::from)?;
         Ok(saved)
     }
 
@@ -378,15 +392,25 @@ impl Decoder for OnnxDecoder {
             .split_first_chunk::<8>()
             .and_then(|(len, bytes)| Some((usize::try_from(u64::from_le_bytes(*len)).ok()?, bytes)))
             .ok_or_else(|| DecodeError::Failed("the saved keys and values are truncated".into()))?;
-        self.ensure(row, len)?;
+        self.fits(len)?;
         self.kv
             .write(row.0 as usize, len, bytes)
-            .map_err(DecodeError::Failed)?;
+            .map_err(DecodeError::from)?;
         Ok(len)
     }
 }
 
 impl OnnxDecoder {
+    fn fits(&self, len: usize) -> Result<(), DecodeError> {
+        if len > self.caps.context_length {
+            return Err(DecodeError::OutOfMemory(format!(
+                "{len} tokens in a row of {}",
+                self.caps.context_length
+            )));
+        }
+        Ok(())
+    }
+
     fn known(&self, row: RowId) -> Result<(), DecodeError> {
         if (row.0 as usize) < self.caps.rows {
             Ok(())

@@ -1,13 +1,17 @@
 //! The memory that keys and values take, by their type and form and the model's shape.
 
 use super::blocks::BlocksShape;
+use super::row_groups;
 use super::tensors::KvShape;
 use crate::attention::layout::BLOCK_TOKENS;
 
-/// The memory that rows of keys and values take on the host.
+/// The largest capacity of a row on a device, in quarters of its tokens ([`super::row_groups`]).
+const DEVICE_QUARTERS: u64 = 5;
+
+/// The memory that rows of keys and values take.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct KvFootprint {
-    /// The bytes of a token, over all layers, keys and values.
+    /// The bytes of a token, over all layers, keys and values; on a device with what rows take beyond their tokens.
     pub bytes_per_token: u64,
     /// The tokens by which a row's memory grows.
     pub block_tokens: usize,
@@ -29,6 +33,15 @@ impl KvFootprint {
             bytes_per_token: shape.bytes_per_token() as u64,
             block_tokens: 1,
             row_overhead: shape.page_overhead(),
+        }
+    }
+
+    /// Of rows on a device: a token counts for the most that its row's capacity exceeds the row.
+    pub(crate) fn on_device(shape: &KvShape) -> Self {
+        Self {
+            bytes_per_token: (shape.bytes_per_token() as u64 * DEVICE_QUARTERS).div_ceil(4),
+            block_tokens: row_groups::BLOCK_TOKENS,
+            row_overhead: 0,
         }
     }
 

@@ -1,24 +1,33 @@
-//! The KV memory: keys and values of all rows, in one of two forms.
+//! The KV memory: keys and values of all rows, in one of three forms.
 
 mod blocks;
+mod device_rows;
 mod footprint;
+mod kv_error;
 mod mapping;
+mod row_gather;
+mod row_groups;
 mod tensors;
 
 use std::ops::Range;
 
-use crate::attention::layout::{BLOCK_TOKENS, BlockElement, TILE_TOKENS};
+use crate::attention::layout::{BlockElement, TILE_TOKENS};
 
 pub(crate) use blocks::{BlocksShape, KvBlocks};
+pub(crate) use device_rows::{DevicePlace, DeviceRows};
 pub use footprint::KvFootprint;
+pub(crate) use kv_error::KvError;
+pub(crate) use row_groups::GroupId;
 pub(crate) use tensors::{KvShape, KvSlab, Side};
 
 /// The KV memory of a decoder.
 pub(crate) enum KvMemory {
-    /// As the tensors of the exporter's graph.
+    /// As the tensors of the exporter's graph, on the host.
     Slab(KvSlab),
     /// In blocks of the custom operator.
     Blocks(KvBlocks),
+    /// As the tensors of the exporter's graph, in allocations of the execution provider.
+    Device(DeviceRows),
 }
 
 impl KvMemory {
@@ -26,6 +35,7 @@ impl KvMemory {
         match self {
             Self::Slab(slab) => slab.shape().rows,
             Self::Blocks(blocks) => blocks.shape().rows,
+            Self::Device(device) => device.shape().rows,
         }
     }
 
@@ -34,6 +44,7 @@ impl KvMemory {
         match self {
             Self::Slab(slab) => slab.shape().capacity,
             Self::Blocks(blocks) => blocks.shape().capacity,
+            Self::Device(device) => device.shape().capacity,
         }
     }
 
@@ -42,48 +53,45 @@ impl KvMemory {
         model.min(self.capacity() - 1)
     }
 
+    /// The bytes of a token, in a row that is read.
     pub(crate) fn bytes_per_token(&self) -> usize {
         match self {
             Self::Slab(slab) => slab.shape().bytes_per_token(),
             Self::Blocks(blocks) => blocks.shape().bytes_per_token(),
+            Self::Device(device) => device.shape().bytes_per_token(),
         }
     }
 
-    /// The number of tokens by which a row's memory grows.
-    pub(crate) fn block_tokens(&self) -> usize {
+    /// The footprint of the type in use.
+    pub(crate) fn footprint(&self) -> KvFootprint {
         match self {
-            Self::Slab(_) => 1,
-            Self::Blocks(_) => BLOCK_TOKENS,
-        }
-    }
-
-    /// The most bytes that whole pages add to a row.
-    pub(crate) fn page_overhead(&self) -> u64 {
-        match self {
-            Self::Slab(slab) => slab.shape().page_overhead(),
-            Self::Blocks(blocks) => blocks.shape().page_overhead(),
+            Self::Slab(slab) => KvFootprint::of_tensors(slab.shape()),
+            Self::Blocks(blocks) => KvFootprint::of_blocks(blocks.shape()),
+            Self::Device(device) => KvFootprint::on_device(device.shape()),
         }
     }
 
     /// The footprint of the graph's own type, and that of 8 bits, of rows of these dimensions.
     pub(crate) fn footprints(&self) -> [KvFootprint; 2] {
+        let of_tensors = |shape: &KvShape, element| BlocksShape {
+            layers: shape.layers,
+            rows: shape.rows,
+            heads: shape.heads,
+            head_size: shape.head_size,
+            capacity: shape.capacity,
+            element,
+        };
         let blocks = |element| match self {
-            Self::Slab(slab) => BlocksShape {
-                layers: slab.shape().layers,
-                rows: slab.shape().rows,
-                heads: slab.shape().heads,
-                head_size: slab.shape().head_size,
-                capacity: slab.shape().capacity,
-                element,
-            },
+            Self::Slab(slab) => of_tensors(slab.shape(), element),
+            Self::Device(device) => of_tensors(device.shape(), element),
             Self::Blocks(blocks) => BlocksShape {
                 element,
                 ..*blocks.shape()
             },
         };
         let float = match self {
-            Self::Slab(slab) => KvFootprint::of_tensors(slab.shape()),
             Self::Blocks(_) => KvFootprint::of_blocks(&blocks(BlockElement::F32)),
+            Self::Slab(_) | Self::Device(_) => self.footprint(),
         };
         [float, KvFootprint::of_blocks(&blocks(BlockElement::I8))]
     }
@@ -91,46 +99,60 @@ impl KvMemory {
     /// Rows may take tokens from each other, in spans that end at multiples of this.
     pub(crate) fn share_granularity(&self) -> Option<usize> {
         match self {
-            Self::Slab(_) => None,
+            Self::Slab(_) | Self::Device(_) => None,
             Self::Blocks(_) => Some(TILE_TOKENS),
         }
     }
 
-    /// Copies `tokens` of one row to the same places of another.
-    pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: Range<usize>) -> Result<(), String> {
+    /// Whether the rows of a run must be neighbours.
+    pub(crate) fn wants_neighbours(&self) -> bool {
+        matches!(self, Self::Slab(_))
+    }
+
+    /// Makes room for `len` tokens of a row. On the host rows are reserved whole: the system allocates a page when it is
+    /// written.
+    pub(crate) fn ensure(&mut self, row: usize, len: usize) -> Result<(), KvError> {
         match self {
-            Self::Slab(slab) => slab.copy(from, to, tokens),
-            Self::Blocks(blocks) => {
-                blocks.copy(from, to, &tokens);
-                Ok(())
-            }
+            Self::Slab(_) | Self::Blocks(_) => Ok(()),
+            Self::Device(device) => device.ensure(row, len),
         }
     }
 
-    /// Gives the memory after the first `len` tokens of a row back to the system.
+    /// Copies `tokens` of one row to the same places of another.
+    pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: &Range<usize>) -> Result<(), KvError> {
+        match self {
+            Self::Slab(slab) => slab.copy(from, to, tokens),
+            Self::Blocks(blocks) => blocks.copy(from, to, tokens),
+            Self::Device(device) => return device.copy(from, to, tokens),
+        }
+        Ok(())
+    }
+
+    /// Gives the memory after the first `len` tokens of a row back.
     pub(crate) fn shrink(&mut self, row: usize, len: usize) {
         match self {
             Self::Slab(slab) => slab.shrink(row, len),
             Self::Blocks(blocks) => blocks.shrink(row, len),
+            Self::Device(device) => device.truncate(row, len),
         }
     }
 
     /// Appends the first `len` tokens of a row to `out`.
-    pub(crate) fn read(&self, row: usize, len: usize, out: &mut Vec<u8>) -> Result<(), String> {
+    pub(crate) fn read(&mut self, row: usize, len: usize, out: &mut Vec<u8>) -> Result<(), KvError> {
         match self {
             Self::Slab(slab) => slab.read(row, len, out),
-            Self::Blocks(blocks) => {
-                blocks.read(row, len, out);
-                Ok(())
-            }
+            Self::Blocks(blocks) => blocks.read(row, len, out),
+            Self::Device(device) => return device.read(row, len, out),
         }
+        Ok(())
     }
 
     /// Writes what [`KvMemory::read`] returned. `bytes` must be exactly that long.
-    pub(crate) fn write(&mut self, row: usize, len: usize, bytes: &[u8]) -> Result<(), String> {
+    pub(crate) fn write(&mut self, row: usize, len: usize, bytes: &[u8]) -> Result<(), KvError> {
         match self {
-            Self::Slab(slab) => slab.write(row, len, bytes),
-            Self::Blocks(blocks) => blocks.write(row, len, bytes),
+            Self::Slab(slab) => slab.write(row, len, bytes).map_err(KvError::Failed),
+            Self::Blocks(blocks) => blocks.write(row, len, bytes).map_err(KvError::Failed),
+            Self::Device(device) => device.write(row, len, bytes),
         }
     }
 }

@@ -1,17 +1,15 @@
 //! The KV slab: keys and values of all rows as the tensors of the exporter's graph, one region a layer and side.
 //!
 //! Layout of a region: `[rows, heads, capacity, head_size]`, so that one row is a `[1, H, C, D]` tensor and
-//! neighbouring rows are a `[B, H, C, D]` one, both without copying. On the host the whole slab is reserved as
-//! address space and takes memory only where tokens were written.
+//! neighbouring rows are a `[B, H, C, D]` one, both without copying. The whole slab is reserved as address space of the
+//! host and takes memory only where tokens were written.
 
-use std::ffi::c_void;
 use std::ops::Range;
 
-use ort::memory::{AllocationDevice, Allocator, AllocatorType, MemoryInfo, MemoryType};
-use ort::session::Session;
+use ort::memory::MemoryInfo;
 
 use super::mapping::{Mapping, page_size, reserve_rows};
-use crate::error::{OnnxError, one_line};
+use crate::error::OnnxError;
 use crate::raw::{Element, View};
 
 /// The slab's dimensions.
@@ -63,17 +61,8 @@ pub(crate) enum Side {
 /// The KV memory of all rows.
 pub(crate) struct KvSlab {
     shape: KvShape,
-    memory: Memory,
+    mapping: Mapping,
     info: MemoryInfo<'static>,
-}
-
-enum Memory {
-    Host(Mapping),
-    /// One block per region. Freed with the allocator that gave it.
-    Device {
-        allocator: Allocator,
-        regions: Vec<*mut c_void>,
-    },
 }
 
 // SAFETY: the slab owns its memory and is used by one thread at a time (`&mut self` for every write).
@@ -86,43 +75,9 @@ impl KvSlab {
         let (mapping, info) = reserve_rows(bytes, shape.rows, shape.capacity)?;
         Ok(Self {
             shape,
-            memory: Memory::Host(mapping),
+            mapping,
             info,
         })
-    }
-
-    /// Allocates a slab in the memory of a session's device.
-    pub(crate) fn on_device(
-        shape: KvShape,
-        session: &Session,
-        device: AllocationDevice<'_>,
-    ) -> Result<Self, OnnxError> {
-        let fault = |error: ort::Error| OnnxError::KvMemory {
-            rows: shape.rows,
-            context: shape.capacity,
-            fault: one_line(error),
-        };
-        let info = MemoryInfo::new(device, 0, AllocatorType::Device, MemoryType::Default).map_err(fault)?;
-        let allocator = Allocator::new(session, info.to_owned()).map_err(fault)?;
-        let mut slab = Self {
-            shape,
-            memory: Memory::Device {
-                allocator,
-                regions: Vec::new(),
-            },
-            info: info.to_owned(),
-        };
-        for _ in 0..2 * shape.layers {
-            if let Memory::Device { allocator, regions } = &mut slab.memory {
-                regions.push(
-                    allocator
-                        .alloc::<u8>(shape.region_bytes())
-                        .map_err(fault)?
-                        .into_raw(),
-                );
-            }
-        }
-        Ok(slab)
     }
 
     /// The slab's dimensions.
@@ -156,10 +111,9 @@ impl KvSlab {
     }
 
     /// Copies `tokens` of one row to the same places of another.
-    pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: Range<usize>) -> Result<(), String> {
-        self.host_only()?;
+    pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: &Range<usize>) {
         if from == to {
-            return Ok(());
+            return;
         }
         let bytes = tokens.len() * self.shape.token_bytes();
         let start = tokens.start * self.shape.token_bytes();
@@ -175,25 +129,21 @@ impl KvSlab {
                 }
             }
         }
-        Ok(())
     }
 
     /// Gives the memory after the first `len` tokens of a row back to the system.
     pub(crate) fn shrink(&mut self, row: usize, len: usize) {
-        let Memory::Host(mapping) = &self.memory else {
-            return;
-        };
-        let base = mapping.base();
+        let base = self.mapping.base();
         for (layer, side) in self.regions() {
             let start = self.row(layer, side, row) as usize - base as usize;
             if len == 0 {
                 // The whole row is one run of bytes: one call instead of one a head.
-                mapping.give_back(start, self.shape.row_bytes());
+                self.mapping.give_back(start, self.shape.row_bytes());
                 continue;
             }
             for head in 0..self.shape.heads {
                 let kept = len * self.shape.token_bytes();
-                mapping.give_back(
+                self.mapping.give_back(
                     start + head * self.shape.head_bytes() + kept,
                     self.shape.head_bytes() - kept,
                 );
@@ -202,8 +152,7 @@ impl KvSlab {
     }
 
     /// Appends the first `len` tokens of a row to `out`: layer by layer, keys then values, head by head.
-    pub(crate) fn read(&self, row: usize, len: usize, out: &mut Vec<u8>) -> Result<(), String> {
-        self.host_only()?;
+    pub(crate) fn read(&self, row: usize, len: usize, out: &mut Vec<u8>) {
         for (layer, side) in self.regions() {
             for head in 0..self.shape.heads {
                 // SAFETY: the segment lies within the row and was reserved; unwritten pages read as zeros.
@@ -214,12 +163,10 @@ impl KvSlab {
                 out.extend_from_slice(segment);
             }
         }
-        Ok(())
     }
 
     /// Writes what [`KvSlab::read`] returned. `bytes` must be exactly that long.
     pub(crate) fn write(&mut self, row: usize, len: usize, bytes: &[u8]) -> Result<(), String> {
-        self.host_only()?;
         let segment = len * self.shape.token_bytes();
         if segment == 0 || bytes.len() != segment * self.shape.heads * 2 * self.shape.layers {
             return Err("the saved keys and values have another size than this model's".into());
@@ -246,31 +193,11 @@ impl KvSlab {
     fn row(&self, layer: usize, side: Side, row: usize) -> *mut u8 {
         let region = 2 * layer + usize::from(side == Side::Value);
         let offset = row * self.shape.row_bytes();
-        match &self.memory {
-            // SAFETY: the mapping has `2 * layers` regions of `rows` rows.
-            Memory::Host(mapping) => unsafe {
-                mapping.base().add(region * self.shape.region_bytes() + offset)
-            },
-            // An address on the device: computed, never read through.
-            Memory::Device { regions, .. } => regions[region].cast::<u8>().wrapping_add(offset),
-        }
-    }
-
-    fn host_only(&self) -> Result<(), String> {
-        match self.memory {
-            Memory::Host(_) => Ok(()),
-            Memory::Device { .. } => Err("rows in device memory can't be copied by this version".into()),
-        }
-    }
-}
-
-impl Drop for KvSlab {
-    fn drop(&mut self) {
-        if let Memory::Device { allocator, regions } = &self.memory {
-            for region in regions {
-                // SAFETY: each block came from this allocator and is freed once.
-                unsafe { allocator.free(region.cast::<u8>()) };
-            }
+        // SAFETY: the mapping has `2 * layers` regions of `rows` rows.
+        unsafe {
+            self.mapping
+                .base()
+                .add(region * self.shape.region_bytes() + offset)
         }
     }
 }

@@ -213,6 +213,7 @@ impl Trial<'_> {
             prepare: edits,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,
+            ..DecoderConfig::default()
         };
         let opened = OpenModel {
             graph,

@@ -7,6 +7,8 @@
     reason = "each test file uses its part of one module"
 )]
 
+pub mod golden;
+
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
