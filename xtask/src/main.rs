@@ -18,12 +18,14 @@ mod process;
 mod python;
 mod test;
 mod tools;
+mod webgpu;
 mod wheels;
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::library::Platform;
 
@@ -37,6 +39,13 @@ struct Cli {
     command: Command,
 }
 
+/// An execution provider that the pinned library does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum LibraryProvider {
+    /// GPUs over Vulkan.
+    Webgpu,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Show everything at work: an embedded broker, the daemon, prompts, and machines that a rule watches over.
@@ -46,6 +55,9 @@ enum Command {
         /// The platform to fetch it for; this machine's unless given.
         #[arg(long, value_enum)]
         platform: Option<Platform>,
+        /// The library with this execution provider, for this machine.
+        #[arg(long, value_enum, conflicts_with = "platform")]
+        provider: Option<LibraryProvider>,
     },
     /// Run every test.
     Test {
@@ -97,6 +109,12 @@ enum Command {
     Package(package::PackageArgs),
     /// The .deb on a Debian of its own: installed, started, asked, killed, hung, upgraded, purged.
     ApplianceTest(appliance::ApplianceArgs),
+    /// The tests of device memory on WebGPU's software driver, in a Debian of its own.
+    WebgpuTest {
+        /// The folder of the models with golden outputs; ../shared/fixtures unless given.
+        #[arg(long)]
+        fixtures: Option<PathBuf>,
+    },
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -116,7 +134,14 @@ fn main() -> ExitCode {
 
 fn run(command: Command) -> Result<()> {
     match command {
-        Command::Library { platform } => {
+        Command::Library {
+            provider: Some(LibraryProvider::Webgpu),
+            ..
+        } => {
+            println!("{}", webgpu::library()?.display());
+            Ok(())
+        }
+        Command::Library { platform, .. } => {
             let platform = platform.map_or_else(Platform::of_this_machine, Ok)?;
             println!("{}", library::fetch(platform)?.display());
             Ok(())
@@ -134,6 +159,7 @@ fn run(command: Command) -> Result<()> {
         Command::Soak { minutes, hostile } => long::soak(minutes, hostile),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
+        Command::WebgpuTest { fixtures } => webgpu::test(fixtures),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }

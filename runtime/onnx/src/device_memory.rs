@@ -34,7 +34,11 @@ impl DeviceAllocator {
                 infos.as_mut_ptr(),
                 infos.len(),
             ))?;
-            status((ort::api().CreateAllocator)(session.ptr(), infos[index], &raw mut allocator))?;
+            status((ort::api().CreateAllocator)(
+                session.ptr(),
+                infos[index],
+                &raw mut allocator,
+            ))?;
         }
         NonNull::new(allocator)
             .map(|allocator| Arc::new(Self(allocator)))
@@ -105,9 +109,8 @@ impl DeviceBuffer {
 impl Drop for DeviceBuffer {
     fn drop(&mut self) {
         // SAFETY: it came from this allocator and is freed once. An error means that it is not freed.
-        let freed = status(unsafe {
-            (ort::api().AllocatorFree)(self.allocator.0.as_ptr(), self.data.as_ptr())
-        });
+        let freed =
+            status(unsafe { (ort::api().AllocatorFree)(self.allocator.0.as_ptr(), self.data.as_ptr()) });
         if let Err(error) = freed {
             tracing::warn!(error, "Memory of the device could not be freed.");
         }

@@ -17,6 +17,7 @@ mod kv;
 mod kv_cache;
 mod library;
 mod load;
+mod logit_difference;
 mod matmul;
 mod onnx_proto;
 mod open;

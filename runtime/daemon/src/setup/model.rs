@@ -228,7 +228,6 @@ impl ModelSetup {
             tracing::warn!("{warning}");
         }
         let mut config = self.engine.clone();
-        // On a device the slab is allocated whole: nothing to share out.
         let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
             if config.kv_budget.is_none() {
                 config.kv_budget = kv_budget::kv_budget();
@@ -236,6 +235,9 @@ impl ModelSetup {
             config.kv_budget
         })
         .map_err(|error| self.load_fault(error))?;
+        if let Some(device) = decoder.device_budget() {
+            config.kv_budget = Some(config.kv_budget.map_or(device, |budget| budget.min(device)));
+        }
         if self.prewarm {
             prewarm(&mut decoder);
         }

@@ -7,6 +7,7 @@ mod config;
 mod grouped_run;
 mod names;
 mod reserve;
+mod run_limits;
 
 use std::ops::Range;
 use std::path::Path;
@@ -34,6 +35,7 @@ use crate::vision::VisionEncoder;
 use capabilities::{capabilities, warn_of_short_context};
 use names::Names;
 use reserve::reserve;
+use run_limits::RunLimits;
 
 pub use config::DecoderConfig;
 
@@ -69,6 +71,7 @@ pub struct OnnxDecoder {
     chooses_logits: bool,
     prepared: Prepare,
     rope: RopeForm,
+    run_limits: RunLimits,
     kv_support: KvSupport,
     caps: Caps,
     provider_report: ProviderReport,
@@ -96,6 +99,18 @@ enum BoundRows {
 impl OnnxDecoder {
     /// A decoder over an open model, whose file is `path`; reserves its KV memory.
     pub(crate) fn new(
+        opened: OpenModel,
+        path: &Path,
+        genai: &GenaiConfig,
+        config: &DecoderConfig,
+    ) -> Result<Self, OnnxError> {
+        let mut decoder = Self::without_trial(opened, path, genai, config)?;
+        let found = decoder.find_run_limits();
+        found.map_err(|error| OnnxError::Runtime(error.to_string()))?;
+        Ok(decoder)
+    }
+
+    fn without_trial(
         opened: OpenModel,
         path: &Path,
         genai: &GenaiConfig,
@@ -189,6 +204,7 @@ impl OnnxDecoder {
                 boundary: facts.rope_boundary,
                 factors,
             },
+            run_limits: RunLimits::NONE,
             kv_support,
             caps,
             provider_report: ProviderReport::of(provider),

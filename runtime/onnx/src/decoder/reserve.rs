@@ -27,7 +27,9 @@ pub(super) fn reserve(
         GraphKv::Tensors(element) if is_on_host(graph, genai) && !config.device_rows => {
             slab(element, genai, config).map(KvMemory::Slab)
         }
-        GraphKv::Tensors(element) => device(graph, element, genai, config).map(KvMemory::Device),
+        GraphKv::Tensors(element) => {
+            device(graph, element, genai, config).map(|rows| KvMemory::Device(Box::new(rows)))
+        }
     }
 }
 
@@ -80,6 +82,8 @@ fn device(
     config: &DecoderConfig,
 ) -> Result<DeviceRows, OnnxError> {
     let mut shape = shape(element, genai, config);
+    // The trial of the provider's runs takes two (`run_limits.rs`).
+    shape.rows = shape.rows.max(2);
     let memory = config
         .provider_settings
         .device_memory

@@ -60,7 +60,11 @@ impl DeviceRows {
                 place.input
             )));
         }
-        tracing::debug!(device, memory, "Keys and values are in the memory of the provider's device.");
+        tracing::debug!(
+            device,
+            memory,
+            "Keys and values are in the memory of the provider's device."
+        );
         let tokens = Self::budget(&shape, memory) / shape.bytes_per_token().max(1) as u64;
         let limits = Limits {
             memory: usize::try_from(tokens).unwrap_or(usize::MAX),
@@ -131,8 +135,14 @@ impl DeviceRows {
         let places: Vec<Place> = rows.iter().filter_map(|row| self.groups.place(*row)).collect();
         let group = places.first().map(|place| place.group);
         let group = group.ok_or("rows without memory")?;
-        let are_all = self.groups.group(group).is_some_and(|of| of.members.len() == rows.len());
-        let in_order = places.iter().enumerate().all(|(at, place)| (place.group, place.index) == (group, at));
+        let are_all = self
+            .groups
+            .group(group)
+            .is_some_and(|of| of.members.len() == rows.len());
+        let in_order = places
+            .iter()
+            .enumerate()
+            .all(|(at, place)| (place.group, place.index) == (group, at));
         if are_all && in_order && places.len() == rows.len() {
             Ok(group)
         } else {
@@ -158,7 +168,9 @@ impl DeviceRows {
     /// Copies the first `tokens` of one row to another.
     pub(crate) fn copy(&mut self, from: usize, to: usize, tokens: &Range<usize>) -> Result<(), KvError> {
         if tokens.start != 0 {
-            return Err(KvError::Failed("a copy that does not begin at a row's first token".into()));
+            return Err(KvError::Failed(
+                "a copy that does not begin at a row's first token".into(),
+            ));
         }
         if from == to || tokens.is_empty() {
             return Ok(());
@@ -200,7 +212,8 @@ impl DeviceRows {
     pub(crate) fn read(&mut self, row: usize, tokens: usize, out: &mut Vec<u8>) -> Result<(), KvError> {
         let place = self.groups.place(row).filter(|_| !self.groups.is_lost(row));
         let place = place.filter(|place| (1..=self.capacity(place.group)).contains(&tokens));
-        let place = place.ok_or_else(|| KvError::Failed(format!("row {row} does not hold {tokens} tokens")))?;
+        let place =
+            place.ok_or_else(|| KvError::Failed(format!("row {row} does not hold {tokens} tokens")))?;
         self.read_place(place, tokens, out).map_err(KvError::Failed)
     }
 
@@ -280,8 +293,13 @@ impl DeviceRows {
                 }
             }
             if index == 0 {
-                let removed = plan.removed.iter().map(|id| self.tensors.remove(id).unwrap_or_default());
-                old = removed.map(|tensors| tensors.into_iter().map(Some).collect()).collect();
+                let removed = plan
+                    .removed
+                    .iter()
+                    .map(|id| self.tensors.remove(id).unwrap_or_default());
+                old = removed
+                    .map(|tensors| tensors.into_iter().map(Some).collect())
+                    .collect();
             }
             for tensors in &mut old {
                 if let Some(tensor) = tensors.get_mut(index) {
@@ -341,14 +359,24 @@ impl DeviceRows {
 
     fn tensor_over(&self, group: GroupId, buffer: &DeviceBuffer) -> Result<View, String> {
         let group = self.groups.group(group).ok_or("rows without a group")?;
-        buffer.view(&self.dims(group.members.len(), group.capacity), self.shape.element)
+        buffer.view(
+            &self.dims(group.members.len(), group.capacity),
+            self.shape.element,
+        )
     }
 
     /// One token of zeros on the host.
     fn empty_row(&mut self) -> Result<View, String> {
         let shape = self.dims(1, 1);
         // SAFETY: the zeros have the shape's size, and nobody writes them.
-        unsafe { View::new(&self.host, self.zeros.as_mut_ptr().cast(), &shape, self.shape.element) }
+        unsafe {
+            View::new(
+                &self.host,
+                self.zeros.as_mut_ptr().cast(),
+                &shape,
+                self.shape.element,
+            )
+        }
     }
 
     /// The staging buffer as a tensor of one row of `tokens` tokens.
@@ -357,7 +385,14 @@ impl DeviceRows {
         self.staging.resize(words, 0);
         let shape = self.dims(1, tokens);
         // SAFETY: the buffer has the shape's size, and the view is used before the buffer is resized.
-        unsafe { View::new(&self.host, self.staging.as_mut_ptr().cast(), &shape, self.shape.element) }
+        unsafe {
+            View::new(
+                &self.host,
+                self.staging.as_mut_ptr().cast(),
+                &shape,
+                self.shape.element,
+            )
+        }
     }
 
     /// Passes on the outcome of writing over a row; where it is an error, the row is lost.
@@ -383,7 +418,8 @@ impl DeviceRows {
     }
 
     fn dims(&self, places: usize, capacity: usize) -> [i64; 4] {
-        [places, self.shape.heads, capacity, self.shape.head_size].map(|dim| i64::try_from(dim).unwrap_or(i64::MAX))
+        [places, self.shape.heads, capacity, self.shape.head_size]
+            .map(|dim| i64::try_from(dim).unwrap_or(i64::MAX))
     }
 
     /// The bytes of `tokens` tokens in one tensor.

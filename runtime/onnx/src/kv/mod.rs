@@ -27,7 +27,7 @@ pub(crate) enum KvMemory {
     /// In blocks of the custom operator.
     Blocks(KvBlocks),
     /// As the tensors of the exporter's graph, in allocations of the execution provider.
-    Device(DeviceRows),
+    Device(Box<DeviceRows>),
 }
 
 impl KvMemory {

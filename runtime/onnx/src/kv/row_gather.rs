@@ -15,7 +15,8 @@ use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
 use crate::onnx_proto::{
-    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type,
+    AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
+    data_type,
 };
 use crate::provider::Provider;
 use crate::raw::{self, Element, View};
@@ -177,25 +178,41 @@ fn model(sources: usize, element: Element) -> Vec<u8> {
             name: "axes".into(),
             ..TensorProto::default()
         }],
-        output: vec![ValueInfoProto::tensor(TARGET, data_type, &["sources", "heads", "room", "head_size"])],
+        output: vec![ValueInfoProto::tensor(
+            TARGET,
+            data_type,
+            &["sources", "heads", "room", "head_size"],
+        )],
         ..GraphProto::default()
     };
     let mut padded = Vec::with_capacity(sources);
     for index in 0..sources {
-        let [tensor, start, end, pads] =
-            [tensor_name(index), start_name(index), end_name(index), pads_name(index)];
+        let [tensor, start, end, pads] = [
+            tensor_name(index),
+            start_name(index),
+            end_name(index),
+            pads_name(index),
+        ];
         let places = format!("places_{index}");
         let capacity = format!("capacity_{index}");
         let dims = [places.as_str(), DIMS[1], capacity.as_str(), DIMS[3]];
-        graph.input.push(ValueInfoProto::tensor(&tensor, data_type, &dims));
+        graph
+            .input
+            .push(ValueInfoProto::tensor(&tensor, data_type, &dims));
         for (name, dim) in [(&start, "two"), (&end, "two"), (&pads, "eight")] {
-            graph.input.push(ValueInfoProto::tensor(name, data_type::INT64, &[dim]));
+            graph
+                .input
+                .push(ValueInfoProto::tensor(name, data_type::INT64, &[dim]));
         }
         let slice = format!("tokens_{index}");
         graph
             .node
             .push(NodeProto::new("Slice", &[&tensor, &start, &end, "axes"], &slice));
-        let out = if sources == 1 { TARGET.to_owned() } else { format!("row_{index}") };
+        let out = if sources == 1 {
+            TARGET.to_owned()
+        } else {
+            format!("row_{index}")
+        };
         graph.node.push(NodeProto::new("Pad", &[&slice, &pads], &out));
         padded.push(out);
     }

@@ -139,12 +139,16 @@ impl RowGroups {
         };
         let capacity = self.class(tokens.max(self.held(row)));
         let members: Vec<usize> = group.members.iter().flatten().copied().collect();
-        let needs = members.iter().map(|&member| match member == row {
-            true => capacity,
-            false => self.class(self.held(member)),
-        });
+        let need = |&member: &usize| {
+            if member == row {
+                capacity
+            } else {
+                self.class(self.held(member))
+            }
+        };
+        let needs: usize = members.iter().map(need).sum();
         let mut wanted = Vec::new();
-        if is_tight(members.len(), capacity, needs.sum()) {
+        if is_tight(members.len(), capacity, needs) {
             wanted.push(vec![(members, capacity)]);
         }
         wanted.push(vec![(vec![row], capacity)]);

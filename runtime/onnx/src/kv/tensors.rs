@@ -73,11 +73,7 @@ impl KvSlab {
     pub(crate) fn on_host(shape: KvShape) -> Result<Self, OnnxError> {
         let bytes = shape.region_bytes().checked_mul(2 * shape.layers);
         let (mapping, info) = reserve_rows(bytes, shape.rows, shape.capacity)?;
-        Ok(Self {
-            shape,
-            mapping,
-            info,
-        })
+        Ok(Self { shape, mapping, info })
     }
 
     /// The slab's dimensions.

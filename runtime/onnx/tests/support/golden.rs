@@ -9,9 +9,7 @@
 
 use std::path::Path;
 
-use phi_edge_engine::{
-    Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
-};
+use phi_edge_engine::{Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted};
 use phi_edge_onnx::OnnxDecoder;
 use serde_json::Value;
 

@@ -13,12 +13,26 @@ const ROWS: usize = 6;
 #[derive(Debug, Clone)]
 enum Op {
     /// Appends `tokens` to one row.
-    Prefill { row: usize, tokens: usize },
+    Prefill {
+        row: usize,
+        tokens: usize,
+    },
     /// Appends a token to several rows.
-    Decode { rows: Vec<usize> },
-    Copy { from: usize, to: usize, tokens: usize },
-    Truncate { row: usize, tokens: usize },
-    Release { row: usize },
+    Decode {
+        rows: Vec<usize>,
+    },
+    Copy {
+        from: usize,
+        to: usize,
+        tokens: usize,
+    },
+    Truncate {
+        row: usize,
+        tokens: usize,
+    },
+    Release {
+        row: usize,
+    },
     /// The next change of the groups fails midway.
     Fail,
 }
@@ -78,7 +92,10 @@ impl Store {
         }
         self.groups.carry_out(&plan);
         for (id, rows) in added {
-            assert!(self.contents.insert(id, rows).is_none(), "a group's number is used twice");
+            assert!(
+                self.contents.insert(id, rows).is_none(),
+                "a group's number is used twice"
+            );
         }
         true
     }
@@ -101,7 +118,8 @@ impl Store {
 
     fn write(&mut self, row: usize, at: usize, tokens: &[u32]) {
         let place = self.groups.place(row).unwrap();
-        self.contents.get_mut(&place.group).unwrap()[place.index][at..at + tokens.len()].copy_from_slice(tokens);
+        self.contents.get_mut(&place.group).unwrap()[place.index][at..at + tokens.len()]
+            .copy_from_slice(tokens);
     }
 
     fn drop_group(&mut self, emptied: Option<GroupId>) {
@@ -112,7 +130,10 @@ impl Store {
 
     /// No place has two rows, no row two places, no memory is leaked nor overdrawn.
     fn check(&self) {
-        assert!(self.groups.taken() <= self.limits.memory, "more memory than there is");
+        assert!(
+            self.groups.taken() <= self.limits.memory,
+            "more memory than there is"
+        );
         let known: Vec<_> = self.groups.groups.keys().collect();
         assert_eq!(known, self.contents.keys().collect::<Vec<_>>(), "a leak");
         let mut seen = BTreeSet::new();
@@ -171,11 +192,16 @@ fn run(ops: &[Op], limits: Limits) -> usize {
                         let group = store.groups.place(part[0]).unwrap().group;
                         let members = &store.groups.group(group).unwrap().members;
                         let members: BTreeSet<usize> = members.iter().flatten().copied().collect();
-                        assert_eq!(members, part.iter().copied().collect(), "a run has other rows than its own");
+                        assert_eq!(
+                            members,
+                            part.iter().copied().collect(),
+                            "a run has other rows than its own"
+                        );
                     }
                     for row in part {
                         let alone = |store: &mut Store| store.together(&[row], rows[row].len() + 1);
-                        let runs = together == Ok(true) || (together.is_err() && alone(&mut store) == Ok(true));
+                        let runs =
+                            together == Ok(true) || (together.is_err() && alone(&mut store) == Ok(true));
                         if runs {
                             store.write(row, rows[row].len(), &[next]);
                             rows[row].push(next);
@@ -211,7 +237,11 @@ fn run(ops: &[Op], limits: Limits) -> usize {
             if store.groups.is_lost(row) {
                 written.clear();
             } else if !written.is_empty() {
-                assert_eq!(store.held(row, written.len()), written.as_slice(), "row {row} after {op:?}");
+                assert_eq!(
+                    store.held(row, written.len()),
+                    written.as_slice(),
+                    "row {row} after {op:?}"
+                );
             }
         }
     }
@@ -274,7 +304,13 @@ proptest! {
 
 #[test]
 fn rows_of_similar_length_run_together() {
-    let groups = RowGroups::new(8, Limits { memory: 1 << 20, row: 1 << 16 });
+    let groups = RowGroups::new(
+        8,
+        Limits {
+            memory: 1 << 20,
+            row: 1 << 16,
+        },
+    );
     assert_eq!(groups.partition(&[100, 90, 120, 101]), [vec![0, 1, 2, 3]]);
     assert_eq!(groups.partition(&[100, 30_000, 90, 80]), [vec![1], vec![0, 2, 3]]);
     assert_eq!(groups.partition(&[1]), [vec![0]]);
@@ -282,7 +318,10 @@ fn rows_of_similar_length_run_together() {
 
 #[test]
 fn a_decoding_group_stays_until_its_rows_change() {
-    let mut store = Store::new(Limits { memory: 4096, row: 1024 });
+    let mut store = Store::new(Limits {
+        memory: 4096,
+        row: 1024,
+    });
     for row in 0..3 {
         assert!(store.ensure(row, 20));
     }
@@ -296,6 +335,13 @@ fn a_decoding_group_stays_until_its_rows_change() {
     assert_eq!(store.groups.plan_run(&[0, 1, 2], 40), Ok(None));
     // A row that leaves gets a group of its own with the memory that it needs.
     assert_eq!(store.together(&[0, 1], 40), Ok(true));
-    assert_eq!(store.groups.group(store.groups.place(2).unwrap().group).unwrap().capacity, 32);
+    assert_eq!(
+        store
+            .groups
+            .group(store.groups.place(2).unwrap().group)
+            .unwrap()
+            .capacity,
+        32
+    );
     store.check();
 }

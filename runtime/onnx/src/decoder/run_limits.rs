@@ -1,0 +1,139 @@
+//! The runs that a provider computes rightly, found by trial when the model is loaded.
+//!
+//! Kernels of attention differ by provider and driver: some take rows of one length only, and some are wrong for several tokens
+//! of a row on one driver and right on another. Both would go unnoticed, so runs of these forms are compared with those of one
+//! row and one token, which decoding needs anyway.
+
+use phi_edge_engine::{DecodeError, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted};
+
+use super::OnnxDecoder;
+use crate::kv::KvMemory;
+use crate::logit_difference::LogitDifference;
+
+/// The tokens of the trial's longer row: more than a kernel takes at once.
+const TRIAL_TOKENS: usize = 40;
+
+/// The largest accepted difference of a logit, as a share of the largest. Kernels for several tokens round otherwise than those
+/// for one: 6e-3 were seen for int4. Wrong kernels make 6e-2 and more.
+const TOLERANCE: f32 = 3e-2;
+
+/// The runs that a provider computes rightly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct RunLimits {
+    /// Several tokens of a row.
+    pub(super) several_tokens: bool,
+    /// Rows of different lengths, or a mask that is wider than the rows.
+    pub(super) several_lengths: bool,
+}
+
+impl RunLimits {
+    /// No limits.
+    pub(super) const NONE: Self = Self {
+        several_tokens: true,
+        several_lengths: true,
+    };
+}
+
+impl OnnxDecoder {
+    /// Tries the runs that a provider may compute wrongly, and leaves those out from now on that it does. Its rows are empty
+    /// before and after it.
+    pub(super) fn find_run_limits(&mut self) -> Result<(), DecodeError> {
+        let KvMemory::Device(_) = &self.kv else {
+            return Ok(());
+        };
+        let context = self.caps.context_length;
+        let boundary = self.caps.rope_boundary.unwrap_or(context);
+        // Two rows of them fit the memory.
+        let tokens = TRIAL_TOKENS.min(context / 3).min(boundary);
+        let vocab = u32::try_from(self.caps.vocab_size).unwrap_or(u32::MAX).max(1);
+        let symbols: Vec<Symbol> = (0_u32..)
+            .take(tokens)
+            .map(|index| Symbol::Token(TokenId((37 * index + 11) % vocab)))
+            .collect();
+        let outcome = self.try_runs(&symbols);
+        for row in 0..self.caps.rows.min(2) {
+            self.kv.shrink(row, 0);
+        }
+        let limits = outcome?;
+        if !limits.several_tokens {
+            tracing::warn!(
+                provider = self.provider.as_str(),
+                "This provider computes several tokens of a row wrongly: prompts are computed token by token."
+            );
+        }
+        if !limits.several_lengths {
+            tracing::info!(
+                provider = self.provider.as_str(),
+                "This provider runs rows of the same length together only."
+            );
+        }
+        self.run_limits = limits;
+        Ok(())
+    }
+
+    fn try_runs(&mut self, symbols: &[Symbol]) -> Result<RunLimits, DecodeError> {
+        let (Some((last, head)), true) = (symbols.split_last(), symbols.len() > 3) else {
+            return Ok(RunLimits::NONE);
+        };
+        let last = std::slice::from_ref(last);
+        for (past, symbol) in head.iter().enumerate() {
+            self.run_trial(&[(0, past, std::slice::from_ref(symbol))])?;
+        }
+        let long = self.run_trial(&[(0, head.len(), last)])?;
+        let (first, rest) = symbols.split_at(symbols.len() / 2);
+        let chunks = self
+            .run_trial(&[(0, 0, first)])
+            .and_then(|_| self.run_trial(&[(0, first.len(), rest)]));
+        let several_tokens = agree(&chunks, &long);
+        // The longer row again, and a shorter one.
+        for (past, symbol) in head.iter().enumerate() {
+            self.run_trial(&[(0, past, std::slice::from_ref(symbol))])?;
+        }
+        let short = 2 * head.len() / 3;
+        for (past, symbol) in head[..short].iter().enumerate() {
+            self.run_trial(&[(1, past, std::slice::from_ref(symbol))])?;
+        }
+        let mut alone = self.run_trial(&[(1, short, last)])?;
+        let together = self.run_trial(&[(1, short, last), (0, head.len(), last)]);
+        alone.extend(long);
+        Ok(RunLimits {
+            several_tokens,
+            several_lengths: agree(&together, &alone) && self.ran_together(),
+        })
+    }
+
+    /// Whether the rows of the trial are one group.
+    fn ran_together(&self) -> bool {
+        match &self.kv {
+            KvMemory::Device(device) => device.group_of(&[1, 0]).is_ok(),
+            KvMemory::Slab(_) | KvMemory::Blocks(_) => false,
+        }
+    }
+
+    /// The logits after the last token of each row: `(row, past, input)`.
+    fn run_trial(&mut self, rows: &[(u32, usize, &[Symbol])]) -> Result<Vec<f32>, DecodeError> {
+        let rows: Vec<Row<'_>> = rows
+            .iter()
+            .map(|&(row, past, symbols)| Row {
+                row: RowId(row),
+                past,
+                shared: &[],
+                input: Input::of(symbols),
+                logits: Wanted::Last,
+                regime: Regime::Short,
+            })
+            .collect();
+        self.run_in_groups(&Step { rows: &rows }, &Interrupt::new())
+    }
+}
+
+/// Whether a run has given the expected logits. One that has failed has not.
+fn agree(got: &Result<Vec<f32>, DecodeError>, expected: &[f32]) -> bool {
+    match got {
+        Ok(got) => LogitDifference::of(got, expected).is_within(TOLERANCE),
+        Err(error) => {
+            tracing::debug!(%error, "A run of the trial has failed.");
+            false
+        }
+    }
+}
