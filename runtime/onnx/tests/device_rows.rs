@@ -56,8 +56,21 @@ fn bytes_per_token(decoder: &OnnxDecoder) -> u64 {
     decoder.caps().kv_bytes_per_token
 }
 
+/// How far logits may be from the reference's, and how near to each other where one changes places with another.
+#[derive(Clone, Copy)]
+struct Tolerance {
+    logit: f32,
+    near_tie: f32,
+}
+
+const fn within(logit: f32, near_tie: f32) -> Tolerance {
+    Tolerance { logit, near_tie }
+}
+
 /// The goldens alone, in company, with little memory, and again with the prefixes that rows hold.
-fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
+fn check(name: &str, on_processor: Tolerance, on_device: Tolerance) {
+    let is_device = provider() != Provider::Cpu;
+    let Tolerance { logit, near_tie } = if is_device { on_device } else { on_processor };
     let Some((folder, library)) = tiny(name) else {
         return;
     };
@@ -76,7 +89,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
         for (id, value) in &golden.top {
             let got = logits[id.0 as usize];
             assert!(
-                (got - value).abs() <= logit_tolerance,
+                (got - value).abs() <= logit,
                 "{} {id:?}: {got} is not {value}",
                 golden.name
             );
@@ -102,7 +115,7 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
     assert!(group.len() > 1 && all.len() > 4);
     // As many rows as are wanted, or two of the longest.
     let (ample, scarce) = (64 << 20, per_token * longest.next_multiple_of(16) as u64 * 3);
-    for (company, slots, chunk, prepare, memory) in [
+    let runs = [
         (&goldens, 1, 32, Prepare::ALL, ample),
         (&all, 1, 32, Prepare::PLAIN, ample),
         (&all, 1, 7, Prepare::form(Level::Logits), ample),
@@ -111,7 +124,12 @@ fn check(name: &str, logit_tolerance: f32, near_tie: f32) {
         (&all, 4, 24, Prepare::PLAIN, scarce),
         (&all, 3, 7, Prepare::form(Level::Logits), scarce),
         (&all, 4, 24, Prepare::ALL, scarce),
-    ] {
+    ];
+    for (at, (company, slots, chunk, prepare, memory)) in runs.into_iter().enumerate() {
+        // The software driver takes a minute for each.
+        if is_device && ![0, 3, 6, 7].contains(&at) {
+            continue;
+        }
         let mut decoder = load(&library, &folder, |config| {
             config.rows = slots + 2;
             config.prepare = prepare;
@@ -163,22 +181,24 @@ fn is_quick(golden: &Golden) -> bool {
 
 #[test]
 fn fp32() {
-    check("phi3-mini-tiny-fp32", 1e-3, 1e-4);
+    check("phi3-mini-tiny-fp32", within(1e-3, 1e-4), within(1e-3, 1e-4));
 }
 
 #[test]
 fn int4() {
-    check("phi3-mini-tiny-int4", 0.15, 0.25);
+    // The goldens have activations of 8 bits, which the processor's kernels round to.
+    check("phi3-mini-tiny-int4", within(0.15, 0.25), within(0.25, 0.4));
 }
 
 #[test]
 fn directml_form() {
-    check("phi3-mini-tiny-dml", 0.15, 0.25);
+    check("phi3-mini-tiny-dml", within(0.15, 0.25), within(0.25, 0.4));
 }
 
 #[test]
 fn cuda_form() {
-    check("phi3-mini-tiny-cuda", 0.05, 0.02);
+    // A device computes with 16 bits what the processor computes with 32.
+    check("phi3-mini-tiny-cuda", within(0.05, 0.02), within(0.15, 0.2));
 }
 
 fn row(row: u32, past: usize, input: &[Symbol]) -> Row<'_> {
