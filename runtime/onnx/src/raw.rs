@@ -4,7 +4,7 @@
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
 
-use ort::memory::MemoryInfo;
+use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
 use ort::session::{IoBinding, RunOptions, Session};
 use ort::{AsPointer, sys};
 
@@ -40,6 +40,16 @@ impl Element {
             Self::U8 => Code::ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
         }
     }
+}
+
+/// The description of the host's memory.
+pub(crate) fn host_memory() -> ort::Result<MemoryInfo<'static>> {
+    MemoryInfo::new(
+        AllocationDevice::CPU,
+        0,
+        AllocatorType::Device,
+        MemoryType::Default,
+    )
 }
 
 /// A tensor over borrowed memory.

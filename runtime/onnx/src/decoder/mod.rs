@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::{IoBinding, RunOptions, Session};
 use phi_edge_engine::{
     Caps, DecodeError, Decoder, ImageEncoding, ImageFeatures, ImageId, ImagePixels, Interrupt, KvType,
@@ -28,7 +28,7 @@ use crate::library::Library;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
 use crate::provider::{Provider, ProviderReport};
-use crate::raw::{Element, View};
+use crate::raw::{self, Element, View};
 use crate::run_inputs::{RopeFactors, RopeForm, RunInputs};
 use crate::session::{GraphKv, OpenGraph, OpenModel};
 use crate::vision::VisionEncoder;
@@ -182,12 +182,7 @@ impl OnnxDecoder {
             bound_table: None,
             kv,
             options: Arc::new(RunOptions::new()?),
-            host: MemoryInfo::new(
-                AllocationDevice::CPU,
-                0,
-                AllocatorType::Device,
-                MemoryType::Default,
-            )?,
+            host: raw::host_memory()?,
             names,
             run_inputs: RunInputs::new(image_width),
             image_features,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::Session;
 
 use super::kv_error::KvError;
@@ -17,7 +17,7 @@ use crate::device_memory::{DeviceAllocator, DeviceBuffer};
 use crate::error::OnnxError;
 use crate::library::Library;
 use crate::provider::Provider;
-use crate::raw::View;
+use crate::raw::{self, View};
 
 /// The keys and values of all rows.
 pub(crate) struct DeviceRows {
@@ -76,12 +76,7 @@ impl DeviceRows {
             tensors: BTreeMap::new(),
             gather: RowGather::new(place.library, place.provider, shape.element)?,
             allocator,
-            host: MemoryInfo::new(
-                AllocationDevice::CPU,
-                0,
-                AllocatorType::Device,
-                MemoryType::Default,
-            )?,
+            host: raw::host_memory()?,
             zeros: words(shape.heads * shape.head_size * shape.element.bytes()),
             staging: Vec::new(),
             shape,

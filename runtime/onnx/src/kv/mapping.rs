@@ -1,8 +1,9 @@
 //! Memory of the host that is reserved as address space and allocated as it is written.
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 
 use crate::error::{OnnxError, one_line};
+use crate::raw;
 
 /// Reserves memory for keys and values of `rows` rows of `context` tokens, and describes it to ONNX Runtime. `bytes`: `None`
 /// where they exceed what can be counted.
@@ -12,13 +13,7 @@ pub(super) fn reserve_rows(
     context: usize,
 ) -> Result<(Mapping, MemoryInfo<'static>), OnnxError> {
     let fault = |fault: String| OnnxError::KvMemory { rows, context, fault };
-    let info = MemoryInfo::new(
-        AllocationDevice::CPU,
-        0,
-        AllocatorType::Device,
-        MemoryType::Default,
-    )
-    .map_err(|error| fault(one_line(error)))?;
+    let info = raw::host_memory().map_err(|error| fault(one_line(error)))?;
     let bytes = bytes.ok_or_else(|| fault("more than the address space".into()))?;
     let mapping = Mapping::reserve(bytes).map_err(|error| fault(error.to_string()))?;
     Ok((mapping, info))

@@ -7,7 +7,7 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 
-use ort::memory::{AllocationDevice, AllocatorType, MemoryInfo, MemoryType};
+use ort::memory::MemoryInfo;
 use ort::session::{IoBinding, RunOptions, Session};
 use prost::Message;
 
@@ -66,12 +66,7 @@ struct SourceNames {
 impl RowGather {
     /// The copy of rows of `element` on `provider`.
     pub(super) fn new(library: &Library, provider: Provider, element: Element) -> Result<Self, OnnxError> {
-        let host = MemoryInfo::new(
-            AllocationDevice::CPU,
-            0,
-            AllocatorType::Device,
-            MemoryType::Default,
-        )?;
+        let host = raw::host_memory()?;
         Ok(Self {
             library: library.clone(),
             provider,
