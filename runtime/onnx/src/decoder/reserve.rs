@@ -8,7 +8,7 @@ use super::config::DecoderConfig;
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement};
 use crate::error::OnnxError;
 use crate::kv::{BlocksShape, DevicePlace, DeviceRows, KvBlocks, KvFootprint, KvMemory, KvShape, KvSlab};
-use crate::provider::{Provider, input_device};
+use crate::provider::{ExecutionTarget, Provider, input_device};
 use crate::raw::Element;
 use crate::session::{GraphKv, OpenGraph};
 
@@ -94,7 +94,10 @@ fn device(
     shape.capacity = shortened(shape.capacity, longest);
     let place = DevicePlace {
         library: &graph.library,
-        provider: graph.provider,
+        target: ExecutionTarget {
+            provider: graph.provider,
+            settings: &config.provider_settings,
+        },
         session: &graph.session,
         input: &genai.past_key(0),
     };

@@ -16,7 +16,7 @@ use super::tensors::{KvShape, Side};
 use crate::device_memory::{DeviceAllocator, DeviceBuffer};
 use crate::error::OnnxError;
 use crate::library::Library;
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, Provider};
 use crate::raw::{self, View};
 
 /// The keys and values of all rows.
@@ -38,7 +38,7 @@ pub(crate) struct DeviceRows {
 /// Where [`DeviceRows`] are made.
 pub(crate) struct DevicePlace<'a> {
     pub(crate) library: &'a Library,
-    pub(crate) provider: Provider,
+    pub(crate) target: ExecutionTarget<'a>,
     pub(crate) session: &'a Session,
     /// An input of the session that takes keys or values.
     pub(crate) input: &'a str,
@@ -54,8 +54,8 @@ impl DeviceRows {
         };
         let allocator = DeviceAllocator::of_input(place.session, place.input).map_err(fault)?;
         let device = allocator.device().map_err(fault)?;
-        if place.provider != Provider::Cpu && device == "Cpu" {
-            return Err(place.provider.unavailable(format!(
+        if place.target.provider != Provider::Cpu && device == "Cpu" {
+            return Err(place.target.unavailable(format!(
                 "the node of input \"{}\" has no kernel there and would run on the processor",
                 place.input
             )));
@@ -74,7 +74,7 @@ impl DeviceRows {
             budget: Self::budget(&shape, memory),
             groups: RowGroups::new(shape.rows, limits),
             tensors: BTreeMap::new(),
-            gather: RowGather::new(place.library, place.provider, shape.element)?,
+            gather: RowGather::new(place.library, place.target, shape.element)?,
             allocator,
             host: raw::host_memory()?,
             zeros: words(shape.heads * shape.head_size * shape.element.bytes()),

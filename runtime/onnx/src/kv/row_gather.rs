@@ -18,7 +18,7 @@ use crate::onnx_proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
     data_type,
 };
-use crate::provider::Provider;
+use crate::provider::{ExecutionTarget, Provider, ProviderSettings};
 use crate::raw::{self, Element, View};
 use crate::session;
 
@@ -33,6 +33,7 @@ const DIMS: [&str; 4] = ["places", "heads", "capacity", "head_size"];
 pub(super) struct RowGather {
     library: Library,
     provider: Provider,
+    settings: ProviderSettings,
     element: Element,
     host: MemoryInfo<'static>,
     options: RunOptions,
@@ -64,12 +65,13 @@ struct SourceNames {
 }
 
 impl RowGather {
-    /// The copy of rows of `element` on `provider`.
-    pub(super) fn new(library: &Library, provider: Provider, element: Element) -> Result<Self, OnnxError> {
+    /// The copy of rows of `element` on the provider of `target`.
+    pub(super) fn new(library: &Library, target: ExecutionTarget<'_>, element: Element) -> Result<Self, OnnxError> {
         let host = raw::host_memory()?;
         Ok(Self {
             library: library.clone(),
-            provider,
+            provider: target.provider,
+            settings: target.settings.clone(),
             element,
             host,
             options: RunOptions::new()?,
@@ -96,9 +98,13 @@ impl RowGather {
     fn open(&self, sources: usize) -> Result<GatherGraph, OnnxError> {
         let model = model(sources, self.element);
         // A copy needs no threads beside the caller's.
-        let mut builder = session::builder(&self.library, self.provider, 1)?;
+        let target = ExecutionTarget {
+            provider: self.provider,
+            settings: &self.settings,
+        };
+        let mut builder = session::builder(&self.library, target, 1)?;
         let session = custom_operators::commit(|| builder.commit_from_memory(&model))
-            .map_err(|error| self.provider.unavailable(one_line(error)))?;
+            .map_err(|error| target.unavailable(one_line(error)))?;
         let c = |name: String| CString::new(name).map_err(|error| OnnxError::Runtime(error.to_string()));
         let names = (0..sources).map(|index| {
             Ok(SourceNames {
