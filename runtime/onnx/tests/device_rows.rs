@@ -14,7 +14,9 @@ use phi_edge_engine::{
     Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{
+    DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings,
+};
 use support::golden::{Golden, check_ids, goldens, logits_after};
 use support::{fixture, generate, library, request};
 
@@ -357,7 +359,9 @@ fn the_context_follows_from_the_memory() {
     let Some((folder, library)) = tiny("phi3-mini-tiny-fp32") else {
         return;
     };
-    let whole = load(&library, &folder, |config| config.provider_settings.device_memory = None);
+    let whole = load(&library, &folder, |config| {
+        config.provider_settings.device_memory = None
+    });
     let per_token = bytes_per_token(&whole);
     let full = whole.caps().context_length;
     assert_eq!(full, ModelDir::open(&folder).unwrap().config().context_length);

@@ -127,7 +127,7 @@ impl OnnxDecoder {
         {
             return Err(DecodeError::Unsupported(format!(
                 "\"{}\" computes this form of graph wrongly for the beginning of a text beyond its rope boundary",
-                self.provider
+                self.provider()
             )));
         }
         let ends = rows.iter().map(|row| row.past + row.input.len());

@@ -57,13 +57,13 @@ impl OnnxDecoder {
         let limits = outcome?;
         if !limits.several_tokens {
             tracing::warn!(
-                provider = self.provider.as_str(),
+                provider = self.provider().as_str(),
                 "This provider computes several tokens of a row wrongly: prompts are computed token by token."
             );
         }
         if !limits.several_lengths {
             tracing::info!(
-                provider = self.provider.as_str(),
+                provider = self.provider().as_str(),
                 "This provider runs rows of the same length together only."
             );
         }

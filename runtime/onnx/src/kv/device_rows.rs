@@ -54,7 +54,7 @@ impl DeviceRows {
         };
         let allocator = DeviceAllocator::of_input(place.session, place.input).map_err(fault)?;
         let device = allocator.device().map_err(fault)?;
-        if place.target.provider != Provider::Cpu && device == "Cpu" {
+        if !matches!(place.target.provider, Provider::Cpu | Provider::Plugin) && device == "Cpu" {
             return Err(place.target.unavailable(format!(
                 "the node of input \"{}\" has no kernel there and would run on the processor",
                 place.input

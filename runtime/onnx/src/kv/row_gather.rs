@@ -66,7 +66,11 @@ struct SourceNames {
 
 impl RowGather {
     /// The copy of rows of `element` on the provider of `target`.
-    pub(super) fn new(library: &Library, target: ExecutionTarget<'_>, element: Element) -> Result<Self, OnnxError> {
+    pub(super) fn new(
+        library: &Library,
+        target: ExecutionTarget<'_>,
+        element: Element,
+    ) -> Result<Self, OnnxError> {
         let host = raw::host_memory()?;
         Ok(Self {
             library: library.clone(),

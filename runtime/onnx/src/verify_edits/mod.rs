@@ -18,7 +18,7 @@ use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::logit_difference::LogitDifference;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
-use crate::provider::{ExecutionTarget, ProviderSettings};
+use crate::provider::{ExecutionTarget, Provider};
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::vision::VisionWeights;
 
@@ -63,7 +63,7 @@ impl Trial<'_> {
     /// Runs the same steps on the plain graph and on the edited one. The inner result is the outcome; the outer one
     /// fails where the plain graph can't be run either.
     pub(crate) fn run(&self, model: &Bytes, edits: Prepare) -> Result<Result<(), String>, OnnxError> {
-        if self.provider != Provider::Cpu {
+        if self.target.provider != Provider::Cpu {
             return self.run_on_device(model, edits);
         }
         let Some((cut, genai)) = self.cut(model)? else {
@@ -96,7 +96,7 @@ impl Trial<'_> {
     /// its results with the device's.
     fn run_on_device(&self, model: &Bytes, edits: Prepare) -> Result<Result<(), String>, OnnxError> {
         let processor = Trial {
-            provider: Provider::Cpu,
+            target: ExecutionTarget::CPU,
             ..*self
         };
         if let Err(fault) = processor.run(model, edits)? {
@@ -236,7 +236,7 @@ impl Trial<'_> {
     ) -> Result<OnnxDecoder, OnnxError> {
         let config = DecoderConfig {
             provider: self.target.provider,
-            provider_settings: ProviderSettings::default(),
+            provider_settings: self.target.settings.clone(),
             threads: Some(self.threads),
             rows: 3,
             cache_rows: 0,
