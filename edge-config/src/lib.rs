@@ -42,7 +42,7 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Audit, Config, Fallback, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Plugin,
+    Audit, Config, Fallback, InstructionSet, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Plugin,
     Provider, RopePolicy, Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};

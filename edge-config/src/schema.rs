@@ -90,7 +90,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 80] = [
+pub(crate) static KEYS: [Key; 81] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -165,6 +165,11 @@ pub(crate) static KEYS: [Key; 80] = [
     key(
         "runtime.kv_cache",
         choice(&["auto", "f32", "i8"]),
+        Preset::Text("auto"),
+    ),
+    key(
+        "runtime.isa",
+        choice(&["auto", "avx512vnni", "avxvnni", "avx2", "scalar", "none"]),
         Preset::Text("auto"),
     ),
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),

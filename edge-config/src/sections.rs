@@ -169,6 +169,8 @@ pub struct Runtime {
     pub slots: usize,
     /// The type of keys and values.
     pub kv_cache: KvCache,
+    /// The instruction set of the kernels on the processor.
+    pub isa: InstructionSet,
     /// The memory budget of keys and values; none means a share of the free memory.
     pub kv_memory: Option<ByteSize>,
     /// The ONNX Runtime library; none means that it is searched for.
@@ -256,6 +258,25 @@ pub enum KvCache {
     F32,
     /// 8 bits; an error where they are not possible.
     I8,
+}
+
+/// The requested instruction set of the kernels on the processor. The key `runtime.isa` in `schema.rs` lists the names that are
+/// accepted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum InstructionSet {
+    /// The fastest that the processor has.
+    Auto,
+    /// AVX-512 with VNNI.
+    Avx512Vnni,
+    /// AVX2 with dot products of bytes.
+    AvxVnni,
+    /// AVX2, FMA and F16C.
+    Avx2,
+    /// No vector instructions: the reference.
+    Scalar,
+    /// None: ONNX Runtime's kernels alone.
+    None,
 }
 
 /// The moment at which LongRoPE's factors are chosen for a sequence. The key `runtime.rope_policy` in `schema.rs` lists the

@@ -67,6 +67,7 @@ impl From<OnnxError> for Fault {
             OnnxError::Model { .. }
             | OnnxError::PluginRefused { .. }
             | OnnxError::KvCacheUnavailable { .. }
+            | OnnxError::IsaUnavailable { .. }
             | OnnxError::VisionWeightsUnavailable { .. }
             | OnnxError::KvMemory { .. } => Exit::Config,
             OnnxError::Runtime(_) => Exit::Failed,

@@ -1,30 +1,22 @@
 //! The custom operators: their domain in a graph and in a session.
 
+use ort::operator::OperatorDomain;
 use parking_lot::Mutex;
+
+use crate::attention::Attention;
+use crate::isa::Isa;
+use crate::matmul::{MatMul, QuantisingMatMul};
 
 /// The operators' domain in an edited graph.
 pub(crate) const DOMAIN: &str = "phi_edge";
 
-/// The domain with all operators that this processor supports, for one session. Weights are packed on `threads`
-/// threads.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn domain(threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
-    let mut domain = ort::operator::OperatorDomain::new(DOMAIN)?;
-    if crate::matmul::available() {
-        domain = domain
-            .add(crate::matmul::MatMul::new(threads))?
-            .add(crate::matmul::QuantisingMatMul::new(threads))?;
-    }
-    if crate::attention::available() {
-        domain = domain.add(crate::attention::Attention::default())?;
-    }
-    Ok(domain)
-}
-
-/// The empty domain, for processors that support none of the operators.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn domain(_threads: usize) -> ort::Result<ort::operator::OperatorDomain> {
-    ort::operator::OperatorDomain::new(DOMAIN)
+/// The domain with all operators, for one session: their kernels are those of `isa`, which this processor has. Weights are
+/// packed on `threads` threads.
+pub(crate) fn domain(isa: Isa, threads: usize) -> ort::Result<OperatorDomain> {
+    OperatorDomain::new(DOMAIN)?
+        .add(MatMul::new(isa, threads))?
+        .add(QuantisingMatMul::new(isa, threads))?
+        .add(Attention::new(isa))
 }
 
 /// Opens a session. The first one that has the domain is opened alone: the library adds the domain to a list of the whole
@@ -39,9 +31,4 @@ pub(crate) fn commit<T>(open: impl FnOnce() -> T) -> T {
     let opened = open();
     *is_known = true;
     opened
-}
-
-/// Whether this processor supports any of the operators.
-pub(crate) fn available() -> bool {
-    crate::matmul::available() || crate::attention::available()
 }

@@ -62,6 +62,14 @@ pub enum OnnxError {
         /// Why it is not available here.
         fault: String,
     },
+    /// This processor does not have the instruction set that the operator asks for.
+    #[error(
+        "runtime.isa = \"{isa}\" can't be served: this processor does not have those instructions. Set runtime.isa to \"auto\""
+    )]
+    IsaUnavailable {
+        /// The instruction set's name in the configuration.
+        isa: &'static str,
+    },
     /// The form of the image encoder's weights that the operator asks for can't be had.
     #[error(
         "model.vision_weights = \"{weights}\" can't be served: {fault}. Set model.vision_weights to \"auto\" or \"f32\""

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use phi_edge_engine::KvType;
 
-use crate::attention;
 use crate::error::OnnxError;
+use crate::isa::Isa;
 use crate::prepare::Prepare;
 use crate::provider::Provider;
 use crate::raw::Element;
@@ -69,13 +69,13 @@ pub(crate) struct KvSupport {
 }
 
 impl KvSupport {
-    /// The support on this processor, without the faults of the graph.
-    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element) -> Self {
+    /// The support with kernels of `isa`, without the faults of the graph.
+    pub(crate) fn here(provider: Provider, edits: Prepare, element: Element, isa: Option<Isa>) -> Self {
         Self {
             provider,
             edits,
             element,
-            kernels: attention::supports_i8(),
+            kernels: isa.is_some(),
             attention: None,
             trial: None,
         }
@@ -127,7 +127,7 @@ impl KvSupport {
         } else if self.element != Element::F32 {
             Some("the graph was exported with 16-bit keys and values, and only one with 32-bit ones can be edited for 8 bits".to_owned())
         } else if !self.kernels {
-            Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX-512 VNNI)".to_owned())
+            Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX2), or runtime.isa leaves them out".to_owned())
         } else if !self.edits.attention {
             let reason = self.attention.as_deref();
             Some(format!(
@@ -212,7 +212,7 @@ mod tests {
                 ..ALL
             },
             KvType::F32,
-            "AVX-512 VNNI",
+            "x86-64 with AVX2",
         );
         let trial = Some("logits differ".to_owned());
         check(KvSupport { trial, ..ALL }, KvType::F32, "logits differ");
@@ -232,8 +232,9 @@ mod tests {
 
     #[test]
     fn this_processors_support_follows_from_its_kernels() {
-        let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32);
-        assert_eq!(here.kernels, attention::supports_i8());
-        assert_eq!(here.choose(KvCache::I8).is_ok(), attention::supports_i8());
+        for isa in [None, Some(Isa::Scalar), Isa::detect()] {
+            let here = KvSupport::here(Provider::Cpu, Prepare::ALL, Element::F32, isa);
+            assert_eq!(here.choose(KvCache::I8).is_ok(), isa.is_some());
+        }
     }
 }

@@ -13,6 +13,7 @@ mod error;
 mod graph;
 mod graph_file;
 mod interruptible;
+mod isa;
 mod kv;
 mod kv_cache;
 mod library;
@@ -33,11 +34,11 @@ mod telemetry;
 mod verify_edits;
 mod version;
 mod vision;
-#[cfg(target_arch = "x86_64")]
 mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
+pub use isa::{Isa, IsaChoice};
 pub use kv::KvFootprint;
 pub use kv_cache::KvCache;
 pub use library::Library;

@@ -5,6 +5,7 @@ use phi_edge_models::ModelDir;
 
 use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
+use crate::isa::{CpuResources, Isa};
 use crate::library::Library;
 use crate::open;
 use crate::provider::{ExecutionTarget, Provider, ProviderReport};
@@ -23,8 +24,8 @@ impl OnnxDecoder {
         config: &DecoderConfig,
         free: impl FnOnce() -> Option<u64>,
     ) -> Result<Self, OnnxError> {
-        let threads = config.threads.unwrap_or_else(available_threads);
-        let (opened, report) = open::open(library, model, config, threads)?;
+        let cpu = cpu_resources(config)?;
+        let (opened, report) = open::open(library, model, config, cpu)?;
         let encoder = load_encoder(library, model, config, report.provider)?;
         let mut config = config.clone();
         if config.kv_memory.is_none() && opened.graph.provider == Provider::Cpu {
@@ -46,7 +47,8 @@ impl OnnxDecoder {
         tracing::info!(
             provider = decoder.provider().as_str(),
             prepared = decoder.prepared().as_str(),
-            threads,
+            isa = decoder.isa().map_or("none", Isa::as_str),
+            threads = cpu.threads,
             context = decoder.caps().context_length,
             rope_boundary,
             kv = decoder.caps().kv_type.as_str(),
@@ -72,7 +74,7 @@ impl VisionEncoder {
                 provider,
                 settings: &config.provider_settings,
             },
-            threads: config.threads.unwrap_or_else(available_threads),
+            cpu: cpu_resources(config)?,
             weights: config.vision_weights,
             edit_cache: config.edit_cache.as_deref(),
         })
@@ -114,6 +116,14 @@ fn log_provider(report: &ProviderReport) {
         on_cpu,
         "The execution provider is chosen."
     );
+}
+
+/// The threads and the instruction set that `config` asks for.
+fn cpu_resources(config: &DecoderConfig) -> Result<CpuResources, OnnxError> {
+    Ok(CpuResources {
+        threads: config.threads.unwrap_or_else(available_threads),
+        isa: config.isa.resolve()?,
+    })
 }
 
 /// Processors this process may use (affinity and cgroup limits counted).

@@ -8,6 +8,7 @@ use crate::decoder::DecoderConfig;
 use crate::error::OnnxError;
 use crate::graph;
 use crate::graph_file::{MAX_EDITED_BYTES, folder_of, read_graph};
+use crate::isa::CpuResources;
 use crate::library::Library;
 use crate::prepare::{self, LocatedGraph, MergeNames, Prepare, merge_embedding};
 use crate::provider::{ExecutionTarget, Provider, ProviderReport, RefusedProvider};
@@ -19,7 +20,7 @@ pub(crate) fn open(
     library: &Library,
     model: &ModelDir,
     config: &DecoderConfig,
-    threads: usize,
+    cpu: CpuResources,
 ) -> Result<(OpenModel, ProviderReport), OnnxError> {
     let path = model.decoder_path();
     // Read first: this error says best what is wrong with a damaged file.
@@ -41,7 +42,7 @@ pub(crate) fn open(
             genai: model.config(),
             config,
             target,
-            threads,
+            cpu,
         };
         let opened = attempt
             .prove(graph.as_ref())

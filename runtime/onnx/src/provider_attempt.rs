@@ -10,6 +10,7 @@ use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::OnnxError;
 use crate::graph::GraphFacts;
 use crate::graph_file::{MAX_EDITED_BYTES, folder_of};
+use crate::isa::{CpuResources, Isa};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::matmul;
@@ -30,7 +31,7 @@ pub(crate) struct ProviderAttempt<'a> {
     pub(crate) genai: &'a GenaiConfig,
     pub(crate) config: &'a DecoderConfig,
     pub(crate) target: ExecutionTarget<'a>,
-    pub(crate) threads: usize,
+    pub(crate) cpu: CpuResources,
 }
 
 impl ProviderAttempt<'_> {
@@ -71,14 +72,15 @@ impl ProviderAttempt<'_> {
                 &config,
                 matmul::REVISION,
                 attention::REVISION,
+                self.cpu.isa.map_or("none", Isa::as_str),
             ];
             let cache =
                 EditCache::for_graph(&editable.graph, &circumstances, self.config.edit_cache.as_deref());
             let mut left_out = Vec::new();
             let support = OperatorSupport {
-                matmul: matmul::available(),
+                matmul: self.cpu.isa.is_some(),
                 // It keeps keys and values on the host.
-                attention: attention::available() && !self.config.device_rows,
+                attention: self.cpu.isa.is_some() && !self.config.device_rows,
             };
             let possible =
                 |edits: &Prepare| possible(*edits, self.config.prepare, self.target.provider, support);
@@ -137,7 +139,7 @@ impl ProviderAttempt<'_> {
             graph: &merged.graph,
             weights_folder: &merged.weights_folder,
         });
-        let graph = session::open(self.library, &self.source(merged), self.target, self.threads)
+        let graph = session::open(self.library, &self.source(merged), self.target, self.cpu)
             .map_err(|error| self.explain(error))?;
         Ok(OpenModel {
             graph,
@@ -193,7 +195,7 @@ impl ProviderAttempt<'_> {
                     weights_folder: &located.weights_folder,
                 })),
                 self.target,
-                self.threads,
+                self.cpu,
             )
             .map_err(|error| error.to_string())
         });
@@ -219,7 +221,7 @@ impl ProviderAttempt<'_> {
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<String>, OnnxError> {
-        if !edits.attention || !attention::supports_i8() || self.config.kv_cache == KvCache::F32 {
+        if !edits.attention || self.config.kv_cache == KvCache::F32 {
             return Ok(None);
         }
         let tried = Tried::KvI8(edits);
@@ -241,7 +243,7 @@ impl ProviderAttempt<'_> {
             facts: self.facts,
             genai: self.genai,
             target: self.target,
-            threads: self.threads,
+            cpu: self.cpu,
         }
     }
 

@@ -8,6 +8,7 @@ use prost::Message as _;
 use prost::bytes::Bytes;
 
 use crate::error::{OnnxError, one_line};
+use crate::isa::CpuResources;
 use crate::library::Library;
 use crate::onnx_proto::{
     GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto, data_type,
@@ -21,7 +22,7 @@ const SIZE: u8 = 16;
 /// Runs one product of matrices on `target`. Fails where it can't be run there, or the result is wrong.
 pub(crate) fn run_one_node(library: &Library, target: ExecutionTarget<'_>) -> Result<(), OnnxError> {
     let fault = |fault: String| target.unavailable(format!("a graph of one node fails on it: {fault}"));
-    let mut builder = session::builder(library, target, 1)?;
+    let mut builder = session::builder(library, target, CpuResources::ONE_THREAD)?;
     let mut session = builder
         .commit_from_memory(&graph())
         .map_err(|error| fault(one_line(error)))?;
@@ -119,7 +120,7 @@ mod tests {
         let Some(library) = Library::for_tests() else {
             return;
         };
-        let mut builder = session::builder(&library, ExecutionTarget::CPU, 1).unwrap();
+        let mut builder = session::builder(&library, ExecutionTarget::CPU, CpuResources::ONE_THREAD).unwrap();
         let mut session = builder.commit_from_memory(&graph()).unwrap();
         let size = usize::from(SIZE);
         let input = Tensor::from_array(([size, size], matrix(3))).unwrap();
@@ -203,7 +204,7 @@ mod tests {
             return;
         }
         let (entry, value) = RECORD_PLACEMENT;
-        let builder = session::builder(&library, ExecutionTarget::CPU, 1).unwrap();
+        let builder = session::builder(&library, ExecutionTarget::CPU, CpuResources::ONE_THREAD).unwrap();
         let mut builder = builder.with_config_entry(entry, value).unwrap();
         let session = builder.commit_from_memory(&graph()).unwrap();
         let refused = check_placement(&session, ExecutionTarget::CPU);
@@ -227,7 +228,7 @@ mod tests {
             NodeProto::new("Hardmax", &["product"], "y"),
         ]);
         let placement = |settings: &ProviderSettings| {
-            let mut builder = session::builder(&library, on_plugin(settings), 1).unwrap();
+            let mut builder = session::builder(&library, on_plugin(settings), CpuResources::ONE_THREAD).unwrap();
             let session = builder.commit_from_memory(&graph).unwrap();
             check_placement(&session, on_plugin(settings))
         };

@@ -10,6 +10,7 @@ use phi_edge_models::GenaiConfig;
 use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
 use crate::graph::GraphFacts;
+use crate::isa::{CpuResources, Isa};
 use crate::library::Library;
 use crate::prepare::{KV_BLOCKS, Prepare, RopeTables};
 use crate::provider::{ExecutionTarget, NodePlacement, Provider, RECORD_PLACEMENT, check_placement};
@@ -24,6 +25,8 @@ pub(crate) struct OpenGraph {
     pub(crate) provider: Provider,
     /// Where its nodes run; `None`: all of them on the processor.
     pub(crate) placement: Option<NodePlacement>,
+    /// The instruction set of the custom operators, where the session has them.
+    pub(crate) isa: Option<Isa>,
     pub(crate) kv: GraphKv,
     pub(crate) logits_element: Element,
     /// The graph's vocabulary where it is fixed; the config's may be padded.
@@ -80,7 +83,7 @@ pub(crate) fn open(
     library: &Library,
     source: &GraphSource<'_>,
     target: ExecutionTarget<'_>,
-    threads: usize,
+    cpu: CpuResources,
 ) -> Result<OpenGraph, OnnxError> {
     let fault = |error: ort::Error| {
         if target.provider != Provider::Cpu {
@@ -96,11 +99,11 @@ pub(crate) fn open(
     };
     let session = match source.edited {
         None => {
-            let mut builder = builder(library, target, threads)?;
+            let mut builder = builder(library, target, cpu)?;
             custom_operators::commit(|| builder.commit_from_file(source.path))
         }
         Some(edited) => {
-            let mut builder = builder_beside_weights(library, target, threads, edited.weights_folder)?;
+            let mut builder = builder_beside_weights(library, target, cpu, edited.weights_folder)?;
             custom_operators::commit(|| builder.commit_from_memory(edited.graph))
         }
     };
@@ -109,17 +112,21 @@ pub(crate) fn open(
         Provider::Cpu => None,
         _ => Some(check_placement(&session, target)?),
     };
-    validate(session, library, placement, target.provider, source)
+    let isa = cpu.isa.filter(|_| target.provider == Provider::Cpu);
+    Ok(OpenGraph {
+        isa,
+        ..validate(session, library, placement, target.provider, source)?
+    })
 }
 
 /// A session builder for graphs in memory whose weights lie in `folder`.
 pub(crate) fn builder_beside_weights(
     library: &Library,
     target: ExecutionTarget<'_>,
-    threads: usize,
+    cpu: CpuResources,
     folder: &Path,
 ) -> Result<SessionBuilder, OnnxError> {
-    Ok(builder(library, target, threads)?.with_config_entry(
+    Ok(builder(library, target, cpu)?.with_config_entry(
         "session.model_external_initializers_file_folder_path",
         folder.display().to_string(),
     )?)
@@ -129,11 +136,11 @@ pub(crate) fn builder_beside_weights(
 pub(crate) fn builder(
     library: &Library,
     target: ExecutionTarget<'_>,
-    threads: usize,
+    cpu: CpuResources,
 ) -> Result<SessionBuilder, OnnxError> {
     let builder = Session::builder(library.environment())?
         .with_optimization_level(GraphOptimizationLevel::All)?
-        .with_intra_threads(threads)?
+        .with_intra_threads(cpu.threads)?
         // The mask grows with every token: a memory pattern per shape would be kept for each of them.
         .with_memory_pattern(false)?;
     if target.provider != Provider::Cpu {
@@ -142,10 +149,10 @@ pub(crate) fn builder(
     }
     let builder = target.register(library, builder)?;
     // The custom operators are registered, used or not.
-    if custom_operators::available() {
-        return Ok(builder.with_operators(custom_operators::domain(threads)?)?);
+    match cpu.isa {
+        Some(isa) => Ok(builder.with_operators(custom_operators::domain(isa, cpu.threads)?)?),
+        None => Ok(builder),
     }
-    Ok(builder)
 }
 
 /// The name of the input for positions. Exporters of different ages differ in whether they name this input where the
@@ -200,6 +207,7 @@ fn validate(
         library: library.clone(),
         provider,
         placement,
+        isa: None,
         kv: kv.ok_or_else(|| fault("genai_config.json says that it has no layers".into()))?,
         logits_element,
         vocab_size,

@@ -14,7 +14,8 @@ use phi_edge_engine::{
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
-    DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings, VisionWeights,
+    DecoderConfig, Isa, IsaChoice, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings,
+    VisionWeights,
 };
 use support::golden::{Golden, check_ids, goldens, logits_after};
 use support::{fixture, generate, library};
@@ -43,16 +44,10 @@ fn named(prepare: &str) -> Prepare {
 
 /// What is left of `most` on this processor.
 fn here(most: Prepare) -> Prepare {
-    #[cfg(target_arch = "x86_64")]
-    let (vnni, avx512) = (
-        std::arch::is_x86_feature_detected!("avx512vnni"),
-        std::arch::is_x86_feature_detected!("avx512vl"),
-    );
-    #[cfg(not(target_arch = "x86_64"))]
-    let (vnni, avx512) = (false, false);
+    let operators = Isa::detect().is_some();
     Prepare {
-        matmul: most.matmul && vnni,
-        attention: most.attention && avx512,
+        matmul: most.matmul && operators,
+        attention: most.attention && operators,
         ..most
     }
 }
@@ -158,6 +153,101 @@ fn fp32() {
 #[test]
 fn int4() {
     check("phi3-mini-tiny-int4", 0.15, 0.25, Prepare::ALL);
+}
+
+/// What an instruction set gives for each golden.
+struct Answers {
+    logits: Vec<Vec<f32>>,
+    tokens: Vec<Vec<TokenId>>,
+}
+
+/// Each instruction set, forced, gives the goldens, and the same logits as the scalar form to the last bit.
+fn check_isas(name: &str, near_tie: f32, most: Prepare) {
+    let (Some(folder), Some(library)) = (fixture(name), library()) else {
+        return;
+    };
+    let goldens = goldens(&folder);
+    let mut reference = load(&library, &folder, 1, Prepare::PLAIN);
+    let model = ModelDir::open(&folder).unwrap();
+    for kv_cache in [KvCache::F32, KvCache::I8] {
+        let mut scalar: Option<Answers> = None;
+        for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.is_supported()) {
+            let how = format!("{}, {kv_cache}", isa.as_str());
+            let config = DecoderConfig {
+                provider: Provider::Cpu,
+                threads: Some(2),
+                rows: 5,
+                kv_cache,
+                isa: IsaChoice::Only(isa),
+                ..DecoderConfig::default()
+            };
+            let mut decoder = OnnxDecoder::load(&library, &model, &config).unwrap();
+            assert_eq!((decoder.prepared(), decoder.isa()), (most, Some(isa)), "{how}");
+            let logits: Vec<Vec<f32>> = goldens
+                .iter()
+                .map(|golden| logits_after(&mut decoder, &golden.prompt))
+                .collect();
+            let config = EngineConfig {
+                slots: 3,
+                prefill_chunk: 24,
+                ..EngineConfig::default()
+            };
+            let mut engine = Engine::new(decoder, config);
+            let got = generate(&mut engine, goldens.iter().map(Golden::ask));
+            if kv_cache == KvCache::F32 {
+                for (golden, got) in goldens.iter().zip(&got) {
+                    check_ids(&mut reference, golden, got, near_tie, &how);
+                }
+            }
+            match &scalar {
+                None => scalar = Some(Answers { logits, tokens: got }),
+                Some(scalar) => {
+                    let bits = |rows: &[Vec<f32>]| -> Vec<u32> {
+                        rows.iter().flatten().map(|value| value.to_bits()).collect()
+                    };
+                    assert!(
+                        bits(&scalar.logits) == bits(&logits),
+                        "{how}: logits differ from the scalar form's"
+                    );
+                    assert_eq!(scalar.tokens, got, "{how}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn fp32_by_each_instruction_set() {
+    check_isas("phi3-mini-tiny-fp32", 0.0, named("ragged+attention"));
+}
+
+#[test]
+fn int4_by_each_instruction_set() {
+    check_isas("phi3-mini-tiny-int4", 0.25, Prepare::ALL);
+}
+
+#[test]
+fn without_an_instruction_set_the_custom_operators_are_left_out() {
+    let (Some(folder), Some(library)) = (fixture("phi3-mini-tiny-int4"), library()) else {
+        return;
+    };
+    let model = ModelDir::open(&folder).unwrap();
+    let config = DecoderConfig {
+        provider: Provider::Cpu,
+        isa: IsaChoice::None,
+        ..DecoderConfig::default()
+    };
+    let decoder = OnnxDecoder::load(&library, &model, &config).unwrap();
+    assert_eq!((decoder.prepared(), decoder.isa()), (named("ragged"), None));
+    let config = DecoderConfig {
+        kv_cache: KvCache::I8,
+        ..config
+    };
+    let error = OnnxDecoder::load(&library, &model, &config)
+        .err()
+        .unwrap()
+        .to_string();
+    assert!(error.contains("runtime.isa"), "{error}");
 }
 
 #[test]

@@ -15,7 +15,7 @@ use phi_edge_engine::{
     TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
-use phi_edge_onnx::{DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
+use phi_edge_onnx::{DecoderConfig, Isa, KvCache, Level, Library, OnnxDecoder, Prepare, Provider};
 use serde_json::Value;
 use support::{fixture, generate, ids, library};
 
@@ -310,13 +310,7 @@ fn check_run(
 
 /// Whether a run can have this type: 8 bits need the custom operator, and a processor that runs it.
 fn possible(run: Run, kv: KvForm) -> bool {
-    #[cfg(target_arch = "x86_64")]
-    let processor = std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512vl")
-        && std::arch::is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    let processor = false;
-    kv.kv_type != KvType::I8 || (run.prepare.attention && processor)
+    kv.kv_type != KvType::I8 || (run.prepare.attention && Isa::detect().is_some())
 }
 
 /// All requests around the boundary, under both policies and every form of the KV cache.

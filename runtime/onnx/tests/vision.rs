@@ -17,7 +17,9 @@ use phi_edge_engine::{
     RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::{ModelDir, decode, preprocess};
-use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider, VisionWeights};
+use phi_edge_onnx::{
+    DecoderConfig, Isa, IsaChoice, KvCache, Library, OnnxDecoder, Prepare, Provider, VisionWeights,
+};
 use serde_json::Value;
 use support::{fixture, ids, library};
 
@@ -445,13 +447,35 @@ fn quantised_weights_are_near() {
     }
 }
 
-/// All edits, where this processor supports them.
+/// All edits, where there are kernels for this processor.
 fn here() -> Prepare {
-    #[cfg(target_arch = "x86_64")]
-    let vnni = std::arch::is_x86_feature_detected!("avx512vnni");
-    #[cfg(not(target_arch = "x86_64"))]
-    let vnni = false;
-    if vnni { Prepare::ALL } else { Prepare::PLAIN }
+    if Isa::detect().is_some() {
+        Prepare::ALL
+    } else {
+        Prepare::PLAIN
+    }
+}
+
+/// Quantised weights of each instruction set give the features of the scalar form, to the last bit.
+#[test]
+fn quantised_weights_of_each_instruction_set_give_the_same_features() {
+    let (Some(folder), Some(library)) = (fixture("phi35-vision-tiny"), library()) else {
+        return;
+    };
+    let pixels = drawn(3, (2, 1));
+    for weights in [VisionWeights::Int8, VisionWeights::Int4] {
+        let mut scalar = None;
+        for isa in Isa::ALL.into_iter().rev().filter(|isa| isa.is_supported()) {
+            let mut decoder = load(&library, &folder, |config| {
+                config.vision_weights = weights;
+                config.isa = IsaChoice::Only(isa);
+            });
+            let (features, _) = encode(&mut decoder, id(0), &pixels);
+            let bits: Vec<u32> = features.data.iter().map(|value| value.to_bits()).collect();
+            let expected = scalar.get_or_insert_with(|| bits.clone());
+            assert!(*expected == bits, "{}, {weights:?}", isa.as_str());
+        }
+    }
 }
 
 #[test]

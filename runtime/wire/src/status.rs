@@ -63,6 +63,8 @@ pub struct Status {
     /// Why it is that one, and how many nodes of the graph run on the processor beside it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provider_reason: Option<String>,
+    /// The instruction set of the kernels on the processor; none where ONNX Runtime's kernels alone compute.
+    pub isa: Option<String>,
     /// The optional features that requests may use.
     pub features: Vec<String>,
     /// The limits on requests.
@@ -81,6 +83,7 @@ impl Status {
             context: None,
             provider: None,
             provider_reason: None,
+            isa: None,
             features: Vec::new(),
             limits: Value::Null,
         }

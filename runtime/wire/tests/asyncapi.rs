@@ -308,6 +308,7 @@ fn the_status_is_as_documented() {
             context: loaded.then_some(4096),
             provider: loaded.then(|| "cpu".into()),
             provider_reason: loaded.then(|| "no better one is available".into()),
+            isa: loaded.then(|| "avx2".into()),
             features: vec!["chat".into()],
             limits: json!({"max_payload": 1, "max_tokens": 1, "max_prompt_tokens": null, "max_deadline_ms": 1,
                 "queue": 1, "slots": 1, "images": 8, "image_pixels": 1}),

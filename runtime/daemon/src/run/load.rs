@@ -1,6 +1,7 @@
 //! The load of the model, during which the link is up already.
 
 use phi_edge_config::{Config, TimeSpan};
+use phi_edge_onnx::Isa;
 use phi_edge_rules::Rule;
 use phi_edge_service::{EngineHandle, StartError, spawn_engine};
 use tokio::sync::oneshot;
@@ -28,6 +29,8 @@ pub(super) struct LoadedEngine {
     pub(super) provider: &'static str,
     /// Why it is that one, for the status.
     pub(super) provider_reason: Option<String>,
+    /// The instruction set of the custom operators, if the model's graph has such.
+    pub(super) isa: Option<&'static str>,
 }
 
 /// The reason why the daemon ends before its model is loaded.
@@ -72,8 +75,13 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
         served.verify_unchanged()?;
         let engine = engine?;
         if let Some(provider_tx) = provider_tx.take() {
-            let report = engine.decoder().provider_report();
-            let _ = provider_tx.send((report.provider.as_str(), provider_lines::summary(report)));
+            let decoder = engine.decoder();
+            let report = decoder.provider_report();
+            let _ = provider_tx.send((
+                report.provider.as_str(),
+                provider_lines::summary(report),
+                decoder.isa().map(Isa::as_str),
+            ));
         }
         Ok::<_, Fault>(engine)
     })
@@ -82,13 +90,14 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
         StartError::Build(fault) => fault,
         other => Fault::failed(other),
     })?;
-    let (provider, provider_reason) = match provider.await {
-        Ok((provider, reason)) => (provider, Some(reason)),
-        Err(_) => ("unknown", None),
+    let (provider, provider_reason, isa) = match provider.await {
+        Ok((provider, reason, isa)) => (provider, Some(reason), isa),
+        Err(_) => ("unknown", None, None),
     };
     Ok(LoadedEngine {
         handle,
         provider,
         provider_reason,
+        isa,
     })
 }

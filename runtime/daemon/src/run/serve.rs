@@ -60,6 +60,7 @@ pub(super) fn start<'a>(
         handle,
         provider,
         provider_reason,
+        isa,
     } = engine;
     let ServiceInputs {
         text,
@@ -90,12 +91,20 @@ pub(super) fn start<'a>(
         status.context = Some(context);
         status.provider = Some(provider.into());
         status.provider_reason = provider_reason;
+        status.isa = isa.map(Into::into);
         if takes_images {
             status.features.push(IMAGE_FEATURE.to_owned());
             status.limits = service::status_limits(app.config, true);
         }
     });
-    tracing::info!(model, provider, context, base = app.config.node.base, "ready");
+    tracing::info!(
+        model,
+        provider,
+        isa,
+        context,
+        base = app.config.node.base,
+        "ready"
+    );
     let tasks = Tasks::spawn(app, &built, &service, store_health, outputs, throttle);
     #[cfg(unix)]
     let tasks = tasks.with_notifier(app, &built, liveness);

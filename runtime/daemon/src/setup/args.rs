@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::Args;
-use phi_edge_onnx::{KvCache, Prepare, Provider, VisionWeights};
+use phi_edge_onnx::{IsaChoice, KvCache, Prepare, Provider, VisionWeights};
 
 #[derive(Args, Clone, Default)]
 pub(crate) struct ConfigArgs {
@@ -31,6 +31,10 @@ pub(crate) struct ModelArgs {
     /// The form of the image encoder's weights in memory: auto, f32 (as the file has them), int8 or int4 [default: auto].
     #[arg(long, value_name = "FORM")]
     pub(crate) vision_weights: Option<VisionWeights>,
+    /// The instruction set of the kernels: auto, avx512vnni, avxvnni, avx2, scalar (the reference) or none (ONNX Runtime's
+    /// kernels alone) [default: auto].
+    #[arg(long, value_name = "NAME", hide = true)]
+    pub(crate) isa: Option<IsaChoice>,
     /// Threads of a run [default: all processors this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,

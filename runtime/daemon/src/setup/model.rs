@@ -9,7 +9,7 @@ use phi_edge_engine::{
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
-    DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider, ProviderSettings,
+    DecoderConfig, IsaChoice, KvCache, Library, OnnxDecoder, OnnxError, Prepare, Provider, ProviderSettings,
     VisionWeights,
 };
 use phi_edge_rules::Rule;
@@ -77,6 +77,7 @@ impl ModelSetup {
                 rows: runtime.slots + asked_for,
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
                 kv_cache: settings::kv_cache(runtime.kv_cache),
+                isa: settings::isa(runtime.isa),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
                 prepare: Prepare::ALL,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
@@ -112,6 +113,7 @@ impl ModelSetup {
                     rows: slots,
                     cache_rows: 0,
                     kv_cache: KvCache::Auto,
+                    isa: IsaChoice::Auto,
                     kv_memory: None,
                     prepare: Prepare::ALL,
                     edit_cache: None,
@@ -150,6 +152,9 @@ impl ModelSetup {
         }
         if let Some(weights) = args.vision_weights {
             setup.decoder.vision_weights = weights;
+        }
+        if let Some(isa) = args.isa {
+            setup.decoder.isa = isa;
         }
         if let Some(threads) = args.threads {
             setup.decoder.threads = Some(threads.into());

@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use phi_edge_config::{
-    ByteSize, Fallback, KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider, Reloaded,
-    RopePolicy as ConfigRopePolicy, Runtime, VisionWeights as ConfigVisionWeights,
+    ByteSize, Fallback, InstructionSet, KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider,
+    Reloaded, RopePolicy as ConfigRopePolicy, Runtime, VisionWeights as ConfigVisionWeights,
 };
 use phi_edge_engine::RopePolicy;
-use phi_edge_onnx::{KvCache, PluginSettings, Provider, ProviderSettings, VisionWeights};
+use phi_edge_onnx::{Isa, IsaChoice, KvCache, PluginSettings, Provider, ProviderSettings, VisionWeights};
 
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
@@ -86,6 +86,18 @@ pub(crate) fn kv_cache(kv_cache: ConfigKvCache) -> KvCache {
         ConfigKvCache::Auto => KvCache::Auto,
         ConfigKvCache::F32 => KvCache::F32,
         ConfigKvCache::I8 => KvCache::I8,
+    }
+}
+
+/// Converts an instruction set of the configuration.
+pub(crate) fn isa(isa: InstructionSet) -> IsaChoice {
+    match isa {
+        InstructionSet::Auto => IsaChoice::Auto,
+        InstructionSet::Avx512Vnni => IsaChoice::Only(Isa::Avx512Vnni),
+        InstructionSet::AvxVnni => IsaChoice::Only(Isa::AvxVnni),
+        InstructionSet::Avx2 => IsaChoice::Only(Isa::Avx2),
+        InstructionSet::Scalar => IsaChoice::Only(Isa::Scalar),
+        InstructionSet::None => IsaChoice::None,
     }
 }
 

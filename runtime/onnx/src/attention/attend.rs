@@ -2,7 +2,7 @@
 
 use crate::workers::{SharedPointer, Workers};
 
-use super::kernel::{self, Heads};
+use super::kernel::{self, AttentionKernels, HeadToken, Heads};
 use super::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
 use super::partition::{Unit, units};
 use super::softmax::{KvTile, Query};
@@ -44,9 +44,10 @@ pub(crate) struct RowSpan {
 /// The inputs contradict each other; one line.
 ///
 /// # Safety
-/// The processor has AVX-512, and VNNI for keys and values of 8 bits. `blocks` points to the KV memory of a layer, which
+/// The processor has the instruction set of `kernels`. `blocks` points to the KV memory of a layer, which
 /// no other code uses meanwhile.
 pub(crate) unsafe fn attend(
+    kernels: &AttentionKernels,
     heads: Heads,
     inputs: &AttentionInputs<'_>,
     blocks: LayerBlocks,
@@ -68,6 +69,7 @@ pub(crate) unsafe fn attend(
         out[(row * inputs.width + length) * width..(row + 1) * inputs.width * width].fill(0.0);
     }
     let run = AttentionRun {
+        kernels,
         heads,
         element,
         group,
@@ -164,6 +166,7 @@ fn rows(
 }
 
 struct AttentionRun<'a> {
+    kernels: &'a AttentionKernels,
     heads: Heads,
     element: BlockElement,
     /// Heads of queries for each of keys.
@@ -210,7 +213,7 @@ impl AttentionRun<'_> {
                 let to = self.query(row, head, token * self.group + query);
                 let from = vector(head * self.group + query);
                 // SAFETY: as the caller guarantees.
-                unsafe { kernel::pack_query(self.element, from, rope, scale, to) };
+                unsafe { (self.kernels.pack_query)(self.element, from, rope, scale, to) };
             }
             let place = past + token;
             let block = self
@@ -222,14 +225,11 @@ impl AttentionRun<'_> {
             );
             // SAFETY: as the caller guarantees; the row has room for it.
             unsafe {
-                kernel::store(
-                    self.element,
-                    block,
-                    place % BLOCK_TOKENS,
-                    vector(key),
-                    rope,
-                    vector(value),
-                );
+                let to = HeadToken {
+                    head: block,
+                    token: place % BLOCK_TOKENS,
+                };
+                (self.kernels.store)(self.element, to, vector(key), rope, vector(value));
             }
         }
     }
@@ -268,7 +268,7 @@ impl AttentionRun<'_> {
             }
             self.descend(unit, head, 0..unit.rows.len(), (0, 0), &firsts, &mut vectors);
             for query in &vectors {
-                kernel::conclude(self.element, query, size);
+                (self.kernels.conclude)(self.element, query, size);
             }
         }
     }
@@ -329,7 +329,7 @@ impl AttentionRun<'_> {
                     .then(|| self.blocks.head(row, ahead / BLOCK_TOKENS, head).cast_const()),
             };
             // SAFETY: as the caller guarantees.
-            unsafe { kernel::tile(self.element, self.heads.size, &mut queries[seeing..], tile) };
+            unsafe { (self.kernels.tile)(self.element, self.heads.size, &mut queries[seeing..], tile) };
         }
     }
 }

@@ -5,105 +5,149 @@
     reason = "blocks and packed queries begin at multiples of 64 bytes, and so do their parts at multiples of 4"
 )]
 
-use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_set1_ps,
-    _mm512_setzero_ps, _mm512_storeu_ps,
-};
-
-use super::LANES;
-use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS};
+use super::layout::{BLOCK_TOKENS, BlockElement, TILE_TOKENS};
 use super::softmax::{KvTile, Query, TileScores, weigh};
+use super::vectors::Vector;
 
 /// Partial sums of a score, so that an addition need not wait for the one before it.
 const PARTIAL_SUMS: usize = 4;
 
-/// Adds a tile to the softmax of `ROWS` queries, which hold their vectors as `f32 [size]`.
+/// Adds a tile to the softmax of `ROWS` queries, which hold their vectors as `f32 [PIECES * 16]`.
 ///
 /// The result of a query depends on its own vector and on the tokens that it attends to, to the last bit: the operations
 /// on each and their order are the same whatever is beside it.
 ///
 /// # Safety
-/// The processor has AVX-512. Each query points to `PIECES * 16` values and as many of its sum; the tile's blocks hold
-/// `count` tokens of heads of that size. No other code writes to any of them meanwhile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: KvTile) {
-    let size = PIECES * LANES;
-    let mut weights = [[_mm512_setzero_ps(); TILE_BLOCKS]; ROWS];
-    let mut shrinks = [_mm512_setzero_ps(); ROWS];
-    for block in 0..tile.blocks() {
-        // SAFETY: as the caller guarantees.
-        unsafe { scores::<PIECES, ROWS>(queries, tile, block, &mut weights) };
-    }
-    let mut flat = [[0f32; TILE_TOKENS]; ROWS];
-    for row in 0..ROWS {
-        let visible = tile.visible(&queries[row]);
-        shrinks[row] = weigh(&mut queries[row], &mut weights[row], visible);
-        for block in 0..TILE_BLOCKS {
-            // SAFETY: it has room for all tokens of a tile.
-            unsafe { _mm512_storeu_ps(flat[row].as_mut_ptr().add(block * LANES), weights[row][block]) };
-        }
-    }
-    let mut sums = [[_mm512_setzero_ps(); PIECES]; ROWS];
+/// The processor has the instruction set. Each query points to its vector and to as many values of its sum; the tile's blocks
+/// hold `count` tokens of heads of that size. No other code writes to any of them meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn tile<V: Vector, const PIECES: usize, const ROWS: usize>(
+    queries: &mut [Query],
+    tile: KvTile,
+) {
+    let size = PIECES * BLOCK_TOKENS;
+    let mut weights = [TileScores::ZERO; ROWS];
+    let mut shrinks = [1f32; ROWS];
     // SAFETY: as the caller guarantees.
     unsafe {
-        for row in 0..ROWS {
-            for piece in 0..PIECES {
-                let sum = _mm512_loadu_ps(queries[row].sum.add(piece * LANES));
-                sums[row][piece] = _mm512_mul_ps(sum, shrinks[row]);
-            }
-        }
-        for token in 0..tile.count {
-            let (block, at) = (token / BLOCK_TOKENS, token % BLOCK_TOKENS);
-            let values = tile
-                .block(block)
-                .add(BlockElement::F32.values_offset(size))
-                .cast::<f32>();
-            tile.prefetch(block, (BLOCK_TOKENS + at) * PIECES, PIECES);
-            for piece in 0..PIECES {
-                let part = _mm512_loadu_ps(values.add(at * size + piece * LANES));
-                for row in 0..ROWS {
-                    let weight = _mm512_set1_ps(flat[row][token]);
-                    sums[row][piece] = _mm512_fmadd_ps(weight, part, sums[row][piece]);
-                }
+        for block in 0..tile.blocks() {
+            for lane in (0..BLOCK_TOKENS).step_by(V::LANES) {
+                scores::<V, PIECES, ROWS>(queries, tile, (block, lane), &mut weights);
             }
         }
         for row in 0..ROWS {
-            for piece in 0..PIECES {
-                _mm512_storeu_ps(queries[row].sum.add(piece * LANES), sums[row][piece]);
+            let visible = tile.visible(&queries[row]);
+            shrinks[row] = weigh::<V>(&mut queries[row], &mut weights[row], visible);
+        }
+        let weighted = Weighted {
+            weights: &weights,
+            shrinks: &shrinks,
+        };
+        // As many registers of a vector at a time as there is room for.
+        if V::LANES == BLOCK_TOKENS {
+            add_values::<V, PIECES, PIECES, ROWS>(queries, tile, 0, &weighted);
+            return;
+        }
+        let mut from = 0;
+        while from < size {
+            let registers = (size - from) / V::LANES;
+            if registers >= 4 {
+                add_values::<V, PIECES, 4, ROWS>(queries, tile, from, &weighted);
+                from += 4 * V::LANES;
+            } else {
+                add_values::<V, PIECES, 2, ROWS>(queries, tile, from, &weighted);
+                from += 2 * V::LANES;
             }
         }
     }
 }
 
-/// Scores of a block's keys for each query: products of the vectors.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+/// The weights of a tile's tokens for each query, and the factors of its sum so far.
+struct Weighted<'a, const ROWS: usize> {
+    weights: &'a [TileScores; ROWS],
+    shrinks: &'a [f32; ROWS],
+}
+
+/// Adds the values of a tile to `PART` registers of the sums of each query, from value `from` on.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-#[inline]
-unsafe fn scores<const PIECES: usize, const ROWS: usize>(
+unsafe fn add_values<V: Vector, const PIECES: usize, const PART: usize, const ROWS: usize>(
     queries: &[Query],
     tile: KvTile,
-    block: usize,
-    scores: &mut [TileScores; ROWS],
+    from: usize,
+    weighted: &Weighted<'_, ROWS>,
 ) {
-    let keys = tile.block(block).cast::<f32>();
-    let mut sums: [[__m512; PARTIAL_SUMS]; ROWS] = [[_mm512_setzero_ps(); PARTIAL_SUMS]; ROWS];
-    for at in (0..PIECES * LANES).step_by(PARTIAL_SUMS) {
-        tile.prefetch(block, at, PARTIAL_SUMS);
-        for part in 0..PARTIAL_SUMS {
-            // SAFETY: as the caller guarantees.
-            unsafe {
-                let values = _mm512_loadu_ps(keys.add((at + part) * BLOCK_TOKENS));
+    let size = PIECES * BLOCK_TOKENS;
+    // SAFETY: as the caller guarantees.
+    unsafe {
+        let mut sums = [[V::set(0.0); PART]; ROWS];
+        for row in 0..ROWS {
+            let shrink = V::set(weighted.shrinks[row]);
+            for part in 0..PART {
+                sums[row][part] = V::mul(V::load(queries[row].sum.add(from + part * V::LANES)), shrink);
+            }
+        }
+        for token in 0..tile.count.min(TILE_TOKENS) {
+            let (block, at) = (token / BLOCK_TOKENS, token % BLOCK_TOKENS);
+            let values = tile
+                .block(block)
+                .add(BlockElement::F32.values_offset(size))
+                .cast::<f32>();
+            if from == 0 {
+                tile.prefetch(block, (BLOCK_TOKENS + at) * PIECES, PIECES);
+            }
+            for part in 0..PART {
+                let values = V::load(values.add(at * size + from + part * V::LANES));
                 for row in 0..ROWS {
-                    let value = _mm512_set1_ps(*queries[row].vector.cast::<f32>().add(at + part));
-                    sums[row][part] = _mm512_fmadd_ps(value, values, sums[row][part]);
+                    let weight = V::set(weighted.weights[row].0[token]);
+                    sums[row][part] = V::mul_add(weight, values, sums[row][part]);
                 }
             }
         }
+        for row in 0..ROWS {
+            for part in 0..PART {
+                V::store(queries[row].sum.add(from + part * V::LANES), sums[row][part]);
+            }
+        }
     }
-    for row in 0..ROWS {
-        let [a, b, c, d] = sums[row];
-        scores[row][block] = _mm512_add_ps(_mm512_add_ps(a, b), _mm512_add_ps(c, d));
+}
+
+/// Scores of a register's keys, from `lane` of `block` on, for each query: products of the vectors.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+#[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
+unsafe fn scores<V: Vector, const PIECES: usize, const ROWS: usize>(
+    queries: &[Query],
+    tile: KvTile,
+    (block, lane): (usize, usize),
+    scores: &mut [TileScores; ROWS],
+) {
+    let keys = tile.block(block).cast::<f32>().wrapping_add(lane);
+    // SAFETY: as the caller guarantees.
+    unsafe {
+        let mut sums = [[V::set(0.0); PARTIAL_SUMS]; ROWS];
+        for at in (0..PIECES * BLOCK_TOKENS).step_by(PARTIAL_SUMS) {
+            if lane == 0 {
+                tile.prefetch(block, at, PARTIAL_SUMS);
+            }
+            for part in 0..PARTIAL_SUMS {
+                let values = V::load(keys.add((at + part) * BLOCK_TOKENS));
+                for row in 0..ROWS {
+                    let value = V::set(*queries[row].vector.cast::<f32>().add(at + part));
+                    sums[row][part] = V::mul_add(value, values, sums[row][part]);
+                }
+            }
+        }
+        for row in 0..ROWS {
+            let [a, b, c, d] = sums[row];
+            let score = V::add(V::add(a, b), V::add(c, d));
+            V::store(scores[row].0.as_mut_ptr().add(block * BLOCK_TOKENS + lane), score);
+        }
     }
 }
 
@@ -111,7 +155,7 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
 ///
 /// # Safety
 /// `head` points to the part of a head of the size of `key` and `value`; no other code uses the token meanwhile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
+#[inline(always)]
 pub(crate) unsafe fn store(head: *mut u8, token: usize, key: &[f32], value: &[f32]) {
     let keys = head.cast::<f32>();
     for (at, key) in key.iter().enumerate() {

@@ -4,66 +4,35 @@
 //! as keys have them, are spread over their part, so that rounding to 8 bits with one scale for them loses less
 //! (QuaRot: Ashkboos et al., arXiv 2404.00456).
 
-use std::arch::x86_64::{
-    __m512, _mm512_add_ps, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_mul_ps, _mm512_permute_ps,
-    _mm512_set1_ps, _mm512_setr_ps, _mm512_shuffle_f32x4, _mm512_storeu_ps, _mm512_sub_ps,
-};
+use super::layout::{BLOCK_TOKENS, key_part};
+use super::vectors::Vector;
 
-use super::LANES;
-use super::layout::key_part;
+/// The values that [`Vector::mix`] transforms.
+const MIXED: usize = BLOCK_TOKENS;
 
 /// Transforms a vector whose length 16 divides, in place.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-pub(crate) fn transform(vector: &mut [f32]) {
-    let wide = key_part(vector.len()) == 2 * LANES;
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn transform<V: Vector>(vector: &mut [f32]) {
+    let wide = key_part(vector.len()) == 2 * MIXED;
     let factor = if wide { 32f32 } else { 16f32 }.sqrt().recip();
-    let block = if wide { 2 * LANES } else { LANES };
-    for values in vector.chunks_exact_mut(block) {
-        let at = values.as_mut_ptr();
-        // SAFETY: the chunk has one register or two.
+    let part = if wide { 2 * MIXED } else { MIXED };
+    for values in vector.chunks_exact_mut(part) {
+        let low = values.as_mut_ptr();
+        // SAFETY: the chunk has 16 values or 32.
         unsafe {
-            let low = lanes(_mm512_loadu_ps(at), factor);
+            V::mix(low, factor);
             if wide {
-                let high = lanes(_mm512_loadu_ps(at.add(LANES)), factor);
-                _mm512_storeu_ps(at, _mm512_add_ps(low, high));
-                _mm512_storeu_ps(at.add(LANES), _mm512_sub_ps(low, high));
-            } else {
-                _mm512_storeu_ps(at, low);
+                let high = low.add(MIXED);
+                V::mix(high, factor);
+                for at in (0..MIXED).step_by(V::LANES) {
+                    let (a, b) = (V::load(low.add(at)), V::load(high.add(at)));
+                    V::store(low.add(at), V::add(a, b));
+                    V::store(high.add(at), V::sub(a, b));
+                }
             }
         }
     }
-}
-
-/// The transform of a register's lanes, times `factor`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn lanes(x: __m512, factor: f32) -> __m512 {
-    let x = _mm512_mul_ps(x, _mm512_set1_ps(factor));
-    let signs = |distance: usize| -> __m512 {
-        let sign = |lane: usize| if lane & distance == 0 { 1.0 } else { -1.0 };
-        _mm512_setr_ps(
-            sign(0),
-            sign(1),
-            sign(2),
-            sign(3),
-            sign(4),
-            sign(5),
-            sign(6),
-            sign(7),
-            sign(8),
-            sign(9),
-            sign(10),
-            sign(11),
-            sign(12),
-            sign(13),
-            sign(14),
-            sign(15),
-        )
-    };
-    // Lanes at a distance of 1, 2, 4 and 8: the first becomes their sum, the second their difference.
-    let x = _mm512_fmadd_ps(x, signs(1), _mm512_permute_ps::<0b10_11_00_01>(x));
-    let x = _mm512_fmadd_ps(x, signs(2), _mm512_permute_ps::<0b01_00_11_10>(x));
-    let x = _mm512_fmadd_ps(x, signs(4), _mm512_shuffle_f32x4::<0b10_11_00_01>(x, x));
-    _mm512_fmadd_ps(x, signs(8), _mm512_shuffle_f32x4::<0b01_00_11_10>(x, x))
 }

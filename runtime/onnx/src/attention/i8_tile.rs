@@ -1,26 +1,17 @@
-//! Attention over one tile of keys and values of 8 bits: dot products of bytes with VNNI.
+//! Attention over one tile of keys and values of 8 bits: products of bytes, or of integers of 16 bits.
 //!
-//! Queries are rounded to integers of 15 bits, and a tile's weights (times the scales of the values) to such of 16 bits: two
-//! bytes each, the upper and the lower one, with one scale. What that loses is nothing beside the rounding of the keys.
+//! Queries are rounded to integers of 15 bits, and a tile's weights (times the scales of the values) to such of 16 bits, with
+//! one scale: in the form of [`ByteProducts`], two bytes each, the upper and the lower one, or as they are. What that loses is
+//! nothing beside the rounding of the keys.
 
 #![allow(
     clippy::cast_ptr_alignment,
     reason = "blocks and packed queries begin at multiples of 64 bytes, and so do their parts at multiples of 4"
 )]
 
-use std::arch::x86_64::{
-    __m512, __m512i, _mm_cvtsi32_si128, _mm_storeu_si128, _mm256_loadu_si256, _mm512_abs_ps,
-    _mm512_add_epi32, _mm512_cvtepi32_epi8, _mm512_cvtepi32_ps, _mm512_cvtph_ps, _mm512_cvtps_epi32,
-    _mm512_dpbusd_epi32, _mm512_fmadd_ps, _mm512_loadu_ps, _mm512_loadu_si512, _mm512_mask_mov_epi8,
-    _mm512_maskz_mul_ps, _mm512_max_ps, _mm512_min_ps, _mm512_mul_ps, _mm512_reduce_add_epi32,
-    _mm512_reduce_max_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
-    _mm512_sll_epi32, _mm512_slli_epi32, _mm512_srai_epi32, _mm512_srli_epi32, _mm512_storeu_ps,
-    _mm512_storeu_si512, _mm512_sub_epi32,
-};
-
-use super::LANES;
-use super::layout::{BLOCK_TOKENS, BlockElement, TILE_BLOCKS, TILE_TOKENS, key_part};
-use super::softmax::{KvTile, Query, TileScores, mask, weigh};
+use super::layout::{BLOCK_TOKENS, BlockElement, MAX_SIZE, TILE_BLOCKS, TILE_TOKENS, key_part};
+use super::softmax::{KvTile, Query, TileScores, weigh};
+use super::vectors::{ByteProducts, FloatsOf, Vector};
 
 /// Tokens whose values are multiplied by one instruction.
 const GROUP_TOKENS: usize = 4;
@@ -30,11 +21,10 @@ const KEY_OFFSET: i32 = 128;
 /// The largest integer of a key or a value.
 const LARGEST: f32 = 127.0;
 /// The bits of the lower byte of a query's value, which is signed: it lies between -64 and 63.
-const LOWER_QUERY_BITS: u32 = 7;
+pub(super) const LOWER_QUERY_BITS: u32 = 7;
+pub(super) const LOWER_QUERY_HALF: i32 = 1 << (LOWER_QUERY_BITS - 1);
 const LARGEST_QUERY: f32 = LARGEST * 128.0;
 const LARGEST_WEIGHT: f32 = 65_535.0;
-/// Pieces of the sums that are added at once: with four queries of two sums each, they fill the registers.
-const PIECES_AT_ONCE: usize = 3;
 /// What a packed query begins with: its scale, then for each part of the vector what the offset of the keys adds to the sum.
 const QUERY_HEADER: usize = 64;
 
@@ -46,33 +36,33 @@ pub(crate) const fn query_bytes(size: usize) -> usize {
 /// Packs a query vector, rotated, scaled and transformed.
 ///
 /// # Safety
-/// `to` has room for [`query_bytes`], at an address that 4 divides.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(crate) unsafe fn pack_query(vector: &[f32], to: *mut u8) {
+/// The processor has the instruction set. `to` has room for [`query_bytes`], at an address that 4 divides.
+#[inline(always)]
+pub(crate) unsafe fn pack_query<B: ByteProducts>(vector: &[f32], to: *mut u8) {
     let size = vector.len();
-    let largest = largest(vector);
-    let (scale, factor) = if largest > 0.0 {
-        (largest / LARGEST_QUERY, LARGEST_QUERY / largest)
-    } else {
-        (0.0, 0.0)
-    };
-    let part = key_part(size);
+    let mut integers = [0i32; MAX_SIZE];
     // SAFETY: as the caller guarantees; 16 divides the size and its parts.
     unsafe {
+        let largest = largest::<B::Vector>(vector);
+        let (scale, factor) = if largest > 0.0 {
+            (largest / LARGEST_QUERY, LARGEST_QUERY / largest)
+        } else {
+            (0.0, 0.0)
+        };
         *to.cast::<f32>() = scale;
-        for from in (0..size).step_by(part) {
-            let mut sum = _mm512_setzero_si512();
-            for at in (from..from + part).step_by(LANES) {
-                let whole = integers(vector.as_ptr().add(at), factor, LARGEST_QUERY);
-                let half = _mm512_set1_epi32(1 << (LOWER_QUERY_BITS - 1));
-                let upper = _mm512_srai_epi32::<LOWER_QUERY_BITS>(_mm512_add_epi32(whole, half));
-                let lower = _mm512_sub_epi32(whole, _mm512_slli_epi32::<LOWER_QUERY_BITS>(upper));
-                let place = to.add(QUERY_HEADER + at);
-                _mm_storeu_si128(place.cast(), _mm512_cvtepi32_epi8(upper));
-                _mm_storeu_si128(place.add(size).cast(), _mm512_cvtepi32_epi8(lower));
-                sum = _mm512_add_epi32(sum, whole);
-            }
-            *to.cast::<i32>().add(1 + from / part) = -KEY_OFFSET * _mm512_reduce_add_epi32(sum);
+        round_to::<B::Vector>(vector, factor, LARGEST_QUERY, &mut integers);
+        let integers = &integers[..size];
+        for (part, integers) in integers.chunks_exact(key_part(size)).enumerate() {
+            *to.cast::<i32>().add(1 + part) = -KEY_OFFSET
+                * integers
+                    .iter()
+                    .fold(0i32, |sum, integer| sum.wrapping_add(*integer));
+        }
+        for (piece, integers) in integers.as_chunks::<BLOCK_TOKENS>().0.iter().enumerate() {
+            let place = to.add(QUERY_HEADER + piece * BLOCK_TOKENS);
+            let [first, second] = B::query_words(integers);
+            place.cast::<[u8; BLOCK_TOKENS]>().write(first);
+            place.add(size).cast::<[u8; BLOCK_TOKENS]>().write(second);
         }
     }
 }
@@ -80,77 +70,108 @@ pub(crate) unsafe fn pack_query(vector: &[f32], to: *mut u8) {
 /// Writes a token's key and value to a head's part of a block.
 ///
 /// # Safety
-/// `head` points to the part of a head of the size of `key` and `value`; no other code uses the token, nor its neighbours
-/// in the block, meanwhile.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-pub(crate) unsafe fn store(head: *mut u8, token: usize, key: &[f32], value: &[f32]) {
+/// The processor has the instruction set. `head` points to the part of a head of the size of `key` and `value`; no other code
+/// uses the token, nor its neighbours in the block, meanwhile.
+#[inline(always)]
+pub(crate) unsafe fn store<V: Vector>(head: *mut u8, token: usize, key: &[f32], value: &[f32]) {
     let size = key.len();
     let part = key_part(size);
-    let (value_scale, value_factor) = scale(value);
-    let values = head.wrapping_add(BlockElement::I8.values_offset(size));
-    let group = values.wrapping_add(token / GROUP_TOKENS * size * GROUP_TOKENS);
-    let place = token % GROUP_TOKENS;
-    let shift = _mm_cvtsi32_si128(i32::try_from(8 * place).unwrap_or(0));
+    let mut integers = [0i32; MAX_SIZE];
     // SAFETY: as the caller guarantees; 16 divides the size and its parts.
     unsafe {
         let scales = head.add(2 * BLOCK_TOKENS * size).cast::<u16>().add(token);
         for (index, values) in key.chunks_exact(part).enumerate() {
-            let (scale, factor) = scale(values);
+            let (scale, factor) = scale::<V>(values);
             *scales.add(index * BLOCK_TOKENS) = scale.to_bits();
-            for at in (0..part).step_by(LANES) {
-                let whole = integers(values.as_ptr().add(at), factor, LARGEST);
-                let mut bytes = [0u32; 4];
-                let offset = _mm512_add_epi32(whole, _mm512_set1_epi32(KEY_OFFSET));
-                _mm_storeu_si128(bytes.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(offset));
-                let line = (index * part + at) / 4;
-                for (index, four) in bytes.into_iter().enumerate() {
-                    let line = head.add((line + index) * BLOCK_TOKENS * 4).cast::<u32>();
-                    *line.add(token) = four;
-                }
-            }
+            round_to::<V>(values, factor, LARGEST, &mut integers[index * part..]);
         }
-        *scales.add(size / part * BLOCK_TOKENS) = value_scale.to_bits();
-        for at in (0..size).step_by(LANES) {
-            // The token's byte of each group of four; those of its neighbours stay.
-            let whole = _mm512_sll_epi32(integers(value.as_ptr().add(at), value_factor, LARGEST), shift);
-            let line = group.add(at * GROUP_TOKENS);
-            let old = _mm512_loadu_si512(line.cast());
-            let merged = _mm512_mask_mov_epi8(old, 0x1111_1111_1111_1111 << place, whole);
-            _mm512_storeu_si512(line.cast(), merged);
+        for (line, four) in integers[..size].as_chunks::<4>().0.iter().enumerate() {
+            let mut bytes = [0; 4];
+            for (byte, integer) in bytes.iter_mut().zip(four) {
+                *byte = low_byte(integer.wrapping_add(KEY_OFFSET));
+            }
+            head.add((line * BLOCK_TOKENS + token) * 4)
+                .cast::<[u8; 4]>()
+                .write(bytes);
+        }
+        let (scale, factor) = scale::<V>(value);
+        *scales.add(size / part * BLOCK_TOKENS) = scale.to_bits();
+        round_to::<V>(value, factor, LARGEST, &mut integers);
+        let group =
+            head.add(BlockElement::I8.values_offset(size) + token / GROUP_TOKENS * size * GROUP_TOKENS);
+        let words = std::slice::from_raw_parts_mut(group.cast::<u32>(), size);
+        // The token's byte of each group of four; those of its neighbours stay.
+        let shift = 8 * (token % GROUP_TOKENS);
+        for (word, integer) in words.iter_mut().zip(&integers) {
+            *word = *word & !(0xff << shift) | u32::from(low_byte(*integer)) << shift;
         }
     }
 }
 
-/// Sixteen values as integers, from -`most` to `most`.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn integers(values: *const f32, factor: f32, most: f32) -> __m512i {
-    // SAFETY: as the caller guarantees.
-    let values = unsafe { _mm512_mul_ps(_mm512_loadu_ps(values), _mm512_set1_ps(factor)) };
-    let bounded = _mm512_min_ps(_mm512_max_ps(values, _mm512_set1_ps(-most)), _mm512_set1_ps(most));
-    _mm512_cvtps_epi32(bounded)
+#[inline(always)]
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "the bits of a byte"
+)]
+fn low_byte(integer: i32) -> u8 {
+    integer as u8
+}
+
+/// Rounds values times `factor` to integers, from -`most` to `most`.
+///
+/// # Safety
+/// The processor has the instruction set; 16 divides the number of values, for which `integers` has room.
+#[inline(always)]
+unsafe fn round_to<V: Vector>(values: &[f32], factor: f32, most: f32, integers: &mut [i32]) {
+    debug_assert!(integers.len() >= values.len());
+    for at in (0..values.len()).step_by(V::LANES) {
+        // SAFETY: as the caller guarantees.
+        unsafe {
+            let values = V::mul(V::load(values.as_ptr().add(at)), V::set(factor));
+            let bounded = V::min(V::max(values, V::set(-most)), V::set(most));
+            V::store_ints(integers.as_mut_ptr().add(at), V::to_ints(bounded));
+        }
+    }
 }
 
 /// The largest absolute value of a vector.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn largest(vector: &[f32]) -> f32 {
-    let mut largest = _mm512_setzero_ps();
-    for values in vector.chunks_exact(LANES) {
-        // SAFETY: the chunk has a register's lanes.
-        let values = unsafe { _mm512_loadu_ps(values.as_ptr()) };
-        largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
+///
+/// # Safety
+/// The processor has the instruction set; 16 divides the number of values.
+#[inline(always)]
+unsafe fn largest<V: Vector>(vector: &[f32]) -> f32 {
+    // SAFETY: as the caller guarantees.
+    unsafe {
+        let zero = V::set(0.0);
+        let mut largest = zero;
+        for at in (0..vector.len()).step_by(V::LANES) {
+            let values = V::load(vector.as_ptr().add(at));
+            largest = V::max(largest, V::max(values, V::sub(zero, values)));
+        }
+        V::largest(largest)
     }
-    _mm512_reduce_max_ps(largest)
 }
 
 /// The scale of a vector's integers as it is stored, and the factor that gives them.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-fn scale(vector: &[f32]) -> (half::f16, f32) {
-    let scale = half::f16::from_f32((largest(vector) / LARGEST).min(65_504.0));
+///
+/// # Safety
+/// As for [`largest`].
+#[inline(always)]
+unsafe fn scale<V: Vector>(vector: &[f32]) -> (half::f16, f32) {
+    // SAFETY: as the caller guarantees.
+    let largest = unsafe { largest::<V>(vector) };
+    let scale = half::f16::from_f32((largest / LARGEST).min(65_504.0));
     let stored = scale.to_f32();
     (scale, if stored > 0.0 { 1.0 / stored } else { 0.0 })
+}
+
+/// The weights of a tile's tokens for each query: words of integers, what undoes the rounding, and the factors of its sum so
+/// far.
+struct WeightIntegers<const ROWS: usize> {
+    words: [[[u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
+    factors: [f32; ROWS],
+    shrinks: [f32; ROWS],
 }
 
 /// Adds a tile to the softmax of `ROWS` queries, which hold their vectors as [`pack_query`] writes them.
@@ -159,140 +180,163 @@ fn scale(vector: &[f32]) -> (half::f16, f32) {
 /// [`super::f32_tile::tile`].
 ///
 /// # Safety
-/// As for [`super::f32_tile::tile`]; the processor has VNNI.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-#[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-pub(crate) unsafe fn tile<const PIECES: usize, const ROWS: usize>(queries: &mut [Query], tile: KvTile) {
-    let mut weights = [[_mm512_setzero_ps(); TILE_BLOCKS]; ROWS];
-    for block in 0..tile.blocks() {
-        // SAFETY: as the caller guarantees.
-        unsafe { scores::<PIECES, ROWS>(queries, tile, block, &mut weights) };
-    }
-    // Upper bytes, then lower ones.
-    let mut integers = [[[0u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS];
-    let mut shrinks = [_mm512_setzero_ps(); ROWS];
-    let mut factors = [0f32; ROWS];
-    for row in 0..ROWS {
-        let visible = tile.visible(&queries[row]);
-        shrinks[row] = weigh(&mut queries[row], &mut weights[row], visible);
-        // SAFETY: as the caller guarantees.
-        factors[row] = unsafe { round::<PIECES>(tile, visible, &mut weights[row], &mut integers[row]) };
-    }
+/// As for [`super::f32_tile::tile`].
+#[inline(always)]
+pub(crate) unsafe fn tile<B: ByteProducts, const PIECES: usize, const ROWS: usize>(
+    queries: &mut [Query],
+    tile: KvTile,
+) {
+    let size = PIECES * BLOCK_TOKENS;
+    let lanes = B::Vector::LANES;
+    let mut weights = [TileScores::ZERO; ROWS];
+    let mut integers = WeightIntegers {
+        words: [[[0; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
+        factors: [0.0; ROWS],
+        shrinks: [1.0; ROWS],
+    };
     // SAFETY: as the caller guarantees.
     unsafe {
-        let mut from = 0;
-        // As many pieces at a time as have room in the registers.
-        while from < PIECES {
-            let to = PIECES.min(from + PIECES_AT_ONCE);
-            if to - from == PIECES_AT_ONCE {
-                add_values::<PIECES, PIECES_AT_ONCE, ROWS>(
-                    queries, tile, from, &integers, &shrinks, &factors,
-                );
-            } else {
-                for piece in from..to {
-                    add_values::<PIECES, 1, ROWS>(queries, tile, piece, &integers, &shrinks, &factors);
-                }
+        for block in 0..tile.blocks() {
+            for lane in (0..BLOCK_TOKENS).step_by(lanes) {
+                scores::<B, PIECES, ROWS>(queries, tile, (block, lane), &mut weights);
             }
-            from = to;
+        }
+        for row in 0..ROWS {
+            let visible = tile.visible(&queries[row]);
+            integers.shrinks[row] = weigh::<B::Vector>(&mut queries[row], &mut weights[row], visible);
+            let words = &mut integers.words[row];
+            integers.factors[row] = round::<B, PIECES>(tile, visible, &mut weights[row], words);
+        }
+        // As many registers of a vector at a time as there is room for.
+        let mut from = 0;
+        while from < size {
+            let registers = (size - from) / lanes;
+            if lanes == BLOCK_TOKENS && registers >= 3 {
+                add_values::<B, PIECES, 3, ROWS>(queries, tile, from, &integers);
+                from += 3 * lanes;
+            } else if lanes == BLOCK_TOKENS {
+                add_values::<B, PIECES, 1, ROWS>(queries, tile, from, &integers);
+                from += lanes;
+            } else {
+                add_values::<B, PIECES, 2, ROWS>(queries, tile, from, &integers);
+                from += 2 * lanes;
+            }
         }
     }
 }
 
-/// Adds the values of a tile to `PART` pieces of the sums of each query, from `from` on.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+/// Adds the values of a tile to `PART` registers of the sums of each query, from value `from` on.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-#[inline]
-unsafe fn add_values<const PIECES: usize, const PART: usize, const ROWS: usize>(
+unsafe fn add_values<B: ByteProducts, const PIECES: usize, const PART: usize, const ROWS: usize>(
     queries: &[Query],
     tile: KvTile,
     from: usize,
-    integers: &[[[u32; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
-    shrinks: &[__m512; ROWS],
-    factors: &[f32; ROWS],
+    integers: &WeightIntegers<ROWS>,
 ) {
-    let size = PIECES * LANES;
-    let mut sums = [[[_mm512_setzero_si512(); PART]; 2]; ROWS];
-    // SAFETY: as the caller of `tile` guarantees.
+    let size = PIECES * BLOCK_TOKENS;
+    let lanes = B::Vector::LANES;
+    // SAFETY: as the caller guarantees.
     unsafe {
+        let zero = B::Vector::set_ints(0);
+        let mut plain = [zero; PART];
+        let mut sums = [[[zero; 2]; PART]; ROWS];
         for group in 0..tile.count.div_ceil(GROUP_TOKENS) {
             let (block, at) = (group / GROUPS, group % GROUPS);
             let values = tile
                 .block(block)
-                .add(BlockElement::I8.values_offset(size) + at * GROUP_TOKENS * size + from * 64);
-            tile.prefetch(block, (GROUPS + at) * PIECES + from, PART);
-            let mut parts = [_mm512_setzero_si512(); PART];
-            for piece in 0..PART {
-                parts[piece] = _mm512_loadu_si512(values.add(piece * 64).cast());
+                .add(BlockElement::I8.values_offset(size) + (at * size + from) * GROUP_TOKENS);
+            let ahead = (PART * lanes).div_ceil(BLOCK_TOKENS);
+            tile.prefetch(block, (GROUPS + at) * PIECES + from / BLOCK_TOKENS, ahead);
+            let mut bytes = [zero; PART];
+            for part in 0..PART {
+                bytes[part] = B::Vector::load_ints(values.add(part * lanes * GROUP_TOKENS));
+                plain[part] = B::add_plain_values(plain[part], bytes[part]);
             }
             for row in 0..ROWS {
-                for byte in 0..2 {
-                    let weight = _mm512_set1_epi32(integers[row][byte][group].cast_signed());
-                    for piece in 0..PART {
-                        let sum = &mut sums[row][byte][piece];
-                        *sum = _mm512_dpbusd_epi32(*sum, weight, parts[piece]);
-                    }
+                let [first, second] = &integers.words[row];
+                let weights = [first[group], second[group]].map(u32::cast_signed);
+                let weights = [B::Vector::set_ints(weights[0]), B::Vector::set_ints(weights[1])];
+                for part in 0..PART {
+                    B::add_values(&mut sums[row][part], bytes[part], weights);
                 }
             }
         }
         for row in 0..ROWS {
-            let factor = _mm512_set1_ps(factors[row]);
-            for piece in 0..PART {
-                let place = queries[row].sum.add((from + piece) * LANES);
-                let [upper, lower] =
-                    [sums[row][0][piece], sums[row][1][piece]].map(|sum| _mm512_cvtepi32_ps(sum));
-                let total = _mm512_fmadd_ps(upper, _mm512_set1_ps(256.0), lower);
-                let sum = _mm512_mul_ps(_mm512_loadu_ps(place), shrinks[row]);
-                _mm512_storeu_ps(place, _mm512_fmadd_ps(total, factor, sum));
+            let factor = B::Vector::set(integers.factors[row]);
+            let shrink = B::Vector::set(integers.shrinks[row]);
+            for part in 0..PART {
+                let place = queries[row].sum.add(from + part * lanes);
+                let total = B::value_total(sums[row][part], plain[part]);
+                let sum = B::Vector::mul(B::Vector::load(place), shrink);
+                B::Vector::store(place, B::Vector::mul_add(total, factor, sum));
             }
         }
     }
 }
 
-/// Scores of a block's keys for each query: products of the vectors, part by part.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
+/// Scores of a register's keys, from `lane` of `block` on, for each query: products of the vectors, part by part.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-#[inline]
-unsafe fn scores<const PIECES: usize, const ROWS: usize>(
+unsafe fn scores<B: ByteProducts, const PIECES: usize, const ROWS: usize>(
     queries: &[Query],
     tile: KvTile,
-    block: usize,
+    (block, lane): (usize, usize),
     scores: &mut [TileScores; ROWS],
 ) {
-    let size = PIECES * LANES;
+    let size = PIECES * BLOCK_TOKENS;
     let part = key_part(size);
     let keys = tile.block(block);
-    let mut totals = [_mm512_setzero_ps(); ROWS];
-    for index in 0..size / part {
-        let mut sums = [[_mm512_setzero_si512(); 2]; ROWS];
-        // SAFETY: as the caller of `tile` guarantees; the scales lie behind keys and values.
-        let scales = unsafe {
+    // SAFETY: as the caller guarantees; the scales lie behind keys and values.
+    unsafe {
+        let mut totals = [B::Vector::set(0.0); ROWS];
+        for index in 0..size / part {
+            let mut sums = [[B::Vector::set_ints(0); 2]; ROWS];
             for at in index * part / 4..(index + 1) * part / 4 {
-                tile.prefetch(block, at, 1);
-                let bytes = _mm512_loadu_si512(keys.add(at * 64).cast());
+                if lane == 0 {
+                    tile.prefetch(block, at, 1);
+                }
+                let bytes = B::Vector::load_ints(keys.add((at * BLOCK_TOKENS + lane) * 4));
                 for row in 0..ROWS {
                     let vector = queries[row].vector.add(QUERY_HEADER).cast::<i32>();
-                    for byte in 0..2 {
-                        let value = _mm512_set1_epi32(*vector.add(byte * size / 4 + at));
-                        sums[row][byte] = _mm512_dpbusd_epi32(sums[row][byte], bytes, value);
-                    }
+                    let query = [
+                        B::Vector::set_ints(*vector.add(at)),
+                        B::Vector::set_ints(*vector.add(size / 4 + at)),
+                    ];
+                    B::add_keys(&mut sums[row], bytes, query);
                 }
             }
-            let scales = keys.add(2 * BLOCK_TOKENS * (size + index));
-            _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
-        };
+            let scales = scales::<B>(keys, size, index, lane);
+            for row in 0..ROWS {
+                let offset = *queries[row].vector.cast::<i32>().add(1 + index);
+                let whole = B::Vector::add_ints(B::key_total(sums[row]), B::Vector::set_ints(offset));
+                totals[row] = B::Vector::mul_add(B::Vector::to_floats(whole), scales, totals[row]);
+            }
+        }
         for row in 0..ROWS {
-            // SAFETY: as above.
-            let offset = unsafe { *queries[row].vector.cast::<i32>().add(1 + index) };
-            let [upper, lower] = sums[row];
-            let whole = _mm512_add_epi32(_mm512_slli_epi32::<LOWER_QUERY_BITS>(upper), lower);
-            let whole = _mm512_add_epi32(whole, _mm512_set1_epi32(offset));
-            totals[row] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole), scales, totals[row]);
+            let scale = B::Vector::set(*queries[row].vector.cast::<f32>());
+            let to = scores[row].0.as_mut_ptr().add(block * BLOCK_TOKENS + lane);
+            B::Vector::store(to, B::Vector::mul(totals[row], scale));
         }
     }
-    for row in 0..ROWS {
-        // SAFETY: as above.
-        let scale = unsafe { *queries[row].vector.cast::<f32>() };
-        scores[row][block] = _mm512_mul_ps(totals[row], _mm512_set1_ps(scale));
+}
+
+/// Scales of a register's tokens: line `index` of those behind keys and values.
+///
+/// # Safety
+/// As for [`tile`].
+#[inline(always)]
+unsafe fn scales<B: ByteProducts>(head: *const u8, size: usize, index: usize, lane: usize) -> FloatsOf<B> {
+    // SAFETY: as the caller guarantees.
+    unsafe {
+        let scales = head.add(2 * BLOCK_TOKENS * (size + index)).cast::<u16>();
+        B::Vector::load_f16(scales.add(lane))
     }
 }
 
@@ -300,44 +344,47 @@ unsafe fn scores<const PIECES: usize, const ROWS: usize>(
 ///
 /// # Safety
 /// As for [`tile`].
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-#[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
-unsafe fn round<const PIECES: usize>(
+#[inline(always)]
+unsafe fn round<B: ByteProducts, const PIECES: usize>(
     tile: KvTile,
     visible: usize,
     weights: &mut TileScores,
-    integers: &mut [[u32; TILE_TOKENS / GROUP_TOKENS]; 2],
+    words: &mut [[u32; TILE_TOKENS / GROUP_TOKENS]; 2],
 ) -> f32 {
-    let size = PIECES * LANES;
-    let mut largest = _mm512_setzero_ps();
-    for block in 0..tile.blocks() {
-        // SAFETY: as the caller guarantees: the scales of the values are a block's last bytes.
-        let scales = unsafe {
-            let scales = tile
-                .block(block)
-                .add(2 * BLOCK_TOKENS * (size + size / key_part(size)));
-            _mm512_cvtph_ps(_mm256_loadu_si256(scales.cast()))
+    let size = PIECES * BLOCK_TOKENS;
+    let tokens = tile.blocks() * BLOCK_TOKENS;
+    let mut integers = [0i32; TILE_TOKENS];
+    // SAFETY: as the caller guarantees: the scales of the values are a block's last ones.
+    unsafe {
+        let weights = weights.0.as_mut_ptr();
+        let zero = B::Vector::set(0.0);
+        let mut largest = zero;
+        for at in (0..tokens).step_by(B::Vector::LANES) {
+            let (block, lane) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
+            let scales = scales::<B>(tile.block(block), size, size / key_part(size), lane);
+            let weight = B::Vector::mul(B::Vector::load(weights.add(at)), scales);
+            // Scales behind the tokens that count may be anything.
+            let weight = B::Vector::first(visible.saturating_sub(at), weight, zero);
+            B::Vector::store(weights.add(at), weight);
+            largest = B::Vector::max(largest, weight);
+        }
+        let largest = B::Vector::largest(largest);
+        let factor = if largest > 0.0 {
+            LARGEST_WEIGHT / largest
+        } else {
+            0.0
         };
-        // Scales behind the tokens that count may be anything.
-        weights[block] = _mm512_maskz_mul_ps(mask(visible, block), weights[block], scales);
-        largest = _mm512_max_ps(largest, weights[block]);
-    }
-    let largest = _mm512_reduce_max_ps(largest);
-    let factor = if largest > 0.0 {
-        LARGEST_WEIGHT / largest
-    } else {
-        0.0
-    };
-    for block in 0..tile.blocks() {
-        let whole = _mm512_cvtps_epi32(_mm512_mul_ps(weights[block], _mm512_set1_ps(factor)));
-        for (byte, value) in [_mm512_srli_epi32::<8>(whole), whole].into_iter().enumerate() {
-            // SAFETY: it has room for the bytes of all tokens of a tile.
-            unsafe {
-                let to = integers[byte].as_mut_ptr().cast::<u8>().add(block * BLOCK_TOKENS);
-                _mm_storeu_si128(to.cast(), _mm512_cvtepi32_epi8(value));
+        for at in (0..tokens).step_by(B::Vector::LANES) {
+            let weight = B::Vector::mul(B::Vector::load(weights.add(at)), B::Vector::set(factor));
+            B::Vector::store_ints(integers.as_mut_ptr().add(at), B::Vector::to_ints(weight));
+        }
+        let blocks = integers.as_chunks::<BLOCK_TOKENS>().0;
+        for (block, integers) in blocks.iter().enumerate().take(TILE_BLOCKS) {
+            for (to, line) in words.iter_mut().zip(B::weight_words(integers)) {
+                let to = to.as_mut_ptr().add(block * GROUPS);
+                to.cast::<[u8; BLOCK_TOKENS]>().write(line);
             }
         }
+        largest / LARGEST_WEIGHT
     }
-    largest / LARGEST_WEIGHT
 }

@@ -16,6 +16,9 @@ pub(crate) const BLOCK_TOKENS: usize = 16;
 pub(crate) const TILE_TOKENS: usize = 64;
 pub(crate) const TILE_BLOCKS: usize = TILE_TOKENS / BLOCK_TOKENS;
 
+/// The values of the largest head.
+pub(crate) const MAX_SIZE: usize = 128;
+
 /// The values of a key that share a scale, and that the Walsh-Hadamard transform mixes: 32, or 16 where 32 does not divide
 /// the head.
 pub(crate) const fn key_part(size: usize) -> usize {

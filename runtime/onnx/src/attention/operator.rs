@@ -8,17 +8,28 @@ use parking_lot::Mutex;
 
 use super::OPERATOR;
 use super::attend::{AttentionInputs, QueryScratch, attend};
-use super::kernel::Heads;
+use super::kernel::{AttentionKernels, Heads};
 use super::layout::{LayerBlocks, RowTable};
+use crate::isa::Isa;
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
 type QueryScratchPool = Arc<Mutex<Vec<QueryScratch>>>;
 
 /// The operator of one session.
-#[derive(Default)]
 pub(crate) struct Attention {
+    kernels: &'static AttentionKernels,
     scratch: QueryScratchPool,
+}
+
+impl Attention {
+    /// An operator with the kernels of `isa`, which this processor has.
+    pub(crate) fn new(isa: Isa) -> Self {
+        Self {
+            kernels: AttentionKernels::of(isa),
+            scratch: Arc::default(),
+        }
+    }
 }
 
 impl Operator for Attention {
@@ -47,6 +58,7 @@ impl Operator for Attention {
             value.ok_or_else(|| missing(name))
         };
         Ok(AttentionKernel {
+            kernels: self.kernels,
             queries: count("num_heads")?,
             keys: count("kv_num_heads")?,
             layer: count(super::LAYER)?,
@@ -58,6 +70,7 @@ impl Operator for Attention {
 
 /// The kernel of one layer.
 pub(crate) struct AttentionKernel {
+    kernels: &'static AttentionKernels,
     queries: usize,
     keys: usize,
     layer: usize,
@@ -110,6 +123,7 @@ impl Kernel for AttentionKernel {
         // that it supports; the decoder's KV memory is of these dimensions, and one run at a time uses it.
         let outcome = unsafe {
             attend(
+                self.kernels,
                 heads,
                 &inputs,
                 blocks,

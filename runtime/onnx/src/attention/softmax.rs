@@ -1,14 +1,8 @@
 //! The online softmax of query vectors over tiles of tokens (Milakov and Gimelshein, arXiv 1805.02867; by tiles: Dao et
 //! al., arXiv 2205.14135).
 
-use std::arch::x86_64::{
-    __m512, _MM_HINT_T0, _mm_prefetch, _mm512_add_ps, _mm512_fmadd_ps, _mm512_mask_mov_ps,
-    _mm512_maskz_mov_ps, _mm512_max_ps, _mm512_reduce_add_ps, _mm512_reduce_max_ps, _mm512_roundscale_ps,
-    _mm512_scalef_ps, _mm512_set1_ps, _mm512_setzero_ps, _mm512_sub_ps,
-};
-
-use super::LANES;
-use super::layout::{TILE_BLOCKS, TILE_TOKENS};
+use super::layout::{BLOCK_TOKENS, TILE_BLOCKS, TILE_TOKENS};
+use super::vectors::{Vector, tree_sum};
 
 /// The running softmax of one query vector.
 pub(crate) struct Query {
@@ -41,7 +35,7 @@ pub(crate) struct KvTile {
 impl KvTile {
     /// Blocks with tokens that count.
     pub(crate) fn blocks(&self) -> usize {
-        self.count.div_ceil(LANES).min(TILE_BLOCKS)
+        self.count.div_ceil(BLOCK_TOKENS).min(TILE_BLOCKS)
     }
 
     /// The head's part of a block.
@@ -60,57 +54,80 @@ impl KvTile {
         if let Some(next) = self.next {
             for line in line..line + lines {
                 let at = next.wrapping_add(block * self.stride + line * 64);
-                // SAFETY: a prefetch reads nothing: an invalid address is ignored.
-                unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>()) };
+                prefetch(at);
             }
         }
     }
 }
 
+/// Prefetches a cache line.
+#[inline(always)]
+fn prefetch(at: *const u8) {
+    #[cfg(target_arch = "x86_64")]
+    {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        // SAFETY: a prefetch reads nothing: an invalid address is ignored.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = at;
+}
+
 /// Scores or weights of one query for a tile.
-pub(crate) type TileScores = [__m512; TILE_BLOCKS];
+#[derive(Clone, Copy)]
+#[repr(align(64))]
+pub(crate) struct TileScores(pub(crate) [f32; TILE_TOKENS]);
+
+impl TileScores {
+    pub(crate) const ZERO: Self = Self([0.0; TILE_TOKENS]);
+}
 
 /// Turns scores into weights, and returns the factor of the sum so far. What the query does not see weighs 0; a tile that it
 /// does not see at all changes nothing.
-#[target_feature(enable = "avx512f,avx512bw,avx512vl")]
-#[inline]
-pub(crate) fn weigh(query: &mut Query, scores: &mut TileScores, visible: usize) -> __m512 {
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+pub(crate) unsafe fn weigh<V: Vector>(query: &mut Query, scores: &mut TileScores, visible: usize) -> f32 {
     if visible == 0 {
-        *scores = [_mm512_setzero_ps(); TILE_BLOCKS];
-        return _mm512_set1_ps(1.0);
+        *scores = TileScores::ZERO;
+        return 1.0;
     }
-    let mut largest = _mm512_set1_ps(f32::NEG_INFINITY);
-    for (block, score) in scores.iter().enumerate() {
-        let known = _mm512_mask_mov_ps(largest, mask(visible, block), *score);
-        largest = _mm512_max_ps(largest, known);
-    }
-    let largest = query.largest.max(_mm512_reduce_max_ps(largest));
-    let mut total = _mm512_setzero_ps();
-    for (block, score) in scores.iter_mut().enumerate() {
-        let weight = exp2(_mm512_sub_ps(*score, _mm512_set1_ps(largest)));
-        *score = _mm512_maskz_mov_ps(mask(visible, block), weight);
-        total = _mm512_add_ps(total, *score);
-    }
-    let shrink = exp2(_mm512_set1_ps(query.largest - largest));
-    query.weight = query.weight.mul_add(first(shrink), _mm512_reduce_add_ps(total));
-    query.largest = largest;
-    shrink
-}
-
-/// The mask of a block's tokens that are among the tile's first `count`.
-#[inline]
-pub(crate) fn mask(count: usize, block: usize) -> u16 {
-    debug_assert!(count <= TILE_TOKENS);
-    match count.saturating_sub(block * LANES) {
-        lanes if lanes >= LANES => 0xffff,
-        lanes => (1 << lanes) - 1,
+    let scores = scores.0.as_mut_ptr();
+    // SAFETY: as the caller guarantees; the scores are those of a tile's tokens.
+    unsafe {
+        let lowest = V::set(f32::NEG_INFINITY);
+        let mut largest = lowest;
+        for at in (0..TILE_TOKENS).step_by(V::LANES) {
+            let seen = V::first(visible.saturating_sub(at), V::load(scores.add(at)), lowest);
+            largest = V::max(largest, seen);
+        }
+        let largest = query.largest.max(V::largest(largest));
+        let mut totals = [0f32; BLOCK_TOKENS];
+        for lane in (0..BLOCK_TOKENS).step_by(V::LANES) {
+            let mut total = V::set(0.0);
+            for at in (lane..TILE_TOKENS).step_by(BLOCK_TOKENS) {
+                let weight = exp2::<V>(V::sub(V::load(scores.add(at)), V::set(largest)));
+                let weight = V::first(visible.saturating_sub(at), weight, V::set(0.0));
+                V::store(scores.add(at), weight);
+                total = V::add(total, weight);
+            }
+            V::store(totals.as_mut_ptr().add(lane), total);
+        }
+        let mut shrinks = [0f32; BLOCK_TOKENS];
+        V::store(shrinks.as_mut_ptr(), exp2::<V>(V::set(query.largest - largest)));
+        query.weight = query.weight.mul_add(shrinks[0], tree_sum(&totals));
+        query.largest = largest;
+        shrinks[0]
     }
 }
 
 /// 2^x for x of at most 0, exactly 1 for 0; what is below 2^-126 need not be exact.
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn exp2(x: __m512) -> __m512 {
+///
+/// # Safety
+/// The processor has the instruction set.
+#[inline(always)]
+unsafe fn exp2<V: Vector>(x: V::Floats) -> V::Floats {
     // The Taylor series of 2^f for f in -0.5..0.5: what is left out is below 1e-8.
     const SERIES: [f32; 7] = [
         1.525_273_4e-5,
@@ -121,18 +138,15 @@ fn exp2(x: __m512) -> __m512 {
         2.402_265e-1,
         6.931_472e-1,
     ];
-    let x = _mm512_max_ps(x, _mm512_set1_ps(-126.0));
-    let whole = _mm512_roundscale_ps::<0>(x);
-    let part = _mm512_sub_ps(x, whole);
-    let mut sum = _mm512_set1_ps(SERIES[0]);
-    for factor in &SERIES[1..] {
-        sum = _mm512_fmadd_ps(sum, part, _mm512_set1_ps(*factor));
+    // SAFETY: as the caller guarantees.
+    unsafe {
+        let x = V::max(x, V::set(-126.0));
+        let whole = V::round(x);
+        let part = V::sub(x, whole);
+        let mut sum = V::set(SERIES[0]);
+        for factor in &SERIES[1..] {
+            sum = V::mul_add(sum, part, V::set(*factor));
+        }
+        V::scale(V::mul_add(sum, part, V::set(1.0)), whole)
     }
-    _mm512_scalef_ps(_mm512_fmadd_ps(sum, part, _mm512_set1_ps(1.0)), whole)
-}
-
-#[target_feature(enable = "avx512f")]
-#[inline]
-fn first(register: __m512) -> f32 {
-    std::arch::x86_64::_mm512_cvtss_f32(register)
 }

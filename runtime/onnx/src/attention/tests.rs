@@ -1,7 +1,6 @@
 //! The attention against its definition, computed as plainly as possible, and against itself in other company and over
 //! other places of the same tokens.
 
-#![cfg(target_arch = "x86_64")]
 #![allow(
     clippy::cast_precision_loss,
     clippy::cast_possible_truncation,
@@ -12,9 +11,9 @@
 use proptest::prelude::*;
 
 use crate::attention::attend::{AttentionInputs, attend};
-use crate::attention::kernel::{Heads, Rope, store};
+use crate::attention::kernel::{AttentionKernels, HeadToken, Heads, Rope};
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
-use crate::attention::{available, supports_i8};
+use crate::isa::Isa;
 use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.
@@ -95,6 +94,8 @@ impl Case {
     }
 }
 
+type KernelCase<'a> = (&'a AttentionKernels, &'a Case);
+
 /// The KV memory of one layer.
 struct Memory {
     bytes: Vec<u64>,
@@ -127,7 +128,13 @@ impl Memory {
     }
 
     /// Writes the tokens of a case's row that lie in `range` to `kv_row`.
-    fn fill(&mut self, case: &Case, row: usize, range: std::ops::Range<usize>, kv_row: usize) {
+    fn fill(
+        &mut self,
+        (kernels, case): KernelCase<'_>,
+        row: usize,
+        range: std::ops::Range<usize>,
+        kv_row: usize,
+    ) {
         let rope = Rope {
             cosines: &[1.0],
             sines: &[0.0],
@@ -136,15 +143,19 @@ impl Memory {
             for head in 0..self.heads.keys {
                 let (key, value) = (case.held(row, head, token, 1), case.held(row, head, token, 2));
                 let block = self.layer().head(kv_row, token / BLOCK_TOKENS, head);
+                let to = HeadToken {
+                    head: block,
+                    token: token % BLOCK_TOKENS,
+                };
                 // SAFETY: the processor was asked; the memory has room for the token.
-                unsafe { store(self.element, block, token % BLOCK_TOKENS, &key, rope, &value) };
+                unsafe { (kernels.store)(self.element, to, &key, rope, &value) };
             }
         }
     }
 }
 
 /// What the operator gives for the rows `of`, each alone in memory or sharing spans: `[rows, width, queries * size]`.
-fn run(case: &Case, of: &[usize], share: bool) -> (usize, Vec<f32>) {
+fn run((kernels, case): KernelCase<'_>, of: &[usize], share: bool) -> (usize, Vec<f32>) {
     let mut memory = Memory::new(case, 12);
     let mut table = RowTable {
         own: Vec::new(),
@@ -166,13 +177,13 @@ fn run(case: &Case, of: &[usize], share: bool) -> (usize, Vec<f32>) {
             let known = spans.iter().find(|span| span.0 == source).map(|span| span.1);
             let kv_row = known.unwrap_or_else(|| {
                 spans.push((source, spans.len()));
-                memory.fill(case, row, from..end, spans.len() - 1);
+                memory.fill((kernels, case), row, from..end, spans.len() - 1);
                 spans.len() - 1
             });
             shared.push((kv_row, end));
             from = end;
         }
-        memory.fill(case, row, from..past, own);
+        memory.fill((kernels, case), row, from..past, own);
         table.own.push(own);
         table.shared.push(shared);
     }
@@ -209,6 +220,7 @@ fn run(case: &Case, of: &[usize], share: bool) -> (usize, Vec<f32>) {
     // SAFETY: the processor was asked; the memory has room for these rows.
     unsafe {
         attend(
+            kernels,
             case.heads,
             &inputs,
             memory.layer(),
@@ -341,28 +353,13 @@ fn cases() -> impl Strategy<Value = Case> {
     )
 }
 
-/// Whether this processor runs the kernel; says so where not.
-fn runs(element: BlockElement) -> bool {
-    let runs = match element {
-        BlockElement::F32 => available(),
-        BlockElement::I8 => supports_i8(),
-    };
-    if !runs {
-        println!("SKIPPED: this processor has no AVX-512, or no VNNI");
-    }
-    runs
-}
-
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(96))]
 
     #[test]
     fn tokens_get_what_the_definition_says_and_the_same_alone(case in cases()) {
-        if !runs(case.element) {
-            return Ok(());
-        }
         let everybody: Vec<usize> = (0..case.rows.len()).collect();
-        let (width, out) = run(&case, &everybody, true);
+        let (width, out) = run((AttentionKernels::of(Isa::Scalar), &case), &everybody, true);
         // Values lie between -1 and 1. Of each result, and of their root mean square.
         let (most, mean) = match case.element {
             BlockElement::F32 => (2e-5, 2e-5),
@@ -384,8 +381,15 @@ proptest! {
                 continue;
             }
             // Alone and sharing nothing: to the last bit.
-            let (_, alone) = run(&case, &[row], false);
-            prop_assert_eq!(got, alone.as_slice());
+            for (name, kernels) in AttentionKernels::all() {
+                let (_, alone) = run((kernels, &case), &[row], false);
+                prop_assert_eq!(got, alone.as_slice(), "{}", name);
+            }
+        }
+        for (name, kernels) in AttentionKernels::all() {
+            let (_, got) = run((kernels, &case), &everybody, true);
+            let same = got.iter().zip(&out).all(|(a, b)| a.to_bits() == b.to_bits());
+            prop_assert!(same, "{name}");
         }
     }
 }
@@ -393,13 +397,13 @@ proptest! {
 #[test]
 fn a_token_gets_the_same_in_one_run_and_step_by_step() {
     for element in [BlockElement::F32, BlockElement::I8] {
-        if runs(element) {
-            step_by_step(element);
+        for (name, kernels) in AttentionKernels::all() {
+            step_by_step(kernels, element, name);
         }
     }
 }
 
-fn step_by_step(element: BlockElement) {
+fn step_by_step(kernels: &AttentionKernels, element: BlockElement, name: &str) {
     let heads = Heads {
         queries: 2,
         keys: 1,
@@ -439,7 +443,18 @@ fn step_by_step(element: BlockElement) {
         };
         let mut out = vec![0f32; (to - from) * 2 * 32];
         // SAFETY: the processor was asked; the memory has room for the row.
-        unsafe { attend(heads, &inputs, memory.layer(), &mut out, &mut Vec::new(), &Alone) }.unwrap();
+        unsafe {
+            attend(
+                kernels,
+                heads,
+                &inputs,
+                memory.layer(),
+                &mut out,
+                &mut Vec::new(),
+                &Alone,
+            )
+        }
+        .unwrap();
         out
     };
     let mut memory = Memory::new(&case, 2);
@@ -453,8 +468,8 @@ fn step_by_step(element: BlockElement) {
     for (from, to) in [(0, 1), (1, 50), (50, 53), (53, 120), (120, 121), (121, 140)] {
         parts.extend(step(from, to, &mut stepwise));
     }
-    assert_eq!(whole, parts);
-    assert_eq!(memory.bytes, stepwise.bytes);
+    assert_eq!(whole, parts, "{name}");
+    assert_eq!(memory.bytes, stepwise.bytes, "{name}");
 }
 
 #[test]
@@ -492,6 +507,7 @@ fn inputs_that_contradict_each_other_are_refused() {
         // SAFETY: it is refused before anything is touched.
         unsafe {
             attend(
+                AttentionKernels::of(Isa::Scalar),
                 heads,
                 &inputs,
                 blocks,

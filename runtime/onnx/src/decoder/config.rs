@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::isa::IsaChoice;
 use crate::kv_cache::KvCache;
 use crate::prepare::Prepare;
 use crate::provider::{Provider, ProviderSettings};
@@ -30,6 +31,8 @@ pub struct DecoderConfig {
     /// The edits of the graph that are allowed, where they make it faster. Edits that fail verification against the
     /// plain graph are left out.
     pub prepare: Prepare,
+    /// The instruction set of the custom operators' kernels.
+    pub isa: IsaChoice,
     /// The file of the edit cache; `None`: edits are verified at each load.
     pub edit_cache: Option<PathBuf>,
     /// The form of the image encoder's weights, in models that have one.
@@ -48,6 +51,7 @@ impl Default for DecoderConfig {
             kv_memory: None,
             device_rows: false,
             prepare: Prepare::ALL,
+            isa: IsaChoice::Auto,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,
         }

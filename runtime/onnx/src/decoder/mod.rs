@@ -22,6 +22,7 @@ use phi_edge_engine::{
 use phi_edge_models::GenaiConfig;
 
 use crate::error::OnnxError;
+use crate::isa::Isa;
 use crate::kv::{GroupId, KvError, KvFootprint, KvMemory};
 use crate::kv_cache::{KvCache, KvSupport};
 use crate::library::Library;
@@ -75,6 +76,7 @@ pub struct OnnxDecoder {
     kv_support: KvSupport,
     caps: Caps,
     provider_report: ProviderReport,
+    isa: Option<Isa>,
     encoder: Option<VisionEncoder>,
 }
 
@@ -131,7 +133,7 @@ impl OnnxDecoder {
         let kv_support = KvSupport {
             attention: attention_fault,
             trial: i8_fault,
-            ..KvSupport::here(graph.provider, prepared, element)
+            ..KvSupport::here(graph.provider, prepared, element, graph.isa)
         };
         let kv_type = kv_support.choose(config.kv_cache)?;
         if config.kv_cache == KvCache::Auto && kv_type != KvType::I8 {
@@ -142,6 +144,7 @@ impl OnnxDecoder {
             session,
             library: _,
             provider,
+            isa,
             logits_element,
             vocab_size,
             chooses_logits,
@@ -203,6 +206,7 @@ impl OnnxDecoder {
             kv_support,
             caps,
             provider_report: ProviderReport::of(provider),
+            isa,
             encoder: None,
             session,
         })
@@ -251,6 +255,7 @@ impl OnnxDecoder {
             self.prepared.as_str(),
             crate::matmul::REVISION,
             crate::attention::REVISION,
+            self.isa.map_or("none", Isa::as_str),
         ];
         let mut parts: Vec<String> = parts.map(str::to_owned).into();
         parts.push(processor_name());
@@ -274,6 +279,12 @@ impl OnnxDecoder {
     /// The provider that runs the graph: never `auto`.
     pub fn provider(&self) -> Provider {
         self.provider_report.provider
+    }
+
+    /// The instruction set of the custom operators; `None` where the graph has none of them.
+    pub fn isa(&self) -> Option<Isa> {
+        let operators = self.prepared.matmul || self.prepared.attention;
+        self.isa.filter(|_| operators)
     }
 
     fn check(&self, step: &Step<'_>) -> Result<(), DecodeError> {

@@ -13,6 +13,7 @@ use prost::Message;
 
 use crate::custom_operators;
 use crate::error::{OnnxError, one_line};
+use crate::isa::CpuResources;
 use crate::library::Library;
 use crate::onnx_proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
@@ -106,7 +107,7 @@ impl RowGather {
             provider: self.provider,
             settings: &self.settings,
         };
-        let mut builder = session::builder(&self.library, target, 1)?;
+        let mut builder = session::builder(&self.library, target, CpuResources::ONE_THREAD)?;
         let session = custom_operators::commit(|| builder.commit_from_memory(&model))
             .map_err(|error| target.unavailable(one_line(error)))?;
         let c = |name: String| CString::new(name).map_err(|error| OnnxError::Runtime(error.to_string()));

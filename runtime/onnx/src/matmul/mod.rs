@@ -2,8 +2,13 @@
 //!
 //! ONNX Runtime's kernel reads the weights at the memory's pace for one row, but from a few rows on it takes two to three
 //! times as long as the processor's dot products of eight bits need. This one computes the same (`MatMulNBits` of
-//! accuracy level 4: rows quantised to eight bits by block, exact sums within a block), on processors with AVX-512 VNNI.
-//! A row's result does not depend on the rows beside it, to the last bit.
+//! accuracy level 4: rows quantised to eight bits by block, exact sums within a block), with kernels for
+//! several instruction sets ([`kernels`]). A row's result does not depend on the rows beside it, to the last bit.
+
+#![allow(
+    clippy::inline_always,
+    reason = "what a kernel calls is compiled with the kernel's target features only where it is inlined"
+)]
 
 /// The operator's name in an edited graph.
 pub(crate) const OPERATOR: &str = "MatMul4Bits";
@@ -12,60 +17,55 @@ pub(crate) const QUANTISING_OPERATOR: &str = "MatMulQuantised";
 /// The revision of the operator's results: part of the edit cache's key.
 pub(crate) const REVISION: &str = "matmul 1";
 
+/// Selects a kernel's code for the form of a tile: `compute::<ROWS, GROUPS, LINES>`.
 #[cfg(target_arch = "x86_64")]
+macro_rules! by_form {
+    ($compute:ident, $lines:literal, $form:ident, $tile:ident; $($rows:literal)*; $most:literal) => {
+        match ($form.rows, $form.groups) {
+            $(
+                ($rows, 1) => $compute::<$rows, 1, $lines>($tile),
+                ($rows, 2) => $compute::<$rows, 2, $lines>($tile),
+                ($rows, _) => $compute::<$rows, 3, $lines>($tile),
+            )*
+            (_, 1) => $compute::<$most, 1, $lines>($tile),
+            (_, 2) => $compute::<$most, 2, $lines>($tile),
+            (_, _) => $compute::<$most, 3, $lines>($tile),
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod avx512_tile;
+#[cfg(target_arch = "x86_64")]
+mod half_tile;
+mod kernels;
+#[cfg(target_arch = "x86_64")]
+mod maddubs_tile;
 mod multiply;
-#[cfg(target_arch = "x86_64")]
 mod operator;
-#[cfg(target_arch = "x86_64")]
 mod pack;
-#[cfg(target_arch = "x86_64")]
-mod quantise;
-#[cfg(target_arch = "x86_64")]
 mod quantise_weights;
 #[cfg(target_arch = "x86_64")]
+mod quantise_x86;
 mod quantising_operator;
-#[cfg(target_arch = "x86_64")]
 mod release;
+mod scalar_kernel;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
-mod tile;
+mod transpose_x86;
+#[cfg(target_arch = "x86_64")]
+mod vnni256_tile;
 
-#[cfg(target_arch = "x86_64")]
 pub(crate) use operator::MatMul;
-#[cfg(target_arch = "x86_64")]
 pub(crate) use quantising_operator::QuantisingMatMul;
 
-/// The rows of a panel: they go through the matmul together, and the unpacked weights serve them all. Of 4, 6 and 8
-/// rows by three groups this was the fastest from 16 rows on (by 2 %).
-#[cfg(target_arch = "x86_64")]
-const PANEL_ROWS: usize = 6;
-/// The most rows that are one panel: eight times three sums and the unpacked weights fill the 32 registers.
-#[cfg(target_arch = "x86_64")]
-const MAX_PANEL_ROWS: usize = 8;
 /// Groups of columns of a tile.
-#[cfg(target_arch = "x86_64")]
 const GROUPS: usize = 3;
-/// Columns of a group: a register's 32-bit lanes.
-#[cfg(target_arch = "x86_64")]
+/// Columns of a group: the 32-bit lanes of a register of 512 bits.
 const LANES: usize = 16;
 
 /// Block sizes that the operator takes.
 pub(crate) fn takes_block(block: i64) -> bool {
     matches!(block, 16 | 32 | 64 | 128 | 256)
-}
-
-/// Whether this processor supports the operator.
-#[cfg(target_arch = "x86_64")]
-pub(crate) fn available() -> bool {
-    std::arch::is_x86_feature_detected!("avx512f")
-        && std::arch::is_x86_feature_detected!("avx512bw")
-        && std::arch::is_x86_feature_detected!("avx512vl")
-        && std::arch::is_x86_feature_detected!("avx512vnni")
-}
-
-/// Whether this processor supports the operator: none of this architecture does.
-#[cfg(not(target_arch = "x86_64"))]
-pub(crate) fn available() -> bool {
-    false
 }

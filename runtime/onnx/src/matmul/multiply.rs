@@ -1,9 +1,8 @@
 //! The multiplication of rows with packed weights: quantised once, then tile by tile.
 
-use crate::matmul::pack::{PackedWeights, WeightBits};
-use crate::matmul::quantise::{PanelRow, quantise};
-use crate::matmul::tile::{Tile, compute};
-use crate::matmul::{GROUPS, LANES, MAX_PANEL_ROWS, PANEL_ROWS};
+use crate::matmul::kernels::{MatMulKernels, PanelRow, Tile, TileForm};
+use crate::matmul::pack::PackedWeights;
+use crate::matmul::{GROUPS, LANES};
 use crate::workers::{SharedPointer, Workers};
 
 /// The values along `k` that are computed for all rows before the next ones, for weights whose words are one line: a tile's
@@ -47,7 +46,7 @@ pub(crate) fn multiply(
     let quants = SharedPointer(scratch.quants.as_mut_ptr());
     let scales = SharedPointer(scratch.scales.as_mut_ptr());
     let sums = SharedPointer(scratch.sums.as_mut_ptr());
-    let height = panel_height(rows);
+    let height = panel_height(packed.kernels, rows);
     let panel = |panel: usize| {
         let first = panel * height;
         let count = height.min(rows - first);
@@ -62,7 +61,7 @@ pub(crate) fn multiply(
             let values = &input[(first + row) * shape.k..][..shape.k];
             // SAFETY: weights are packed only where the processor has what this needs. Each panel is written by one
             // piece of work, and the scratch has room for all.
-            unsafe { quantise(values, shape.block, &place) };
+            unsafe { (packed.kernels.quantise)(values, shape.block, &place) };
         }
     };
     let panels = rows.div_ceil(height);
@@ -87,11 +86,11 @@ pub(crate) fn multiply(
 
 /// The rows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less
 /// than to unpack them twice. More are divided evenly, into panels whose sums leave the registers less often.
-fn panel_height(rows: usize) -> usize {
-    if rows <= MAX_PANEL_ROWS {
+fn panel_height(kernels: &MatMulKernels, rows: usize) -> usize {
+    if rows <= kernels.max_panel_rows {
         rows.max(1)
     } else {
-        PANEL_ROWS
+        kernels.panel_rows
     }
 }
 
@@ -112,12 +111,12 @@ struct QuantisedRows {
 /// Computes one tile of columns for all rows.
 ///
 /// # Safety
-/// As for [`compute`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
+/// As for [`MatMulKernels::tile`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
 unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out: *mut f32) {
     let shape = packed.shape;
     let (blocks, groups) = (shape.blocks(), shape.groups(tile));
     let block_bytes = shape.block_bytes(groups);
-    let height = panel_height(rows.count);
+    let height = panel_height(packed.kernels, rows.count);
     let panels = rows.count.div_ceil(height);
     let step = if panels == 1 {
         blocks
@@ -166,47 +165,16 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
             };
             // SAFETY: the operands are those of this tile, as the caller guarantees.
             unsafe {
-                match shape.bits {
-                    WeightBits::Four => dispatch::<1>(count, groups, &operands),
-                    WeightBits::Eight => dispatch::<2>(count, groups, &operands),
-                }
+                let bits = shape.bits;
+                (packed.kernels.tile)(
+                    TileForm {
+                        rows: count,
+                        groups,
+                        bits,
+                    },
+                    &operands,
+                );
             }
-        }
-    }
-}
-
-/// Selects the code for a panel of `rows` rows and a tile of `groups` groups.
-///
-/// # Safety
-/// As for [`compute`].
-unsafe fn dispatch<const LINES: usize>(rows: usize, groups: usize, tile: &Tile) {
-    // SAFETY: the caller's guarantee is passed on.
-    unsafe {
-        match (rows, groups) {
-            (1, 1) => compute::<1, 1, LINES>(tile),
-            (1, 2) => compute::<1, 2, LINES>(tile),
-            (1, _) => compute::<1, 3, LINES>(tile),
-            (2, 1) => compute::<2, 1, LINES>(tile),
-            (2, 2) => compute::<2, 2, LINES>(tile),
-            (2, _) => compute::<2, 3, LINES>(tile),
-            (3, 1) => compute::<3, 1, LINES>(tile),
-            (3, 2) => compute::<3, 2, LINES>(tile),
-            (3, _) => compute::<3, 3, LINES>(tile),
-            (4, 1) => compute::<4, 1, LINES>(tile),
-            (4, 2) => compute::<4, 2, LINES>(tile),
-            (4, _) => compute::<4, 3, LINES>(tile),
-            (5, 1) => compute::<5, 1, LINES>(tile),
-            (5, 2) => compute::<5, 2, LINES>(tile),
-            (5, _) => compute::<5, 3, LINES>(tile),
-            (6, 1) => compute::<6, 1, LINES>(tile),
-            (6, 2) => compute::<6, 2, LINES>(tile),
-            (6, _) => compute::<6, 3, LINES>(tile),
-            (7, 1) => compute::<7, 1, LINES>(tile),
-            (7, 2) => compute::<7, 2, LINES>(tile),
-            (7, _) => compute::<7, 3, LINES>(tile),
-            (_, 1) => compute::<8, 1, LINES>(tile),
-            (_, 2) => compute::<8, 2, LINES>(tile),
-            (_, _) => compute::<8, 3, LINES>(tile),
         }
     }
 }

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ort::operator::{ComputeContext, Kernel, KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
 
+use crate::isa::Isa;
 use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
@@ -17,14 +18,16 @@ pub(super) type RowScratchPool = Arc<Mutex<Vec<RowScratch>>>;
 
 /// The operator of one session.
 pub(crate) struct MatMul {
+    isa: Isa,
     threads: usize,
     scratch: RowScratchPool,
 }
 
 impl MatMul {
-    /// An operator that packs weights on `threads` threads.
-    pub(crate) fn new(threads: usize) -> Self {
+    /// An operator with the kernels of `isa`, which packs weights on `threads` threads.
+    pub(crate) fn new(isa: Isa, threads: usize) -> Self {
         Self {
+            isa,
             threads,
             scratch: Arc::default(),
         }
@@ -74,7 +77,7 @@ impl Operator for MatMul {
             scales: scales.extract_tensor().1,
             zeros: zeros.as_ref().map(|zeros| zeros.extract_tensor().1),
         };
-        let packed = PackedWeights::new(shape, source, self.threads).map_err(ort::Error::new)?;
+        let packed = PackedWeights::new(shape, source, (self.isa, self.threads)).map_err(ort::Error::new)?;
         // The constant inputs are not read after packing.
         // SAFETY: floats are bytes without gaps.
         let scales = unsafe {

@@ -1,14 +1,12 @@
 //! Packed weights: one stream for each tile of columns, in the order of the arithmetic.
 
 use std::alloc::{Layout, alloc, dealloc, handle_alloc_error};
-use std::arch::x86_64::{
-    __m512i, _mm512_maskz_loadu_epi32, _mm512_setzero_si512, _mm512_shuffle_i32x4, _mm512_storeu_epi8,
-    _mm512_unpackhi_epi32, _mm512_unpackhi_epi64, _mm512_unpacklo_epi32, _mm512_unpacklo_epi64,
-};
 use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
-use crate::matmul::{GROUPS, LANES, available};
+use crate::isa::Isa;
+use crate::matmul::kernels::{MatMulKernels, WordColumns};
+use crate::matmul::{GROUPS, LANES};
 
 /// The bytes of a register, and of a cache line.
 pub(super) const LINE_BYTES: usize = LANES * 4;
@@ -91,7 +89,8 @@ pub(crate) struct WeightInputs<'a> {
     pub(crate) zeros: Option<&'a [u8]>,
 }
 
-/// The packed weights of one matrix. They exist only on processors that support the operator.
+/// The packed weights of one matrix, and the kernels that read them. They exist only on processors that have the kernels'
+/// instruction set.
 ///
 /// By tile, then by block, then by word: the words of eight values of each column, one column behind the other, as in the
 /// file. Behind a block's words stand its scales. So a tile is read from one end to the other.
@@ -101,16 +100,28 @@ pub(crate) struct PackedWeights {
     /// A byte a column, in the same order; the columns of one block alone where all zero points are 8.
     pub(crate) zeros: Vec<u8>,
     pub(crate) symmetric: bool,
+    pub(crate) kernels: &'static MatMulKernels,
 }
 
 impl PackedWeights {
-    /// Packs on `threads` threads. The error says what does not fit, or that the processor does not support the
-    /// operator.
-    pub(crate) fn new(shape: MatrixShape, source: WeightInputs<'_>, threads: usize) -> Result<Self, String> {
+    /// Packs on `threads` threads, for the kernels of `isa`. The error says what does not fit, or that the processor does not
+    /// have the instruction set.
+    pub(crate) fn new(
+        shape: MatrixShape,
+        source: WeightInputs<'_>,
+        (isa, threads): (Isa, usize),
+    ) -> Result<Self, String> {
+        Self::new_with(kernels(isa)?, shape, source, threads)
+    }
+
+    /// The same for kernels that this processor can run.
+    pub(super) fn new_with(
+        kernels: &'static MatMulKernels,
+        shape: MatrixShape,
+        source: WeightInputs<'_>,
+        threads: usize,
+    ) -> Result<Self, String> {
         let MatrixShape { k, n, block, bits } = shape;
-        if !available() {
-            return Err("this processor has no AVX-512 VNNI".into());
-        }
         if bits != WeightBits::Four
             || k == 0
             || n == 0
@@ -132,14 +143,27 @@ impl PackedWeights {
                 "weights and scales of sizes {sizes:?} do not fit {k} times {n} in blocks of {block}"
             ));
         }
-        let data = each_tile(shape, threads, |tiles| pack_tiles(shape, source, tiles));
+        let data = each_tile(shape, threads, |tiles| pack_tiles(kernels, shape, source, tiles));
         let zeros = source.zeros.map(|zeros| pack_zeros(shape, zeros));
         Ok(Self {
             shape,
             data,
             symmetric: zeros.is_none(),
             zeros: zeros.unwrap_or_else(|| vec![shape.bits.zero(); GROUPS * LANES]),
+            kernels,
         })
+    }
+}
+
+/// The kernels of `isa`, where this processor has it.
+pub(super) fn kernels(isa: Isa) -> Result<&'static MatMulKernels, String> {
+    if isa.is_supported() {
+        Ok(MatMulKernels::of(isa))
+    } else {
+        Err(format!(
+            "this processor does not have the instruction set {}",
+            isa.as_str()
+        ))
     }
 }
 
@@ -166,7 +190,12 @@ pub(super) fn each_tile(
     data
 }
 
-fn pack_tiles(shape: MatrixShape, source: WeightInputs<'_>, tiles: &mut [(usize, &mut [u8])]) {
+fn pack_tiles(
+    kernels: &MatMulKernels,
+    shape: MatrixShape,
+    source: WeightInputs<'_>,
+    tiles: &mut [(usize, &mut [u8])],
+) {
     let (blocks, words) = (shape.blocks(), shape.words());
     let column_words = blocks * words;
     for (tile, data) in tiles {
@@ -180,82 +209,47 @@ fn pack_tiles(shape: MatrixShape, source: WeightInputs<'_>, tiles: &mut [(usize,
             let word_at = |word: usize| word / words * block_bytes + word % words * groups * LINE_BYTES + at;
             let scales = &source.scales[first * blocks..][..columns * blocks];
             let scale_at = |block: usize| block * block_bytes + words * groups * LINE_BYTES + at;
-            // SAFETY: `PackedWeights::new` has asked for the processor. Whole columns lie in the source, by its slices, and the
+            // SAFETY: the processor can run the kernels. Whole columns lie in the source, by its slices, and the
             // tile's data have room for the words and the scales of each of its blocks.
             unsafe {
-                transpose(weights.as_ptr().cast(), columns, column_words, data, word_at);
-                transpose(scales.as_ptr().cast(), columns, blocks, data, scale_at);
+                let source = |first, length| WordColumns {
+                    first,
+                    columns,
+                    length,
+                };
+                lay_out(
+                    kernels,
+                    source(weights.as_ptr().cast(), column_words),
+                    data,
+                    word_at,
+                );
+                lay_out(kernels, source(scales.as_ptr().cast(), blocks), data, scale_at);
             }
         }
     }
 }
 
-/// Lays words of four bytes that stand column behind column (`length` of each, up to 16 columns) side by side: word
-/// `index` of all columns to `place(index)` in `data`, with zeros for columns that are not there.
+/// Lays words that stand column behind column side by side: word `index` of all columns to `place(index)` in `data`, with
+/// zeros for columns that are not there.
 ///
 /// # Safety
-/// The processor has AVX-512. `source` points to `columns * length` words.
-#[target_feature(enable = "avx512f,avx512bw")]
-unsafe fn transpose(
-    source: *const i32,
-    columns: usize,
-    length: usize,
+/// As for [`MatMulKernels::transpose`].
+unsafe fn lay_out(
+    kernels: &MatMulKernels,
+    source: WordColumns,
     data: &mut [u8],
     place: impl Fn(usize) -> usize,
 ) {
-    for start in (0..length).step_by(LANES) {
-        let count = LANES.min(length - start);
-        let mask = if count == LANES {
-            0xffff
-        } else {
-            (1u16 << count) - 1
-        };
-        let mut words = [_mm512_setzero_si512(); LANES];
-        for (column, words) in words.iter_mut().enumerate().take(columns) {
-            // SAFETY: lanes beyond the column's end are not read.
-            *words = unsafe { _mm512_maskz_loadu_epi32(mask, source.add(column * length + start)) };
-        }
-        for (index, words) in transposed(&words).into_iter().take(count).enumerate() {
-            let to = &mut data[place(start + index)..][..LINE_BYTES];
-            // SAFETY: a register is as wide as the slice.
-            unsafe { _mm512_storeu_epi8(to.as_mut_ptr().cast::<i8>(), words) };
+    for start in (0..source.length).step_by(LANES) {
+        // SAFETY: as the caller guarantees.
+        let lines = unsafe { (kernels.transpose)(source, start) };
+        for (index, line) in lines.iter().enumerate().take(source.length - start) {
+            let to = data[place(start + index)..][..LINE_BYTES].as_chunks_mut::<4>().0;
+            for (to, word) in to.iter_mut().zip(line) {
+                *to = word.to_ne_bytes();
+            }
         }
     }
-}
-
-/// Sixteen registers of sixteen words, the other way round: first within pairs and fours of registers, then by quarters.
-///
-/// Loops and not iterators: a closure of the standard library's can't hold registers of this width.
-#[inline]
-#[target_feature(enable = "avx512f,avx512bw")]
-fn transposed(rows: &[__m512i; LANES]) -> [__m512i; LANES] {
-    const EVEN_LANES: i32 = 0b1000_1000;
-    const ODD_LANES: i32 = 0b1101_1101;
-    let mut pairs = *rows;
-    for at in (0..LANES).step_by(2) {
-        pairs[at] = _mm512_unpacklo_epi32(rows[at], rows[at + 1]);
-        pairs[at + 1] = _mm512_unpackhi_epi32(rows[at], rows[at + 1]);
-    }
-    // The quarter `q` of `fours[4 * f + c]` holds column `4 * q + c` of the rows from `4 * f`.
-    let mut fours = *rows;
-    for at in (0..LANES).step_by(4) {
-        fours[at] = _mm512_unpacklo_epi64(pairs[at], pairs[at + 2]);
-        fours[at + 1] = _mm512_unpackhi_epi64(pairs[at], pairs[at + 2]);
-        fours[at + 2] = _mm512_unpacklo_epi64(pairs[at + 1], pairs[at + 3]);
-        fours[at + 3] = _mm512_unpackhi_epi64(pairs[at + 1], pairs[at + 3]);
-    }
-    let mut columns = *rows;
-    for at in 0..4 {
-        let even = _mm512_shuffle_i32x4::<EVEN_LANES>(fours[at], fours[4 + at]);
-        let odd = _mm512_shuffle_i32x4::<ODD_LANES>(fours[at], fours[4 + at]);
-        let even_below = _mm512_shuffle_i32x4::<EVEN_LANES>(fours[8 + at], fours[12 + at]);
-        let odd_below = _mm512_shuffle_i32x4::<ODD_LANES>(fours[8 + at], fours[12 + at]);
-        columns[at] = _mm512_shuffle_i32x4::<EVEN_LANES>(even, even_below);
-        columns[4 + at] = _mm512_shuffle_i32x4::<EVEN_LANES>(odd, odd_below);
-        columns[8 + at] = _mm512_shuffle_i32x4::<ODD_LANES>(even, even_below);
-        columns[12 + at] = _mm512_shuffle_i32x4::<ODD_LANES>(odd, odd_below);
-    }
-    columns
 }
 
 fn pack_zeros(shape: MatrixShape, zeros: &[u8]) -> Vec<u8> {

@@ -1,19 +1,22 @@
 //! Quantisation of a matrix of floats to packed weights, at load.
 
-use crate::matmul::pack::{LINE_BYTES, MatrixShape, PackedWeights, WeightBits, each_tile};
-use crate::matmul::{GROUPS, LANES, available};
+use crate::isa::Isa;
+use crate::matmul::pack::{LINE_BYTES, MatrixShape, PackedWeights, WeightBits, each_tile, kernels};
+use crate::matmul::{GROUPS, LANES};
 
 impl PackedWeights {
-    /// Quantises `weights` (`[k, n]`, row-major) by block, on `threads` threads. The error says what does not fit, or that
-    /// the processor does not support the operator.
+    /// Quantises `weights` (`[k, n]`, row-major) by block, on `threads` threads, for the kernels of `isa`. The error says
+    /// what does not fit, or that the processor does not have the instruction set.
     ///
     /// Eight bits: the largest magnitude of a block becomes 127. Four bits: the value of the largest magnitude becomes -8,
     /// as ONNX Runtime's and llama.cpp's symmetric forms have it.
-    pub(crate) fn quantised(shape: MatrixShape, weights: &[f32], threads: usize) -> Result<Self, String> {
+    pub(crate) fn quantised(
+        shape: MatrixShape,
+        weights: &[f32],
+        (isa, threads): (Isa, usize),
+    ) -> Result<Self, String> {
         let MatrixShape { k, n, block, bits } = shape;
-        if !available() {
-            return Err("this processor has no AVX-512 VNNI".into());
-        }
+        let kernels = kernels(isa)?;
         let fits = k > 0 && n > 0 && block.is_power_of_two() && (16..=256).contains(&block);
         if !fits || weights.len() != k * n {
             return Err(format!(
@@ -26,6 +29,7 @@ impl PackedWeights {
             data: each_tile(shape, threads, |tiles| quantise_tiles(shape, weights, tiles)),
             zeros: vec![bits.zero(); GROUPS * LANES],
             symmetric: true,
+            kernels,
         })
     }
 }

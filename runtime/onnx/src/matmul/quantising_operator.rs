@@ -5,6 +5,7 @@ use std::sync::Arc;
 use ort::operator::{KernelContext, Operator, OperatorInput, OperatorOutput};
 use ort::value::{TensorElementType, TensorValueType};
 
+use crate::isa::Isa;
 use crate::matmul::QUANTISING_OPERATOR;
 use crate::matmul::operator::{MatMulKernel, RowScratchPool};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits};
@@ -12,14 +13,16 @@ use crate::matmul::release::release;
 
 /// The operator of one session.
 pub(crate) struct QuantisingMatMul {
+    isa: Isa,
     threads: usize,
     scratch: RowScratchPool,
 }
 
 impl QuantisingMatMul {
-    /// An operator that quantises on `threads` threads.
-    pub(crate) fn new(threads: usize) -> Self {
+    /// An operator with the kernels of `isa`, which quantises on `threads` threads.
+    pub(crate) fn new(isa: Isa, threads: usize) -> Self {
         Self {
+            isa,
             threads,
             scratch: Arc::default(),
         }
@@ -68,7 +71,8 @@ impl Operator for QuantisingMatMul {
         };
         let weights = context.constant_input::<TensorValueType<f32>>(1)?;
         let weights = weights.extract_tensor().1;
-        let packed = PackedWeights::quantised(shape, weights, self.threads).map_err(ort::Error::new)?;
+        let packed =
+            PackedWeights::quantised(shape, weights, (self.isa, self.threads)).map_err(ort::Error::new)?;
         // The constant input is not read again.
         // SAFETY: floats are bytes without gaps.
         release(&[unsafe {

@@ -1,11 +1,11 @@
 //! The product against what it stands for, computed as plainly as possible.
 
-#![cfg(target_arch = "x86_64")]
 #![allow(clippy::cast_precision_loss, clippy::cast_possible_truncation)]
 
 use proptest::prelude::*;
 
-use crate::matmul::available;
+use crate::isa::Isa;
+use crate::matmul::kernels::MatMulKernels;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
 use crate::workers::Workers;
@@ -20,6 +20,11 @@ impl Workers for Alone {
     }
 }
 
+/// Whether two results are the same to the last bit.
+fn equal(a: &[f32], b: &[f32]) -> bool {
+    a.len() == b.len() && a.iter().zip(b).all(|(a, b)| a.to_bits() == b.to_bits())
+}
+
 /// A matrix as it stands in a file.
 #[derive(Debug)]
 struct Matrix {
@@ -30,19 +35,19 @@ struct Matrix {
 }
 
 impl Matrix {
-    fn packed(&self, threads: usize) -> PackedWeights {
+    fn packed(&self, kernels: &'static MatMulKernels, threads: usize) -> PackedWeights {
         let source = WeightInputs {
             weights: &self.weights,
             scales: &self.scales,
             zeros: self.zeros.as_deref(),
         };
-        PackedWeights::new(self.shape, source, threads).unwrap()
+        PackedWeights::new_with(kernels, self.shape, source, threads).unwrap()
     }
 
-    fn product(&self, input: &[f32]) -> Vec<f32> {
+    fn product(&self, kernels: &'static MatMulKernels, input: &[f32]) -> Vec<f32> {
         let mut out = vec![f32::NAN; input.len() / self.shape.k * self.shape.n];
         multiply(
-            &self.packed(2),
+            &self.packed(kernels, 2),
             input,
             &mut out,
             &mut RowScratch::default(),
@@ -114,6 +119,20 @@ fn matrices() -> impl Strategy<Value = Matrix> {
     })
 }
 
+#[test]
+fn an_instruction_set_that_the_processor_does_not_have_is_refused() {
+    let shape = MatrixShape {
+        k: 16,
+        n: 1,
+        block: 16,
+        bits: WeightBits::Eight,
+    };
+    for isa in Isa::ALL {
+        let packed = PackedWeights::quantised(shape, &[0.5; 16], (isa, 1));
+        assert_eq!(packed.is_ok(), isa.is_supported(), "{isa:?}");
+    }
+}
+
 fn rows(k: usize, count: usize) -> impl Strategy<Value = Vec<f32>> {
     proptest::collection::vec(-3f32..3.0, k * count)
 }
@@ -128,23 +147,24 @@ proptest! {
             move |count| rows(k, count)
         }).prop_map(move |input| (Matrix { zeros: m.zeros.clone(), weights: m.weights.clone(), scales: m.scales.clone(), ..m }, input)))
     ) {
-        prop_assume!(available());
-        let got = matrix.product(&input);
+        let got = matrix.product(MatMulKernels::of(Isa::Scalar), &input);
         let expected = matrix.reference(&input);
         let largest = expected.iter().fold(1e-3f64, |most, value| most.max(value.abs()));
         for (got, expected) in got.iter().zip(&expected) {
             prop_assert!((f64::from(*got) - expected).abs() <= 1e-5 * largest, "{got} is not {expected}");
         }
-        for (row, together) in input.chunks(matrix.shape.k).zip(got.chunks(matrix.shape.n)) {
-            let alone = matrix.product(row);
-            prop_assert!(alone.iter().zip(together).all(|(a, b)| a.to_bits() == b.to_bits()));
+        for (name, kernels) in MatMulKernels::all() {
+            let together = matrix.product(kernels, &input);
+            prop_assert!(equal(&together, &got), "{name}");
+            for (row, together) in input.chunks(matrix.shape.k).zip(together.chunks(matrix.shape.n)) {
+                prop_assert!(equal(&matrix.product(kernels, row), together), "{name}, a row alone");
+            }
         }
     }
 
     #[test]
     fn packing_keeps_every_value(matrix in matrices()) {
-        prop_assume!(available());
-        let packed = matrix.packed(3);
+        let packed = matrix.packed(MatMulKernels::of(Isa::Scalar), 3);
         let MatrixShape { n, .. } = matrix.shape;
         let (blocks, words) = (matrix.shape.blocks(), matrix.shape.words());
         let tile_bytes = blocks * matrix.shape.block_bytes(3);
@@ -163,16 +183,15 @@ proptest! {
                 prop_assert_eq!(&data[scale..scale + 4], &expected[..]);
             }
         }
-        prop_assert_eq!(&matrix.packed(1).data[..], &packed.data[..]);
+        for (name, kernels) in MatMulKernels::all() {
+            prop_assert_eq!(&matrix.packed(kernels, 1).data[..], &packed.data[..], "{}", name);
+        }
     }
 }
 
 /// Runs of many blocks are cut into chunks where there is more than one panel: that must not change a bit.
 #[test]
 fn a_row_of_many_blocks_is_what_it_is_alone() {
-    if !available() {
-        return;
-    }
     let shape = MatrixShape {
         k: 3000,
         n: 100,
@@ -195,23 +214,18 @@ fn a_row_of_many_blocks_is_what_it_is_alone() {
         zeros: None,
     };
     let input: Vec<f32> = (0..23 * shape.k).map(|_| random() as f32 / 1e9 - 1.0).collect();
-    let got = matrix.product(&input);
-    for (row, together) in input.chunks(shape.k).zip(got.chunks(shape.n)) {
-        let alone = matrix.product(row);
-        assert!(
-            alone
-                .iter()
-                .zip(together)
-                .all(|(a, b)| a.to_bits() == b.to_bits())
-        );
+    let expected = matrix.product(MatMulKernels::of(Isa::Scalar), &input);
+    for (name, kernels) in MatMulKernels::all() {
+        let got = matrix.product(kernels, &input);
+        assert!(equal(&got, &expected), "{name}");
+        for (row, together) in input.chunks(shape.k).zip(got.chunks(shape.n)) {
+            assert!(equal(&matrix.product(kernels, row), together), "{name}");
+        }
     }
 }
 
 #[test]
 fn what_is_no_number_stays_none_and_zeros_stay_zero() {
-    if !available() {
-        return;
-    }
     let matrix = Matrix {
         shape: MatrixShape {
             k: 64,
@@ -223,13 +237,16 @@ fn what_is_no_number_stays_none_and_zeros_stay_zero() {
         scales: vec![0.5; 6],
         zeros: None,
     };
-    let mut input = vec![0.0; 128];
-    input[40] = f32::NAN;
-    let got = matrix.product(&input);
-    assert!(got[..3].iter().all(|value| value.is_nan()), "{got:?}");
-    assert_eq!(got[3..], [0.0; 3]);
-    input[40] = f32::INFINITY;
-    assert!(matrix.product(&input)[..3].iter().all(|value| !value.is_finite()));
+    for (name, kernels) in MatMulKernels::all() {
+        let mut input = vec![0.0; 128];
+        input[40] = f32::NAN;
+        let got = matrix.product(kernels, &input);
+        assert!(got[..3].iter().all(|value| value.is_nan()), "{name} {got:?}");
+        assert_eq!(got[3..], [0.0; 3]);
+        input[40] = f32::INFINITY;
+        let got = matrix.product(kernels, &input);
+        assert!(got[..3].iter().all(|value| !value.is_finite()), "{name} {got:?}");
+    }
 }
 
 #[test]
@@ -240,7 +257,7 @@ fn what_does_not_fit_is_told() {
             scales: &vec![0.0; scales],
             zeros: None,
         };
-        PackedWeights::new(shape, source, 1).err()
+        PackedWeights::new(shape, source, (Isa::Scalar, 1)).err()
     };
     let shape = MatrixShape {
         k: 64,
@@ -248,12 +265,12 @@ fn what_does_not_fit_is_told() {
         block: 32,
         bits: WeightBits::Four,
     };
-    assert_eq!(packed(shape, 96, 6).is_none(), available());
+    assert!(packed(shape, 96, 6).is_none());
     assert!(packed(shape, 95, 6).is_some());
     assert!(packed(shape, 96, 5).is_some());
     assert!(packed(MatrixShape { block: 24, ..shape }, 96, 6).is_some());
     assert!(packed(MatrixShape { n: 0, ..shape }, 0, 0).is_some());
-    if available() {
+    {
         let matrix = PackedWeights::new(
             shape,
             WeightInputs {
@@ -261,7 +278,7 @@ fn what_does_not_fit_is_told() {
                 scales: &[0.0; 6],
                 zeros: None,
             },
-            1,
+            (Isa::Scalar, 1),
         )
         .unwrap();
         let outcome = multiply(
@@ -324,9 +341,6 @@ proptest! {
         four in any::<bool>(),
         seed in any::<u32>(),
     ) {
-        if !available() {
-            return Ok(());
-        }
         let bits = if four { WeightBits::Four } else { WeightBits::Eight };
         let shape = MatrixShape { k, n, block: 1 << log, bits };
         let mut state = seed;
@@ -339,9 +353,15 @@ proptest! {
                 .collect()
         };
         let (weights, input) = (values(k * n), values(rows * k));
-        let packed = PackedWeights::quantised(shape, &weights, 2).unwrap();
+        let mut packed = PackedWeights::quantised(shape, &weights, (Isa::Scalar, 2)).unwrap();
         let mut out = vec![0.0; rows * n];
         multiply(&packed, &input, &mut out, &mut RowScratch::default(), &Alone).unwrap();
+        for (name, kernels) in MatMulKernels::all() {
+            packed.kernels = kernels;
+            let mut got = vec![0.0; rows * n];
+            multiply(&packed, &input, &mut got, &mut RowScratch::default(), &Alone).unwrap();
+            prop_assert!(equal(&got, &out), "{name}");
+        }
         for (row, got) in input.chunks(k).zip(out.chunks(n)) {
             let expected = plain_quantised(shape, &weights, row);
             // A value halfway between two whole numbers may be rounded the other way.
@@ -351,7 +371,7 @@ proptest! {
             }
             let mut alone = vec![0.0; n];
             multiply(&packed, row, &mut alone, &mut RowScratch::default(), &Alone).unwrap();
-            prop_assert!(alone.iter().zip(got).all(|(a, b)| a.to_bits() == b.to_bits()));
+            prop_assert!(equal(&alone, got));
         }
     }
 }
@@ -364,17 +384,17 @@ fn weights_that_fit_no_shape_are_refused() {
         block: 32,
         bits: WeightBits::Eight,
     };
-    assert_eq!(
-        PackedWeights::quantised(shape, &[0.5; 120], 1).is_ok(),
-        available()
+    assert!(PackedWeights::quantised(shape, &[0.5; 120], (Isa::Scalar, 1)).is_ok());
+    assert!(PackedWeights::quantised(shape, &[0.5; 119], (Isa::Scalar, 1)).is_err());
+    assert!(
+        PackedWeights::quantised(MatrixShape { block: 24, ..shape }, &[0.5; 120], (Isa::Scalar, 1)).is_err()
     );
-    assert!(PackedWeights::quantised(shape, &[0.5; 119], 1).is_err());
-    assert!(PackedWeights::quantised(MatrixShape { block: 24, ..shape }, &[0.5; 120], 1).is_err());
-    if available() {
+    for (name, kernels) in MatMulKernels::all() {
         // Zeros stay zeros, and what is no number stays none.
-        let packed = PackedWeights::quantised(shape, &[0.0; 120], 1).unwrap();
+        let mut packed = PackedWeights::quantised(shape, &[0.0; 120], (Isa::Scalar, 1)).unwrap();
+        packed.kernels = kernels;
         let mut out = [1.0; 3];
         multiply(&packed, &[7.0; 40], &mut out, &mut RowScratch::default(), &Alone).unwrap();
-        assert!(out.iter().all(|value| value.to_bits() == 0));
+        assert!(out.iter().all(|value| value.to_bits() == 0), "{name}");
     }
 }

@@ -54,10 +54,11 @@ pub enum Level {
 pub struct Prepare {
     /// The level of its form.
     pub level: Level,
-    /// Matmuls with weights of four bits are computed by the custom operator. Only on processors with AVX-512 VNNI.
+    /// Matmuls with weights of four bits are computed by the custom operator, where it has kernels for the processor
+    /// ([`Isa`](crate::Isa)).
     pub matmul: bool,
-    /// Attention is computed by the custom operator, in graphs that take rows of any length. Only on processors with
-    /// AVX-512.
+    /// Attention is computed by the custom operator, in graphs that take rows of any length, where it has kernels for the
+    /// processor.
     pub attention: bool,
 }
 

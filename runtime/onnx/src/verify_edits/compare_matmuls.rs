@@ -45,7 +45,7 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
 fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<Vec<Vec<f32>>, String> {
     let said = |error: ort::Error| one_line(error);
     let folder = trial.weights_folder;
-    let mut builder = session::builder_beside_weights(trial.library, trial.target, trial.threads, folder)
+    let mut builder = session::builder_beside_weights(trial.library, trial.target, trial.cpu, folder)
         .map_err(|error| error.to_string())?;
     let mut session: Session =
         custom_operators::commit(|| builder.commit_from_memory(graph)).map_err(said)?;

@@ -14,6 +14,7 @@ use prost::bytes::Bytes;
 use crate::decoder::{DecoderConfig, OnnxDecoder};
 use crate::error::OnnxError;
 use crate::graph::GraphFacts;
+use crate::isa::{CpuResources, IsaChoice};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::logit_difference::LogitDifference;
@@ -56,7 +57,7 @@ pub(crate) struct Trial<'a> {
     pub(crate) facts: GraphFacts,
     pub(crate) genai: &'a GenaiConfig,
     pub(crate) target: ExecutionTarget<'a>,
-    pub(crate) threads: usize,
+    pub(crate) cpu: CpuResources,
 }
 
 impl Trial<'_> {
@@ -139,7 +140,7 @@ impl Trial<'_> {
     /// A decoder over the plain graph.
     fn plain(&self, graph: &Bytes, genai: &GenaiConfig) -> Result<OnnxDecoder, OnnxError> {
         let source = self.source(genai, graph);
-        let opened = session::open(self.library, &source, self.target, self.threads)?;
+        let opened = session::open(self.library, &source, self.target, self.cpu)?;
         self.decoder(opened, None, Prepare::PLAIN, KvCache::F32, genai)
     }
 
@@ -208,7 +209,7 @@ impl Trial<'_> {
     ) -> Result<Vec<f32>, String> {
         let said = |error: OnnxError| error.to_string();
         let source = self.source(genai, &prepared.graph);
-        let graph = session::open(self.library, &source, self.target, self.threads).map_err(said)?;
+        let graph = session::open(self.library, &source, self.target, self.cpu).map_err(said)?;
         let mut edited = self
             .decoder(graph, prepared.tables, edits, kv_cache, genai)
             .map_err(said)?;
@@ -237,12 +238,14 @@ impl Trial<'_> {
         let config = DecoderConfig {
             provider: self.target.provider,
             provider_settings: self.target.settings.clone(),
-            threads: Some(self.threads),
+            threads: Some(self.cpu.threads),
             rows: 3,
             cache_rows: 0,
             kv_cache,
             kv_memory: None,
             prepare: edits,
+            // The graph is open already.
+            isa: IsaChoice::Auto,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,
             ..DecoderConfig::default()
@@ -353,7 +356,13 @@ mod tests {
     use phi_edge_models::ModelDir;
 
     use super::*;
+    use crate::isa::Isa;
     use crate::prepare::Level;
+
+    const CPU: CpuResources = CpuResources {
+        threads: 1,
+        isa: Some(Isa::Scalar),
+    };
 
     /// The repository's own exports, where the library is at hand.
     fn trial(form: &str, judge: impl FnOnce(&Trial<'_>, &Bytes)) {
@@ -370,7 +379,7 @@ mod tests {
             facts: crate::graph::read(&path).unwrap(),
             genai: model.config(),
             target: ExecutionTarget::CPU,
-            threads: 1,
+            cpu: CPU,
         };
         judge(&trial, &std::fs::read(&path).unwrap().into());
     }
@@ -383,11 +392,7 @@ mod tests {
             "tests/fixtures/forms/2026",
         ] {
             trial(form, |trial, graph| {
-                let possible = |edits: &Prepare| {
-                    let own = (!edits.matmul || crate::matmul::available())
-                        && (!edits.attention || crate::attention::available());
-                    own && prepare::prepare(graph, "logits", *edits).is_some()
-                };
+                let possible = |edits: &Prepare| prepare::prepare(graph, "logits", *edits).is_some();
                 for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
                     assert_eq!(trial.run(graph, edits).unwrap(), Ok(()), "{form}, {edits}");
                 }
@@ -404,7 +409,7 @@ mod tests {
                 trial.library,
                 &trial.source(&genai, graph),
                 ExecutionTarget::CPU,
-                1,
+                CPU,
             )
             .unwrap();
             let mut plain = trial

@@ -14,6 +14,7 @@ use crate::custom_operators;
 use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::{OnnxError, one_line};
 use crate::graph_file::{folder_of, read_graph};
+use crate::isa::{CpuResources, Isa};
 use crate::library::Library;
 use crate::matmul;
 use crate::prepare::{CutEncoder, EncoderNames, LocatedGraph, cut_encoder, quantise_matmuls, resolve_links};
@@ -32,7 +33,7 @@ pub(crate) struct EncoderSource<'a> {
     pub(crate) model: &'a ModelDir,
     /// The provider of the decoder.
     pub(crate) target: ExecutionTarget<'a>,
-    pub(crate) threads: usize,
+    pub(crate) cpu: CpuResources,
     pub(crate) weights: VisionWeights,
     pub(crate) edit_cache: Option<&'a Path>,
 }
@@ -53,7 +54,7 @@ pub(crate) fn open(source: &EncoderSource<'_>) -> Result<Option<VisionEncoder>, 
     };
     let Ok(graph) = read_graph(&path) else {
         // A graph that holds its weights itself, or can't be read: opening it gives the best error.
-        let mut builder = session::builder(source.library, source.target, source.threads)?;
+        let mut builder = session::builder(source.library, source.target, source.cpu)?;
         let session = custom_operators::commit(|| builder.commit_from_file(&path))
             .map_err(|error| opening.refused(&one_line(error)))?;
         opening.check_placement(&session)?;
@@ -92,6 +93,7 @@ impl Opening<'_> {
             &provider,
             &processor,
             matmul::REVISION,
+            self.source.cpu.isa.map_or("none", Isa::as_str),
         ];
         EditCache::for_graph(&located.graph, &circumstances, self.source.edit_cache)
     }
@@ -190,8 +192,10 @@ impl Opening<'_> {
         (bits, block): (i64, i64),
     ) -> Result<VisionEncoder, String> {
         let said = |error: OnnxError| error.to_string();
-        if self.source.target.provider != Provider::Cpu || !matmul::available() {
-            return Err("it needs a processor with AVX-512 VNNI".into());
+        if self.source.target.provider != Provider::Cpu || self.source.cpu.isa.is_none() {
+            return Err(
+                "it needs a processor of x86-64 with AVX2, and runtime.isa other than \"none\"".into(),
+            );
         }
         let graph = match form {
             Form::Whole => &located.graph,
@@ -269,7 +273,7 @@ impl Opening<'_> {
         let mut builder = session::builder_beside_weights(
             self.source.library,
             self.source.target,
-            self.source.threads,
+            self.source.cpu,
             folder,
         )?;
         let session =
@@ -358,7 +362,10 @@ mod tests {
             library: &library,
             model: &model,
             target: ExecutionTarget::CPU,
-            threads: 2,
+            cpu: CpuResources {
+                threads: 2,
+                isa: Isa::detect(),
+            },
             weights: VisionWeights::F32,
             edit_cache: Some(&file),
         };

@@ -22,7 +22,7 @@ pub(crate) struct AskArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
     /// Ask the daemon at this broker instead: mqtt://[user:password@]host[:port][/base/topic], or mqtts://
-    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "provider", "kv_cache", "threads", "library", "prefill_chunk", "raw", "ids"])]
+    #[arg(long, value_name = "URL", conflicts_with_all = ["model", "provider", "kv_cache", "isa", "threads", "library", "prefill_chunk", "raw", "ids"])]
     pub(crate) broker: Option<BrokerUrl>,
     /// For mqtts://: the authority that signed the broker's certificate, PEM.
     #[arg(long, value_name = "FILE", requires = "broker")]

@@ -11,7 +11,7 @@ use std::collections::HashSet;
 use std::time::Duration;
 
 use phi_edge_engine::{Detokenizer, Event, Interrupt, RequestId, Summary, Symbol, TokenId};
-use phi_edge_onnx::baseline;
+use phi_edge_onnx::{Isa, baseline};
 use serde_json::{Value, json};
 
 use crate::commands::local_model::LocalModel;
@@ -41,6 +41,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     let loaded = json!({
         "load_ms": local.load.as_millis(),
         "provider": local.engine.decoder().inner().provider().as_str(),
+        "isa": local.engine.decoder().inner().isa().map_or("none", Isa::as_str),
         "kv_cache": local.engine.caps().kv_type.as_str(),
         "prepared": local.engine.decoder().inner().prepared().as_str(),
     });

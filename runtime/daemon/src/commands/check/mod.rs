@@ -9,7 +9,7 @@ use phi_edge_config::Config;
 use phi_edge_engine::Engine;
 use phi_edge_models::ModelDir;
 use phi_edge_mqtt::{Client, ClientOptions};
-use phi_edge_onnx::{Library, OnnxDecoder};
+use phi_edge_onnx::{Isa, Library, OnnxDecoder};
 use phi_edge_rules::Rule;
 
 use crate::exit::{Exit, Fault};
@@ -88,8 +88,13 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             setup
                 .load_over(&model, |decoder| decoder)
                 .map(|(engine, computed_by)| {
-                    let provider = provider_lines::chosen(engine.decoder().provider_report());
-                    let said = format!("{provider}, context of {} tokens", engine.context());
+                    let decoder = engine.decoder();
+                    let provider = provider_lines::chosen(decoder.provider_report());
+                    let isa = decoder.isa().map_or("none", Isa::as_str);
+                    let said = format!(
+                        "{provider}, instruction set {isa}, context of {} tokens",
+                        engine.context()
+                    );
                     ((engine, computed_by), said)
                 }),
         );

@@ -113,8 +113,8 @@ metrics! {
         "1 for the reason why it is not all of the time.";
     STATE = "phi_edge_state", MetricKind::Gauge, Count, "`state` (`starting`, `ready`, `degraded`, `draining`, `offline`)",
         "1 for the state that the node is in, as its status says.";
-    INFO = "phi_edge_info", MetricKind::Gauge, Count, "`version`, `model`, `provider`",
-        "Always 1; which program and model this is.";
+    INFO = "phi_edge_info", MetricKind::Gauge, Count, "`version`, `model`, `provider`, `isa`",
+        "Always 1; which program and model this is, and what computes.";
     LINK_UP = "phi_edge_link_up", MetricKind::Gauge, Count, "", "1 while the node is connected to its broker.";
     LINK_CONNECTIONS = "phi_edge_link_connections_total", MetricKind::Counter, Count, "", "Connections made to the broker.";
     LINK_MESSAGES = "phi_edge_link_messages_total", MetricKind::Counter, Count,

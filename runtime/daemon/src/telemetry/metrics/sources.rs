@@ -158,6 +158,7 @@ impl MetricsSources {
                 ("version", status.version.as_str()),
                 ("model", self.recorder.model()),
                 ("provider", provider.as_str()),
+                ("isa", status.isa.as_deref().unwrap_or("none")),
             ];
             self.recorder.gauge(&c::INFO, &labels).set(1.0);
         }

@@ -1,4 +1,4 @@
-//! One tile of the matmul: a panel of rows times a tile of columns, in registers.
+//! One tile of the matmul with AVX-512 VNNI: a panel of rows times a tile of columns, in registers.
 
 use std::arch::x86_64::{
     __m128i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
@@ -8,31 +8,21 @@ use std::arch::x86_64::{
 };
 
 use crate::matmul::LANES;
+use crate::matmul::kernels::{Tile, TileForm};
+use crate::matmul::pack::WeightBits;
 
-/// The operands of a tile and its destination: a run of blocks, one behind the other.
-pub(crate) struct Tile {
-    /// The first block's words and scales ([`crate::matmul::pack::PackedWeights`]), at a cache line's begin.
-    pub(crate) weights: *const u8,
-    /// The first block's zero points, and how many bytes later the next block's stand.
-    pub(crate) zeros: *const u8,
-    pub(crate) zeros_step: usize,
-    pub(crate) blocks: usize,
-    /// Words of a block.
-    pub(crate) words: usize,
-    /// The panel at the first block ([`crate::matmul::quantise::PanelRow`]).
-    pub(crate) quants: *const i32,
-    pub(crate) scales: *const f32,
-    pub(crate) sums: *const i32,
-    /// The tile's upper left corner in the output, whose rows are `stride` values apart.
-    pub(crate) out: *mut f32,
-    pub(crate) stride: usize,
-    /// The mask of the last group's columns.
-    pub(crate) mask: u16,
-    /// Whether the result is added to the output.
-    pub(crate) add: bool,
-    /// The prefetch distance in bytes, and the groups that are prefetched.
-    pub(crate) ahead: usize,
-    pub(crate) fetch: [bool; 3],
+/// Computes a tile of any form.
+///
+/// # Safety
+/// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile).
+pub(crate) unsafe fn tile(form: TileForm, tile: &Tile) {
+    // SAFETY: the caller's guarantee is passed on.
+    unsafe {
+        match form.bits {
+            WeightBits::Four => by_form!(compute, 1, form, tile; 1 2 3 4 5 6 7; 8),
+            WeightBits::Eight => by_form!(compute, 2, form, tile; 1 2 3 4 5 6 7; 8),
+        }
+    }
 }
 
 /// Computes `ROWS` rows of `GROUPS` groups of columns, of weights whose words are `LINES` lines.
@@ -53,7 +43,7 @@ pub(crate) struct Tile {
 )]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 #[inline]
-pub(crate) unsafe fn compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
+unsafe fn compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
     const LINE_BYTES: usize = 64;
     let low = _mm512_set1_epi8(15);
     let mask = |group: usize| if group + 1 == GROUPS { tile.mask } else { 0xffff };
