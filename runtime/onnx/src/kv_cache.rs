@@ -60,8 +60,8 @@ pub(crate) struct KvSupport {
     pub(crate) edits: Prepare,
     /// The type of keys and values in the graph's file.
     pub(crate) element: Element,
-    /// Whether the custom operator for attention has kernels for 8 bits on this processor.
-    pub(crate) kernels: bool,
+    /// The instruction set of the custom operators; `None`: there are no kernels for 8 bits.
+    pub(crate) isa: Option<Isa>,
     /// Why attention is not computed by the custom operator, where `edits` does not have it and that is known.
     pub(crate) attention: Option<String>,
     /// Why the graph's results with 8 bits are not near enough to those with 32, where it was tried.
@@ -75,7 +75,7 @@ impl KvSupport {
             provider,
             edits,
             element,
-            kernels: isa.is_some(),
+            isa,
             attention: None,
             trial: None,
         }
@@ -97,7 +97,7 @@ impl KvSupport {
     /// `most` are the edits that were allowed.
     pub(crate) fn log_fallback(&self, kv_type: KvType, most: Prepare) {
         let (reason, kv) = (self.obstacle(), kv_type.as_str());
-        if self.provider == Provider::Cpu && self.kernels && most.attention {
+        if self.provider == Provider::Cpu && self.isa.is_some() && most.attention {
             tracing::warn!(
                 reason,
                 kv,
@@ -126,7 +126,7 @@ impl KvSupport {
             ))
         } else if self.element != Element::F32 {
             Some("the graph was exported with 16-bit keys and values, and only one with 32-bit ones can be edited for 8 bits".to_owned())
-        } else if !self.kernels {
+        } else if self.isa.is_none() {
             Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX2), or runtime.isa leaves them out".to_owned())
         } else if !self.edits.attention {
             let reason = self.attention.as_deref();
@@ -152,7 +152,7 @@ mod tests {
         provider: Provider::Cpu,
         edits: Prepare::ALL,
         element: Element::F32,
-        kernels: true,
+        isa: Some(Isa::Scalar),
         attention: None,
         trial: None,
     };
@@ -206,14 +206,7 @@ mod tests {
             KvType::F16,
             "runs on \"cuda\"",
         );
-        check(
-            KvSupport {
-                kernels: false,
-                ..ALL
-            },
-            KvType::F32,
-            "x86-64 with AVX2",
-        );
+        check(KvSupport { isa: None, ..ALL }, KvType::F32, "x86-64 with AVX2");
         let trial = Some("logits differ".to_owned());
         check(KvSupport { trial, ..ALL }, KvType::F32, "logits differ");
         for edits in [without_attention, Prepare::form(Level::Ragged), Prepare::PLAIN] {

@@ -43,14 +43,14 @@ pub(crate) unsafe fn pack_query<B: ByteProducts>(vector: &[f32], to: *mut u8) {
     let mut integers = [0i32; MAX_SIZE];
     // SAFETY: as the caller guarantees; 16 divides the size and its parts.
     unsafe {
-        let largest = largest::<B::Vector>(vector);
+        let largest = largest::<B::Lanes>(vector);
         let (scale, factor) = if largest > 0.0 {
             (largest / LARGEST_QUERY, LARGEST_QUERY / largest)
         } else {
             (0.0, 0.0)
         };
         *to.cast::<f32>() = scale;
-        round_to::<B::Vector>(vector, factor, LARGEST_QUERY, &mut integers);
+        round_to::<B::Lanes>(vector, factor, LARGEST_QUERY, &mut integers);
         let integers = &integers[..size];
         for (part, integers) in integers.chunks_exact(key_part(size)).enumerate() {
             *to.cast::<i32>().add(1 + part) = -KEY_OFFSET
@@ -187,7 +187,7 @@ pub(crate) unsafe fn tile<B: ByteProducts, const PIECES: usize, const ROWS: usiz
     tile: KvTile,
 ) {
     let size = PIECES * BLOCK_TOKENS;
-    let lanes = B::Vector::LANES;
+    let lanes = B::Lanes::LANES;
     let mut weights = [TileScores::ZERO; ROWS];
     let mut integers = WeightIntegers {
         words: [[[0; TILE_TOKENS / GROUP_TOKENS]; 2]; ROWS],
@@ -203,7 +203,7 @@ pub(crate) unsafe fn tile<B: ByteProducts, const PIECES: usize, const ROWS: usiz
         }
         for row in 0..ROWS {
             let visible = tile.visible(&queries[row]);
-            integers.shrinks[row] = weigh::<B::Vector>(&mut queries[row], &mut weights[row], visible);
+            integers.shrinks[row] = weigh::<B::Lanes>(&mut queries[row], &mut weights[row], visible);
             let words = &mut integers.words[row];
             integers.factors[row] = round::<B, PIECES>(tile, visible, &mut weights[row], words);
         }
@@ -238,10 +238,10 @@ unsafe fn add_values<B: ByteProducts, const PIECES: usize, const PART: usize, co
     integers: &WeightIntegers<ROWS>,
 ) {
     let size = PIECES * BLOCK_TOKENS;
-    let lanes = B::Vector::LANES;
+    let lanes = B::Lanes::LANES;
     // SAFETY: as the caller guarantees.
     unsafe {
-        let zero = B::Vector::set_ints(0);
+        let zero = B::Lanes::set_ints(0);
         let mut plain = [zero; PART];
         let mut sums = [[[zero; 2]; PART]; ROWS];
         for group in 0..tile.count.div_ceil(GROUP_TOKENS) {
@@ -253,26 +253,26 @@ unsafe fn add_values<B: ByteProducts, const PIECES: usize, const PART: usize, co
             tile.prefetch(block, (GROUPS + at) * PIECES + from / BLOCK_TOKENS, ahead);
             let mut bytes = [zero; PART];
             for part in 0..PART {
-                bytes[part] = B::Vector::load_ints(values.add(part * lanes * GROUP_TOKENS));
+                bytes[part] = B::Lanes::load_ints(values.add(part * lanes * GROUP_TOKENS));
                 plain[part] = B::add_plain_values(plain[part], bytes[part]);
             }
             for row in 0..ROWS {
                 let [first, second] = &integers.words[row];
                 let weights = [first[group], second[group]].map(u32::cast_signed);
-                let weights = [B::Vector::set_ints(weights[0]), B::Vector::set_ints(weights[1])];
+                let weights = [B::Lanes::set_ints(weights[0]), B::Lanes::set_ints(weights[1])];
                 for part in 0..PART {
                     B::add_values(&mut sums[row][part], bytes[part], weights);
                 }
             }
         }
         for row in 0..ROWS {
-            let factor = B::Vector::set(integers.factors[row]);
-            let shrink = B::Vector::set(integers.shrinks[row]);
+            let factor = B::Lanes::set(integers.factors[row]);
+            let shrink = B::Lanes::set(integers.shrinks[row]);
             for part in 0..PART {
                 let place = queries[row].sum.add(from + part * lanes);
                 let total = B::value_total(sums[row][part], plain[part]);
-                let sum = B::Vector::mul(B::Vector::load(place), shrink);
-                B::Vector::store(place, B::Vector::mul_add(total, factor, sum));
+                let sum = B::Lanes::mul(B::Lanes::load(place), shrink);
+                B::Lanes::store(place, B::Lanes::mul_add(total, factor, sum));
             }
         }
     }
@@ -295,19 +295,19 @@ unsafe fn scores<B: ByteProducts, const PIECES: usize, const ROWS: usize>(
     let keys = tile.block(block);
     // SAFETY: as the caller guarantees; the scales lie behind keys and values.
     unsafe {
-        let mut totals = [B::Vector::set(0.0); ROWS];
+        let mut totals = [B::Lanes::set(0.0); ROWS];
         for index in 0..size / part {
-            let mut sums = [[B::Vector::set_ints(0); 2]; ROWS];
+            let mut sums = [[B::Lanes::set_ints(0); 2]; ROWS];
             for at in index * part / 4..(index + 1) * part / 4 {
                 if lane == 0 {
                     tile.prefetch(block, at, 1);
                 }
-                let bytes = B::Vector::load_ints(keys.add((at * BLOCK_TOKENS + lane) * 4));
+                let bytes = B::Lanes::load_ints(keys.add((at * BLOCK_TOKENS + lane) * 4));
                 for row in 0..ROWS {
                     let vector = queries[row].vector.add(QUERY_HEADER).cast::<i32>();
                     let query = [
-                        B::Vector::set_ints(*vector.add(at)),
-                        B::Vector::set_ints(*vector.add(size / 4 + at)),
+                        B::Lanes::set_ints(*vector.add(at)),
+                        B::Lanes::set_ints(*vector.add(size / 4 + at)),
                     ];
                     B::add_keys(&mut sums[row], bytes, query);
                 }
@@ -315,14 +315,14 @@ unsafe fn scores<B: ByteProducts, const PIECES: usize, const ROWS: usize>(
             let scales = scales::<B>(keys, size, index, lane);
             for row in 0..ROWS {
                 let offset = *queries[row].vector.cast::<i32>().add(1 + index);
-                let whole = B::Vector::add_ints(B::key_total(sums[row]), B::Vector::set_ints(offset));
-                totals[row] = B::Vector::mul_add(B::Vector::to_floats(whole), scales, totals[row]);
+                let whole = B::Lanes::add_ints(B::key_total(sums[row]), B::Lanes::set_ints(offset));
+                totals[row] = B::Lanes::mul_add(B::Lanes::to_floats(whole), scales, totals[row]);
             }
         }
         for row in 0..ROWS {
-            let scale = B::Vector::set(*queries[row].vector.cast::<f32>());
+            let scale = B::Lanes::set(*queries[row].vector.cast::<f32>());
             let to = scores[row].0.as_mut_ptr().add(block * BLOCK_TOKENS + lane);
-            B::Vector::store(to, B::Vector::mul(totals[row], scale));
+            B::Lanes::store(to, B::Lanes::mul(totals[row], scale));
         }
     }
 }
@@ -336,7 +336,7 @@ unsafe fn scales<B: ByteProducts>(head: *const u8, size: usize, index: usize, la
     // SAFETY: as the caller guarantees.
     unsafe {
         let scales = head.add(2 * BLOCK_TOKENS * (size + index)).cast::<u16>();
-        B::Vector::load_f16(scales.add(lane))
+        B::Lanes::load_f16(scales.add(lane))
     }
 }
 
@@ -357,26 +357,26 @@ unsafe fn round<B: ByteProducts, const PIECES: usize>(
     // SAFETY: as the caller guarantees: the scales of the values are a block's last ones.
     unsafe {
         let weights = weights.0.as_mut_ptr();
-        let zero = B::Vector::set(0.0);
+        let zero = B::Lanes::set(0.0);
         let mut largest = zero;
-        for at in (0..tokens).step_by(B::Vector::LANES) {
+        for at in (0..tokens).step_by(B::Lanes::LANES) {
             let (block, lane) = (at / BLOCK_TOKENS, at % BLOCK_TOKENS);
             let scales = scales::<B>(tile.block(block), size, size / key_part(size), lane);
-            let weight = B::Vector::mul(B::Vector::load(weights.add(at)), scales);
+            let weight = B::Lanes::mul(B::Lanes::load(weights.add(at)), scales);
             // Scales behind the tokens that count may be anything.
-            let weight = B::Vector::first(visible.saturating_sub(at), weight, zero);
-            B::Vector::store(weights.add(at), weight);
-            largest = B::Vector::max(largest, weight);
+            let weight = B::Lanes::first(visible.saturating_sub(at), weight, zero);
+            B::Lanes::store(weights.add(at), weight);
+            largest = B::Lanes::max(largest, weight);
         }
-        let largest = B::Vector::largest(largest);
+        let largest = B::Lanes::largest(largest);
         let factor = if largest > 0.0 {
             LARGEST_WEIGHT / largest
         } else {
             0.0
         };
-        for at in (0..tokens).step_by(B::Vector::LANES) {
-            let weight = B::Vector::mul(B::Vector::load(weights.add(at)), B::Vector::set(factor));
-            B::Vector::store_ints(integers.as_mut_ptr().add(at), B::Vector::to_ints(weight));
+        for at in (0..tokens).step_by(B::Lanes::LANES) {
+            let weight = B::Lanes::mul(B::Lanes::load(weights.add(at)), B::Lanes::set(factor));
+            B::Lanes::store_ints(integers.as_mut_ptr().add(at), B::Lanes::to_ints(weight));
         }
         let blocks = integers.as_chunks::<BLOCK_TOKENS>().0;
         for (block, integers) in blocks.iter().enumerate().take(TILE_BLOCKS) {

@@ -267,7 +267,7 @@ unsafe fn pack_query<B: ByteProducts>(
                 .cast::<f32>()
                 .copy_from_nonoverlapping(rotated.as_ptr(), rotated.len()),
             BlockElement::I8 => {
-                hadamard::transform::<B::Vector>(rotated);
+                hadamard::transform::<B::Lanes>(rotated);
                 i8_tile::pack_query::<B>(rotated, to);
             }
         }

@@ -76,7 +76,6 @@ pub struct OnnxDecoder {
     kv_support: KvSupport,
     caps: Caps,
     provider_report: ProviderReport,
-    isa: Option<Isa>,
     encoder: Option<VisionEncoder>,
 }
 
@@ -144,7 +143,7 @@ impl OnnxDecoder {
             session,
             library: _,
             provider,
-            isa,
+            isa: _,
             logits_element,
             vocab_size,
             chooses_logits,
@@ -206,7 +205,6 @@ impl OnnxDecoder {
             kv_support,
             caps,
             provider_report: ProviderReport::of(provider),
-            isa,
             encoder: None,
             session,
         })
@@ -255,7 +253,7 @@ impl OnnxDecoder {
             self.prepared.as_str(),
             crate::matmul::REVISION,
             crate::attention::REVISION,
-            self.isa.map_or("none", Isa::as_str),
+            self.kv_support.isa.map_or("none", Isa::as_str),
         ];
         let mut parts: Vec<String> = parts.map(str::to_owned).into();
         parts.push(processor_name());
@@ -284,7 +282,7 @@ impl OnnxDecoder {
     /// The instruction set of the custom operators; `None` where the graph has none of them.
     pub fn isa(&self) -> Option<Isa> {
         let operators = self.prepared.matmul || self.prepared.attention;
-        self.isa.filter(|_| operators)
+        self.kv_support.isa.filter(|_| operators)
     }
 
     fn check(&self, step: &Step<'_>) -> Result<(), DecodeError> {

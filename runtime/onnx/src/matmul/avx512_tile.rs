@@ -8,8 +8,8 @@ use std::arch::x86_64::{
 };
 
 use crate::matmul::LANES;
-use crate::matmul::kernels::{Tile, TileForm};
-use crate::matmul::pack::WeightBits;
+use crate::matmul::operands::WeightBits;
+use crate::matmul::operands::{Tile, TileForm};
 
 /// Computes a tile of any form.
 ///

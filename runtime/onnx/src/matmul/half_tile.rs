@@ -10,8 +10,8 @@ use std::arch::x86_64::{
 };
 
 use crate::matmul::LANES;
-use crate::matmul::kernels::Tile;
-use crate::matmul::pack::LINE_BYTES;
+use crate::matmul::operands::LINE_BYTES;
+use crate::matmul::operands::Tile;
 
 /// Registers of a group of columns.
 pub(super) const HALVES: usize = 2;

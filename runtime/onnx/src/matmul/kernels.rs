@@ -4,72 +4,10 @@
 //! and blocks are added in their order by one fused operation each.
 
 use crate::isa::Isa;
-use crate::matmul::pack::WeightBits;
-use crate::matmul::{GROUPS, LANES, scalar_kernel};
+use crate::matmul::operands::{PanelRow, Tile, TileForm, WordColumns, WordLine};
+use crate::matmul::{LANES, scalar_kernel};
 #[cfg(target_arch = "x86_64")]
 use crate::matmul::{avx512_tile, maddubs_tile, quantise_x86, transpose_x86, vnni256_tile};
-
-/// The destination of one row of a panel. A panel is a few rows that go through the matmul together.
-pub(crate) struct PanelRow {
-    /// The panel's values: by word, the even values of each row, then the odd ones, four bytes a row.
-    pub(crate) quants: *mut i32,
-    /// The panel's scales, by block and row.
-    pub(crate) scales: *mut f32,
-    /// The panel's negated sums of a block's values, by block and row.
-    pub(crate) sums: *mut i32,
-    /// Rows of the panel.
-    pub(crate) rows: usize,
-    /// The row within it.
-    pub(crate) row: usize,
-}
-
-/// The operands of a tile and its destination: a run of blocks, one behind the other.
-pub(crate) struct Tile {
-    /// The first block's words and scales ([`crate::matmul::pack::PackedWeights`]), at a cache line's begin.
-    pub(crate) weights: *const u8,
-    /// The first block's zero points, and how many bytes later the next block's stand.
-    pub(crate) zeros: *const u8,
-    pub(crate) zeros_step: usize,
-    pub(crate) blocks: usize,
-    /// Words of a block.
-    pub(crate) words: usize,
-    /// The panel at the first block ([`PanelRow`]).
-    pub(crate) quants: *const i32,
-    pub(crate) scales: *const f32,
-    pub(crate) sums: *const i32,
-    /// The tile's upper left corner in the output, whose rows are `stride` values apart.
-    pub(crate) out: *mut f32,
-    pub(crate) stride: usize,
-    /// The mask of the last group's columns.
-    pub(crate) mask: u16,
-    /// Whether the result is added to the output.
-    pub(crate) add: bool,
-    /// The prefetch distance in bytes, and the groups that are prefetched.
-    pub(crate) ahead: usize,
-    pub(crate) fetch: [bool; GROUPS],
-}
-
-/// The dimensions of a tile.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct TileForm {
-    /// Rows of the panel, at most [`MatMulKernels::max_panel_rows`].
-    pub(crate) rows: usize,
-    /// Groups of columns, at most [`GROUPS`].
-    pub(crate) groups: usize,
-    pub(crate) bits: WeightBits,
-}
-
-/// Up to 16 columns of words of four bytes, one column behind the other.
-#[derive(Debug, Clone, Copy)]
-pub(crate) struct WordColumns {
-    pub(crate) first: *const i32,
-    pub(crate) columns: usize,
-    /// Words of a column.
-    pub(crate) length: usize,
-}
-
-/// Sixteen words side by side: one of each column.
-pub(crate) type WordLine = [i32; LANES];
 
 /// The kernels of one instruction set.
 ///
@@ -100,6 +38,13 @@ pub(crate) struct MatMulKernels {
     pub(crate) transpose: unsafe fn(WordColumns, start: usize) -> [WordLine; LANES],
 }
 
+static SCALAR: MatMulKernels = MatMulKernels {
+    panel_rows: 6,
+    max_panel_rows: 6,
+    quantise: scalar_kernel::quantise,
+    tile: scalar_kernel::tile,
+    transpose: scalar_kernel::transpose,
+};
 #[cfg(target_arch = "x86_64")]
 static AVX512: MatMulKernels = MatMulKernels {
     // Of 4, 6 and 8 rows by three groups this was the fastest from 16 rows on (by 2 %).
@@ -142,7 +87,7 @@ impl MatMulKernels {
             Isa::AvxVnni => &VNNI256_VEX,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
-            _ => &scalar_kernel::KERNELS,
+            _ => &SCALAR,
         }
     }
 

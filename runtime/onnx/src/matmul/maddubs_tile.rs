@@ -7,8 +7,8 @@ use std::arch::x86_64::{
 };
 
 use super::half_tile::{GroupSums, GroupWords, HALVES, HalfProducts, compute};
-use crate::matmul::kernels::{Tile, TileForm};
-use crate::matmul::pack::WeightBits;
+use crate::matmul::operands::WeightBits;
+use crate::matmul::operands::{Tile, TileForm};
 
 /// Computes a tile of any form.
 ///

@@ -42,6 +42,7 @@ mod kernels;
 #[cfg(target_arch = "x86_64")]
 mod maddubs_tile;
 mod multiply;
+mod operands;
 mod operator;
 mod pack;
 mod quantise_weights;

@@ -1,6 +1,7 @@
 //! The multiplication of rows with packed weights: quantised once, then tile by tile.
 
-use crate::matmul::kernels::{MatMulKernels, PanelRow, Tile, TileForm};
+use crate::matmul::kernels::MatMulKernels;
+use crate::matmul::operands::{PanelRow, Tile, TileForm};
 use crate::matmul::pack::PackedWeights;
 use crate::matmul::{GROUPS, LANES};
 use crate::workers::{SharedPointer, Workers};

@@ -9,7 +9,8 @@ use ort::value::{TensorElementType, TensorValueType};
 use crate::isa::Isa;
 use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{RowScratch, multiply};
-use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
+use crate::matmul::operands::WeightBits;
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::matmul::release::release;
 use crate::workers::SessionThreads;
 

@@ -5,11 +5,9 @@ use std::ops::{Deref, DerefMut};
 use std::ptr::NonNull;
 
 use crate::isa::Isa;
-use crate::matmul::kernels::{MatMulKernels, WordColumns};
+use crate::matmul::kernels::MatMulKernels;
+use crate::matmul::operands::{LINE_BYTES, WeightBits, WordColumns};
 use crate::matmul::{GROUPS, LANES};
-
-/// The bytes of a register, and of a cache line.
-pub(super) const LINE_BYTES: usize = LANES * 4;
 
 /// The dimensions of a matrix in the graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -22,33 +20,6 @@ pub(crate) struct MatrixShape {
     pub(crate) block: usize,
     /// Bits of a weight.
     pub(crate) bits: WeightBits,
-}
-
-/// The width of a packed weight.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum WeightBits {
-    /// Four bits: a word of eight weights is one line of a group's columns.
-    Four,
-    /// Eight bits: a word of eight weights is two lines, the even ones first.
-    Eight,
-}
-
-impl WeightBits {
-    /// Lines of a word.
-    pub(crate) fn lines(self) -> usize {
-        match self {
-            Self::Four => 1,
-            Self::Eight => 2,
-        }
-    }
-
-    /// The stored value of the weight 0.
-    pub(crate) fn zero(self) -> u8 {
-        match self {
-            Self::Four => 8,
-            Self::Eight => 128,
-        }
-    }
 }
 
 impl MatrixShape {

@@ -1,7 +1,8 @@
 //! Quantisation of a matrix of floats to packed weights, at load.
 
 use crate::isa::Isa;
-use crate::matmul::pack::{LINE_BYTES, MatrixShape, PackedWeights, WeightBits, each_tile, kernels};
+use crate::matmul::operands::{LINE_BYTES, WeightBits};
+use crate::matmul::pack::{MatrixShape, PackedWeights, each_tile, kernels};
 use crate::matmul::{GROUPS, LANES};
 
 impl PackedWeights {

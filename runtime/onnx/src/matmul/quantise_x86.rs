@@ -12,7 +12,7 @@ use std::arch::x86_64::{
 };
 
 use crate::matmul::LANES;
-use crate::matmul::kernels::PanelRow;
+use crate::matmul::operands::PanelRow;
 
 /// Values of a word.
 const WORD: usize = 8;

@@ -7,8 +7,9 @@ use ort::value::{TensorElementType, TensorValueType};
 
 use crate::isa::Isa;
 use crate::matmul::QUANTISING_OPERATOR;
+use crate::matmul::operands::WeightBits;
 use crate::matmul::operator::{MatMulKernel, RowScratchPool};
-use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits};
+use crate::matmul::pack::{MatrixShape, PackedWeights};
 use crate::matmul::release::release;
 
 /// The operator of one session.

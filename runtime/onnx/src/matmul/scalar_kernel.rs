@@ -1,21 +1,16 @@
 //! The matmul's kernels without vector instructions: the reference of all others.
 
 use crate::matmul::LANES;
-use crate::matmul::kernels::{MatMulKernels, PanelRow, Tile, TileForm, WordColumns, WordLine};
-use crate::matmul::pack::{LINE_BYTES, WeightBits};
-
-pub(super) static KERNELS: MatMulKernels = MatMulKernels {
-    panel_rows: 6,
-    max_panel_rows: 6,
-    quantise,
-    tile,
-    transpose,
-};
+use crate::matmul::operands::{LINE_BYTES, PanelRow, Tile, TileForm, WeightBits, WordColumns, WordLine};
 
 /// Values of a word.
 const WORD: usize = 8;
 
-unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
+/// Quantises one row.
+///
+/// # Safety
+/// As for [`MatMulKernels::quantise`](crate::matmul::kernels::MatMulKernels::quantise).
+pub(super) unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
     for index in 0..row.len().div_ceil(block) {
         let values = &row[index * block..row.len().min((index + 1) * block)];
         // Magnitudes compare as whole numbers do, and NaN is the largest of them: so it isn't lost.
@@ -51,7 +46,11 @@ unsafe fn quantise(row: &[f32], block: usize, place: &PanelRow) {
     }
 }
 
-unsafe fn tile(form: TileForm, tile: &Tile) {
+/// Computes a tile of any form.
+///
+/// # Safety
+/// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile).
+pub(super) unsafe fn tile(form: TileForm, tile: &Tile) {
     let TileForm { rows, groups, bits } = form;
     let block_bytes = groups * (tile.words * bits.lines() + 1) * LINE_BYTES;
     for row in 0..rows {
@@ -101,7 +100,11 @@ fn is_set(mask: u16, lane: usize) -> bool {
     mask >> lane & 1 == 1
 }
 
-unsafe fn transpose(source: WordColumns, start: usize) -> [WordLine; LANES] {
+/// Lays words side by side.
+///
+/// # Safety
+/// As for [`MatMulKernels::transpose`](crate::matmul::kernels::MatMulKernels::transpose).
+pub(super) unsafe fn transpose(source: WordColumns, start: usize) -> [WordLine; LANES] {
     let mut lines = [[0; LANES]; LANES];
     for column in 0..source.columns {
         for (at, line) in lines

@@ -7,7 +7,8 @@ use proptest::prelude::*;
 use crate::isa::Isa;
 use crate::matmul::kernels::MatMulKernels;
 use crate::matmul::multiply::{RowScratch, multiply};
-use crate::matmul::pack::{MatrixShape, PackedWeights, WeightBits, WeightInputs};
+use crate::matmul::operands::WeightBits;
+use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
 use crate::workers::Workers;
 
 /// The calling thread alone, last piece first: the order must not matter.

@@ -9,7 +9,7 @@ use std::arch::x86_64::{
 };
 
 use crate::matmul::LANES;
-use crate::matmul::kernels::{WordColumns, WordLine};
+use crate::matmul::operands::{WordColumns, WordLine};
 
 /// Lays words side by side.
 ///

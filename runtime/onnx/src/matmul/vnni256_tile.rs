@@ -7,8 +7,8 @@ use std::arch::x86_64::{
 use std::marker::PhantomData;
 
 use super::half_tile::{GroupSums, GroupWords, HALVES, HalfProducts, compute};
-use crate::matmul::kernels::{Tile, TileForm};
-use crate::matmul::pack::WeightBits;
+use crate::matmul::operands::WeightBits;
+use crate::matmul::operands::{Tile, TileForm};
 
 /// Whether the processor has the dot product in AVX-512VL's form, with 32 registers.
 pub(crate) fn has_evex() -> bool {

@@ -191,7 +191,7 @@ unsafe fn mix_half(values: *const f32, factor: f32) -> __m256 {
 ///
 /// Weights of 16 bits are lowered to signed ones, and what that takes from the sum is added again.
 impl ByteProducts for Avx2 {
-    type Vector = Self;
+    type Lanes = Self;
 
     #[inline(always)]
     fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
@@ -292,7 +292,7 @@ macro_rules! dot_products {
         pub(in crate::attention) enum $name {}
 
         impl ByteProducts for $name {
-            type Vector = Avx2;
+            type Lanes = Avx2;
 
             #[inline(always)]
             fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines {

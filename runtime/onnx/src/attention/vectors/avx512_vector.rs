@@ -177,7 +177,7 @@ impl Vector for Avx512 {
 }
 
 impl ByteProducts for Avx512 {
-    type Vector = Self;
+    type Lanes = Self;
 
     #[inline(always)]
     fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines {

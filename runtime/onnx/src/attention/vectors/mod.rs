@@ -64,7 +64,8 @@ pub(super) trait Vector {
 /// # Safety
 /// As for [`Vector`].
 pub(super) trait ByteProducts {
-    type Vector: Vector;
+    /// The registers that they are computed in.
+    type Lanes: Vector;
 
     /// Integers of a query (15 bits) as two lines of words, one word for four integers.
     fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines;
@@ -85,8 +86,8 @@ pub(super) trait ByteProducts {
 
 /// Two words for each four of 16 integers, as bytes.
 pub(super) type WordLines = [[u8; BLOCK_TOKENS]; 2];
-pub(super) type IntsOf<B> = <<B as ByteProducts>::Vector as Vector>::Ints;
-pub(super) type FloatsOf<B> = <<B as ByteProducts>::Vector as Vector>::Floats;
+pub(super) type IntsOf<B> = <<B as ByteProducts>::Lanes as Vector>::Ints;
+pub(super) type FloatsOf<B> = <<B as ByteProducts>::Lanes as Vector>::Floats;
 /// Sums of products, of which each instruction set uses one or two.
 pub(super) type ProductSums<B> = [IntsOf<B>; 2];
 

@@ -126,7 +126,7 @@ impl Vector for OneLane {
 }
 
 impl ByteProducts for OneLane {
-    type Vector = Self;
+    type Lanes = Self;
 
     fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
         byte_lines(integers, LOWER_QUERY_BITS, LOWER_QUERY_HALF)
