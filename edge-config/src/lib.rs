@@ -42,8 +42,8 @@ pub use rules::{
 pub use schema::{Key, Preset, known_keys};
 pub use secret::Secret;
 pub use sections::{
-    Audit, Config, Fallback, InstructionSet, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node, Pace, Plugin,
-    Provider, RopePolicy, Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
+    Audit, Config, Fallback, InstructionSet, KvCache, Limits, Log, LogFormat, Metrics, Model, Mqtt, Node,
+    Pace, Plugin, Provider, RopePolicy, Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};
 pub use units::{ByteSize, TimeSpan, UnitError};

@@ -228,7 +228,8 @@ mod tests {
             NodeProto::new("Hardmax", &["product"], "y"),
         ]);
         let placement = |settings: &ProviderSettings| {
-            let mut builder = session::builder(&library, on_plugin(settings), CpuResources::ONE_THREAD).unwrap();
+            let mut builder =
+                session::builder(&library, on_plugin(settings), CpuResources::ONE_THREAD).unwrap();
             let session = builder.commit_from_memory(&graph).unwrap();
             check_placement(&session, on_plugin(settings))
         };

@@ -4,8 +4,9 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use phi_edge_config::{
-    ByteSize, Fallback, InstructionSet, KvCache as ConfigKvCache, LoadOptions, Loaded, Provider as ConfigProvider,
-    Reloaded, RopePolicy as ConfigRopePolicy, Runtime, VisionWeights as ConfigVisionWeights,
+    ByteSize, Fallback, InstructionSet, KvCache as ConfigKvCache, LoadOptions, Loaded,
+    Provider as ConfigProvider, Reloaded, RopePolicy as ConfigRopePolicy, Runtime,
+    VisionWeights as ConfigVisionWeights,
 };
 use phi_edge_engine::RopePolicy;
 use phi_edge_onnx::{Isa, IsaChoice, KvCache, PluginSettings, Provider, ProviderSettings, VisionWeights};
