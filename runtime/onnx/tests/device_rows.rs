@@ -360,7 +360,7 @@ fn the_context_follows_from_the_memory() {
         return;
     };
     let whole = load(&library, &folder, |config| {
-        config.provider_settings.device_memory = None
+        config.provider_settings.device_memory = None;
     });
     let per_token = bytes_per_token(&whole);
     let full = whole.caps().context_length;
