@@ -333,6 +333,11 @@ fn headers_bound_what_is_decoded() {
         assert!(matches!(refusal, ReadError::TooLarge { .. }), "{refusal}");
         assert!(refusal.to_string().contains("limits.image_pixels"));
     }
+    // The header alone of one row.
+    let mut wide = file.clone();
+    wide[16..24].copy_from_slice(&[0, 1, 0, 0, 0, 0, 0, 1]);
+    let refusal = probe(&wide, MAX_PIXELS).unwrap_err();
+    assert!(matches!(refusal, ReadError::SideTooLong { .. }), "{refusal}");
     for other in [&b"GIF89a"[..], b"BM", b"", b"<svg/>", b"%PDF-1.7"] {
         assert_eq!(probe(other, MAX_PIXELS), Err(ReadError::Format));
     }

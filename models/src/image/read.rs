@@ -16,6 +16,9 @@ use sha2::{Digest, Sha256};
 const BYTES_PER_PIXEL: u64 = 16;
 /// The bytes of memory for what a file has beside its pixels.
 const METADATA_BYTES: u64 = 1 << 20;
+/// The most pixels of a side, which is JPEG's own bound. Decoders hold several rows beside the picture, and resampling a weight for
+/// each pixel of a row.
+const MAX_SIDE: u32 = 65_535;
 /// Markers of JPEG.
 const START_OF_SCAN: u8 = 0xDA;
 const END_OF_IMAGE: [u8; 2] = [0xFF, 0xD9];
@@ -44,6 +47,14 @@ pub enum ReadError {
         height: u32,
         /// The most pixels.
         most: u64,
+    },
+    /// A side has too many pixels.
+    #[error("has {width} x {height} pixels, and a side may have 65535")]
+    SideTooLong {
+        /// Its width.
+        width: u32,
+        /// Its height.
+        height: u32,
     },
     /// It is damaged, or uses what is not supported.
     #[error("can't be read: {0}")]
@@ -90,6 +101,7 @@ pub fn image_id(picture: &RgbImage, crops: usize) -> ImageId {
 fn open(file: &[u8], max_pixels: u64) -> Result<(impl ImageDecoder, ImageHeader), ReadError> {
     let format = guess_format(file).map_err(|_| ReadError::Format)?;
     let within = |(width, height): (u32, u32)| match u64::from(width) * u64::from(height) {
+        _ if width.max(height) > MAX_SIDE => Err(ReadError::SideTooLong { width, height }),
         0 => Err(ReadError::Damaged("it has no pixels".to_owned())),
         pixels if pixels > max_pixels => Err(ReadError::TooLarge {
             width,

@@ -2,6 +2,10 @@
 //!
 //! Libraries that are faster round the weights of bytes to fewer bits, and single pixels differ.
 
+use std::borrow::Cow;
+
+/// Red, green and blue.
+const CHANNELS: usize = 3;
 /// The bits behind the point of weights for bytes: those of 32 without a byte and two for sums beyond its range.
 const WEIGHT_BITS: u32 = 32 - 8 - 2;
 /// The parameter of the bicubic kernel.
@@ -21,35 +25,20 @@ struct Weights<T> {
 
 /// Resamples `[height, width, 3]` bytes to `to_height` x `to_width`, bilinear.
 pub(super) fn bilinear(source: &[u8], (width, height): (usize, usize), to: (usize, usize)) -> Vec<u8> {
-    const CHANNELS: usize = 3;
     let (to_width, to_height) = to;
     // A direction whose size does not change is left alone.
     let narrow = if to_width == width {
-        source.to_vec()
+        Cow::Borrowed(source)
     } else {
-        let columns = fixed(&weights(width, to_width, BILINEAR));
-        let mut narrow = Vec::with_capacity(height * to_width * CHANNELS);
-        for row in source.chunks_exact(width.max(1) * CHANNELS) {
-            for weights in &columns {
-                let pixels = row.get(weights.first * CHANNELS..).unwrap_or_default();
-                let mut sums = [HALF; CHANNELS];
-                for (pixel, factor) in pixels.chunks_exact(CHANNELS).zip(&weights.factors) {
-                    for (sum, byte) in sums.iter_mut().zip(pixel) {
-                        *sum += i32::from(*byte) * factor;
-                    }
-                }
-                narrow.extend(sums.map(byte));
-            }
-        }
-        narrow
+        Cow::Owned(narrowed(source, (width, height), to_width))
     };
     if to_height == height {
-        return narrow;
+        return narrow.into_owned();
     }
     let line = to_width * CHANNELS;
     let mut target = Vec::with_capacity(to_height * line);
     let mut sums = vec![HALF; line];
-    for weights in fixed(&weights(height, to_height, BILINEAR)) {
+    for weights in weights(height, to_height, BILINEAR).map(|weights| fixed(&weights)) {
         sums.fill(HALF);
         let rows = narrow.get(weights.first * line..).unwrap_or_default();
         for (row, factor) in rows.chunks_exact(line.max(1)).zip(&weights.factors) {
@@ -62,10 +51,38 @@ pub(super) fn bilinear(source: &[u8], (width, height): (usize, usize), to: (usiz
     target
 }
 
+/// Resamples the rows of `[height, width, 3]` bytes to `to_width` pixels each.
+fn narrowed(source: &[u8], (width, height): (usize, usize), to_width: usize) -> Vec<u8> {
+    let columns: Vec<_> = weights(width, to_width, BILINEAR)
+        .map(|weights| fixed(&weights))
+        .collect();
+    let mut narrow = Vec::with_capacity(height * to_width * CHANNELS);
+    for row in source.chunks_exact(width.max(1) * CHANNELS) {
+        for weights in &columns {
+            narrow.extend(weights.pixel(row));
+        }
+    }
+    narrow
+}
+
+impl Weights<i32> {
+    /// The pixel that they make of a row.
+    fn pixel(&self, row: &[u8]) -> [u8; CHANNELS] {
+        let pixels = row.get(self.first * CHANNELS..).unwrap_or_default();
+        let mut sums = [HALF; CHANNELS];
+        for (pixel, factor) in pixels.chunks_exact(CHANNELS).zip(&self.factors) {
+            for (sum, byte) in sums.iter_mut().zip(pixel) {
+                *sum += i32::from(*byte) * factor;
+            }
+        }
+        sums.map(byte)
+    }
+}
+
 /// Resamples `[height, width]` floats to `to` x `to`, bicubic.
 #[expect(clippy::cast_possible_truncation, reason = "the result has 32 bits")]
 pub(super) fn bicubic(source: &[f32], (width, height): (usize, usize), to: usize) -> Vec<f32> {
-    let columns = weights(width, to, BICUBIC);
+    let columns: Vec<_> = weights(width, to, BICUBIC).collect();
     let mut narrow = Vec::with_capacity(height * to);
     for row in source.chunks_exact(width.max(1)) {
         narrow.extend(columns.iter().map(|weights| {
@@ -97,11 +114,11 @@ pub(super) fn bicubic(source: &[f32], (width, height): (usize, usize), to: usize
     clippy::cast_sign_loss,
     reason = "sides of pictures are small, and positive"
 )]
-fn weights(from: usize, to: usize, (kernel, width): Kernel) -> Vec<Weights<f64>> {
+fn weights(from: usize, to: usize, (kernel, width): Kernel) -> impl Iterator<Item = Weights<f64>> {
     let scale = from as f64 / to as f64;
     let filter_scale = scale.max(1.0);
     let support = width * filter_scale;
-    let of = |target: usize| {
+    let of = move |target: usize| {
         let center = (target as f64 + 0.5) * scale;
         let first = (center - support + 0.5).max(0.0) as usize;
         let end = ((center + support + 0.5) as usize).min(from);
@@ -115,7 +132,7 @@ fn weights(from: usize, to: usize, (kernel, width): Kernel) -> Vec<Weights<f64>>
         }
         Weights { first, factors }
     };
-    (0..to).map(of).collect()
+    (0..to).map(of)
 }
 
 /// Half of the last bit of a byte, so that sums are rounded.
@@ -123,13 +140,12 @@ const HALF: i32 = 1 << (WEIGHT_BITS - 1);
 
 /// The weights as integers.
 #[expect(clippy::cast_possible_truncation, reason = "weights are at most 1")]
-fn fixed(weights: &[Weights<f64>]) -> Vec<Weights<i32>> {
+fn fixed(weights: &Weights<f64>) -> Weights<i32> {
     let fixed = |factor: &f64| (factor * f64::from(1u32 << WEIGHT_BITS)).round() as i32;
-    let of = |weights: &Weights<f64>| Weights {
+    Weights {
         first: weights.first,
         factors: weights.factors.iter().map(fixed).collect(),
-    };
-    weights.iter().map(of).collect()
+    }
 }
 
 fn byte(sum: i32) -> u8 {

@@ -10,11 +10,17 @@ use image::{ImageFormat, RgbImage};
 
 use crate::chance::Chance;
 
+/// The default of `limits.image_pixels`.
+const PIXELS: u32 = 25_000_000;
+
+/// The most pixels of a side.
+const LONGEST: u32 = 65_535;
+
 /// Sound pictures, and files in each of the formats to damage.
 pub(super) struct PictureFiles {
     good: Vec<Vec<u8>>,
-    /// As many pixels as the node takes, in few bytes.
-    largest: Vec<u8>,
+    /// As many pixels as the node takes, in few bytes: square, wide and tall.
+    largest: [Vec<u8>; 3],
 }
 
 impl PictureFiles {
@@ -35,7 +41,11 @@ impl PictureFiles {
         }
         Ok(Self {
             good,
-            largest: png(5000, 5000, &zlib(&vec![0; 5000 * (1 + 5000 * 3)])?, &[]),
+            largest: [
+                plain(5000, 5000)?,
+                plain(LONGEST, PIXELS / LONGEST)?,
+                plain(PIXELS / LONGEST, LONGEST)?,
+            ],
         })
     }
 
@@ -79,8 +89,8 @@ impl PictureFiles {
             }
             // More pixels than anyone takes, by the header alone.
             9 => {
-                let side = chance.pick(&[5001, 60_000, 0x7fff_ffff, 0]);
-                file = png(side, 60_000, &zlib(&[0; 100])?, &[]);
+                let side = chance.pick(&[5001, 60_000, 65_536, 25_000_000, 0x7fff_ffff, 0]);
+                file = png(side, chance.pick(&[1, 60_000]), &zlib(&[0; 100])?, &[]);
             }
             // Sides that the header does not have, so that rows are missing.
             10 => file = png(4000, 4000, &zlib(&[0; 100])?, &[]),
@@ -96,10 +106,16 @@ impl PictureFiles {
                 let chunks = chunk_of(*b"tEXt", b"a\0b").repeat(chance.size(1..20_000));
                 file = png(1, 1, &zlib(&[0; 4])?, &chunks);
             }
-            _ => file.clone_from(&self.largest),
+            _ => file.clone_from(&self.largest[chance.size(0..self.largest.len())]),
         }
         Ok(file)
     }
+}
+
+/// A black picture.
+fn plain(width: u32, height: u32) -> Result<Vec<u8>> {
+    let bytes = height as usize * (1 + width as usize * 3);
+    Ok(png(width, height, &zlib(&vec![0; bytes])?, &[]))
 }
 
 /// A PNG of 8-bit RGB with these chunks before its data.
