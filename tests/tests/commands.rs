@@ -16,6 +16,20 @@ fn text(bytes: &[u8]) -> String {
 }
 
 #[test]
+fn what_is_not_read_on_ends_a_command_without_a_word() {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    let output = Command::new(phi_edge())
+        .args(["check", "--offline", "--set", "model.path=/nowhere"])
+        .stdout(writer)
+        .output()
+        .unwrap();
+    let said = text(&output.stderr);
+    assert!(!said.contains("panicked"), "{said}");
+    assert_ne!(output.status.code(), Some(101));
+}
+
+#[test]
 fn config_prints_values_and_where_they_came_from() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("my.toml");

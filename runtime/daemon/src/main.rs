@@ -30,6 +30,7 @@ fn main() -> ExitCode {
     let cli = Cli::parse();
     if !matches!(cli.command, Command::Run(_)) {
         logging::quiet();
+        terminal::end_on_closed_pipe();
     }
     let outcome = match &cli.command {
         Command::Run(args) => run::run(args),

@@ -6,6 +6,19 @@
 use std::borrow::Cow;
 use std::fmt::Write as _;
 
+/// Ends the process without a word when what it prints is not read on (`phi-edge check | head`), in place of a panic.
+pub(crate) fn end_on_closed_pipe() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        let text = panic.payload().downcast_ref::<String>();
+        if text.is_some_and(|text| text.starts_with("failed printing to std") && text.contains("Broken pipe"))
+        {
+            std::process::exit(0);
+        }
+        report(panic);
+    }));
+}
+
 /// A text on one line.
 pub(crate) fn line(text: &str) -> Cow<'_, str> {
     escaped(text, commands, |out, c| out.extend(c.escape_default()))

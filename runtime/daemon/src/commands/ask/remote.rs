@@ -68,15 +68,15 @@ struct Conversation {
     topics: Topics,
     id: String,
     response: String,
-    shows_progress: bool,
+    daemon: FoundDaemon,
 }
 
 impl Conversation {
     /// Finds the daemon and subscribes to the replies.
     async fn begin(args: &AskArgs, url: &BrokerUrl) -> Result<Self, Fault> {
         let mut client = Client::connect(options(args, url)?).await?;
-        let FoundDaemon { base, shows_progress } = find(&mut client, url.base.as_deref()).await?;
-        let topics = Topics::new(base, Vec::new());
+        let daemon = find(&mut client, url.base.as_deref()).await?;
+        let topics = Topics::new(daemon.base.clone(), Vec::new());
         let id = format!("ask-{}", identity::start_id());
         let response = topics.response(None, &id);
         client.subscribe(&response).await?;
@@ -85,7 +85,7 @@ impl Conversation {
             topics,
             id,
             response,
-            shows_progress,
+            daemon,
         })
     }
 
@@ -96,10 +96,11 @@ impl Conversation {
         prompt: String,
         pictures: Map<String, Value>,
     ) -> Result<(), Fault> {
-        let progress = self.shows_progress && StatusBar::is_possible();
+        let progress = self.daemon.shows_progress && StatusBar::is_possible();
         let mut request = request(args, &self.id, prompt, progress);
         request.extend(pictures);
         let request = Value::Object(request).to_string();
+        self.daemon.check_size(request.len())?;
         let reply_to = Some((self.response.as_str(), self.id.as_bytes()));
         self.client
             .publish(&self.topics.request(None), request, reply_to)
@@ -241,6 +242,32 @@ struct FoundDaemon {
     base: String,
     /// Whether requests may ask for the progress of their prompt.
     shows_progress: bool,
+    /// The most bytes of a request, where it says so.
+    max_payload: Option<u64>,
+}
+
+impl FoundDaemon {
+    /// The daemon at `base` by its status; `None`: it is offline.
+    fn of(base: &str, status: &Value) -> Option<Self> {
+        let features = status["features"].as_array();
+        (status["state"] != "offline").then(|| Self {
+            base: base.to_owned(),
+            shows_progress: features.is_some_and(|features| features.iter().any(|f| f == "progress")),
+            max_payload: status["limits"]["max_payload"].as_u64(),
+        })
+    }
+
+    /// Fails where a request of `bytes` is more than the daemon takes: it may be told so only after a connection was lost, or
+    /// not at all.
+    fn check_size(&self, bytes: usize) -> Result<(), Fault> {
+        match self.max_payload {
+            Some(most) if bytes as u64 > most => Err(Fault::failed(format!(
+                "the request has {bytes} bytes, and the daemon takes {most} (limits.max_payload and mqtt.max_packet there); pictures \
+                 grow by a third on the way: send a smaller one, or raise the limits (docs/vision.md)"
+            ))),
+            _ => Ok(()),
+        }
+    }
 }
 
 /// Returns the daemon, found by its retained status: the one with that base, or the only one at the
@@ -249,7 +276,7 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<FoundDaemon, Fa
     let filter = format!("{}/status", base.unwrap_or("phi-edge/v1/+"));
     client.subscribe(&filter).await?;
     // The last word of each: one that has just started says so more than once.
-    let mut states: BTreeMap<String, (bool, bool)> = BTreeMap::new();
+    let mut states: BTreeMap<String, Option<FoundDaemon>> = BTreeMap::new();
     let mut wait = DISCOVERY_TIMEOUT;
     while let Some(message) = client.receive(wait).await? {
         // More would come right behind the first.
@@ -258,20 +285,16 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<FoundDaemon, Fa
         let Some(base) = message.topic.strip_suffix("/status") else {
             continue;
         };
-        let features = status["features"].as_array();
-        let shows_progress = features.is_some_and(|features| features.iter().any(|f| f == "progress"));
-        states.insert(base.to_owned(), (status["state"] != "offline", shows_progress));
+        states.insert(base.to_owned(), FoundDaemon::of(base, &status));
     }
-    let there = states.iter().filter(|(_, (there, _))| *there);
-    let found: Vec<(&str, bool)> = there
-        .map(|(base, (_, shows_progress))| (base.as_str(), *shows_progress))
-        .collect();
-    let offline = states.keys().next();
+    let offline = states.keys().next().cloned();
+    let mut found: Vec<FoundDaemon> = states.into_values().flatten().collect();
+    if found.len() == 1
+        && let Some(daemon) = found.pop()
+    {
+        return Ok(daemon);
+    }
     match (found.as_slice(), offline) {
-        ([(base, shows_progress)], _) => Ok(FoundDaemon {
-            base: (*base).to_owned(),
-            shows_progress: *shows_progress,
-        }),
         ([], Some(base)) => Err(Fault::new(
             Exit::Unavailable,
             format!("the daemon at {base} is offline"),
@@ -286,8 +309,11 @@ async fn find(client: &mut Client, base: Option<&str>) -> Result<FoundDaemon, Fa
             Exit::Usage,
             format!(
                 "several are at this broker, name one in the URL, as in mqtt://host/{}: {}",
-                many[0].0,
-                many.iter().map(|(base, _)| *base).collect::<Vec<_>>().join(", ")
+                many[0].base,
+                many.iter()
+                    .map(|daemon| daemon.base.as_str())
+                    .collect::<Vec<_>>()
+                    .join(", ")
             ),
         )),
     }
@@ -310,6 +336,22 @@ mod tests {
     struct Line {
         #[command(flatten)]
         ask: AskArgs,
+    }
+
+    #[test]
+    fn a_request_that_the_daemon_would_not_take_is_not_sent() {
+        let status = json!({"state": "ready", "features": ["progress"], "limits": {"max_payload": 1000}});
+        let daemon = FoundDaemon::of("b", &status).unwrap();
+        assert!(daemon.shows_progress);
+        assert!(daemon.check_size(1000).is_ok());
+        let fault = daemon.check_size(1001).unwrap_err().to_string();
+        assert!(
+            fault.contains("1001 bytes") && fault.contains("limits.max_payload"),
+            "{fault}"
+        );
+        let silent = FoundDaemon::of("b", &json!({"state": "starting"})).unwrap();
+        assert!(silent.check_size(usize::MAX).is_ok());
+        assert!(FoundDaemon::of("b", &json!({"state": "offline"})).is_none());
     }
 
     #[test]

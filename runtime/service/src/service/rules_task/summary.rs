@@ -82,7 +82,7 @@ struct Summariser<'a> {
 
 impl Summariser<'_> {
     async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
-        self.images = pictures::images(self.rule.picture, &self.pictures, &self.shared).await?;
+        self.images = pictures::images(self.rule.picture, &self.pictures, self.shared).await?;
         self.image_tokens = pictures::tokens(self.shared.prompts(), &self.images).await?;
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
