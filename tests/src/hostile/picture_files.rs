@@ -14,7 +14,7 @@ use crate::chance::Chance;
 const PIXELS: u32 = 25_000_000;
 
 /// The most pixels of a side.
-const LONGEST: u32 = 65_535;
+const MAX_SIDE: u32 = 65_535;
 
 /// Sound pictures, and files in each of the formats to damage.
 pub(super) struct PictureFiles {
@@ -43,8 +43,8 @@ impl PictureFiles {
             good,
             largest: [
                 plain(5000, 5000)?,
-                plain(LONGEST, PIXELS / LONGEST)?,
-                plain(PIXELS / LONGEST, LONGEST)?,
+                plain(MAX_SIDE, PIXELS / MAX_SIDE)?,
+                plain(PIXELS / MAX_SIDE, MAX_SIDE)?,
             ],
         })
     }
