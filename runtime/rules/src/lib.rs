@@ -25,7 +25,7 @@ pub use counters::RuleCounters;
 pub use engine::RuleMessage;
 pub use event::{Event, EventError, EventWindow, Published};
 pub use facts::{FieldFacts, Value};
-pub use picture::{PictureChoice, PictureDetail, PictureSpec, ShownPicture};
+pub use picture::{PictureChoice, PictureDetail, PictureSpec, ShownPicture, format_of};
 pub use replay::{Replay, ReplayedWindow};
 pub use rule::{
     Field, Output, PayloadFormat, PromptSource, Rule, RuleLimits, Selector, SummarySpec, TextFormat,

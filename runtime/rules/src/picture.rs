@@ -85,7 +85,7 @@ impl std::fmt::Debug for ShownPicture {
 }
 
 /// The format of a picture by its first bytes; `None` for anything but PNG, JPEG and WebP.
-pub(crate) fn format_of(payload: &[u8]) -> Option<&'static str> {
+pub fn format_of(payload: &[u8]) -> Option<&'static str> {
     match payload {
         [0x89, b'P', b'N', b'G', 0x0D, 0x0A, 0x1A, 0x0A, ..] => Some("png"),
         [0xFF, 0xD8, 0xFF, ..] => Some("jpeg"),

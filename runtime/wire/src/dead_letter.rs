@@ -1,38 +1,25 @@
 //! The JSON of dead letters: what could not be served, with its reason and the original.
 
-use base64::Engine as _;
 use phi_edge_api::DeadLetter;
+use phi_edge_rules::format_of;
 use serde_json::{Map, Value, json};
 
 use crate::json::to_json;
+use crate::quote::without_files;
 use crate::request::Payload;
 
-/// The shortest run of base64 that is taken for a file and left out: longer than any word, shorter than any image.
-const LEAST_FILE_CHARS: usize = 64;
-
-/// Returns the beginning of a refused payload for its dead letter, without images: of a payload that is one nothing, in others
-/// `…` in place of long base64.
+/// Returns the beginning of a refused payload for its dead letter, without images: of an image, and of all that is no text,
+/// nothing; of a text `…` in place of long base64.
 pub fn original_without_images(payload: Payload<'_>) -> Vec<u8> {
-    if payload.is_image() {
+    let bytes = payload.bytes;
+    if payload.is_image() || format_of(bytes).is_some() || std::str::from_utf8(bytes).is_err() {
         return Vec::new();
     }
-    // Written `\/` a slash has two characters.
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=\\-_".contains(byte);
-    let mut kept = Vec::new();
-    for run in payload.bytes.chunk_by(|a, b| is_base64(a) == is_base64(b)) {
-        if kept.len() > DeadLetter::MAX_ORIGINAL_BYTES {
-            break;
-        }
-        if run.len() >= LEAST_FILE_CHARS && run.first().is_some_and(is_base64) {
-            kept.extend_from_slice("…".as_bytes());
-        } else {
-            kept.extend_from_slice(run);
-        }
-    }
-    DeadLetter::beginning(&kept)
+    DeadLetter::beginning(&without_files(bytes, DeadLetter::MAX_ORIGINAL_BYTES))
 }
 
-/// Returns the payload of a dead letter of the node `node`. A binary original is in base64, a long one is cut.
+/// Returns the payload of a dead letter of the node `node`. A long original is cut; of a binary one, which an
+/// earlier version of the program has stored, nothing is told but its length: it may be an image.
 pub fn encode_dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
     let kept = dead.payload.as_slice();
     let is_cut = kept.len() < dead.bytes;
@@ -53,14 +40,8 @@ pub fn encode_dead_letter(dead: &DeadLetter, node: &str) -> Vec<u8> {
         }
         Err(_) => None,
     };
-    match cut {
-        Some(text) => letter.insert("payload".into(), text.into()),
-        None => letter.insert(
-            "payload_base64".into(),
-            base64::engine::general_purpose::STANDARD.encode(kept).into(),
-        ),
-    };
-    if is_cut {
+    letter.insert("payload".into(), cut.unwrap_or_default().into());
+    if is_cut || cut.is_none() {
         letter.insert("truncated".into(), json!(true));
     }
     to_json(&Value::Object(letter))
@@ -95,7 +76,21 @@ mod tests {
         let body = format!(r#"{{"prompt":"x y","images":["{file}","{file}=="]}}"#);
         let kept = original(body.as_bytes(), None);
         assert_eq!(kept, r#"{"prompt":"x y","images":["…","…"]}"#.as_bytes());
+        let wrapped = format!("{}\n{}\nAAAA==\"]}} x", "A".repeat(76), "A".repeat(76));
+        assert_eq!(original(wrapped.as_bytes(), None), "…\n…\n…\"]} x".as_bytes());
         assert_eq!(original(b"\xff\xd8", Some("image/jpeg")), b"");
+        // The content type was forgotten, or is wrong.
+        for file in [
+            &b"\xff\xd8\xff\xe0 and so on"[..],
+            b"\x89PNG\r\n\x1a\n and so on",
+            b"RIFF1234WEBPVP8 ",
+            b"GIF89a\xff",
+            b"{\"prompt\":\"\xff\xd8\"}",
+        ] {
+            for content_type in [None, Some("application/json"), Some("text/plain")] {
+                assert_eq!(original(file, content_type), b"", "{file:?}");
+            }
+        }
         assert_eq!(original("grün".as_bytes(), None), "grün".as_bytes());
         let long = "word ".repeat(DeadLetter::MAX_ORIGINAL_BYTES);
         assert_eq!(
@@ -105,9 +100,13 @@ mod tests {
     }
 
     #[test]
-    fn texts_stay_texts_and_the_rest_is_base64() {
-        assert_eq!(read("grün".as_bytes())["payload"], "grün");
-        assert_eq!(read(b"\xff\x00")["payload_base64"], "/wA=");
+    fn texts_stay_texts_and_the_rest_is_left_out() {
+        let text = read("grün".as_bytes());
+        assert_eq!((&text["payload"], text.get("truncated")), (&json!("grün"), None));
+        let binary = read(b"\xff\xd8\xff\x00");
+        let told = (&binary["payload"], &binary["bytes"], &binary["truncated"]);
+        assert_eq!(told, (&json!(""), &json!(4), &json!(true)));
+        assert!(binary.get("payload_base64").is_none());
     }
 
     #[test]

@@ -4,9 +4,38 @@
 pub(crate) const MAX_MESSAGE_CHARS: usize = 200;
 /// The most characters of a name or word that an error message quotes.
 const MAX_QUOTED_CHARS: usize = 40;
+/// The shortest run of base64 that is taken for a file and left out: longer than any word, shorter than any image.
+const LEAST_FILE_CHARS: usize = 64;
 
-/// Returns a message cut to [`MAX_MESSAGE_CHARS`].
-pub(crate) fn cut(mut message: String) -> String {
+/// Returns a text with `…` in place of long base64, which may be an image, up to the first place where it has more than
+/// `most` bytes. Of base64 in lines the last one, which is short, is left out too.
+pub(crate) fn without_files(text: &[u8], most: usize) -> Vec<u8> {
+    // Written `\/` a slash has two characters.
+    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=\\-_".contains(byte);
+    let mut kept = Vec::new();
+    let mut goes_on = false;
+    for run in text.chunk_by(|a, b| is_base64(a) == is_base64(b)) {
+        if kept.len() > most {
+            break;
+        }
+        if !run.first().is_some_and(is_base64) {
+            goes_on &= matches!(run, b"\n" | b"\r\n");
+            kept.extend_from_slice(run);
+        } else if goes_on || run.len() >= LEAST_FILE_CHARS {
+            goes_on = run.len() >= LEAST_FILE_CHARS;
+            kept.extend_from_slice("…".as_bytes());
+        } else {
+            kept.extend_from_slice(run);
+        }
+    }
+    kept
+}
+
+/// Returns a message without long base64, cut to [`MAX_MESSAGE_CHARS`].
+pub(crate) fn cut(message: &str) -> String {
+    // A character has at most four bytes.
+    let kept = without_files(message.as_bytes(), 4 * MAX_MESSAGE_CHARS);
+    let mut message = String::from_utf8_lossy(&kept).into_owned();
     if let Some((end, _)) = message.char_indices().nth(MAX_MESSAGE_CHARS) {
         message.truncate(end);
         message.push('…');

@@ -81,7 +81,7 @@ impl<'a> RequestBody<'a> {
                 }
             })
             .and_then(|Object(body)| json.end().map(|()| body).map_err(|error| error.to_string()))
-            .map_err(cut)
+            .map_err(|message| cut(&message))
     }
 }
 

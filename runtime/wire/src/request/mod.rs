@@ -9,6 +9,7 @@ mod options;
 use std::time::Duration;
 
 use phi_edge_api::{Detail, ErrorCode, Message, Priority, RequestImage, Sampling, Truncation};
+use phi_edge_rules::format_of;
 
 use crate::id::{check_id, check_name};
 use crate::strict::LongText;
@@ -117,14 +118,22 @@ pub fn parse_request(payload: Payload<'_>, limits: ParseLimits) -> Result<Option
     match std::str::from_utf8(bytes) {
         Ok(text) if text.trim().is_empty() => Err(malformed(None, "the prompt is blank")),
         Ok(text) => Ok(Some(plain(vec![user(text)], Vec::new(), limits))),
-        Err(error) => Err(malformed(
-            None,
-            format!(
-                "the payload is neither a JSON object nor UTF-8 text (byte {} is the first wrong one); an image needs its \
-                 content type",
-                error.valid_up_to()
-            ),
-        )),
+        Err(error) => Err(malformed(None, no_text(bytes, error.valid_up_to()))),
+    }
+}
+
+/// Says what a payload is that is no text: an image without its content type, or something unknown.
+fn no_text(bytes: &[u8], valid: usize) -> String {
+    match format_of(bytes) {
+        Some(format) => format!(
+            "the payload is an image ({format}, {} bytes) without its content type: send image/{format}, a response topic, \
+             and the question in the user property prompt",
+            bytes.len()
+        ),
+        None => format!(
+            "the payload is neither a JSON object nor UTF-8 text (byte {valid} is the first wrong one); an image needs its \
+             content type"
+        ),
     }
 }
 

@@ -223,3 +223,44 @@ proptest! {
         prop_assert_eq!(placed, files.into_iter().map(|(at, file)| (at, file.clone())).collect::<Vec<_>>());
     }
 }
+
+#[test]
+fn an_image_without_its_content_type_is_named_and_nothing_is_quoted() {
+    for (bytes, says) in [
+        (&b"\xff\xd8\xff\xe0 and so on"[..], "an image (jpeg, 14 bytes)"),
+        (b"\x89PNG\r\n\x1a\n and so on", "send image/png"),
+        (b"RIFF\xff\xff\0\0WEBPVP8 ", "an image (webp, 16 bytes)"),
+        (b"GIF89a\xff", "byte 6 is the first wrong one"),
+    ] {
+        let payload = Payload {
+            bytes,
+            content_type: None,
+            question: None,
+        };
+        let error = parse_request(payload, LIMITS).expect_err(says);
+        assert!(error.message.contains(says), "{error:?}");
+        assert!(!error.message.contains("and so on"), "{error:?}");
+    }
+}
+
+#[test]
+fn images_that_are_no_list_are_refused_without_their_content() {
+    let file = base64::engine::general_purpose::STANDARD.encode(b"pixels of a gate camera".repeat(30));
+    for body in [
+        format!(r#"{{"prompt":"x","images":"{file}"}}"#),
+        format!(r#"{{"prompt":"x","detail":"{file}"}}"#),
+        format!(r#"{{"prompt":"x","{file}":1}}"#),
+        format!(r#"{{"messages":[{{"role":"user","content":[{{"type":"{file}"}}]}}]}}"#),
+    ] {
+        let message = error(&body).message;
+        assert!(
+            !message.contains(&file[..20]) && message.contains('…'),
+            "{message}"
+        );
+    }
+    let message = error(&format!(r#"{{"images":"{file}"}}"#)).message;
+    assert!(
+        message.starts_with("images: invalid type: string \"…\", expected a sequence"),
+        "{message}"
+    );
+}
