@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Instant;
 
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -13,7 +14,8 @@ use phi_edge_models::ModelDir;
 use phi_edge_mqtt::Client;
 use phi_edge_service::inspect;
 use phi_edge_tests::{
-    BASE, Daemon, Mosquitto, client, free_port, has_library, http, json, next, phi_edge, state, vision_model,
+    BASE, Daemon, Mosquitto, TIMEOUT, client, free_port, has_library, http, json, next, phi_edge, state,
+    vision_model,
 };
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -274,6 +276,42 @@ async fn a_killed_daemon_answers_once_after_its_restart_and_keeps_no_picture() {
     assert!(daemon.wait().success());
     let held = inspect(daemon.folder.path()).unwrap();
     assert_eq!((held.open, held.images, held.image_bytes), (0, 0, 0), "{held:?}");
+}
+
+#[tokio::test]
+async fn an_answered_picture_is_soon_in_no_file_of_the_store_while_the_daemon_runs() {
+    let Some(mut node) = Node::start(&[]).await else {
+        return;
+    };
+    let file = std::fs::read(picture("gate.png")).unwrap();
+    let is_stored = |node: &Node| {
+        let files = std::fs::read_dir(node.daemon.folder.path()).unwrap();
+        files.flatten().any(|entry| {
+            let bytes = std::fs::read(entry.path()).unwrap_or_default();
+            bytes.windows(64).any(|part| part == &file[64..128])
+        })
+    };
+    // In the queue behind others, so that it is seen in the store.
+    for n in 0..4 {
+        node.publish(&json!({"id":format!("long-{n}"),"prompt":"Tell me more.","max_tokens":200}))
+            .await;
+    }
+    node.publish(&json!({"id":"gate","prompt":GERMAN,"images":[base64("gate.png")],"max_tokens":8}))
+        .await;
+    let begun = Instant::now();
+    while !is_stored(&node) {
+        assert!(
+            begun.elapsed() < TIMEOUT,
+            "the picture of an open request is stored"
+        );
+        tokio::task::yield_now().await;
+    }
+    outcome(&mut node.client, "gate").await;
+    let begun = Instant::now();
+    while is_stored(&node) {
+        assert!(begun.elapsed() < TIMEOUT, "the picture is still stored");
+        tokio::task::yield_now().await;
+    }
 }
 
 /// A PNG file of this size without pixels.

@@ -70,14 +70,22 @@ impl Writer {
                 cost += its;
                 batch
             };
-            let first = match &self.failing {
+            let erasure = self.file.as_ref().and_then(File::erasure_due);
+            let until = match &self.failing {
+                None => erasure.map(|due| due.idle.min(due.latest)),
+                Some(failing) => Some(failing.again),
+            };
+            let first = match until {
                 None => inbox.recv().map_err(|_| RecvTimeoutError::Disconnected),
-                Some(failing) => inbox.recv_timeout(failing.again.saturating_duration_since(Instant::now())),
+                Some(until) => inbox.recv_timeout(until.saturating_duration_since(Instant::now())),
             };
             match first {
                 Ok(unwritten) => group.push(take(unwritten)),
                 Err(RecvTimeoutError::Timeout) => {
-                    self.try_again();
+                    match &mut self.file {
+                        Some(file) if self.failing.is_none() => file.erase(),
+                        _ => self.try_again(),
+                    }
                     continue;
                 }
                 Err(RecvTimeoutError::Disconnected) => break,
@@ -89,9 +97,20 @@ impl Writer {
             }
             self.take(&mut group);
             self.signals.unwritten.fetch_sub(cost, Ordering::Relaxed);
+            self.erase_if_late();
         }
         if let Some(file) = self.file.take() {
             file.close();
+        }
+    }
+
+    /// Erases deleted pictures where the store was never idle since they were deleted.
+    fn erase_if_late(&mut self) {
+        if self.failing.is_none()
+            && let Some(file) = &mut self.file
+            && file.erasure_due().is_some_and(|due| due.latest <= Instant::now())
+        {
+            file.erase();
         }
     }
 

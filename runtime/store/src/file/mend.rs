@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use rusqlite::Connection;
 
+use super::erasure::Erasure;
 use super::read::{Reading, read, rebase};
 use super::trouble::Trouble;
 use super::{FILE_NAME, File};
@@ -54,6 +55,7 @@ pub(super) fn salvage(aside: &Path, path: &Path, clock: &Clock, last_end: LastEn
             connection: Connection::open(&copy)?,
             path: copy.clone(),
             flushing: true,
+            erasure: Erasure::default(),
         };
         if let Ok(restored) = file.restore(clock, last_end) {
             return Ok(restored);

@@ -2,6 +2,7 @@
 
 mod apply;
 mod blobs;
+mod erasure;
 mod mend;
 mod read;
 mod trouble;
@@ -21,11 +22,13 @@ use super::{LastEnd, StoreConfig, StoreError, rules, schema};
 use crate::receipt::RECEIPT_REACH;
 use apply::apply;
 use blobs::SWEEP_BLOBS;
+use erasure::Erasure;
 use mend::{salvage, set_aside};
 use read::{Reading, boot, read, rebase};
 use trouble::disk;
 
 pub(super) use blobs::CLEAR_BLOBS;
+pub(super) use erasure::Due;
 pub(super) use trouble::{Trouble, hint};
 pub(super) use value::for_each_row;
 pub(super) use value::{json, parse, signed, unsigned};
@@ -47,6 +50,7 @@ pub(super) struct File {
     path: PathBuf,
     /// Whether commits wait for the disk at present.
     flushing: bool,
+    erasure: Erasure,
 }
 
 impl File {
@@ -69,6 +73,7 @@ impl File {
                     "the store is damaged and was set aside; what could be read of it goes on"
                 );
                 file.fill(&restored, clock).map_err(|error| disk(&path, error))?;
+                file.erasure = Erasure::of_opened(&restored);
                 Ok((file, restored))
             }
             opened => opened,
@@ -95,6 +100,7 @@ impl File {
             return Err(Trouble::Damaged(path.display().to_string()));
         }
         let restored = file.restore(clock, last_end).map_err(|error| disk(path, error))?;
+        file.erasure = Erasure::of_opened(&restored);
         Ok((file, restored))
     }
 
@@ -131,6 +137,7 @@ impl File {
             connection,
             path: path.to_owned(),
             flushing: true,
+            erasure: Erasure::default(),
         })
     }
 
@@ -142,10 +149,21 @@ impl File {
         let begun = Instant::now();
         self.try_write(batches, urgent)
             .map_err(|error| disk(&self.path, error))?;
+        self.erasure.note(batches);
         Ok(Flush {
             bytes: self.bytes(),
             took: urgent.then(|| begun.elapsed()),
         })
+    }
+
+    /// The time at which [`File::erase`] is to be called; `None` if there is nothing to erase.
+    pub(super) fn erasure_due(&self) -> Option<Due> {
+        self.erasure.due()
+    }
+
+    /// Erases deleted pictures from the journal. Takes flushes to the disk: for times when nothing waits for a commit.
+    pub(super) fn erase(&mut self) {
+        self.erasure.erase(&self.connection, &self.path);
     }
 
     /// Checks whether the disk takes writes.

@@ -1,8 +1,11 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
 use phi_edge_api::{ErrorCode, NewJob, Priority, Refusal, ReplyAddress, ReplyBody, Sampling, Truncation};
+use phi_edge_rules::Time;
+use phi_edge_rules::changes::{KeptMessage, RuleChange};
 use proptest::prelude::*;
 
 use super::*;
@@ -10,7 +13,7 @@ use crate::change::{Batch, Change};
 use crate::clock::{Clock, Moment};
 use crate::file::File;
 use crate::record::{JobRecord, Restored, Tries};
-use crate::{LastEnd, StoreConfig, schema};
+use crate::{LastEnd, Store, StoreConfig, schema};
 
 /// An accepted job with images.
 fn record(n: u64, images: Vec<RequestImage>) -> JobRecord {
@@ -63,6 +66,36 @@ fn open(folder: &std::path::Path) -> (File, Restored) {
         .unwrap()
 }
 
+/// The change that ends the job `n`.
+fn settle(n: u64) -> Batch {
+    let body = Box::new(ReplyBody::Error(Refusal {
+        reply_id: "r".into(),
+        code: ErrorCode::Internal,
+        message: "m".into(),
+        retry_after: None,
+    }));
+    let until = Moment {
+        up_ms: i64::MAX,
+        wall_ms: i64::MAX,
+    };
+    batch(Change::Settle {
+        key: key(n),
+        body,
+        until,
+    })
+}
+
+/// Whether the beginning of `marker` is in a file of the folder.
+fn has(folder: &std::path::Path, marker: &[u8]) -> bool {
+    let files: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
+    assert!(!files.is_empty());
+    files.into_iter().any(|entry| {
+        // SQLite may remove its journal meanwhile.
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap_or_default();
+        bytes.windows(23).any(|part| part == &marker[..23])
+    })
+}
+
 #[test]
 fn images_outlive_a_crash_and_are_overwritten_after_the_outcome() {
     let folder = tempfile::tempdir().unwrap();
@@ -84,37 +117,114 @@ fn images_outlive_a_crash_and_are_overwritten_after_the_outcome() {
         restored.jobs.first().map(|job| &job.record.job.images),
         Some(&images)
     );
-    let body = Box::new(ReplyBody::Error(Refusal {
-        reply_id: "r".into(),
-        code: ErrorCode::Internal,
-        message: "m".into(),
-        retry_after: None,
-    }));
-    let until = Moment {
-        up_ms: i64::MAX,
-        wall_ms: i64::MAX,
-    };
-    let settle = batch(Change::Settle {
-        key: key(1),
-        body,
-        until,
-    });
+    let settle = settle(1);
     file.write(&[settle])
         .map_err(|trouble| trouble.to_string())
         .unwrap();
     file.close();
-    let mut files = 0;
-    for entry in std::fs::read_dir(folder.path()).unwrap() {
-        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
-        assert!(
-            !bytes.windows(23).any(|part| part == &marker[..23]),
-            "a deleted image can be read"
-        );
-        files += 1;
-    }
-    assert!(files > 0);
+    assert!(!has(folder.path(), &marker));
     let (_file, restored) = open(folder.path());
     assert!(restored.jobs.iter().all(|job| job.record.job.images.is_empty()));
+}
+
+#[test]
+fn images_are_erased_from_the_journal_of_an_open_file() {
+    let folder = tempfile::tempdir().unwrap();
+    let marker = b"pixels of a gate camera".repeat(900);
+    let images = vec![RequestImage {
+        file: Arc::from(marker.as_slice()),
+        detail: Detail::High,
+    }];
+    let (mut file, _) = open(folder.path());
+    file.erase();
+    assert!(file.erasure_due().is_none());
+    let write = |file: &mut File, batch| {
+        file.write(&[batch])
+            .map_err(|trouble| trouble.to_string())
+            .unwrap();
+    };
+    write(&mut file, batch(Change::Accept(Box::new(record(1, Vec::new())))));
+    write(&mut file, settle(1));
+    assert!(file.erasure_due().is_none(), "there was no picture");
+    write(&mut file, batch(Change::Accept(Box::new(record(2, images)))));
+    assert!(file.erasure_due().is_none(), "none is deleted");
+    write(&mut file, settle(2));
+    let due = file.erasure_due().unwrap();
+    assert!(due.idle < due.latest);
+    assert!(has(folder.path(), &marker), "the journal has it");
+    file.erase();
+    assert!(!has(folder.path(), &marker));
+    assert!(file.erasure_due().is_none());
+}
+
+#[test]
+fn pictures_of_windows_are_erased_as_those_of_requests() {
+    let folder = tempfile::tempdir().unwrap();
+    let (mut file, _) = open(folder.path());
+    file.erase();
+    let change = |file: &mut File, change| {
+        file.write(&[batch(Change::Rule(change))])
+            .map_err(|trouble| trouble.to_string())
+            .unwrap();
+        file.erasure_due().is_some()
+    };
+    let keep = |seq, payload: &[u8]| {
+        RuleChange::KeepMessage(Box::new(KeptMessage {
+            seq,
+            rule: "r".into(),
+            group: "g".into(),
+            arrived: Time(0),
+            topic: "t".into(),
+            payload: payload.to_vec(),
+        }))
+    };
+    assert!(!change(&mut file, keep(1, b"21.5")));
+    assert!(!change(&mut file, RuleChange::ForgetMessages(vec![1])));
+    let marker = b"\xFF\xD8\xFF\xE0 pixels of a gate camera";
+    assert!(!change(&mut file, keep(2, marker)));
+    assert!(has(folder.path(), marker));
+    assert!(change(&mut file, RuleChange::ForgetMessages(vec![2])));
+    file.erase();
+    assert!(!has(folder.path(), marker));
+}
+
+/// A store that is idle, and one that never is.
+#[test]
+fn the_store_erases_images_soon_after_the_outcome() {
+    for is_busy in [false, true] {
+        let folder = tempfile::tempdir().unwrap();
+        let config = StoreConfig {
+            folder: folder.path().to_owned(),
+            max_bytes: u64::MAX,
+            memory_fallback: false,
+        };
+        let store = Store::open(config, LastEnd::Innocent).unwrap();
+        let marker = b"pixels of a gate camera".repeat(900);
+        let images = vec![RequestImage {
+            file: Arc::from(marker.as_slice()),
+            detail: Detail::High,
+        }];
+        let mut number = 0;
+        let mut send = |batch: Batch| {
+            number += 1;
+            store.send(Batch { number, ..batch });
+            let begun = Instant::now();
+            while *store.signals().committed.borrow() < number {
+                assert!(begun.elapsed() < Duration::from_secs(20));
+                std::thread::yield_now();
+            }
+        };
+        send(batch(Change::Accept(Box::new(record(1, images)))));
+        assert!(has(folder.path(), &marker));
+        send(settle(1));
+        let begun = Instant::now();
+        while has(folder.path(), &marker) {
+            assert!(begun.elapsed() < Duration::from_secs(20), "busy: {is_busy}");
+            if is_busy {
+                send(batch(Change::LinkNote(String::new())));
+            }
+        }
+    }
 }
 
 /// Files in memory, with the tables of the store.
