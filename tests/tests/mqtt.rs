@@ -482,7 +482,7 @@ async fn top_and_store_tell_how_a_node_is() {
     let path = format!("store.path={}", daemon.folder.path().display());
     let (code, _, error) = run(&["store", "show", "--set", &path]);
     assert_eq!(code, Some(1));
-    assert!(error.contains("another phi-edge uses it"), "{error}");
+    assert!(error.contains("stop the daemon first"), "{error}");
     daemon.signal("TERM");
     assert!(daemon.wait().success());
     let (_, text, _) = run(&["store", "show", "--set", &path]);

@@ -167,6 +167,16 @@ impl PendingRow {
 
     /// Returns the pending event with this destination and these messages; `None` for values that this version does not
     /// know.
+    /// Returns the sizes of its pictures' files, in bytes.
+    pub(super) fn picture_files(&self) -> impl Iterator<Item = u64> {
+        let files = self.pictures.iter().map(|picture| &picture.file);
+        // Base64 with padding: three bytes for four characters.
+        files.map(|file| {
+            let padding = file.bytes().rev().take_while(|byte| *byte == b'=').count();
+            (file.len() / 4 * 3).saturating_sub(padding) as u64
+        })
+    }
+
     pub(super) fn pending(self, output: OutputRow, shown: Vec<ShownRow>) -> Option<PendingEvent> {
         Some(PendingEvent {
             event: self.event.event()?,

@@ -2,9 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
-use rusqlite::{Connection, OpenFlags};
+use phi_edge_rules::format_of;
+use rusqlite::{Connection, ErrorCode, OpenFlags};
 
-use super::file::{CLEAR_BLOBS, FILE_NAME, hint};
+use super::event_row::PendingRow;
+use super::file::{CLEAR_BLOBS, FILE_NAME, for_each_row, hint, parse, unsigned};
 use super::rules;
 
 /// The contents of a store, counted.
@@ -20,6 +22,11 @@ pub struct Inventory {
     pub images: u64,
     /// The bytes of these files.
     pub image_bytes: u64,
+    /// Pictures of windows that are open, counted once for each rule that takes them, and of events that wait for their
+    /// summary.
+    pub rule_pictures: u64,
+    /// The bytes of these pictures.
+    pub rule_picture_bytes: u64,
     /// Messages of windows that are open, counted once for each rule that takes them.
     pub rule_messages: u64,
     /// Events of windows that have ended, which wait for their summary.
@@ -48,7 +55,7 @@ pub enum ToolError {
     #[error("{0}: there is no store (see store.path)")]
     Missing(String),
     /// SQLite reports an error.
-    #[error("{file}: {source}{}", hint(source))]
+    #[error("{file}: {source}{}", tool_hint(source))]
     Sqlite {
         /// The file.
         file: String,
@@ -93,6 +100,8 @@ pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
     } else {
         (0, 0)
     };
+    let (rule_pictures, rule_picture_bytes) =
+        rule_pictures(&connection).map_err(|source| sqlite(folder, source))?;
     let size = |name: &str| std::fs::metadata(folder.join(name)).map_or(0, |file| file.len());
     Ok(Inventory {
         open: count("SELECT count(*) FROM jobs WHERE outcome IS NULL")?,
@@ -100,6 +109,8 @@ pub fn inspect(folder: &Path) -> Result<Inventory, ToolError> {
         undelivered: count("SELECT count(*) FROM outbox")?,
         images,
         image_bytes,
+        rule_pictures,
+        rule_picture_bytes,
         rule_messages,
         rule_events,
         bytes: size(FILE_NAME) + size(&format!("{FILE_NAME}-wal")),
@@ -159,6 +170,42 @@ fn has_rules(connection: &Connection) -> rusqlite::Result<bool> {
     has_table(connection, "rule_messages")
 }
 
+/// Returns the number and the bytes of the rules' pictures.
+fn rule_pictures(connection: &Connection) -> rusqlite::Result<(u64, u64)> {
+    let (mut count, mut bytes) = (0, 0);
+    if !has_rules(connection)? {
+        return Ok((count, bytes));
+    }
+    let sql = "SELECT substr(payload, 1, 16), length(payload) FROM rule_messages";
+    for_each_row(connection, sql, |row| {
+        if format_of(&row.get::<_, Vec<u8>>(0)?).is_some() {
+            count += 1;
+            bytes += unsigned(row.get(1)?);
+        }
+        Ok(())
+    })?;
+    for_each_row(connection, "SELECT event FROM rule_events", |row| {
+        if let Some(event) = parse::<PendingRow>(&row.get::<_, String>(0)?) {
+            for file in event.picture_files() {
+                count += 1;
+                bytes += file;
+            }
+        }
+        Ok(())
+    })?;
+    Ok((count, bytes))
+}
+
+/// Returns a hint for the operator, empty if there is none.
+fn tool_hint(error: &rusqlite::Error) -> &'static str {
+    match error.sqlite_error_code() {
+        Some(ErrorCode::DatabaseBusy | ErrorCode::DatabaseLocked) => {
+            " (a phi-edge that runs uses it: stop the daemon first)"
+        }
+        _ => hint(error),
+    }
+}
+
 fn has_table(connection: &Connection, name: &str) -> rusqlite::Result<bool> {
     connection.query_row(
         "SELECT count(*) > 0 FROM sqlite_master WHERE name = ?1",
@@ -205,3 +252,6 @@ fn io(file: &Path, source: std::io::Error) -> ToolError {
         source,
     }
 }
+
+#[cfg(test)]
+mod tests;

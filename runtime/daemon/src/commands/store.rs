@@ -41,6 +41,10 @@ pub(crate) fn store(args: &StoreArgs) -> Result<(), Fault> {
                 "images of requests:      {}, {} bytes",
                 held.images, held.image_bytes
             );
+            println!(
+                "pictures of windows:     {}, {} bytes",
+                held.rule_pictures, held.rule_picture_bytes
+            );
             println!("messages of windows:     {}", held.rule_messages);
             println!("events without words:    {}", held.rule_events);
             println!("bytes:                   {}", held.bytes);

@@ -123,10 +123,12 @@ pub(super) fn store(folder: &Path) -> String {
         Ok(held) => {
             let _ = writeln!(
                 out,
-                "\nto be answered: {}\noutcomes: {}\nundelivered: {}\nmessages of windows: {}\nevents without words: {}\nbytes: {}\nset aside: {}",
+                "\nto be answered: {}\noutcomes: {}\nundelivered: {}\nimages: {}\npictures of windows: {}\nmessages of windows: {}\nevents without words: {}\nbytes: {}\nset aside: {}",
                 held.open,
                 held.outcomes,
                 held.undelivered,
+                held.images,
+                held.rule_pictures,
                 held.rule_messages,
                 held.rule_events,
                 held.bytes,
