@@ -10,15 +10,13 @@ const LEAST_FILE_CHARS: usize = 64;
 /// Returns a text with `…` in place of long base64, which may be an image, up to the first place where it has more than
 /// `most` bytes. Of base64 in lines the last one, which is short, is left out too.
 pub(crate) fn without_files(text: &[u8], most: usize) -> Vec<u8> {
-    // Written `\/` a slash has two characters.
-    let is_base64 = |byte: &u8| byte.is_ascii_alphanumeric() || b"+/=\\-_".contains(byte);
     let mut kept = Vec::new();
     let mut goes_on = false;
-    for run in text.chunk_by(|a, b| is_base64(a) == is_base64(b)) {
+    for run in text.chunk_by(|a, b| is_base64(*a) == is_base64(*b)) {
         if kept.len() > most {
             break;
         }
-        if !run.first().is_some_and(is_base64) {
+        if !run.first().is_some_and(|byte| is_base64(*byte)) {
             goes_on &= matches!(run, b"\n" | b"\r\n");
             kept.extend_from_slice(run);
         } else if goes_on || run.len() >= LEAST_FILE_CHARS {
@@ -29,6 +27,20 @@ pub(crate) fn without_files(text: &[u8], most: usize) -> Vec<u8> {
         }
     }
     kept
+}
+
+/// Whether a byte may stand in base64. Written `\/` in JSON a slash has two characters.
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"+/=\\-_".contains(&byte)
+}
+
+/// Whether base64 in lines breaks at this place of a JSON text: the line before it is long and has nothing else.
+pub(crate) fn breaks_base64(text: &[u8], place: usize) -> bool {
+    // MIME has 76 characters in a line, PEM 64; some encoders write fewer.
+    const LEAST_LINE_CHARS: usize = 32;
+    let before = text.get(..place).unwrap_or_default();
+    let digits = before.iter().rev().take_while(|byte| is_base64(**byte)).count();
+    matches!(text.get(place), Some(b'\r' | b'\n')) && digits >= LEAST_LINE_CHARS
 }
 
 /// Returns a message without long base64, cut to [`MAX_MESSAGE_CHARS`].

@@ -6,7 +6,7 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::id::check_id;
-use crate::quote::cut;
+use crate::quote::{breaks_base64, cut};
 use crate::strict::{LongText, Object, TextOr, TextOrObject, Word};
 
 /// The names of the fields of [`RequestBody`].
@@ -74,15 +74,37 @@ impl<'a> RequestBody<'a> {
         serde_path_to_error::deserialize::<_, Object<RequestBody>>(&mut json)
             .map_err(|error| {
                 let path = error.path().to_string();
+                let reason = match error.into_inner() {
+                    error if breaks_base64_at(bytes, &error) => {
+                        "base64 with line breaks; encode it in one line (base64 -w0)".to_owned()
+                    }
+                    error => error.to_string(),
+                };
                 match path.as_str() {
                     // No path: the error is about the whole, or about a key.
-                    "." | "?" => error.into_inner().to_string(),
-                    _ => format!("{path}: {}", error.into_inner()),
+                    "." | "?" => reason,
+                    _ => format!("{path}: {reason}"),
                 }
             })
             .and_then(|Object(body)| json.end().map(|()| body).map_err(|error| error.to_string()))
             .map_err(|message| cut(&message))
     }
+}
+
+/// Whether the error is about a line break within base64: as a character of its own JSON strings can't have one.
+fn breaks_base64_at(bytes: &[u8], error: &serde_json::Error) -> bool {
+    // The error's line counts from 1; its column is the number of bytes that were read of it.
+    let mut lines = bytes.split_inclusive(|byte| *byte == b'\n');
+    let before: usize = lines
+        .by_ref()
+        .take(error.line().saturating_sub(1))
+        .map(<[u8]>::len)
+        .sum();
+    let read = before + error.column();
+    error.is_syntax()
+        && read
+            .checked_sub(1)
+            .is_some_and(|place| breaks_base64(bytes, place))
 }
 
 /// Returns the id of a request that is wrong elsewhere, so that its sender can be told.

@@ -97,10 +97,13 @@ fn fault(digits: &str) -> String {
     if digits.starts_with("data:") {
         return "it is a data URL, of which only what follows the comma belongs here".into();
     }
+    if digits.contains("://") {
+        return "it is a URL, and nothing is ever fetched: send the file itself in base64".into();
+    }
     let mut bytes = digits.bytes().enumerate();
     match bytes.find(|(_, byte)| !byte.is_ascii_alphanumeric() && !matches!(byte, b'+' | b'/')) {
         Some((at, byte)) if byte.is_ascii_whitespace() => {
-            format!("byte {at} is white space, encode without line breaks")
+            format!("byte {at} is white space, encode without line breaks (base64 -w0)")
         }
         Some((at, b'-' | b'_')) => {
             format!("byte {at} is of the alphabet for URLs, encode with the standard one")
@@ -173,6 +176,9 @@ mod tests {
             ("eB==", "cut off"),
             ("eHé=", "byte 2 "),
             ("data:image/png;base64,eA==", "data URL"),
+            ("http://camera/gate.jpg", "nothing is ever fetched"),
+            ("HTTPS://camera/gate.jpg", "nothing is ever fetched"),
+            ("rtsp://camera/1", "nothing is ever fetched"),
         ] {
             let error = decode(encoded).expect_err(encoded);
             assert!(error.contains(says), "{encoded}: {error}");

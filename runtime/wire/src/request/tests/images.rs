@@ -264,3 +264,39 @@ fn images_that_are_no_list_are_refused_without_their_content() {
         "{message}"
     );
 }
+
+#[test]
+fn base64_in_lines_is_told() {
+    let line = "A".repeat(76);
+    for (body, at) in [
+        (
+            format!("{{\"id\":\"a\",\"images\":[\"{line}\n{line}\nAAAA\"],\"prompt\":\"x\"}}"),
+            "images[0]: ",
+        ),
+        (
+            format!("{{\n\"prompt\":\"x\",\n\"images\":[\"AAAA\",\"{line}\r\n{line}\"]}}"),
+            "images[1]: ",
+        ),
+        (
+            format!("{{\"messages\":[{{\"role\":\"user\",\"content\":[{{\"data\":\"{line}\nAA==\"}}]}}]}}"),
+            "messages[0].content[0].data: ",
+        ),
+    ] {
+        let message = error(&body).message;
+        let expected = format!("{at}base64 with line breaks; encode it in one line (base64 -w0)");
+        assert_eq!(message, expected, "{body}");
+    }
+    for body in [
+        "{\"prompt\":\"two\nlines\"}".to_owned(),
+        format!("{{\"prompt\":\"{line}\tx\"}}"),
+        format!("{{\"prompt\":\"{line}\",\n\"max_tokens\":x}}"),
+        format!("{line}\n{{"),
+        format!("{{\"prompt\":\"x\",\"images\":[\"{line}\"\n"),
+    ] {
+        let said = parse(&body).err().map(|error| error.message).unwrap_or_default();
+        assert!(!said.contains("line breaks"), "{said}");
+    }
+    // Escaped, line breaks are part of the string.
+    let body = format!("{{\"prompt\":\"x\",\"images\":[\"{line}\\n{line}\"]}}");
+    assert!(error(&body).message.contains("byte 76 is white space"));
+}
