@@ -3,6 +3,8 @@
 //! The result is a function of the conversation and of the limits alone: the same request gives the same prompt, also in
 //! another process.
 
+use std::ops::Range;
+
 use phi_edge_engine::Symbol;
 
 use crate::chat_template::{Message, Role};
@@ -233,17 +235,22 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
         kept.map(|(_, message)| message.clone()).collect()
     }
 
-    /// Leaves out tokens in the middle of the longest message without images; `total` is the number of all tokens.
+    /// Leaves out tokens in the middle of the longest text without an image inside; `total` is the number of all tokens.
     fn without_middle(&self, total: usize, room: PromptRoom) -> Result<Vec<Symbol>, EncodeError> {
-        // A cut would move an image to another place.
-        let length = |message: &Message| message.images.is_empty().then_some(message.content.len());
-        let lengths = self.messages.iter().map(length);
-        // Of messages of the same length the first.
-        let longest = lengths.enumerate().rev().max_by_key(|(_, length)| *length);
-        let Some((at, text)) = longest
-            .filter(|(_, length)| length.is_some())
-            .and_then(|(at, _)| Some((at, self.messages.get(at)?.content.as_str())))
-        else {
+        let stretches = self.messages.iter().enumerate().flat_map(|(at, message)| {
+            let stretches = stretches_between_images(message).into_iter();
+            stretches.map(move |stretch| (at, stretch))
+        });
+        let stretches: Vec<_> = stretches.collect();
+        // Of texts of the same length the first.
+        let longest = stretches
+            .into_iter()
+            .rev()
+            .max_by_key(|(_, stretch)| stretch.len());
+        let Some((at, stretch, text)) = longest.and_then(|(at, stretch)| {
+            let text = self.messages.get(at)?.content.get(stretch.clone())?;
+            Some((at, stretch, text))
+        }) else {
             return self.encode(self.messages, room.most);
         };
         let ends = self.encoder.token_ends(text)?;
@@ -256,7 +263,7 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
             while kept >= MIN_KEPT_TOKENS {
                 let mut messages = self.messages.to_vec();
                 if let Some(message) = messages.get_mut(at) {
-                    message.content = ends_of(text, &ends, kept);
+                    replace_stretch(message, &stretch, &ends_of(text, &ends, kept));
                 }
                 match self.encode(&messages, limit) {
                     // Where the ends meet there may be more tokens than before.
@@ -273,6 +280,30 @@ impl<E: ChatEncoder + ?Sized> Conversation<'_, E> {
             tokens: (others + MIN_KEPT_TOKENS.min(ends.len())).max(room.most + 1),
             exact: false,
         })
+    }
+}
+
+/// The ranges of a message's text, in bytes, before, between and behind its images.
+fn stretches_between_images(message: &Message) -> Vec<Range<usize>> {
+    let mut places: Vec<usize> = message.images.iter().map(|image| image.at).collect();
+    places.push(message.content.len());
+    places.sort_unstable();
+    let mut start = 0;
+    let ranges = places
+        .into_iter()
+        .map(|end| std::mem::replace(&mut start, end)..end);
+    ranges.collect()
+}
+
+/// Puts a shorter text in place of a stretch of a message; the images behind it move with their text.
+fn replace_stretch(message: &mut Message, stretch: &Range<usize>, shorter: &str) {
+    let left_out = stretch.len().saturating_sub(shorter.len());
+    message.content.replace_range(stretch.clone(), shorter);
+    // An image at the start of the stretch stands before it.
+    for image in &mut message.images {
+        if image.at >= stretch.end && image.at > stretch.start {
+            image.at = image.at.saturating_sub(left_out);
+        }
     }
 }
 

@@ -7,6 +7,7 @@ use phi_edge_engine::TokenId;
 use proptest::prelude::*;
 
 use super::*;
+use crate::chat_template::PlacedImage;
 use crate::model_dir::ModelDir;
 use crate::text_model::TextModel;
 
@@ -202,6 +203,25 @@ fn turns_of_a_session_are_left_out_before_messages() {
     oldest(37, "s:sys s:new u:four a:vier u:five a:");
     oldest(28, "s:sys s:new u:five a:");
     oldest(16, "the prompt has 17 tokens");
+}
+
+#[test]
+fn a_text_is_cut_beside_the_places_of_its_images() {
+    let places = [2, 12].map(|at| PlacedImage::unread(at, 0));
+    let message = Message {
+        images: places.to_vec(),
+        ..Message::new(Role::User, "ab0123456789yz")
+    };
+    let stretches = stretches_between_images(&message);
+    assert_eq!(stretches, [0..2, 2..12, 12..14]);
+    let mut cut = message.clone();
+    replace_stretch(&mut cut, &stretches[1], "09");
+    assert_eq!(cut.content, "ab09yz");
+    assert_eq!(
+        cut.images.iter().map(|image| image.at).collect::<Vec<_>>(),
+        [2, 4]
+    );
+    check(&[], &[message], Truncation::Middle, 9, "u:ab09yz a:");
 }
 
 #[test]
