@@ -64,6 +64,17 @@ pub(super) async fn tokens(prompts: &Arc<dyn Prompts>, images: &[RequestImage]) 
     })
 }
 
+/// The error of a prompt with a picture of so many tokens. One that is too long says what the picture takes of the room.
+pub(super) fn with_tokens(mut fault: EventError, tokens: usize) -> EventError {
+    if tokens > 0 && fault.code == ErrorCode::ContextOverflow {
+        fault.message = format!(
+            "{} beside the picture's {tokens}; set `picture.detail` to \"low\" or raise `max_prompt_tokens`",
+            fault.message
+        );
+    }
+    fault
+}
+
 /// The user's turn of a prompt with images before its text, one a line.
 pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
     let content = "\n".repeat(images) + prompt;
@@ -78,6 +89,22 @@ pub(super) fn user_turn(prompt: &str, images: usize) -> Message {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_prompt_that_is_too_long_names_the_tokens_of_its_picture() {
+        let fault = |code| EventError {
+            code,
+            message: "0 are allowed".to_owned(),
+        };
+        let overflow = fault(ErrorCode::ContextOverflow);
+        assert_eq!(
+            with_tokens(overflow.clone(), 757).message,
+            "0 are allowed beside the picture's 757; set `picture.detail` to \"low\" or raise `max_prompt_tokens`"
+        );
+        assert_eq!(with_tokens(overflow.clone(), 0), overflow);
+        let other = fault(ErrorCode::Internal);
+        assert_eq!(with_tokens(other.clone(), 757), other);
+    }
 
     #[test]
     fn images_stand_before_the_text() {

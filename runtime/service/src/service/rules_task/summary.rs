@@ -150,6 +150,7 @@ impl Summariser<'_> {
             }))
         })
         .await
+        .map_err(|fault| pictures::with_tokens(fault, self.image_tokens))
     }
 
     async fn reduce(&self, event: &Event, texts: &[String]) -> Result<String, EventError> {
