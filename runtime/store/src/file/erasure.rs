@@ -36,17 +36,13 @@ pub(crate) struct Due {
 }
 
 impl Erasure {
-    /// The plan of a file that was opened with this state: the journal of the process before may have deleted pictures.
+    /// The plan of a file that was opened with this state.
     pub(super) fn of_opened(restored: &Restored) -> Self {
-        let jobs = restored.jobs.iter();
-        let mut images = jobs.map(|job| !job.record.job.images.is_empty());
-        let now = Instant::now();
+        let mut jobs = restored.jobs.iter();
+        let has_images = jobs.any(|job| !job.record.job.images.is_empty());
         Self {
-            has_pictures: images.any(|has| has) || rules_have(&restored.rules),
-            due: Some(Due {
-                idle: now,
-                latest: now + MAX_DELAY,
-            }),
+            has_pictures: has_images || rules_have(&restored.rules),
+            due: None,
         }
     }
 

@@ -101,6 +101,8 @@ impl File {
         }
         let restored = file.restore(clock, last_end).map_err(|error| disk(path, error))?;
         file.erasure = Erasure::of_opened(&restored);
+        // The journal of a process that crashed may have pictures that it had deleted.
+        file.erase();
         Ok((file, restored))
     }
 

@@ -136,8 +136,6 @@ fn images_are_erased_from_the_journal_of_an_open_file() {
         detail: Detail::High,
     }];
     let (mut file, _) = open(folder.path());
-    file.erase();
-    assert!(file.erasure_due().is_none());
     let write = |file: &mut File, batch| {
         file.write(&[batch])
             .map_err(|trouble| trouble.to_string())
@@ -152,6 +150,14 @@ fn images_are_erased_from_the_journal_of_an_open_file() {
     let due = file.erasure_due().unwrap();
     assert!(due.idle < due.latest);
     assert!(has(folder.path(), &marker), "the journal has it");
+    // What a crash leaves at this moment.
+    let crashed = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder.path()).unwrap().flatten() {
+        std::fs::copy(entry.path(), crashed.path().join(entry.file_name())).unwrap();
+    }
+    assert!(has(crashed.path(), &marker));
+    let _open = open(crashed.path());
+    assert!(!has(crashed.path(), &marker));
     file.erase();
     assert!(!has(folder.path(), &marker));
     assert!(file.erasure_due().is_none());
@@ -161,7 +167,6 @@ fn images_are_erased_from_the_journal_of_an_open_file() {
 fn pictures_of_windows_are_erased_as_those_of_requests() {
     let folder = tempfile::tempdir().unwrap();
     let (mut file, _) = open(folder.path());
-    file.erase();
     let change = |file: &mut File, change| {
         file.write(&[batch(Change::Rule(change))])
             .map_err(|trouble| trouble.to_string())
