@@ -90,7 +90,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 81] = [
+pub(crate) static KEYS: [Key; 82] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -173,6 +173,7 @@ pub(crate) static KEYS: [Key; 81] = [
         Preset::Text("auto"),
     ),
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),
+    key("runtime.image_memory", size(0, TIB), Preset::Text("256MiB")),
     key("runtime.library", Shape::Path, Preset::Unset),
     key("runtime.prefill_chunk", number(1, 65_536), Preset::Number(512)),
     key("runtime.prefix_cache", Shape::Switch, Preset::Switch(true)),

@@ -173,6 +173,8 @@ pub struct Runtime {
     pub isa: InstructionSet,
     /// The memory budget of keys and values; none means a share of the free memory.
     pub kv_memory: Option<ByteSize>,
+    /// The maximum memory of image features that are kept for later prompts.
+    pub image_memory: ByteSize,
     /// The ONNX Runtime library; none means that it is searched for.
     pub library: Option<PathBuf>,
     /// The maximum number of prompt tokens of one step.

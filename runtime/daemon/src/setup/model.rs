@@ -89,6 +89,7 @@ impl ModelSetup {
                 prefill_chunk: runtime.prefill_chunk,
                 slots: runtime.slots,
                 kv_budget: runtime.kv_memory.map(ByteSize::bytes),
+                image_memory: runtime.image_memory.bytes(),
                 prefix_cache: runtime.prefix_cache,
                 speculation: runtime.speculation,
                 rope_policy: settings::rope_policy(runtime.rope_policy),
