@@ -24,7 +24,7 @@ use crate::telemetry::logging;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
-    machine::allocator::purge_at_once();
+    machine::allocator::return_memory_at_once();
     // Before any other thread is started.
     phi_edge_onnx::forbid_telemetry();
     let cli = Cli::parse();
