@@ -42,6 +42,7 @@ pub use isa::{Isa, IsaChoice};
 pub use kv::KvFootprint;
 pub use kv_cache::KvCache;
 pub use library::Library;
+pub use matmul::{ProductSpeed, product_speeds};
 pub use prepare::{Level, Prepare};
 pub use processor::processor_warning;
 pub use provider::{

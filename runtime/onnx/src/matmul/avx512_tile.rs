@@ -1,10 +1,11 @@
 //! One tile of the matmul with AVX-512 VNNI: a panel of rows times a tile of columns, in registers.
 
 use std::arch::x86_64::{
-    __m128i, __m512i, _MM_HINT_T0, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512, _mm512_cvtepi32_ps,
-    _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps, _mm512_load_ps,
-    _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps, _mm512_set1_epi8,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512, _mm512_srli_epi32,
+    __m128i, __m512i, _MM_HINT_T0, _mm_cvtsi32_si128, _mm_loadu_si128, _mm_prefetch, _mm512_and_si512,
+    _mm512_cvtepi32_ps, _mm512_cvtepu8_epi32, _mm512_dpbusd_epi32, _mm512_dpwssd_epi32, _mm512_fmadd_ps,
+    _mm512_load_ps, _mm512_load_si512, _mm512_mask_storeu_ps, _mm512_maskz_loadu_ps, _mm512_mul_ps,
+    _mm512_set1_epi8, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_setzero_si512,
+    _mm512_sll_epi32, _mm512_srli_epi32,
 };
 
 use crate::matmul::LANES;
@@ -57,6 +58,9 @@ unsafe fn compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(ti
             }
         }
     }
+    // Zero points that are all the same are a power of two (8 or 128).
+    // SAFETY: there is a zero point.
+    let zero_shift = _mm_cvtsi32_si128(unsafe { *tile.zeros }.trailing_zeros().cast_signed());
     let mut weights = tile.weights;
     let mut quants = tile.quants;
     for block in 0..tile.blocks {
@@ -65,12 +69,19 @@ unsafe fn compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(ti
         // that of packing.
         unsafe {
             // The weights are unsigned: the zero points' share of the row's sum is subtracted first.
-            for group in 0..GROUPS {
-                let zeros = tile.zeros.add(block * tile.zeros_step + group * LANES);
-                let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast::<__m128i>()));
+            if tile.zeros_step == 0 {
                 for row in 0..ROWS {
                     let sum = _mm512_set1_epi32(*tile.sums.add(block * ROWS + row));
-                    whole[row][group] = _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, sum);
+                    whole[row] = [_mm512_sll_epi32(sum, zero_shift); GROUPS];
+                }
+            } else {
+                for group in 0..GROUPS {
+                    let zeros = tile.zeros.add(block * tile.zeros_step + group * LANES);
+                    let zeros = _mm512_cvtepu8_epi32(_mm_loadu_si128(zeros.cast::<__m128i>()));
+                    for row in 0..ROWS {
+                        let sum = _mm512_set1_epi32(*tile.sums.add(block * ROWS + row));
+                        whole[row][group] = _mm512_dpwssd_epi32(_mm512_setzero_si512(), zeros, sum);
+                    }
                 }
             }
             for _ in 0..tile.words {

@@ -45,12 +45,15 @@ mod multiply;
 mod operands;
 mod operator;
 mod pack;
+#[cfg(target_arch = "x86_64")]
+mod peak_x86;
 mod quantise_weights;
 #[cfg(target_arch = "x86_64")]
 mod quantise_x86;
 mod quantising_operator;
 mod release;
 mod scalar_kernel;
+mod speed;
 #[cfg(test)]
 mod tests;
 #[cfg(target_arch = "x86_64")]
@@ -60,6 +63,7 @@ mod vnni256_tile;
 
 pub(crate) use operator::MatMul;
 pub(crate) use quantising_operator::QuantisingMatMul;
+pub use speed::{ProductSpeed, product_speeds};
 
 /// Groups of columns of a tile.
 const GROUPS: usize = 3;

@@ -7,8 +7,9 @@ use crate::matmul::{GROUPS, LANES};
 use crate::workers::{SharedPointer, Workers};
 
 /// The values along `k` that are computed for all rows before the next ones, for weights whose words are one line: a tile's
-/// weights of that many stay in the first cache (12 KiB), and so do those that are prefetched meanwhile.
-const CHUNK_VALUES: usize = 512;
+/// weights of that many stay in the second cache (96 KiB), from which they come in time. With fewer the output is read and
+/// written more often, which costs more than the first cache gives.
+const CHUNK_VALUES: usize = 4096;
 /// The prefetch distance in bytes where the weights are read only once.
 const PREFETCH_BYTES: usize = 4096;
 

@@ -23,7 +23,7 @@ impl WeightBits {
         }
     }
 
-    /// The stored value of the weight 0.
+    /// The stored value of the weight 0 where a matrix has no zero points: a power of two.
     pub(crate) fn zero(self) -> u8 {
         match self {
             Self::Four => 8,
@@ -50,7 +50,8 @@ pub(crate) struct PanelRow {
 pub(crate) struct Tile {
     /// The first block's words and scales ([`crate::matmul::pack::PackedWeights`]), at a cache line's begin.
     pub(crate) weights: *const u8,
-    /// The first block's zero points, and how many bytes later the next block's stand.
+    /// The first block's zero points, and how many bytes later the next block's stand; 0 where all are the stored value of the
+    /// weight 0 ([`WeightBits::zero`]).
     pub(crate) zeros: *const u8,
     pub(crate) zeros_step: usize,
     pub(crate) blocks: usize,

@@ -2,13 +2,14 @@
 //! `MatMulNBits` has it.
 
 use std::arch::x86_64::{
-    __m128i, __m256i, _mm_extract_epi32, _mm_setr_epi8, _mm_shuffle_epi8, _mm256_add_epi32, _mm256_and_si256,
-    _mm256_castps_si256, _mm256_cmpgt_epi32, _mm256_cvtps_epi32, _mm256_extract_epi32, _mm256_maskload_ps,
-    _mm256_max_epi32, _mm256_mul_ps, _mm256_permutevar8x32_epi32, _mm256_set1_epi32, _mm256_set1_ps,
-    _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256, _mm256_shuffle_epi8, _mm256_storeu_si256,
-    _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512, _mm512_cvtepi32_epi8, _mm512_cvtps_epi32,
-    _mm512_maskz_loadu_ps, _mm512_max_epi32, _mm512_mul_ps, _mm512_reduce_add_epi32, _mm512_reduce_max_epi32,
-    _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_si512,
+    __m128i, __m256i, _MM_HINT_T0, _mm_extract_epi32, _mm_prefetch, _mm_setr_epi8, _mm_shuffle_epi8,
+    _mm256_add_epi32, _mm256_and_si256, _mm256_castps_si256, _mm256_cmpgt_epi32, _mm256_cvtps_epi32,
+    _mm256_extract_epi32, _mm256_maskload_ps, _mm256_max_epi32, _mm256_mul_ps, _mm256_permutevar8x32_epi32,
+    _mm256_set1_epi32, _mm256_set1_ps, _mm256_setr_epi8, _mm256_setr_epi32, _mm256_setzero_si256,
+    _mm256_shuffle_epi8, _mm256_storeu_si256, _mm512_add_epi32, _mm512_and_si512, _mm512_castps_si512,
+    _mm512_cvtepi32_epi8, _mm512_cvtps_epi32, _mm512_maskz_loadu_ps, _mm512_max_epi32, _mm512_mul_ps,
+    _mm512_reduce_add_epi32, _mm512_reduce_max_epi32, _mm512_set1_epi32, _mm512_set1_ps,
+    _mm512_setzero_si512,
 };
 
 use crate::matmul::LANES;
@@ -16,6 +17,8 @@ use crate::matmul::operands::PanelRow;
 
 /// Values of a word.
 const WORD: usize = 8;
+/// The prefetch distance in values. Rows lie one behind the other, so that the next one's begin is prefetched too.
+const PREFETCH_VALUES: usize = 512;
 
 /// Quantises one row.
 ///
@@ -39,6 +42,7 @@ pub(crate) unsafe fn quantise_avx512(row: &[f32], block: usize, place: &PanelRow
         for at in (start..start + block).step_by(LANES) {
             // Magnitudes compare as whole numbers do, and NaN is the largest of them: so it isn't lost.
             let bits = _mm512_and_si512(_mm512_castps_si512(load(at)), magnitude);
+            prefetch(row, at);
             largest = _mm512_max_epi32(largest, bits);
         }
         let largest = f32::from_bits(_mm512_reduce_max_epi32(largest).cast_unsigned());
@@ -99,6 +103,7 @@ pub(crate) unsafe fn quantise_avx2(row: &[f32], block: usize, place: &PanelRow) 
         for at in (start..start + block).step_by(WORD) {
             // As with AVX-512.
             let bits = _mm256_and_si256(_mm256_castps_si256(load(at)), magnitude);
+            prefetch(row, at);
             largest = _mm256_max_epi32(largest, bits);
         }
         let largest = lanes_of(largest).into_iter().max();
@@ -126,6 +131,15 @@ pub(crate) unsafe fn quantise_avx2(row: &[f32], block: usize, place: &PanelRow) 
             place.sums.add(at).write(sum.wrapping_neg());
         }
     }
+}
+
+/// Prefetches what is read [`PREFETCH_VALUES`] after the value `at`: the rows of a long prompt are no longer in the first two
+/// caches.
+#[inline(always)]
+fn prefetch(row: &[f32], at: usize) {
+    let ahead = row.as_ptr().wrapping_add(at + PREFETCH_VALUES);
+    // SAFETY: a prefetch reads nothing: an invalid address is ignored.
+    unsafe { _mm_prefetch::<_MM_HINT_T0>(ahead.cast::<i8>()) };
 }
 
 /// The lanes of a register.

@@ -46,6 +46,10 @@ pub(crate) struct BenchArgs {
     /// or the model's context], and on the model's own answers of `--new-tokens` to built-in prompts or to `--prompts`.
     #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache"])]
     pub(crate) kv_loss: bool,
+    /// Measure the products of rows with int4 weights alone, without a model, beside the most that the processor's multipliers
+    /// could do.
+    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "model"])]
+    pub(crate) products: bool,
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]
     pub(crate) bare: u32,

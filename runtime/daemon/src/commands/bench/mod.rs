@@ -3,6 +3,7 @@
 mod bench_args;
 mod kv_loss;
 mod picture;
+mod products;
 mod scenarios;
 mod scripted_decoder;
 mod summary;
@@ -30,6 +31,9 @@ type Bench = LocalModel<ScriptedDecoder>;
 pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     if args.kv_loss {
         return kv_loss::kv_loss(args);
+    }
+    if args.products {
+        return products::products(args);
     }
     let mut setup = ModelSetup::from_args(&args.model, args.slots(), false)?;
     // Guesses would depend on the text, and random weights give none.
