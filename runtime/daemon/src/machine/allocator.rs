@@ -23,6 +23,25 @@ pub(crate) fn return_memory_at_once() {
     }
     #[cfg(target_os = "linux")]
     use_small_pages();
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    bound_c_heap();
+}
+
+/// Bounds what the C library's allocator keeps, which ONNX Runtime, SQLite and the tokenizers' regular expressions use: one arena
+/// for all threads, of which the end is given back, and a mapping of its own for each object over 1 MiB. Left alone it makes an
+/// arena for each thread. `MALLOC_ARENA_MAX` in the environment leaves all of it as it is there.
+#[cfg(all(target_os = "linux", target_env = "gnu"))]
+fn bound_c_heap() {
+    if std::env::var_os("MALLOC_ARENA_MAX").is_some() {
+        return;
+    }
+    #[expect(unsafe_code, reason = "the allocator's settings are C functions")]
+    // SAFETY: sets parameters of the allocator, before other threads exist.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 128 << 10);
+        libc::mallopt(libc::M_MMAP_THRESHOLD, 1 << 20);
+    }
 }
 
 /// Keeps the kernel from backing the allocator's arena with large pages where it does so unasked
