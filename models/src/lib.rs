@@ -27,8 +27,8 @@ mod text_model;
 mod truncation;
 
 pub use crate::image::{
-    Detail, ImageGrid, ImageHeader, ImageInfo, ReadError, SheetError, contact_sheet, contact_sheet_file,
-    decode, image_id, preprocess, probe,
+    ContactSheet, Detail, ImageGrid, ImageHeader, ImageInfo, ReadError, SheetError, contact_sheet,
+    contact_sheet_file, decode, image_id, preprocess, probe,
 };
 pub use chat_template::{Message, PlacedImage, Role};
 pub use encode_cost::{EncodeCost, EncodeError};

@@ -42,17 +42,30 @@ pub fn contact_sheet(pictures: &[RgbImage]) -> RgbImage {
     sheet
 }
 
-/// As [`contact_sheet`] of files (PNG, JPEG, WebP), as a PNG file. Each file is decoded by itself and reduced before the next;
-/// one that is damaged, or has more than `max_pixels` by its header, is left out.
+/// A contact sheet of files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ContactSheet {
+    /// A PNG file.
+    pub png: Vec<u8>,
+    /// The indices of the files that are on it, ascending.
+    pub shown: Vec<usize>,
+}
+
+/// As [`contact_sheet`] of files (PNG, JPEG, WebP). Each file is decoded by itself and reduced before the next; one that is
+/// damaged, or has more than `max_pixels` by its header, is left out.
 ///
 /// # Errors
 /// No file can be read.
-pub fn contact_sheet_file(files: &[&[u8]], max_pixels: u64) -> Result<Vec<u8>, SheetError> {
+pub fn contact_sheet_file(files: &[&[u8]], max_pixels: u64) -> Result<ContactSheet, SheetError> {
     let mut pictures = Vec::with_capacity(files.len());
+    let mut shown = Vec::with_capacity(files.len());
     let mut first_fault = None;
-    for file in files {
+    for (index, file) in files.iter().enumerate() {
         match decode(file, max_pixels) {
-            Ok(picture) => pictures.push(fit(&picture)),
+            Ok(picture) => {
+                pictures.push(fit(&picture));
+                shown.push(index);
+            }
             Err(fault) => {
                 first_fault.get_or_insert(fault.to_string());
             }
@@ -69,7 +82,10 @@ pub fn contact_sheet_file(files: &[&[u8]], max_pixels: u64) -> Result<Vec<u8>, S
     contact_sheet(&pictures)
         .write_to(&mut png, ImageFormat::Png)
         .map_err(|fault| error(fault.to_string()))?;
-    Ok(png.into_inner())
+    Ok(ContactSheet {
+        png: png.into_inner(),
+        shown,
+    })
 }
 
 /// The columns and rows for a number of pictures.
@@ -152,7 +168,8 @@ mod tests {
         let good = png(&plain(30, 20, [9, 9, 9]));
         let large = png(&plain(300, 200, [9, 9, 9]));
         let sheet = contact_sheet_file(&[b"no picture", &good[..20], &large, &good], 1_000).unwrap();
-        let sheet = ::image::load_from_memory(&sheet).unwrap().into_rgb8();
+        assert_eq!(sheet.shown, [3]);
+        let sheet = ::image::load_from_memory(&sheet.png).unwrap().into_rgb8();
         assert_eq!(sheet, plain(30, 20, [9, 9, 9]));
         let fault = contact_sheet_file(&[&large, b"no picture"], 1_000).unwrap_err();
         assert_eq!(

@@ -8,7 +8,7 @@ mod preprocess;
 mod read;
 mod resample;
 
-pub use contact_sheet::{SheetError, contact_sheet, contact_sheet_file};
+pub use contact_sheet::{ContactSheet, SheetError, contact_sheet, contact_sheet_file};
 pub use detail::Detail;
 pub use grid::ImageGrid;
 pub use info::ImageInfo;

@@ -83,13 +83,32 @@ async fn the_model_is_shown_the_chosen_picture_before_the_text() {
 }
 
 #[tokio::test]
-async fn a_window_without_pictures_is_asked_about_without_an_image() {
-    let mut rule = gate(PictureChoice::Newest);
-    rule.summary.prompt = PromptSource::Text("{{ pictures|length }} of {{ window.messages }}".to_owned());
-    let files = [&b"no"[..], b"picture", b"{}"].map(<[u8]>::to_vec).into();
-    let mut bench = bench(rule, files).await;
+async fn the_model_is_not_asked_about_a_window_without_pictures() {
+    for choice in [PictureChoice::Newest, PictureChoice::Sheet(2)] {
+        let files = [&b"no"[..], b"picture", b"{}"].map(<[u8]>::to_vec).into();
+        let mut bench = bench(gate(choice), files).await;
+        let event = event(&mut bench).await;
+        let error = event.error.unwrap();
+        assert_eq!(error.code, ErrorCode::BadRequest);
+        assert!(
+            error
+                .message
+                .starts_with("none of the 3 messages of the window is a picture"),
+            "{}",
+            error.message
+        );
+        assert_eq!(event.stats[0].1.count, 3);
+    }
+}
+
+#[tokio::test]
+async fn a_damaged_picture_of_a_sheet_is_not_among_those_shown() {
+    let good = include_bytes!("../../../tests/fixtures/vision/images/dot.png").to_vec();
+    let bytes = good.len();
+    let files = vec![damaged(10), good, damaged(30)];
+    let mut bench = bench(gate(PictureChoice::Sheet(3)), files).await;
     let (request, sink) = bench.asked().await;
-    assert_eq!(text_of(&request.prompt), "0 of 3");
+    assert_eq!(text_of(&request.prompt), format!("\n1 of 3: {bytes}"));
     sink.finish(summary(Finish::Stop, 1));
     assert_eq!(event(&mut bench).await.error, None);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use phi_edge_models::{contact_sheet_file, probe};
+use phi_edge_models::{ContactSheet, contact_sheet_file, probe};
 use sha2::{Digest as _, Sha256};
 
 use super::EncodeDoor;
@@ -11,12 +11,16 @@ use super::image_reading::decoding_memory;
 use phi_edge_store::encode_note::{self, Standing, WorkDigest};
 
 impl EncodeDoor {
-    /// Draws pictures on one sheet, a PNG file, when there is memory for the largest of them. Those that can't be read, or have
+    /// Draws pictures on one sheet when there is memory for the largest of them. Those that can't be read, or have
     /// more than `max_pixels`, are left out.
     ///
     /// # Errors
     /// None can be read, or processes died of them; one line.
-    pub async fn contact_sheet(&self, files: Vec<Arc<[u8]>>, max_pixels: u64) -> Result<Vec<u8>, String> {
+    pub async fn contact_sheet(
+        &self,
+        files: Vec<Arc<[u8]>>,
+        max_pixels: u64,
+    ) -> Result<ContactSheet, String> {
         let files: Arc<[Arc<[u8]>]> = files.into();
         let hashed = Arc::clone(&files);
         let digest = tokio::task::spawn_blocking(move || digest(&hashed));
@@ -98,10 +102,10 @@ mod tests {
         .await;
         assert!(waiting.is_err(), "there is no memory");
         drop(all);
-        let sheet = door
-            .contact_sheet(vec![picture(), b"no".as_slice().into()], 1000)
-            .await;
-        assert!(probe(&sheet.unwrap(), 1000).is_ok());
+        let files = vec![picture(), b"no".as_slice().into(), picture()];
+        let sheet = door.contact_sheet(files, 1000).await.unwrap();
+        assert!(probe(&sheet.png, 1000).is_ok());
+        assert_eq!(sheet.shown, [0, 2]);
         let damaged = door.contact_sheet(vec![b"no".as_slice().into()], 1000).await;
         assert_eq!(
             damaged,

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use phi_edge_engine::Symbol;
-use phi_edge_models::{Message, PromptRoom, Truncation};
+use phi_edge_models::{ContactSheet, Message, PromptRoom, Truncation};
 use tokio::time::Instant;
 
 use super::ServiceConfig;
@@ -73,11 +73,11 @@ impl PromptEncoder {
         self.door.decode_memory()
     }
 
-    /// Draws pictures on one sheet, a PNG file.
+    /// Draws pictures on one sheet.
     ///
     /// # Errors
     /// None of them can be read.
-    pub(super) async fn contact_sheet(&self, files: Vec<Arc<[u8]>>) -> Result<Vec<u8>, String> {
+    pub(super) async fn contact_sheet(&self, files: Vec<Arc<[u8]>>) -> Result<ContactSheet, String> {
         self.door.contact_sheet(files, self.max_image_pixels()).await
     }
 

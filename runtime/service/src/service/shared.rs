@@ -268,11 +268,14 @@ impl Shared {
         self.encoder.decode_memory()
     }
 
-    /// Draws pictures on one sheet, a PNG file.
+    /// Draws pictures on one sheet.
     ///
     /// # Errors
     /// None of them can be read.
-    pub(crate) async fn contact_sheet(&self, files: Vec<Arc<[u8]>>) -> Result<Vec<u8>, String> {
+    pub(crate) async fn contact_sheet(
+        &self,
+        files: Vec<Arc<[u8]>>,
+    ) -> Result<phi_edge_models::ContactSheet, String> {
         self.encoder.contact_sheet(files).await
     }
 

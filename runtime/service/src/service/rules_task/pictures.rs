@@ -7,35 +7,70 @@ use phi_edge_api::RequestImage;
 use phi_edge_job::ErrorCode;
 use phi_edge_models::{Detail, Message, PlacedImage, Role};
 use phi_edge_prompts::Prompts;
-use phi_edge_rules::{EventError, PictureDetail, PictureSpec, ShownPicture};
+use phi_edge_rules::{EventError, PayloadFormat, PictureDetail, PromptSource, Rule, ShownPicture};
 
-/// The images of a prompt: the picture as it came, or a contact sheet of several.
+/// The pictures of a window that can be read, and the images of a prompt that show them.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct ShownImages {
+    pub(super) pictures: Arc<[ShownPicture]>,
+    /// The picture as it came, or a contact sheet of several.
+    pub(super) images: Vec<RequestImage>,
+}
+
+/// What the model is shown of the pictures of a window of so many messages; nothing of a rule without pictures, or of a window
+/// without messages.
 ///
 /// # Errors
-/// None of several pictures can be read.
-pub(super) async fn images(
-    spec: PictureSpec,
-    pictures: &[ShownPicture],
+/// The rule is about pictures and no message was one, or none of several pictures can be read.
+pub(super) async fn shown(
+    rule: &Rule,
+    messages: u64,
+    mut pictures: Vec<ShownPicture>,
     shared: &Shared,
-) -> Result<Vec<RequestImage>, EventError> {
-    let file = match pictures {
-        [] => return Ok(Vec::new()),
+) -> Result<ShownImages, EventError> {
+    let file = match pictures.as_slice() {
+        [] if asks_about_pictures(rule) && messages > 0 => return Err(none_is_a_picture(messages)),
+        [] => return Ok(ShownImages::default()),
         [picture] => picture.file.clone(),
         several => {
             let files = several.iter().map(|picture| picture.file.clone()).collect();
-            let drawn = shared.contact_sheet(files).await.map_err(|message| EventError {
+            let sheet = shared.contact_sheet(files).await.map_err(|message| EventError {
                 code: ErrorCode::BadRequest,
                 message,
             })?;
-            drawn.into()
+            let mut indices = 0..;
+            pictures.retain(|_| indices.next().is_some_and(|index| sheet.shown.contains(&index)));
+            sheet.png.into()
         }
     };
-    let detail = match spec.detail {
+    Ok(ShownImages {
+        pictures: pictures.into(),
+        images: vec![RequestImage {
+            file,
+            detail: detail(rule.picture.detail),
+        }],
+    })
+}
+
+fn asks_about_pictures(rule: &Rule) -> bool {
+    rule.payload == PayloadFormat::Image && rule.summary.prompt != PromptSource::None
+}
+
+fn none_is_a_picture(messages: u64) -> EventError {
+    EventError {
+        code: ErrorCode::BadRequest,
+        message: format!(
+            "none of the {messages} messages of the window is a picture (PNG, JPEG, WebP), so the model was not asked"
+        ),
+    }
+}
+
+fn detail(detail: PictureDetail) -> Detail {
+    match detail {
         PictureDetail::Low => Detail::Low,
         PictureDetail::Auto => Detail::Auto,
         PictureDetail::High => Detail::High,
-    };
-    Ok(vec![RequestImage { file, detail }])
+    }
 }
 
 /// The number of tokens that images take in a prompt.
@@ -104,6 +139,12 @@ mod tests {
         assert_eq!(with_tokens(overflow.clone(), 0), overflow);
         let other = fault(ErrorCode::Internal);
         assert_eq!(with_tokens(other.clone(), 757), other);
+    }
+
+    #[test]
+    fn details_are_those_of_requests() {
+        let details = [PictureDetail::Low, PictureDetail::Auto, PictureDetail::High].map(detail);
+        assert_eq!(details, [Detail::Low, Detail::Auto, Detail::High]);
     }
 
     #[test]

@@ -18,7 +18,7 @@ use phi_edge_rules::engine::PendingSummary;
 use phi_edge_rules::summary::{self, PromptBudget, PromptMessage, SummaryError, Template, WindowFacts};
 use phi_edge_rules::{Event, EventError, Published, Rule, ShownPicture, TextFormat};
 
-use super::pictures;
+use super::pictures::{self, ShownImages};
 
 /// The minimum and the maximum time between two attempts while the service is busy.
 const RETRY_INTERVAL: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(5));
@@ -43,12 +43,11 @@ pub(crate) async fn summarise(
                 shared,
                 rule,
                 until: Instant::now() + left,
-                pictures: pictures.into(),
-                images: Vec::new(),
+                shown: ShownImages::default(),
                 image_tokens: 0,
                 jobs: &mut jobs,
             };
-            summariser.run(&mut event, messages).await
+            summariser.run(&mut event, messages, pictures).await
         }
     };
     if let Err(error) = summarised {
@@ -70,32 +69,34 @@ struct Summariser<'a> {
     rule: &'a Arc<Rule>,
     /// The time at which the event is published without a summary.
     until: Instant,
-    /// The pictures that the model is shown.
-    pictures: Arc<[ShownPicture]>,
-    /// The same as images of requests.
-    images: Vec<RequestImage>,
-    /// The number of tokens that they take in a prompt.
+    shown: ShownImages,
+    /// The number of tokens that its images take in a prompt.
     image_tokens: usize,
     /// The jobs that were asked, to be forgotten with the event.
     jobs: &'a mut Vec<JobKey>,
 }
 
 impl Summariser<'_> {
-    async fn run(&mut self, event: &mut Event, messages: Vec<ShownMessage>) -> Result<(), EventError> {
-        self.images = pictures::images(self.rule.picture, &self.pictures, self.shared).await?;
-        self.image_tokens = pictures::tokens(self.shared.prompts(), &self.images).await?;
+    async fn run(
+        &mut self,
+        event: &mut Event,
+        messages: Vec<ShownMessage>,
+        pictures: Vec<ShownPicture>,
+    ) -> Result<(), EventError> {
+        self.shown = pictures::shown(self.rule, event.window.messages, pictures, self.shared).await?;
+        self.image_tokens = pictures::tokens(self.shared.prompts(), &self.shown.images).await?;
         let Some(mut plan) = self.plan(event, messages).await? else {
             return Ok(());
         };
         event.window.left_out += plan.left_out;
         let answer = if plan.prompts.len() == 1 {
             let prompt = plan.prompts.swap_remove(0);
-            let images = self.images.clone();
+            let images = self.shown.images.clone();
             self.ask(0, prompt, images, event).await?
         } else {
             let mut texts = Vec::with_capacity(plan.prompts.len());
             for (part, prompt) in plan.prompts.iter().enumerate() {
-                let images = self.images.clone();
+                let images = self.shown.images.clone();
                 let answer = self.ask(part, prompt.clone(), images, event).await?;
                 texts.push(summary::clean(&answer.text));
             }
@@ -132,7 +133,7 @@ impl Summariser<'_> {
     /// Renders the prompts and counts their tokens, off the runtime's threads. `None` for a rule without a summary.
     async fn plan(&self, event: &Event, messages: Vec<ShownMessage>) -> Result<Option<Planned>, EventError> {
         let (rule, event) = (Arc::clone(self.rule), event.clone());
-        let (counter, pictures) = (self.counter(), Arc::clone(&self.pictures));
+        let (counter, pictures) = (self.counter(), Arc::clone(&self.shown.pictures));
         blocking(move || {
             let records: Vec<PromptMessage> = messages.iter().map(ShownMessage::prompt_message).collect();
             let Some(template) = Template::compile(&rule.summary.prompt, &rule.fields)? else {
