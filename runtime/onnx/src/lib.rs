@@ -43,7 +43,7 @@ pub use kv::KvFootprint;
 pub use kv_cache::KvCache;
 pub use library::Library;
 pub use prepare::{Level, Prepare};
-pub use processor::processor_warning;
+pub use processor::is_slow_processor;
 pub use provider::{
     GraphNode, NodePlacement, PluginSettings, Provider, ProviderReport, ProviderSettings, RefusedProvider,
 };

@@ -230,8 +230,10 @@ impl ModelSetup {
         wrap: impl FnOnce(OnnxDecoder) -> D,
     ) -> Result<(Engine<D>, Vec<String>), Fault> {
         let library = Library::find(self.library.as_deref())?;
-        if let Some(warning) = phi_edge_onnx::processor_warning() {
-            tracing::warn!("{warning}");
+        if phi_edge_onnx::is_slow_processor() {
+            tracing::warn!(
+                "This processor has no AVX2: ONNX Runtime's kernels alone compute, several times slower than on one that has it."
+            );
         }
         let mut config = self.engine.clone();
         let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
