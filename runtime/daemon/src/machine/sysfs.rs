@@ -1,7 +1,10 @@
-//! The kernel's readings of temperature and power (sysfs); Linux only, elsewhere there are none.
+//! The kernel's readings of temperature, power and CPUs (sysfs); Linux only, elsewhere there are none.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+/// The folder of sysfs without a configuration: the default of `runtime.pace.sysfs`.
+pub(crate) const SYSFS: &str = "/sys";
 
 /// A tree of files like `/sys`.
 #[derive(Debug, Clone)]
@@ -49,6 +52,52 @@ impl Sysfs {
         }
         discharged
     }
+
+    /// The capacity of a CPU, relative to the machine's fastest one, which has 1024.
+    ///
+    /// <https://docs.kernel.org/scheduler/sched-capacity.html>
+    pub(crate) fn cpu_capacity(&self, cpu: usize) -> Option<u64> {
+        line(&self.cpu(cpu).join("cpu_capacity"))?.parse().ok()
+    }
+
+    /// The highest frequency of a CPU, in kHz.
+    pub(crate) fn cpu_max_frequency(&self, cpu: usize) -> Option<u64> {
+        line(&self.cpu(cpu).join("cpufreq/cpuinfo_max_freq"))?
+            .parse()
+            .ok()
+    }
+
+    /// The CPUs that share a core with this one, itself among them.
+    pub(crate) fn thread_siblings(&self, cpu: usize) -> Option<Vec<usize>> {
+        cpu_list(&line(&self.cpu(cpu).join("topology/thread_siblings_list"))?)
+    }
+
+    /// The CPUs on performance cores of an Intel hybrid, whose kinds of cores have performance counters of their own.
+    pub(crate) fn performance_cpus(&self) -> Option<Vec<usize>> {
+        cpu_list(&line(&self.root.join("devices/cpu_core/cpus"))?)
+    }
+
+    fn cpu(&self, cpu: usize) -> PathBuf {
+        self.root.join(format!("devices/system/cpu/cpu{cpu}"))
+    }
+}
+
+/// A list of CPUs such as `0-3,8`; `None` if it is none.
+///
+/// <https://docs.kernel.org/admin-guide/cputopology.html>
+fn cpu_list(text: &str) -> Option<Vec<usize>> {
+    /// Beyond any machine; a larger number is a mistake, and must not become a list.
+    const MAX_CPU: usize = 1 << 16;
+    let mut cpus = Vec::new();
+    for part in text.split(',') {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        let (first, last): (usize, usize) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+        if first > last || last > MAX_CPU {
+            return None;
+        }
+        cpus.extend(first..=last);
+    }
+    Some(cpus)
 }
 
 fn folders(of: &Path) -> impl Iterator<Item = PathBuf> {
@@ -97,6 +146,15 @@ pub(crate) mod tests {
         );
         let expected = [("acpitz".to_owned(), -3.0), ("x86_pkg_temp".to_owned(), 61.5)];
         assert_eq!(sysfs.temperatures(), expected);
+    }
+
+    #[test]
+    fn lists_of_cpus_are_read() {
+        assert_eq!(cpu_list("0-2,5,7-8"), Some(vec![0, 1, 2, 5, 7, 8]));
+        assert_eq!(cpu_list("4"), Some(vec![4]));
+        for wrong in ["", "a", "3-1", "0-", "0-4000000000"] {
+            assert_eq!(cpu_list(wrong), None, "{wrong:?}");
+        }
     }
 
     #[test]
