@@ -84,6 +84,11 @@ impl ComputeCores {
         (!self.cpus.is_empty()).then(|| ranges(&self.cpus))
     }
 
+    /// The first of these CPUs; `None` where the system does not tell.
+    pub(crate) fn first_cpu(&self) -> Option<usize> {
+        self.cpus.first().copied()
+    }
+
     /// The CPUs that are left out because others are faster; `None` where there are none.
     pub(crate) fn slower(&self) -> Option<String> {
         (!self.slower.is_empty()).then(|| ranges(&self.slower))

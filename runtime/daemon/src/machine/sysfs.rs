@@ -77,9 +77,42 @@ impl Sysfs {
         cpu_list(&line(&self.root.join("devices/cpu_core/cpus"))?)
     }
 
+    /// The caches of a CPU, from the first level to the last.
+    pub(crate) fn caches(&self, cpu: usize) -> Vec<CpuCache> {
+        let mut caches: Vec<CpuCache> = folders(&self.cpu(cpu).join("cache"))
+            .filter_map(|cache| {
+                Some(CpuCache {
+                    level: line(&cache.join("level"))?.parse().ok()?,
+                    kind: line(&cache.join("type"))?,
+                    bytes: size(&line(&cache.join("size"))?)?,
+                })
+            })
+            .collect();
+        caches.sort_by(|a, b| (a.level, &a.kind).cmp(&(b.level, &b.kind)));
+        caches
+    }
+
     fn cpu(&self, cpu: usize) -> PathBuf {
         self.root.join(format!("devices/system/cpu/cpu{cpu}"))
     }
+}
+
+/// A cache of a CPU, which others may share.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
+pub(crate) struct CpuCache {
+    pub(crate) level: u32,
+    /// `Data`, `Instruction` or `Unified`.
+    pub(crate) kind: String,
+    pub(crate) bytes: u64,
+}
+
+/// A size such as `48K`, in bytes.
+fn size(text: &str) -> Option<u64> {
+    let (number, unit) = match text.strip_suffix('K') {
+        Some(number) => (number, 1 << 10),
+        None => (text.strip_suffix('M')?, 1 << 20),
+    };
+    number.parse::<u64>().ok()?.checked_mul(unit)
 }
 
 /// A list of CPUs such as `0-3,8`; `None` if it is none.
@@ -155,6 +188,29 @@ pub(crate) mod tests {
         for wrong in ["", "a", "3-1", "0-", "0-4000000000"] {
             assert_eq!(cpu_list(wrong), None, "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn caches_are_listed_by_level() {
+        let folder = tempfile::tempdir().unwrap();
+        let cache = "devices/system/cpu/cpu1/cache";
+        let files = [
+            ("index3", "3", "Unified", "32M"),
+            ("index0", "1", "Data", "48K"),
+            ("index1", "1", "Instruction", "?"),
+        ];
+        for (index, level, kind, size) in files {
+            for (file, text) in [("level", level), ("type", kind), ("size", size)] {
+                write(folder.path(), &[(&format!("{cache}/{index}/{file}"), text)]);
+            }
+        }
+        let cache = |level, kind: &str, bytes| CpuCache {
+            level,
+            kind: kind.to_owned(),
+            bytes,
+        };
+        let expected = [cache(1, "Data", 48 << 10), cache(3, "Unified", 32 << 20)];
+        assert_eq!(Sysfs::at(folder.path()).caches(1), expected);
     }
 
     #[test]

@@ -60,6 +60,8 @@ mod vnni256_tile;
 
 pub(crate) use operator::MatMul;
 pub(crate) use quantising_operator::QuantisingMatMul;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vnni256_tile::has_evex;
 
 /// Groups of columns of a tile.
 const GROUPS: usize = 3;
