@@ -24,6 +24,7 @@ mod schema;
 mod secret;
 mod sections;
 mod shape;
+mod threads;
 mod topic;
 mod units;
 mod validate;
@@ -46,6 +47,7 @@ pub use sections::{
     Pace, Plugin, Provider, RopePolicy, Runtime, Store, Tls, Traces, VisionWeights, WhenFailing,
 };
 pub use shape::{Range, Shape, Wording, missing_credential};
+pub use threads::{AutoWord, Threads};
 pub use units::{ByteSize, TimeSpan, UnitError};
 
 /// The commented default file: every key with its meaning, unit and default, all keys commented out.

@@ -2,8 +2,8 @@
 
 use crate::Shape;
 use crate::shape::{
-    absolute_path, at_least, choice, duration, filters, host, http, log_filter, name, number, pool_base,
-    size, text, texts, topic_base,
+    absolute_path, at_least, auto_or_number, choice, duration, filters, host, http, log_filter, name, number,
+    pool_base, size, text, texts, topic_base,
 };
 
 /// A key of the configuration.
@@ -160,7 +160,7 @@ pub(crate) static KEYS: [Key; 82] = [
     key("runtime.provider_options", Shape::Options, Preset::Unset),
     key("runtime.fallback", choice(&["cpu"]), Preset::Unset),
     key("runtime.allow_cpu_nodes", texts(), Preset::Unset),
-    key("runtime.threads", number(1, 1_024), Preset::Unset),
+    key("runtime.threads", auto_or_number(1, 1_024), Preset::Text("auto")),
     key("runtime.slots", number(1, 1_024), Preset::Number(4)),
     key(
         "runtime.kv_cache",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{ByteSize, Rule, Secret, TimeSpan};
+use crate::{ByteSize, Rule, Secret, Threads, TimeSpan};
 
 /// The whole configuration. `default.toml` says what each key means; the comments here add what callers need.
 ///
@@ -163,8 +163,8 @@ pub struct Runtime {
     /// The plugin provider.
     #[serde(default)]
     pub plugin: Plugin,
-    /// Threads of one step; none means as many as ONNX Runtime chooses.
-    pub threads: Option<usize>,
+    /// Threads of one step.
+    pub threads: Threads,
     /// The number of sequences that run at once.
     pub slots: usize,
     /// The type of keys and values.

@@ -33,6 +33,13 @@ pub enum Shape {
         /// The greatest value.
         max: u64,
     },
+    /// The word "auto", or a whole number within bounds.
+    AutoOrNumber {
+        /// The least value.
+        min: u64,
+        /// The greatest value.
+        max: u64,
+    },
     /// A duration within bounds, in milliseconds.
     Duration {
         /// The least value.
@@ -73,6 +80,10 @@ pub struct Range {
 
 pub(crate) const fn number(min: u64, max: u64) -> Shape {
     Shape::Number { min, max }
+}
+
+pub(crate) const fn auto_or_number(min: u64, max: u64) -> Shape {
+    Shape::AutoOrNumber { min, max }
 }
 
 pub(crate) const fn at_least(min: u64) -> Shape {
@@ -202,9 +213,12 @@ impl Shape {
                 .ok()
                 .map(|address| Value::String(address.to_string())),
             (Self::Switch, Value::Boolean(_)) => Some(value.clone()),
-            (Self::Number { min, max }, Value::Integer(number)) => u64::try_from(*number)
-                .is_ok_and(|number| (min..=max).contains(&number))
-                .then(|| value.clone()),
+            (Self::AutoOrNumber { .. }, Value::String(text)) => (text == AUTO).then(|| value.clone()),
+            (Self::Number { min, max } | Self::AutoOrNumber { min, max }, Value::Integer(number)) => {
+                u64::try_from(*number)
+                    .is_ok_and(|number| (min..=max).contains(&number))
+                    .then(|| value.clone())
+            }
             (Self::Duration { min, max }, Value::String(text)) => {
                 let span: TimeSpan = text.parse().ok()?;
                 (min..=max)
@@ -243,7 +257,7 @@ impl Shape {
     pub(crate) fn value_of_text(self, text: &str) -> Value {
         let typed = match self {
             Self::Switch => text.trim().parse().ok().map(Value::Boolean),
-            Self::Number { .. } => text.trim().parse().ok().map(Value::Integer),
+            Self::Number { .. } | Self::AutoOrNumber { .. } => text.trim().parse().ok().map(Value::Integer),
             Self::List(_) => Some(list_from_text(text)),
             Self::Options => table_from_text(text),
             _ => None,
@@ -288,6 +302,9 @@ impl fmt::Display for Shape {
                 write!(f, "a whole number of at least {min}")
             }
             Self::Number { min, max } => write!(f, "a whole number from {min} to {max}"),
+            Self::AutoOrNumber { min, max } => {
+                write!(f, "\"{AUTO}\" or a whole number from {min} to {max}")
+            }
             Self::Duration { min, max } => {
                 let (min, max) = (TimeSpan::from_millis(*min), TimeSpan::from_millis(*max));
                 write!(f, "a duration from {min} to {max}, such as \"30s\" or \"10m\"")
@@ -324,6 +341,9 @@ fn is_path(text: &str) -> bool {
         .is_none_or(is_credential_name);
     named && (1..=4096).contains(&text.len()) && !text.chars().any(char::is_control)
 }
+
+/// The word for a number that the program chooses.
+const AUTO: &str = "auto";
 
 /// The prefix of the name of a systemd credential.
 pub(crate) const CREDENTIAL_PREFIX: &str = "credential:";

@@ -115,8 +115,8 @@ fn wrong_values_name_key_place_and_shape() {
     let fault = Machine::new().env("PHI_EDGE__RUNTIME__THREADS", "many").fault();
     assert_eq!(
         fault,
-        "environment PHI_EDGE__RUNTIME__THREADS: `runtime.threads` must be a whole number from 1 to 1024, but is \
-         \"many\""
+        "environment PHI_EDGE__RUNTIME__THREADS: `runtime.threads` must be \"auto\" or a whole number from 1 to \
+         1024, but is \"many\""
     );
 }
 

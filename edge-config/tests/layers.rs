@@ -19,7 +19,7 @@ fn without_any_file_the_defaults_hold() {
     assert_eq!(config.mqtt.reply_topics, ["phi-edge/v1/gateway/response/#"]);
     assert_eq!(config.limits.max_deadline.get(), Duration::from_mins(10));
     assert_eq!(config.runtime.provider, Provider::Auto);
-    assert_eq!(config.runtime.threads, None);
+    assert_eq!(config.runtime.threads.count(), None);
     assert!(config.metrics.listen.is_none() && !config.mqtt.tls.is_on() && !config.mqtt.embedded);
     assert!(config.mqtt.embedded_listen.ip().is_loopback());
     assert!(loaded.warnings.is_empty() && loaded.files.is_empty() && config.rules.is_empty());

@@ -2,8 +2,8 @@
 
     python random_gguf.py OUT.gguf [--layers 32] [--hidden 3072] …
 
-The counterpart of random_model.py: speed does not depend on the weights. The vocabulary's texts are made up; whoever
-measures gives token ids.
+The counterpart of random_model.py: speed does not depend on the weights. The vocabulary's texts are made up;
+prompts are given as token ids.
 """
 
 import argparse

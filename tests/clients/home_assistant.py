@@ -48,7 +48,7 @@ waiting = []
 
 
 def wait_for(topic, wanted=lambda body: True):
-    """The next message on a topic; what comes on others meanwhile is kept for whoever waits for it next."""
+    """The next message on a topic; what comes on others meanwhile is kept for the next call that waits for it."""
     while True:
         for message in waiting:
             if mqtt.topic_matches_sub(topic, message.topic) and wanted(json.loads(message.payload)):

@@ -306,14 +306,27 @@ fn check_says_what_is_right_and_what_is_not() {
         "ok     config",
         "ok     model",
         "ok     library",
+        "ok     cores",
         "ok     provider",
         "ok     memory",
         "fault  broker",
     ] {
         assert!(said.contains(line), "{said}");
     }
-    let output = phi(&["check", "--offline", "--set", &model, "--set", &port]);
+    let threads = "runtime.threads=3";
+    let output = phi(&[
+        "check",
+        "--offline",
+        "--set",
+        &model,
+        "--set",
+        &port,
+        "--set",
+        threads,
+    ]);
     assert!(output.status.success());
+    let said = text(&output.stdout);
+    assert!(said.contains("ok     cores     3 threads as set"), "{said}");
     // What the memory does not hold beside requests is a warning, and what the context does not, a fault of its own.
     let folder = tempfile::tempdir().unwrap();
     let store = format!("store.path={}", folder.path().display());
@@ -439,6 +452,15 @@ async fn ask_finds_the_daemon_at_a_broker() {
     assert_eq!(
         status["provider_reason"].as_str(),
         Some("it is the one that was asked for")
+    );
+    // Other than the affinity the test does not know: it may run on any machine.
+    assert!(
+        status["threads"].as_u64().is_some_and(|threads| threads > 0),
+        "{status}"
+    );
+    assert!(
+        !cfg!(target_os = "linux") || status["cpus"].is_string(),
+        "{status}"
     );
     let output = phi(&["ask", "--broker", &url, "Who are you?"]);
     assert!(output.status.success(), "{}", text(&output.stderr));

@@ -12,6 +12,7 @@ mod library;
 mod long;
 mod model;
 mod node;
+mod old_cpu;
 mod package;
 mod plugins;
 mod process;
@@ -115,6 +116,8 @@ enum Command {
         #[arg(long)]
         fixtures: Option<PathBuf>,
     },
+    /// The program on emulated processors without AVX2: check, ask, and a daemon with its own broker.
+    OldCpuTest,
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -160,6 +163,7 @@ fn run(command: Command) -> Result<()> {
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
         Command::WebgpuTest { fixtures } => webgpu::test(fixtures),
+        Command::OldCpuTest => old_cpu::test(),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }

@@ -34,7 +34,7 @@ pub(crate) fn library() -> Result<PathBuf> {
     if Platform::of_this_machine()? != Platform::LinuxX64 {
         bail!("no ONNX Runtime with WebGPU is pinned for this platform; it is for Linux on x86-64");
     }
-    // Apart from the pinned library, which is what whoever looks below target/onnxruntime means.
+    // Apart from the pinned library: tools that search target/onnxruntime must find that one.
     let folder = target().join("webgpu/library").join(VERSION);
     let library = folder.join(format!("onnxruntime/capi/libonnxruntime.so.{VERSION}"));
     if library.is_file() {

@@ -17,6 +17,16 @@ pub(crate) struct GraphFacts {
 
 /// Reads the facts of the graph at `path`.
 pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
+    let graph = decode(path)?;
+    let rope_boundary = rope_boundary(&graph).map_err(|fault| OnnxError::Model {
+        path: path.to_path_buf(),
+        fault,
+    })?;
+    Ok(GraphFacts { rope_boundary })
+}
+
+/// The graph at `path`. Weights that it holds itself are not copied.
+pub(crate) fn decode(path: &Path) -> Result<GraphProto, OnnxError> {
     let fault = |fault: String| OnnxError::Model {
         path: path.to_path_buf(),
         fault,
@@ -29,12 +39,9 @@ pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
     // Over a map, the weights of a graph that holds them itself are not copied.
     let model = ModelProto::decode(prost::bytes::Bytes::from_owner(map))
         .map_err(|_| fault("is no ONNX graph, or a truncated one: copy or export it again".into()))?;
-    let graph = model
+    model
         .graph
-        .ok_or_else(|| fault("holds no graph: copy or export it again".into()))?;
-    Ok(GraphFacts {
-        rope_boundary: rope_boundary(&graph).map_err(fault)?,
-    })
+        .ok_or_else(|| fault("holds no graph: copy or export it again".into()))
 }
 
 /// Returns the LongRoPE boundary: the whole number that the mask's width (graphs with `If`) or the largest position

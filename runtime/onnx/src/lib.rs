@@ -23,7 +23,9 @@ mod matmul;
 mod onnx_proto;
 mod open;
 mod prepare;
+pub mod probe;
 mod processor;
+mod product_weights;
 mod provider;
 mod provider_attempt;
 mod provider_proof;
@@ -44,7 +46,8 @@ pub use kv_cache::KvCache;
 pub use library::Library;
 pub use matmul::{ProductSpeed, product_speeds};
 pub use prepare::{Level, Prepare};
-pub use processor::processor_warning;
+pub use processor::is_slow_processor;
+pub use product_weights::ProductWeights;
 pub use provider::{
     GraphNode, NodePlacement, PluginSettings, Provider, ProviderReport, ProviderSettings, RefusedProvider,
 };

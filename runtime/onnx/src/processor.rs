@@ -1,15 +1,16 @@
-//! The processor: its name, and a warning where it is slow.
+//! The processor: its name, and whether it is slow.
 
-/// A warning where the processor lacks what ONNX Runtime's fast int4 kernels need. The model runs all the same: the
-/// library has slower kernels for every processor of its platform.
-pub fn processor_warning() -> Option<&'static str> {
+/// Whether the processor lacks what ONNX Runtime's fast int4 kernels and the custom operators need. The model runs all the
+/// same: the library has slower kernels for every processor of its platform.
+pub fn is_slow_processor() -> bool {
     #[cfg(target_arch = "x86_64")]
-    if !std::arch::is_x86_feature_detected!("avx2") {
-        return Some(
-            "this processor has no AVX2: the model runs, but several times slower than on one that has it",
-        );
+    {
+        !std::arch::is_x86_feature_detected!("avx2")
     }
-    None
+    #[cfg(not(target_arch = "x86_64"))]
+    {
+        false
+    }
 }
 
 /// The kind of processor, as far as results may depend on it.

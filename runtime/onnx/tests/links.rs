@@ -8,9 +8,9 @@ mod support;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use phi_edge_engine::{Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, KvCache, Library, OnnxDecoder, Prepare, Provider};
+use support::golden::logits_of_some_tokens;
 use support::library;
 
 /// Copies the files of `model` to `root/blobs` under other names, and returns `root/snapshots/REVISION` with a relative
@@ -43,21 +43,6 @@ fn load(library: &Library, folder: &Path, prepare: Prepare) -> OnnxDecoder {
     OnnxDecoder::load(library, &ModelDir::open(folder).unwrap(), &config).unwrap()
 }
 
-fn logits(decoder: &mut OnnxDecoder) -> Vec<f32> {
-    let symbols = Symbol::of_tokens((1..20).map(TokenId));
-    let row = Row {
-        row: RowId(0),
-        past: 0,
-        shared: &[],
-        input: Input::of(&symbols),
-        logits: Wanted::Last,
-        regime: Regime::Short,
-    };
-    let step = Step { rows: &[row] };
-    let logits = decoder.run(&step, &Interrupt::new()).unwrap();
-    logits.row(0).unwrap().to_vec()
-}
-
 #[test]
 fn a_folder_of_links_is_edited_like_the_files_themselves() {
     let Some(library) = library() else { return };
@@ -68,7 +53,11 @@ fn a_folder_of_links_is_edited_like_the_files_themselves() {
         let mut plain = load(&library, &demo, most);
         let mut links = load(&library, &linked, most);
         assert_eq!(links.prepared(), plain.prepared());
-        assert_eq!(logits(&mut links), logits(&mut plain), "{most}");
+        assert_eq!(
+            logits_of_some_tokens(&mut links),
+            logits_of_some_tokens(&mut plain),
+            "{most}"
+        );
         // Every edit that this machine has applies to the demonstration's graph.
         assert_eq!(links.prepared() == Prepare::PLAIN, most == Prepare::PLAIN);
     }

@@ -10,11 +10,11 @@ mod support;
 
 use std::path::PathBuf;
 
-use phi_edge_engine::{Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted};
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
     DecoderConfig, KvCache, Library, OnnxDecoder, OnnxError, PluginSettings, Provider, ProviderSettings,
 };
+use support::golden::logits_of_some_tokens;
 use support::{fixture, library};
 
 /// The plugin that a variable names.
@@ -65,21 +65,6 @@ fn belongs_to_root(error: &OnnxError) -> bool {
         return false;
     }
     true
-}
-
-fn logits(decoder: &mut OnnxDecoder) -> Vec<f32> {
-    let symbols = Symbol::of_tokens((1..20).map(TokenId));
-    let row = Row {
-        row: RowId(0),
-        past: 0,
-        shared: &[],
-        input: Input::of(&symbols),
-        logits: Wanted::Last,
-        regime: Regime::Short,
-    };
-    let step = Step { rows: &[row] };
-    let logits = decoder.run(&step, &Interrupt::new()).unwrap();
-    logits.row(0).unwrap().to_vec()
 }
 
 #[test]
@@ -199,6 +184,6 @@ fn a_plugin_that_takes_no_node_of_the_model_is_refused_and_auto_goes_on() {
         decoder.provider_report()
     );
     let cpu = config(Provider::Cpu, plugin, &[]);
-    let expected = logits(&mut load(&library, &cpu).unwrap().unwrap());
-    assert_eq!(logits(&mut decoder), expected);
+    let expected = logits_of_some_tokens(&mut load(&library, &cpu).unwrap().unwrap());
+    assert_eq!(logits_of_some_tokens(&mut decoder), expected);
 }

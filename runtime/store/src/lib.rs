@@ -18,6 +18,8 @@ mod receipt;
 mod record;
 mod rules;
 mod schema;
+#[cfg(test)]
+mod test_changes;
 mod tool;
 mod writer;
 

@@ -65,6 +65,10 @@ pub struct Status {
     pub provider_reason: Option<String>,
     /// The instruction set of the kernels on the processor; none where ONNX Runtime's kernels alone compute.
     pub isa: Option<String>,
+    /// The threads that compute a step.
+    pub threads: Option<usize>,
+    /// The CPUs that the threads are counted by, such as `4-7`; none where the system does not tell.
+    pub cpus: Option<String>,
     /// The optional features that requests may use.
     pub features: Vec<String>,
     /// The limits on requests.
@@ -84,6 +88,8 @@ impl Status {
             provider: None,
             provider_reason: None,
             isa: None,
+            threads: None,
+            cpus: None,
             features: Vec::new(),
             limits: Value::Null,
         }

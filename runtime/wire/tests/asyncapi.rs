@@ -309,6 +309,8 @@ fn the_status_is_as_documented() {
             provider: loaded.then(|| "cpu".into()),
             provider_reason: loaded.then(|| "no better one is available".into()),
             isa: loaded.then(|| "avx2".into()),
+            threads: loaded.then_some(4),
+            cpus: loaded.then(|| "4-7".into()),
             features: vec!["chat".into()],
             limits: json!({"max_payload": 1, "max_tokens": 1, "max_prompt_tokens": null, "max_deadline_ms": 1,
                 "queue": 1, "slots": 1, "images": 8, "image_pixels": 1}),

@@ -13,12 +13,13 @@ use super::served_model::ServedModel;
 use super::signals::StopSignals;
 use super::takeover;
 use crate::exit::Fault;
+use crate::machine::cores::ComputeCores;
 use crate::setup::model::{self, ModelSetup};
 use crate::setup::provider_lines;
 
 /// The result of the load.
 pub(super) enum LoadEnd {
-    Loaded(LoadedEngine),
+    Loaded(Box<LoadedEngine>),
     Ended(EndWithoutModel),
 }
 
@@ -31,6 +32,8 @@ pub(super) struct LoadedEngine {
     pub(super) provider_reason: Option<String>,
     /// The instruction set of the custom operators, if the model's graph has such.
     pub(super) isa: Option<&'static str>,
+    /// The cores that compute.
+    pub(super) cores: ComputeCores,
 }
 
 /// The reason why the daemon ends before its model is loaded.
@@ -52,7 +55,7 @@ pub(super) async fn load(
     notify::send_status("the model is loading");
     tokio::select! {
         loaded = spawn(config, built.served.clone(), rules) => match loaded {
-            Ok(engine) => LoadEnd::Loaded(engine),
+            Ok(engine) => LoadEnd::Loaded(Box::new(engine)),
             Err(fault) => LoadEnd::Ended(EndWithoutModel::Failed(fault)),
         },
         () = signals.next() => LoadEnd::Ended(EndWithoutModel::Stopped),
@@ -63,6 +66,7 @@ pub(super) async fn load(
 /// Loads the model on the engine's thread.
 async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<LoadedEngine, Fault> {
     let setup = ModelSetup::from_config(config, rules);
+    let cores = setup.cores.clone();
     let (provider_tx, provider) = oneshot::channel();
     let mut provider_tx = Some(provider_tx);
     let unload_after = config.runtime.unload_after.map(TimeSpan::get);
@@ -99,5 +103,6 @@ async fn spawn(config: &Config, served: ServedModel, rules: &[Rule]) -> Result<L
         provider,
         provider_reason,
         isa,
+        cores,
     })
 }

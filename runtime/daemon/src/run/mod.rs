@@ -135,7 +135,7 @@ impl<'a> App<'a> {
         let mut reloads = ReloadSignals::new()?;
         let (mut built, inputs) = build::build(&self).await?;
         let engine = match load::load(self.config, &mut built, &inputs.rules, &mut signals).await {
-            LoadEnd::Loaded(engine) => engine,
+            LoadEnd::Loaded(engine) => *engine,
             LoadEnd::Ended(end) => return shut_down::without_model(&self, built, inputs, end).await,
         };
         let mut serving = serve::start(&self, built, inputs, engine);

@@ -61,6 +61,7 @@ pub(super) fn start<'a>(
         provider,
         provider_reason,
         isa,
+        cores,
     } = engine;
     let ServiceInputs {
         text,
@@ -92,6 +93,8 @@ pub(super) fn start<'a>(
         status.provider = Some(provider.into());
         status.provider_reason = provider_reason;
         status.isa = isa.map(Into::into);
+        status.threads = Some(cores.threads);
+        status.cpus = cores.cpus();
         if takes_images {
             status.features.push(IMAGE_FEATURE.to_owned());
             status.limits = service::status_limits(app.config, true);
@@ -142,6 +145,7 @@ impl Tasks {
             store,
             throttle: outputs.throttle.subscribe(),
             sysfs: Sysfs::at(&app.config.runtime.pace.sysfs),
+            status: app.status.subscribe(),
         };
         let governor = thermal::govern(app.config.runtime.pace.clone(), throttle, outputs.throttle);
         let helpers = vec![

@@ -35,7 +35,7 @@ pub(crate) struct ModelArgs {
     /// kernels alone) [default: auto].
     #[arg(long, value_name = "NAME", hide = true)]
     pub(crate) isa: Option<IsaChoice>,
-    /// Threads of a run [default: all processors this process may use].
+    /// Threads of a run [default: one for each fast core that this process may use].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) threads: Option<u16>,
     /// The ONNX Runtime library, a file or its folder [default: looked for].

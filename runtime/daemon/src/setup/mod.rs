@@ -1,7 +1,7 @@
 //! The conversion of the configuration to the configurations of the other crates.
 
 pub(crate) mod args;
-mod kv_budget;
+pub(crate) mod kv_budget;
 pub(crate) mod link;
 pub(crate) mod model;
 pub(crate) mod pinned_prefixes;

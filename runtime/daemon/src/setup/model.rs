@@ -1,6 +1,6 @@
 //! The setup of a model: its decoder, its engine, and the prefixes that it keeps.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use phi_edge_config::{ByteSize, Config};
@@ -15,6 +15,8 @@ use phi_edge_onnx::{
 use phi_edge_rules::Rule;
 
 use crate::exit::{Exit, Fault};
+use crate::machine::cores::ComputeCores;
+use crate::machine::sysfs::{SYSFS, Sysfs};
 use crate::setup::args::{ConfigArgs, ModelArgs};
 use crate::setup::kv_budget;
 use crate::setup::pinned_prefixes::{self, PrefixContext, PromptPrefix, UnkeptPrefix};
@@ -36,6 +38,8 @@ pub(crate) struct ModelSetup {
     pub(crate) model: PathBuf,
     pub(crate) library: Option<PathBuf>,
     pub(crate) decoder: DecoderConfig,
+    /// The cores that the threads of `decoder` are counted by.
+    pub(crate) cores: ComputeCores,
     /// The origin of the type of keys and values in `decoder`.
     pub(crate) kv_cache_origin: KvCacheOrigin,
     pub(crate) engine: EngineConfig,
@@ -67,13 +71,14 @@ impl ModelSetup {
             system_prompts.len(),
             pinned_prefixes::prompt_prefixes(system_prompts, rules),
         );
+        let cores = ComputeCores::detect(&Sysfs::at(&runtime.pace.sysfs), runtime.threads.count());
         Self {
             model: config.model.path.clone(),
             library: runtime.library.clone(),
             decoder: DecoderConfig {
                 provider: settings::provider(runtime.provider),
                 provider_settings: settings::provider_settings(runtime),
-                threads: runtime.threads,
+                threads: Some(cores.threads),
                 rows: runtime.slots + asked_for,
                 cache_rows: CACHE_ROWS + pinned.len() - asked_for,
                 kv_cache: settings::kv_cache(runtime.kv_cache),
@@ -84,6 +89,7 @@ impl ModelSetup {
                 vision_weights: settings::vision_weights(config.model.vision_weights),
                 ..DecoderConfig::default()
             },
+            cores,
             kv_cache_origin: KvCacheOrigin::Configuration,
             engine: EngineConfig {
                 prefill_chunk: runtime.prefill_chunk,
@@ -110,7 +116,6 @@ impl ModelSetup {
                 decoder: DecoderConfig {
                     provider: Provider::Auto,
                     provider_settings: ProviderSettings::default(),
-                    threads: None,
                     rows: slots,
                     cache_rows: 0,
                     kv_cache: KvCache::Auto,
@@ -121,6 +126,7 @@ impl ModelSetup {
                     vision_weights: VisionWeights::Auto,
                     ..DecoderConfig::default()
                 },
+                cores: ComputeCores::detect(&Sysfs::at(Path::new(SYSFS)), None),
                 kv_cache_origin: KvCacheOrigin::Configuration,
                 engine: EngineConfig {
                     slots,
@@ -158,8 +164,9 @@ impl ModelSetup {
             setup.decoder.isa = isa;
         }
         if let Some(threads) = args.threads {
-            setup.decoder.threads = Some(threads.into());
+            setup.cores = ComputeCores::detect(&Sysfs::at(Path::new(SYSFS)), Some(threads.into()));
         }
+        setup.decoder.threads = Some(setup.cores.threads);
         if let Some(prepare) = args.prepare {
             setup.decoder.prepare = prepare;
         }
@@ -230,9 +237,19 @@ impl ModelSetup {
         wrap: impl FnOnce(OnnxDecoder) -> D,
     ) -> Result<(Engine<D>, Vec<String>), Fault> {
         let library = Library::find(self.library.as_deref())?;
-        if let Some(warning) = phi_edge_onnx::processor_warning() {
-            tracing::warn!("{warning}");
+        if phi_edge_onnx::is_slow_processor() {
+            tracing::warn!(
+                "This processor has no AVX2: ONNX Runtime's kernels alone compute, several times slower than on one that has it."
+            );
         }
+        let cores = &self.cores;
+        tracing::info!(
+            threads = cores.threads,
+            origin = cores.origin.as_str(),
+            cpus = cores.cpus(),
+            slower_cpus = cores.slower(),
+            "The number of threads is chosen."
+        );
         let mut config = self.engine.clone();
         let mut decoder = OnnxDecoder::load_measuring(&library, model, &self.decoder, || {
             if config.kv_budget.is_none() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use phi_edge_mqtt::{CounterReader, LinkCounters};
 use phi_edge_rules::RuleCounters;
 use phi_edge_service::{Service, Stats, StoreHealth};
+use phi_edge_wire::Status;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -25,6 +26,7 @@ pub(crate) struct StatsSources {
     pub(crate) store: watch::Receiver<StoreHealth>,
     pub(crate) throttle: watch::Receiver<ThrottleState>,
     pub(crate) sysfs: Sysfs,
+    pub(crate) status: watch::Receiver<Status>,
 }
 
 /// The numbers whose change calls for a publication.
@@ -42,6 +44,8 @@ struct ModelLoad {
     loaded: bool,
     loads: u64,
     load_time: Duration,
+    /// The instruction set of the kernels on the processor; none where ONNX Runtime's kernels alone compute.
+    isa: Option<String>,
 }
 
 impl StatsSources {
@@ -55,6 +59,7 @@ impl StatsSources {
                 loaded: engine.loaded,
                 loads: engine.loads,
                 load_time: engine.load_time,
+                isa: self.status.borrow().isa.clone(),
             },
             throttle: *self.throttle.borrow(),
         }
@@ -133,6 +138,7 @@ fn encode(numbers: &StatsSample, store: &StoreHealth, temperatures: &[(String, f
             "loaded": model.loaded,
             "loads": model.loads,
             "load_ms": model.load_time.as_millis(),
+            "isa": model.isa,
         },
         "pace": {"share": throttle.share, "reason": throttle.reason.map(ThrottleReason::as_str)},
         "memory": {"rss_bytes": resident_bytes()},

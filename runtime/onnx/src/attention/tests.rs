@@ -127,6 +127,27 @@ impl Memory {
         }
     }
 
+    /// What the operator gives for `inputs`: `[rows, width, queries * size]`.
+    fn attend(&mut self, kernels: &AttentionKernels, inputs: &AttentionInputs<'_>) -> Vec<f32> {
+        let heads = self.heads;
+        let count = inputs.lengths.len() * inputs.width * heads.queries * heads.size;
+        let (mut out, mut scratch) = (vec![f32::NAN; count], Vec::new());
+        // SAFETY: the processor was asked; the memory has room for these rows.
+        unsafe {
+            attend(
+                kernels,
+                heads,
+                inputs,
+                self.layer(),
+                &mut out,
+                &mut scratch,
+                &Alone,
+            )
+        }
+        .unwrap();
+        out
+    }
+
     /// Writes the tokens of a case's row that lie in `range` to `kv_row`.
     fn fill(
         &mut self,
@@ -216,21 +237,7 @@ fn run((kernels, case): KernelCase<'_>, of: &[usize], share: bool) -> (usize, Ve
         last: &last,
         rows: &table,
     };
-    let mut out = vec![f32::NAN; of.len() * width * case.heads.queries * case.heads.size];
-    // SAFETY: the processor was asked; the memory has room for these rows.
-    unsafe {
-        attend(
-            kernels,
-            case.heads,
-            &inputs,
-            memory.layer(),
-            &mut out,
-            &mut Vec::new(),
-            &Alone,
-        )
-    }
-    .unwrap();
-    (width, out)
+    (width, memory.attend(kernels, &inputs))
 }
 
 /// The definition: rotate, score, softmax, sum.
@@ -441,21 +448,7 @@ fn step_by_step(kernels: &AttentionKernels, element: BlockElement, name: &str) {
             last: &[to as i32 - 1],
             rows: &table,
         };
-        let mut out = vec![0f32; (to - from) * 2 * 32];
-        // SAFETY: the processor was asked; the memory has room for the row.
-        unsafe {
-            attend(
-                kernels,
-                heads,
-                &inputs,
-                memory.layer(),
-                &mut out,
-                &mut Vec::new(),
-                &Alone,
-            )
-        }
-        .unwrap();
-        out
+        memory.attend(kernels, &inputs)
     };
     let mut memory = Memory::new(&case, 2);
     let whole = step(0, 140, &mut memory);

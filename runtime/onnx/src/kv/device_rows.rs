@@ -363,7 +363,7 @@ impl DeviceRows {
     /// One token of zeros on the host.
     fn empty_row(&mut self) -> Result<View, String> {
         let shape = self.dims(1, 1);
-        // SAFETY: the zeros have the shape's size, and nobody writes them.
+        // SAFETY: the zeros have the shape's size, and are never written.
         unsafe {
             View::new(
                 &self.host,

@@ -45,8 +45,6 @@ mod multiply;
 mod operands;
 mod operator;
 mod pack;
-#[cfg(target_arch = "x86_64")]
-mod peak_x86;
 mod quantise_weights;
 #[cfg(target_arch = "x86_64")]
 mod quantise_x86;
@@ -64,6 +62,8 @@ mod vnni256_tile;
 pub(crate) use operator::MatMul;
 pub(crate) use quantising_operator::QuantisingMatMul;
 pub use speed::{ProductSpeed, product_speeds};
+#[cfg(target_arch = "x86_64")]
+pub(crate) use vnni256_tile::has_evex;
 
 /// Groups of columns of a tile.
 const GROUPS: usize = 3;

@@ -56,18 +56,7 @@ impl Operator for MatMul {
     }
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<MatMulKernel> {
-        let attribute = |name: &str| {
-            let value = context
-                .get::<i64>(name)
-                .and_then(|value| usize::try_from(value).ok());
-            value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
-        };
-        let shape = MatrixShape {
-            k: attribute("K")?,
-            n: attribute("N")?,
-            block: attribute("block_size")?,
-            bits: WeightBits::Four,
-        };
+        let shape = matrix_shape(context, WeightBits::Four)?;
         let weights = context.constant_input::<TensorValueType<u8>>(1)?;
         let scales = context.constant_input::<TensorValueType<f32>>(2)?;
         let zeros = (context.inputs()?.len() > 3)
@@ -90,6 +79,23 @@ impl Operator for MatMul {
             scratch: Arc::clone(&self.scratch),
         })
     }
+}
+
+/// A whole number that a node has as an attribute.
+pub(super) fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+    let value = context.get::<i64>(name);
+    let value = value.and_then(|value| usize::try_from(value).ok());
+    value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
+}
+
+/// The shape of a node's matrix, whose weights have `bits`.
+pub(super) fn matrix_shape(context: &KernelContext<'_>, bits: WeightBits) -> ort::Result<MatrixShape> {
+    Ok(MatrixShape {
+        k: attribute(context, "K")?,
+        n: attribute(context, "N")?,
+        block: attribute(context, "block_size")?,
+        bits,
+    })
 }
 
 /// The kernel of one matrix.

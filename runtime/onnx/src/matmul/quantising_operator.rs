@@ -8,8 +8,8 @@ use ort::value::{TensorElementType, TensorValueType};
 use crate::isa::Isa;
 use crate::matmul::QUANTISING_OPERATOR;
 use crate::matmul::operands::WeightBits;
-use crate::matmul::operator::{MatMulKernel, RowScratchPool};
-use crate::matmul::pack::{MatrixShape, PackedWeights};
+use crate::matmul::operator::{MatMulKernel, RowScratchPool, attribute, matrix_shape};
+use crate::matmul::pack::PackedWeights;
 use crate::matmul::release::release;
 
 /// The operator of one session.
@@ -49,13 +49,7 @@ impl Operator for QuantisingMatMul {
     }
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<MatMulKernel> {
-        let attribute = |name: &str| {
-            let value = context
-                .get::<i64>(name)
-                .and_then(|value| usize::try_from(value).ok());
-            value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
-        };
-        let bits = match attribute("bits")? {
+        let bits = match attribute(context, "bits")? {
             4 => WeightBits::Four,
             8 => WeightBits::Eight,
             other => {
@@ -64,12 +58,7 @@ impl Operator for QuantisingMatMul {
                 )));
             }
         };
-        let shape = MatrixShape {
-            k: attribute("K")?,
-            n: attribute("N")?,
-            block: attribute("block_size")?,
-            bits,
-        };
+        let shape = matrix_shape(context, bits)?;
         let weights = context.constant_input::<TensorValueType<f32>>(1)?;
         let weights = weights.extract_tensor().1;
         let packed =

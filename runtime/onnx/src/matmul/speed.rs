@@ -7,16 +7,13 @@ use crate::isa::Isa;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::operands::WeightBits;
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
-#[cfg(target_arch = "x86_64")]
-use crate::matmul::{peak_x86, vnni256_tile};
+use crate::probe;
 use crate::workers::Workers;
 
 /// The matrices of a layer of Phi-3.5-mini, `(k, n)`: queries, keys and values; the attention's output; gate and up; down.
 const LAYER: [(usize, usize); 4] = [(3072, 9216), (3072, 3072), (3072, 16_384), (8192, 3072)];
 /// The shortest time that is measured.
 const SPELL: Duration = Duration::from_millis(300);
-/// Rounds of a probe between two looks at the clock.
-const PROBE_ROUNDS: usize = 20_000;
 
 /// The speed of products of rows with the int4 weights of one layer, in products (of two values) a second.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -29,7 +26,7 @@ pub struct ProductSpeed {
     pub zero_points: bool,
     /// What the kernels do, quantisation of the rows included.
     pub products_per_s: f64,
-    /// What the multipliers could do with operands that are in registers, measured just before; 0 where no probe exists.
+    /// What the multipliers can do with operands that are in registers, measured just before; 0 where no probe exists.
     pub peak_per_s: f64,
 }
 
@@ -46,7 +43,7 @@ pub fn product_speeds(isa: Isa, threads: usize, rows: &[usize]) -> Result<Vec<Pr
                 rows,
                 block,
                 zero_points,
-                peak_per_s: peak(isa, threads),
+                peak_per_s: probe::multiply_adds(isa, threads).unwrap_or(0.0),
                 products_per_s: speed(&layer, rows, threads)?,
             });
         }
@@ -131,59 +128,6 @@ impl Workers for Spawned {
     }
 }
 
-/// The products a second of `threads` threads that do nothing else.
-fn peak(isa: Isa, threads: usize) -> f64 {
-    let Some((rounds, products)) = probe(isa) else {
-        return 0.0;
-    };
-    let one = || {
-        let (mut done, begun) = (0_usize, Instant::now());
-        while begun.elapsed() < SPELL {
-            rounds(PROBE_ROUNDS);
-            done += PROBE_ROUNDS;
-        }
-        #[expect(
-            clippy::cast_precision_loss,
-            reason = "numbers of products are small beside 2^52"
-        )]
-        let products = (done * products) as f64;
-        products / begun.elapsed().as_secs_f64()
-    };
-    std::thread::scope(|scope| {
-        let others: Vec<_> = (1..threads).map(|_| scope.spawn(one)).collect();
-        one()
-            + others
-                .into_iter()
-                .filter_map(|other| other.join().ok())
-                .sum::<f64>()
-    })
-}
-
-/// What computes rounds of products, and the products of a round.
-#[cfg(target_arch = "x86_64")]
-fn probe(isa: Isa) -> Option<(fn(usize), usize)> {
-    // SAFETY: weights were packed for the same instruction set, which fails where the processor does not have it.
-    match isa {
-        Isa::Avx512Vnni => Some((|n| unsafe { peak_x86::rounds_avx512(n) }, peak_x86::ROUND_AVX512)),
-        Isa::AvxVnni if vnni256_tile::has_evex() => Some((
-            |n| unsafe { peak_x86::rounds_vnni256_evex(n) },
-            peak_x86::ROUND_VNNI256,
-        )),
-        Isa::AvxVnni => Some((
-            |n| unsafe { peak_x86::rounds_vnni256_vex(n) },
-            peak_x86::ROUND_VNNI256,
-        )),
-        Isa::Avx2 => Some((|n| unsafe { peak_x86::rounds_avx2(n) }, peak_x86::ROUND_AVX2)),
-        _ => None,
-    }
-}
-
-/// No probe for this processor.
-#[cfg(not(target_arch = "x86_64"))]
-fn probe(_: Isa) -> Option<(fn(usize), usize)> {
-    None
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -197,17 +141,5 @@ mod tests {
             })
             .unwrap();
         assert!(done.iter().all(|piece| piece.load(Ordering::Relaxed) == 1));
-    }
-
-    #[test]
-    fn every_kernel_with_vectors_has_a_probe() {
-        for isa in Isa::ALL.into_iter().filter(|isa| isa.is_supported()) {
-            let probe = probe(isa);
-            assert_eq!(probe.is_none(), isa == Isa::Scalar);
-            if let Some((rounds, products)) = probe {
-                rounds(3);
-                assert!(products > 0);
-            }
-        }
     }
 }

@@ -12,7 +12,7 @@ pub(super) enum LibraryFault {
 }
 
 /// The file that `path` names, links resolved, if it may be loaded: an absolute path of a regular file. On Unix the file and
-/// all folders above it belong to root, and nobody else may write to them.
+/// all folders above it belong to root, and no other user may write to them.
 pub(super) fn checked(path: &Path) -> Result<PathBuf, LibraryFault> {
     let refused = |fault: &str| LibraryFault::Refused(fault.to_owned());
     if !path.is_absolute() || path.components().any(|part| part == Component::ParentDir) {
@@ -61,8 +61,8 @@ mod unix {
                 metadata.uid()
             ));
         }
-        // What root has put into a folder such as /tmp nobody else can replace. Into the library's own folder nobody may put
-        // anything: a library that this one needs would be found there.
+        // In a folder such as /tmp no other user can replace what root has put there. The library's own folder must be closed to
+        // other users: a library that this one needs would be found there.
         let keeps_entries = distance > 1 && metadata.mode() & STICKY != 0;
         if metadata.mode() & WRITABLE_BY_OTHERS != 0 && !keeps_entries {
             return Err(format!(

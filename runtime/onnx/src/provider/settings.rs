@@ -36,7 +36,7 @@ impl ProviderSettings {
 /// A plugin: a library with an execution provider (ONNX Runtime's `RegisterExecutionProviderLibrary`).
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PluginSettings {
-    /// The library: an absolute path. File and folders must belong to root, and nobody else may write to them.
+    /// The library: an absolute path. File and folders must belong to root, and no other user may write to them.
     pub library: PathBuf,
     /// Options, passed on as they are.
     pub options: BTreeMap<String, String>,

@@ -78,6 +78,12 @@ pub fn logits_after(decoder: &mut OnnxDecoder, tokens: &[TokenId]) -> Vec<f32> {
         .to_vec()
 }
 
+/// Logits after a few tokens that mean nothing, for comparisons of decoders with each other.
+pub fn logits_of_some_tokens(decoder: &mut OnnxDecoder) -> Vec<f32> {
+    let tokens: Vec<TokenId> = (1..20).map(TokenId).collect();
+    logits_after(decoder, &tokens)
+}
+
 /// Equal ids; where rounding may differ, a difference only at a near tie.
 pub fn check_ids(decoder: &mut OnnxDecoder, golden: &Golden, got: &[TokenId], near_tie: f32, how: &str) {
     let Some(at) = got.iter().zip(&golden.expected).position(|(a, b)| a != b) else {

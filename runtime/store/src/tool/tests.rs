@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use phi_edge_rules::changes::{KeptMessage, RuleChange};
+use phi_edge_rules::changes::RuleChange;
 use phi_edge_rules::{Output, ShownPicture, Time};
 
 use super::*;
@@ -10,6 +10,7 @@ use crate::change::{Batch, Change};
 use crate::clock::Clock;
 use crate::event_row::PendingRow;
 use crate::file::File;
+use crate::test_changes::keep_message;
 use crate::{LastEnd, StoreConfig};
 
 const JPEG: [u8; 6] = [0xFF, 0xD8, 0xFF, 0xE0, 1, 2];
@@ -33,17 +34,6 @@ fn write(file: &mut File, changes: Vec<RuleChange>) {
     };
     let written = file.write(&[batch]);
     written.map_err(|trouble| trouble.to_string()).unwrap();
-}
-
-fn message(seq: u64, payload: &[u8]) -> RuleChange {
-    RuleChange::KeepMessage(Box::new(KeptMessage {
-        seq,
-        rule: "r".into(),
-        group: "g".into(),
-        arrived: Time(0),
-        topic: "t".into(),
-        payload: payload.to_vec(),
-    }))
 }
 
 /// An event that waits for its text, about this number of pictures.
@@ -76,9 +66,9 @@ fn pictures_of_windows_are_counted() {
     let folder = tempfile::tempdir().unwrap();
     let mut file = opened(folder.path());
     let kept = [
-        message(1, &JPEG),
-        message(2, b"21.5"),
-        message(3, b"{\"format\":\"jpeg\"}"),
+        keep_message(1, &JPEG),
+        keep_message(2, b"21.5"),
+        keep_message(3, b"{\"format\":\"jpeg\"}"),
     ];
     write(&mut file, kept.to_vec());
     write(&mut file, vec![event("a", 2), event("b", 0)]);

@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::setup::args::ModelArgs;
 
-#[derive(Args)]
+#[derive(Args, Clone)]
 pub(crate) struct BenchArgs {
     #[command(flatten)]
     pub(crate) model: ModelArgs,
@@ -50,6 +50,10 @@ pub(crate) struct BenchArgs {
     /// could do.
     #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "model"])]
     pub(crate) products: bool,
+    /// Measure all scenarios, the memory and the processor, write one JSON object to this file, and print a row for the table
+    /// of docs/hardware.md. `--image` adds those of a picture. It takes some minutes, and more on a slow machine.
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "prompt_tokens", "new_tokens", "requests", "shared_tokens", "concurrency", "replay", "prompts", "bare", "turns", "kv_loss", "json"])]
+    pub(crate) report: Option<PathBuf>,
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]
     pub(crate) bare: u32,
@@ -82,7 +86,41 @@ pub(crate) enum Scenario {
     ImageGaps,
 }
 
+impl Scenario {
+    /// The name on the command line.
+    pub(crate) fn as_str(self) -> &'static str {
+        match self {
+            Self::Streams => "streams",
+            Self::Burst => "burst",
+            Self::Arrivals => "arrivals",
+            Self::Cached => "cached",
+            Self::Gaps => "gaps",
+            Self::Summary => "summary",
+            Self::Image => "image",
+            Self::ImageGaps => "image-gaps",
+        }
+    }
+}
+
 impl BenchArgs {
+    /// The same arguments for a scenario with its defaults.
+    pub(crate) fn of_scenario(&self, scenario: Scenario) -> Self {
+        Self {
+            scenario,
+            ..self.clone()
+        }
+    }
+
+    /// The same arguments for `concurrency` streams with prompts of `prompt_tokens`.
+    pub(crate) fn of_streams(&self, concurrency: u32, prompt_tokens: u32) -> Self {
+        Self {
+            scenario: Scenario::Streams,
+            concurrency: Some(concurrency),
+            prompt_tokens: Some(prompt_tokens),
+            ..self.clone()
+        }
+    }
+
     /// Tokens of a passage of `--kv-loss`, if given.
     pub(crate) fn passage_tokens(&self) -> Option<usize> {
         self.prompt_tokens.map(|tokens| tokens as usize)
@@ -98,6 +136,22 @@ impl BenchArgs {
             },
             |tokens| tokens as usize,
         )
+    }
+
+    /// Tokens of the scenario's longest sequence, prompt and answer together. Those of a picture are not known beforehand.
+    pub(crate) fn longest_sequence(&self) -> usize {
+        /// More than the longest text that `summary` prescribes.
+        const SUMMARY_TOKENS: usize = 1000;
+        let (prompt, new) = (self.prompt_tokens(), self.new_tokens as usize);
+        match self.scenario {
+            Scenario::Burst | Scenario::Cached => self.shared_tokens as usize + prompt + new,
+            Scenario::Summary => prompt + SUMMARY_TOKENS,
+            Scenario::Streams
+            | Scenario::Arrivals
+            | Scenario::Gaps
+            | Scenario::Image
+            | Scenario::ImageGaps => prompt + new,
+        }
     }
 
     pub(crate) fn requests(&self) -> usize {

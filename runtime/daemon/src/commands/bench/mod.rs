@@ -4,6 +4,7 @@ mod bench_args;
 mod kv_loss;
 mod picture;
 mod products;
+mod report;
 mod scenarios;
 mod scripted_decoder;
 mod summary;
@@ -35,20 +36,11 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     if args.products {
         return products::products(args);
     }
-    let mut setup = ModelSetup::from_args(&args.model, args.slots(), false)?;
-    // Guesses would depend on the text, and random weights give none.
-    setup.engine.speculation = false;
-    setup.engine.kv_budget = Some(u64::MAX);
-    let mut local = Bench::load_over(&setup, ScriptedDecoder::new)?;
-    // The first run pays for memory and kernels that all later ones have.
-    measure(&mut local, 1, 8, 2)?;
-    let loaded = json!({
-        "load_ms": local.load.as_millis(),
-        "provider": local.engine.decoder().inner().provider().as_str(),
-        "isa": local.engine.decoder().inner().isa().map_or("none", Isa::as_str),
-        "kv_cache": local.engine.caps().kv_type.as_str(),
-        "prepared": local.engine.decoder().inner().prepared().as_str(),
-    });
+    if let Some(file) = &args.report {
+        return report::report(args, file);
+    }
+    let setup = ModelSetup::from_args(&args.model, args.slots(), false)?;
+    let (mut local, loaded) = load(setup)?;
     if args.turns {
         return turns(&mut local, args, &loaded);
     }
@@ -62,6 +54,26 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     }
     print(&report, args.json);
     Ok(())
+}
+
+/// Loads the model and runs it once. The object describes what was loaded.
+fn load(mut setup: ModelSetup) -> Result<(Bench, Value), Fault> {
+    // Guesses would depend on the text, and random weights give none.
+    setup.engine.speculation = false;
+    setup.engine.kv_budget = Some(u64::MAX);
+    let mut local = Bench::load_over(&setup, ScriptedDecoder::new)?;
+    // The first run pays for memory and kernels that all later ones have.
+    measure(&mut local, 1, 8, 2)?;
+    let decoder = local.engine.decoder().inner();
+    let loaded = json!({
+        "load_ms": local.load.as_millis(),
+        "provider": decoder.provider().as_str(),
+        "isa": decoder.isa().map_or("none", Isa::as_str),
+        "threads": setup.cores.threads,
+        "kv_cache": local.engine.caps().kv_type.as_str(),
+        "prepared": decoder.prepared().as_str(),
+    });
+    Ok((local, loaded))
 }
 
 /// One measurement of the scenario.

@@ -82,6 +82,11 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             })
             .map_err(Fault::from),
     );
+    if phi_edge_onnx::is_slow_processor() {
+        let slow = "this processor has no AVX2: ONNX Runtime's kernels alone compute, several times slower than on one that has it";
+        warn("processor", slow);
+    }
+    report.add("cores", Ok(((), setup.cores.to_string())));
     if let (Some(model), Some(())) = (model, library) {
         let loaded = report.add(
             "provider",

@@ -4,8 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use phi_edge_api::{ErrorCode, NewJob, Priority, Refusal, ReplyAddress, ReplyBody, Sampling, Truncation};
-use phi_edge_rules::Time;
-use phi_edge_rules::changes::{KeptMessage, RuleChange};
+use phi_edge_rules::changes::RuleChange;
 use proptest::prelude::*;
 
 use super::*;
@@ -13,6 +12,7 @@ use crate::change::{Batch, Change};
 use crate::clock::{Clock, Moment};
 use crate::file::File;
 use crate::record::{JobRecord, Restored, Tries};
+use crate::test_changes::keep_message;
 use crate::{LastEnd, Store, StoreConfig, schema};
 
 /// An accepted job with images.
@@ -85,6 +85,16 @@ fn settle(n: u64) -> Batch {
     })
 }
 
+/// The images of a request, and the bytes of the only one.
+fn images() -> (Vec<u8>, Vec<RequestImage>) {
+    let marker = b"pixels of a gate camera".repeat(900);
+    let image = RequestImage {
+        file: Arc::from(marker.as_slice()),
+        detail: Detail::High,
+    };
+    (marker, vec![image])
+}
+
 /// Whether the beginning of `marker` is in a file of the folder.
 fn has(folder: &std::path::Path, marker: &[u8]) -> bool {
     let files: Vec<_> = std::fs::read_dir(folder).unwrap().collect();
@@ -99,11 +109,7 @@ fn has(folder: &std::path::Path, marker: &[u8]) -> bool {
 #[test]
 fn images_outlive_a_crash_and_are_overwritten_after_the_outcome() {
     let folder = tempfile::tempdir().unwrap();
-    let marker = b"pixels of a gate camera".repeat(900);
-    let images = vec![RequestImage {
-        file: Arc::from(marker.as_slice()),
-        detail: Detail::High,
-    }];
+    let (marker, images) = images();
     let (mut file, _) = open(folder.path());
     let accept = batch(Change::Accept(Box::new(record(1, images.clone()))));
     assert!(accept.cost() > marker.len() as u64);
@@ -130,11 +136,7 @@ fn images_outlive_a_crash_and_are_overwritten_after_the_outcome() {
 #[test]
 fn images_are_erased_from_the_journal_of_an_open_file() {
     let folder = tempfile::tempdir().unwrap();
-    let marker = b"pixels of a gate camera".repeat(900);
-    let images = vec![RequestImage {
-        file: Arc::from(marker.as_slice()),
-        detail: Detail::High,
-    }];
+    let (marker, images) = images();
     let (mut file, _) = open(folder.path());
     let write = |file: &mut File, batch| {
         file.write(&[batch])
@@ -173,20 +175,10 @@ fn pictures_of_windows_are_erased_as_those_of_requests() {
             .unwrap();
         file.erasure_due().is_some()
     };
-    let keep = |seq, payload: &[u8]| {
-        RuleChange::KeepMessage(Box::new(KeptMessage {
-            seq,
-            rule: "r".into(),
-            group: "g".into(),
-            arrived: Time(0),
-            topic: "t".into(),
-            payload: payload.to_vec(),
-        }))
-    };
-    assert!(!change(&mut file, keep(1, b"21.5")));
+    assert!(!change(&mut file, keep_message(1, b"21.5")));
     assert!(!change(&mut file, RuleChange::ForgetMessages(vec![1])));
     let marker = b"\xFF\xD8\xFF\xE0 pixels of a gate camera";
-    assert!(!change(&mut file, keep(2, marker)));
+    assert!(!change(&mut file, keep_message(2, marker)));
     assert!(has(folder.path(), marker));
     assert!(change(&mut file, RuleChange::ForgetMessages(vec![2])));
     file.erase();
