@@ -8,6 +8,7 @@ mod device_library;
 mod docs;
 mod faults;
 mod files;
+mod gpu;
 mod hostile;
 mod kv_loss;
 mod library;
@@ -114,6 +115,11 @@ enum Command {
         #[arg(long)]
         fixtures: Option<PathBuf>,
     },
+    /// The kit for a machine with an NVIDIA GPU.
+    Gpu {
+        #[command(subcommand)]
+        command: gpu::GpuCommand,
+    },
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -159,6 +165,7 @@ fn run(command: Command) -> Result<()> {
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
         Command::WebgpuTest { fixtures } => webgpu::webgpu_test(fixtures),
+        Command::Gpu { command } => gpu::gpu(&command),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }
