@@ -78,7 +78,7 @@ report() {
         file=$RESULTS/machine.data
         for step in card driver processor processors memory_gib system kernel python version commit; do
             sed -n "s/.*\"$step\":\"\{0,1\}\([^\",}]*\).*/* $step: \1/p" "$file" 2>/dev/null
-        done
+        done | grep -v ': null$'
         printf '\n| step | outcome | s | |\n|---|---|---|---|\n'
         for step in $ALL_STEPS; do
             if [ -s "$RESULTS/$step.line" ]; then cat "$RESULTS/$step.line"; else echo "| $step | not run | | |"; fi
