@@ -2,7 +2,7 @@
 
 Does what `phi-edge bench --turns --json` does: prints one object when the model is loaded, then one for every line
 on standard input. Scenarios: `streams` (of one: `Generator`), `burst` and `arrivals` (`Engine`, which batches), and `image`,
-whose last argument is a picture's path.
+whose last argument is a picture's path. `provider=cuda` runs the model there, where this is a build for it.
 """
 
 import json
@@ -16,7 +16,9 @@ import onnxruntime_genai as og
 
 folder, scenario = sys.argv[1], sys.argv[2]
 picture = sys.argv.pop() if scenario == "image" else None
-given = {key: int(value) for key, value in (argument.split("=") for argument in sys.argv[3:])}
+given = dict(argument.split("=") for argument in sys.argv[3:])
+provider = given.pop("provider", "cpu")
+given = {key: int(value) for key, value in given.items()}
 prompt, new, slots = given.get("prompt", 0), given.get("new", 1), given.get("concurrency", 1)
 started = time.perf_counter()
 config = og.Config(folder)
@@ -28,6 +30,9 @@ if picture:
 if slots > 1:
     overlay["engine"] = {"static_batching": {"max_batch_size": slots}}
 config.overlay(json.dumps(overlay))
+if provider != "cpu":
+    config.clear_providers()
+    config.append_provider(provider)
 model = og.Model(config)
 loaded = time.perf_counter() - started
 

@@ -1,4 +1,4 @@
-//! Fetches the pinned ONNX Runtime library: the Python wheel's, by pip, with its hash.
+//! Fetches ONNX Runtime libraries, the pinned one and others: Python wheels', by pip, with their hashes.
 
 use std::path::PathBuf;
 
@@ -41,7 +41,7 @@ impl Platform {
     }
 
     /// The platform's tag in the names of wheels.
-    fn tag(self) -> &'static str {
+    pub(crate) fn tag(self) -> &'static str {
         match self {
             Self::LinuxX64 => "manylinux_2_28_x86_64",
             Self::LinuxArm64 => "manylinux_2_28_aarch64",
@@ -49,40 +49,61 @@ impl Platform {
         }
     }
 
-    /// The library within the wheel.
-    fn file(self) -> String {
+    /// The library of this version within a wheel.
+    fn file(self, version: &str) -> String {
         match self {
-            Self::LinuxX64 | Self::LinuxArm64 => format!("onnxruntime/capi/libonnxruntime.so.{VERSION}"),
+            Self::LinuxX64 | Self::LinuxArm64 => format!("onnxruntime/capi/libonnxruntime.so.{version}"),
             Self::WindowsX64 => "onnxruntime/capi/onnxruntime.dll".to_owned(),
         }
     }
 }
 
-/// The library's path, fetched if it is not there yet.
+/// A wheel of PyPI with an ONNX Runtime library, for Python 3.12.
+pub(crate) struct Wheel {
+    /// The library's version.
+    pub(crate) version: &'static str,
+    /// The file in `xtask/` that names the wheel, with its hash.
+    pub(crate) requirements: &'static str,
+    /// Where the wheel is unpacked.
+    pub(crate) folder: PathBuf,
+    pub(crate) platform: Platform,
+}
+
+impl Wheel {
+    /// The library's path, fetched if it is not there yet.
+    pub(crate) fn fetch(&self) -> Result<PathBuf> {
+        let library = self.folder.join(self.platform.file(self.version));
+        if library.is_file() {
+            return Ok(library);
+        }
+        let tag = self.platform.tag();
+        eprintln!(
+            "Fetching ONNX Runtime {} of {} for {tag} …",
+            self.version, self.requirements
+        );
+        wheels::fetch(self.requirements, &wheels::python_tags(tag), &self.folder).context(
+            "the library could not be fetched. A library that is there already can be named by ORT_DYLIB_PATH",
+        )?;
+        if !library.is_file() {
+            bail!(
+                "the wheel of ONNX Runtime {} holds no {}",
+                self.version,
+                library.display()
+            );
+        }
+        Ok(library)
+    }
+}
+
+/// The path of the pinned library, fetched if it is not there yet.
 pub(crate) fn fetch(platform: Platform) -> Result<PathBuf> {
-    let folder = target().join("onnxruntime").join(VERSION).join(platform.tag());
-    let library = folder.join(platform.file());
-    if library.is_file() {
-        return Ok(library);
-    }
-    eprintln!("Fetching ONNX Runtime {VERSION} for {} …", platform.tag());
-    let tags = [
-        "--python-version",
-        "3.12",
-        "--implementation",
-        "cp",
-        "--abi",
-        "cp312",
-        "--platform",
-        platform.tag(),
-    ];
-    wheels::fetch("onnxruntime.txt", &tags, &folder).context(
-        "the library could not be fetched. A library that is there already can be named by ORT_DYLIB_PATH",
-    )?;
-    if !library.is_file() {
-        bail!("the wheel of ONNX Runtime {VERSION} holds no {}", platform.file());
-    }
-    Ok(library)
+    let wheel = Wheel {
+        version: VERSION,
+        requirements: "onnxruntime.txt",
+        folder: target().join("onnxruntime").join(VERSION).join(platform.tag()),
+        platform,
+    };
+    wheel.fetch()
 }
 
 /// The library for this machine: `ORT_DYLIB_PATH` where it is set, else the pinned one.

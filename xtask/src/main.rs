@@ -4,8 +4,11 @@ mod advisories;
 mod appliance;
 mod bench;
 mod demo;
+mod device_library;
 mod docs;
 mod faults;
+mod files;
+mod gpu;
 mod hostile;
 mod kv_loss;
 mod library;
@@ -26,8 +29,9 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 
+use crate::device_library::DeviceProvider;
 use crate::library::Platform;
 
 #[derive(Parser)]
@@ -40,13 +44,6 @@ struct Cli {
     command: Command,
 }
 
-/// An execution provider that the pinned library does not have.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-enum LibraryProvider {
-    /// GPUs over Vulkan.
-    Webgpu,
-}
-
 #[derive(Subcommand)]
 enum Command {
     /// Show everything at work: an embedded broker, the daemon, prompts, and machines that a rule watches over.
@@ -56,9 +53,12 @@ enum Command {
         /// The platform to fetch it for; this machine's unless given.
         #[arg(long, value_enum)]
         platform: Option<Platform>,
-        /// The library with this execution provider, for this machine.
-        #[arg(long, value_enum, conflicts_with = "platform")]
-        provider: Option<LibraryProvider>,
+        /// The library with this execution provider, for the platform that it is pinned for.
+        #[arg(long, value_enum)]
+        provider: Option<DeviceProvider>,
+        /// With `--provider cuda`: put CUDA's own libraries beside it, 1.3 GB of downloads. Not needed where the system has them.
+        #[arg(long, requires = "provider")]
+        with_cuda: bool,
     },
     /// Run every test.
     Test {
@@ -118,6 +118,11 @@ enum Command {
     },
     /// The program on emulated processors without AVX2: check, ask, and a daemon with its own broker.
     OldCpuTest,
+    /// The kit for a machine with an NVIDIA GPU.
+    Gpu {
+        #[command(subcommand)]
+        command: gpu::GpuCommand,
+    },
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -138,15 +143,15 @@ fn main() -> ExitCode {
 fn run(command: Command) -> Result<()> {
     match command {
         Command::Library {
-            provider: Some(LibraryProvider::Webgpu),
-            ..
+            platform,
+            provider,
+            with_cuda,
         } => {
-            println!("{}", webgpu::library()?.display());
-            Ok(())
-        }
-        Command::Library { platform, .. } => {
-            let platform = platform.map_or_else(Platform::of_this_machine, Ok)?;
-            println!("{}", library::fetch(platform)?.display());
+            let library = match provider {
+                Some(provider) => device_library::fetch(provider, platform, with_cuda)?,
+                None => library::fetch(platform.map_or_else(Platform::of_this_machine, Ok)?)?,
+            };
+            println!("{}", library.display());
             Ok(())
         }
         Command::Test { arguments } => test::test(&arguments),
@@ -162,8 +167,9 @@ fn run(command: Command) -> Result<()> {
         Command::Soak { minutes, hostile } => long::soak(minutes, hostile),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
-        Command::WebgpuTest { fixtures } => webgpu::test(fixtures),
         Command::OldCpuTest => old_cpu::test(),
+        Command::WebgpuTest { fixtures } => webgpu::webgpu_test(fixtures),
+        Command::Gpu { command } => gpu::gpu(&command),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }

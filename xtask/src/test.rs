@@ -1,8 +1,9 @@
 //! `cargo xtask test` and `cargo xtask lint`.
 
-use std::process::Command;
+use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::advisories;
 use crate::library;
@@ -56,6 +57,29 @@ pub(crate) fn some(arguments: &[&str], environment: &[(&str, &str)]) -> Result<(
         Err(error) => eprintln!("Tests with Node.js clients will skip: {error:#}"),
     }
     run(&mut tests)
+}
+
+/// The binary of a package's integration test, built.
+pub(crate) fn binary(package: &str, name: &str) -> Result<PathBuf> {
+    let output = cargo()
+        .args(["test", "-p", package, "--test", name, "--no-run", "--locked"])
+        .arg("--message-format=json")
+        .stderr(Stdio::inherit())
+        .output()
+        .context("cargo can't be started")?;
+    ensure!(
+        output.status.success(),
+        "the tests {name} of {package} were not built"
+    );
+    let text = String::from_utf8_lossy(&output.stdout);
+    let messages = text
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
+    let built = messages.filter(|message| message["target"]["name"] == name);
+    built
+        .filter_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .next_back()
+        .with_context(|| format!("cargo named no binary of the tests {name}"))
 }
 
 /// What the tests need of Debian: the broker and its clients, a clock that can be set, network namespaces, Prometheus,

@@ -7,6 +7,20 @@ use anyhow::{Context, Result, bail};
 
 use crate::process::{root, run, works};
 
+/// pip's arguments for wheels of Python 3.12 on the platform of this tag.
+pub(crate) fn python_tags(platform: &str) -> [&str; 8] {
+    [
+        "--python-version",
+        "3.12",
+        "--implementation",
+        "cp",
+        "--abi",
+        "cp312",
+        "--platform",
+        platform,
+    ]
+}
+
 /// Fetches the wheels of `xtask/REQUIREMENTS`, without what they depend on, and unpacks them into `folder`; `tags` are pip's
 /// arguments for the platform.
 pub(crate) fn fetch(requirements: &str, tags: &[&str], folder: &Path) -> Result<()> {

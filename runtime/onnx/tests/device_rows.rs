@@ -18,14 +18,7 @@ use phi_edge_onnx::{
     DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings,
 };
 use support::golden::{Golden, check_ids, goldens, logits_after};
-use support::{fixture, generate, library, request};
-
-fn provider() -> Provider {
-    match std::env::var("PHI_EDGE_TEST_PROVIDER") {
-        Ok(name) => name.parse().unwrap(),
-        Err(_) => Provider::Cpu,
-    }
-}
+use support::{device_provider as provider, fixture, generate, library, request};
 
 fn load(library: &Library, folder: &Path, adapt: impl FnOnce(&mut DecoderConfig)) -> OnnxDecoder {
     let model = ModelDir::open(folder).unwrap();

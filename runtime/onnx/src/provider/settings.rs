@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct ProviderSettings {
     /// The device, counted from 0; `None`: the provider's own choice.
     pub device_id: Option<u32>,
-    /// The most memory of the device, in bytes. CUDA's allocator keeps to it; of other devices it bounds the KV memory.
+    /// The most memory of the device for keys and values, in bytes.
     pub device_memory: Option<u64>,
     /// Options of a provider of the library (not of a plugin), passed on as they are. `auto` leaves them out.
     pub options: BTreeMap<String, String>,

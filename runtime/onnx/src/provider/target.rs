@@ -125,9 +125,6 @@ impl<'a> ExecutionTarget<'a> {
         if let Some(id) = self.settings.device_id {
             cuda = cuda.with_arbitrary_config("device_id", id);
         }
-        if let Some(bytes) = self.settings.device_memory {
-            cuda = cuda.with_arbitrary_config("gpu_mem_limit", bytes);
-        }
         for (name, value) in &self.settings.options {
             cuda = cuda.with_arbitrary_config(name, value);
         }

@@ -8,6 +8,7 @@
 )]
 
 pub mod golden;
+pub mod vision;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -15,7 +16,7 @@ use std::time::Duration;
 use phi_edge_engine::{
     Detokenizer, Engine, Event, GenerateRequest, Interrupt, RequestId, Sampling, Stop, Symbol, TokenId,
 };
-use phi_edge_onnx::{Library, OnnxDecoder};
+use phi_edge_onnx::{Library, OnnxDecoder, Provider};
 use serde_json::Value;
 
 /// The library as `cargo xtask test` names it; without it these tests can't run.
@@ -48,6 +49,14 @@ pub fn fixture(name: &str) -> Option<PathBuf> {
     );
     println!("SKIPPED: fixture {} is absent", folder.display());
     None
+}
+
+/// The provider under test: `PHI_EDGE_TEST_PROVIDER`, else the processor.
+pub fn device_provider() -> Provider {
+    match std::env::var("PHI_EDGE_TEST_PROVIDER") {
+        Ok(name) => name.parse().unwrap(),
+        Err(_) => Provider::Cpu,
+    }
 }
 
 /// For tests that look at tokens alone.
