@@ -3,6 +3,8 @@
 mod advisories;
 mod appliance;
 mod bench;
+mod debian_package;
+mod debian_root;
 mod demo;
 mod docs;
 mod faults;
@@ -16,10 +18,12 @@ mod package;
 mod plugins;
 mod process;
 mod python;
+mod standard_library;
 mod test;
 mod tools;
 mod webgpu;
 mod wheels;
+mod windows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -28,6 +32,7 @@ use anyhow::Result;
 use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::library::Platform;
+use crate::windows::{WindowsCommand, WindowsTests};
 
 #[derive(Parser)]
 #[command(
@@ -115,6 +120,15 @@ enum Command {
         #[arg(long)]
         fixtures: Option<PathBuf>,
     },
+    /// The program for Windows.
+    #[command(subcommand)]
+    Windows(WindowsCommand),
+    /// The program for Windows and unit tests under wine, in a Debian of its own.
+    WindowsTest {
+        /// What runs.
+        #[arg(long, value_enum, default_value = "all")]
+        only: WindowsTests,
+    },
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -160,6 +174,8 @@ fn run(command: Command) -> Result<()> {
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
         Command::WebgpuTest { fixtures } => webgpu::test(fixtures),
+        Command::Windows(command) => windows::windows(&command),
+        Command::WindowsTest { only } => windows::test(only),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }
