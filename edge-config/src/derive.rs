@@ -9,7 +9,7 @@ use crate::layer::{Entry, Layer};
 use crate::schema::KEYS;
 use crate::shape::CREDENTIAL_PREFIX;
 use crate::topic::{MAX_NAME_LEN, is_name_char};
-use crate::{ConfigError, Origin, Shape, topic};
+use crate::{ConfigError, LoadOptions, Origin, Shape, topic};
 
 const PLAIN_PORT: i64 = 1883;
 const TLS_PORT: i64 = 8883;
@@ -23,15 +23,14 @@ pub(crate) type Effective = BTreeMap<&'static str, Entry>;
 /// Derives unset values and fills in placeholders; the result is the topmost layer.
 pub(crate) fn derive(
     effective: &Effective,
-    hostname: &str,
-    system_dir: &Path,
+    options: &LoadOptions,
     credentials: Option<&str>,
 ) -> Result<Layer, ConfigError> {
     let mut derived = Layer::default();
     let name = if let Some(name) = text(effective, "node.name") {
         name.to_owned()
     } else {
-        let name = name_from_host(hostname);
+        let name = name_from_host(&options.hostname);
         add(
             &mut derived,
             "node.name",
@@ -56,19 +55,12 @@ pub(crate) fn derive(
             Origin::Derived(from),
         );
     }
-    if let Some(entry) = effective.get(RULES_DIR_KEY)
-        && entry.origin == Origin::Default
-        && !system_dir.as_os_str().is_empty()
-        && let Some(folder) = system_dir.join("rules.d").to_str()
-        && text(effective, RULES_DIR_KEY) != Some(folder)
-    {
-        let folder = Value::String(folder.to_owned());
-        add(
-            &mut derived,
-            RULES_DIR_KEY,
-            folder,
-            Origin::Derived("the system's folder"),
-        );
+    for (key, folder, name) in [
+        (RULES_DIR_KEY, &options.system_dir, "rules.d"),
+        ("model.path", &options.state_dir, "model"),
+        ("store.path", &options.state_dir, "store"),
+    ] {
+        place(&mut derived, effective, key, folder, name);
     }
     let base = text(effective, "node.base")
         .unwrap_or_default()
@@ -85,6 +77,19 @@ pub(crate) fn derive(
     )?;
     find_credentials(&mut derived, effective, credentials)?;
     Ok(derived)
+}
+
+/// Puts what `key` names into the system's `folder`, if it has its built-in default and there is such a folder.
+fn place(derived: &mut Layer, effective: &Effective, key: &'static str, folder: &Path, name: &str) {
+    if let Some(entry) = effective.get(key)
+        && entry.origin == Origin::Default
+        && !folder.as_os_str().is_empty()
+        && let Some(path) = folder.join(name).to_str()
+        && text(effective, key) != Some(path)
+    {
+        let path = Value::String(path.to_owned());
+        add(derived, key, path, Origin::Derived("the system's folder"));
+    }
 }
 
 /// The host name as a node name: characters that a name can't have become `-`.

@@ -23,6 +23,9 @@ pub struct LoadOptions {
     /// The folder of `config.toml`, `conf.d` and `rules.d` (`/etc/phi-edge` on an installed system), which may be
     /// missing; empty means none.
     pub system_dir: PathBuf,
+    /// The folder of the model and the store, unless they are set, on systems without `/var/lib`; empty means the built-in
+    /// defaults.
+    pub state_dir: PathBuf,
     /// The machine's host name, from which `node.name` follows.
     pub hostname: String,
 }
@@ -65,9 +68,9 @@ pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Load
             files.push(path);
         }
     }
-    if let Some(path) = options.config {
-        layers.push(file::read(&path)?);
-        files.push(path);
+    if let Some(path) = &options.config {
+        layers.push(file::read(path)?);
+        files.push(path.clone());
     }
     layers.push(Layer::environment(&options.env)?);
     layers.push(Layer::flags(&options.flags)?);
@@ -79,8 +82,7 @@ pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Load
         .find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
     let derived = derive(
         &overlay(&layers),
-        &options.hostname,
-        &options.system_dir,
+        &options,
         credentials.map(|(_, folder)| folder.as_str()),
     )?;
     layers.push(derived);

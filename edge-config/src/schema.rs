@@ -90,7 +90,7 @@ pub(crate) const fn key(path: &'static str, shape: Shape, default: Preset) -> Ke
     }
 }
 
-pub(crate) static KEYS: [Key; 82] = [
+pub(crate) static KEYS: [Key; 83] = [
     key("node.name", name(), Preset::Unset),
     key("node.base", topic_base(), Preset::Text("phi-edge/v1/{node.name}")),
     key(
@@ -262,4 +262,5 @@ pub(crate) static KEYS: [Key; 82] = [
         choice(&["text", "json", "journald"]),
         Preset::Text("text"),
     ),
+    key("log.path", Shape::Path, Preset::Unset),
 ];

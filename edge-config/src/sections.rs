@@ -392,6 +392,8 @@ pub struct Log {
     pub level: String,
     /// The format of a line.
     pub format: LogFormat,
+    /// The file that lines are appended to, in place of standard error.
+    pub path: Option<PathBuf>,
 }
 
 /// The format of a log line.

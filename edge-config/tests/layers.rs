@@ -28,6 +28,20 @@ fn without_any_file_the_defaults_hold() {
     assert!(!loaded.origins.contains_key("mqtt.username"));
 }
 
+/// As on Windows, where the default folders are found when the program runs.
+#[test]
+fn model_and_store_follow_the_folder_of_the_state() {
+    let mut machine = Machine::new().flag("store.path", "/elsewhere");
+    machine.options.state_dir = machine.path("state");
+    let loaded = machine.loaded();
+    assert_eq!(loaded.config.model.path, machine.path("state").join("model"));
+    assert_eq!(
+        loaded.origins["model.path"],
+        Origin::Derived("the system's folder")
+    );
+    assert_eq!(loaded.config.store.path, PathBuf::from("/elsewhere"));
+}
+
 #[test]
 fn later_layers_win_and_say_so() {
     let all =

@@ -31,11 +31,20 @@ impl Platform {
         }
     }
 
+    /// The name that Rust has for it.
+    pub(crate) fn triple(self) -> &'static str {
+        match self {
+            Self::LinuxX64 => "x86_64-unknown-linux-gnu",
+            Self::LinuxArm64 => "aarch64-unknown-linux-gnu",
+            // MinGW's, since its linker and libraries are packages of Debian.
+            Self::WindowsX64 => "x86_64-pc-windows-gnu",
+        }
+    }
+
     /// The name that Rust has for it, if it is a Linux.
     pub(crate) fn linux_triple(self) -> Option<&'static str> {
         match self {
-            Self::LinuxX64 => Some("x86_64-unknown-linux-gnu"),
-            Self::LinuxArm64 => Some("aarch64-unknown-linux-gnu"),
+            Self::LinuxX64 | Self::LinuxArm64 => Some(self.triple()),
             Self::WindowsX64 => None,
         }
     }

@@ -3,6 +3,8 @@
 mod advisories;
 mod appliance;
 mod bench;
+mod debian_package;
+mod debian_root;
 mod demo;
 mod device_library;
 mod docs;
@@ -20,10 +22,12 @@ mod package;
 mod plugins;
 mod process;
 mod python;
+mod standard_library;
 mod test;
 mod tools;
 mod webgpu;
 mod wheels;
+mod windows;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -33,6 +37,7 @@ use clap::{Parser, Subcommand};
 
 use crate::device_library::DeviceProvider;
 use crate::library::Platform;
+use crate::windows::{WindowsCommand, WindowsTests};
 
 #[derive(Parser)]
 #[command(
@@ -123,6 +128,15 @@ enum Command {
         #[command(subcommand)]
         command: gpu::GpuCommand,
     },
+    /// The program for Windows.
+    #[command(subcommand)]
+    Windows(WindowsCommand),
+    /// The program for Windows and unit tests under wine, in a Debian of its own.
+    WindowsTest {
+        /// What runs.
+        #[arg(long, value_enum, default_value = "all")]
+        only: WindowsTests,
+    },
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -170,6 +184,8 @@ fn run(command: Command) -> Result<()> {
         Command::OldCpuTest => old_cpu::test(),
         Command::WebgpuTest { fixtures } => webgpu::webgpu_test(fixtures),
         Command::Gpu { command } => gpu::gpu(&command),
+        Command::Windows(command) => windows::windows(&command),
+        Command::WindowsTest { only } => windows::test(only),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }

@@ -3,16 +3,16 @@
 //! WebGPU runs over Vulkan, and Mesa's software driver computes it without a GPU. Debian 12's Mesa lacks a feature that it
 //! needs, so the tests run in a root of Debian 13 of their own.
 
-use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
 
+use crate::debian_root;
 use crate::device_library::{self, DeviceProvider};
 use crate::files::copy_folder;
 use crate::library::Platform;
-use crate::process::{root, run, target, works};
+use crate::process::{root, run, target};
 use crate::test;
 
 const SUITE: &str = "trixie";
@@ -36,7 +36,7 @@ pub(crate) fn webgpu_test(fixtures: Option<PathBuf>) -> Result<()> {
     );
     let fixtures = fixtures.unwrap_or_else(|| root().join("../shared/fixtures"));
     let library = device_library::fetch(DeviceProvider::Webgpu, None, false)?;
-    let system = system()?;
+    let system = debian_root::make(&target().join("webgpu"), SUITE, PACKAGES)?;
     let tests = test::binary("phi-edge-onnx", "device_rows")?;
     let stage = system.join("phi-edge");
     if stage.exists() {
@@ -64,35 +64,4 @@ pub(crate) fn webgpu_test(fixtures: Option<PathBuf>) -> Result<()> {
         .env("CI", "true"))
 }
 
-/// Returns the root, made once; a change of what it holds makes it again.
-fn system() -> Result<PathBuf> {
-    if !works("debootstrap", "--version") {
-        bail!("debootstrap was not found; install debootstrap");
-    }
-    let folder = target().join("webgpu");
-    let (tree, stamp) = (folder.join(SUITE), folder.join(format!("{SUITE}.stamp")));
-    let recipe = format!("{SUITE}\n{PACKAGES}\n");
-    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
-        return Ok(tree);
-    }
-    eprintln!("Making a Debian with Mesa's Vulkan drivers …");
-    if tree.exists() {
-        std::fs::remove_dir_all(&tree)?;
-    }
-    std::fs::create_dir_all(&folder)?;
-    // From the mirror that debootstrap itself knows.
-    run(Command::new("debootstrap")
-        .args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE])
-        .arg(&tree)
-        .stdout(Stdio::null()))
-    .context("debootstrap needs root and a network")?;
-    // Downloaded packages are of no use any more.
-    let archives = std::fs::read_dir(tree.join("var/cache/apt/archives"))?;
-    for file in archives.filter_map(Result::ok).map(|entry| entry.path()) {
-        if file.extension() == Some(OsStr::new("deb")) {
-            std::fs::remove_file(file)?;
-        }
-    }
-    std::fs::write(&stamp, recipe)?;
-    Ok(tree)
 }

@@ -97,17 +97,43 @@ impl ModelLink {
         let mut fresh = self.path.file_name().unwrap_or_default().to_os_string();
         fresh.push(".new");
         let fresh = self.path.with_file_name(fresh);
-        let _ = std::fs::remove_file(&fresh);
+        let _ = remove(&fresh);
         link(target, &fresh).map_err(PullError::io(&fresh, "made as a link"))?;
         if let Some(present) = present {
             let former = store.folder().join(FORMER_FILE);
             std::fs::write(&former, format!("{}\n", present.display()))
                 .map_err(PullError::io(&former, "written"))?;
         }
-        std::fs::rename(&fresh, &self.path).map_err(PullError::io(&self.path, "switched"))?;
+        replace(&fresh, &self.path).map_err(PullError::io(&self.path, "switched"))?;
         sync_folder(folder);
         Ok(())
     }
+}
+
+#[cfg(unix)]
+fn remove(link: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(link)
+}
+
+/// Renames the link `fresh` to `link`, in one step.
+#[cfg(unix)]
+fn replace(fresh: &Path, link: &Path) -> std::io::Result<()> {
+    std::fs::rename(fresh, link)
+}
+
+#[cfg(windows)]
+fn remove(link: &Path) -> std::io::Result<()> {
+    std::fs::remove_dir(link)
+}
+
+/// Renames the link `fresh` to `link`. Windows does not rename to a folder that is there, and a link to a folder is one: an
+/// interruption between the two steps leaves no link.
+#[cfg(windows)]
+fn replace(fresh: &Path, link: &Path) -> std::io::Result<()> {
+    if std::fs::symlink_metadata(link).is_ok() {
+        remove(link)?;
+    }
+    std::fs::rename(fresh, link)
 }
 
 #[cfg(unix)]

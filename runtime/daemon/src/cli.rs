@@ -12,6 +12,8 @@ use crate::commands::pull::{self, PullArgs};
 use crate::commands::rules::RulesArgs;
 use crate::commands::store::StoreArgs;
 use crate::commands::support::SupportArgs;
+#[cfg(windows)]
+use crate::commands::system_service::ServiceArgs;
 use crate::commands::top::TopArgs;
 use crate::run;
 use crate::setup::args::ConfigArgs;
@@ -29,6 +31,9 @@ pub(crate) enum Command {
     /// Run the daemon: take requests from the broker and publish the answers.
     #[command(after_help = run::EXAMPLES)]
     Run(ConfigArgs),
+    /// Register, remove or run the Windows service.
+    #[cfg(windows)]
+    Service(ServiceArgs),
     /// Check configuration, model, library, provider and broker, and say what to do about each fault.
     Check(CheckArgs),
     /// Run one prompt, here or at a broker, and print the answer as it grows.
@@ -60,4 +65,16 @@ pub(crate) enum Command {
     Manual(ManualArgs),
     /// Print the completions of a shell, to be loaded by it.
     Completions(CompletionsArgs),
+}
+
+impl Command {
+    /// Whether this is the daemon, which sets up logging as its configuration says.
+    pub(crate) fn is_daemon(&self) -> bool {
+        match self {
+            Self::Run(_) => true,
+            #[cfg(windows)]
+            Self::Service(args) => args.is_daemon(),
+            _ => false,
+        }
+    }
 }

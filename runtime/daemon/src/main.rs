@@ -28,12 +28,14 @@ fn main() -> ExitCode {
     // Before any other thread is started.
     phi_edge_onnx::forbid_telemetry();
     let cli = Cli::parse();
-    if !matches!(cli.command, Command::Run(_)) {
+    if !cli.command.is_daemon() {
         logging::quiet();
         terminal::end_on_closed_pipe();
     }
     let outcome = match &cli.command {
         Command::Run(args) => run::run(args),
+        #[cfg(windows)]
+        Command::Service(args) => commands::system_service::service(args),
         Command::Check(args) => check::check(args),
         Command::Config(args) => config::config(args),
         Command::RecordExit(args) => run::record_exit(args),

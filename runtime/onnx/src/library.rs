@@ -24,7 +24,8 @@ static LOADED: Mutex<Option<Library>> = Mutex::new(None);
 
 impl Library {
     /// Loads the library: the configured file or folder, else `ORT_DYLIB_PATH`, beside the binary,
-    /// `/usr/lib/phi-edge`, the system's own folders. A place that is named explicitly must work.
+    /// `/usr/lib/phi-edge`, the system's own folders (not on Windows, which has an older library there). A place that is named
+    /// explicitly must work.
     pub fn find(configured: Option<&Path>) -> Result<Self, OnnxError> {
         let mut loaded = LOADED.lock();
         if let Some(library) = loaded.as_ref() {
@@ -88,6 +89,9 @@ fn locate(configured: Option<&Path>, environment: Option<&OsStr>) -> Result<Libr
         }
         looked.push(folder.display().to_string());
     }
+    if cfg!(windows) {
+        return Err(OnnxError::LibraryNotFound { looked });
+    }
     let system = plain_name();
     match load(Path::new(system)) {
         Ok(library) => Ok(library),
@@ -108,7 +112,9 @@ fn load_named(path: &Path, source: &str) -> Result<Library, OnnxError> {
     let file = if path.is_dir() {
         in_folder(path)
     } else {
-        path.is_file().then(|| path.to_path_buf())
+        // In full: a name alone would be looked for in the system's folders.
+        path.is_file()
+            .then(|| std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()))
     };
     match file {
         Some(file) => load(&file),

@@ -1,8 +1,8 @@
 //! `cargo xtask package`: the .deb and the .rpm.
 
 mod links;
-mod sbom;
-mod stage;
+pub(crate) mod sbom;
+pub(crate) mod stage;
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -68,7 +68,7 @@ fn judge(package: &Path) -> Result<()> {
 /// Builds, lays out the tree of files and packs it.
 pub(crate) fn make(plan: &Plan) -> Result<Vec<PathBuf>> {
     let Some(triple) = plan.platform.linux_triple() else {
-        bail!("packages are for Linux; on Windows copy phi-edge.exe and onnxruntime.dll into one folder");
+        bail!("packages are for Linux; for Windows there is cargo xtask windows zip");
     };
     let program = build(plan.platform, triple)?;
     let tree = root().join("target/stage");

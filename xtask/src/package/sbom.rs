@@ -55,10 +55,7 @@ pub(crate) fn cyclonedx(plan: &Plan) -> Result<Vec<u8>> {
 }
 
 fn metadata(plan: &Plan) -> Result<Value> {
-    let triple = plan
-        .platform
-        .linux_triple()
-        .context("packages are for Linux only")?;
+    let triple = plan.platform.triple();
     let output = cargo()
         .args([
             "metadata",

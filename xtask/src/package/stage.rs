@@ -9,6 +9,8 @@ use super::{Plan, Programs, links, sbom};
 use crate::library;
 use crate::process::{root, run};
 
+/// The files of the checkout that the packages hold.
+const LIST: &str = "systemd/files.txt";
 const DOC: &str = "usr/share/doc/phi-edge";
 const MAINTAINER: &str = "The phi-edge authors <maintainers@phi-edge.invalid>";
 
@@ -17,7 +19,7 @@ pub(crate) fn stage(tree: &Path, plan: &Plan, programs: &Programs) -> Result<()>
     if tree.exists() {
         std::fs::remove_dir_all(tree).with_context(|| format!("{} can't be emptied", tree.display()))?;
     }
-    listed(tree)?;
+    listed(LIST, tree)?;
     let program = tree.join("usr/bin/phi-edge");
     copy(&programs.packaged, &program)?;
     if programs.packaged == programs.runnable {
@@ -31,9 +33,9 @@ pub(crate) fn stage(tree: &Path, plan: &Plan, programs: &Programs) -> Result<()>
     write(&tree.join(DOC).join("sbom.cdx.json"), &sbom)
 }
 
-/// What systemd/files.txt names.
-fn listed(tree: &Path) -> Result<()> {
-    let list = root().join("systemd/files.txt");
+/// Copies what a list of this checkout names into `tree`, and makes links of documents hold there.
+pub(crate) fn listed(list: &str, tree: &Path) -> Result<()> {
+    let list = root().join(list);
     let text = std::fs::read_to_string(&list).with_context(|| format!("{} can't be read", list.display()))?;
     let mut listed = Vec::new();
     for line in text

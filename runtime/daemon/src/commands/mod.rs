@@ -16,4 +16,6 @@ pub(crate) mod pull;
 pub(crate) mod rules;
 pub(crate) mod store;
 pub(crate) mod support;
+#[cfg(windows)]
+pub(crate) mod system_service;
 pub(crate) mod top;

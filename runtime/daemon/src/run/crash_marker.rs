@@ -4,11 +4,16 @@
 //! engine by the daemon, and what only the outside sees (out of memory, the watchdog) by systemd, which runs
 //! `phi-edge record-exit` after the daemon. A marker without a note is a kill from outside; one of an earlier boot is
 //! a power cut. Only after a crash are the running jobs suspects.
+//!
+//! On Windows nothing from outside takes a note, and what ends a process there for a crash runs none of its code. So each
+//! marker that is left there is one of a crash, unless the machine was restarted.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
 
 use phi_edge_service::{LastEnd, private_folder};
+
+use super::machine_start::MachineStart;
 
 const MARKER_FILE: &str = "running";
 const CRASH_LINE: &str = "crashed";
@@ -23,15 +28,16 @@ impl CrashMarker {
     /// written is reported by the store.
     pub(crate) fn place(folder: &Path) -> (Self, LastEnd) {
         let file = folder.join(MARKER_FILE);
-        let last = std::fs::read_to_string(&file)
-            .map_or(LastEnd::Innocent, |mark| last_end(&mark, &kernel_boot_id()));
+        let last = std::fs::read_to_string(&file).map_or(LastEnd::Innocent, |mark| {
+            last_end(&mark, &MachineStart::current())
+        });
         if last == LastEnd::Crashed {
             tracing::warn!(
                 "the process before this one crashed; what it worked on is tried again, one at a time"
             );
         }
-        let made =
-            private_folder(folder).and_then(|()| std::fs::write(&file, format!("{}\n", kernel_boot_id())));
+        let made = private_folder(folder)
+            .and_then(|()| std::fs::write(&file, format!("{}\n", MachineStart::current())));
         if let Err(error) = made {
             tracing::warn!(file = %file.display(), %error, "a crash of this process will not be noticed");
         }
@@ -71,20 +77,14 @@ fn note_crash(file: &Path) {
     }
 }
 
-fn last_end(mark: &str, boot: &str) -> LastEnd {
+fn last_end(mark: &str, current: &MachineStart) -> LastEnd {
     let mut lines = mark.lines();
-    let same_boot = lines.next() == Some(boot);
-    if same_boot && lines.any(|line| line == CRASH_LINE) {
+    let is_same_start = lines.next().is_some_and(|line| current.is_noted_as(line));
+    if is_same_start && (!current.has_observer() || lines.any(|line| line == CRASH_LINE)) {
         LastEnd::Crashed
     } else {
         LastEnd::Innocent
     }
-}
-
-fn kernel_boot_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/boot_id")
-        .map(|id| id.trim().to_owned())
-        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -99,7 +99,25 @@ mod tests {
             ("earlier\ncrashed\n", LastEnd::Innocent),
             ("", LastEnd::Innocent),
         ] {
-            assert_eq!(last_end(mark, "b"), end, "{mark:?}");
+            let current = MachineStart::Id("b".to_owned());
+            assert_eq!(last_end(mark, &current), end, "{mark:?}");
+        }
+    }
+
+    #[test]
+    fn without_an_observer_a_marker_that_is_left_is_a_crash() {
+        let noted = |ms: i64| format!("{}\n", MachineStart::At(ms));
+        for (mark, end) in [
+            (noted(1_000_000_000), LastEnd::Crashed),
+            (noted(1_000_004_000), LastEnd::Crashed),
+            (noted(1_000_000_000) + "crashed\n", LastEnd::Crashed),
+            (noted(1_000_900_000), LastEnd::Innocent),
+            (noted(999_100_000), LastEnd::Innocent),
+            (String::new(), LastEnd::Innocent),
+            ("b\n".to_owned(), LastEnd::Innocent),
+        ] {
+            let current = MachineStart::At(1_000_000_000);
+            assert_eq!(last_end(&mark, &current), end, "{mark:?}");
         }
     }
 
@@ -122,9 +140,11 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let (marker, last) = CrashMarker::place(folder.path());
         assert_eq!(last, LastEnd::Innocent);
-        record_service_result(folder.path(), "success");
-        record_service_result(folder.path(), "signal");
-        assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Innocent, "killed");
+        if cfg!(unix) {
+            record_service_result(folder.path(), "success");
+            record_service_result(folder.path(), "signal");
+            assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Innocent, "killed");
+        }
         record_service_result(folder.path(), "watchdog");
         assert_eq!(CrashMarker::place(folder.path()).1, LastEnd::Crashed);
         marker.note_crash();

@@ -6,6 +6,7 @@ mod crash_marker;
 mod fatal_signal;
 mod health;
 mod load;
+mod machine_start;
 #[cfg(unix)]
 mod notify;
 mod pool;
@@ -16,6 +17,10 @@ mod served_model;
 mod shut_down;
 pub(crate) mod signals;
 mod takeover;
+#[cfg(unix)]
+mod unix_signals;
+#[cfg(windows)]
+mod windows_signals;
 
 use std::num::NonZeroUsize;
 
@@ -30,7 +35,7 @@ use crate::setup::{service, settings};
 use crate::telemetry::logging::{self, SetLevel};
 
 use load::LoadEnd;
-use signals::{ReloadSignals, StopSignals};
+use signals::{ReloadSignals, ServiceControls, StopSignals};
 
 pub(crate) const EXAMPLES: &str = "Examples:
   phi-edge run --config ./phi-edge.toml
@@ -47,8 +52,13 @@ const IMAGE_FEATURE: &str = "image";
 
 /// Runs until a signal, the loss of the session or the loss of the engine.
 pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
+    run_controlled(args, ServiceControls::default())
+}
+
+/// Runs as [`run`] does, and obeys the controls of a service manager.
+pub(crate) fn run_controlled(args: &ConfigArgs, controls: ServiceControls) -> Result<(), Fault> {
     let loaded = settings::load(args)?;
-    let (set_level, log_limits) = logging::daemon(&loaded.config.log);
+    let (set_level, log_limits) = logging::daemon(&loaded.config.log)?;
     announce(&loaded);
     let runtime = tokio::runtime::Builder::new_multi_thread()
         // The engine has its own thread; the other work is light.
@@ -59,7 +69,7 @@ pub(crate) fn run(args: &ConfigArgs) -> Result<(), Fault> {
         .map_err(|error| Fault::failed(format!("the async runtime can't start: {error}")))?;
     let outcome = runtime.block_on(async {
         let _reports = log_limits.spawn_reports();
-        App::new(&loaded, args, set_level).run().await
+        App::new(&loaded, args, set_level).run(controls).await
     });
     // Not waiting for a model that is still being loaded.
     runtime.shutdown_background();
@@ -130,9 +140,9 @@ impl<'a> App<'a> {
         }
     }
 
-    async fn run(self) -> Result<(), Fault> {
-        let mut signals = StopSignals::new()?;
-        let mut reloads = ReloadSignals::new()?;
+    async fn run(self, controls: ServiceControls) -> Result<(), Fault> {
+        let mut signals = StopSignals::new(controls.stops)?;
+        let mut reloads = ReloadSignals::new(controls.reloads)?;
         let (mut built, inputs) = build::build(&self).await?;
         let engine = match load::load(self.config, &mut built, &inputs.rules, &mut signals).await {
             LoadEnd::Loaded(engine) => *engine,

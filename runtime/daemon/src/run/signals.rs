@@ -1,81 +1,91 @@
-//! The signals of the daemon: SIGTERM, SIGINT and Ctrl-C stop it, SIGHUP reloads its configuration.
+//! What stops the daemon or has it read its configuration again: signals of the system, and controls of a service manager.
+//!
+//! On Unix SIGTERM and SIGINT stop it and SIGHUP reloads. On Windows Ctrl-C, Ctrl-Break, the end of the console and a
+//! shutdown stop it, and the service manager's controls do both.
 
-use crate::exit::Fault;
+use std::io;
 
-/// The signals that stop the daemon.
-pub(crate) struct StopSignals {
-    #[cfg(unix)]
-    terminate: tokio::signal::unix::Signal,
-    #[cfg(unix)]
-    interrupt: tokio::signal::unix::Signal,
-}
-
-/// The signal that reloads the configuration.
-pub(crate) struct ReloadSignals {
-    #[cfg(unix)]
-    hangup: tokio::signal::unix::Signal,
-}
+use tokio::sync::mpsc;
 
 #[cfg(unix)]
-impl ReloadSignals {
-    /// Takes over the signal, which no longer ends the process by itself.
-    pub(crate) fn new() -> Result<Self, Fault> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let hangup = signal(SignalKind::hangup())
-            .map_err(|error| Fault::failed(format!("signals can't be handled: {error}")))?;
-        Ok(Self { hangup })
+use super::unix_signals::{Hangups as SystemReloads, TerminationSignals as SystemStops};
+#[cfg(windows)]
+use super::windows_signals::{ConsoleEvents as SystemStops, NoReloads as SystemReloads};
+use crate::exit::Fault;
+
+/// The controls that a service manager sends by calls in place of signals.
+#[derive(Default)]
+pub(crate) struct ServiceControls {
+    pub(crate) stops: ControlReceiver,
+    pub(crate) reloads: ControlReceiver,
+}
+
+/// The receiver of one kind of control; the default one receives none.
+#[derive(Default)]
+pub(crate) struct ControlReceiver(Option<mpsc::Receiver<()>>);
+
+/// What stops the daemon.
+pub(crate) struct StopSignals {
+    system: SystemStops,
+    controls: ControlReceiver,
+}
+
+/// What reloads the configuration.
+pub(crate) struct ReloadSignals {
+    system: SystemReloads,
+    controls: ControlReceiver,
+}
+
+impl ControlReceiver {
+    #[cfg(windows)]
+    pub(crate) fn new(controls: mpsc::Receiver<()>) -> Self {
+        Self(Some(controls))
     }
 
     /// Waits for the next one.
-    pub(crate) async fn next(&mut self) {
-        if self.hangup.recv().await.is_none() {
+    async fn next(&mut self) {
+        let received = match &mut self.0 {
+            Some(controls) => controls.recv().await,
+            None => None,
+        };
+        if received.is_none() {
             std::future::pending::<()>().await;
         }
     }
 }
 
-#[cfg(not(unix))]
-impl ReloadSignals {
-    pub(crate) fn new() -> Result<Self, Fault> {
-        Ok(Self {})
-    }
-
-    pub(crate) async fn next(&mut self) {
-        std::future::pending::<()>().await;
-    }
-}
-
-#[cfg(unix)]
 impl StopSignals {
     /// Takes over the signals, which no longer end the process by themselves.
-    pub(crate) fn new() -> Result<Self, Fault> {
-        use tokio::signal::unix::{SignalKind, signal};
-        let listen =
-            |kind| signal(kind).map_err(|error| Fault::failed(format!("signals can't be handled: {error}")));
-        Ok(Self {
-            terminate: listen(SignalKind::terminate())?,
-            interrupt: listen(SignalKind::interrupt())?,
-        })
+    pub(crate) fn new(controls: ControlReceiver) -> Result<Self, Fault> {
+        let system = SystemStops::new().map_err(unavailable)?;
+        Ok(Self { system, controls })
     }
 
     /// Waits for the next one.
     pub(crate) async fn next(&mut self) {
         tokio::select! {
-            _ = self.terminate.recv() => {}
-            _ = self.interrupt.recv() => {}
+            () = self.system.next() => {}
+            () = self.controls.next() => {}
         }
     }
 }
 
-#[cfg(not(unix))]
-impl StopSignals {
-    pub(crate) fn new() -> Result<Self, Fault> {
-        Ok(Self {})
+impl ReloadSignals {
+    /// Takes over the signal, which no longer ends the process by itself.
+    pub(crate) fn new(controls: ControlReceiver) -> Result<Self, Fault> {
+        let system = SystemReloads::new().map_err(unavailable)?;
+        Ok(Self { system, controls })
     }
 
+    /// Waits for the next one.
     pub(crate) async fn next(&mut self) {
-        if tokio::signal::ctrl_c().await.is_err() {
-            std::future::pending::<()>().await;
+        tokio::select! {
+            () = self.system.next() => {}
+            () = self.controls.next() => {}
         }
     }
+}
+
+fn unavailable(error: io::Error) -> Fault {
+    Fault::failed(format!("signals can't be handled: {error}"))
 }

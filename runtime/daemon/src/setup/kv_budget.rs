@@ -2,19 +2,21 @@
 
 use std::path::Path;
 
+use crate::machine::memory;
+
 /// The share of the free memory that is used, after the model is loaded.
 const FREE_MEMORY_SHARE: f64 = 0.6;
 
 /// The budget for keys and values, in bytes: a share of the memory that this process may still allocate. `None` where
-/// the system does not report it (not Linux).
+/// the system does not report it (neither Linux nor Windows).
 pub(crate) fn kv_budget() -> Option<u64> {
-    budget(Path::new("/"))
+    budget(Path::new("/")).or_else(|| memory::physical().map(|memory| share(memory.available)))
 }
 
 /// The memory of this machine, or of the unit (`MemoryMax=`) if that is less, in bytes. `None` where the system does not
-/// report it (not Linux).
+/// report it (neither Linux nor Windows).
 pub(crate) fn machine_memory() -> Option<u64> {
-    total(Path::new("/"))
+    total(Path::new("/")).or_else(|| memory::physical().map(|memory| memory.installed))
 }
 
 fn total(root: &Path) -> Option<u64> {
@@ -23,18 +25,19 @@ fn total(root: &Path) -> Option<u64> {
     [installed, unit].into_iter().flatten().min()
 }
 
+fn budget(root: &Path) -> Option<u64> {
+    let free = [available(root), left_in_cgroup(root)];
+    free.into_iter().flatten().min().map(share)
+}
+
 #[expect(
     clippy::cast_possible_truncation,
     clippy::cast_precision_loss,
     clippy::cast_sign_loss,
     reason = "a share of bytes, far below 2^52"
 )]
-fn budget(root: &Path) -> Option<u64> {
-    let free = [available(root), left_in_cgroup(root)]
-        .into_iter()
-        .flatten()
-        .min()?;
-    Some((free as f64 * FREE_MEMORY_SHARE) as u64)
+fn share(free: u64) -> u64 {
+    (free as f64 * FREE_MEMORY_SHARE) as u64
 }
 
 /// The memory that the kernel can provide without swapping, in bytes.

@@ -1,7 +1,6 @@
 //! The load of the configuration from files, environment and flags.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
 
 use phi_edge_config::{
     ByteSize, Fallback, InstructionSet, KvCache as ConfigKvCache, LoadOptions, Loaded,
@@ -12,7 +11,7 @@ use phi_edge_engine::RopePolicy;
 use phi_edge_onnx::{Isa, IsaChoice, KvCache, PluginSettings, Provider, ProviderSettings, VisionWeights};
 
 use crate::exit::{Exit, Fault};
-use crate::machine::identity;
+use crate::machine::{folders, identity};
 use crate::setup::args::ConfigArgs;
 
 /// Loads the configuration of `args`, this process's environment and the system's folder.
@@ -34,16 +33,9 @@ fn options(args: &ConfigArgs) -> LoadOptions {
             .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
             .collect(),
         flags: args.set.clone(),
-        system_dir: system_dir(),
+        system_dir: folders::configuration(),
+        state_dir: folders::state(),
         hostname: identity::hostname(),
-    }
-}
-
-fn system_dir() -> PathBuf {
-    if cfg!(windows) {
-        std::env::var_os("ProgramData").map_or_else(PathBuf::new, |data| Path::new(&data).join("phi-edge"))
-    } else {
-        PathBuf::from("/etc/phi-edge")
     }
 }
 

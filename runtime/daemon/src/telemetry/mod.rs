@@ -4,6 +4,7 @@
 mod audit;
 pub(crate) mod logging;
 mod metrics;
+mod rotated_file;
 pub(crate) mod stats;
 mod traces;
 mod worker;

@@ -16,7 +16,7 @@ use super::{AskArgs, LEFT_OUT, images};
 use crate::commands::broker_client::{self, TlsArgs};
 use crate::exit::{Exit, Fault};
 use crate::machine::identity;
-use crate::run::signals::StopSignals;
+use crate::run::signals::{ControlReceiver, StopSignals};
 use crate::terminal;
 
 /// The time in which the status of a daemon must arrive.
@@ -36,7 +36,7 @@ pub(crate) fn ask(args: &AskArgs, url: &BrokerUrl, prompt: String, images: &[Vec
         .build()
         .map_err(Fault::failed)?;
     runtime.block_on(async {
-        let mut signals = StopSignals::new()?;
+        let mut signals = StopSignals::new(ControlReceiver::default())?;
         let mut conversation = tokio::select! {
             begun = Conversation::begin(args, url) => begun?,
             () = signals.next() => return Err(Fault::failed("interrupted")),

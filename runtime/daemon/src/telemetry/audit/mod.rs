@@ -3,7 +3,6 @@
 //! A background worker writes them. A disk that is full, failing or slow costs lines, which are counted, and delays
 //! no job.
 
-mod file;
 mod line;
 
 use std::path::PathBuf;
@@ -17,8 +16,8 @@ use phi_edge_service::{
     Detokenizer, JobEnd, JobKey, Observer, Outcome, Prompts, Refusal, ReplyAddress, Symbol,
 };
 
+use super::rotated_file::RotatedFile;
 use super::worker::{Handed, LostCounter, Worker, WorkerThread};
-use file::RotatedFile;
 use line::{EventLine, JobLine, Line, RefusedLine};
 
 /// The number of lines in the queue to the thread: the ends of a full job queue, several times over.

@@ -1,12 +1,16 @@
-//! Logging to standard error or to systemd's journal.
+//! Logging to standard error, to a file or to systemd's journal.
 
+mod log_file;
 mod rate_limit;
 
 use phi_edge_config::{Log, LogFormat};
+use tracing_subscriber::fmt::writer::BoxMakeWriter;
 use tracing_subscriber::layer::SubscriberExt as _;
 use tracing_subscriber::util::SubscriberInitExt as _;
 use tracing_subscriber::{EnvFilter, Layer, Registry, fmt, reload};
 
+use crate::exit::{Exit, Fault};
+use log_file::LogFile;
 pub(crate) use rate_limit::LogRateLimit;
 
 /// Sets up logging for a command whose output is its result: warnings only, unless `RUST_LOG` says otherwise.
@@ -29,18 +33,29 @@ type LogLayer = Box<dyn Layer<Registry> + Send + Sync>;
 
 /// Sets up logging for the daemon, as the configuration says unless `RUST_LOG` says otherwise. Returns the function
 /// that changes the level, and the rate limit.
-pub(crate) fn daemon(log: &Log) -> (SetLevel, LogRateLimit) {
-    match log.format {
-        LogFormat::Text => install(log, text()),
-        LogFormat::Json => {
-            let lines = fmt::layer()
-                .with_writer(std::io::stderr)
-                .json()
-                .flatten_event(true);
-            install(log, Box::new(lines))
-        }
-        LogFormat::Journald => journald(log),
-    }
+///
+/// # Errors
+/// The file of `log.path` can't be opened.
+pub(crate) fn daemon(log: &Log) -> Result<(SetLevel, LogRateLimit), Fault> {
+    let Some(path) = &log.path else {
+        return Ok(match log.format {
+            LogFormat::Text => install(log, text_to_standard_error()),
+            LogFormat::Json => install(log, json(BoxMakeWriter::new(std::io::stderr))),
+            LogFormat::Journald => journald(log),
+        });
+    };
+    let file = LogFile::open(path).map_err(|error| {
+        let message = format!(
+            "log.path: {} can't be opened: {error}; its folder must exist, and the daemon must be allowed to write there",
+            path.display()
+        );
+        Fault::new(Exit::Config, message)
+    })?;
+    let writer = BoxMakeWriter::new(move || file.clone());
+    Ok(match log.format {
+        LogFormat::Json => install(log, json(writer)),
+        LogFormat::Text | LogFormat::Journald => install(log, text(writer, false)),
+    })
 }
 
 /// Logs to systemd's journal, each field as a journal field. Where there is no journal, logs text.
@@ -55,7 +70,7 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
             install(log, Box::new(journal))
         }
         Err(error) => {
-            let installed = install(log, text());
+            let installed = install(log, text_to_standard_error());
             tracing::warn!(%error, "systemd's journal can't be reached (log.format); logging text instead");
             installed
         }
@@ -64,16 +79,22 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
 
 #[cfg(not(target_os = "linux"))]
 fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
-    let installed = install(log, text());
+    let installed = install(log, text_to_standard_error());
     tracing::warn!("there is no systemd journal on this system (log.format); logging text instead");
     installed
 }
 
-fn text() -> LogLayer {
-    let lines = fmt::layer()
-        .with_writer(std::io::stderr)
-        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
-    Box::new(lines)
+fn text_to_standard_error() -> LogLayer {
+    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
+    text(BoxMakeWriter::new(std::io::stderr), colours)
+}
+
+fn text(writer: BoxMakeWriter, colours: bool) -> LogLayer {
+    Box::new(fmt::layer().with_writer(writer).with_ansi(colours))
+}
+
+fn json(writer: BoxMakeWriter) -> LogLayer {
+    Box::new(fmt::layer().with_writer(writer).json().flatten_event(true))
 }
 
 fn install(log: &Log, output: LogLayer) -> (SetLevel, LogRateLimit) {
