@@ -1,8 +1,11 @@
 //! Developer commands. Each does its own set-up on a fresh checkout.
 
+mod aarch64;
 mod advisories;
 mod appliance;
 mod bench;
+mod cross_cargo;
+mod debian_package;
 mod demo;
 mod docs;
 mod faults;
@@ -16,6 +19,7 @@ mod package;
 mod plugins;
 mod process;
 mod python;
+mod standard_library;
 mod test;
 mod tools;
 mod webgpu;
@@ -46,6 +50,13 @@ enum LibraryProvider {
     Webgpu,
 }
 
+/// An architecture that the tests run on under an emulator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TestTarget {
+    /// 64-bit Arm, as Linux has it.
+    Aarch64,
+}
+
 #[derive(Subcommand)]
 enum Command {
     /// Show everything at work: an embedded broker, the daemon, prompts, and machines that a rule watches over.
@@ -61,6 +72,9 @@ enum Command {
     },
     /// Run every test.
     Test {
+        /// Another architecture: the tests of what depends on it, under QEMU.
+        #[arg(long, value_enum)]
+        target: Option<TestTarget>,
         /// Arguments for `cargo test`, after `--`.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -109,6 +123,8 @@ enum Command {
     Package(package::PackageArgs),
     /// The .deb on a Debian of its own: installed, started, asked, killed, hung, upgraded, purged.
     ApplianceTest(appliance::ApplianceArgs),
+    /// The .deb for arm64 in a Debian of that architecture under QEMU: installed, and asked.
+    Aarch64PackageTest,
     /// The tests of device memory on WebGPU's software driver, in a Debian of its own.
     WebgpuTest {
         /// The folder of the models with golden outputs; ../shared/fixtures unless given.
@@ -146,7 +162,14 @@ fn run(command: Command) -> Result<()> {
             println!("{}", library::fetch(platform)?.display());
             Ok(())
         }
-        Command::Test { arguments } => test::test(&arguments),
+        Command::Test {
+            target: Some(TestTarget::Aarch64),
+            arguments,
+        } => aarch64::test(&arguments),
+        Command::Test {
+            target: None,
+            arguments,
+        } => test::test(&arguments),
         Command::Demo => demo::demo(),
         Command::BenchModel(args) => model::bench_model(&args),
         Command::Bench(args) => bench::bench(&args),
@@ -159,6 +182,7 @@ fn run(command: Command) -> Result<()> {
         Command::Soak { minutes, hostile } => long::soak(minutes, hostile),
         Command::Package(args) => package::package(args),
         Command::ApplianceTest(args) => appliance::test(&args),
+        Command::Aarch64PackageTest => aarch64::package_test(),
         Command::WebgpuTest { fixtures } => webgpu::test(fixtures),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
