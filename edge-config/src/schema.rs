@@ -169,7 +169,16 @@ pub(crate) static KEYS: [Key; 83] = [
     ),
     key(
         "runtime.isa",
-        choice(&["auto", "avx512vnni", "avxvnni", "avx2", "scalar", "none"]),
+        choice(&[
+            "auto",
+            "avx512vnni",
+            "avxvnni",
+            "avx2",
+            "neondot",
+            "neon",
+            "scalar",
+            "none",
+        ]),
         Preset::Text("auto"),
     ),
     key("runtime.kv_memory", size(MIB, 16 * TIB), Preset::Unset),

@@ -275,6 +275,10 @@ pub enum InstructionSet {
     AvxVnni,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// NEON with dot products of bytes.
+    NeonDot,
+    /// NEON.
+    Neon,
     /// No vector instructions: the reference.
     Scalar,
     /// None: ONNX Runtime's kernels alone.

@@ -164,6 +164,7 @@ fn payload(folder: &Path) -> Result<PathBuf> {
             platform: Platform::LinuxX64,
             version,
             rpm: false,
+            release: true,
         };
         let made = package::make(&plan)?;
         std::fs::copy(made.first().context("no package was made")?, tree.join(name))?;

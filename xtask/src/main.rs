@@ -1,8 +1,10 @@
 //! Developer commands. Each does its own set-up on a fresh checkout.
 
+mod aarch64;
 mod advisories;
 mod appliance;
 mod bench;
+mod cross_cargo;
 mod debian_package;
 mod debian_root;
 mod demo;
@@ -33,7 +35,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device_library::DeviceProvider;
 use crate::library::Platform;
@@ -47,6 +49,13 @@ use crate::windows::{WindowsCommand, WindowsTests};
 struct Cli {
     #[command(subcommand)]
     command: Command,
+}
+
+/// An architecture that the tests run on under an emulator.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum TestTarget {
+    /// 64-bit Arm, as Linux has it.
+    Aarch64,
 }
 
 #[derive(Subcommand)]
@@ -67,6 +76,9 @@ enum Command {
     },
     /// Run every test.
     Test {
+        /// Another architecture: the tests of what depends on it, under QEMU.
+        #[arg(long, value_enum)]
+        target: Option<TestTarget>,
         /// Arguments for `cargo test`, after `--`.
         #[arg(last = true)]
         arguments: Vec<String>,
@@ -115,6 +127,8 @@ enum Command {
     Package(package::PackageArgs),
     /// The .deb on a Debian of its own: installed, started, asked, killed, hung, upgraded, purged.
     ApplianceTest(appliance::ApplianceArgs),
+    /// The .deb for arm64 in a Debian of that architecture under QEMU: installed, and asked.
+    Aarch64PackageTest,
     /// The tests of device memory on WebGPU's software driver, in a Debian of its own.
     WebgpuTest {
         /// The folder of the models with golden outputs; ../shared/fixtures unless given.
@@ -168,7 +182,14 @@ fn run(command: Command) -> Result<()> {
             println!("{}", library.display());
             Ok(())
         }
-        Command::Test { arguments } => test::test(&arguments),
+        Command::Test {
+            target: Some(TestTarget::Aarch64),
+            arguments,
+        } => aarch64::test(&arguments),
+        Command::Test {
+            target: None,
+            arguments,
+        } => test::test(&arguments),
         Command::Demo => demo::demo(),
         Command::BenchModel(args) => model::bench_model(&args),
         Command::Bench(args) => bench::bench(&args),
@@ -186,6 +207,7 @@ fn run(command: Command) -> Result<()> {
         Command::Gpu { command } => gpu::gpu(&command),
         Command::Windows(command) => windows::windows(&command),
         Command::WindowsTest { only } => windows::test(only),
+        Command::Aarch64PackageTest => aarch64::package_test(),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),
     }

@@ -4,9 +4,9 @@
 //! needs, so the tests run in a root of Debian 13 of their own.
 
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::Command;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, ensure};
 
 use crate::debian_root;
 use crate::device_library::{self, DeviceProvider};
@@ -62,6 +62,4 @@ pub(crate) fn webgpu_test(fixtures: Option<PathBuf>) -> Result<()> {
         // Dawn wants a folder of its own, and no fixture may be missing.
         .env("XDG_RUNTIME_DIR", "/tmp")
         .env("CI", "true"))
-}
-
 }

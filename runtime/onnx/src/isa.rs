@@ -15,13 +15,24 @@ pub enum Isa {
     AvxVnni,
     /// AVX2, FMA and F16C.
     Avx2,
+    /// NEON with dot products of bytes (Arm's FEAT_DotProd).
+    NeonDot,
+    /// NEON, which every 64-bit Arm processor has.
+    Neon,
     /// No vector instructions: the reference. Never chosen by itself.
     Scalar,
 }
 
 impl Isa {
-    /// All instruction sets, the fastest first.
-    pub const ALL: [Self; 4] = [Self::Avx512Vnni, Self::AvxVnni, Self::Avx2, Self::Scalar];
+    /// All instruction sets, the fastest of each architecture first.
+    pub const ALL: [Self; 6] = [
+        Self::Avx512Vnni,
+        Self::AvxVnni,
+        Self::Avx2,
+        Self::NeonDot,
+        Self::Neon,
+        Self::Scalar,
+    ];
 
     /// The spelling in the configuration and on the command line.
     pub fn as_str(self) -> &'static str {
@@ -29,6 +40,8 @@ impl Isa {
             Self::Avx512Vnni => "avx512vnni",
             Self::AvxVnni => "avxvnni",
             Self::Avx2 => "avx2",
+            Self::NeonDot => "neondot",
+            Self::Neon => "neon",
             Self::Scalar => "scalar",
         }
     }
@@ -42,12 +55,23 @@ impl Isa {
             Self::Avx512Vnni => has!("avx512f") && has!("avx512bw") && has!("avx512vl") && has!("avx512vnni"),
             Self::AvxVnni => avx2 && (has!("avxvnni") || (has!("avx512vl") && has!("avx512vnni"))),
             Self::Avx2 => avx2,
+            Self::NeonDot | Self::Neon => false,
             Self::Scalar => true,
         }
     }
 
     /// Whether this processor has the instruction set.
-    #[cfg(not(target_arch = "x86_64"))]
+    #[cfg(target_arch = "aarch64")]
+    pub fn is_supported(self) -> bool {
+        match self {
+            Self::NeonDot => std::arch::is_aarch64_feature_detected!("dotprod"),
+            Self::Neon | Self::Scalar => true,
+            Self::Avx512Vnni | Self::AvxVnni | Self::Avx2 => false,
+        }
+    }
+
+    /// Whether this processor has the instruction set.
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
     pub fn is_supported(self) -> bool {
         self == Self::Scalar
     }
@@ -113,7 +137,7 @@ impl FromStr for IsaChoice {
             .find(|choice| choice.as_str() == text)
             .ok_or_else(|| {
                 format!(
-                    "unknown instruction set \"{text}\": use auto, avx512vnni, avxvnni, avx2, scalar or none"
+                    "unknown instruction set \"{text}\": use auto, avx512vnni, avxvnni, avx2, neondot, neon, scalar or none"
                 )
             })
     }
@@ -150,7 +174,7 @@ mod tests {
         }
         let error = "avx".parse::<IsaChoice>().unwrap_err();
         assert!(
-            error.contains("\"avx\"") && error.contains("avx2, scalar or none"),
+            error.contains("\"avx\"") && error.contains("avx2, neondot, neon, scalar or none"),
             "{error}"
         );
     }

@@ -127,7 +127,7 @@ impl KvSupport {
         } else if self.element != Element::F32 {
             Some("the graph was exported with 16-bit keys and values, and only one with 32-bit ones can be edited for 8 bits".to_owned())
         } else if self.isa.is_none() {
-            Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX2), or runtime.isa leaves them out".to_owned())
+            Some("this version has no kernels for 8-bit keys and values on this processor (they need x86-64 with AVX2 or 64-bit Arm), or runtime.isa leaves them out".to_owned())
         } else if !self.edits.attention {
             let reason = self.attention.as_deref();
             Some(format!(

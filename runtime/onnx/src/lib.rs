@@ -22,6 +22,7 @@ mod logit_difference;
 mod matmul;
 mod onnx_proto;
 mod open;
+mod prefetch;
 mod prepare;
 pub mod probe;
 mod processor;

@@ -17,7 +17,7 @@ use phi_edge_models::ModelDir;
 use phi_edge_onnx::{
     DecoderConfig, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings,
 };
-use support::golden::{Golden, check_ids, goldens, logits_after};
+use support::golden::{Golden, INT4_LOGITS, check_ids, goldens, logits_after};
 use support::{device_provider as provider, fixture, generate, library, request};
 
 fn load(library: &Library, folder: &Path, adapt: impl FnOnce(&mut DecoderConfig)) -> OnnxDecoder {
@@ -182,7 +182,11 @@ fn fp32() {
 #[test]
 fn int4() {
     // The goldens have activations of 8 bits, which the processor's kernels round to.
-    check("phi3-mini-tiny-int4", within(0.15, 0.25), within(0.25, 0.4));
+    check(
+        "phi3-mini-tiny-int4",
+        within(INT4_LOGITS, 0.25),
+        within(0.25, 0.4),
+    );
 }
 
 #[test]

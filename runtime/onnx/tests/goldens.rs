@@ -17,7 +17,7 @@ use phi_edge_onnx::{
     DecoderConfig, Isa, IsaChoice, KvCache, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings,
     VisionWeights,
 };
-use support::golden::{Golden, check_ids, goldens, logits_after};
+use support::golden::{Golden, INT4_LOGITS, check_ids, goldens, logits_after};
 use support::{fixture, generate, library};
 
 fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> OnnxDecoder {
@@ -152,7 +152,7 @@ fn fp32() {
 
 #[test]
 fn int4() {
-    check("phi3-mini-tiny-int4", 0.15, 0.25, Prepare::ALL);
+    check("phi3-mini-tiny-int4", INT4_LOGITS, 0.25, Prepare::ALL);
 }
 
 /// What an instruction set gives for each golden.

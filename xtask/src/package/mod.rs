@@ -10,6 +10,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::cross_cargo::{TRIPLE, cargo_for_aarch64};
 use crate::library::Platform;
 use crate::process::{cargo, root, run, target, works};
 use crate::tools::tool;
@@ -32,6 +33,8 @@ pub(crate) struct Plan {
     pub(crate) platform: Platform,
     pub(crate) version: String,
     pub(crate) rpm: bool,
+    /// Whether the program is optimised; else it is of the development profile, for trials.
+    pub(crate) release: bool,
 }
 
 /// Makes both packages.
@@ -42,6 +45,7 @@ pub(crate) fn package(args: PackageArgs) -> Result<()> {
             .version
             .unwrap_or_else(|| env!("CARGO_PKG_VERSION").to_owned()),
         rpm: true,
+        release: true,
     };
     let packages = make(&plan)?;
     for package in packages
@@ -70,7 +74,7 @@ pub(crate) fn make(plan: &Plan) -> Result<Vec<PathBuf>> {
     let Some(triple) = plan.platform.linux_triple() else {
         bail!("packages are for Linux; for Windows there is cargo xtask windows zip");
     };
-    let program = build(plan.platform, triple)?;
+    let program = build(plan, triple)?;
     let tree = root().join("target/stage");
     stage::stage(&tree, plan, &program)?;
     let out = target().join("packages");
@@ -88,23 +92,31 @@ pub(crate) struct Programs {
     pub(crate) runnable: PathBuf,
 }
 
-fn build(platform: Platform, triple: &str) -> Result<Programs> {
-    let release = |triple: Option<&str>| -> Result<PathBuf> {
-        let mut command = cargo();
-        command.args(["build", "--release", "--locked", "-p", "phi-edge"]);
+fn build(plan: &Plan, triple: &str) -> Result<Programs> {
+    let built = |triple: Option<&str>| -> Result<PathBuf> {
+        let mut command = if triple == Some(TRIPLE) {
+            cargo_for_aarch64()?
+        } else {
+            cargo()
+        };
+        command.args(["build", "--locked", "-p", "phi-edge"]);
+        if plan.release {
+            command.arg("--release");
+        }
         let mut folder = target();
         if let Some(triple) = triple {
             command.args(["--target", triple]);
             folder.push(triple);
         }
         run(&mut command)?;
-        Ok(folder.join("release/phi-edge"))
+        folder.push(if plan.release { "release" } else { "debug" });
+        Ok(folder.join("phi-edge"))
     };
-    let runnable = release(None)?;
-    let packaged = if Platform::of_this_machine()? == platform {
+    let runnable = built(None)?;
+    let packaged = if Platform::of_this_machine()? == plan.platform {
         runnable.clone()
     } else {
-        release(Some(triple)).with_context(|| format!("is there a linker for {triple}?"))?
+        built(Some(triple)).with_context(|| format!("is there a linker for {triple}?"))?
     };
     Ok(Programs { packaged, runnable })
 }

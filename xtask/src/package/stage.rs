@@ -22,9 +22,12 @@ pub(crate) fn stage(tree: &Path, plan: &Plan, programs: &Programs) -> Result<()>
     listed(LIST, tree)?;
     let program = tree.join("usr/bin/phi-edge");
     copy(&programs.packaged, &program)?;
-    if programs.packaged == programs.runnable {
-        run(Command::new("strip").arg(&program)).context("is binutils installed?")?;
-    }
+    let strip = if programs.packaged == programs.runnable {
+        "strip"
+    } else {
+        "aarch64-linux-gnu-strip"
+    };
+    run(Command::new(strip).arg(&program)).context("is binutils installed?")?;
     generated_by_program(tree, &programs.runnable)?;
     onnxruntime(tree, plan)?;
     let log = tree.join(DOC).join("changelog.gz");

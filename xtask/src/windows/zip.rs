@@ -21,6 +21,7 @@ pub(super) fn zip() -> Result<PathBuf> {
         platform: Platform::WindowsX64,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         rpm: false,
+        release: true,
     };
     let name = format!("phi-edge-{}-windows-x64", plan.version);
     let out = target().join("packages");

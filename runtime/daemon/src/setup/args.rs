@@ -31,8 +31,8 @@ pub(crate) struct ModelArgs {
     /// The form of the image encoder's weights in memory: auto, f32 (as the file has them), int8 or int4 [default: auto].
     #[arg(long, value_name = "FORM")]
     pub(crate) vision_weights: Option<VisionWeights>,
-    /// The instruction set of the kernels: auto, avx512vnni, avxvnni, avx2, scalar (the reference) or none (ONNX Runtime's
-    /// kernels alone) [default: auto].
+    /// The instruction set of the kernels: auto, avx512vnni, avxvnni, avx2, neondot, neon, scalar (the reference) or none
+    /// (ONNX Runtime's kernels alone) [default: auto].
     #[arg(long, value_name = "NAME", hide = true)]
     pub(crate) isa: Option<IsaChoice>,
     /// Threads of a run [default: one for each fast core that this process may use].

@@ -89,6 +89,8 @@ pub(crate) fn isa(isa: InstructionSet) -> IsaChoice {
         InstructionSet::Avx512Vnni => IsaChoice::Only(Isa::Avx512Vnni),
         InstructionSet::AvxVnni => IsaChoice::Only(Isa::AvxVnni),
         InstructionSet::Avx2 => IsaChoice::Only(Isa::Avx2),
+        InstructionSet::NeonDot => IsaChoice::Only(Isa::NeonDot),
+        InstructionSet::Neon => IsaChoice::Only(Isa::Neon),
         InstructionSet::Scalar => IsaChoice::Only(Isa::Scalar),
         InstructionSet::None => IsaChoice::None,
     }

@@ -9,15 +9,13 @@
     reason = "blocks and packed queries begin at multiples of 64 bytes, and so do their parts at multiples of 4"
 )]
 
-use super::layout::{BLOCK_TOKENS, BlockElement, MAX_SIZE, TILE_BLOCKS, TILE_TOKENS, key_part};
+use super::layout::{BLOCK_TOKENS, BlockElement, KEY_OFFSET, MAX_SIZE, TILE_BLOCKS, TILE_TOKENS, key_part};
 use super::softmax::{KvTile, Query, TileScores, weigh};
 use super::vectors::{ByteProducts, FloatsOf, Vector};
 
 /// Tokens whose values are multiplied by one instruction.
 const GROUP_TOKENS: usize = 4;
 const GROUPS: usize = BLOCK_TOKENS / GROUP_TOKENS;
-/// Keys are stored with this offset, for one factor of a dot product is unsigned.
-const KEY_OFFSET: i32 = 128;
 /// The largest integer of a key or a value.
 const LARGEST: f32 = 127.0;
 /// The bits of the lower byte of a query's value, which is signed: it lies between -64 and 63.
@@ -53,7 +51,7 @@ pub(crate) unsafe fn pack_query<B: ByteProducts>(vector: &[f32], to: *mut u8) {
         round_to::<B::Lanes>(vector, factor, LARGEST_QUERY, &mut integers);
         let integers = &integers[..size];
         for (part, integers) in integers.chunks_exact(key_part(size)).enumerate() {
-            *to.cast::<i32>().add(1 + part) = -KEY_OFFSET
+            *to.cast::<i32>().add(1 + part) = -B::KEY_OFFSET
                 * integers
                     .iter()
                     .fold(0i32, |sum, integer| sum.wrapping_add(*integer));

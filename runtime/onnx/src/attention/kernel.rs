@@ -11,6 +11,8 @@ use super::softmax::{KvTile, Query};
 use super::vectors::avx2_vector::{Avx2, Vnni256Evex, Vnni256Vex, has_evex};
 #[cfg(target_arch = "x86_64")]
 use super::vectors::avx512_vector::Avx512;
+#[cfg(target_arch = "aarch64")]
+use super::vectors::neon_vector::{Neon, NeonDot};
 use super::vectors::scalar_vector::OneLane;
 use super::vectors::{ByteProducts, Vector};
 use super::{f32_tile, hadamard, i8_tile};
@@ -95,6 +97,10 @@ impl AttentionKernels {
             Isa::AvxVnni => &vnni256_vex::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &avx2::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &neon_dot::KERNELS,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &neon::KERNELS,
             _ => &scalar::KERNELS,
         }
     }
@@ -247,6 +253,16 @@ kernels!(
     [3, 3, 3, 3, 3, 3, 3, 3],
     "avx2,fma,f16c"
 );
+#[cfg(target_arch = "aarch64")]
+kernels!(
+    neon_dot,
+    super::Neon,
+    super::NeonDot,
+    [4, 4, 4, 4, 4, 4, 4, 4],
+    "dotprod"
+);
+#[cfg(target_arch = "aarch64")]
+kernels!(neon, super::Neon, super::Neon, [4, 4, 4, 4, 4, 4, 4, 4]);
 
 /// As [`AttentionKernels::pack_query`].
 #[inline(always)]

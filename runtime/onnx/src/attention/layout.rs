@@ -16,6 +16,9 @@ pub(crate) const BLOCK_TOKENS: usize = 16;
 pub(crate) const TILE_TOKENS: usize = 64;
 pub(crate) const TILE_BLOCKS: usize = TILE_TOKENS / BLOCK_TOKENS;
 
+/// The offset of 8-bit keys as they are stored, for one factor of a dot product is unsigned.
+pub(crate) const KEY_OFFSET: i32 = 128;
+
 /// The values of the largest head.
 pub(crate) const MAX_SIZE: usize = 128;
 

@@ -3,6 +3,7 @@
 
 use super::layout::{BLOCK_TOKENS, TILE_BLOCKS, TILE_TOKENS};
 use super::vectors::{Vector, tree_sum};
+use crate::prefetch::prefetch;
 
 /// The running softmax of one query vector.
 pub(crate) struct Query {
@@ -58,19 +59,6 @@ impl KvTile {
             }
         }
     }
-}
-
-/// Prefetches a cache line.
-#[inline(always)]
-fn prefetch(at: *const u8) {
-    #[cfg(target_arch = "x86_64")]
-    {
-        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
-        // SAFETY: a prefetch reads nothing: an invalid address is ignored.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast::<i8>()) };
-    }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = at;
 }
 
 /// Scores or weights of one query for a tile.

@@ -8,6 +8,8 @@ use crate::matmul::operands::{PanelRow, Tile, TileForm, WordColumns, WordLine};
 use crate::matmul::{LANES, scalar_kernel};
 #[cfg(target_arch = "x86_64")]
 use crate::matmul::{avx512_tile, maddubs_tile, quantise_x86, transpose_x86, vnni256_tile};
+#[cfg(target_arch = "aarch64")]
+use crate::matmul::{neon_dot_tile, neon_mull_tile, quantise_neon, transpose_neon};
 
 /// The kernels of one instruction set.
 ///
@@ -75,6 +77,24 @@ const fn with_halves(tile: unsafe fn(TileForm, &Tile)) -> MatMulKernels {
     }
 }
 
+#[cfg(target_arch = "aarch64")]
+static NEON_DOT: MatMulKernels = with_quarters(neon_dot_tile::tile);
+#[cfg(target_arch = "aarch64")]
+static NEON: MatMulKernels = with_quarters(neon_mull_tile::tile);
+
+/// Kernels with registers of 128 bits.
+#[cfg(target_arch = "aarch64")]
+const fn with_quarters(tile: unsafe fn(TileForm, &Tile)) -> MatMulKernels {
+    MatMulKernels {
+        // Six times four sums, the rows' values and the unpacked weights fill the 32 registers.
+        panel_rows: 6,
+        max_panel_rows: 6,
+        quantise: quantise_neon::quantise,
+        tile,
+        transpose: transpose_neon::transpose,
+    }
+}
+
 impl MatMulKernels {
     /// The kernels of an instruction set.
     pub(crate) fn of(isa: Isa) -> &'static Self {
@@ -87,6 +107,10 @@ impl MatMulKernels {
             Isa::AvxVnni => &VNNI256_VEX,
             #[cfg(target_arch = "x86_64")]
             Isa::Avx2 => &AVX2,
+            #[cfg(target_arch = "aarch64")]
+            Isa::NeonDot => &NEON_DOT,
+            #[cfg(target_arch = "aarch64")]
+            Isa::Neon => &NEON,
             _ => &SCALAR,
         }
     }

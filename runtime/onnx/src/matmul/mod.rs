@@ -18,7 +18,7 @@ pub(crate) const QUANTISING_OPERATOR: &str = "MatMulQuantised";
 pub(crate) const REVISION: &str = "matmul 1";
 
 /// Selects a kernel's code for the form of a tile: `compute::<ROWS, GROUPS, LINES>`.
-#[cfg(target_arch = "x86_64")]
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
 macro_rules! by_form {
     ($compute:ident, $lines:literal, $form:ident, $tile:ident; $($rows:literal)*; $most:literal) => {
         match ($form.rows, $form.groups) {
@@ -42,9 +42,17 @@ mod kernels;
 #[cfg(target_arch = "x86_64")]
 mod maddubs_tile;
 mod multiply;
+#[cfg(target_arch = "aarch64")]
+mod neon_dot_tile;
+#[cfg(target_arch = "aarch64")]
+mod neon_mull_tile;
+#[cfg(target_arch = "aarch64")]
+mod neon_tile;
 mod operands;
 mod operator;
 mod pack;
+#[cfg(target_arch = "aarch64")]
+mod quantise_neon;
 mod quantise_weights;
 #[cfg(target_arch = "x86_64")]
 mod quantise_x86;
@@ -54,6 +62,8 @@ mod scalar_kernel;
 mod speed;
 #[cfg(test)]
 mod tests;
+#[cfg(target_arch = "aarch64")]
+mod transpose_neon;
 #[cfg(target_arch = "x86_64")]
 mod transpose_x86;
 #[cfg(target_arch = "x86_64")]

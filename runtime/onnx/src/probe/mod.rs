@@ -93,7 +93,7 @@ impl Probe {
             Isa::Avx512Vnni => (x86::REGISTERS * 64, x86::run_avx512),
             Isa::AvxVnni => (x86::REGISTERS * 32, x86::run_vnni256),
             Isa::Avx2 => (x86::REGISTERS * x86::MADDUBS_A_SUM * 32, x86::run_avx2),
-            Isa::Scalar => return None,
+            Isa::NeonDot | Isa::Neon | Isa::Scalar => return None,
         };
         Some(Self {
             multiply_adds_a_round,

@@ -9,6 +9,7 @@ use crate::error::one_line;
 use crate::prepare::{SingleMatmul, replace_matmuls, single_matmuls};
 use crate::session;
 use crate::verify_edits::Trial;
+use crate::verify_edits::reference::{reference, row_values};
 
 /// The numbers of rows of the trial's inputs: one, a few, and more than fit one piece of work.
 const TRIAL_ROWS: [usize; 3] = [1, 7, 33];
@@ -22,7 +23,7 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
     let (plain, matmuls) = single_matmuls(model).ok_or_else(none)?;
     let edited = replace_matmuls(&plain).ok_or_else(none)?;
     // One after the other, so that memory holds the weights once.
-    let expected = results(trial, &plain, &matmuls)?;
+    let expected = results(trial, &reference(&plain), &matmuls)?;
     let got = results(trial, &edited, &matmuls)?;
     for ((got, expected), matmul) in got.iter().zip(&expected).zip(matmuls.iter().cycle()) {
         let largest = expected
@@ -52,7 +53,7 @@ fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<
     let mut results = Vec::new();
     for rows in TRIAL_ROWS {
         let inputs = matmuls.iter().map(|matmul| {
-            let tensor = Tensor::from_array(([rows, matmul.k], values(rows * matmul.k))).map_err(said)?;
+            let tensor = Tensor::from_array(([rows, matmul.k], row_values(rows * matmul.k))).map_err(said)?;
             Ok((matmul.input.clone(), tensor.into_dyn()))
         });
         let inputs = inputs.collect::<Result<Vec<_>, String>>()?;
@@ -63,18 +64,4 @@ fn results(trial: &Trial<'_>, graph: &[u8], matmuls: &[SingleMatmul]) -> Result<
         }
     }
     Ok(results)
-}
-
-/// Pseudo-random numbers about zero, some of them large, as in a layer's input.
-fn values(count: usize) -> Vec<f32> {
-    let mut state = 1u32;
-    let mut next = || {
-        // Numerical Recipes' generator: nothing depends on its quality.
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        f32::from(i16::from_ne_bytes([
-            (state >> 16).to_le_bytes()[0],
-            (state >> 24).to_le_bytes()[0],
-        ])) / 32768.0
-    };
-    (0..count).map(|_| next() / (1.05 - next().abs())).collect()
 }

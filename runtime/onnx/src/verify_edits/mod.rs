@@ -2,6 +2,7 @@
 
 mod compare_matmuls;
 mod compare_providers;
+mod reference;
 
 use std::path::Path;
 
@@ -21,6 +22,7 @@ use crate::logit_difference::LogitDifference;
 use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
 use crate::provider::{ExecutionTarget, Provider};
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
+use crate::verify_edits::reference::reference;
 use crate::vision::VisionWeights;
 
 /// The number of layers of the trial: the second one reads what the edits made of the first.
@@ -70,11 +72,12 @@ impl Trial<'_> {
         let Some((cut, genai)) = self.cut(model)? else {
             return Ok(Err(INSEPARABLE_LAYERS.into()));
         };
+        let exact = reference(&cut);
         let expected =
-            steps(&mut self.plain(&cut, &genai)?).map_err(|error| OnnxError::Runtime(error.to_string()))?;
+            steps(&mut self.plain(&exact, &genai)?).map_err(|error| OnnxError::Runtime(error.to_string()))?;
         let form = Prepare::form(edits.level);
         if form != Prepare::PLAIN
-            && let Err(fault) = self.verify(&cut, form, &expected, &genai)
+            && let Err(fault) = self.verify(&exact, form, &expected, &genai)
         {
             return Ok(Err(fault));
         }
@@ -83,7 +86,7 @@ impl Trial<'_> {
                 matmul: false,
                 ..edits
             };
-            if let Err(fault) = self.verify(&cut, attention, &expected, &genai) {
+            if let Err(fault) = self.verify(&exact, attention, &expected, &genai) {
                 return Ok(Err(fault));
             }
         }
@@ -126,7 +129,8 @@ impl Trial<'_> {
             matmul: false,
             ..edits
         };
-        let run = |kv_cache| match prepare::prepare(&cut, &genai.outputs.logits, edits) {
+        let exact = reference(&cut);
+        let run = |kv_cache| match prepare::prepare(&exact, &genai.outputs.logits, edits) {
             Some(prepared) => self.logits(prepared, edits, kv_cache, &genai),
             None => Err("its first layers are of another form than the whole".to_owned()),
         };
@@ -403,6 +407,7 @@ mod tests {
     #[test]
     fn a_wrong_edit_does_not_hold() {
         trial("models/demo", |trial, graph| {
+            let graph = &reference(graph);
             let mut genai = trial.genai.clone();
             genai.context_length = 1024 + TOKENS_BEYOND_BOUNDARY;
             let plain = session::open(

@@ -194,7 +194,7 @@ impl Opening<'_> {
         let said = |error: OnnxError| error.to_string();
         if self.source.target.provider != Provider::Cpu || self.source.cpu.isa.is_none() {
             return Err(
-                "it needs a processor of x86-64 with AVX2, and runtime.isa other than \"none\"".into(),
+                "it needs a processor of x86-64 with AVX2 or of 64-bit Arm, and runtime.isa other than \"none\"".into(),
             );
         }
         let graph = match form {

@@ -3,7 +3,7 @@
 /// The form of the image encoder's weights in memory: as in the file, or quantised when the model is loaded.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub enum VisionWeights {
-    /// 8 bits where the processor has AVX2 and the loss is small; else as in the file.
+    /// 8 bits where this program has kernels for the processor and the loss is small; else as in the file.
     #[default]
     Auto,
     /// As in the file.

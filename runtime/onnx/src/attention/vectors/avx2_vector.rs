@@ -10,7 +10,9 @@ use std::arch::x86_64::{
     _mm256_srli_epi16, _mm256_storeu_ps, _mm256_storeu_si256, _mm256_sub_ps,
 };
 
-use super::{ByteProducts, Vector, WordLines, byte_lines};
+use super::{
+    ByteProducts, Vector, WEIGHT_OFFSET_BITS, WordLines, byte_lines, even_and_odd, lowered_even_and_odd,
+};
 use crate::attention::i8_tile::{LOWER_QUERY_BITS, LOWER_QUERY_HALF};
 use crate::attention::layout::BLOCK_TOKENS;
 
@@ -217,11 +219,7 @@ impl ByteProducts for Avx2 {
 
     #[inline(always)]
     fn weight_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
-        let mut lowered = [0; BLOCK_TOKENS];
-        for (lowered, integer) in lowered.iter_mut().zip(integers) {
-            *lowered = integer.wrapping_sub(1 << WEIGHT_OFFSET_BITS);
-        }
-        even_and_odd(&lowered)
+        lowered_even_and_odd(integers)
     }
 
     #[inline(always)]
@@ -253,24 +251,6 @@ impl ByteProducts for Avx2 {
             _mm256_cvtepi32_ps(_mm256_add_epi32(sum, lowered))
         }
     }
-}
-
-/// What weights are lowered by, as a power of two.
-const WEIGHT_OFFSET_BITS: i32 = 15;
-
-/// Integers of 16 bits as words: of each four, those at even places, and those at odd ones.
-#[inline(always)]
-fn even_and_odd(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
-    let mut lines = [[0u8; BLOCK_TOKENS]; 2];
-    for four in 0..BLOCK_TOKENS / 4 {
-        for at in 0..4 {
-            let [low, high, ..] = integers[4 * four + at].to_le_bytes();
-            let to = 4 * four + at / 2 * 2;
-            lines[at % 2][to] = low;
-            lines[at % 2][to + 1] = high;
-        }
-    }
-    lines
 }
 
 /// Signed bytes in 16 bits: those at even places, and those at odd ones.

@@ -7,9 +7,11 @@
 pub(super) mod avx2_vector;
 #[cfg(target_arch = "x86_64")]
 pub(super) mod avx512_vector;
+#[cfg(target_arch = "aarch64")]
+pub(super) mod neon_vector;
 pub(super) mod scalar_vector;
 
-use super::layout::BLOCK_TOKENS;
+use super::layout::{self, BLOCK_TOKENS};
 
 /// The registers of an instruction set, and the operations on them.
 ///
@@ -66,10 +68,12 @@ pub(super) trait Vector {
 pub(super) trait ByteProducts {
     /// The registers that they are computed in.
     type Lanes: Vector;
+    /// What the stored bytes of keys exceed the factors of [`ByteProducts::add_keys`] by.
+    const KEY_OFFSET: i32 = layout::KEY_OFFSET;
 
     /// Integers of a query (15 bits) as two lines of words, one word for four integers.
     fn query_words(integers: &[i32; BLOCK_TOKENS]) -> WordLines;
-    /// Adds the products of four bytes of a key a lane (unsigned) with a query's words.
+    /// Adds the products of four bytes of a key a lane (as stored: unsigned) with a query's words.
     unsafe fn add_keys(sums: &mut ProductSums<Self>, keys: IntsOf<Self>, query: [IntsOf<Self>; 2]);
     /// The sum of all products of keys.
     unsafe fn key_total(sums: ProductSums<Self>) -> IntsOf<Self>;
@@ -120,6 +124,37 @@ pub(super) fn byte_lines(integers: &[i32; BLOCK_TOKENS], bits: u32, lowest: i32)
         {
             lines[0][at] = upper as u8;
             lines[1][at] = integer.wrapping_sub(upper << bits) as u8;
+        }
+    }
+    lines
+}
+
+/// What weights of 16 bits are lowered by to be signed, as a power of two.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+pub(super) const WEIGHT_OFFSET_BITS: i32 = 15;
+
+/// Weights of 16 bits, lowered to signed ones, as words: see [`even_and_odd`].
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(super) fn lowered_even_and_odd(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
+    let mut lowered = [0; BLOCK_TOKENS];
+    for (lowered, integer) in lowered.iter_mut().zip(integers) {
+        *lowered = integer.wrapping_sub(1 << WEIGHT_OFFSET_BITS);
+    }
+    even_and_odd(&lowered)
+}
+
+/// Integers of 16 bits as words: of each four, those at even places, and those at odd ones.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+#[inline(always)]
+pub(super) fn even_and_odd(integers: &[i32; BLOCK_TOKENS]) -> WordLines {
+    let mut lines = [[0u8; BLOCK_TOKENS]; 2];
+    for four in 0..BLOCK_TOKENS / 4 {
+        for at in 0..4 {
+            let [low, high, ..] = integers[4 * four + at].to_le_bytes();
+            let to = 4 * four + at / 2 * 2;
+            lines[at % 2][to] = low;
+            lines[at % 2][to + 1] = high;
         }
     }
     lines
