@@ -49,12 +49,12 @@ pub struct Loaded {
 /// file, the environment, flags; a later one wins. Rules of `node.rules_dir` come after those of all files.
 ///
 /// No state is kept between calls; a running daemon applies a changed configuration by [`reload`](crate::reload).
-pub fn load(options: LoadOptions) -> Result<Loaded, ConfigError> {
+pub fn load(options: &LoadOptions) -> Result<Loaded, ConfigError> {
     load_over(options, None)
 }
 
 /// Loads as [`load`] does, with a layer over all others.
-pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Loaded, ConfigError> {
+pub(crate) fn load_over(options: &LoadOptions, top: Option<Layer>) -> Result<Loaded, ConfigError> {
     let mut files = Vec::new();
     let mut layers = vec![Layer::defaults()];
     if !options.system_dir.as_os_str().is_empty() {
@@ -82,7 +82,7 @@ pub(crate) fn load_over(options: LoadOptions, top: Option<Layer>) -> Result<Load
         .find(|(name, _)| name == "CREDENTIALS_DIRECTORY");
     let derived = derive(
         &overlay(&layers),
-        &options,
+        options,
         credentials.map(|(_, folder)| folder.as_str()),
     )?;
     layers.push(derived);

@@ -30,9 +30,9 @@ pub struct Reloaded {
 ///
 /// # Errors
 /// The configuration is wrong, by itself or together with the values that stay.
-pub fn reload(options: LoadOptions, running: &Loaded) -> Result<Reloaded, ConfigError> {
+pub fn reload(options: &LoadOptions, running: &Loaded) -> Result<Reloaded, ConfigError> {
     // By itself first: the next start reads it so.
-    let written = load(options.clone())?;
+    let written = load(options)?;
     let held = KEYS
         .iter()
         .map(|key| key.path)

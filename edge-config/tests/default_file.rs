@@ -212,7 +212,7 @@ fn load_text(text: &str) -> Result<Loaded, ConfigError> {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("a.toml");
     fs::write(&path, text).unwrap();
-    load(LoadOptions {
+    load(&LoadOptions {
         config: Some(path),
         ..LoadOptions::default()
     })
@@ -247,7 +247,7 @@ fn the_structs_have_every_key_and_no_other() {
 #[test]
 fn the_file_as_it_is_changes_nothing() {
     let with = load_text(DEFAULT_FILE).unwrap();
-    let without = load(LoadOptions::default()).unwrap();
+    let without = load(&LoadOptions::default()).unwrap();
     assert_eq!(with.config, without.config);
     assert_eq!(with.origins, without.origins);
 }

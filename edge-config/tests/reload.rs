@@ -14,7 +14,7 @@ fn rule(topic: &str) -> String {
 
 fn reloaded(running: &Loaded, config: &str) -> Result<Reloaded, String> {
     let machine = Machine::new().config(config);
-    phi_edge_config::reload(machine.options.clone(), running).map_err(|error| error.to_string())
+    phi_edge_config::reload(&machine.options, running).map_err(|error| error.to_string())
 }
 
 #[test]

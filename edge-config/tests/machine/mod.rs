@@ -53,7 +53,7 @@ impl Machine {
     }
 
     pub fn load(&self) -> Result<Loaded, ConfigError> {
-        load(self.options.clone())
+        load(&self.options)
     }
 
     pub fn loaded(&self) -> Loaded {

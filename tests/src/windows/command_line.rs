@@ -56,7 +56,7 @@ fn ask(wine: &Wine) -> Result<()> {
 fn rules(wine: &Wine) -> Result<()> {
     let (folder, there) = wine.folder("rules")?;
     std::fs::write(folder.join("digest.toml"), RULE)?;
-    let recording: String = [69, 82, 77]
+    let recording: Vec<String> = [69, 82, 77]
         .iter()
         .enumerate()
         .map(|(second, celsius)| {
@@ -65,11 +65,11 @@ fn rules(wine: &Wine) -> Result<()> {
                 "topic": "plant/mixer-07/temperature",
                 "payload": format!("{{\"temperature\":{celsius}}}"),
             });
-            format!("{message}\n")
+            message.to_string()
         })
         .collect();
     let (recordings, recorded) = wine.folder("recordings")?;
-    std::fs::write(recordings.join("sample.jsonl"), recording)?;
+    std::fs::write(recordings.join("sample.jsonl"), recording.join("\n"))?;
     let input = format!(r"{recorded}\sample.jsonl");
     let folder = format!("node.rules_dir={there}");
     let model = staged("models/demo");

@@ -20,7 +20,7 @@ fn main() -> Result<()> {
         .nth(1)
         .map(PathBuf::from)
         .context("usage: phi-edge-windows ROOT")?;
-    let wine = Wine::new(root)?;
+    let wine = Wine::new(&root)?;
     command_line::run(&wine)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()

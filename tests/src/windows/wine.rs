@@ -22,7 +22,7 @@ pub(crate) struct Wine {
 pub(crate) struct Process(Child);
 
 impl Wine {
-    pub(crate) fn new(root: PathBuf) -> Result<Self> {
+    pub(crate) fn new(root: &Path) -> Result<Self> {
         let root = root
             .canonicalize()
             .with_context(|| format!("{} is not there", root.display()))?;

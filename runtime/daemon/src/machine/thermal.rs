@@ -154,7 +154,7 @@ mod tests {
             flags: settings.iter().map(flag).collect(),
             ..phi_edge_config::LoadOptions::default()
         };
-        let loaded = phi_edge_config::load(options).expect("a configuration");
+        let loaded = phi_edge_config::load(&options).expect("a configuration");
         Governor::new(loaded.config.runtime.pace)
     }
 

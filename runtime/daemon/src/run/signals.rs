@@ -57,7 +57,7 @@ impl ControlReceiver {
 impl StopSignals {
     /// Takes over the signals, which no longer end the process by themselves.
     pub(crate) fn new(controls: ControlReceiver) -> Result<Self, Fault> {
-        let system = SystemStops::new().map_err(unavailable)?;
+        let system = SystemStops::new().map_err(|error| unavailable(&error))?;
         Ok(Self { system, controls })
     }
 
@@ -73,7 +73,7 @@ impl StopSignals {
 impl ReloadSignals {
     /// Takes over the signal, which no longer ends the process by itself.
     pub(crate) fn new(controls: ControlReceiver) -> Result<Self, Fault> {
-        let system = SystemReloads::new().map_err(unavailable)?;
+        let system = SystemReloads::new().map_err(|error| unavailable(&error))?;
         Ok(Self { system, controls })
     }
 
@@ -86,6 +86,6 @@ impl ReloadSignals {
     }
 }
 
-fn unavailable(error: io::Error) -> Fault {
+fn unavailable(error: &io::Error) -> Fault {
     Fault::failed(format!("signals can't be handled: {error}"))
 }

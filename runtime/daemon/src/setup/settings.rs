@@ -16,12 +16,12 @@ use crate::setup::args::ConfigArgs;
 
 /// Loads the configuration of `args`, this process's environment and the system's folder.
 pub(crate) fn load(args: &ConfigArgs) -> Result<Loaded, Fault> {
-    phi_edge_config::load(options(args)).map_err(|error| Fault::new(Exit::Config, error.to_string()))
+    phi_edge_config::load(&options(args)).map_err(|error| Fault::new(Exit::Config, error.to_string()))
 }
 
 /// Loads the configuration again, for a daemon that was started with `running`.
 pub(crate) fn reload(args: &ConfigArgs, running: &Loaded) -> Result<Reloaded, Fault> {
-    phi_edge_config::reload(options(args), running)
+    phi_edge_config::reload(&options(args), running)
         .map_err(|error| Fault::new(Exit::Config, error.to_string()))
 }
 

@@ -59,7 +59,9 @@ fn layer(isa: Isa, threads: usize, block: usize, zero_points: bool) -> Result<Ve
             block,
             bits: WeightBits::Four,
         };
-        let weights: Vec<u8> = (0..k * n / 2).map(|at| (at * 167 >> 3) as u8).collect();
+        let weights: Vec<u8> = (0..k * n / 2)
+            .map(|at| ((at * 167) >> 3).to_le_bytes()[0])
+            .collect();
         let scales = vec![0.01; k * n / block];
         let zeros = zero_points.then(|| vec![0x79; n * shape.blocks().div_ceil(2)]);
         let source = WeightInputs {

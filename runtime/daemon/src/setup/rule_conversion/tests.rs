@@ -24,7 +24,7 @@ fn converted(keys: &str) -> Result<service::Rule, Fault> {
         format!("[[rules]]\nname = \"r\"\ntopics = [\"t\"]\n{keys}"),
     )
     .unwrap();
-    let loaded = load(LoadOptions {
+    let loaded = load(&LoadOptions {
         config: Some(path),
         ..LoadOptions::default()
     });
