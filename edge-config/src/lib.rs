@@ -13,6 +13,7 @@ mod file;
 mod from_text;
 mod layer;
 mod load;
+mod load_options;
 mod nearest;
 mod origin;
 mod plain_text;
@@ -30,7 +31,8 @@ mod units;
 mod validate;
 
 pub use error::ConfigError;
-pub use load::{LoadOptions, Loaded, load};
+pub use load::{Loaded, load};
+pub use load_options::LoadOptions;
 pub use nearest::nearest_of;
 pub use origin::Origin;
 pub use reference::reference;

@@ -9,26 +9,7 @@ use crate::derive::{Effective, RULES_DIR_KEY, derive};
 use crate::layer::{Layer, find};
 use crate::secret::REDACTED;
 use crate::validate::{validate, warnings};
-use crate::{Config, ConfigError, Origin, Rule, file, rules};
-
-/// Everything that the configuration depends on. [`Default`] reads no file and no environment.
-#[derive(Debug, Clone, Default)]
-pub struct LoadOptions {
-    /// The file named on the command line; it must exist.
-    pub config: Option<PathBuf>,
-    /// The environment; only `PHI_EDGE__…` and `CREDENTIALS_DIRECTORY` are looked at.
-    pub env: Vec<(String, String)>,
-    /// The values of flags, as keys (`model.path`) and texts.
-    pub flags: Vec<(String, String)>,
-    /// The folder of `config.toml`, `conf.d` and `rules.d` (`/etc/phi-edge` on an installed system), which may be
-    /// missing; empty means none.
-    pub system_dir: PathBuf,
-    /// The folder of the model and the store, unless they are set, on systems without `/var/lib`; empty means the built-in
-    /// defaults.
-    pub state_dir: PathBuf,
-    /// The machine's host name, from which `node.name` follows.
-    pub hostname: String,
-}
+use crate::{Config, ConfigError, LoadOptions, Origin, Rule, file, rules};
 
 /// A configuration, and the origins of its values.
 #[derive(Debug, Clone)]

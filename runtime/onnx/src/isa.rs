@@ -76,6 +76,14 @@ impl Isa {
         self == Self::Scalar
     }
 
+    /// Whether this processor has the dot products of 256 bits in AVX-512VL's encoding (EVEX), with 32 registers, and this
+    /// instruction set may use it.
+    #[cfg(target_arch = "x86_64")]
+    pub(crate) fn has_evex_dot_products(self) -> bool {
+        use std::arch::is_x86_feature_detected as has;
+        self == Self::AvxVnni && has!("avx512vl") && has!("avx512vnni")
+    }
+
     /// The fastest instruction set that this processor has; `None` where ONNX Runtime's own kernels are faster than what is
     /// left.
     pub fn detect() -> Option<Self> {

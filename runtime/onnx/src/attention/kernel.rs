@@ -8,7 +8,7 @@
 use super::layout::{BLOCK_TOKENS, BlockElement, MAX_SIZE};
 use super::softmax::{KvTile, Query};
 #[cfg(target_arch = "x86_64")]
-use super::vectors::avx2_vector::{Avx2, Vnni256Evex, Vnni256Vex, has_evex};
+use super::vectors::avx2_vector::{Avx2, Vnni256Evex, Vnni256Vex};
 #[cfg(target_arch = "x86_64")]
 use super::vectors::avx512_vector::Avx512;
 #[cfg(target_arch = "aarch64")]
@@ -92,7 +92,7 @@ impl AttentionKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &avx512::KERNELS,
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni if has_evex() => &vnni256_evex::KERNELS,
+            Isa::AvxVnni if isa.has_evex_dot_products() => &vnni256_evex::KERNELS,
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => &vnni256_vex::KERNELS,
             #[cfg(target_arch = "x86_64")]

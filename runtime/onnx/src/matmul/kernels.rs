@@ -102,7 +102,7 @@ impl MatMulKernels {
             #[cfg(target_arch = "x86_64")]
             Isa::Avx512Vnni => &AVX512,
             #[cfg(target_arch = "x86_64")]
-            Isa::AvxVnni if vnni256_tile::has_evex() => &VNNI256_EVEX,
+            Isa::AvxVnni if isa.has_evex_dot_products() => &VNNI256_EVEX,
             #[cfg(target_arch = "x86_64")]
             Isa::AvxVnni => &VNNI256_VEX,
             #[cfg(target_arch = "x86_64")]

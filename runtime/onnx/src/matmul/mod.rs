@@ -72,8 +72,6 @@ mod vnni256_tile;
 pub(crate) use operator::MatMul;
 pub(crate) use quantising_operator::QuantisingMatMul;
 pub use speed::{ProductSpeed, product_speeds};
-#[cfg(target_arch = "x86_64")]
-pub(crate) use vnni256_tile::has_evex;
 
 /// Groups of columns of a tile.
 const GROUPS: usize = 3;

@@ -10,11 +10,6 @@ use super::half_tile::{GroupSums, GroupWords, HALVES, HalfProducts, compute};
 use crate::matmul::operands::WeightBits;
 use crate::matmul::operands::{Tile, TileForm};
 
-/// Whether the processor has the dot product in AVX-512VL's form, with 32 registers.
-pub(crate) fn has_evex() -> bool {
-    std::arch::is_x86_feature_detected!("avx512vl") && std::arch::is_x86_feature_detected!("avx512vnni")
-}
-
 macro_rules! by_encoding {
     ($tile:ident, $compute:ident, $encoding:ident, $dot:ident, $features:literal) => {
         /// Computes a tile of any form.

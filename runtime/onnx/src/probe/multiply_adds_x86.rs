@@ -7,6 +7,8 @@ use std::arch::x86_64::{
 };
 use std::hint::black_box;
 
+use crate::isa::Isa;
+
 /// Sums that do not depend on each other: more than the latency of a dot product takes, fewer than there are registers.
 pub(super) const REGISTERS: usize = 10;
 /// The products (`vpmaddubsw`) that the kernels of AVX2 add up in 16 bits before they widen them.
@@ -20,7 +22,7 @@ pub(super) fn run_avx512(rounds: usize) {
 
 /// Dot products in registers of 256 bits, in the encoding that the processor has.
 pub(super) fn run_vnni256(rounds: usize) {
-    if crate::matmul::has_evex() {
+    if Isa::AvxVnni.has_evex_dot_products() {
         // SAFETY: the processor was asked.
         unsafe { vnni256_evex(rounds) };
     } else {

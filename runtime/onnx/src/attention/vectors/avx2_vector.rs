@@ -327,8 +327,3 @@ dot_products!(
     "Dot products of AVX-512VL with VNNI."
 );
 dot_products!(Vnni256Vex, _mm256_dpbusd_avx_epi32, "Dot products of AVX-VNNI.");
-
-/// Whether the processor has the dot product in AVX-512VL's form, with 32 registers.
-pub(in crate::attention) fn has_evex() -> bool {
-    std::arch::is_x86_feature_detected!("avx512vl") && std::arch::is_x86_feature_detected!("avx512vnni")
-}
