@@ -106,7 +106,7 @@ impl OnnxDecoder {
     fn ran_together(&self) -> bool {
         match &self.kv {
             KvMemory::Device(device) => device.group_of(&[1, 0]).is_ok(),
-            KvMemory::Slab(_) | KvMemory::Blocks(_) => false,
+            KvMemory::Slab(_) | KvMemory::Blocks(_) | KvMemory::Paged(_) => false,
         }
     }
 
