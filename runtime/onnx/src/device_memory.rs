@@ -1,6 +1,7 @@
 //! Memory of an execution provider's device, from the allocator of a session.
 //!
-//! A buffer is what the provider says it is: an address on CUDA, a handle on WebGPU. It is never read through nor calculated with.
+//! A buffer is what the provider says it is: an address on CUDA, a handle on WebGPU. It is never read through, and calculated with
+//! where it is known to be an address ([`DeviceBuffer::part`]).
 
 use std::ffi::{CStr, c_void};
 use std::ptr::NonNull;
@@ -103,6 +104,22 @@ impl DeviceBuffer {
         }
         // SAFETY: the buffer has this size; the caller holds to the rest.
         unsafe { View::described_by(self.allocator.info()?, self.data.as_ptr(), shape, element) }
+    }
+
+    /// A tensor within the buffer, from its byte `start` on. Only of devices whose buffers are addresses. As for
+    /// [`DeviceBuffer::view`], it must be dropped before the buffer.
+    pub(crate) fn part(&self, start: usize, shape: &[i64], element: Element) -> Result<View, String> {
+        let elements: i64 = shape.iter().product();
+        let bytes = usize::try_from(elements).map_err(|error| error.to_string())? * element.bytes();
+        if start.checked_add(bytes).is_none_or(|end| end > self.bytes) {
+            return Err(format!(
+                "{bytes} bytes from {start} on in a buffer of {}",
+                self.bytes
+            ));
+        }
+        let data = self.data.as_ptr().wrapping_byte_add(start);
+        // SAFETY: the tensor lies within the buffer; the caller holds to the rest.
+        unsafe { View::described_by(self.allocator.info()?, data, shape, element) }
     }
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::error::OnnxError;
+use crate::paged_stand_in::{PagedStandIn, RUNTIME_DOMAIN};
 
 /// The instruction set that the kernels of the custom operators are written for. All kernels give the same results, to the
 /// last bit.
@@ -158,13 +159,21 @@ pub(crate) struct CpuResources {
     pub(crate) threads: usize,
     /// The instruction set of the custom operators; `None`: the session has none of them.
     pub(crate) isa: Option<Isa>,
+    /// What computes `PagedAttention`; `None`: nothing on the processor does.
+    pub(crate) paged: Option<PagedStandIn>,
 }
 
 impl CpuResources {
+    /// The domain of `PagedAttention`.
+    pub(crate) fn paged_domain(&self) -> &'static str {
+        self.paged.map_or(RUNTIME_DOMAIN, |paged| paged.domain)
+    }
+
     /// Those of a small graph without custom operators.
     pub(crate) const ONE_THREAD: Self = Self {
         threads: 1,
         isa: None,
+        paged: None,
     };
 }
 

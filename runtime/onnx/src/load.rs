@@ -123,6 +123,7 @@ fn cpu_resources(config: &DecoderConfig) -> Result<CpuResources, OnnxError> {
     Ok(CpuResources {
         threads: config.threads.unwrap_or_else(available_threads),
         isa: config.isa.resolve()?,
+        paged: config.paged_stand_in,
     })
 }
 

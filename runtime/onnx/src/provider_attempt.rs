@@ -81,6 +81,7 @@ impl ProviderAttempt<'_> {
                 matmul: self.cpu.isa.is_some(),
                 // It keeps keys and values on the host.
                 attention: self.cpu.isa.is_some() && !self.config.device_rows,
+                paged: self.cpu.paged.is_some(),
             };
             let possible =
                 |edits: &Prepare| possible(*edits, self.config.prepare, self.target.provider, support);
@@ -173,7 +174,12 @@ impl ProviderAttempt<'_> {
         edits: Prepare,
         cache: &EditCache,
     ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(&located.graph, &self.genai.outputs.logits, edits) else {
+        let Some(prepared) = prepare::prepare(
+            &located.graph,
+            &self.genai.outputs.logits,
+            edits,
+            self.cpu.paged_domain(),
+        ) else {
             return Ok(None);
         };
         let verified = match cache.get(Tried::Edits(edits)) {
@@ -284,8 +290,12 @@ fn warn(left_out: &[(Prepare, String)]) {
 /// Whether `edits` are to be tried: they are allowed by `most`, they help on this provider, and the processor
 /// supports their custom operators.
 fn possible(edits: Prepare, most: Prepare, provider: Provider, support: OperatorSupport) -> bool {
-    // The lengths of rows are an input of the processor's kernel alone.
-    let form = provider == Provider::Cpu || edits.level <= Level::Rope;
+    let form = match edits.level {
+        // The lengths of rows are an input of the processor's kernel alone.
+        Level::Ragged => provider == Provider::Cpu,
+        Level::Paged => provider == Provider::Cuda || (provider == Provider::Cpu && support.paged),
+        Level::Plain | Level::Logits | Level::Rope => true,
+    };
     let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
     let operators = operator(edits.matmul, support.matmul) && operator(edits.attention, support.attention);
     form && operators && edits.within(most)
@@ -296,6 +306,7 @@ fn possible(edits: Prepare, most: Prepare, provider: Provider, support: Operator
 struct OperatorSupport {
     matmul: bool,
     attention: bool,
+    paged: bool,
 }
 
 #[cfg(test)]
@@ -306,7 +317,11 @@ mod tests {
     fn custom_operators_are_left_out_where_they_can_not_run() {
         let names = |most: &str, provider, available: [bool; 2]| {
             let [matmul, attention] = available;
-            let support = OperatorSupport { matmul, attention };
+            let support = OperatorSupport {
+                matmul,
+                attention,
+                paged: false,
+            };
             let most = most.parse().unwrap();
             let attempts = Prepare::ATTEMPTS.into_iter();
             let possible = attempts.filter(|edits| possible(*edits, most, provider, support));
@@ -324,7 +339,9 @@ mod tests {
             [false, true],
             "ragged+attention ragged rope logits",
         );
-        check(all, Provider::Cuda, both, "rope logits");
+        check(all, Provider::Cuda, both, "paged rope logits");
+        check("rope", Provider::Cuda, both, "rope logits");
+        check(all, Provider::WebGpu, both, "rope logits");
         check("ragged", Provider::Cpu, both, "ragged rope logits");
         check(
             "rope+matmul",

@@ -1,5 +1,6 @@
 //! The integer inputs of a run: ids, mask, positions.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use phi_edge_engine::{DecodeError, ImageFeatures, Regime, Row, Symbol, Wanted};
@@ -104,6 +105,29 @@ impl RunInputs {
         Ok(())
     }
 
+    /// Fills the buffers for rows that stand one behind the other, without padding. What else the graph needs of them is in
+    /// [`crate::packed_inputs`]; nothing looks at the mask.
+    pub(crate) fn fill_packed(&mut self, rows: &[Row<'_>]) -> Result<(), DecodeError> {
+        self.ids.clear();
+        self.features.clear();
+        self.logits_rows.clear();
+        for row in rows {
+            let start = self.ids.len();
+            self.fill_symbols(row.input.symbols, row.input.features)?;
+            let end = self.ids.len();
+            self.logits_rows.extend(wanted(row, start, end).map(to_i64));
+        }
+        if self.logits_rows.is_empty() {
+            self.logits_rows.push(0);
+        }
+        self.width = self.ids.len();
+        self.mask_is_ones = false;
+        self.mask.clear();
+        self.mask.push(1);
+        self.mask_width = 1;
+        Ok(())
+    }
+
     fn fill_table(&mut self, rows: &[Row<'_>]) {
         let spans = rows.iter().map(|row| row.shared.len()).max().unwrap_or(0);
         self.table_columns = 1 + 2 * spans;
@@ -192,12 +216,7 @@ impl RunInputs {
         for (index, row) in rows.iter().enumerate() {
             let start = index * self.width;
             let end = start + row.input.len();
-            let wanted = match row.logits {
-                Wanted::None => end..end,
-                Wanted::Last => end.max(start + 1) - 1..end,
-                Wanted::All => start..end,
-            };
-            self.logits_rows.extend(wanted.map(to_i64));
+            self.logits_rows.extend(wanted(row, start, end).map(to_i64));
         }
         if self.logits_rows.is_empty() {
             // A matrix product of no rows is not what kernels are tested with.
@@ -224,6 +243,15 @@ impl RunInputs {
             self.mask.extend(std::iter::repeat_n(1, ones));
             self.mask.extend(std::iter::repeat_n(0, self.mask_width - ones));
         }
+    }
+}
+
+/// Those of a row's tokens `start..end` whose logits are wanted.
+fn wanted(row: &Row<'_>, start: usize, end: usize) -> Range<usize> {
+    match row.logits {
+        Wanted::None => end..end,
+        Wanted::Last => end.max(start + 1) - 1..end,
+        Wanted::All => start..end,
     }
 }
 

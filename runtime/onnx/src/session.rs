@@ -12,7 +12,7 @@ use crate::error::{OnnxError, one_line};
 use crate::graph::GraphFacts;
 use crate::isa::{CpuResources, Isa};
 use crate::library::Library;
-use crate::prepare::{KV_BLOCKS, Prepare, RopeTables};
+use crate::prepare::{BLOCK_TABLE, KV_BLOCKS, Prepare, RopeTables};
 use crate::provider::{ExecutionTarget, NodePlacement, Provider, RECORD_PLACEMENT, check_placement};
 use crate::raw::Element;
 
@@ -46,6 +46,8 @@ pub(crate) enum GraphKv {
     Tensors(Element),
     /// In blocks of the custom operator for attention.
     Blocks,
+    /// In the pool of `PagedAttention`.
+    Paged(Element),
 }
 
 /// An open graph, what its file says, and how it is edited.
@@ -149,8 +151,12 @@ pub(crate) fn builder(
     }
     let builder = target.register(library, builder)?;
     // The custom operators are registered, used or not.
-    match cpu.isa {
-        Some(isa) => Ok(builder.with_operators(custom_operators::domain(isa, cpu.threads)?)?),
+    let builder = match cpu.isa {
+        Some(isa) => builder.with_operators(custom_operators::domain(isa, cpu.threads)?)?,
+        None => builder,
+    };
+    match cpu.paged {
+        Some(paged) => Ok(builder.with_operators((paged.operators)()?)?),
         None => Ok(builder),
     }
 }
@@ -185,7 +191,12 @@ fn validate(
         Some(GraphKv::Blocks)
     } else {
         let element = kv_element(inputs, outputs, config).map_err(fault)?;
-        element.map(GraphKv::Tensors)
+        let is_paged = inputs.iter().any(|input| input.name() == BLOCK_TABLE);
+        element.map(if is_paged {
+            GraphKv::Paged
+        } else {
+            GraphKv::Tensors
+        })
     };
     let logits = config.outputs.logits.as_str();
     let (ty, shape) = tensor(outputs, logits, "output").map_err(fault)?;

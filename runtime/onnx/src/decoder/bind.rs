@@ -19,6 +19,7 @@ impl OnnxDecoder {
             KvMemory::Slab(_) => BoundRows::Slab { first, count },
             KvMemory::Blocks(_) => BoundRows::Blocks,
             KvMemory::Device(_) => BoundRows::Group(self.group_of(rows)?),
+            KvMemory::Paged(_) => BoundRows::Pool,
         };
         if self.bound_rows == Some(bound) {
             return Ok(());
@@ -26,7 +27,7 @@ impl OnnxDecoder {
         self.bound_rows = None;
         self.kv_views.clear();
         match &self.kv {
-            KvMemory::Slab(_) | KvMemory::Device(_) => {
+            KvMemory::Slab(_) | KvMemory::Device(_) | KvMemory::Paged(_) => {
                 for (index, (past, present)) in self.names.kv.iter().enumerate() {
                     let side = if index % 2 == 0 { Side::Key } else { Side::Value };
                     let view = match (&self.kv, bound) {
@@ -34,6 +35,7 @@ impl OnnxDecoder {
                         (KvMemory::Device(device), BoundRows::Group(group)) => {
                             device.view(group, index / 2, side)?
                         }
+                        (KvMemory::Paged(paged), _) => paged.view(index)?,
                         _ => return Err("another form of KV memory than was bound".into()),
                     };
                     raw::bind_input(&mut self.binding, past, &view)?;
@@ -190,6 +192,9 @@ impl OnnxDecoder {
             logits: Wanted::Last,
             regime,
         };
+        if let KvMemory::Paged(_) = self.kv {
+            return self.run_packed(&Step { rows: &[row] }, interrupt);
+        }
         self.gather_rows(&[row])?;
         self.bind_rows(&[row])
             .and_then(|()| self.bind_tables(regime))

@@ -4,6 +4,7 @@ use phi_edge_engine::{Caps, KvType};
 use phi_edge_models::GenaiConfig;
 
 use crate::kv::KvMemory;
+use crate::prepare::Level;
 
 /// The context below which a lack of KV memory is logged as a warning.
 const SHORT_CONTEXT_TOKENS: usize = 1024;
@@ -15,16 +16,18 @@ pub(super) fn capabilities(
     genai: &GenaiConfig,
     rope_boundary: Option<usize>,
     vocab_size: usize,
-    ragged: bool,
+    level: Level,
     image_width: Option<usize>,
 ) -> Caps {
     let context = kv.context(genai.context_length);
     let footprint = kv.footprint();
+    // Tokens of a row are turned by its own length, with the tables of the run.
+    let (ragged, mixed_regimes) = (level >= Level::Paged, level == Level::Ragged);
     Caps {
         kv_type,
         ragged_chunks: ragged,
         idle_rows: ragged,
-        mixed_regimes: ragged,
+        mixed_regimes,
         batches_below_boundary: true,
         shared_kv: true,
         contiguous_rows: kv.wants_neighbours(),

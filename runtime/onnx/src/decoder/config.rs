@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use crate::isa::IsaChoice;
 use crate::kv_cache::KvCache;
+use crate::paged_stand_in::PagedStandIn;
 use crate::prepare::Prepare;
 use crate::provider::{Provider, ProviderSettings};
 use crate::vision::VisionWeights;
@@ -28,6 +29,8 @@ pub struct DecoderConfig {
     /// Keeps keys and values in allocations of the provider, as on a device, on the processor too: for tests. The custom operator
     /// for attention is then left out.
     pub device_rows: bool,
+    /// What computes `PagedAttention` on the processor, so that the model can be paged there: for tests.
+    pub paged_stand_in: Option<PagedStandIn>,
     /// The edits of the graph that are allowed, where they make it faster. Edits that fail verification against the
     /// plain graph are left out.
     pub prepare: Prepare,
@@ -50,6 +53,7 @@ impl Default for DecoderConfig {
             kv_cache: KvCache::Auto,
             kv_memory: None,
             device_rows: false,
+            paged_stand_in: None,
             prepare: Prepare::ALL,
             isa: IsaChoice::Auto,
             edit_cache: None,

@@ -27,7 +27,10 @@ impl OnnxDecoder {
             return Err(DecodeError::Failed("rows that are not on a device".into()));
         };
         let ends: Vec<usize> = step.rows.iter().map(|row| row.past + row.input.len()).collect();
-        let parts = if self.run_limits.several_lengths {
+        let limits = self.run_limits;
+        let parts = if !limits.several_rows {
+            (0..ends.len()).map(|index| vec![index]).collect()
+        } else if limits.several_lengths {
             device.partition(&ends)
         } else {
             of_one_length(&ends)

@@ -6,6 +6,7 @@ mod capabilities;
 mod config;
 mod grouped_run;
 mod names;
+mod packed_run;
 mod reserve;
 mod run_limits;
 mod step_check;
@@ -27,6 +28,7 @@ use crate::isa::Isa;
 use crate::kv::{GroupId, KvError, KvFootprint, KvMemory};
 use crate::kv_cache::{KvCache, KvSupport};
 use crate::library::Library;
+use crate::packed_inputs::PackedInputs;
 use crate::prepare::{Level, POSITIONS, Prepare, RopeTables};
 use crate::processor::processor_name;
 use crate::provider::{Provider, ProviderReport};
@@ -56,6 +58,7 @@ pub struct OnnxDecoder {
     host: MemoryInfo<'static>,
     names: Names,
     run_inputs: RunInputs,
+    packed_inputs: PackedInputs,
     tables: Option<RopeTables>,
     /// Logits as the graph writes them: `[rows, width, vocab]`, or `[1, wanted, vocab]` of a prepared graph.
     f32_logits: Vec<f32>,
@@ -96,6 +99,8 @@ enum BoundRows {
     Group(GroupId),
     /// All blocks: a table names the rows of each run.
     Blocks,
+    /// The pool: a table names the blocks of each row.
+    Pool,
 }
 
 impl OnnxDecoder {
@@ -127,7 +132,7 @@ impl OnnxDecoder {
             i8_fault,
         } = opened;
         let element = match graph.kv {
-            GraphKv::Tensors(element) => element,
+            GraphKv::Tensors(element) | GraphKv::Paged(element) => element,
             GraphKv::Blocks => Element::F32,
         };
         let kv_support = KvSupport {
@@ -165,7 +170,7 @@ impl OnnxDecoder {
             genai,
             facts.rope_boundary,
             vocab_size,
-            ragged,
+            prepared.level,
             image_width,
         );
         warn_of_short_context(&caps, genai, config.kv_memory);
@@ -188,6 +193,7 @@ impl OnnxDecoder {
             host: raw::host_memory()?,
             names,
             run_inputs: RunInputs::new(image_width),
+            packed_inputs: PackedInputs::default(),
             image_features,
             f16_features: Vec::new(),
             tables,
@@ -271,6 +277,7 @@ impl OnnxDecoder {
     pub fn device_budget(&self) -> Option<u64> {
         match &self.kv {
             KvMemory::Device(device) => Some(device.bytes()),
+            KvMemory::Paged(paged) => Some(paged.bytes()),
             KvMemory::Slab(_) | KvMemory::Blocks(_) => None,
         }
     }
@@ -312,6 +319,11 @@ impl Decoder for OnnxDecoder {
         if let KvMemory::Device(_) = self.kv {
             self.step_logits = self.run_in_groups(step, interrupt)?;
             return Ok(Logits::new(&self.step_logits, self.caps.vocab_size));
+        }
+        if let KvMemory::Paged(_) = self.kv {
+            self.run_packed(step, interrupt)?;
+            let vocab = self.caps.vocab_size;
+            return Ok(Logits::new(self.collect(step), vocab));
         }
         self.run_inputs.fill(step.rows, self.rope)?;
         let regime = step.rows.first().map_or(Regime::Short, |row| row.regime);

@@ -4,7 +4,9 @@ use std::ffi::CString;
 
 use phi_edge_models::GenaiConfig;
 
-use crate::prepare::{KV_BLOCKS, KV_TABLE, LENGTHS, LOGITS_ROWS};
+use crate::prepare::{
+    BLOCK_TABLE, KV_BLOCKS, KV_TABLE, LENGTH_BOUNDS, LENGTHS, LOGITS_ROWS, PAST_LENGTHS, ROW_STARTS,
+};
 
 /// The graph's names as C strings.
 pub(super) struct Names {
@@ -17,6 +19,10 @@ pub(super) struct Names {
     pub(super) logits: CString,
     pub(super) kv_blocks: CString,
     pub(super) kv_table: CString,
+    pub(super) row_starts: CString,
+    pub(super) past_lengths: CString,
+    pub(super) block_table: CString,
+    pub(super) length_bounds: CString,
     /// `(past, present)` per layer, key then value.
     pub(super) kv: Vec<(CString, CString)>,
 }
@@ -45,6 +51,10 @@ impl Names {
             logits_rows: c(LOGITS_ROWS)?,
             kv_blocks: c(KV_BLOCKS)?,
             kv_table: c(KV_TABLE)?,
+            row_starts: c(ROW_STARTS)?,
+            past_lengths: c(PAST_LENGTHS)?,
+            block_table: c(BLOCK_TABLE)?,
+            length_bounds: c(LENGTH_BOUNDS)?,
             logits: c(&config.outputs.logits)?,
             kv,
         })

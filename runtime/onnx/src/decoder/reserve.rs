@@ -7,7 +7,10 @@ use phi_edge_models::GenaiConfig;
 use super::config::DecoderConfig;
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement};
 use crate::error::OnnxError;
-use crate::kv::{BlocksShape, DevicePlace, DeviceRows, KvBlocks, KvFootprint, KvMemory, KvShape, KvSlab};
+use crate::kv::{
+    BlocksShape, DevicePlace, DeviceRows, KvBlocks, KvFootprint, KvMemory, KvShape, KvSlab, PagedRows,
+    PagedShape,
+};
 use crate::provider::{ExecutionTarget, Provider, input_device};
 use crate::raw::Element;
 use crate::session::{GraphKv, OpenGraph};
@@ -26,6 +29,9 @@ pub(super) fn reserve(
         GraphKv::Blocks => blocks(kv_type, genai, config).map(KvMemory::Blocks),
         GraphKv::Tensors(element) if is_on_host(graph, genai) && !config.device_rows => {
             slab(element, genai, config).map(KvMemory::Slab)
+        }
+        GraphKv::Paged(element) => {
+            paged(graph, element, genai, config).map(|rows| KvMemory::Paged(Box::new(rows)))
         }
         GraphKv::Tensors(element) => {
             device(graph, element, genai, config).map(|rows| KvMemory::Device(Box::new(rows)))
@@ -84,24 +90,56 @@ fn device(
     let mut shape = shape(element, genai, config);
     // The trial of the provider's runs takes two (`run_limits.rs`).
     shape.rows = shape.rows.max(2);
-    let memory = config
-        .provider_settings
-        .device_memory
-        .or(config.kv_memory)
-        .unwrap_or(DEVICE_KV_BYTES);
+    let memory = device_memory(config);
     // One row may have it all: the engine keeps the sum below it.
     let longest = KvFootprint::on_device(&shape).largest_row(DeviceRows::budget(&shape, memory));
     shape.capacity = shortened(shape.capacity, longest);
-    let place = DevicePlace {
+    DeviceRows::new(shape, memory, &place(graph, &genai.past_key(0), config))
+}
+
+fn paged(
+    graph: &OpenGraph,
+    element: Element,
+    genai: &GenaiConfig,
+    config: &DecoderConfig,
+) -> Result<PagedRows, OnnxError> {
+    let mut shape = shape(element, genai, config);
+    let block_tokens = match config.paged_stand_in {
+        Some(stand_in) => stand_in.block_tokens,
+        // What the fastest kernel of CUDA reads at once.
+        None if genai.head_size <= 64 => 256,
+        None => 128,
+    };
+    let block_bytes = (block_tokens * shape.bytes_per_token()).max(1) as u64;
+    let budget = usize::try_from(device_memory(config) / block_bytes).unwrap_or(usize::MAX);
+    // More than the rows can fill is of no use.
+    let most = shape.capacity.div_ceil(block_tokens).saturating_mul(shape.rows);
+    let blocks = budget.min(most).max(1);
+    shape.capacity = shortened(shape.capacity, blocks * block_tokens);
+    let paged = PagedShape {
+        rows: shape,
+        block_tokens,
+        blocks,
+    };
+    PagedRows::new(paged, &place(graph, &genai.past_key(0), config))
+}
+
+/// The bytes for keys and values on a device.
+fn device_memory(config: &DecoderConfig) -> u64 {
+    let configured = config.provider_settings.device_memory.or(config.kv_memory);
+    configured.unwrap_or(DEVICE_KV_BYTES)
+}
+
+fn place<'a>(graph: &'a OpenGraph, input: &'a str, config: &'a DecoderConfig) -> DevicePlace<'a> {
+    DevicePlace {
         library: &graph.library,
         target: ExecutionTarget {
             provider: graph.provider,
             settings: &config.provider_settings,
         },
         session: &graph.session,
-        input: &genai.past_key(0),
-    };
-    DeviceRows::new(shape, memory, &place)
+        input,
+    }
 }
 
 /// Rows of the model's context.

@@ -24,6 +24,8 @@ pub(super) struct RunLimits {
     pub(super) several_tokens: bool,
     /// Rows of different lengths, or a mask that is wider than the rows.
     pub(super) several_lengths: bool,
+    /// Several rows.
+    pub(super) several_rows: bool,
 }
 
 impl RunLimits {
@@ -31,6 +33,7 @@ impl RunLimits {
     pub(super) const NONE: Self = Self {
         several_tokens: true,
         several_lengths: true,
+        several_rows: true,
     };
 }
 
@@ -61,7 +64,12 @@ impl OnnxDecoder {
                 "This provider computes several tokens of a row wrongly: prompts are computed token by token."
             );
         }
-        if !limits.several_lengths {
+        if !limits.several_rows {
+            tracing::warn!(
+                provider = self.provider().as_str(),
+                "This provider computes several rows in one run wrongly: each has a run of its own."
+            );
+        } else if !limits.several_lengths {
             tracing::info!(
                 provider = self.provider().as_str(),
                 "This provider runs rows of the same length together only."
@@ -96,17 +104,37 @@ impl OnnxDecoder {
         let mut alone = self.run_trial(&[(1, short, last)])?;
         let together = self.run_trial(&[(1, short, last), (0, head.len(), last)]);
         alone.extend(long);
+        let several_lengths = agree(&together, &alone) && self.ran_together();
         Ok(RunLimits {
             several_tokens,
-            several_lengths: agree(&together, &alone) && self.ran_together(),
+            several_lengths,
+            several_rows: several_lengths || self.try_rows_of_one_length(head, short, last)?,
         })
+    }
+
+    /// Whether two rows of the same length are computed rightly in one run. Row 1 holds the first `length` tokens of `head`; row 0
+    /// comes to hold as many others.
+    fn try_rows_of_one_length(
+        &mut self,
+        head: &[Symbol],
+        length: usize,
+        last: &[Symbol],
+    ) -> Result<bool, DecodeError> {
+        let others = &head[head.len() - length..];
+        for (past, symbol) in others.iter().enumerate() {
+            self.run_trial(&[(0, past, std::slice::from_ref(symbol))])?;
+        }
+        let mut alone = self.run_trial(&[(1, length, last)])?;
+        alone.extend(self.run_trial(&[(0, length, last)])?);
+        let together = self.run_trial(&[(1, length, last), (0, length, last)]);
+        Ok(agree(&together, &alone) && self.ran_together())
     }
 
     /// Whether the rows of the trial are one group.
     fn ran_together(&self) -> bool {
         match &self.kv {
             KvMemory::Device(device) => device.group_of(&[1, 0]).is_ok(),
-            KvMemory::Slab(_) | KvMemory::Blocks(_) => false,
+            KvMemory::Slab(_) | KvMemory::Blocks(_) | KvMemory::Paged(_) => false,
         }
     }
 
@@ -134,6 +162,97 @@ fn agree(got: &Result<Vec<f32>, DecodeError>, expected: &[f32]) -> bool {
         Err(error) => {
             tracing::debug!(%error, "A run of the trial has failed.");
             false
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use phi_edge_engine::Decoder;
+    use phi_edge_models::ModelDir;
+
+    use super::*;
+    use crate::decoder::DecoderConfig;
+    use crate::library::Library;
+    use crate::provider::Provider;
+
+    /// The repository's own model with its rows as on a device.
+    fn decoder() -> Option<OnnxDecoder> {
+        let library = Library::for_tests()?;
+        let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../models/demo");
+        let config = DecoderConfig {
+            provider: Provider::Cpu,
+            threads: Some(1),
+            rows: 3,
+            device_rows: true,
+            kv_memory: Some(64 << 20),
+            ..DecoderConfig::default()
+        };
+        Some(OnnxDecoder::load(&library, &ModelDir::open(&folder).unwrap(), &config).unwrap())
+    }
+
+    #[test]
+    fn the_processor_has_no_limits() {
+        let Some(mut decoder) = decoder() else { return };
+        assert_eq!(decoder.run_limits, RunLimits::NONE);
+        let symbols = Symbol::of_tokens((3_u32..).take(TRIAL_TOKENS).map(TokenId));
+        assert_eq!(decoder.try_runs(&symbols).unwrap(), RunLimits::NONE);
+        // What is tried only where the lengths do not go together.
+        let (last, head) = symbols.split_last().unwrap();
+        let short = 2 * head.len() / 3;
+        assert!(
+            decoder
+                .try_rows_of_one_length(head, short, std::slice::from_ref(last))
+                .unwrap()
+        );
+    }
+
+    #[test]
+    fn under_any_limits_a_step_gives_the_same_logits() {
+        let Some(mut decoder) = decoder() else { return };
+        let prompts: [Vec<Symbol>; 3] = [9, 5, 9]
+            .map(|length: u32| Symbol::of_tokens((0..length).map(|at| TokenId(7 * at + 3 * length))));
+        let mut expected: Option<Vec<f32>> = None;
+        for (several_tokens, several_lengths, several_rows) in [
+            (true, true, true),
+            (true, false, true),
+            (true, false, false),
+            (false, false, false),
+        ] {
+            decoder.run_limits = RunLimits {
+                several_tokens,
+                several_lengths,
+                several_rows,
+            };
+            let limits = decoder.run_limits;
+            for (row, prompt) in (0..).zip(&prompts) {
+                decoder.release(RowId(row));
+                decoder
+                    .run_trial(&[(row, 0, &prompt[..prompt.len() - 1])])
+                    .unwrap();
+            }
+            let rows = [2_u32, 0, 1].map(|row| {
+                let prompt = &prompts[row as usize];
+                (row, prompt.len() - 1, &prompt[prompt.len() - 1..])
+            });
+            let got = decoder.run_trial(&rows).unwrap();
+            let KvMemory::Device(device) = &decoder.kv else {
+                panic!("rows on the host")
+            };
+            // Rows 2 and 0 are of one length, row 1 is not.
+            assert_eq!(
+                device.group_of(&[2, 0]).is_ok(),
+                several_rows && !several_lengths,
+                "{limits:?}"
+            );
+            assert_eq!(device.group_of(&[1]).is_ok(), !several_lengths, "{limits:?}");
+            let expected = expected.get_or_insert_with(|| got.clone());
+            assert!(
+                LogitDifference::of(&got, expected).is_within(TOLERANCE),
+                "{limits:?}"
+            );
         }
     }
 }

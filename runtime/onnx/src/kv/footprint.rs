@@ -45,6 +45,15 @@ impl KvFootprint {
         }
     }
 
+    /// Of rows in a pool of blocks of this many tokens.
+    pub(crate) fn in_pages(shape: &KvShape, block_tokens: usize) -> Self {
+        Self {
+            bytes_per_token: shape.bytes_per_token() as u64,
+            block_tokens,
+            row_overhead: 0,
+        }
+    }
+
     /// The bytes of a row of this many tokens.
     pub fn row_bytes(&self, tokens: usize) -> u64 {
         let blocks = tokens.div_ceil(self.block_tokens) as u64;

@@ -1,10 +1,12 @@
-//! The KV memory: keys and values of all rows, in one of three forms.
+//! The KV memory: keys and values of all rows, in one of four forms.
 
+mod block_tables;
 mod blocks;
 mod device_rows;
 mod footprint;
 mod kv_error;
 mod mapping;
+mod paged_rows;
 mod row_gather;
 mod row_groups;
 mod tensors;
@@ -17,6 +19,7 @@ pub(crate) use blocks::{BlocksShape, KvBlocks};
 pub(crate) use device_rows::{DevicePlace, DeviceRows};
 pub use footprint::KvFootprint;
 pub(crate) use kv_error::KvError;
+pub(crate) use paged_rows::{PagedRows, PagedShape};
 pub(crate) use row_groups::GroupId;
 pub(crate) use tensors::{KvShape, KvSlab, Side};
 
@@ -28,6 +31,8 @@ pub(crate) enum KvMemory {
     Blocks(KvBlocks),
     /// As the tensors of the exporter's graph, in allocations of the execution provider.
     Device(Box<DeviceRows>),
+    /// In a pool of blocks in an allocation of the execution provider.
+    Paged(Box<PagedRows>),
 }
 
 impl KvMemory {
@@ -36,6 +41,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.shape().rows,
             Self::Blocks(blocks) => blocks.shape().rows,
             Self::Device(device) => device.shape().rows,
+            Self::Paged(paged) => paged.shape().rows.rows,
         }
     }
 
@@ -45,6 +51,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.shape().capacity,
             Self::Blocks(blocks) => blocks.shape().capacity,
             Self::Device(device) => device.shape().capacity,
+            Self::Paged(paged) => paged.shape().rows.capacity,
         }
     }
 
@@ -59,6 +66,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.shape().bytes_per_token(),
             Self::Blocks(blocks) => blocks.shape().bytes_per_token(),
             Self::Device(device) => device.shape().bytes_per_token(),
+            Self::Paged(paged) => paged.shape().rows.bytes_per_token(),
         }
     }
 
@@ -68,6 +76,7 @@ impl KvMemory {
             Self::Slab(slab) => KvFootprint::of_tensors(slab.shape()),
             Self::Blocks(blocks) => KvFootprint::of_blocks(blocks.shape()),
             Self::Device(device) => KvFootprint::on_device(device.shape()),
+            Self::Paged(paged) => KvFootprint::in_pages(&paged.shape().rows, paged.shape().block_tokens),
         }
     }
 
@@ -84,6 +93,7 @@ impl KvMemory {
         let blocks = |element| match self {
             Self::Slab(slab) => of_tensors(slab.shape(), element),
             Self::Device(device) => of_tensors(device.shape(), element),
+            Self::Paged(paged) => of_tensors(&paged.shape().rows, element),
             Self::Blocks(blocks) => BlocksShape {
                 element,
                 ..*blocks.shape()
@@ -91,7 +101,7 @@ impl KvMemory {
         };
         let float = match self {
             Self::Blocks(_) => KvFootprint::of_blocks(&blocks(BlockElement::F32)),
-            Self::Slab(_) | Self::Device(_) => self.footprint(),
+            Self::Slab(_) | Self::Device(_) | Self::Paged(_) => self.footprint(),
         };
         [float, KvFootprint::of_blocks(&blocks(BlockElement::I8))]
     }
@@ -99,7 +109,7 @@ impl KvMemory {
     /// Rows may take tokens from each other, in spans that end at multiples of this.
     pub(crate) fn share_granularity(&self) -> Option<usize> {
         match self {
-            Self::Slab(_) | Self::Device(_) => None,
+            Self::Slab(_) | Self::Device(_) | Self::Paged(_) => None,
             Self::Blocks(_) => Some(TILE_TOKENS),
         }
     }
@@ -115,6 +125,7 @@ impl KvMemory {
         match self {
             Self::Slab(_) | Self::Blocks(_) => Ok(()),
             Self::Device(device) => device.ensure(row, len),
+            Self::Paged(paged) => paged.ensure(row, len),
         }
     }
 
@@ -124,6 +135,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.copy(from, to, tokens),
             Self::Blocks(blocks) => blocks.copy(from, to, tokens),
             Self::Device(device) => return device.copy(from, to, tokens),
+            Self::Paged(paged) => return paged.copy(from, to, tokens),
         }
         Ok(())
     }
@@ -134,6 +146,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.shrink(row, len),
             Self::Blocks(blocks) => blocks.shrink(row, len),
             Self::Device(device) => device.truncate(row, len),
+            Self::Paged(paged) => paged.truncate(row, len),
         }
     }
 
@@ -143,6 +156,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.read(row, len, out),
             Self::Blocks(blocks) => blocks.read(row, len, out),
             Self::Device(device) => return device.read(row, len, out),
+            Self::Paged(paged) => return paged.read(row, len, out),
         }
         Ok(())
     }
@@ -153,6 +167,7 @@ impl KvMemory {
             Self::Slab(slab) => slab.write(row, len, bytes).map_err(KvError::Failed),
             Self::Blocks(blocks) => blocks.write(row, len, bytes).map_err(KvError::Failed),
             Self::Device(device) => device.write(row, len, bytes),
+            Self::Paged(paged) => paged.write(row, len, bytes),
         }
     }
 }

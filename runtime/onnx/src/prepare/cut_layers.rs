@@ -105,7 +105,7 @@ fn stream_beside<'a>(
 }
 
 /// The nodes that `outputs` depend on.
-fn needed(nodes: &[NodeProto], inputs: &[Vec<String>], outputs: &[String]) -> HashSet<usize> {
+pub(super) fn needed(nodes: &[NodeProto], inputs: &[Vec<String>], outputs: &[String]) -> HashSet<usize> {
     let mut wanted: Vec<&str> = outputs.iter().map(String::as_str).collect();
     let mut found = HashSet::new();
     while let Some(name) = wanted.pop() {

@@ -10,6 +10,9 @@ mod external_data;
 mod graph_editor;
 mod logits;
 mod merge_embedding;
+mod page_attention;
+#[cfg(test)]
+mod paged_schema_tests;
 mod protobuf;
 mod quantise_matmuls;
 mod ragged;
@@ -27,6 +30,7 @@ pub(crate) use exact_matmuls::exact_matmuls;
 pub(crate) use external_data::{LocatedGraph, MissingWeights, missing_weights, resolve_links};
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use merge_embedding::{MergeNames, merge_embedding};
+pub(crate) use page_attention::{BLOCK_TABLE, LENGTH_BOUNDS, PAST_LENGTHS, ROW_STARTS};
 pub(crate) use quantise_matmuls::quantise_matmuls;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};
@@ -35,7 +39,8 @@ pub(crate) use rope::RopeTables;
 
 use prost::bytes::Bytes;
 
-/// The level of a graph's form. Each includes those before it, as far as they apply.
+/// The level of a graph's form. Each includes those before it, as far as they apply, but for [`Level::Paged`], which no other one
+/// includes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// The form of the file.
@@ -44,6 +49,9 @@ pub enum Level {
     Logits,
     /// LongRoPE's tables are inputs.
     Rope,
+    /// Attention is computed by ONNX Runtime's `PagedAttention`, over keys and values in blocks: rows of a run may differ in their
+    /// number of tokens. On CUDA only.
+    Paged,
     /// Rows of a run may differ in their number of tokens, have none, and be of either rope regime.
     Ragged,
 }
@@ -76,7 +84,7 @@ impl Prepare {
 
     /// The edits that are tried, the most first. The form comes before the operators, for it decides what a run may
     /// mix.
-    pub(crate) const ATTEMPTS: [Self; 9] = [
+    pub(crate) const ATTEMPTS: [Self; 10] = [
         Self::ALL,
         Self {
             matmul: false,
@@ -84,6 +92,7 @@ impl Prepare {
         },
         Self::with_matmul(Level::Ragged),
         Self::form(Level::Ragged),
+        Self::form(Level::Paged),
         Self::with_matmul(Level::Rope),
         Self::form(Level::Rope),
         Self::with_matmul(Level::Logits),
@@ -119,11 +128,13 @@ impl Prepare {
             (Level::Plain, false, _) => "plain",
             (Level::Logits, false, _) => "logits",
             (Level::Rope, false, _) => "rope",
+            (Level::Paged, false, _) => "paged",
             (Level::Ragged, false, false) => "ragged",
             (Level::Ragged, false, true) => "ragged+attention",
             (Level::Plain, true, _) => "matmul",
             (Level::Logits, true, _) => "logits+matmul",
             (Level::Rope, true, _) => "rope+matmul",
+            (Level::Paged, true, _) => "paged+matmul",
             (Level::Ragged, true, false) => "ragged+matmul",
             (Level::Ragged, true, true) => "ragged+matmul+attention",
         }
@@ -146,8 +157,8 @@ impl std::str::FromStr for Prepare {
             .find(|prepare| prepare.as_str() == text)
             .ok_or_else(|| {
                 format!(
-                    "unknown \"{text}\": use plain, logits, rope or ragged, any but plain with +matmul behind it, ragged also \
-                     with +attention at the end, or matmul"
+                    "unknown \"{text}\": use plain, logits, rope, paged or ragged, any but plain and paged with +matmul behind it, \
+                     ragged also with +attention at the end, or matmul"
                 )
             })
     }
@@ -169,9 +180,14 @@ pub(crate) struct EditedGraph {
     pub(crate) tables: Option<RopeTables>,
 }
 
-/// Edits `model`, whose logits have this name. `None` where the level's own edit or the replacement of matmuls does
-/// not apply.
-pub(crate) fn prepare(model: &Bytes, logits: &str, prepare: Prepare) -> Option<EditedGraph> {
+/// Edits `model`, whose logits have this name; `paged_domain` has `PagedAttention`. `None` where the level's own edit or the
+/// replacement of matmuls does not apply.
+pub(crate) fn prepare(
+    model: &Bytes,
+    logits: &str,
+    prepare: Prepare,
+    paged_domain: &str,
+) -> Option<EditedGraph> {
     let Prepare {
         level,
         matmul,
@@ -185,17 +201,21 @@ pub(crate) fn prepare(model: &Bytes, logits: &str, prepare: Prepare) -> Option<E
             None => {}
         }
     }
-    if level >= Level::Ragged {
+    if level == Level::Ragged {
         graph = Some(ragged::wire_lengths(graph.as_ref().unwrap_or(model))?);
     }
     if level >= Level::Logits {
         match logits::choose_logits(graph.as_ref().unwrap_or(model), logits) {
             Some(edited) => graph = Some(edited),
-            None if level == Level::Logits => return None,
+            // Logits of packed rows are always chosen.
+            None if [Level::Logits, Level::Paged].contains(&level) => return None,
             None => {}
         }
     }
     // Last: the other edits know `GroupQueryAttention` and `MatMulNBits`.
+    if level == Level::Paged {
+        graph = Some(page_attention::page_attention(graph.as_ref()?, paged_domain)?);
+    }
     if attention {
         graph = Some(replace_attention::replace_attention(graph.as_ref()?)?);
     }
@@ -229,8 +249,9 @@ mod tests {
                 .filter(|less| less.within(most))
                 .count()
         };
-        assert_eq!(within(Prepare::ALL), 9);
-        assert_eq!(within(Prepare::form(Level::Ragged)), 3);
+        assert_eq!(within(Prepare::ALL), 10);
+        assert_eq!(within(Prepare::form(Level::Ragged)), 4);
+        assert_eq!(within(Prepare::form(Level::Paged)), 3);
         assert_eq!(within("rope+matmul".parse().unwrap()), 5);
         assert_eq!(within("matmul".parse().unwrap()), 1);
         assert_eq!(within(Prepare::PLAIN), 0);

@@ -15,6 +15,7 @@ use crate::onnx_proto::{
     AttributeProto, GraphProto, ModelProto, NodeProto, OperatorSetIdProto, TensorProto, ValueInfoProto,
     data_type,
 };
+use crate::paged_stand_in::RUNTIME_DOMAIN;
 use crate::prepare::{Level, Prepare, prepare};
 
 const K: usize = 200;
@@ -115,13 +116,15 @@ fn the_operator_gives_what_the_librarys_own_gives() {
     };
     for zeros in [false, true] {
         let plain = graph(zeros);
-        let edited = prepare(&plain, "y", "matmul".parse().unwrap()).unwrap().graph;
+        let edited = prepare(&plain, "y", "matmul".parse().unwrap(), RUNTIME_DOMAIN)
+            .unwrap()
+            .graph;
         let node = &ModelProto::decode(edited.clone()).unwrap().graph.unwrap().node[0];
         assert_eq!(
             (node.op_type.as_str(), node.input.len()),
             (OPERATOR, if zeros { 4 } else { 3 })
         );
-        assert!(prepare(&plain, "y", Prepare::form(Level::Rope)).is_none());
+        assert!(prepare(&plain, "y", Prepare::form(Level::Rope), RUNTIME_DOMAIN).is_none());
         for dims in [[1, 1, K], [1, 2, K], [3, 1, K], [2, 11, K], [1, 0, K]] {
             let count = dims[0] * dims[1] * dims[2];
             let input: Vec<f32> = (0..count).map(|at| (at as f32 * 0.37).sin() * 3.0).collect();

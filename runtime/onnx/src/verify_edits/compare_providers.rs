@@ -4,7 +4,8 @@ use phi_edge_engine::Regime;
 use phi_edge_models::GenaiConfig;
 use prost::bytes::Bytes;
 
-use super::{INSEPARABLE_LAYERS, Trial, equal, steps_of};
+use super::trial_steps::steps_of;
+use super::{INSEPARABLE_LAYERS, Trial, equal};
 use crate::error::OnnxError;
 use crate::provider::ExecutionTarget;
 

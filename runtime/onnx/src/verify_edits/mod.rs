@@ -3,12 +3,10 @@
 mod compare_matmuls;
 mod compare_providers;
 mod reference;
+mod trial_steps;
 
 use std::path::Path;
 
-use phi_edge_engine::{
-    DecodeError, Decoder, Input, Interrupt, Regime, Row, RowId, Step, Symbol, TokenId, Wanted,
-};
 use phi_edge_models::GenaiConfig;
 use prost::bytes::Bytes;
 
@@ -19,18 +17,17 @@ use crate::isa::{CpuResources, IsaChoice};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::logit_difference::LogitDifference;
-use crate::prepare::{self, EditedGraph, Prepare, RopeTables};
+use crate::prepare::{self, EditedGraph, Level, Prepare, RopeTables};
 use crate::provider::{ExecutionTarget, Provider};
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
 use crate::verify_edits::reference::reference;
 use crate::vision::VisionWeights;
+use trial_steps::steps;
 
 /// The number of layers of the trial: the second one reads what the edits made of the first.
 const TRIAL_LAYERS: usize = 2;
 /// The tokens that a row of the trial may hold beyond the boundary of the rope factors.
 const TOKENS_BEYOND_BOUNDARY: usize = 32;
-/// The tokens of each row in each step of the trial.
-const STEP_LENGTHS: [[usize; 3]; 4] = [[7, 3, 0], [2, 5, 4], [3, 0, 2], [2, 3, 4]];
 /// The largest accepted difference of a logit, as a share of the largest logit. Seen: none at all for small models of
 /// fp32 and int4, 7e-4 at full size, 3e-4 for fp16; the table of the other regime makes 16e-3 and more.
 const LOGIT_TOLERANCE: f32 = 5e-3;
@@ -103,17 +100,31 @@ impl Trial<'_> {
             target: ExecutionTarget::CPU,
             ..*self
         };
-        if let Err(fault) = processor.run(model, edits)? {
+        // The processor has no kernel for paged attention: its plain graph says what is right.
+        let is_paged = edits.level == Level::Paged;
+        if !is_paged && let Err(fault) = processor.run(model, edits)? {
             return Ok(Err(fault));
         }
         let Some((cut, genai)) = self.cut(model)? else {
             return Ok(Err(INSEPARABLE_LAYERS.into()));
         };
-        let run = |trial: &Trial<'_>| match prepare::prepare(&cut, &genai.outputs.logits, edits) {
+        let run = |trial: &Trial<'_>| match prepare::prepare(
+            &cut,
+            &genai.outputs.logits,
+            edits,
+            self.cpu.paged_domain(),
+        ) {
             Some(prepared) => trial.logits(prepared, edits, KvCache::F32, &genai),
             None => Err("its first layers are of another form than the whole".to_owned()),
         };
-        Ok(run(&processor).and_then(|expected| {
+        let expected = if is_paged {
+            let said = |error: OnnxError| error.to_string();
+            let plain = processor.plain(&cut, &genai).map_err(said);
+            plain.and_then(|mut plain| steps(&mut plain).map_err(|error| error.to_string()))
+        } else {
+            run(&processor)
+        };
+        Ok(expected.and_then(|expected| {
             let got = run(self)?;
             equal(&got, &expected, DEVICE_LOGIT_TOLERANCE)
                 .map_err(|fault| format!("{fault} those on the processor"))
@@ -130,7 +141,12 @@ impl Trial<'_> {
             ..edits
         };
         let exact = reference(&cut);
-        let run = |kv_cache| match prepare::prepare(&exact, &genai.outputs.logits, edits) {
+        let run = |kv_cache| match prepare::prepare(
+            &exact,
+            &genai.outputs.logits,
+            edits,
+            self.cpu.paged_domain(),
+        ) {
             Some(prepared) => self.logits(prepared, edits, kv_cache, &genai),
             None => Err("its first layers are of another form than the whole".to_owned()),
         };
@@ -178,7 +194,7 @@ impl Trial<'_> {
         expected: &[f32],
         genai: &GenaiConfig,
     ) -> Result<(), String> {
-        match prepare::prepare(cut, &genai.outputs.logits, edits) {
+        match prepare::prepare(cut, &genai.outputs.logits, edits, self.cpu.paged_domain()) {
             Some(prepared) => self.compare(prepared, edits, expected, genai),
             None => Err("its first layers are of another form than the whole".into()),
         }
@@ -252,6 +268,7 @@ impl Trial<'_> {
             isa: IsaChoice::Auto,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,
+            paged_stand_in: self.cpu.paged,
             ..DecoderConfig::default()
         };
         let opened = OpenModel {
@@ -280,92 +297,18 @@ fn equal(got: &[f32], expected: &[f32], tolerance: f32) -> Result<(), String> {
     ))
 }
 
-/// Runs three sequences that enter, go on and pause; returns their logits one after the other. Where the decoder
-/// takes rows of any length and regime in one run, they share their runs; else each has its own.
-///
-/// Two tokens at least: kernels for quantised weights round differently for a single one.
-fn steps(decoder: &mut OnnxDecoder) -> Result<Vec<f32>, DecodeError> {
-    let long = if decoder.caps().rope_boundary.is_some() {
-        Regime::Long
-    } else {
-        Regime::Short
-    };
-    steps_of(decoder, [Regime::Short, long, Regime::Short])
-}
-
-/// The same of sequences of these regimes.
-fn steps_of(decoder: &mut OnnxDecoder, regimes: [Regime; 3]) -> Result<Vec<f32>, DecodeError> {
-    let caps = decoder.caps();
-    let together = caps.ragged_chunks && caps.idle_rows && caps.mixed_regimes;
-    let vocab = u32::try_from(caps.vocab_size).unwrap_or(u32::MAX);
-    let mut past = [0usize; 3];
-    let mut logits = Vec::new();
-    for (index, lengths) in STEP_LENGTHS.iter().enumerate() {
-        let tokens: Vec<Vec<Symbol>> = (0u32..3)
-            .zip(lengths)
-            .map(|(row, &length)| some_tokens(row, past[row as usize], length, vocab))
-            .collect();
-        let rows: Vec<Row<'_>> = (0u32..3)
-            .zip(&tokens)
-            .map(|(row, tokens)| Row {
-                row: RowId(row),
-                past: past[row as usize],
-                shared: &[],
-                input: Input::of(tokens),
-                logits: match (tokens.is_empty(), index % 2) {
-                    (true, _) => Wanted::None,
-                    (false, 0) => Wanted::All,
-                    (false, _) => Wanted::Last,
-                },
-                regime: regimes[row as usize],
-            })
-            .collect();
-        let interrupt = Interrupt::new();
-        if together {
-            let found = decoder.run(&Step { rows: &rows }, &interrupt)?;
-            (0..found.rows()).for_each(|row| logits.extend_from_slice(found.row(row).unwrap_or_default()));
-        } else {
-            for row in rows.into_iter().filter(|row| !row.input.is_empty()) {
-                let found = decoder.run(&Step { rows: &[row] }, &interrupt)?;
-                (0..found.rows())
-                    .for_each(|row| logits.extend_from_slice(found.row(row).unwrap_or_default()));
-            }
-        }
-        past.iter_mut()
-            .zip(lengths)
-            .for_each(|(past, length)| *past += length);
-    }
-    Ok(logits)
-}
-
-/// Arbitrary tokens: spread over the vocabulary, and different for each row and position.
-fn some_tokens(row: u32, past: usize, length: usize, vocab: u32) -> Vec<Symbol> {
-    let past = u32::try_from(past).unwrap_or(0);
-    (0u32..)
-        .take(length)
-        .map(|at| {
-            TokenId(
-                (past + at + 1)
-                    .wrapping_mul(2_654_435_761)
-                    .wrapping_add(row * 7_919)
-                    % vocab.max(1),
-            )
-        })
-        .map(Symbol::Token)
-        .collect()
-}
-
 #[cfg(test)]
 mod tests {
     use phi_edge_models::ModelDir;
 
     use super::*;
     use crate::isa::Isa;
-    use crate::prepare::Level;
+    use crate::paged_stand_in::RUNTIME_DOMAIN;
 
     const CPU: CpuResources = CpuResources {
         threads: 1,
         isa: Some(Isa::Scalar),
+        paged: None,
     };
 
     /// The repository's own exports, where the library is at hand.
@@ -396,7 +339,8 @@ mod tests {
             "tests/fixtures/forms/2026",
         ] {
             trial(form, |trial, graph| {
-                let possible = |edits: &Prepare| prepare::prepare(graph, "logits", *edits).is_some();
+                let possible =
+                    |edits: &Prepare| prepare::prepare(graph, "logits", *edits, RUNTIME_DOMAIN).is_some();
                 for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
                     assert_eq!(trial.run(graph, edits).unwrap(), Ok(()), "{form}, {edits}");
                 }
@@ -423,7 +367,7 @@ mod tests {
             let expected = steps(&mut plain).unwrap();
             let ragged = Prepare::form(Level::Ragged);
             let judge = |wrong: fn(&mut RopeTables)| {
-                let mut prepared = prepare::prepare(graph, "logits", ragged).unwrap();
+                let mut prepared = prepare::prepare(graph, "logits", ragged, RUNTIME_DOMAIN).unwrap();
                 prepared.tables.iter_mut().for_each(wrong);
                 trial.compare(prepared, ragged, &expected, &genai)
             };

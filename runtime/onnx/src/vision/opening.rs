@@ -365,6 +365,7 @@ mod tests {
             cpu: CpuResources {
                 threads: 2,
                 isa: Isa::detect(),
+                paged: None,
             },
             weights: VisionWeights::F32,
             edit_cache: Some(&file),
