@@ -29,7 +29,11 @@ const OWN_MODELS: [(&str, &str); 3] = [
 ];
 
 /// The kit's tests, by the step that runs them: binaries of the package phi-edge-onnx.
-const TESTS: [(&str, &str); 2] = [("goldens", "device_rows"), ("vision", "device_vision")];
+const TESTS: [(&str, &str); 3] = [
+    ("goldens", "device_rows"),
+    ("goldens", "paged_rows"),
+    ("vision", "device_vision"),
+];
 
 /// The measured models, written on the machine from recipes: their names, and the shape in which they differ from Phi-3.5-mini.
 const MODELS: [(&str, &[&str]); 2] = [("full", &[]), ("small", &["--layers", "4", "--context", "16384"])];
