@@ -38,7 +38,7 @@ impl DeviceProvider {
         Wheel {
             version,
             requirements,
-            // Apart from the pinned library, which is what whoever looks below target/onnxruntime means.
+            // Apart from the pinned library, so that a search below target/onnxruntime finds that one alone.
             folder: target().join(folder).join(version),
             platform: self.platform(),
         }
