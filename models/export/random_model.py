@@ -32,18 +32,28 @@ INT64, INT32, UINT8 = TensorProto.INT64, TensorProto.INT32, TensorProto.UINT8
 class Weights:
     """The external data: tensors are written as they come, so that memory holds one at a time."""
 
+    #: The alignment of a tensor: the library maps the file.
+    page = 4096
+
     def __init__(self, path, seed, precision="f32"):
         self.file, self.name, self.rng = open(path, "wb"), path.name, np.random.default_rng(seed)
         self.tensors, self.kind, self.numpy = [], *((FLOAT16, np.float16) if precision == "f16" else (FLOAT, np.float32))
 
+    def start(self, name, dims, data_type):
+        """Starts a tensor, whose bytes `file` is given next."""
+        self.file.write(b"\0" * (-self.file.tell() % self.page))
+        self.tensors.append(TensorProto(name=name, dims=dims, data_type=data_type, data_location=TensorProto.EXTERNAL))
+        self.offset = self.file.tell()
+
+    def end(self):
+        """Ends the tensor that was started."""
+        for key, value in (("location", self.name), ("offset", self.offset), ("length", self.file.tell() - self.offset)):
+            self.tensors[-1].external_data.add(key=key, value=str(value))
+
     def add(self, name, dims, data_type, data):
-        tensor = TensorProto(name=name, dims=dims, data_type=data_type, data_location=TensorProto.EXTERNAL)
-        # Pages: the library maps the file.
-        self.file.write(b"\0" * (-self.file.tell() % 4096))
-        for key, value in (("location", self.name), ("offset", self.file.tell()), ("length", len(data))):
-            tensor.external_data.add(key=key, value=str(value))
+        self.start(name, dims, data_type)
         self.file.write(data)
-        self.tensors.append(tensor)
+        self.end()
         return name
 
     def floats(self, name, dims, mean, spread, rows=None):
@@ -56,12 +66,14 @@ class Weights:
         return self.add(name, dims, self.kind, values.astype(self.numpy, copy=False).tobytes())
 
 
-def tables(shape, factors, length):
-    """LongRoPE's cosines and sines (arXiv 2402.13753, with Phi-3's attention factor), as the exporter computes them."""
+def tables(shape, factors, length, scale=None):
+    """LongRoPE's cosines and sines (arXiv 2402.13753), as the exporter computes them: `scale` times as large, by default
+    Phi-3's attention factor."""
     half = shape.head // 2
     inverse = 1.0 / (np.asarray(factors) * 10000.0 ** (np.arange(half) * 2 / shape.head))
-    ratio = shape.context / shape.original
-    scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original)) if ratio > 1 else 1.0
+    if scale is None:
+        ratio = shape.context / shape.original
+        scale = math.sqrt(1 + math.log(ratio) / math.log(shape.original)) if ratio > 1 else 1.0
     angles = np.outer(np.arange(length), inverse)
     return (np.cos(angles) * scale).astype(np.float32), (np.sin(angles) * scale).astype(np.float32)
 
@@ -82,13 +94,13 @@ def long_factors(shape):
     return [1 + 63 * (i / max(half - 1, 1)) ** 2 for i in range(half)]
 
 
-def rope_caches(shape, kind, numpy):
-    """The `If` that chooses the tables by the mask's width."""
+def rope_caches(shape, kind, numpy, large=None, small=None):
+    """The `If` that chooses the tables by the mask's width. `large` and `small` are pairs of factors and scale."""
     half = shape.head // 2
 
-    def branch(name, factors, length):
+    def branch(name, given, length):
         nodes = []
-        for part, table in zip(("cos", "sin"), tables(shape, factors, length)):
+        for part, table in zip(("cos", "sin"), tables(shape, given[0], length, given[1])):
             tensor = helper.make_tensor(f"{part}_cache_{name}", kind, table.shape, table.astype(numpy).tobytes(), raw=True)
             nodes.append(helper.make_node("Constant", [], [f"{part}_cache_{name}"], f"/{name}/{part}_cache/Constant", value=tensor))
         outputs = [helper.make_tensor_value_info(n.output[0], kind, [length, half]) for n in nodes]
@@ -96,7 +108,8 @@ def rope_caches(shape, kind, numpy):
 
     return helper.make_node(
         "If", ["/model/rope_caches_subgraph/Greater/output_0"], ["cos_cache", "sin_cache"], "/model/rope_caches_subgraph/If",
-        then_branch=branch("large", long_factors(shape), shape.context), else_branch=branch("small", [1.0] * half, shape.original),
+        then_branch=branch("large", large or (long_factors(shape), None), shape.context),
+        else_branch=branch("small", small or ([1.0] * half, None), shape.original),
     )
 
 
@@ -116,20 +129,57 @@ def joined_tables(shape, weights):
     return nodes, tensors
 
 
-def graph(shape, weights, embeds=False):
-    """The decoder's graph. With `embeds` its input is `inputs_embeds`, as the exporter's `exclude_embeds` makes it."""
-    nodes = []
+class Nodes(list):
+    """A graph's nodes under construction."""
 
-    def node(kind, inputs, outputs, name, **attributes):
-        microsoft = ("MatMulNBits", "GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization")
-        domain = "com.microsoft" if kind in microsoft else ""
-        nodes.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
+    MICROSOFT = ("MatMulNBits", "GroupQueryAttention", "RotaryEmbedding", "SkipSimplifiedLayerNormalization",
+                 "SkipLayerNormalization", "QMoE")
+
+    def node(self, kind, inputs, outputs, name, **attributes):
+        """Adds a node; returns its first output."""
+        domain = "com.microsoft" if kind in self.MICROSOFT else ""
+        self.append(helper.make_node(kind, inputs, outputs, name, domain=domain, **attributes))
         return outputs[0]
 
-    def constant(value, dims=()):
+    def constant(self, value, dims=()):
         name = f"/model/constants/INT64/{list(dims) and [value] or value}"
         tensor = helper.make_tensor(name, INT64, dims, [value])
-        return node("Constant", [], [name], name.replace("constants", "constant_nodes"), value=tensor)
+        return self.node("Constant", [], [name], name.replace("constants", "constant_nodes"), value=tensor)
+
+
+def lengths(nodes, shape, ropes):
+    """The nodes that turn the mask into `seqlens_k` and `total_sequence_length`, which are returned; `ropes` are those of the
+    rotary embeddings, put between."""
+    node, constant = nodes.node, nodes.constant
+    boundary = constant(shape.original)
+    mask = "/model/attn_mask_reformat/attn_mask_subgraph"
+    node("Shape", ["attention_mask"], [f"{mask}/Shape/output_0"], f"{mask}/Shape")
+    width = node("Gather", [f"{mask}/Shape/output_0", constant(1)], [f"{mask}/Gather/output_0"], f"{mask}/Gather", axis=0)
+    if not shape.positions:
+        node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
+    nodes.extend(ropes)
+    one = constant(1, (1,))
+    node("ReduceSum", ["attention_mask", one], [f"{mask}/ReduceSum/output_0"], f"{mask}/ReduceSum", keepdims=0)
+    node("Sub", [f"{mask}/ReduceSum/output_0", one], [f"{mask}/Sub/output_0"], f"{mask}/Sub")
+    ends = node("Cast", [f"{mask}/Sub/output_0"], [f"{mask}/Sub/Cast/output_0"], f"{mask}/Sub/Cast", to=INT32)
+    return ends, node("Cast", [width], [f"{mask}/Gather/Cast/output_0"], f"{mask}/Gather/Cast", to=INT32)
+
+
+def keys_and_values(shape, kind):
+    """The graph's inputs and outputs of keys and values. Fixed dimensions in 2024; today the last one is left open."""
+    kv_dim = shape.head if shape.form == 2024 else "kv_cache_dim"
+    info, inputs, outputs = helper.make_tensor_value_info, [], []
+    for i in range(shape.layers):
+        for part in ("key", "value"):
+            inputs.append(info(f"past_key_values.{i}.{part}", kind, ["batch_size", shape.kv_heads, "past_sequence_length", kv_dim]))
+            outputs.append(info(f"present.{i}.{part}", kind, ["batch_size", shape.kv_heads, "total_sequence_length", kv_dim]))
+    return inputs, outputs
+
+
+def graph(shape, weights, embeds=False):
+    """The decoder's graph. With `embeds` its input is `inputs_embeds`, as the exporter's `exclude_embeds` makes it."""
+    nodes = Nodes()
+    node = nodes.node
 
     def matmul(source, name, k, n, rows=None):
         blocks = k // shape.block
@@ -145,22 +195,12 @@ def graph(shape, weights, embeds=False):
         return node("MatMulNBits", inputs, [f"{name}/MatMul/output_0"], f"{name}/MatMul_Q4", K=k, N=n, bits=4,
                     block_size=shape.block, accuracy_level=shape.accuracy)
 
-    boundary = constant(shape.original)
-    mask = "/model/attn_mask_reformat/attn_mask_subgraph"
-    node("Shape", ["attention_mask"], [f"{mask}/Shape/output_0"], f"{mask}/Shape")
-    width = node("Gather", [f"{mask}/Shape/output_0", constant(1)], [f"{mask}/Gather/output_0"], f"{mask}/Gather", axis=0)
     if shape.positions:
-        moved, tensors = joined_tables(shape, weights)
-        nodes.extend(moved)
+        ropes, tensors = joined_tables(shape, weights)
         weights.tensors.extend(tensors)
     else:
-        node("Greater", [width, boundary], ["/model/rope_caches_subgraph/Greater/output_0"], "/model/rope_caches_subgraph/Greater")
-        nodes.append(rope_caches(shape, weights.kind, weights.numpy))
-    one = constant(1, (1,))
-    node("ReduceSum", ["attention_mask", one], [f"{mask}/ReduceSum/output_0"], f"{mask}/ReduceSum", keepdims=0)
-    node("Sub", [f"{mask}/ReduceSum/output_0", one], [f"{mask}/Sub/output_0"], f"{mask}/Sub")
-    lengths = node("Cast", [f"{mask}/Sub/output_0"], [f"{mask}/Sub/Cast/output_0"], f"{mask}/Sub/Cast", to=INT32)
-    total = node("Cast", [width], [f"{mask}/Gather/Cast/output_0"], f"{mask}/Gather/Cast", to=INT32)
+        ropes = [rope_caches(shape, weights.kind, weights.numpy)]
+    ends, total = lengths(nodes, shape, ropes)
 
     hidden, inner = shape.hidden, shape.inner
     stream = "inputs_embeds"
@@ -196,7 +236,7 @@ def graph(shape, weights, embeds=False):
             caches = ["cos_cache", "sin_cache"]
         attention = node(
             "GroupQueryAttention",
-            [*parts, f"past_key_values.{i}.key", f"past_key_values.{i}.value", lengths, total, *caches],
+            [*parts, f"past_key_values.{i}.key", f"past_key_values.{i}.value", ends, total, *caches],
             [f"{layer}/attn/GroupQueryAttention/output_0", f"present.{i}.key", f"present.{i}.value"],
             f"{layer}/attn/GroupQueryAttention", num_heads=shape.heads, kv_num_heads=shape.heads,
             scale=1 / math.sqrt(shape.head), do_rotary=int(not shape.positions), rotary_interleaved=0,
@@ -213,24 +253,20 @@ def graph(shape, weights, embeds=False):
     nodes[-1].output[0] = "logits"
     assert logits != "logits"
 
-    # Fixed dimensions in 2024; today the last one is left open.
-    kv_dim = shape.head if shape.form == 2024 else "kv_cache_dim"
     info = helper.make_tensor_value_info
     text = info("input_ids", INT64, ["batch_size", "sequence_length"])
     if embeds:
         text = info("inputs_embeds", weights.kind, ["batch_size", "sequence_length", hidden])
+    past, present = keys_and_values(shape, weights.kind)
     inputs = [text, info("attention_mask", INT64, ["batch_size", "total_sequence_length"])]
     if shape.positions:
         inputs.append(info("position_ids", INT64, ["batch_size", "sequence_length"]))
-    outputs = [info("logits", weights.kind, ["batch_size", "sequence_length", shape.vocab])]
-    for i in range(shape.layers):
-        for part in ("key", "value"):
-            inputs.append(info(f"past_key_values.{i}.{part}", weights.kind, ["batch_size", shape.heads, "past_sequence_length", kv_dim]))
-            outputs.append(info(f"present.{i}.{part}", weights.kind, ["batch_size", shape.heads, "total_sequence_length", kv_dim]))
+    inputs += past
+    outputs = [info("logits", weights.kind, ["batch_size", "sequence_length", shape.vocab]), *present]
     return helper.make_graph(nodes, "main_graph", inputs, outputs, weights.tensors)
 
 
-def genai_config(shape, filename):
+def genai_config(shape, filename, kind="phi3"):
     inputs = {"input_ids": "input_ids", "attention_mask": "attention_mask",
               "past_key_names": "past_key_values.%d.key", "past_value_names": "past_key_values.%d.value"}
     if shape.form == 2024 or shape.positions:
@@ -243,9 +279,9 @@ def genai_config(shape, filename):
                 "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
                 "filename": filename, "head_size": shape.head, "hidden_size": shape.hidden, "inputs": inputs,
                 "outputs": {"logits": "logits", "present_key_names": "present.%d.key", "present_value_names": "present.%d.value"},
-                "num_attention_heads": shape.heads, "num_hidden_layers": shape.layers, "num_key_value_heads": shape.heads,
+                "num_attention_heads": shape.heads, "num_hidden_layers": shape.layers, "num_key_value_heads": shape.kv_heads,
             },
-            "eos_token_id": [end, end - 6, end - 7], "pad_token_id": end - 7, "type": "phi3", "vocab_size": shape.vocab,
+            "eos_token_id": [end, end - 6, end - 7], "pad_token_id": end - 7, "type": kind, "vocab_size": shape.vocab,
         },
         "search": {"do_sample": False, "max_length": shape.context, "past_present_share_buffer": True, "temperature": 1.0, "top_k": 50, "top_p": 1.0},
     }
@@ -290,6 +326,7 @@ def arguments(description=__doc__, **more):
     parser.add_argument("--positions", action="store_true")
     shape = parser.parse_args()
     shape.head = shape.hidden // shape.heads
+    shape.kv_heads = getattr(shape, "kv_heads", shape.heads)
     return shape
 
 

@@ -1,5 +1,5 @@
-//! Models with random weights: of the full shape of Phi-3.5-mini and Phi-3.5-vision (`cargo xtask bench-model`), and a small one
-//! with mini's context.
+//! Models with random weights: of the full shape of Phi-3.5-mini, Phi-3.5-MoE and Phi-3.5-vision (`cargo xtask bench-model`), and
+//! a small one with mini's context.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -22,6 +22,9 @@ pub(crate) struct BenchModelArgs {
     /// How many layers the vision encoder has, of which all but the last are used [default: 24, as the real model].
     #[arg(long, value_parser = clap::value_parser!(u32).range(2..=64))]
     vision_layers: Option<u32>,
+    /// How many values of `moe` share a scale [default: 128; with 32 the folder is a sixth larger].
+    #[arg(long, value_parser = ["32", "128"])]
+    block: Option<String>,
     /// Write one GGUF file for llama.cpp, of random Q4_0 blocks, instead of a folder.
     #[arg(long)]
     gguf: bool,
@@ -34,22 +37,31 @@ pub(crate) struct BenchModelArgs {
 enum Family {
     /// Phi-3.5-mini.
     Mini,
+    /// Phi-3.5-MoE: sixteen experts, in the form for processors.
+    Moe,
     /// Phi-3.5-vision: a vision encoder, an embedding graph, and mini's decoder.
     Vision,
 }
 
 /// Writes what the arguments name.
 pub(crate) fn bench_model(args: &BenchModelArgs) -> Result<()> {
-    let vision = args.family == Family::Vision;
     ensure!(
-        vision || args.vision_layers.is_none(),
+        args.family == Family::Vision || args.vision_layers.is_none(),
         "--vision-layers is for --family vision: a text model has no vision encoder"
     );
-    match (args.gguf, vision) {
-        (true, true) => bail!("--gguf writes --family mini only: llama.cpp can't run Phi-3.5-vision"),
-        (true, false) => write_gguf(&args.dir, args.layers),
-        (false, true) => write_vision(&args.dir, args.layers, args.vision_layers.unwrap_or(24)),
-        (false, false) => write(&args.dir, args.layers),
+    ensure!(
+        args.block.is_none() || (args.family == Family::Moe && !args.gguf),
+        "--block is for folders of --family moe: the others have blocks of one length"
+    );
+    match (args.gguf, args.family) {
+        (true, Family::Vision) => {
+            bail!("--gguf writes --family mini and moe: llama.cpp can't run Phi-3.5-vision")
+        }
+        (true, Family::Mini) => write_gguf(&args.dir, args.layers),
+        (true, Family::Moe) => write_moe_gguf(&args.dir, args.layers),
+        (false, Family::Mini) => write(&args.dir, args.layers),
+        (false, Family::Moe) => write_moe(&args.dir, args.layers, args.block.as_deref().unwrap_or("128")),
+        (false, Family::Vision) => write_vision(&args.dir, args.layers, args.vision_layers.unwrap_or(24)),
     }
 }
 
@@ -61,6 +73,17 @@ pub(crate) fn write(out: &Path, layers: u32) -> Result<()> {
         .arg(root().join("models/export/random_model.py"))
         .arg(out)
         .args(["--layers", &layers.to_string(), "--tokenizer"])
+        .arg(root().join("models/demo")))
+}
+
+/// Writes a directory of the model with experts; `block` values of a row share a scale.
+fn write_moe(out: &Path, layers: u32, block: &str) -> Result<()> {
+    let interpreter = python::environment("model-tools")?;
+    eprintln!("Writing {} …", out.display());
+    run(Command::new(interpreter)
+        .arg(root().join("models/export/random_moe.py"))
+        .arg(out)
+        .args(["--layers", &layers.to_string(), "--block", block, "--tokenizer"])
         .arg(root().join("models/demo")))
 }
 
@@ -97,12 +120,21 @@ pub(crate) fn write_vision(out: &Path, layers: u32, vision_layers: u32) -> Resul
         .arg(root().join("models/demo")))
 }
 
-/// Writes a GGUF file of the same shape for llama.cpp.
+/// Writes a GGUF file of mini's shape for llama.cpp.
 pub(crate) fn write_gguf(out: &Path, layers: u32) -> Result<()> {
+    gguf(out, "mini", layers)
+}
+
+/// Writes a GGUF file of the shape of the model with experts for llama.cpp (`phimoe`).
+fn write_moe_gguf(out: &Path, layers: u32) -> Result<()> {
+    gguf(out, "moe", layers)
+}
+
+fn gguf(out: &Path, family: &str, layers: u32) -> Result<()> {
     let interpreter = python::environment("llama-tools")?;
     eprintln!("Writing {} …", out.display());
     run(Command::new(interpreter)
         .arg(root().join("models/export/random_gguf.py"))
         .arg(out)
-        .args(["--layers", &layers.to_string()]))
+        .args(["--family", family, "--layers", &layers.to_string()]))
 }
