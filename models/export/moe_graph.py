@@ -232,8 +232,23 @@ def graph(shape, initializers, numpy):
     normed = nodes.norm(f"/model/layers.{shape.layers}/final_norm_layernorm", last=True)
     nodes.product(normed, "/lm_head", shape.hidden, shape.vocab)
     nodes[-1].output[0] = "logits"
-    past, present = keys_and_values(shape, kind)
-    inputs = [info("input_ids", INT64, ["batch_size", "sequence_length"]),
-              info("attention_mask", INT64, ["batch_size", "total_sequence_length"]), *past]
-    outputs = [info("logits", kind, ["batch_size", "sequence_length", shape.vocab]), *present]
-    return helper.make_graph(unique(nodes), "main_graph", inputs, outputs, initializers)
+    return finish(nodes, range(shape.layers), info("input_ids", INT64, ["batch_size", "sequence_length"]),
+                  info("logits", kind, ["batch_size", "sequence_length", shape.vocab]), initializers)
+
+
+def layer_graph(shape, i, initializers):
+    """A graph of layer `i` alone, from `stream` to `result`, fp32 hidden states [batch, length, hidden]."""
+    shape.positions, dims = False, ["batch_size", "sequence_length", shape.hidden]
+    nodes = Decoder(shape)
+    ends, total = lengths(nodes, shape, [rope_caches(shape, FLOAT, "float32", shape.large, shape.small)])
+    nodes.stream = "stream"
+    nodes.layer(i, ends, total)
+    nodes.node("Add", [nodes.stream, nodes.pending], ["result"], "/result/Add")
+    ends_of = (helper.make_tensor_value_info(name, FLOAT, dims) for name in ("stream", "result"))
+    return finish(nodes, [i], *ends_of, initializers)
+
+
+def finish(nodes, layers, first, last, initializers):
+    past, present = keys_and_values(nodes.shape, io_type(nodes.shape), layers)
+    mask = helper.make_tensor_value_info("attention_mask", INT64, ["batch_size", "total_sequence_length"])
+    return helper.make_graph(unique(nodes), "main_graph", [first, mask, *past], [last, *present], initializers)

@@ -11,12 +11,11 @@ import onnx
 
 
 class Stored:
-    """The weights of an exported model, mapped; quantised ones are given as fp32 with `matrix`."""
+    """The weights of an exported model, or `tensors` of one, mapped; quantised ones are given as fp32 with `matrix`."""
 
-    def __init__(self, folder, shape):
+    def __init__(self, folder, shape, tensors=None):
         self.shape, self.arrays = shape, {}
-        model = onnx.load(folder / "model.onnx", load_external_data=False)
-        for tensor in model.graph.initializer:
+        for tensor in tensors or onnx.load(folder / "model.onnx", load_external_data=False).graph.initializer:
             place = {entry.key: entry.value for entry in tensor.external_data}
             kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
             self.arrays[tensor.name] = np.memmap(folder / place["location"], kind, "r", int(place["offset"]), tuple(tensor.dims))
@@ -124,7 +123,7 @@ def feed_forward(rows, gate, up, down):
 
 
 def layer(shape, weights, i, stream):
-    """A layer's result for a sequence of hidden states, and the routing's smallest gap."""
+    """A layer's result for a sequence of hidden states, the experts [length, 2], and the routing's smallest gap."""
     name = f"model.layers.{i}"
 
     def normed(part, rows):
@@ -137,15 +136,20 @@ def layer(shape, weights, i, stream):
     stream = stream + product("o_proj", attention(shape, packed))
     rows = normed("post_attention_layernorm", stream)
     experts, shares, gap = route(rows @ weights.vector(f"{name}.moe.gate.MatMul.weight"), shape.jitter)
-    return stream + mixture(rows, experts, shares, lambda number: weights.expert(name, number)), gap
+    return stream + mixture(rows, experts, shares, lambda number: weights.expert(name, number)), experts, gap
 
 
 def logits(shape, weights, ids):
     """The logits after the last of the tokens, and the smallest gap of all routings."""
     stream, gap = weights.vector("model.embed_tokens.weight")[ids], np.inf
     for i in range(shape.layers):
-        stream, nearest = layer(shape, weights, i, stream)
+        stream, _, nearest = layer(shape, weights, i, stream)
         gap = min(gap, nearest)
+    return head(shape, weights, stream[-1:])[0], gap
+
+
+def head(shape, weights, stream):
+    """The logits of hidden states."""
     name = f"model.layers.{shape.layers}.final_norm_layernorm"
-    last = norm(stream[-1:], weights.vector(f"{name}.weight"), weights.vector(f"{name}.bias"), shape.epsilon)
-    return (last @ weights.matrix("lm_head").T)[0] + weights.vector("lm_head.Add.bias"), gap
+    rows = norm(stream, weights.vector(f"{name}.weight"), weights.vector(f"{name}.bias"), shape.epsilon)
+    return rows @ weights.matrix("lm_head").T + weights.vector("lm_head.Add.bias")

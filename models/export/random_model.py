@@ -165,11 +165,12 @@ def lengths(nodes, shape, ropes):
     return ends, node("Cast", [width], [f"{mask}/Gather/Cast/output_0"], f"{mask}/Gather/Cast", to=INT32)
 
 
-def keys_and_values(shape, kind):
-    """The graph's inputs and outputs of keys and values. Fixed dimensions in 2024; today the last one is left open."""
+def keys_and_values(shape, kind, layers=None):
+    """The graph's inputs and outputs of keys and values, of all layers or of `layers`. Fixed dimensions in 2024; today the
+    last one is left open."""
     kv_dim = shape.head if shape.form == 2024 else "kv_cache_dim"
     info, inputs, outputs = helper.make_tensor_value_info, [], []
-    for i in range(shape.layers):
+    for i in range(shape.layers) if layers is None else layers:
         for part in ("key", "value"):
             inputs.append(info(f"past_key_values.{i}.{part}", kind, ["batch_size", shape.kv_heads, "past_sequence_length", kv_dim]))
             outputs.append(info(f"present.{i}.{part}", kind, ["batch_size", shape.kv_heads, "total_sequence_length", kv_dim]))

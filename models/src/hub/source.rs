@@ -62,6 +62,9 @@ const KNOWN_MODELS: [KnownModel; 2] = [
     },
 ];
 
+/// A model of the family that must be converted first, as its short name would be.
+const CONVERTED_MODEL: &str = "phi-3.5-moe";
+
 /// The short names and the repositories that they stand for.
 pub fn known_models() -> impl Iterator<Item = (&'static str, &'static str)> {
     KNOWN_MODELS.iter().map(|known| (known.name, known.repository))
@@ -88,6 +91,14 @@ impl Source {
         }
         if Path::new(text).is_dir() {
             return Ok(Self::Folder(PathBuf::from(text)));
+        }
+        if text == CONVERTED_MODEL {
+            return Err(usage(
+                "has no short name: no published folder of it is known to run on processors. Convert the published checkpoint by \
+                 models/export/moe_convert.py and give the folder that it wrote, or give the address of a converted one \
+                 (docs/models.md)"
+                    .to_owned(),
+            ));
         }
         let names: Vec<&str> = KNOWN_MODELS.iter().map(|known| known.name).collect();
         Err(usage(format!(
@@ -265,6 +276,13 @@ mod tests {
                 "{wrong}"
             );
         }
+    }
+
+    #[test]
+    fn a_model_without_a_published_folder_is_refused_with_the_way_to_one() {
+        let refused = Source::parse(CONVERTED_MODEL).unwrap_err().to_string();
+        assert!(refused.contains("moe_convert.py"), "{refused}");
+        assert!(refused.contains("docs/models.md"), "{refused}");
     }
 
     #[test]
