@@ -255,15 +255,17 @@ def main(options):
     shape.block, shape.asymmetric, shape.form, shape.accuracy = options.block, options.asymmetric, options.form, 4
     if shape.asymmetric and shape.form == "cuda":
         raise CheckpointError("--asymmetric is for --form cpu: the exporter's form for CUDA has symmetric experts")
+    if not 1 <= options.check_tokens <= shape.original:
+        raise CheckpointError(f"--check-tokens {options.check_tokens} is not between 1 and {shape.original}")
     for name, length in (("hidden_size", shape.hidden), ("intermediate_size", shape.inner)):
         if length % shape.block:
             raise CheckpointError(f"{name} {length} is no multiple of --block {shape.block}")
     checkpoint, out = Checkpoint(options.checkpoint, shape), options.out
     checkpoint.check()
     files = sorted(set(checkpoint.files.values()))
-    job = {"version": VERSION, "checkpoint": str(options.checkpoint.resolve()), "config": (options.checkpoint / "config.json").read_text(),
-           "files": [[name, (options.checkpoint / name).stat().st_size] for name in files], "block": shape.block,
-           "asymmetric": shape.asymmetric, "form": shape.form, "tokens": options.check_tokens}
+    job = {"version": VERSION, "config": (options.checkpoint / "config.json").read_text(),
+           "files": [[name, (options.checkpoint / name).stat().st_size] for name in files],
+           "block": shape.block, "asymmetric": shape.asymmetric, "form": shape.form, "tokens": options.check_tokens}
     journal = Journal(out, job)
     tensors = convert(shape, checkpoint, out, journal, options.check_tokens)
     model = onnx.helper.make_model(moe_graph.graph(shape, tensors, scale_type(shape)), ir_version=10, producer_name="phi-edge moe_convert.py",
@@ -287,3 +289,5 @@ if __name__ == "__main__":
         main(parser.parse_args())
     except (CheckpointError, moe_probe.CheckError, OSError) as error:
         sys.exit(f"moe_convert: {error}")
+    except KeyboardInterrupt:
+        sys.exit("moe_convert: ended; the same command goes on after the last layer that was finished")

@@ -107,6 +107,7 @@ class Convert(unittest.TestCase):
     def test_refusals_name_what_is_wrong(self):
         self.convert("other", killed_at=3)
         self.refused(self.convert("other", "--asymmetric"), "was begun with another checkpoint or other options")
+        self.refused(self.convert("many", "--check-tokens", "65"), "--check-tokens 65 is not between 1 and 64")
         (self.folder / "strange").mkdir()
         (self.folder / "strange" / "file").touch()
         self.refused(self.convert("strange"), "no folder of an unfinished conversion")
