@@ -4,6 +4,7 @@ use ort::operator::OperatorDomain;
 use parking_lot::Mutex;
 
 use crate::attention::Attention;
+use crate::experts::Experts;
 use crate::isa::Isa;
 use crate::matmul::{MatMul, QuantisingMatMul};
 
@@ -16,6 +17,7 @@ pub(crate) fn domain(isa: Isa, threads: usize) -> ort::Result<OperatorDomain> {
     OperatorDomain::new(DOMAIN)?
         .add(MatMul::new(isa, threads))?
         .add(QuantisingMatMul::new(isa, threads))?
+        .add(Experts::new(isa, threads))?
         .add(Attention::new(isa))
 }
 

@@ -6,13 +6,45 @@ use std::path::Path;
 use prost::Message;
 
 use crate::error::OnnxError;
-use crate::onnx_proto::{GraphProto, ModelProto, TensorProto};
+use crate::onnx_proto::{GraphProto, ModelProto, NodeProto, TensorProto};
 
 /// The facts of a graph.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct GraphFacts {
     /// LongRoPE: sequences of more tokens are computed under the long factors.
     pub(crate) rope_boundary: Option<usize>,
+    pub(crate) experts: ExpertsForm,
+}
+
+/// The form of a graph's experts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum ExpertsForm {
+    /// It has none.
+    None,
+    /// The graph weighs the experts' results itself: what every provider computes that has the operator.
+    Weighed,
+    /// The operator is to weigh them by the sparse mixer, or its experts have three matrices: what ONNX Runtime computes on CUDA.
+    /// The processor's operator ignores both, and gives wrong answers without an error.
+    Fused,
+}
+
+impl ExpertsForm {
+    fn of(graph: &GraphProto) -> Self {
+        // Input 8 has the third matrices.
+        let is_fused = |node: &NodeProto| -> bool {
+            node.attribute("use_sparse_mixer")
+                .is_some_and(|mixer| mixer.i != 0)
+                || node.input.get(8).is_some_and(|name| !name.is_empty())
+        };
+        let experts: Vec<&NodeProto> = graph.node.iter().filter(|node| node.op_type == "QMoE").collect();
+        if experts.is_empty() {
+            Self::None
+        } else if experts.into_iter().any(is_fused) {
+            Self::Fused
+        } else {
+            Self::Weighed
+        }
+    }
 }
 
 /// Reads the facts of the graph at `path`.
@@ -22,7 +54,10 @@ pub(crate) fn read(path: &Path) -> Result<GraphFacts, OnnxError> {
         path: path.to_path_buf(),
         fault,
     })?;
-    Ok(GraphFacts { rope_boundary })
+    Ok(GraphFacts {
+        rope_boundary,
+        experts: ExpertsForm::of(&graph),
+    })
 }
 
 /// The graph at `path`. Weights that it holds itself are not copied.
@@ -90,7 +125,7 @@ fn rope_boundary(graph: &GraphProto) -> Result<Option<usize>, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::onnx_proto::{AttributeProto, NodeProto};
+    use crate::onnx_proto::AttributeProto;
 
     fn constant(name: &str, value: i64) -> NodeProto {
         let t = TensorProto {
@@ -145,6 +180,27 @@ mod tests {
             Ok(Some(64))
         );
         assert_eq!(boundary(vec![constant("c", 64)], vec![]), Ok(None));
+    }
+
+    #[test]
+    fn the_form_of_experts_is_told() {
+        fn form(change: impl Fn(&mut NodeProto)) -> ExpertsForm {
+            let mut node = NodeProto::new("QMoE", &["x", "scores", "w1", "s1", "", "w2", "s2"], "y");
+            change(&mut node);
+            ExpertsForm::of(&GraphProto {
+                node: vec![compare("Add", "a", "b"), node],
+                ..GraphProto::default()
+            })
+        }
+        assert_eq!(form(|_| ()), ExpertsForm::Weighed);
+        assert_eq!(form(|node| node.op_type = "MatMul".into()), ExpertsForm::None);
+        assert_eq!(
+            form(|node| node.input.extend(["", "w3"].map(Into::into))),
+            ExpertsForm::Fused
+        );
+        let mixer = |value| AttributeProto::int("use_sparse_mixer", value);
+        assert_eq!(form(|node| node.attribute.push(mixer(0))), ExpertsForm::Weighed);
+        assert_eq!(form(|node| node.attribute.push(mixer(1))), ExpertsForm::Fused);
     }
 
     #[test]

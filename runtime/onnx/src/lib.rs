@@ -10,6 +10,7 @@ mod decoder;
 mod device_memory;
 mod edit_cache;
 mod error;
+mod experts;
 mod graph;
 mod graph_file;
 mod interruptible;

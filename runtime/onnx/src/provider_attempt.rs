@@ -8,7 +8,8 @@ use crate::attention;
 use crate::decoder::DecoderConfig;
 use crate::edit_cache::{EditCache, Tried, weights_identity};
 use crate::error::OnnxError;
-use crate::graph::GraphFacts;
+use crate::experts;
+use crate::graph::{ExpertsForm, GraphFacts};
 use crate::graph_file::{MAX_EDITED_BYTES, folder_of};
 use crate::isa::{CpuResources, Isa};
 use crate::kv_cache::KvCache;
@@ -34,6 +35,11 @@ pub(crate) struct ProviderAttempt<'a> {
     pub(crate) cpu: CpuResources,
 }
 
+/// Why the processor must not run a graph of this form.
+const FUSED_EXPERTS: &str = "has experts (QMoE) in the form for CUDA, with use_sparse_mixer or a third matrix, for which the \
+     processor gives wrong answers: convert the checkpoint for the processor (docs/models.md), or run it on a GPU \
+     (runtime.provider = \"cuda\")";
+
 impl ProviderAttempt<'_> {
     /// Proves that the provider computes, and computes right: one node, then the first layers of `graph`. Returns what that
     /// came to; `None` of the processor, which needs no proof.
@@ -58,6 +64,12 @@ impl ProviderAttempt<'_> {
     /// Opens the model, with the edits of `editable` that hold. Fails where the provider is not available, or computes
     /// wrong.
     pub(crate) fn open(&self, editable: Option<&LocatedGraph>) -> Result<OpenModel, OnnxError> {
+        if self.target.provider == Provider::Cpu && self.facts.experts == ExpertsForm::Fused {
+            return Err(OnnxError::Model {
+                path: self.path.to_path_buf(),
+                fault: FUSED_EXPERTS.to_owned(),
+            });
+        }
         if let Some(editable) = editable {
             let processor = processor_name();
             // The config says which of the graph's inputs and outputs are used, and how.
@@ -72,6 +84,7 @@ impl ProviderAttempt<'_> {
                 &config,
                 matmul::REVISION,
                 attention::REVISION,
+                experts::REVISION,
                 self.cpu.isa.map_or("none", Isa::as_str),
             ];
             let cache =
@@ -297,7 +310,8 @@ fn possible(edits: Prepare, most: Prepare, provider: Provider, support: Operator
         Level::Plain | Level::Logits | Level::Rope => true,
     };
     let operator = |wanted: bool, runs: bool| !wanted || (provider == Provider::Cpu && runs);
-    let operators = operator(edits.matmul, support.matmul) && operator(edits.attention, support.attention);
+    let operators = operator(edits.matmul || edits.experts, support.matmul)
+        && operator(edits.attention, support.attention);
     form && operators && edits.within(most)
 }
 

@@ -42,7 +42,7 @@ pub(crate) struct ModelArgs {
     #[arg(long, value_name = "PATH")]
     pub(crate) library: Option<PathBuf>,
     /// How far the graph may be edited in memory: plain, logits, rope or ragged, with own products of int4 weights by
-    /// +matmul and own attention by +attention [default: ragged+matmul+attention].
+    /// +matmul, own attention by +attention and own experts by +experts [default: ragged+matmul+attention+experts].
     #[arg(long, value_name = "LEVEL")]
     pub(crate) prepare: Option<Prepare>,
     /// The most prompt tokens computed in one go [default: 512].

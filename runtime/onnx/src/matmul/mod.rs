@@ -69,8 +69,12 @@ mod transpose_x86;
 #[cfg(target_arch = "x86_64")]
 mod vnni256_tile;
 
+pub(crate) use multiply::{RowPlaces, RowScratch, columns, panel_height};
+pub(crate) use operands::WeightBits;
 pub(crate) use operator::MatMul;
+pub(crate) use pack::{MatrixShape, PackedWeights, WeightInputs};
 pub(crate) use quantising_operator::QuantisingMatMul;
+pub(crate) use release::release;
 pub use speed::{ProductSpeed, product_speeds};
 
 /// Groups of columns of a tile.

@@ -2,7 +2,7 @@
 
 use crate::matmul::kernels::MatMulKernels;
 use crate::matmul::operands::{PanelRow, Tile, TileForm};
-use crate::matmul::pack::PackedWeights;
+use crate::matmul::pack::{MatrixShape, PackedWeights};
 use crate::matmul::{GROUPS, LANES};
 use crate::workers::{SharedPointer, Workers};
 
@@ -20,6 +20,58 @@ pub(crate) struct RowScratch {
     quants: Vec<i32>,
     scales: Vec<f32>,
     sums: Vec<i32>,
+}
+
+impl RowScratch {
+    /// Places for `rows` rows of matrices of this shape.
+    pub(crate) fn places(&mut self, rows: usize, shape: MatrixShape) -> RowPlaces {
+        let (blocks, words) = (shape.blocks(), shape.blocks() * shape.block / 4);
+        grow(&mut self.quants, rows * words);
+        grow(&mut self.scales, rows * blocks);
+        grow(&mut self.sums, rows * blocks);
+        RowPlaces {
+            quants: SharedPointer(self.quants.as_mut_ptr()),
+            scales: SharedPointer(self.scales.as_mut_ptr()),
+            sums: SharedPointer(self.sums.as_mut_ptr()),
+            blocks,
+            words,
+        }
+    }
+}
+
+/// Places for quantised rows, panel behind panel.
+#[derive(Clone, Copy)]
+pub(crate) struct RowPlaces {
+    quants: SharedPointer<i32>,
+    scales: SharedPointer<f32>,
+    sums: SharedPointer<i32>,
+    /// Blocks of a row.
+    blocks: usize,
+    /// Words of four values of a row.
+    words: usize,
+}
+
+impl RowPlaces {
+    /// The places from that of row `first` on, where a panel begins.
+    pub(crate) fn from(self, first: usize) -> Self {
+        Self {
+            quants: SharedPointer(self.quants.at(first * self.words)),
+            scales: SharedPointer(self.scales.at(first * self.blocks)),
+            sums: SharedPointer(self.sums.at(first * self.blocks)),
+            ..self
+        }
+    }
+
+    /// The place of row `row` of the panel of `rows` rows at the beginning.
+    pub(crate) fn panel_row(self, row: usize, rows: usize) -> PanelRow {
+        PanelRow {
+            quants: self.quants.at(0),
+            scales: self.scales.at(0),
+            sums: self.sums.at(0),
+            rows,
+            row,
+        }
+    }
 }
 
 /// Computes `out[rows, n] = input[rows, k] * weights[k, n]`.
@@ -41,25 +93,13 @@ pub(crate) fn multiply(
             shape.n
         ));
     }
-    let padded = shape.blocks() * shape.block / 4;
-    grow(&mut scratch.quants, rows * padded);
-    grow(&mut scratch.scales, rows * shape.blocks());
-    grow(&mut scratch.sums, rows * shape.blocks());
-    let quants = SharedPointer(scratch.quants.as_mut_ptr());
-    let scales = SharedPointer(scratch.scales.as_mut_ptr());
-    let sums = SharedPointer(scratch.sums.as_mut_ptr());
+    let places = scratch.places(rows, shape);
     let height = panel_height(packed.kernels, rows);
     let panel = |panel: usize| {
         let first = panel * height;
         let count = height.min(rows - first);
         for row in 0..count {
-            let place = PanelRow {
-                quants: quants.at(first * padded),
-                scales: scales.at(first * shape.blocks()),
-                sums: sums.at(first * shape.blocks()),
-                rows: count,
-                row,
-            };
+            let place = places.from(first).panel_row(row, count);
             let values = &input[(first + row) * shape.k..][..shape.k];
             // SAFETY: weights are packed only where the processor has what this needs. Each panel is written by one
             // piece of work, and the scratch has room for all.
@@ -75,20 +115,14 @@ pub(crate) fn multiply(
     }
     let out = SharedPointer(out.as_mut_ptr());
     workers.each(shape.tiles(), |tile| {
-        let rows = QuantisedRows {
-            quants: quants.at(0),
-            scales: scales.at(0),
-            sums: sums.at(0),
-            count: rows,
-        };
         // SAFETY: as for the panels; each tile of columns is written by one piece of work; the rows are only read by now.
-        unsafe { columns(packed, &rows, tile, out.at(0)) };
+        unsafe { columns(packed, places, rows, tile, out.at(0)) };
     })
 }
 
 /// The rows of a panel, where there are `rows` in all. A few go through the weights together, once: that costs less
 /// than to unpack them twice. More are divided evenly, into panels whose sums leave the registers less often.
-fn panel_height(kernels: &MatMulKernels, rows: usize) -> usize {
+pub(crate) fn panel_height(kernels: &MatMulKernels, rows: usize) -> usize {
     if rows <= kernels.max_panel_rows {
         rows.max(1)
     } else {
@@ -102,24 +136,23 @@ fn grow<T: Clone + Default>(buffer: &mut Vec<T>, length: usize) {
     }
 }
 
-/// Quantised rows, by panels.
-struct QuantisedRows {
-    quants: *const i32,
-    scales: *const f32,
-    sums: *const i32,
-    count: usize,
-}
-
 /// Computes one tile of columns for all rows.
 ///
 /// # Safety
-/// As for [`MatMulKernels::tile`]: `rows` are quantised for `packed`, and `out` takes `rows.count` times `n` values.
-unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out: *mut f32) {
+/// As for [`MatMulKernels::tile`]: `places` have `rows` rows in panels of [`panel_height`], quantised for `packed`, and `out`
+/// takes `rows` times `n` values.
+pub(crate) unsafe fn columns(
+    packed: &PackedWeights,
+    places: RowPlaces,
+    rows: usize,
+    tile: usize,
+    out: *mut f32,
+) {
     let shape = packed.shape;
     let (blocks, groups) = (shape.blocks(), shape.groups(tile));
     let block_bytes = shape.block_bytes(groups);
-    let height = panel_height(packed.kernels, rows.count);
-    let panels = rows.count.div_ceil(height);
+    let height = panel_height(packed.kernels, rows);
+    let panels = rows.div_ceil(height);
     let step = if panels == 1 {
         blocks
     } else {
@@ -140,7 +173,7 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
     for block in (0..blocks).step_by(step) {
         for panel in 0..panels {
             let first = panel * height;
-            let count = height.min(rows.count - first);
+            let count = height.min(rows - first);
             // The panels share the fetching of the next chunk.
             let fetch = std::array::from_fn(|group| panels == 1 || group % panels == panel);
             let operands = Tile {
@@ -149,11 +182,11 @@ unsafe fn columns(packed: &PackedWeights, rows: &QuantisedRows, tile: usize, out
                 zeros_step,
                 blocks: step.min(blocks - block),
                 words: shape.words(),
-                quants: rows
+                quants: places
                     .quants
-                    .wrapping_add((first * blocks + block * count) * (shape.block / 4)),
-                scales: rows.scales.wrapping_add(first * blocks + block * count),
-                sums: rows.sums.wrapping_add(first * blocks + block * count),
+                    .at((first * blocks + block * count) * (shape.block / 4)),
+                scales: places.scales.at(first * blocks + block * count),
+                sums: places.sums.at(first * blocks + block * count),
                 out: out.wrapping_add(first * shape.n + tile * GROUPS * LANES),
                 stride: shape.n,
                 mask,

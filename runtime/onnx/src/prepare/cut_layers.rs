@@ -6,20 +6,18 @@ use prost::bytes::Bytes;
 
 use crate::onnx_proto::{NodeProto, graph_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
-use crate::prepare::logits::Tail;
+use crate::prepare::tail::{Tail, attentions};
 
 /// Returns the graph with its first `layers` layers only. `outputs` are its outputs then: the logits first, and the
 /// keys and values of those layers. `None`: the graph is of another form, or has no more layers than that.
 pub(crate) fn cut(model: &Bytes, layers: usize, outputs: &[String]) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let nodes = &editor.nodes;
-    let attentions: Vec<usize> = (0..nodes.len())
-        .filter(|&index| nodes[index].op_type == "GroupQueryAttention")
-        .collect();
+    let attentions = attentions(&editor)?;
     if layers == 0 || attentions.len() <= layers {
         return None;
     }
-    let tail = Tail::of(nodes, outputs.first()?)?;
+    let tail = Tail::of(&editor, outputs.first()?)?;
     let last = nodes[*attentions.last()?].output.first()?;
     let residual = tail.sources.iter().find(|source| *source != last)?;
     let kept = *attentions.get(layers - 1)?;
@@ -133,7 +131,8 @@ mod tests {
     fn the_exporters_graphs_are_cut() {
         for (file, graph) in exported() {
             let outputs = ["logits", "present.0.key", "present.0.value"].map(ToOwned::to_owned);
-            let edited = read(&cut(&graph, 1, &outputs).unwrap());
+            let cut_graph = cut(&graph, 1, &outputs).unwrap();
+            let edited = read(&cut_graph);
             let count = |op: &str| edited.node.iter().filter(|node| node.op_type == op).count();
             assert_eq!((count("GroupQueryAttention"), count("If")), (1, 1), "{file}");
             let attended = edited
@@ -141,7 +140,7 @@ mod tests {
                 .iter()
                 .find(|n| n.op_type == "GroupQueryAttention")
                 .unwrap();
-            let tail = Tail::of(&edited.node, "logits").unwrap();
+            let tail = Tail::of(&GraphEditor::read(&cut_graph).unwrap(), "logits").unwrap();
             assert!(tail.sources.contains(&attended.output[0]), "{file}");
             assert_eq!(edited.output.len(), 3, "{file}");
             let inputs: Vec<&str> = edited.input.iter().map(|input| input.name.as_str()).collect();

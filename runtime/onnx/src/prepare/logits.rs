@@ -1,31 +1,14 @@
 //! The edit that computes logits of chosen tokens only.
 
-use std::collections::{BTreeSet, HashMap};
-
 use prost::Message;
 use prost::bytes::Bytes;
 
 use crate::onnx_proto::{AttributeProto, NodeProto, TensorProto, ValueInfoProto, data_type, graph_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_inputs};
+use crate::prepare::tail::Tail;
 
 /// The input with the tokens whose logits are wanted: indices into the run's tokens, rows one after the other.
 pub(crate) const LOGITS_ROWS: &str = "phi_edge.logits_rows";
-
-/// The operators that treat each token by itself: they may stand between the last attention and the logits.
-const PER_TOKEN_OPERATORS: [&str; 12] = [
-    "Add",
-    "Cast",
-    "Gelu",
-    "MatMul",
-    "MatMulNBits",
-    "Mul",
-    "QuickGelu",
-    "Sigmoid",
-    "SimplifiedLayerNormalization",
-    "SkipSimplifiedLayerNormalization",
-    "Split",
-    "Tanh",
-];
 
 /// Computes everything after the last attention only for the tokens whose logits are wanted: `logits` becomes `[1,
 /// wanted, vocab]`.
@@ -34,7 +17,9 @@ const PER_TOKEN_OPERATORS: [&str; 12] = [
 /// is saved as well. Keys and values are computed for all, before. `None`: the graph is of another form.
 pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
-    let tail = Tail::of(&editor.nodes, logits).or_else(|| projection(&editor.nodes, logits))?;
+    let tail = Tail::of(&editor, logits)
+        .filter(|tail| tail.is_by_token(&editor.nodes))
+        .or_else(|| Tail::projection(&editor.nodes, logits))?;
     let chosen = |name: &String| match tail.sources.iter().position(|source| source == name) {
         Some(at) => format!("{CHOSEN_HIDDEN}.{at}"),
         None => name.clone(),
@@ -70,73 +55,10 @@ pub(crate) fn choose_logits(model: &Bytes, logits: &str) -> Option<Bytes> {
     )
 }
 
-/// The end of a graph that is computed for chosen tokens alone.
-pub(crate) struct Tail {
-    /// Indices of its nodes.
-    pub(crate) nodes: BTreeSet<usize>,
-    /// Its inputs from the rest of the graph, one vector a token each.
-    pub(crate) sources: Vec<String>,
-}
-
-impl Tail {
-    /// Everything after the last attention, if all of it treats each token by itself. Its sources are the attention's
-    /// result and the residual stream beside it.
-    pub(crate) fn of(nodes: &[NodeProto], logits: &str) -> Option<Self> {
-        let attention = nodes
-            .iter()
-            .rposition(|node| node.op_type == "GroupQueryAttention")?;
-        let produced: HashMap<&str, usize> = nodes
-            .iter()
-            .enumerate()
-            .flat_map(|(at, node)| node.outputs().map(move |output| (output, at)))
-            .collect();
-        let mut inside = BTreeSet::new();
-        let mut open = vec![nodes[attention].output.first()?.as_str()];
-        while let Some(name) = open.pop() {
-            for (at, node) in nodes.iter().enumerate() {
-                if node.input.iter().any(|input| input == name) && inside.insert(at) {
-                    open.extend(node.outputs());
-                }
-            }
-        }
-        let by_token = inside
-            .iter()
-            .all(|&at| PER_TOKEN_OPERATORS.contains(&nodes[at].op_type.as_str()));
-        if !by_token || !inside.contains(produced.get(logits)?) {
-            return None;
-        }
-        let mut sources: Vec<String> = Vec::new();
-        for input in inside.iter().flat_map(|&at| &nodes[at].input) {
-            // Weights come from no node, or from a constant.
-            let from = produced.get(input.as_str()).filter(|from| !inside.contains(from));
-            if from.is_some_and(|&from| nodes[from].op_type != "Constant") && !sources.contains(input) {
-                sources.push(input.clone());
-            }
-        }
-        (sources.len() == 2).then_some(Self {
-            nodes: inside,
-            sources,
-        })
-    }
-}
-
-/// The tail that is the last matrix alone.
-fn projection(nodes: &[NodeProto], logits: &str) -> Option<Tail> {
-    let at = nodes
-        .iter()
-        .position(|node| node.output.first().is_some_and(|output| output == logits))?;
-    if !["MatMul", "MatMulNBits"].contains(&nodes[at].op_type.as_str()) {
-        return None;
-    }
-    Some(Tail {
-        nodes: BTreeSet::from([at]),
-        sources: vec![nodes[at].input.first()?.clone()],
-    })
-}
-
 const FLAT_SHAPE: &str = "phi_edge.flat_shape";
 const FLAT_HIDDEN: &str = "phi_edge.flat_hidden";
-const CHOSEN_HIDDEN: &str = "phi_edge.chosen_hidden";
+/// The names of the tail's inputs, of the wanted tokens alone, begin with this.
+pub(super) const CHOSEN_HIDDEN: &str = "phi_edge.chosen_hidden";
 
 #[cfg(test)]
 mod tests {
@@ -144,7 +66,7 @@ mod tests {
 
     use super::*;
     use crate::onnx_proto::ModelProto;
-    use crate::prepare::test_graphs::{exported, graph_of};
+    use crate::prepare::test_graphs::{exported, graph_of, graph_with_outputs};
 
     fn model(last: &str) -> Bytes {
         graph_of(vec![
@@ -166,19 +88,25 @@ mod tests {
     }
 
     fn layer(between: &str) -> Bytes {
-        graph_of(vec![
-            NodeProto::new("Gather", &["table", "ids"], "stream"),
-            NodeProto::new("MatMul", &["stream", "w1"], "qkv"),
-            NodeProto::new("GroupQueryAttention", &["qkv", "past"], "attended"),
-            NodeProto::new("MatMul", &["attended", "w2"], "projected"),
-            NodeProto::new(
-                "SkipSimplifiedLayerNormalization",
-                &["stream", "projected", "w3"],
-                "normed",
-            ),
-            NodeProto::new(between, &["normed"], "active"),
-            NodeProto::new("MatMul", &["active", "w4"], "logits"),
-        ])
+        let mut attention = NodeProto::new("GroupQueryAttention", &["qkv", "past"], "attended");
+        attention.output.extend(["keys", "values"].map(ToOwned::to_owned));
+        let outputs = ["logits", "keys", "values"];
+        graph_with_outputs(
+            &outputs,
+            vec![
+                NodeProto::new("Gather", &["table", "ids"], "stream"),
+                NodeProto::new("MatMul", &["stream", "w1"], "qkv"),
+                attention,
+                NodeProto::new("MatMul", &["attended", "w2"], "projected"),
+                NodeProto::new(
+                    "SkipSimplifiedLayerNormalization",
+                    &["stream", "projected", "w3"],
+                    "normed",
+                ),
+                NodeProto::new(between, &["normed"], "active"),
+                NodeProto::new("MatMul", &["active", "w4"], "logits"),
+            ],
+        )
     }
 
     #[test]

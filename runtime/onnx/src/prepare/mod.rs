@@ -17,10 +17,12 @@ mod protobuf;
 mod quantise_matmuls;
 mod ragged;
 mod replace_attention;
+mod replace_experts;
 mod replace_matmuls;
 #[cfg(test)]
 mod replaced_matmul_tests;
 mod rope;
+mod tail;
 #[cfg(test)]
 mod test_graphs;
 
@@ -34,6 +36,7 @@ pub(crate) use page_attention::{BLOCK_TABLE, LENGTH_BOUNDS, PAST_LENGTHS, ROW_ST
 pub(crate) use quantise_matmuls::quantise_matmuls;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};
+pub(crate) use replace_experts::{SingleExperts, replace_experts, single_experts};
 pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
 pub(crate) use rope::RopeTables;
 
@@ -70,25 +73,42 @@ pub struct Prepare {
     /// Attention is computed by the custom operator, in graphs that take rows of any length, where it has kernels for the
     /// processor.
     pub attention: bool,
+    /// Experts with weights of four bits are computed by the custom operator, where it has kernels for the processor.
+    pub experts: bool,
 }
 
 impl Prepare {
     /// No edits: the graph runs as it is in its file.
     pub const PLAIN: Self = Self::form(Level::Plain);
-    /// All edits.
+    /// All edits of a graph without experts.
     pub const ALL: Self = Self {
         level: Level::Ragged,
         matmul: true,
         attention: true,
+        experts: false,
+    };
+    /// All edits.
+    pub const MOST: Self = Self {
+        experts: true,
+        ..Self::ALL
     };
 
     /// The edits that are tried, the most first. The form comes before the operators, for it decides what a run may
     /// mix.
-    pub(crate) const ATTEMPTS: [Self; 10] = [
+    pub(crate) const ATTEMPTS: [Self; 13] = [
+        Self::MOST,
+        Self {
+            matmul: false,
+            ..Self::MOST
+        },
         Self::ALL,
         Self {
             matmul: false,
             ..Self::ALL
+        },
+        Self {
+            attention: false,
+            ..Self::MOST
         },
         Self::with_matmul(Level::Ragged),
         Self::form(Level::Ragged),
@@ -106,6 +126,7 @@ impl Prepare {
             level,
             matmul: false,
             attention: false,
+            experts: false,
         }
     }
 
@@ -114,17 +135,24 @@ impl Prepare {
             level,
             matmul: true,
             attention: false,
+            experts: false,
         }
     }
 
     /// Whether all of these edits are part of `most`.
     pub(crate) fn within(self, most: Self) -> bool {
-        self.level <= most.level && (most.matmul || !self.matmul) && (most.attention || !self.attention)
+        self.level <= most.level
+            && (most.matmul || !self.matmul)
+            && (most.attention || !self.attention)
+            && (most.experts || !self.experts)
     }
 
     /// Their name on the command line and in the edit cache's file.
     pub fn as_str(self) -> &'static str {
         match (self.level, self.matmul, self.attention) {
+            (Level::Ragged, true, true) if self.experts => "ragged+matmul+attention+experts",
+            (Level::Ragged, true, false) if self.experts => "ragged+matmul+experts",
+            (Level::Ragged, false, true) if self.experts => "ragged+attention+experts",
             (Level::Plain, false, _) => "plain",
             (Level::Logits, false, _) => "logits",
             (Level::Rope, false, _) => "rope",
@@ -158,7 +186,7 @@ impl std::str::FromStr for Prepare {
             .ok_or_else(|| {
                 format!(
                     "unknown \"{text}\": use plain, logits, rope, paged or ragged, any but plain and paged with +matmul behind it, \
-                     ragged also with +attention at the end, or matmul"
+                     ragged also with +attention behind that and one of these with +experts at the end, or matmul"
                 )
             })
     }
@@ -192,6 +220,7 @@ pub(crate) fn prepare(
         level,
         matmul,
         attention,
+        experts,
     } = prepare;
     let (mut graph, mut tables) = (None, None);
     if level >= Level::Rope {
@@ -218,6 +247,9 @@ pub(crate) fn prepare(
     }
     if attention {
         graph = Some(replace_attention::replace_attention(graph.as_ref()?)?);
+    }
+    if experts {
+        graph = Some(replace_experts(graph.as_ref().unwrap_or(model))?);
     }
     if matmul {
         graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model))?);
@@ -249,6 +281,7 @@ mod tests {
                 .filter(|less| less.within(most))
                 .count()
         };
+        assert_eq!(within(Prepare::MOST), 13);
         assert_eq!(within(Prepare::ALL), 10);
         assert_eq!(within(Prepare::form(Level::Ragged)), 4);
         assert_eq!(within(Prepare::form(Level::Paged)), 3);

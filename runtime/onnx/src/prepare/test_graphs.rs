@@ -5,12 +5,19 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::onnx_proto::{GraphProto, ModelProto, NodeProto};
+use crate::onnx_proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto, data_type};
 
 /// A model of these nodes and nothing else.
 pub(super) fn graph_of(node: Vec<NodeProto>) -> Bytes {
+    graph_with_outputs(&[], node)
+}
+
+/// The same with outputs of floats.
+pub(super) fn graph_with_outputs(outputs: &[&str], node: Vec<NodeProto>) -> Bytes {
+    let output = |name: &&str| ValueInfoProto::tensor(name, data_type::FLOAT, &["size"]);
     let graph = GraphProto {
         node,
+        output: outputs.iter().map(output).collect(),
         name: "main".into(),
         ..GraphProto::default()
     };
