@@ -24,7 +24,12 @@ pub(crate) enum Tried {
     /// Edits of the graph.
     Edits(Prepare),
     /// Keys and values of 8 bits under these edits.
-    KvI8(Prepare),
+    KvI8 {
+        /// The edits.
+        edits: Prepare,
+        /// No token may choose another expert.
+        exactly: bool,
+    },
     /// The image encoder's graph, cut at the place of this number, whose axis counts crops.
     EncoderCut {
         /// The number of the place, from the last.
@@ -40,7 +45,11 @@ impl std::fmt::Display for Tried {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::Edits(edits) => f.write_str(edits.as_str()),
-            Self::KvI8(edits) => write!(f, "{edits}, kv i8"),
+            Self::KvI8 {
+                edits,
+                exactly: false,
+            } => write!(f, "{edits}, kv i8"),
+            Self::KvI8 { edits, exactly: true } => write!(f, "{edits}, kv i8, the same experts"),
             Self::EncoderCut { number, axis } => write!(f, "encoder cut {number}, axis {axis}"),
             Self::EncoderWeights(bits) => write!(f, "encoder weights of {bits} bits"),
         }
@@ -163,7 +172,11 @@ mod tests {
         let again = EditCache::for_graph(b"graph", &["1.32", "cpu"], Some(&file));
         assert_eq!(again.get(RAGGED), Some(Err("differs".into())));
         assert_eq!(again.get(ROPE), Some(Ok(())));
-        assert_eq!(again.get(Tried::KvI8(Prepare::form(Level::Rope))), None);
+        let i8 = |exactly| Tried::KvI8 {
+            edits: Prepare::form(Level::Rope),
+            exactly,
+        };
+        assert_eq!((again.get(i8(false)), again.get(i8(true))), (None, None));
         for other in [
             EditCache::for_graph(b"graph", &["1.33", "cpu"], Some(&file)),
             EditCache::for_graph(b"other", &["1.32", "cpu"], Some(&file)),

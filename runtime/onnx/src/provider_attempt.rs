@@ -243,11 +243,13 @@ impl ProviderAttempt<'_> {
         if !edits.attention || self.config.kv_cache == KvCache::F32 {
             return Ok(None);
         }
-        let tried = Tried::KvI8(edits);
+        // Who asks for 8 bits takes what they cost.
+        let exactly = self.config.kv_cache == KvCache::Auto && self.facts.experts != ExpertsForm::None;
+        let tried = Tried::KvI8 { edits, exactly };
         let outcome = if let Some(outcome) = cache.get(tried) {
             outcome
         } else {
-            let outcome = self.trial(located).run_i8(&located.graph, edits)?;
+            let outcome = self.trial(located).run_i8(&located.graph, edits, exactly)?;
             cache.put(tried, &outcome);
             outcome
         };

@@ -5,7 +5,7 @@ use phi_edge_models::GenaiConfig;
 use prost::bytes::Bytes;
 
 use super::trial_steps::steps_of;
-use super::{INSEPARABLE_LAYERS, Trial};
+use super::{INSEPARABLE_LAYERS, LEAST_AGREEING, Trial};
 use crate::error::OnnxError;
 use crate::graph::ExpertsForm;
 use crate::provider::ExecutionTarget;
@@ -41,7 +41,7 @@ impl Trial<'_> {
                 .target
                 .unavailable(format!("the model's first layers can't be run on it: {other}")),
         })?;
-        match self.equal(&got, &expected, PROVIDER_LOGIT_TOLERANCE) {
+        match self.equal(&got, &expected, PROVIDER_LOGIT_TOLERANCE, LEAST_AGREEING) {
             Ok(()) => Ok(Ok(())),
             Err(fault) => Err(OnnxError::ProviderUnavailable {
                 provider: self.target.provider.as_str(),
