@@ -10,7 +10,9 @@ mod decoder;
 mod device_memory;
 mod edit_cache;
 mod error;
+mod expert_speed;
 mod experts;
+mod experts_session;
 mod graph;
 mod graph_file;
 mod interruptible;
@@ -44,6 +46,7 @@ mod workers;
 
 pub use decoder::{DecoderConfig, OnnxDecoder};
 pub use error::OnnxError;
+pub use expert_speed::{ExpertSpeed, expert_speeds};
 pub use isa::{Isa, IsaChoice};
 pub use kv::KvFootprint;
 pub use kv_cache::KvCache;

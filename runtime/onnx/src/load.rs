@@ -119,7 +119,7 @@ fn log_provider(report: &ProviderReport) {
 }
 
 /// The threads and the instruction set that `config` asks for.
-fn cpu_resources(config: &DecoderConfig) -> Result<CpuResources, OnnxError> {
+pub(crate) fn cpu_resources(config: &DecoderConfig) -> Result<CpuResources, OnnxError> {
     Ok(CpuResources {
         threads: config.threads.unwrap_or_else(available_threads),
         isa: config.isa.resolve()?,

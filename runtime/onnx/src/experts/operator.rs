@@ -8,7 +8,7 @@ use parking_lot::Mutex;
 
 use crate::experts::apply::{ExpertScratch, apply};
 use crate::experts::packed_experts::{ExpertsShape, PackedExperts};
-use crate::experts::routing::{Routing, Scores};
+use crate::experts::routing::{RouterOutputs, Routing};
 use crate::experts::swiglu::SwiGlu;
 use crate::experts::{HAS_LENGTHS, HAS_ZEROS, OPERATOR, input};
 use crate::isa::Isa;
@@ -145,7 +145,7 @@ impl Kernel for ExpertsKernel {
         );
         let (shape, tokens) = tokens.try_extract_tensor::<f32>()?;
         let dims = shape.to_vec();
-        let scores = Scores {
+        let scores = RouterOutputs {
             scores: scores.try_extract_tensor::<f32>()?.1,
             weights: weights.try_extract_tensor::<f32>()?.1,
             experts: self.packed.shape.experts,

@@ -32,7 +32,7 @@ pub(crate) struct Part {
 
 /// The scores and weights of a router, `[tokens, experts]` each.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Scores<'a> {
+pub(crate) struct RouterOutputs<'a> {
     pub(crate) scores: &'a [f32],
     pub(crate) weights: &'a [f32],
     pub(crate) experts: usize,
@@ -42,8 +42,8 @@ pub(crate) struct Scores<'a> {
 
 impl Routing {
     /// Routes all tokens of which `counts` says so. Of equal scores the later expert comes first, as with `QMoE`.
-    pub(crate) fn new(from: Scores<'_>, counts: impl Fn(usize) -> bool) -> Self {
-        let Scores { experts, chosen, .. } = from;
+    pub(crate) fn new(from: RouterOutputs<'_>, counts: impl Fn(usize) -> bool) -> Self {
+        let RouterOutputs { experts, chosen, .. } = from;
         let mut by_expert = vec![Vec::new(); experts];
         let all = from.scores.len().checked_div(experts).unwrap_or(0);
         let mut parts = vec![None; all * chosen];
@@ -101,7 +101,7 @@ mod tests {
     fn tokens_go_to_their_best_experts() {
         let scores = [1.0, 3.0, 2.0, 5.0, 0.0, 5.0, 9.0, 9.0, 9.0];
         let weights = [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.0, 0.8, 0.9];
-        let from = Scores {
+        let from = RouterOutputs {
             scores: &scores,
             weights: &weights,
             experts: 3,
@@ -133,7 +133,7 @@ mod tests {
         ) {
             let scores: Vec<f32> = scores.into_iter().map(f32::from).collect();
             let weights = vec![0.5; scores.len()];
-            let routing = Routing::new(Scores { scores: &scores, weights: &weights, experts, chosen }, |_| true);
+            let routing = Routing::new(RouterOutputs { scores: &scores, weights: &weights, experts, chosen }, |_| true);
             let tokens = scores.len() / experts;
             prop_assert_eq!(routing.tokens.len(), tokens * chosen.min(experts));
             for (at, part) in routing.parts.iter().enumerate() {

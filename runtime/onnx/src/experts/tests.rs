@@ -6,7 +6,7 @@ use proptest::prelude::*;
 
 use crate::experts::apply::{ExpertScratch, apply};
 use crate::experts::packed_experts::{ExpertsShape, PackedExperts};
-use crate::experts::routing::{Routing, Scores};
+use crate::experts::routing::{RouterOutputs, Routing};
 use crate::experts::swiglu::SwiGlu;
 use crate::isa::Isa;
 use crate::matmul::WeightInputs;
@@ -117,7 +117,7 @@ impl Layer {
             part(&self.scores, self.shape.experts),
             part(&self.weights, self.shape.experts),
         );
-        let scores = Scores {
+        let scores = RouterOutputs {
             scores: &scores,
             weights: &weights,
             experts: self.shape.experts,

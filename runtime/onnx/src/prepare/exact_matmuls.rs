@@ -1,15 +1,33 @@
-//! The edit that asks the library for products in 32-bit floats, for trials.
+//! The edits that ask the library for products in 32-bit floats, for trials.
 
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::onnx_proto::{AttributeProto, node_field};
+use crate::onnx_proto::{AttributeProto, NodeProto, node_field};
 use crate::prepare::graph_editor::{FieldEdit, GraphEditor, GraphField, with_attribute};
 use crate::prepare::protobuf::fields;
 
 const ACCURACY: &str = "accuracy_level";
 /// The accuracy level of products in 32-bit floats.
 const EXACT: i64 = 1;
+
+/// Leaves the accuracy level out of each `QMoE` that names one, so that experts' rows are not quantised. `None`: the graph has none.
+pub(crate) fn exact_experts(model: &Bytes) -> Option<Bytes> {
+    let editor = GraphEditor::read(model)?;
+    let rounds = |node: &NodeProto| node.op_type == "QMoE" && node.attribute(ACCURACY).is_some();
+    if !editor.nodes.iter().any(rounds) {
+        return None;
+    }
+    editor.write(
+        |part| match part {
+            GraphField::Node(index) if rounds(&editor.nodes[index]) => {
+                Some(FieldEdit::Put(without_attribute(editor.node(index)?, ACCURACY)?))
+            }
+            _ => Some(FieldEdit::Keep),
+        },
+        &[],
+    )
+}
 
 /// Asks each `MatMulNBits` that names an accuracy level for 32-bit floats, so that rows are not quantised. `None`: the graph has
 /// none.
@@ -54,7 +72,18 @@ fn without_attribute(node: &[u8], name: &str) -> Option<Vec<u8>> {
 mod tests {
     use super::*;
     use crate::onnx_proto::ModelProto;
-    use crate::prepare::test_graphs::exported;
+    use crate::prepare::test_graphs::{exported, graph_of};
+
+    #[test]
+    fn experts_lose_their_accuracy_level_alone() {
+        let mut node = NodeProto::new("QMoE", &["x"], "y");
+        node.attribute = vec![AttributeProto::int("k", 2), AttributeProto::int(ACCURACY, 4)];
+        let graph = graph_of(vec![node.clone()]);
+        let edited = ModelProto::decode(exact_experts(&graph).unwrap()).unwrap();
+        node.attribute.pop();
+        assert_eq!(edited.graph.unwrap().node, [node.clone()]);
+        assert_eq!(exact_experts(&graph_of(vec![node])), None);
+    }
 
     #[test]
     fn products_change_in_nothing_but_their_accuracy() {

@@ -28,7 +28,7 @@ mod test_graphs;
 
 pub(crate) use cut_encoder::{CutEncoder, EncoderNames, cut_encoder};
 pub(crate) use cut_layers::cut;
-pub(crate) use exact_matmuls::exact_matmuls;
+pub(crate) use exact_matmuls::{exact_experts, exact_matmuls};
 pub(crate) use external_data::{LocatedGraph, MissingWeights, missing_weights, resolve_links};
 pub(crate) use logits::LOGITS_ROWS;
 pub(crate) use merge_embedding::{MergeNames, merge_embedding};

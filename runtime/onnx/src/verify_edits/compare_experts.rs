@@ -1,14 +1,10 @@
 //! Comparison of the custom operator for experts with the library's, on the experts of one layer.
 
-use ort::session::Session;
-use ort::value::Tensor;
 use prost::bytes::Bytes;
 
-use crate::custom_operators;
-use crate::error::one_line;
+use crate::experts_session::{ExpertInputs, ExpertsSession};
 use crate::logit_difference::LogitDifference;
 use crate::prepare::{SingleExperts, replace_experts, single_experts};
-use crate::session;
 use crate::verify_edits::Trial;
 use crate::verify_edits::reference::row_values;
 
@@ -40,37 +36,16 @@ pub(crate) fn verify(trial: &Trial<'_>, model: &Bytes) -> Result<(), String> {
 
 /// The results of `graph` for each number of tokens.
 fn results(trial: &Trial<'_>, graph: &[u8], experts: &SingleExperts) -> Result<Vec<Vec<f32>>, String> {
-    let said = |error: ort::Error| one_line(error);
-    let folder = trial.weights_folder;
-    let mut builder = session::builder_beside_weights(trial.library, trial.target, trial.cpu, folder)
-        .map_err(|error| error.to_string())?;
-    let mut session: Session =
-        custom_operators::commit(|| builder.commit_from_memory(graph)).map_err(said)?;
+    let mut session = ExpertsSession::open(trial.library, trial.cpu, trial.weights_folder, graph, experts)?;
     let of_tokens = |tokens: usize| {
         // Scores and weights are of no importance here, as long as experts differ in them.
         let values = row_values(tokens * experts.hidden.max(2 * experts.experts));
-        let scores = values[..tokens * experts.experts].to_vec();
-        let weights = values
-            .iter()
-            .rev()
-            .take(scores.len())
-            .map(|value| value.abs())
-            .collect();
-        let tokens_of = values[..tokens * experts.hidden].to_vec();
-        let widths = [experts.hidden, experts.experts, experts.experts];
-        let inputs = experts
-            .inputs
-            .iter()
-            .zip(widths)
-            .zip([tokens_of, scores, weights]);
-        let inputs = inputs.map(|((name, width), values): (_, Vec<f32>)| {
-            let tensor = Tensor::from_array(([tokens, width], values)).map_err(said)?;
-            Ok((name.clone(), tensor.into_dyn()))
-        });
-        let inputs = inputs.collect::<Result<Vec<_>, String>>()?;
-        let outputs = session.run(inputs).map_err(said)?;
-        let output = outputs.get(&experts.output).ok_or("a result is missing")?;
-        Ok(output.try_extract_tensor::<f32>().map_err(said)?.1.to_vec())
+        let count = tokens * experts.experts;
+        session.run(ExpertInputs {
+            tokens: values[..tokens * experts.hidden].to_vec(),
+            scores: values[..count].to_vec(),
+            weights: values.iter().rev().take(count).map(|value| value.abs()).collect(),
+        })
     };
     TRIAL_TOKENS.into_iter().map(of_tokens).collect()
 }

@@ -4,20 +4,24 @@
 //! stays none. Those for Arm do it by row, in another form, and with dot products of bytes they make numbers of NaN. So their
 //! results neither equal those of the custom operator, nor do they show what an edit broke. There, products are computed in
 //! 32-bit floats while edits are tried that leave them alone, and one product is compared on rows that quantisation does not change.
+//!
+//! The library's experts with rows of eight bits round a token by the number of tokens beside it (seen: 3e-2 of the largest logit at
+//! full size), so that they are computed in 32-bit floats everywhere.
 
 use prost::bytes::Bytes;
 
-use crate::prepare::exact_matmuls;
+use crate::prepare::{exact_experts, exact_matmuls};
 
 /// Whether the library's kernels quantise as accuracy level 4 is defined.
 const QUANTISES_AS_DEFINED: bool = cfg!(target_arch = "x86_64");
 
 /// The graph whose results show what is wrong with an edit of `graph`.
 pub(super) fn reference(graph: &Bytes) -> Bytes {
+    let graph = exact_experts(graph).unwrap_or_else(|| graph.clone());
     if QUANTISES_AS_DEFINED {
-        return graph.clone();
+        return graph;
     }
-    exact_matmuls(graph).unwrap_or_else(|| graph.clone())
+    exact_matmuls(&graph).unwrap_or(graph)
 }
 
 /// Pseudo-random numbers for the rows of products, some of them large, as in a layer's input.

@@ -50,9 +50,12 @@ pub(crate) struct BenchArgs {
     /// could do.
     #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "model"])]
     pub(crate) products: bool,
+    /// Measure the experts of one layer alone, in turns with ONNX Runtime's operator for them.
+    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "products"])]
+    pub(crate) experts: bool,
     /// Measure all scenarios, the memory and the processor, write one JSON object to this file, and print a row for the table
     /// of docs/hardware.md. `--image` adds those of a picture. It takes some minutes, and more on a slow machine.
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "prompt_tokens", "new_tokens", "requests", "shared_tokens", "concurrency", "replay", "prompts", "bare", "turns", "kv_loss", "json"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["scenario", "prompt_tokens", "new_tokens", "requests", "shared_tokens", "concurrency", "replay", "prompts", "bare", "turns", "kv_loss", "experts", "json"])]
     pub(crate) report: Option<PathBuf>,
     /// Measure a bare loop over the same session too, in turns, this many pairs.
     #[arg(long, value_name = "PAIRS", default_value = "0")]

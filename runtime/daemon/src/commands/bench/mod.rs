@@ -1,6 +1,7 @@
 //! `phi-edge bench`: measures the speed of this model on this machine, or what 8-bit keys and values cost in accuracy.
 
 mod bench_args;
+mod experts;
 mod kv_loss;
 mod picture;
 mod products;
@@ -35,6 +36,9 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<(), Fault> {
     }
     if args.products {
         return products::products(args);
+    }
+    if args.experts {
+        return experts::experts(args);
     }
     if let Some(file) = &args.report {
         return report::report(args, file);
