@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+
 use crate::isa::Isa;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::operands::WeightBits;
@@ -74,12 +76,15 @@ fn layer(isa: Isa, threads: usize, block: usize, zero_points: bool) -> Result<Ve
     packed.collect()
 }
 
+fn speed(layer: &[PackedWeights], rows: usize, threads: usize) -> Result<f64, String> {
+    Team::of(threads, |workers| speed_on(layer, rows, workers))
+}
+
 #[expect(
     clippy::cast_precision_loss,
     reason = "numbers of products are small beside 2^52"
 )]
-fn speed(layer: &[PackedWeights], rows: usize, threads: usize) -> Result<f64, String> {
-    let workers = Spawned(threads);
+fn speed_on(layer: &[PackedWeights], rows: usize, workers: &impl Workers) -> Result<f64, String> {
     let mut scratch = RowScratch::default();
     let mut buffers: Vec<(Vec<f32>, Vec<f32>)> = layer
         .iter()
@@ -90,7 +95,7 @@ fn speed(layer: &[PackedWeights], rows: usize, threads: usize) -> Result<f64, St
         .collect();
     let mut pass = || -> Result<(), String> {
         for (packed, (input, out)) in layer.iter().zip(&mut buffers) {
-            multiply(packed, input, out, &mut scratch, &workers)?;
+            multiply(packed, input, out, &mut scratch, workers)?;
         }
         Ok(())
     };
@@ -105,27 +110,111 @@ fn speed(layer: &[PackedWeights], rows: usize, threads: usize) -> Result<f64, St
     Ok((products * rows * passes) as f64 / begun.elapsed().as_secs_f64())
 }
 
-/// Threads that are made for each product.
-struct Spawned(usize);
+/// Threads that wait for work by spinning, as ONNX Runtime's do between the operators of a run.
+struct SpinningThreads<'a> {
+    team: &'a Team,
+}
 
-impl Workers for Spawned {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
-        let next = AtomicUsize::new(0);
-        let take = || {
-            loop {
-                let piece = next.fetch_add(1, Ordering::Relaxed);
-                if piece >= total {
-                    return;
-                }
-                work(piece);
-            }
+/// What the threads share.
+#[derive(Default)]
+struct Team {
+    /// Threads beside the one that hands out work.
+    helpers: usize,
+    /// The number of the current job; [`Team::END`] is the last.
+    job: AtomicUsize,
+    /// The work of the current job, called with a piece's number.
+    work: Mutex<Option<WorkPointer>>,
+    total: AtomicUsize,
+    next: AtomicUsize,
+    /// Helpers that have finished the current job.
+    finished: AtomicUsize,
+}
+
+/// Work that outlives the job in which it is called.
+#[derive(Clone, Copy)]
+struct WorkPointer(*const (dyn Fn(usize) + Sync));
+
+// SAFETY: what it points to may be called by several threads, and `each` returns after the last call.
+unsafe impl Send for WorkPointer {}
+
+impl Team {
+    const END: usize = usize::MAX;
+
+    /// Runs `with` beside `threads - 1` helpers.
+    fn of<T>(threads: usize, with: impl FnOnce(&SpinningThreads<'_>) -> T) -> T {
+        let team = Self {
+            helpers: threads.saturating_sub(1),
+            ..Self::default()
         };
         std::thread::scope(|scope| {
-            for _ in 1..self.0 {
-                scope.spawn(take);
+            for _ in 0..team.helpers {
+                scope.spawn(|| team.help());
             }
-            take();
-        });
+            // A panic in `with` must end the helpers as well.
+            let _end = EndOnDrop(&team);
+            with(&SpinningThreads { team: &team })
+        })
+    }
+
+    fn help(&self) {
+        let mut seen = 0;
+        loop {
+            let job = self.job.load(Ordering::Acquire);
+            if job == Self::END {
+                return;
+            }
+            if job == seen {
+                std::hint::spin_loop();
+                continue;
+            }
+            seen = job;
+            let work = *self.work.lock();
+            if let Some(WorkPointer(work)) = work {
+                // SAFETY: `each` keeps the work alive until all helpers have finished the job.
+                self.take_pieces(unsafe { &*work });
+            }
+            self.finished.fetch_add(1, Ordering::AcqRel);
+        }
+    }
+
+    fn take_pieces(&self, work: &(dyn Fn(usize) + Sync)) {
+        let total = self.total.load(Ordering::Relaxed);
+        loop {
+            let piece = self.next.fetch_add(1, Ordering::Relaxed);
+            if piece >= total {
+                return;
+            }
+            work(piece);
+        }
+    }
+}
+
+/// Ends the helpers.
+struct EndOnDrop<'a>(&'a Team);
+
+impl Drop for EndOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.job.store(Team::END, Ordering::Release);
+    }
+}
+
+impl Workers for SpinningThreads<'_> {
+    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
+        let team = self.team;
+        let work: &(dyn Fn(usize) + Sync) = &work;
+        // SAFETY: only the lifetime is changed; no helper calls it after this function has returned, as it waits for all.
+        let work_for_ever =
+            unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static (dyn Fn(usize) + Sync)>(work) };
+        let pointer = WorkPointer(work_for_ever);
+        *team.work.lock() = Some(pointer);
+        team.total.store(total, Ordering::Relaxed);
+        team.next.store(0, Ordering::Relaxed);
+        team.finished.store(0, Ordering::Relaxed);
+        team.job.fetch_add(1, Ordering::AcqRel);
+        team.take_pieces(work);
+        while team.finished.load(Ordering::Acquire) < team.helpers {
+            std::hint::spin_loop();
+        }
         Ok(())
     }
 }
@@ -136,12 +225,17 @@ mod tests {
 
     #[test]
     fn pieces_of_work_are_each_done_once() {
-        let done: Vec<AtomicUsize> = (0..100).map(|_| AtomicUsize::new(0)).collect();
-        Spawned(3)
-            .each(done.len(), |piece| {
-                done[piece].fetch_add(1, Ordering::Relaxed);
-            })
-            .unwrap();
-        assert!(done.iter().all(|piece| piece.load(Ordering::Relaxed) == 1));
+        for threads in [1, 3] {
+            Team::of(threads, |workers| {
+                for total in [100, 1, 0, 37] {
+                    let done: Vec<AtomicUsize> = (0..total).map(|_| AtomicUsize::new(0)).collect();
+                    let piece = |piece: usize| {
+                        done[piece].fetch_add(1, Ordering::Relaxed);
+                    };
+                    workers.each(total, piece).unwrap();
+                    assert!(done.iter().all(|piece| piece.load(Ordering::Relaxed) == 1));
+                }
+            });
+        }
     }
 }
