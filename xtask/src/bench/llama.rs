@@ -11,11 +11,52 @@ use crate::{model, python};
 /// The package that carries llama.cpp's source; its version decides llama.cpp's.
 const PACKAGE: &str = "llama-cpp-python==0.3.36";
 
+/// The processor that the server is built for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Processor {
+    /// This one, with all that it has.
+    Own,
+    /// One with AVX2, FMA and F16C, and no more.
+    Avx2,
+}
+
+impl Processor {
+    /// The folder of its build.
+    fn build(self) -> &'static str {
+        match self {
+            Self::Own => "build",
+            Self::Avx2 => "build-avx2",
+        }
+    }
+
+    fn options(self) -> Vec<String> {
+        match self {
+            Self::Own => own_features(),
+            Self::Avx2 => {
+                let off = [
+                    "NATIVE",
+                    "AVX_VNNI",
+                    "AVX512",
+                    "AVX512_VBMI",
+                    "AVX512_VNNI",
+                    "AVX512_BF16",
+                ];
+                let on = ["AVX", "AVX2", "FMA", "F16C", "BMI2"];
+                let off = off.map(|name| format!("-DGGML_{name}=OFF"));
+                off.into_iter()
+                    .chain(on.map(|name| format!("-DGGML_{name}=ON")))
+                    .collect()
+            }
+        }
+    }
+}
+
 /// The server, built under target/ where it is not there yet. Takes some minutes.
-pub(crate) fn server() -> Result<PathBuf> {
+pub(crate) fn server(processor: Processor) -> Result<PathBuf> {
     let folder = target().join("llama");
-    let server = folder
-        .join("build/bin")
+    let build = folder.join(processor.build());
+    let server = build
+        .join("bin")
         .join(format!("llama-server{}", std::env::consts::EXE_SUFFIX));
     if server.exists() {
         return Ok(server);
@@ -53,9 +94,9 @@ pub(crate) fn server() -> Result<PathBuf> {
         .arg("-S")
         .arg(source.join("vendor/llama.cpp"))
         .arg("-B")
-        .arg(folder.join("build"))
+        .arg(&build)
         .args(["-G", "Ninja", "-DCMAKE_BUILD_TYPE=Release"])
-        .args(processor())
+        .args(processor.options())
         .args([
             "-DLLAMA_CURL=OFF",
             "-DLLAMA_OPENSSL=OFF",
@@ -64,15 +105,15 @@ pub(crate) fn server() -> Result<PathBuf> {
     run(Command::new(tools.join("cmake"))
         .env("PATH", &path)
         .arg("--build")
-        .arg(folder.join("build"))
+        .arg(&build)
         .args(["--target", "llama-server"]))?;
     Ok(server)
 }
 
-/// What the processor can do, for the build.
+/// What this processor can do, for the build.
 ///
 /// Not `-march=native`: a virtual machine may show AMX and not let anybody use it, and the server then dies of it.
-fn processor() -> Vec<String> {
+fn own_features() -> Vec<String> {
     #[cfg(target_arch = "x86_64")]
     {
         use std::arch::is_x86_feature_detected as has;

@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: phi-edge and its peers, or another build of it, on one model, in turns.
 
 mod against;
+mod isa;
 mod kv;
 mod llama;
 mod many;
@@ -99,10 +100,12 @@ pub(crate) enum Section {
     Kv,
     /// A picture, against genai.
     Vision,
+    /// Each instruction set's kernels, against AVX-512's and llama.cpp's for AVX2.
+    Isa,
 }
 
 impl Section {
-    const ALL: [Self; 9] = [
+    const ALL: [Self; 10] = [
         Self::One,
         Self::Streams,
         Self::Arrivals,
@@ -112,6 +115,7 @@ impl Section {
         Self::Summary,
         Self::Kv,
         Self::Vision,
+        Self::Isa,
     ];
 
     fn name(self) -> &'static str {
@@ -125,6 +129,7 @@ impl Section {
             Self::Summary => "summary",
             Self::Kv => "kv",
             Self::Vision => "vision",
+            Self::Isa => "isa",
         }
     }
 }
@@ -150,6 +155,7 @@ pub(crate) fn bench(args: &BenchArgs) -> Result<()> {
             Section::Summary => many::summary(&bench, args)?,
             Section::Kv => kv::measure(&bench, args)?,
             Section::Vision => vision::measure(&bench, args)?,
+            Section::Isa => isa::measure(&bench, args)?,
         };
         print!("{report}");
         let file = root().join("docs/benchmarks.md");
@@ -185,7 +191,7 @@ impl Setup {
         } else {
             let server = match &args.llama_server {
                 Some(server) => server.clone(),
-                None => llama::server()?,
+                None => llama::server(llama::Processor::Own)?,
             };
             Some((server, llama::model()?))
         };
@@ -227,13 +233,18 @@ impl Setup {
     /// xtask/llama_bench.py with these settings, where llama.cpp is to be measured.
     fn llama(&self, scenario: &str, settings: &[(&str, u32)]) -> Option<Command> {
         let (server, model) = self.llama.as_ref()?;
+        Some(self.llama_of(server, model, scenario, settings))
+    }
+
+    /// The same with this server and model.
+    fn llama_of(&self, server: &Path, model: &Path, scenario: &str, settings: &[(&str, u32)]) -> Command {
         let mut command = Command::new(&self.genai);
         command
             .arg(root().join("xtask/llama_bench.py"))
             .args([server, model])
             .arg(scenario);
         self.settings(&mut command, settings);
-        Some(command)
+        command
     }
 
     fn settings(&self, command: &mut Command, settings: &[(&str, u32)]) {
