@@ -68,7 +68,7 @@ fn check(subject: &Subject) {
     let goldens = goldens(&subject.folder);
     let mut reference = load(&library, &subject.folder, 1, Prepare::PLAIN);
     assert_eq!(reference.caps().rope_boundary, Some(subject.rope_boundary));
-    for prepare in [Prepare::PLAIN, Prepare::ALL, Prepare::MOST] {
+    for prepare in [Prepare::PLAIN, Prepare::ALL, Prepare::ALL_WITH_EXPERTS] {
         let mut decoder = load(&library, &subject.folder, 1, prepare);
         for golden in &goldens {
             let logits = logits_after(&mut decoder, &golden.prompt);
@@ -89,17 +89,17 @@ fn check(subject: &Subject) {
         (24, 3, Prepare::PLAIN, f32),
         (512, 1, Prepare::ALL, f32),
         (24, 4, Prepare::ALL, f32),
-        (512, 1, Prepare::MOST, f32),
-        (7, 1, Prepare::MOST, f32),
-        (24, 4, Prepare::MOST, f32),
+        (512, 1, Prepare::ALL_WITH_EXPERTS, f32),
+        (7, 1, Prepare::ALL_WITH_EXPERTS, f32),
+        (24, 4, Prepare::ALL_WITH_EXPERTS, f32),
     ];
     if Isa::detect().is_some() {
-        let prepared = load(&library, &subject.folder, 1, Prepare::MOST).prepared();
+        let prepared = load(&library, &subject.folder, 1, Prepare::ALL_WITH_EXPERTS).prepared();
         assert_eq!(prepared.as_str(), subject.most);
         // Rounding changes which experts are chosen where two score nearly alike, which the goldens of 8-bit rows leave out.
         let i8 = [
-            (512, 1, Prepare::MOST, KvCache::I8),
-            (24, 4, Prepare::MOST, KvCache::I8),
+            (512, 1, Prepare::ALL_WITH_EXPERTS, KvCache::I8),
+            (24, 4, Prepare::ALL_WITH_EXPERTS, KvCache::I8),
         ];
         runs.extend(i8.into_iter().filter(|_| subject.near_tie > 0.0));
     }
@@ -183,7 +183,7 @@ fn the_form_for_cuda_is_refused() {
         return;
     };
     let model = ModelDir::open(&own("cuda")).unwrap();
-    for prepare in [Prepare::PLAIN, Prepare::MOST] {
+    for prepare in [Prepare::PLAIN, Prepare::ALL_WITH_EXPERTS] {
         let config = DecoderConfig {
             provider: Provider::Cpu,
             prepare,

@@ -84,7 +84,7 @@ impl ModelSetup {
                 kv_cache: settings::kv_cache(runtime.kv_cache),
                 isa: settings::isa(runtime.isa),
                 kv_memory: runtime.kv_memory.map(ByteSize::bytes),
-                prepare: Prepare::MOST,
+                prepare: Prepare::ALL_WITH_EXPERTS,
                 edit_cache: Some(config.store.path.join(EDIT_CACHE_FILE)),
                 vision_weights: settings::vision_weights(config.model.vision_weights),
                 ..DecoderConfig::default()
@@ -121,7 +121,7 @@ impl ModelSetup {
                     kv_cache: KvCache::Auto,
                     isa: IsaChoice::Auto,
                     kv_memory: None,
-                    prepare: Prepare::MOST,
+                    prepare: Prepare::ALL_WITH_EXPERTS,
                     edit_cache: None,
                     vision_weights: VisionWeights::Auto,
                     ..DecoderConfig::default()

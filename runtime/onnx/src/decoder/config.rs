@@ -54,7 +54,7 @@ impl Default for DecoderConfig {
             kv_memory: None,
             device_rows: false,
             paged_stand_in: None,
-            prepare: Prepare::MOST,
+            prepare: Prepare::ALL_WITH_EXPERTS,
             isa: IsaChoice::Auto,
             edit_cache: None,
             vision_weights: VisionWeights::Auto,

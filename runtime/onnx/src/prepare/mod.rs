@@ -88,7 +88,7 @@ impl Prepare {
         experts: false,
     };
     /// All edits.
-    pub const MOST: Self = Self {
+    pub const ALL_WITH_EXPERTS: Self = Self {
         experts: true,
         ..Self::ALL
     };
@@ -96,10 +96,10 @@ impl Prepare {
     /// The edits that are tried, the most first. The form comes before the operators, for it decides what a run may
     /// mix.
     pub(crate) const ATTEMPTS: [Self; 13] = [
-        Self::MOST,
+        Self::ALL_WITH_EXPERTS,
         Self {
             matmul: false,
-            ..Self::MOST
+            ..Self::ALL_WITH_EXPERTS
         },
         Self::ALL,
         Self {
@@ -108,7 +108,7 @@ impl Prepare {
         },
         Self {
             attention: false,
-            ..Self::MOST
+            ..Self::ALL_WITH_EXPERTS
         },
         Self::with_matmul(Level::Ragged),
         Self::form(Level::Ragged),
@@ -281,7 +281,7 @@ mod tests {
                 .filter(|less| less.within(most))
                 .count()
         };
-        assert_eq!(within(Prepare::MOST), 13);
+        assert_eq!(within(Prepare::ALL_WITH_EXPERTS), 13);
         assert_eq!(within(Prepare::ALL), 10);
         assert_eq!(within(Prepare::form(Level::Ragged)), 4);
         assert_eq!(within(Prepare::form(Level::Paged)), 3);
