@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
-use crate::prepare::Prepare;
+use crate::prepare::{Prepare, ProductShape};
 
 /// The revision of the edits and of the trial: part of the key.
 const TRIAL_REVISION: &str = "3";
@@ -37,6 +37,13 @@ pub(crate) enum Tried {
         /// The axis.
         axis: usize,
     },
+    /// Which operator is faster for products of this shape, on this number of threads: a note of the choice.
+    Products {
+        /// The shape of the weights.
+        shape: ProductShape,
+        /// The threads.
+        threads: usize,
+    },
     /// The image encoder's weights in this number of bits: a note of their loss.
     EncoderWeights(i64),
 }
@@ -51,6 +58,7 @@ impl std::fmt::Display for Tried {
             } => write!(f, "{edits}, kv i8"),
             Self::KvI8 { edits, exactly: true } => write!(f, "{edits}, kv i8, the same experts"),
             Self::EncoderCut { number, axis } => write!(f, "encoder cut {number}, axis {axis}"),
+            Self::Products { shape, threads } => write!(f, "products of {shape}, {threads} threads"),
             Self::EncoderWeights(bits) => write!(f, "encoder weights of {bits} bits"),
         }
     }

@@ -31,6 +31,7 @@ mod prefetch;
 mod prepare;
 pub mod probe;
 mod processor;
+mod product_choice;
 mod product_weights;
 mod provider;
 mod provider_attempt;
@@ -39,6 +40,7 @@ mod raw;
 mod run_inputs;
 mod session;
 mod telemetry;
+mod time_products;
 mod verify_edits;
 mod version;
 mod vision;
@@ -53,8 +55,9 @@ pub use kv_cache::KvCache;
 pub use library::Library;
 pub use matmul::{ProductSpeed, product_speeds};
 pub use paged_stand_in::PagedStandIn;
-pub use prepare::{Level, Prepare};
+pub use prepare::{Level, Prepare, ProductShape};
 pub use processor::is_slow_processor;
+pub use product_choice::ProductChoice;
 pub use product_weights::ProductWeights;
 pub use provider::{
     GraphNode, NodePlacement, PluginSettings, Provider, ProviderReport, ProviderSettings, RefusedProvider,

@@ -116,6 +116,13 @@ fn log_provider(report: &ProviderReport) {
         on_cpu,
         "The execution provider is chosen."
     );
+    for choice in report.products.iter().filter(|choice| choice.by_library) {
+        tracing::info!(
+            shape = %choice.shape,
+            times = choice.times,
+            "ONNX Runtime computes products of this shape faster: the custom operator leaves them to it."
+        );
+    }
 }
 
 /// The threads and the instruction set that `config` asks for.

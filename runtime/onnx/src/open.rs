@@ -53,13 +53,15 @@ pub(crate) fn open(
                 refused.push(RefusedProvider { provider, fault });
             }
             Err(error) => return Err(error),
-            Ok((opened, proof)) => {
+            Ok((mut opened, proof)) => {
+                let products = std::mem::take(&mut opened.products);
                 let report = ProviderReport {
                     provider,
                     device: target.device(library),
                     reason: reason(config, provider),
                     proof,
                     refused,
+                    products,
                     placement: opened.graph.placement.clone(),
                     identity: target.identity(),
                 };

@@ -1,5 +1,6 @@
 //! The attempt to open a model on one provider, and the edits of its graph.
 
+use std::cell::OnceCell;
 use std::path::Path;
 
 use phi_edge_models::GenaiConfig;
@@ -11,15 +12,17 @@ use crate::error::OnnxError;
 use crate::experts;
 use crate::graph::{ExpertsForm, GraphFacts};
 use crate::graph_file::{MAX_EDITED_BYTES, folder_of};
-use crate::isa::{CpuResources, Isa};
+use crate::isa::{CpuResources, Isa, IsaChoice};
 use crate::kv_cache::KvCache;
 use crate::library::Library;
 use crate::matmul;
-use crate::prepare::{self, Level, LocatedGraph, Prepare};
+use crate::prepare::{self, Level, LocatedGraph, Prepare, ProductShape};
 use crate::processor::processor_name;
+use crate::product_choice::ProductChoice;
 use crate::provider::{ExecutionTarget, Provider};
 use crate::provider_proof::run_one_node;
 use crate::session::{self, EditedSource, GraphSource, OpenModel};
+use crate::time_products::choose_operators;
 use crate::verify_edits;
 
 /// The attempt to open a model on one provider.
@@ -90,6 +93,7 @@ impl ProviderAttempt<'_> {
             let cache =
                 EditCache::for_graph(&editable.graph, &circumstances, self.config.edit_cache.as_deref());
             let mut left_out = Vec::new();
+            let products = OnceCell::new();
             let support = OperatorSupport {
                 matmul: self.cpu.isa.is_some(),
                 // It keeps keys and values on the host.
@@ -99,12 +103,13 @@ impl ProviderAttempt<'_> {
             let possible =
                 |edits: &Prepare| possible(*edits, self.config.prepare, self.target.provider, support);
             for edits in Prepare::ATTEMPTS.into_iter().filter(possible) {
-                if let Some(edited) = self.edited(editable, edits, &cache)? {
+                if let Some(edited) = self.edited(editable, edits, &cache, &products)? {
                     match edited {
                         Ok(mut opened) => {
                             if !edits.attention {
                                 opened.attention_fault = self.attention_fault(Some(editable), &left_out);
                             }
+                            opened.products = products.into_inner().unwrap_or_default();
                             warn(&left_out);
                             return Ok(opened);
                         }
@@ -114,6 +119,7 @@ impl ProviderAttempt<'_> {
             }
             let mut opened = self.plain()?;
             opened.attention_fault = self.attention_fault(Some(editable), &left_out);
+            opened.products = products.into_inner().unwrap_or_default();
             // Logged only now: where the plain graph can't be opened either, its error is the one to report.
             warn(&left_out);
             return Ok(opened);
@@ -162,6 +168,7 @@ impl ProviderAttempt<'_> {
             prepared: Prepare::PLAIN,
             attention_fault: None,
             i8_fault: None,
+            products: Vec::new(),
         })
     }
 
@@ -180,19 +187,25 @@ impl ProviderAttempt<'_> {
         }
     }
 
-    /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply.
+    /// Opens the graph with these edits. The inner error says why they fail; `None` where they do not apply. `products` are the
+    /// operators chosen by speed, once they are known.
     fn edited(
         &self,
         located: &LocatedGraph,
         edits: Prepare,
         cache: &EditCache,
+        products: &OnceCell<Vec<ProductChoice>>,
     ) -> Result<Option<Result<OpenModel, String>>, OnnxError> {
-        let Some(prepared) = prepare::prepare(
-            &located.graph,
-            &self.genai.outputs.logits,
-            edits,
-            self.cpu.paged_domain(),
-        ) else {
+        let prepare = |left_out: &[ProductShape]| {
+            prepare::prepare_leaving(
+                &located.graph,
+                &self.genai.outputs.logits,
+                edits,
+                self.cpu.paged_domain(),
+                left_out,
+            )
+        };
+        let Some(mut prepared) = prepare(&[]) else {
             return Ok(None);
         };
         let verified = match cache.get(Tried::Edits(edits)) {
@@ -206,6 +219,22 @@ impl ProviderAttempt<'_> {
                 None => return Ok(None),
             },
         };
+        if edits.matmul && verified.is_ok() && self.config.isa == IsaChoice::Auto {
+            let choices =
+                products.get_or_init(|| choose_operators(&self.trial(located), &located.graph, cache));
+            let left_out: Vec<ProductShape> = choices
+                .iter()
+                .filter(|choice| choice.by_library)
+                .map(|choice| choice.shape)
+                .collect();
+            if !left_out.is_empty() {
+                // Without any product left the edits are those of another attempt.
+                let Some(rest) = prepare(&left_out) else {
+                    return Ok(None);
+                };
+                prepared = rest;
+            }
+        }
         let outcome = verified.and_then(|()| {
             session::open(
                 self.library,
@@ -229,6 +258,7 @@ impl ProviderAttempt<'_> {
             prepared: edits,
             attention_fault: None,
             i8_fault: self.i8_fault(located, edits, cache)?,
+            products: Vec::new(),
         })))
     }
 

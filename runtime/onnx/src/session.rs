@@ -13,6 +13,7 @@ use crate::graph::GraphFacts;
 use crate::isa::{CpuResources, Isa};
 use crate::library::Library;
 use crate::prepare::{BLOCK_TABLE, KV_BLOCKS, Prepare, RopeTables};
+use crate::product_choice::ProductChoice;
 use crate::provider::{ExecutionTarget, NodePlacement, Provider, RECORD_PLACEMENT, check_placement};
 use crate::raw::Element;
 
@@ -61,6 +62,8 @@ pub(crate) struct OpenModel {
     pub(crate) attention_fault: Option<String>,
     /// Why keys and values of 8 bits do not serve this graph, where it was tried.
     pub(crate) i8_fault: Option<String>,
+    /// The operators chosen for products by their speed, where that was measured.
+    pub(crate) products: Vec<ProductChoice>,
 }
 
 /// The graph to open.

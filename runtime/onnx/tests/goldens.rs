@@ -21,6 +21,17 @@ use support::golden::{Golden, INT4_LOGITS, check_ids, goldens, logits_after};
 use support::{fixture, generate, library};
 
 fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> OnnxDecoder {
+    load_with(library, folder, rows, prepare, None)
+}
+
+/// The same, with the outcomes of earlier loads where there is a file of them.
+fn load_with(
+    library: &Library,
+    folder: &Path,
+    rows: usize,
+    prepare: Prepare,
+    edit_cache: Option<&Path>,
+) -> OnnxDecoder {
     let model = ModelDir::open(folder).unwrap();
     let config = DecoderConfig {
         provider: Provider::Cpu,
@@ -31,7 +42,7 @@ fn load(library: &Library, folder: &Path, rows: usize, prepare: Prepare) -> Onnx
         kv_cache: KvCache::F32,
         kv_memory: None,
         prepare,
-        edit_cache: None,
+        edit_cache: edit_cache.map(Path::to_path_buf),
         vision_weights: VisionWeights::Auto,
         ..DecoderConfig::default()
     };
@@ -58,8 +69,12 @@ fn check(name: &str, boundary: usize, logit_tolerance: f32, near_tie: f32, most:
         return;
     };
     let goldens = goldens(&folder);
+    // Each edit is verified once, which takes most of a load's time under an emulator.
+    let outcomes = tempfile::tempdir().unwrap();
+    let edit_cache = outcomes.path().join("edits.json");
+    let load = |rows, prepare| load_with(&library, &folder, rows, prepare, Some(&edit_cache));
     // The plain graph, against which the prepared one is held.
-    let mut reference = load(&library, &folder, 1, Prepare::PLAIN);
+    let mut reference = load(1, Prepare::PLAIN);
     assert_eq!(reference.caps().rope_boundary, Some(boundary));
     for golden in &goldens {
         let logits = logits_after(&mut reference, &golden.prompt);
@@ -72,7 +87,7 @@ fn check(name: &str, boundary: usize, logit_tolerance: f32, near_tie: f32, most:
             );
         }
     }
-    let prepared = load(&library, &folder, 1, Prepare::ALL).prepared();
+    let prepared = load(1, Prepare::ALL).prepared();
     assert_eq!(prepared, here(most));
     let levels = [
         (512, Prepare::ALL),
@@ -96,7 +111,7 @@ fn check(name: &str, boundary: usize, logit_tolerance: f32, near_tie: f32, most:
             stop_repetition: true,
             ..EngineConfig::default()
         };
-        let mut engine = Engine::new(load(&library, &folder, 1, prepare), config);
+        let mut engine = Engine::new(load(1, prepare), config);
         for golden in &goldens {
             let got = generate(&mut engine, [golden.ask()]);
             check_ids(
@@ -129,7 +144,7 @@ fn check(name: &str, boundary: usize, logit_tolerance: f32, near_tie: f32, most:
             prefill_chunk: 24,
             ..EngineConfig::default()
         };
-        let mut engine = Engine::new(load(&library, &folder, slots + 2, prepare), config);
+        let mut engine = Engine::new(load(slots + 2, prepare), config);
         for (golden, got) in company
             .iter()
             .zip(generate(&mut engine, company.iter().map(|golden| golden.ask())))
@@ -260,9 +275,13 @@ fn directml_form_on_the_processor() {
     check("phi3-mini-tiny-dml", 64, 0.15, 0.25, named("logits"));
 }
 
+/// The gap below which two tokens of a graph of 16-bit floats tie. ONNX Runtime computes products of 16-bit floats in 16 bits on
+/// Arm processors that have such arithmetic, and in 32 bits elsewhere: there it gives the goldens' tokens. Seen there: 0.024.
+const F16_NEAR_TIE: f32 = if cfg!(target_arch = "aarch64") { 0.05 } else { 0.0 };
+
 #[test]
 fn cuda_form_on_the_processor() {
-    check("phi3-mini-tiny-cuda", 64, 0.05, 0.0, named("ragged"));
+    check("phi3-mini-tiny-cuda", 64, 0.05, F16_NEAR_TIE, named("ragged"));
 }
 
 #[test]

@@ -54,9 +54,28 @@ pub(crate) fn nodes(report: &ProviderReport) -> Option<String> {
     })
 }
 
+/// Which operators compute the products, by their measured speed; `None`: nothing was measured.
+pub(crate) fn products(report: &ProviderReport) -> Option<String> {
+    let all = report.products.len();
+    let left: Vec<String> = report
+        .products
+        .iter()
+        .filter(|choice| choice.by_library)
+        .map(ToString::to_string)
+        .collect();
+    match (all, left.len()) {
+        (0, _) => None,
+        (_, 0) => Some(format!("by the custom operator, which is not slower for any of {all} shapes")),
+        (_, count) => Some(format!(
+            "by ONNX Runtime for {count} of {all} shapes, which it computes faster: {}",
+            left.join(", ")
+        )),
+    }
+}
+
 #[cfg(test)]
 mod tests {
-    use phi_edge_onnx::{GraphNode, RefusedProvider};
+    use phi_edge_onnx::{GraphNode, ProductChoice, ProductShape, RefusedProvider};
 
     use super::*;
 
@@ -96,6 +115,36 @@ mod tests {
         assert_eq!(
             summary(&report),
             "it is the one that was asked for; its results agree with the processor's; nodes of the graph on the processor: 1"
+        );
+    }
+
+    #[test]
+    fn the_lines_say_which_products_are_left_to_the_library() {
+        let mut report = ProviderReport::of(Provider::Cpu);
+        assert_eq!(products(&report), None);
+        for n in [3072, 9216] {
+            report.products.push(ProductChoice {
+                shape: ProductShape {
+                    k: 3072,
+                    n,
+                    block: 32,
+                    zero_points: n == 9216,
+                },
+                by_library: false,
+                times: "1 row: equal".to_owned(),
+            });
+        }
+        assert_eq!(
+            products(&report).as_deref(),
+            Some("by the custom operator, which is not slower for any of 2 shapes")
+        );
+        report.products[1].by_library = true;
+        assert_eq!(
+            products(&report).as_deref(),
+            Some(
+                "by ONNX Runtime for 1 of 2 shapes, which it computes faster: \
+                 3072 x 9216 in blocks of 32 with zero points (1 row: equal)"
+            )
         );
     }
 }

@@ -130,6 +130,7 @@ impl OnnxDecoder {
             prepared,
             attention_fault,
             i8_fault,
+            products: _,
         } = opened;
         let element = match graph.kv {
             GraphKv::Tensors(element) | GraphKv::Paged(element) => element,

@@ -3,48 +3,19 @@
 //! Group by group within a block: its sums stay in the 16 registers, and its lines in the first cache.
 
 use std::arch::x86_64::{
-    __m128i, __m256, __m256i, _MM_HINT_T0, _mm_loadl_epi64, _mm_prefetch, _mm256_and_si256,
-    _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_load_ps,
+    __m128i, __m256, __m256i, _mm_loadl_epi64, _mm256_and_si256, _mm256_cmpeq_epi32, _mm256_cvtepi32_ps, _mm256_cvtepu8_epi32, _mm256_fmadd_ps, _mm256_load_ps,
     _mm256_madd_epi16, _mm256_maskload_ps, _mm256_maskstore_ps, _mm256_mul_ps, _mm256_set1_epi32,
     _mm256_set1_ps, _mm256_setr_epi32, _mm256_setzero_ps, _mm256_setzero_si256, _mm256_sub_epi32,
 };
 
 use crate::matmul::LANES;
-use crate::matmul::operands::LINE_BYTES;
-use crate::matmul::operands::Tile;
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::{LINE_BYTES, Tile};
 
 /// Registers of a group of columns.
 pub(super) const HALVES: usize = 2;
 /// Columns of a register.
 const HALF_LANES: usize = LANES / HALVES;
-
-/// The words of one group in a block.
-pub(super) struct GroupWords {
-    /// The first line; the next one of the group is `stride` bytes further.
-    pub(super) first: *const u8,
-    pub(super) stride: usize,
-    /// Words of eight values.
-    pub(super) count: usize,
-    /// The panel's values at the block.
-    pub(super) quants: *const i32,
-    /// The prefetch distance in bytes; `None`: other groups or panels prefetch.
-    pub(super) ahead: Option<usize>,
-}
-
-impl GroupWords {
-    /// The place of a line, which is prefetched for later.
-    #[inline(always)]
-    pub(super) fn line(&self, line: usize, is_first_pass: bool) -> *const u8 {
-        let line = self.first.wrapping_add(line * self.stride);
-        if let Some(ahead) = self.ahead
-            && is_first_pass
-        {
-            // SAFETY: a prefetch reads nothing: an invalid address is ignored.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(line.wrapping_add(ahead).cast::<i8>()) };
-        }
-        line
-    }
-}
 
 /// Sums of a block's products for `ROWS` rows and one group of columns.
 pub(super) type GroupSums<const ROWS: usize> = [[__m256i; HALVES]; ROWS];
@@ -95,13 +66,7 @@ pub(super) unsafe fn compute<P: HalfProducts, const ROWS: usize, const GROUPS: u
         for block in 0..tile.blocks {
             for group in 0..GROUPS {
                 let mut whole = zeros::<P, ROWS, LINES>(tile, block, group);
-                let words = GroupWords {
-                    first: weights.add(group * LINE_BYTES),
-                    stride: GROUPS * LINE_BYTES,
-                    count: tile.words,
-                    quants,
-                    ahead: tile.fetch[group].then_some(tile.ahead),
-                };
+                let words = GroupWords::of::<GROUPS>(tile, group, weights, quants);
                 P::add::<ROWS, LINES>(&words, &mut whole);
                 let scales = weights.add(words_bytes + group * LINE_BYTES).cast::<f32>();
                 for half in 0..HALVES {

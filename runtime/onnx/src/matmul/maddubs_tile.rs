@@ -6,23 +6,11 @@ use std::arch::x86_64::{
     _mm256_sign_epi8, _mm256_srli_epi16, _mm256_xor_si256,
 };
 
-use super::half_tile::{GroupSums, GroupWords, HALVES, HalfProducts, compute};
-use crate::matmul::operands::WeightBits;
-use crate::matmul::operands::{Tile, TileForm};
+use super::half_tile::{GroupSums, HALVES, HalfProducts, compute};
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::{Tile, WeightBits};
 
-/// Computes a tile of any form.
-///
-/// # Safety
-/// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile); the processor has AVX2 and FMA.
-pub(crate) unsafe fn tile(form: TileForm, tile: &Tile) {
-    // SAFETY: the caller's guarantee is passed on.
-    unsafe {
-        match form.bits {
-            WeightBits::Four => by_form!(compute_avx2, 1, form, tile; 1 2 3 4 5; 6),
-            WeightBits::Eight => by_form!(compute_avx2, 2, form, tile; 1 2 3 4 5; 6),
-        }
-    }
-}
+tile_entry!(tile, compute_avx2, "AVX2 and FMA.");
 
 #[target_feature(enable = "avx2,fma")]
 unsafe fn compute_avx2<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
@@ -33,12 +21,13 @@ unsafe fn compute_avx2<const ROWS: usize, const GROUPS: usize, const LINES: usiz
 /// `vpmaddubsw`: an unsigned byte times a signed one, pairs of products added in 16 bits with saturation.
 enum Maddubs {}
 
-/// The stored value of an eight-bit weight of 0.
-const EIGHT_BIT_ZERO: u8 = 128;
-
 impl HalfProducts for Maddubs {
     fn offset(lines: usize) -> i32 {
-        if lines == 1 { 0 } else { i32::from(EIGHT_BIT_ZERO) }
+        if lines == 1 {
+            0
+        } else {
+            i32::from(WeightBits::Eight.zero())
+        }
     }
 
     #[inline(always)]
@@ -111,7 +100,7 @@ unsafe fn add_bytes<const ROWS: usize>(
 ) {
     // SAFETY: as the caller guarantees.
     unsafe {
-        let zero = _mm256_set1_epi8(EIGHT_BIT_ZERO.cast_signed());
+        let zero = _mm256_set1_epi8(WeightBits::Eight.zero().cast_signed());
         let weights = _mm256_xor_si256(load(words, line, half), zero);
         let magnitudes = _mm256_abs_epi8(weights);
         for row in 0..ROWS {
@@ -123,10 +112,13 @@ unsafe fn add_bytes<const ROWS: usize>(
     }
 }
 
-/// Half of a line.
+/// Half of a line, which the first pass prefetches for later.
 #[inline(always)]
 #[allow(clippy::cast_ptr_alignment, reason = "weights begin at cache lines")]
 unsafe fn load(words: &GroupWords, line: usize, half: usize) -> __m256i {
+    if half == 0 {
+        words.prefetch(line);
+    }
     // SAFETY: as the caller guarantees; lines begin at multiples of 64 bytes.
-    unsafe { _mm256_load_si256(words.line(line, half == 0).cast::<__m256i>().add(half)) }
+    unsafe { _mm256_load_si256(words.line(line).cast::<__m256i>().add(half)) }
 }

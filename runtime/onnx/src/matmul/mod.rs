@@ -34,8 +34,35 @@ macro_rules! by_form {
     };
 }
 
+/// Defines a kernel's entry for tiles of any form with up to six rows: `$name` calls `$compute::<ROWS, GROUPS, LINES>`.
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+macro_rules! tile_entry {
+    ($name:ident, $compute:ident, $needs:literal) => {
+        /// Computes a tile of any form.
+        ///
+        /// # Safety
+        /// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile); the processor has
+        #[doc = $needs]
+        pub(crate) unsafe fn $name(
+            form: crate::matmul::operands::TileForm,
+            tile: &crate::matmul::operands::Tile,
+        ) {
+            use crate::matmul::operands::WeightBits;
+            // SAFETY: the caller's guarantee is passed on.
+            unsafe {
+                match form.bits {
+                    WeightBits::Four => by_form!($compute, 1, form, tile; 1 2 3 4 5; 6),
+                    WeightBits::Eight => by_form!($compute, 2, form, tile; 1 2 3 4 5; 6),
+                }
+            }
+        }
+    };
+}
+
 #[cfg(target_arch = "x86_64")]
 mod avx512_tile;
+#[cfg(any(target_arch = "x86_64", target_arch = "aarch64"))]
+mod group_words;
 #[cfg(target_arch = "x86_64")]
 mod half_tile;
 mod kernels;

@@ -6,23 +6,11 @@ use std::arch::aarch64::{
     vshrq_n_u8,
 };
 
-use super::neon_tile::{GroupLines, NeonProducts, QUARTERS, QuarterSums, compute};
-use crate::matmul::operands::WeightBits;
-use crate::matmul::operands::{Tile, TileForm};
+use super::neon_tile::{NeonProducts, QUARTERS, QuarterSums, compute};
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::Tile;
 
-/// Computes a tile of any form.
-///
-/// # Safety
-/// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile); the processor has the dot product.
-pub(crate) unsafe fn tile(form: TileForm, tile: &Tile) {
-    // SAFETY: the caller's guarantee is passed on.
-    unsafe {
-        match form.bits {
-            WeightBits::Four => by_form!(compute_dot, 1, form, tile; 1 2 3 4 5; 6),
-            WeightBits::Eight => by_form!(compute_dot, 2, form, tile; 1 2 3 4 5; 6),
-        }
-    }
-}
+tile_entry!(tile, compute_dot, "the dot product.");
 
 #[target_feature(enable = "dotprod")]
 unsafe fn compute_dot<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
@@ -34,7 +22,7 @@ enum LaneProducts {}
 
 impl NeonProducts for LaneProducts {
     #[inline(always)]
-    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupLines, sums: &mut QuarterSums<ROWS>) {
+    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupWords, sums: &mut QuarterSums<ROWS>) {
         // SAFETY: as the caller guarantees; a line has four registers.
         unsafe {
             let low = vdupq_n_s8(15);

@@ -6,23 +6,11 @@ use std::arch::aarch64::{
     vreinterpretq_s8_u8, vreinterpretq_u8_s8, vshrq_n_u8,
 };
 
-use super::neon_tile::{GroupLines, NeonProducts, QUARTERS, QuarterSums, compute};
-use crate::matmul::operands::WeightBits;
-use crate::matmul::operands::{Tile, TileForm};
+use super::neon_tile::{NeonProducts, QUARTERS, QuarterSums, compute};
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::Tile;
 
-/// Computes a tile of any form.
-///
-/// # Safety
-/// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile).
-pub(crate) unsafe fn tile(form: TileForm, tile: &Tile) {
-    // SAFETY: the caller's guarantee is passed on.
-    unsafe {
-        match form.bits {
-            WeightBits::Four => by_form!(compute_mull, 1, form, tile; 1 2 3 4 5; 6),
-            WeightBits::Eight => by_form!(compute_mull, 2, form, tile; 1 2 3 4 5; 6),
-        }
-    }
-}
+tile_entry!(tile, compute_mull, "NEON.");
 
 #[inline(never)]
 unsafe fn compute_mull<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
@@ -43,7 +31,7 @@ const PART: usize = 2;
 
 impl NeonProducts for WideningProducts {
     #[inline(always)]
-    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupLines, sums: &mut QuarterSums<ROWS>) {
+    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupWords, sums: &mut QuarterSums<ROWS>) {
         let most = if LINES == 1 { NIBBLE_WORDS } else { BYTE_WORDS };
         for from in (0..words.count).step_by(most) {
             let to = (from + most).min(words.count);
@@ -62,7 +50,7 @@ impl NeonProducts for WideningProducts {
 #[inline(always)]
 #[allow(clippy::needless_range_loop, reason = "indices into arrays of registers")]
 unsafe fn add_words<const ROWS: usize, const LINES: usize>(
-    words: &GroupLines,
+    words: &GroupWords,
     range: std::ops::Range<usize>,
     quarter: usize,
     sums: &mut QuarterSums<ROWS>,
@@ -103,7 +91,7 @@ unsafe fn add_words<const ROWS: usize, const LINES: usize>(
 /// # Safety
 /// As for [`NeonProducts::add`].
 #[inline(always)]
-unsafe fn halves<const LINES: usize>(words: &GroupLines, word: usize, quarter: usize) -> [int8x16_t; 2] {
+unsafe fn halves<const LINES: usize>(words: &GroupWords, word: usize, quarter: usize) -> [int8x16_t; 2] {
     // SAFETY: as the caller guarantees.
     unsafe {
         let load = |line: usize| vld1q_s8(words.line(line).cast::<i8>().add(16 * quarter));

@@ -9,43 +9,13 @@ use std::arch::aarch64::{
 };
 
 use crate::matmul::LANES;
-use crate::matmul::operands::LINE_BYTES;
-use crate::matmul::operands::Tile;
-use crate::prefetch::prefetch;
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::{LINE_BYTES, Tile, WeightBits};
 
 /// Registers of a group of columns.
 pub(super) const QUARTERS: usize = 4;
 /// Columns of a register.
 const QUARTER_LANES: usize = LANES / QUARTERS;
-
-/// The words of one group in a block.
-pub(super) struct GroupLines {
-    /// The first line; the next one of the group is `stride` bytes further.
-    pub(super) first: *const u8,
-    pub(super) stride: usize,
-    /// Words of eight values.
-    pub(super) count: usize,
-    /// The panel's values at the block.
-    pub(super) quants: *const i32,
-    /// The prefetch distance in bytes; `None`: other groups or panels prefetch.
-    pub(super) ahead: Option<usize>,
-}
-
-impl GroupLines {
-    /// The place of a line.
-    #[inline(always)]
-    pub(super) fn line(&self, line: usize) -> *const u8 {
-        self.first.wrapping_add(line * self.stride)
-    }
-
-    /// Prefetches what lies `ahead` of a line.
-    #[inline(always)]
-    pub(super) fn prefetch(&self, line: usize) {
-        if let Some(ahead) = self.ahead {
-            prefetch(self.line(line).wrapping_add(ahead));
-        }
-    }
-}
 
 /// Sums of a block's products for `ROWS` rows and one group of columns.
 pub(super) type QuarterSums<const ROWS: usize> = [[int32x4_t; QUARTERS]; ROWS];
@@ -56,7 +26,7 @@ pub(super) trait NeonProducts {
     ///
     /// # Safety
     /// The processor has the instruction set; the words point to what their fields say.
-    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupLines, sums: &mut QuarterSums<ROWS>);
+    unsafe fn add<const ROWS: usize, const LINES: usize>(words: &GroupWords, sums: &mut QuarterSums<ROWS>);
 }
 
 /// Computes `ROWS` rows of `GROUPS` groups of columns, of weights whose words are `LINES` lines.
@@ -89,13 +59,7 @@ pub(super) unsafe fn compute<P: NeonProducts, const ROWS: usize, const GROUPS: u
         for block in 0..tile.blocks {
             for group in 0..GROUPS {
                 let mut whole = zeros::<ROWS, LINES>(tile, block, group);
-                let words = GroupLines {
-                    first: weights.add(group * LINE_BYTES),
-                    stride: GROUPS * LINE_BYTES,
-                    count: tile.words,
-                    quants,
-                    ahead: tile.fetch[group].then_some(tile.ahead),
-                };
+                let words = GroupWords::of::<GROUPS>(tile, group, weights, quants);
                 P::add::<ROWS, LINES>(&words, &mut whole);
                 let scales = weights.add(words_bytes + group * LINE_BYTES).cast::<f32>();
                 for quarter in 0..QUARTERS {
@@ -133,7 +97,11 @@ unsafe fn zeros<const ROWS: usize, const LINES: usize>(
     unsafe {
         let zeros = vld1q_u8(tile.zeros.add(block * tile.zeros_step + group * LANES));
         let (low, high) = (vmovl_u8(vget_low_u8(zeros)), vmovl_u8(vget_high_u8(zeros)));
-        let lowered = vdupq_n_s32(if LINES == 1 { 0 } else { EIGHT_BIT_ZERO });
+        let lowered = vdupq_n_s32(if LINES == 1 {
+            0
+        } else {
+            i32::from(WeightBits::Eight.zero())
+        });
         let zeros = [
             vmovl_u16(vget_low_u16(low)),
             vmovl_u16(vget_high_u16(low)),
@@ -151,9 +119,6 @@ unsafe fn zeros<const ROWS: usize, const LINES: usize>(
         sums
     }
 }
-
-/// The stored value of an eight-bit weight of 0.
-const EIGHT_BIT_ZERO: i32 = 128;
 
 /// The columns of a group that the output has.
 fn columns(tile: &Tile, is_last: bool) -> usize {

@@ -24,7 +24,7 @@ impl WeightBits {
     }
 
     /// The stored value of the weight 0 where a matrix has no zero points: a power of two.
-    pub(crate) fn zero(self) -> u8 {
+    pub(crate) const fn zero(self) -> u8 {
         match self {
             Self::Four => 8,
             Self::Eight => 128,

@@ -6,26 +6,17 @@ use std::arch::x86_64::{
 };
 use std::marker::PhantomData;
 
-use super::half_tile::{GroupSums, GroupWords, HALVES, HalfProducts, compute};
-use crate::matmul::operands::WeightBits;
-use crate::matmul::operands::{Tile, TileForm};
+use super::half_tile::{GroupSums, HALVES, HalfProducts, compute};
+use crate::matmul::group_words::GroupWords;
+use crate::matmul::operands::Tile;
 
 macro_rules! by_encoding {
     ($tile:ident, $compute:ident, $encoding:ident, $dot:ident, $features:literal) => {
-        /// Computes a tile of any form.
-        ///
-        /// # Safety
-        /// As for [`MatMulKernels::tile`](crate::matmul::kernels::MatMulKernels::tile); the processor has AVX2, FMA and this
-        /// encoding of the dot product.
-        pub(crate) unsafe fn $tile(form: TileForm, tile: &Tile) {
-            // SAFETY: the caller's guarantee is passed on.
-            unsafe {
-                match form.bits {
-                    WeightBits::Four => by_form!($compute, 1, form, tile; 1 2 3 4 5; 6),
-                    WeightBits::Eight => by_form!($compute, 2, form, tile; 1 2 3 4 5; 6),
-                }
-            }
-        }
+        tile_entry!(
+            $tile,
+            $compute,
+            "AVX2, FMA and this encoding of the dot product."
+        );
 
         #[target_feature(enable = $features)]
         unsafe fn $compute<const ROWS: usize, const GROUPS: usize, const LINES: usize>(tile: &Tile) {
@@ -84,9 +75,11 @@ impl<D: DotProduct> HalfProducts for DotProducts<D> {
             let mut quants = words.quants;
             for word in 0..words.count {
                 for parity in 0..2 {
-                    let line = words
-                        .line(word * LINES + parity % LINES, parity < LINES)
-                        .cast::<__m256i>();
+                    let line = word * LINES + parity % LINES;
+                    if parity < LINES {
+                        words.prefetch(line);
+                    }
+                    let line = words.line(line).cast::<__m256i>();
                     let mut weights = [_mm256_load_si256(line), _mm256_load_si256(line.add(1))];
                     for half in 0..HALVES {
                         if LINES == 1 && parity == 1 {

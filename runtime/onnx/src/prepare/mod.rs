@@ -37,6 +37,7 @@ pub(crate) use quantise_matmuls::quantise_matmuls;
 pub(crate) use ragged::{LENGTHS, POSITIONS};
 pub(crate) use replace_attention::{KV_BLOCKS, KV_TABLE};
 pub(crate) use replace_experts::{SingleExperts, replace_experts, single_experts};
+pub use replace_matmuls::ProductShape;
 pub(crate) use replace_matmuls::{SingleMatmul, replace_matmuls, single_matmuls};
 pub(crate) use rope::RopeTables;
 
@@ -216,6 +217,17 @@ pub(crate) fn prepare(
     prepare: Prepare,
     paged_domain: &str,
 ) -> Option<EditedGraph> {
+    prepare_leaving(model, logits, prepare, paged_domain, &[])
+}
+
+/// The same, with the matmuls of the shapes `left_out` as they are.
+pub(crate) fn prepare_leaving(
+    model: &Bytes,
+    logits: &str,
+    prepare: Prepare,
+    paged_domain: &str,
+    left_out: &[ProductShape],
+) -> Option<EditedGraph> {
     let Prepare {
         level,
         matmul,
@@ -252,7 +264,7 @@ pub(crate) fn prepare(
         graph = Some(replace_experts(graph.as_ref().unwrap_or(model))?);
     }
     if matmul {
-        graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model))?);
+        graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model), left_out)?);
     }
     Some(EditedGraph {
         graph: graph?,

@@ -12,15 +12,20 @@ use crate::prepare::graph_editor::{
     FieldEdit, GraphEditor, GraphField, with_inputs, with_operator, with_opset,
 };
 
-/// Replaces each `MatMulNBits` that the custom operator supports; inputs, attributes and weights stay. `None`: the
-/// graph has none.
+/// Replaces each `MatMulNBits` that the custom operator supports, but for those of the shapes `left_out`; inputs, attributes and
+/// weights stay. `None`: the graph has none.
 ///
 /// Supported are weights of four bits and `f32` scales, both held by the graph, accuracy level 4 (rows may be
 /// quantised to eight bits), no permutation and no bias.
-pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
+pub(crate) fn replace_matmuls(model: &Bytes, left_out: &[ProductShape]) -> Option<Bytes> {
     let editor = GraphEditor::read(model)?;
     let held: HashMap<String, i32> = editor.initializers()?;
-    let fitting: Vec<bool> = editor.nodes.iter().map(|node| fits(node, &held)).collect();
+    let is_left_out = |node| ProductShape::of(node).is_some_and(|shape| left_out.contains(&shape));
+    let fitting: Vec<bool> = editor
+        .nodes
+        .iter()
+        .map(|node| fits(node, &held) && !is_left_out(node))
+        .collect();
     if !fitting.contains(&true) {
         return None;
     }
@@ -44,6 +49,43 @@ pub(crate) fn replace_matmuls(model: &Bytes) -> Option<Bytes> {
     Some(with_opset(edited, DOMAIN, 1))
 }
 
+/// The shape of a product's weights, on which the speed of kernels depends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct ProductShape {
+    /// The values of a row that goes in.
+    pub k: usize,
+    /// The values of a row that comes out.
+    pub n: usize,
+    /// Values along `k` that share a scale.
+    pub block: usize,
+    /// Whether the blocks have zero points of their own.
+    pub zero_points: bool,
+}
+
+impl ProductShape {
+    /// The shape of a node that the custom operator supports.
+    fn of(node: &NodeProto) -> Option<Self> {
+        let size = |name: &str| attribute(node, name).and_then(|size| usize::try_from(size).ok());
+        Some(Self {
+            k: size("K")?,
+            n: size("N")?,
+            block: size("block_size")?,
+            zero_points: node.input.get(3).is_some_and(|zeros| !zeros.is_empty()),
+        })
+    }
+}
+
+impl std::fmt::Display for ProductShape {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { k, n, block, .. } = self;
+        write!(f, "{k} x {n} in blocks of {block}")?;
+        if self.zero_points {
+            f.write_str(" with zero points")?;
+        }
+        Ok(())
+    }
+}
+
 /// One matmul of a graph of single matmuls.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct SingleMatmul {
@@ -51,28 +93,28 @@ pub(crate) struct SingleMatmul {
     pub(crate) input: String,
     /// The graph's output, `f32 [rows, n]`.
     pub(crate) output: String,
-    pub(crate) k: usize,
-    pub(crate) n: usize,
+    pub(crate) shape: ProductShape,
 }
 
-/// Returns a graph of the first of `model`'s matmuls of each shape that the custom operator supports, each with an
-/// input of its own: the graph that the operator is tried on. `None`: there is none.
-pub(crate) fn single_matmuls(model: &Bytes) -> Option<(Bytes, Vec<SingleMatmul>)> {
+/// Returns a graph of the first of `model`'s matmuls of each shape that the custom operator supports and that `is_wanted`, each
+/// with an input of its own: the graph that the operator is tried on. `None`: there is none.
+pub(crate) fn single_matmuls(
+    model: &Bytes,
+    is_wanted: impl Fn(&ProductShape) -> bool,
+) -> Option<(Bytes, Vec<SingleMatmul>)> {
     let editor = GraphEditor::read(model)?;
     let held = editor.initializers()?;
     let mut shapes = HashSet::new();
     let mut singles: HashMap<usize, SingleMatmul> = HashMap::new();
     for (index, node) in editor.nodes.iter().enumerate() {
-        let size = |name: &str| attribute(node, name).and_then(|size| usize::try_from(size).ok());
         if fits(node, &held)
-            && let (Some(k), Some(n)) = (size("K"), size("N"))
-            && shapes.insert((k, n, size("block_size"), node.input.len()))
+            && let Some(shape) = ProductShape::of(node).filter(&is_wanted)
+            && shapes.insert(shape)
         {
             let single = SingleMatmul {
                 input: format!("phi_edge.rows.{index}"),
                 output: node.output.first()?.clone(),
-                k,
-                n,
+                shape,
             };
             singles.insert(index, single);
         }
@@ -166,9 +208,9 @@ mod tests {
     #[test]
     fn every_product_of_accuracy_level_4_is_replaced() {
         let [(file, graph), (exact, other)] = exported();
-        assert_eq!(replace_matmuls(&other), None, "{exact} asks for more accuracy");
+        assert_eq!(replace_matmuls(&other, &[]), None, "{exact} asks for more accuracy");
         let before = ModelProto::decode(graph.clone()).unwrap();
-        let after = ModelProto::decode(replace_matmuls(&graph).unwrap()).unwrap();
+        let after = ModelProto::decode(replace_matmuls(&graph, &[]).unwrap()).unwrap();
         let own = after.opset_import.last().unwrap();
         assert_eq!((own.domain.as_str(), own.version), (DOMAIN, 1), "{file}");
         assert_eq!(after.opset_import.len(), before.opset_import.len() + 1);
@@ -191,7 +233,7 @@ mod tests {
             ..ModelProto::default()
         };
         assert_eq!(
-            replace_matmuls(&again.encode_to_vec().into()),
+            replace_matmuls(&again.encode_to_vec().into(), &[]),
             None,
             "{file} is edited already"
         );
@@ -200,8 +242,8 @@ mod tests {
     #[test]
     fn single_products_are_one_of_each_shape() {
         let [(file, graph), _] = exported();
-        let (singles, products) = single_matmuls(&graph).unwrap();
-        let shapes: HashSet<(usize, usize)> = products.iter().map(|product| (product.k, product.n)).collect();
+        let (singles, products) = single_matmuls(&graph, |_| true).unwrap();
+        let shapes: HashSet<ProductShape> = products.iter().map(|product| product.shape).collect();
         assert_eq!(shapes.len(), products.len(), "{file}");
         let read = ModelProto::decode(singles.clone()).unwrap().graph.unwrap();
         assert_eq!(read.node.len(), products.len());
@@ -210,8 +252,29 @@ mod tests {
             (products.len(), products.len())
         );
         assert_eq!(read.initializer.len(), 2 * products.len());
-        assert!(replace_matmuls(&singles).is_some());
-        assert_eq!(single_matmuls(&replace_matmuls(&graph).unwrap()), None);
+        assert!(replace_matmuls(&singles, &[]).is_some());
+        assert_eq!(single_matmuls(&replace_matmuls(&graph, &[]).unwrap(), |_| true), None);
+    }
+
+    #[test]
+    fn shapes_that_are_left_out_stay_as_they_are() {
+        let [(file, graph), _] = exported();
+        let (_, products) = single_matmuls(&graph, |_| true).unwrap();
+        let all: Vec<ProductShape> = products.iter().map(|product| product.shape).collect();
+        assert!(all.len() > 1, "{file}");
+        assert_eq!(replace_matmuls(&graph, &all), None);
+        let left_out = all[0];
+        let edited = replace_matmuls(&graph, &[left_out]).unwrap();
+        let (_, rest) = single_matmuls(&edited, |_| true).unwrap();
+        assert_eq!(rest.len(), 1);
+        assert_eq!(rest[0].shape, left_out);
+        let (_, one) = single_matmuls(&graph, |shape| *shape == left_out).unwrap();
+        assert_eq!(one[0].shape, left_out);
+        let other = ProductShape {
+            block: left_out.block * 2,
+            ..left_out
+        };
+        assert_eq!(replace_matmuls(&graph, &[other]), replace_matmuls(&graph, &[]));
     }
 
     fn node() -> NodeProto {
@@ -267,7 +330,7 @@ mod tests {
     #[test]
     fn a_graph_without_such_products_is_left_alone() {
         let graph = crate::prepare::test_graphs::graph_of(vec![NodeProto::new("MatMul", &["x", "w"], "y")]);
-        assert_eq!(replace_matmuls(&graph), None);
-        assert_eq!(replace_matmuls(&Bytes::from_static(b"no protobuf at all")), None);
+        assert_eq!(replace_matmuls(&graph, &[]), None);
+        assert_eq!(replace_matmuls(&Bytes::from_static(b"no protobuf at all"), &[]), None);
     }
 }

@@ -2,6 +2,7 @@
 
 use super::Provider;
 use super::placement::NodePlacement;
+use crate::product_choice::ProductChoice;
 
 /// What the choice of the execution provider came to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,6 +19,9 @@ pub struct ProviderReport {
     pub refused: Vec<RefusedProvider>,
     /// Where the graph's nodes run; `None`: all of them on the processor.
     pub placement: Option<NodePlacement>,
+    /// The operators chosen for products by their speed, where that was measured: on the processor, unless an instruction set is
+    /// forced.
+    pub products: Vec<ProductChoice>,
     /// What results depend on beside library and processor: the provider, its options, and a plugin's file.
     pub(crate) identity: String,
 }
@@ -41,6 +45,7 @@ impl ProviderReport {
             proof: None,
             refused: Vec::new(),
             placement: None,
+            products: Vec::new(),
             identity: provider.as_str().to_owned(),
         }
     }

@@ -328,6 +328,7 @@ impl Trial<'_> {
             attention_fault: None,
             // Asked for here, to find out.
             i8_fault: None,
+            products: Vec::new(),
         };
         OnnxDecoder::new(opened, self.path, genai, &config)
     }

@@ -111,6 +111,9 @@ fn check_model(report: &mut CheckReport, setup: &ModelSetup) {
             if let Some(line) = provider_lines::nodes(chosen) {
                 report.add("nodes", Ok(((), line)));
             }
+            if let Some(line) = provider_lines::products(chosen) {
+                report.add("products", Ok(((), line)));
+            }
             let configured = setup.decoder.kv_memory.is_some();
             for line in kv_capacity::lines(&engine, model.config(), configured) {
                 report.add("memory", Ok(((), line)));
