@@ -18,11 +18,16 @@ pub(crate) fn cargo_for_aarch64() -> Result<Command> {
         "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_LINKER",
         "aarch64-linux-gnu-gcc",
     );
+    // The tests run under an emulator: code without any optimisation takes minutes there.
+    command.env("CARGO_PROFILE_DEV_OPT_LEVEL", "1");
     if let Some(sysroot) = standard_library::sysroot(TRIPLE)? {
-        command.env(
-            "CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_RUSTFLAGS",
-            format!("--sysroot={}", sysroot.display()),
-        );
+        // rustdoc compiles the examples of doc comments.
+        for flags in ["RUSTFLAGS", "RUSTDOCFLAGS"] {
+            command.env(
+                format!("CARGO_TARGET_AARCH64_UNKNOWN_LINUX_GNU_{flags}"),
+                format!("--sysroot={}", sysroot.display()),
+            );
+        }
     }
     Ok(command)
 }

@@ -11,6 +11,20 @@ use crate::process::{run, works};
 /// Returns the root of `suite` with these packages, separated by commas, in a folder below `folder`. It is made once; a change of
 /// what it holds makes it again.
 pub(crate) fn make(folder: &Path, suite: &str, packages: &str) -> Result<PathBuf> {
+    make_with(folder, suite, packages, &[])
+}
+
+/// The same of another architecture, whose programs the kernel must be able to run.
+pub(crate) fn make_foreign(
+    folder: &Path,
+    suite: &str,
+    packages: &str,
+    architecture: &str,
+) -> Result<PathBuf> {
+    make_with(folder, suite, packages, &[&format!("--arch={architecture}")])
+}
+
+fn make_with(folder: &Path, suite: &str, packages: &str, options: &[&str]) -> Result<PathBuf> {
     if !works("debootstrap", "--version") {
         bail!("debootstrap was not found; install debootstrap");
     }
@@ -26,6 +40,7 @@ pub(crate) fn make(folder: &Path, suite: &str, packages: &str) -> Result<PathBuf
     std::fs::create_dir_all(folder)?;
     // From the mirror that debootstrap itself knows.
     run(Command::new("debootstrap")
+        .args(options)
         .args(["--variant=minbase", &format!("--include={packages}"), suite])
         .arg(&tree)
         .stdout(Stdio::null()))

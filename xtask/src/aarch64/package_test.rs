@@ -1,15 +1,16 @@
 //! `cargo xtask aarch64-package-test`: the arm64 package in a Debian of that architecture, installed and asked.
 
-use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::path::Path;
+use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
 use crate::aarch64::answers::{QUESTION, demonstration_answer, program_here};
 use crate::aarch64::binary_format::BinaryFormat;
+use crate::debian_root;
 use crate::library::Platform;
 use crate::package::{self, Plan};
-use crate::process::{output, run, target, works};
+use crate::process::{output, run, target};
 
 const SUITE: &str = "bookworm";
 /// What the package depends on.
@@ -29,7 +30,7 @@ pub(crate) fn package_test() -> Result<()> {
     let package = packages.first().context("no package was made")?;
     let here = demonstration_answer(&mut Command::new(program_here()?))?;
     let _emulated = BinaryFormat::register()?;
-    let system = system()?;
+    let system = debian_root::make_foreign(&target().join("aarch64"), SUITE, PACKAGES, "arm64")?;
     std::fs::copy(package, system.join("phi-edge.deb"))?;
     run(chroot(&system).args(["dpkg", "--install", "/phi-edge.deb"]))
         .context("the package can't be installed")?;
@@ -62,31 +63,4 @@ fn chroot(system: &Path) -> Command {
         .env("HOME", "/root")
         .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin");
     command
-}
-
-/// Returns the Debian, made once; a change of what it holds makes it again.
-fn system() -> Result<PathBuf> {
-    if !works("debootstrap", "--version") {
-        bail!("debootstrap was not found; install debootstrap");
-    }
-    let folder = target().join("aarch64");
-    let (tree, stamp) = (folder.join(SUITE), folder.join(format!("{SUITE}.stamp")));
-    let recipe = format!("{SUITE}\n{PACKAGES}\n");
-    if std::fs::read_to_string(&stamp).is_ok_and(|made| made == recipe) {
-        return Ok(tree);
-    }
-    eprintln!("Making a Debian for arm64 …");
-    if tree.exists() {
-        std::fs::remove_dir_all(&tree)?;
-    }
-    std::fs::create_dir_all(&folder)?;
-    // From the mirror that debootstrap itself knows.
-    run(Command::new("debootstrap")
-        .args(["--arch=arm64", "--variant=minbase"])
-        .args([&format!("--include={PACKAGES}"), SUITE])
-        .arg(&tree)
-        .stdout(Stdio::null()))
-    .context("debootstrap needs root and a network")?;
-    std::fs::write(&stamp, recipe)?;
-    Ok(tree)
 }
