@@ -61,7 +61,11 @@ impl ProductChoice {
             .zip(times)
             .map(|(rows, LeastTimes { custom, library })| {
                 let unit = if *rows == 1 { "row" } else { "rows" };
-                format!("{rows} {unit}: {:.2} ms by ONNX Runtime, {:.2} ms by the custom operator", ms(library), ms(custom))
+                format!(
+                    "{rows} {unit}: {:.2} ms by ONNX Runtime, {:.2} ms by the custom operator",
+                    ms(library),
+                    ms(custom)
+                )
             })
             .collect();
         Self {
@@ -201,7 +205,11 @@ mod tests {
         let mut count = 0;
         let outcome = in_turns(|_| {
             count += 1;
-            if count == 4 { Err("no memory".to_owned()) } else { Ok(Duration::ZERO) }
+            if count == 4 {
+                Err("no memory".to_owned())
+            } else {
+                Ok(Duration::ZERO)
+            }
         });
         assert_eq!(outcome, Err("no memory".to_owned()));
         assert_eq!(count, 4);

@@ -30,7 +30,9 @@ pub(crate) fn choose_operators(trial: &Trial<'_>, model: &Bytes, cache: &EditCac
             shape,
             threads: trial.cpu.threads,
         };
-        let cached = cache.note(tried).and_then(|note| ProductChoice::read(shape, &note));
+        let cached = cache
+            .note(tried)
+            .and_then(|note| ProductChoice::read(shape, &note));
         if let Some(choice) = cached {
             choices.push(choice);
         } else if shape.k * shape.n >= MIN_WEIGHTS {
@@ -135,7 +137,11 @@ mod tests {
             let decoder = OnnxDecoder::load(&library, &model, &config).unwrap();
             (decoder.prepared(), decoder.provider_report().products.clone())
         };
-        assert_eq!(load(IsaChoice::Auto), (Prepare::ALL, Vec::new()), "small products are not measured");
+        assert_eq!(
+            load(IsaChoice::Auto),
+            (Prepare::ALL, Vec::new()),
+            "small products are not measured"
+        );
         let graph = std::fs::read(model.decoder_path()).unwrap().into();
         let (_, matmuls) = single_matmuls(&graph, |_| true).unwrap();
         let shapes: Vec<ProductShape> = matmuls.iter().map(|matmul| matmul.shape).collect();
@@ -183,7 +189,10 @@ mod tests {
         for times in measure(&trial, &graph, shape).unwrap() {
             assert!(times.custom < Duration::MAX && times.library < Duration::MAX);
         }
-        let other = ProductShape { k: shape.k + 1, ..shape };
+        let other = ProductShape {
+            k: shape.k + 1,
+            ..shape
+        };
         assert!(measure(&trial, &graph, other).is_err());
     }
 }

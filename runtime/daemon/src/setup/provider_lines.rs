@@ -65,7 +65,9 @@ pub(crate) fn products(report: &ProviderReport) -> Option<String> {
         .collect();
     match (all, left.len()) {
         (0, _) => None,
-        (_, 0) => Some(format!("by the custom operator, which is not slower for any of {all} shapes")),
+        (_, 0) => Some(format!(
+            "by the custom operator, which is not slower for any of {all} shapes"
+        )),
         (_, count) => Some(format!(
             "by ONNX Runtime for {count} of {all} shapes, which it computes faster: {}",
             left.join(", ")

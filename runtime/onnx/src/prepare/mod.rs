@@ -264,7 +264,10 @@ pub(crate) fn prepare_leaving(
         graph = Some(replace_experts(graph.as_ref().unwrap_or(model))?);
     }
     if matmul {
-        graph = Some(replace_matmuls::replace_matmuls(graph.as_ref().unwrap_or(model), left_out)?);
+        graph = Some(replace_matmuls::replace_matmuls(
+            graph.as_ref().unwrap_or(model),
+            left_out,
+        )?);
     }
     Some(EditedGraph {
         graph: graph?,

@@ -208,7 +208,11 @@ mod tests {
     #[test]
     fn every_product_of_accuracy_level_4_is_replaced() {
         let [(file, graph), (exact, other)] = exported();
-        assert_eq!(replace_matmuls(&other, &[]), None, "{exact} asks for more accuracy");
+        assert_eq!(
+            replace_matmuls(&other, &[]),
+            None,
+            "{exact} asks for more accuracy"
+        );
         let before = ModelProto::decode(graph.clone()).unwrap();
         let after = ModelProto::decode(replace_matmuls(&graph, &[]).unwrap()).unwrap();
         let own = after.opset_import.last().unwrap();
@@ -253,7 +257,10 @@ mod tests {
         );
         assert_eq!(read.initializer.len(), 2 * products.len());
         assert!(replace_matmuls(&singles, &[]).is_some());
-        assert_eq!(single_matmuls(&replace_matmuls(&graph, &[]).unwrap(), |_| true), None);
+        assert_eq!(
+            single_matmuls(&replace_matmuls(&graph, &[]).unwrap(), |_| true),
+            None
+        );
     }
 
     #[test]
@@ -331,6 +338,9 @@ mod tests {
     fn a_graph_without_such_products_is_left_alone() {
         let graph = crate::prepare::test_graphs::graph_of(vec![NodeProto::new("MatMul", &["x", "w"], "y")]);
         assert_eq!(replace_matmuls(&graph, &[]), None);
-        assert_eq!(replace_matmuls(&Bytes::from_static(b"no protobuf at all"), &[]), None);
+        assert_eq!(
+            replace_matmuls(&Bytes::from_static(b"no protobuf at all"), &[]),
+            None
+        );
     }
 }

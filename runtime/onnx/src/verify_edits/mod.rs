@@ -3,7 +3,7 @@
 mod compare_experts;
 mod compare_matmuls;
 mod compare_providers;
-mod reference;
+pub(crate) mod reference;
 mod trial_steps;
 
 use std::path::Path;

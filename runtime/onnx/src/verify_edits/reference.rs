@@ -16,7 +16,7 @@ use crate::prepare::{exact_experts, exact_matmuls};
 const QUANTISES_AS_DEFINED: bool = cfg!(target_arch = "x86_64");
 
 /// The graph whose results show what is wrong with an edit of `graph`.
-pub(super) fn reference(graph: &Bytes) -> Bytes {
+pub(crate) fn reference(graph: &Bytes) -> Bytes {
     let graph = exact_experts(graph).unwrap_or_else(|| graph.clone());
     if QUANTISES_AS_DEFINED {
         return graph;
@@ -25,7 +25,7 @@ pub(super) fn reference(graph: &Bytes) -> Bytes {
 }
 
 /// Pseudo-random numbers for the rows of products, some of them large, as in a layer's input.
-pub(super) fn row_values(count: usize) -> Vec<f32> {
+pub(crate) fn row_values(count: usize) -> Vec<f32> {
     let mut state = 1u32;
     let mut next = || {
         // Numerical Recipes' generator: nothing depends on its quality.
