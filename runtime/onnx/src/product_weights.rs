@@ -83,15 +83,7 @@ fn elements(tensor: &TensorProto) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn tensor(name: &str, data_type: i32, dims: &[i64]) -> TensorProto {
-        TensorProto {
-            name: name.into(),
-            data_type,
-            dims: dims.to_vec(),
-            ..TensorProto::default()
-        }
-    }
+    use crate::prepare::test_graphs::constant;
 
     #[test]
     fn products_with_weights_are_counted_and_nothing_else() {
@@ -106,10 +98,10 @@ mod tests {
                 NodeProto::new("Gather", &["table", "ids"], "x"),
             ],
             initializer: vec![
-                tensor("w", data_type::UINT8, &[10, 2, 16]),
-                tensor("s", data_type::FLOAT, &[10, 2]),
-                tensor("floats", data_type::FLOAT16, &[10, 3]),
-                tensor("table", data_type::FLOAT, &[1000, 64]),
+                constant("w", data_type::UINT8, &[10, 2, 16]),
+                constant("s", data_type::FLOAT, &[10, 2]),
+                constant("floats", data_type::FLOAT16, &[10, 3]),
+                constant("table", data_type::FLOAT, &[1000, 64]),
             ],
             ..GraphProto::default()
         };

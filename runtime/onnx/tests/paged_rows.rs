@@ -8,18 +8,17 @@ mod paged_attention;
 mod support;
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use paged_attention::{STAND_IN, WRONG};
 use parking_lot::{Mutex, MutexGuard};
 use phi_edge_engine::{
-    DecodeError, Decoder, Engine, EngineConfig, Event, Input, Interrupt, KvType, Regime, Row, RowId, Step,
-    Symbol, TokenId, Wanted,
+    DecodeError, Decoder, Engine, EngineConfig, Interrupt, KvType, Row, RowId, Step, Symbol, TokenId, Wanted,
 };
 use phi_edge_models::ModelDir;
 use phi_edge_onnx::{DecoderConfig, Level, Library, OnnxDecoder, Prepare, Provider, ProviderSettings};
 use support::golden::{Golden, check_ids, goldens, logits_after};
-use support::{fixture, generate, library, request};
+use support::rows::{check_prefixes, row, run_alone as run};
+use support::{fixture, generate, library};
 
 /// Sessions with domains of custom operators are opened one at a time: the library adds each domain to a list of the process.
 static OPENING: Mutex<()> = Mutex::new(());
@@ -107,24 +106,6 @@ fn the_goldens() {
             }
         }
     }
-}
-
-fn row(row: u32, past: usize, input: &[Symbol]) -> Row<'_> {
-    Row {
-        row: RowId(row),
-        past,
-        shared: &[],
-        input: Input::of(input),
-        logits: Wanted::Last,
-        regime: Regime::Short,
-    }
-}
-
-fn run(decoder: &mut OnnxDecoder, number: u32, past: usize, tokens: &[TokenId]) -> Vec<f32> {
-    let symbols = Symbol::of_tokens(tokens.iter().copied());
-    let rows = [row(number, past, &symbols)];
-    let logits = decoder.run(&Step { rows: &rows }, &Interrupt::new());
-    logits.unwrap().row(0).unwrap().to_vec()
 }
 
 /// Equal but for the rounding of products of matrices of different heights.
@@ -311,41 +292,7 @@ fn prefixes_are_taken_from_rows_and_kept_over_a_restart() {
         };
         Engine::new(decoder, config)
     };
-    let answer = |engine: &mut Engine<OnnxDecoder>| {
-        let request = request(0, &golden.prompt, golden.max_new);
-        engine.submit(request, Duration::ZERO).unwrap();
-        let mut events = Vec::new();
-        while !engine.is_idle() {
-            engine.step(&|| Duration::ZERO, &Interrupt::new(), &mut events);
-        }
-        let summary = events.into_iter().find_map(|event| match event {
-            Event::Finished { summary, .. } => Some(summary),
-            Event::Failed { reason, .. } => panic!("{reason}"),
-            _ => None,
-        });
-        summary.unwrap()
-    };
-    let mut first = engine();
-    let whole = answer(&mut first);
-    assert_eq!((whole.cached_tokens, &whole.tokens), (0, &golden.expected));
-    let again = answer(&mut first);
-    assert!(
-        again.cached_tokens + 1 >= golden.prompt.len(),
-        "{}",
-        again.cached_tokens
-    );
-    assert_eq!(again.tokens, golden.expected);
-    let prefix = Symbol::of_tokens(golden.prompt[..golden.prompt.len() / 2].iter().copied());
-    let mut kept = engine();
-    kept.pin(&prefix, None).unwrap();
-    let saved = kept.saved_prefix(&prefix).unwrap();
-    let mut restarted = engine();
-    assert!(
-        restarted.pin(&prefix, Some(&saved)).unwrap(),
-        "the saved prefix is not taken"
-    );
-    assert_eq!(restarted.saved_prefix(&prefix), Some(saved));
-    assert_eq!(answer(&mut restarted).tokens, golden.expected);
+    check_prefixes(golden, engine);
 }
 
 #[test]

@@ -9,6 +9,8 @@ mod mapping;
 mod paged_rows;
 mod row_gather;
 mod row_groups;
+#[cfg(test)]
+mod row_schedule;
 mod tensors;
 
 use std::ops::Range;

@@ -24,7 +24,7 @@ mod replaced_matmul_tests;
 mod rope;
 mod tail;
 #[cfg(test)]
-mod test_graphs;
+pub(crate) mod test_graphs;
 
 pub(crate) use cut_encoder::{CutEncoder, EncoderNames, cut_encoder};
 pub(crate) use cut_layers::cut;

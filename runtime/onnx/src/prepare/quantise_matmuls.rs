@@ -58,17 +58,8 @@ mod tests {
     use prost::Message;
 
     use super::*;
-    use crate::onnx_proto::{GraphProto, ModelProto, TensorProto};
-    use crate::prepare::test_graphs::read;
-
-    fn weight(name: &str, data_type: i32, dims: &[i64]) -> TensorProto {
-        TensorProto {
-            name: name.into(),
-            data_type,
-            dims: dims.to_vec(),
-            ..TensorProto::default()
-        }
-    }
+    use crate::onnx_proto::{GraphProto, ModelProto};
+    use crate::prepare::test_graphs::{constant, read};
 
     #[test]
     fn matrices_of_floats_are_quantised_and_nothing_else() {
@@ -86,9 +77,9 @@ mod tests {
         let graph = GraphProto {
             node: nodes.collect(),
             initializer: vec![
-                weight("floats", data_type::FLOAT, &[64, 32]),
-                weight("halves", data_type::FLOAT16, &[64, 32]),
-                weight("vector", data_type::FLOAT, &[64]),
+                constant("floats", data_type::FLOAT, &[64, 32]),
+                constant("halves", data_type::FLOAT16, &[64, 32]),
+                constant("vector", data_type::FLOAT, &[64]),
             ],
             ..GraphProto::default()
         };

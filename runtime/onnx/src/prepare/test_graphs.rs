@@ -5,7 +5,7 @@ use std::path::Path;
 use prost::Message;
 use prost::bytes::Bytes;
 
-use crate::onnx_proto::{GraphProto, ModelProto, NodeProto, ValueInfoProto, data_type};
+use crate::onnx_proto::{GraphProto, ModelProto, NodeProto, TensorProto, ValueInfoProto, data_type};
 
 /// A model of these nodes and nothing else.
 pub(super) fn graph_of(node: Vec<NodeProto>) -> Bytes {
@@ -28,6 +28,16 @@ pub(super) fn graph_with_outputs(outputs: &[&str], node: Vec<NodeProto>) -> Byte
         opset_import: Vec::new(),
     };
     model.encode_to_vec().into()
+}
+
+/// A constant without contents.
+pub(crate) fn constant(name: &str, data_type: i32, dims: &[i64]) -> TensorProto {
+    TensorProto {
+        name: name.into(),
+        data_type,
+        dims: dims.to_vec(),
+        ..TensorProto::default()
+    }
 }
 
 /// The graph of a model.

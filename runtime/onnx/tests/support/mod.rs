@@ -8,6 +8,7 @@
 )]
 
 pub mod golden;
+pub mod rows;
 pub mod vision;
 
 use std::path::{Path, PathBuf};

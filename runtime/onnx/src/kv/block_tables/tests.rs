@@ -3,6 +3,7 @@
 use proptest::prelude::{ProptestConfig, Strategy, prop_assert, proptest};
 use proptest::{collection, prop_oneof};
 
+use super::super::row_schedule::{RowChange, row_change};
 use super::*;
 
 const ROWS: usize = 6;
@@ -26,18 +27,7 @@ enum TableOp {
         row: usize,
         tokens: usize,
     },
-    Copy {
-        from: usize,
-        to: usize,
-        tokens: usize,
-    },
-    Truncate {
-        row: usize,
-        tokens: usize,
-    },
-    Free {
-        row: usize,
-    },
+    Change(RowChange),
     /// Saves the first tokens of a row.
     Save {
         row: usize,
@@ -54,12 +44,10 @@ fn op() -> impl Strategy<Value = TableOp> {
     let tokens = 1_usize..30;
     prop_oneof![
         2 => (row.clone(), 0_usize..60, tokens.clone()).prop_map(|(row, keep, tokens)| TableOp::Write { row, keep, tokens }),
-        5 => (row.clone(), tokens.clone()).prop_map(|(row, tokens)| TableOp::Append { row, tokens }),
+        5 => (row.clone(), tokens).prop_map(|(row, tokens)| TableOp::Append { row, tokens }),
         3 => row.clone().prop_map(|row| TableOp::Append { row, tokens: 1 }),
         2 => (row.clone(), 0_usize..60).prop_map(|(row, tokens)| TableOp::Reserve { row, tokens }),
-        4 => (row.clone(), row.clone(), tokens).prop_map(|(from, to, tokens)| TableOp::Copy { from, to, tokens }),
-        2 => (row.clone(), 0_usize..60).prop_map(|(row, tokens)| TableOp::Truncate { row, tokens }),
-        2 => row.clone().prop_map(|row| TableOp::Free { row }),
+        8 => row_change(ROWS, 0..60).prop_map(TableOp::Change),
         1 => (row.clone(), 0_usize..60).prop_map(|(row, tokens)| TableOp::Save { row, tokens }),
         1 => row.prop_map(|row| TableOp::Load { row }),
     ]
@@ -157,17 +145,17 @@ fn run(ops: &[TableOp], blocks: BlockId) -> usize {
             TableOp::Reserve { row, tokens } => {
                 refused += usize::from(store.tables.reserve(row, tokens).is_err());
             }
-            TableOp::Copy { from, to, tokens } => {
+            TableOp::Change(RowChange::Copy { from, to, tokens }) => {
                 store.tables.share(from, to, tokens);
                 if from != to {
                     rows[to] = rows[from][..tokens.min(rows[from].len())].to_vec();
                 }
             }
-            TableOp::Truncate { row, tokens } => {
+            TableOp::Change(RowChange::Truncate { row, tokens }) => {
                 store.tables.truncate(row, tokens);
                 rows[row].truncate(tokens);
             }
-            TableOp::Free { row } => {
+            TableOp::Change(RowChange::Release { row }) => {
                 store.tables.truncate(row, 0);
                 rows[row].clear();
                 assert!(store.tables.blocks(row).is_empty());
@@ -229,10 +217,12 @@ fn a_full_pool_refuses() {
     let all = |row| TableOp::Append { row, tokens: 10 };
     assert_eq!(run(&[all(0), all(1), all(2)], 6), 1);
     // Rows that begin alike take no memory twice, until one of them goes on in a shared block.
-    let copy = |to| TableOp::Copy {
-        from: 0,
-        to,
-        tokens: 10,
+    let copy = |to| {
+        TableOp::Change(RowChange::Copy {
+            from: 0,
+            to,
+            tokens: 10,
+        })
     };
     let one = |row| TableOp::Append { row, tokens: 1 };
     assert_eq!(run(&[all(0), copy(1), copy(2), one(1)], 4), 0);

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use proptest::prelude::{Just, ProptestConfig, Strategy, proptest};
 use proptest::{collection, prop_oneof};
 
+use super::super::row_schedule::{RowChange, row_change};
 use super::*;
 
 const ROWS: usize = 6;
@@ -21,18 +22,7 @@ enum Op {
     Decode {
         rows: Vec<usize>,
     },
-    Copy {
-        from: usize,
-        to: usize,
-        tokens: usize,
-    },
-    Truncate {
-        row: usize,
-        tokens: usize,
-    },
-    Release {
-        row: usize,
-    },
+    Change(RowChange),
     /// The next change of the groups fails midway.
     Fail,
 }
@@ -41,12 +31,10 @@ fn op() -> impl Strategy<Value = Op> {
     let row = 0..ROWS;
     prop_oneof![
         4 => (row.clone(), 1_usize..90).prop_map(|(row, tokens)| Op::Prefill { row, tokens }),
-        6 => collection::btree_set(row.clone(), 1..ROWS).prop_map(|rows: BTreeSet<usize>| Op::Decode {
+        6 => collection::btree_set(row, 1..ROWS).prop_map(|rows: BTreeSet<usize>| Op::Decode {
             rows: rows.into_iter().collect()
         }),
-        2 => (row.clone(), row.clone(), 1_usize..90).prop_map(|(from, to, tokens)| Op::Copy { from, to, tokens }),
-        1 => (row.clone(), 0_usize..90).prop_map(|(row, tokens)| Op::Truncate { row, tokens }),
-        2 => row.prop_map(|row| Op::Release { row }),
+        5 => row_change(ROWS, 0..90).prop_map(Op::Change),
         1 => Just(Op::Fail),
     ]
 }
@@ -210,7 +198,7 @@ fn run(ops: &[Op], limits: Limits) -> usize {
                     }
                 }
             }
-            Op::Copy { from, to, tokens } => {
+            Op::Change(RowChange::Copy { from, to, tokens }) => {
                 let tokens = *tokens.min(&rows[*from].len());
                 let is_held = tokens > 0 && from != to && !store.groups.is_lost(*from);
                 if is_held && store.together(&[*to], tokens) == Ok(true) && !store.groups.is_lost(*from) {
@@ -220,12 +208,12 @@ fn run(ops: &[Op], limits: Limits) -> usize {
                     rows[*to] = rows[*from][..tokens].to_vec();
                 }
             }
-            Op::Truncate { row, tokens } => {
+            Op::Change(RowChange::Truncate { row, tokens }) => {
                 let emptied = store.groups.truncate(*row, *tokens);
                 store.drop_group(emptied);
                 rows[*row].truncate(*tokens);
             }
-            Op::Release { row } => {
+            Op::Change(RowChange::Release { row }) => {
                 let emptied = store.groups.truncate(*row, 0);
                 store.drop_group(emptied);
                 rows[*row].clear();
