@@ -152,7 +152,7 @@ pub struct Runtime {
     pub provider: Provider,
     /// The device of the provider, counted from 0; none means the provider's own choice.
     pub device_id: Option<u32>,
-    /// The maximum memory of the device for keys and values; none means `kv_memory`.
+    /// The maximum memory of the device for keys and values; none means `kv_memory`, and without it what the device has free.
     pub device_memory: Option<ByteSize>,
     /// The options that are passed on to the provider.
     pub provider_options: Option<BTreeMap<String, String>>,

@@ -4,6 +4,7 @@
 mod bind;
 mod capabilities;
 mod config;
+mod device_share;
 mod grouped_run;
 mod names;
 mod packed_run;

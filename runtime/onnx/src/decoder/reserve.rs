@@ -5,18 +5,13 @@ use phi_edge_engine::KvType;
 use phi_edge_models::GenaiConfig;
 
 use super::config::DecoderConfig;
+use super::device_share::{block_tokens, device_bytes, shape_in_pages, shape_in_tensors, shortened};
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement};
 use crate::error::OnnxError;
-use crate::kv::{
-    BlocksShape, DevicePlace, DeviceRows, KvBlocks, KvFootprint, KvMemory, KvShape, KvSlab, PagedRows,
-    PagedShape,
-};
+use crate::kv::{BlocksShape, DevicePlace, DeviceRows, KvBlocks, KvMemory, KvShape, KvSlab, PagedRows};
 use crate::provider::{ExecutionTarget, Provider, input_device};
 use crate::raw::Element;
 use crate::session::{GraphKv, OpenGraph};
-
-/// The KV memory on a device if none is configured.
-const DEVICE_KV_BYTES: u64 = 4 << 30;
 
 /// Reserves the KV memory on the host or on the provider's device.
 pub(super) fn reserve(
@@ -90,10 +85,8 @@ fn device(
     let mut shape = shape(element, genai, config);
     // The trial of the provider's runs takes two (`run_limits.rs`).
     shape.rows = shape.rows.max(2);
-    let memory = device_memory(config);
-    // One row may have it all: the engine keeps the sum below it.
-    let longest = KvFootprint::on_device(&shape).largest_row(DeviceRows::budget(&shape, memory));
-    shape.capacity = shortened(shape.capacity, longest);
+    let memory = device_bytes(graph.provider, config);
+    let shape = shape_in_tensors(shape, memory);
     DeviceRows::new(shape, memory, &place(graph, &genai.past_key(0), config))
 }
 
@@ -103,31 +96,11 @@ fn paged(
     genai: &GenaiConfig,
     config: &DecoderConfig,
 ) -> Result<PagedRows, OnnxError> {
-    let mut shape = shape(element, genai, config);
-    let block_tokens = match config.paged_stand_in {
-        Some(stand_in) => stand_in.block_tokens,
-        // What the fastest kernel of CUDA reads at once.
-        None if genai.head_size <= 64 => 256,
-        None => 128,
-    };
-    let block_bytes = (block_tokens * shape.bytes_per_token()).max(1) as u64;
-    let budget = usize::try_from(device_memory(config) / block_bytes).unwrap_or(usize::MAX);
-    // More than the rows can fill is of no use.
-    let most = shape.capacity.div_ceil(block_tokens).saturating_mul(shape.rows);
-    let blocks = budget.min(most).max(1);
-    shape.capacity = shortened(shape.capacity, blocks * block_tokens);
-    let paged = PagedShape {
-        rows: shape,
-        block_tokens,
-        blocks,
-    };
+    let shape = shape(element, genai, config);
+    let tokens = config.paged_stand_in.map(|stand_in| stand_in.block_tokens);
+    let tokens = tokens.unwrap_or_else(|| block_tokens(genai.head_size));
+    let paged = shape_in_pages(shape, tokens, device_bytes(graph.provider, config));
     PagedRows::new(paged, &place(graph, &genai.past_key(0), config))
-}
-
-/// The bytes for keys and values on a device.
-fn device_memory(config: &DecoderConfig) -> u64 {
-    let configured = config.provider_settings.device_memory.or(config.kv_memory);
-    configured.unwrap_or(DEVICE_KV_BYTES)
 }
 
 fn place<'a>(graph: &'a OpenGraph, input: &'a str, config: &'a DecoderConfig) -> DevicePlace<'a> {
@@ -153,8 +126,4 @@ fn shape(element: Element, genai: &GenaiConfig, config: &DecoderConfig) -> KvSha
         head_size: genai.head_size,
         element,
     }
-}
-
-fn shortened(capacity: usize, longest: usize) -> usize {
-    capacity.min(longest).max(2)
 }

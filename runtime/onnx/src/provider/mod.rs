@@ -1,6 +1,7 @@
 //! Execution providers: where the graph runs.
 
 mod advice;
+mod cuda_driver;
 mod library_file;
 mod placement;
 mod plugin;
@@ -8,6 +9,7 @@ mod report;
 mod settings;
 mod target;
 
+pub(crate) use cuda_driver::{CardMemory, card_memory};
 pub(crate) use placement::check_placement;
 pub use placement::{GraphNode, NodePlacement};
 pub(crate) use placement::{RECORD_PLACEMENT, input_device};

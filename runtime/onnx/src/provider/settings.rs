@@ -8,7 +8,7 @@ use std::path::PathBuf;
 pub struct ProviderSettings {
     /// The device, counted from 0; `None`: the provider's own choice.
     pub device_id: Option<u32>,
-    /// The most memory of the device for keys and values, in bytes.
+    /// The most memory of the device for keys and values, in bytes; `None`: that of the host, else what the device has free.
     pub device_memory: Option<u64>,
     /// Options of a provider of the library (not of a plugin), passed on as they are. `auto` leaves them out.
     pub options: BTreeMap<String, String>,
