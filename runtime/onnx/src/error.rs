@@ -97,11 +97,17 @@ pub enum OnnxError {
     Runtime(String),
 }
 
-/// An error of ONNX Runtime as one line, without a full stop at its end.
+/// An error of ONNX Runtime as one line, without a full stop at its end, and without the inputs and outputs of a node that it does not
+/// take: what is wrong with it follows behind them.
 pub(crate) fn one_line(message: impl std::fmt::Display) -> String {
     let message = message.to_string();
     let words: Vec<&str> = message.split_whitespace().collect();
-    words.join(" ").trim_end_matches(['.', ' ']).to_owned()
+    let line = words.join(" ");
+    let line = line.trim_end_matches(['.', ' ']);
+    match (line.split_once("In Node, ("), line.rsplit_once(" , Error ")) {
+        (Some((before, _)), Some((node, fault))) if before.len() < node.len() => format!("{before}{fault}"),
+        _ => line.to_owned(),
+    }
 }
 
 impl<T> From<ort::Error<T>> for OnnxError {
@@ -121,6 +127,13 @@ mod tests {
             "not enabled in this build"
         );
         assert_eq!(one_line("file 1.5 of 2"), "file 1.5 of 2");
+        assert_eq!(
+            one_line(
+                "an invalid model. In Node, (\"a\", Op, \"\", -1) : (\"x\": t,) -> (\"y\",) , Error Node(a) has input size 17."
+            ),
+            "an invalid model. Node(a) has input size 17"
+        );
+        assert_eq!(one_line("a , Error b In Node, (c"), "a , Error b In Node, (c");
         let fault = one_line("it could not be read in full.");
         let error = OnnxError::ProviderUnavailable {
             provider: "cuda",

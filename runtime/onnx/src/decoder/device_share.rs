@@ -149,7 +149,7 @@ mod tests {
 
     /// GiB with one decimal, rounded down.
     fn tenths(bytes: u64) -> f64 {
-        let tenths = u32::try_from(bytes * 10 >> 30).unwrap_or(u32::MAX);
+        let tenths = u32::try_from((bytes * 10) >> 30).unwrap_or(u32::MAX);
         f64::from(tenths) / 10.0
     }
 

@@ -1,13 +1,25 @@
 //! What is missing, and what to do about it, from the messages of ONNX Runtime and the loader of libraries.
 
+use std::ffi::CStr;
+
 use super::Provider;
+use super::system_library::SystemLibrary;
+
+/// The loader of Vulkan's drivers.
+const VULKAN: &CStr = c"libvulkan.so.1";
 
 /// The part of ONNX Runtime's message that says what is wrong, without the place in its source.
 pub(super) fn essence(message: &str) -> String {
     const MARK: &str = "[ONNXRuntimeError] : ";
+    // "/source/file.cc:65 function condition was false. The message".
+    const CONDITION: &str = " was false. ";
     // A wrapped error repeats the mark: the innermost one is the cause.
     let Some((_, inner)) = message.rsplit_once(MARK) else {
-        return message.to_owned();
+        let words = message.rsplit_once(CONDITION).map(|(_, words)| words.trim());
+        return words
+            .filter(|words| !words.is_empty())
+            .unwrap_or(message)
+            .to_owned();
     };
     // "1 : FAIL : the message".
     let mut parts = inner.splitn(3, " : ");
@@ -18,10 +30,32 @@ pub(super) fn essence(message: &str) -> String {
     words.trim().to_owned()
 }
 
+/// The same with the library that WebGPU misses, where it found no device and that is why: it only prints its name.
+pub(super) fn with_missing_library(provider: Provider, fault: String) -> String {
+    // Elsewhere it takes the system's own interface.
+    let by_vulkan = cfg!(unix) && provider == Provider::WebGpu && fault.contains("adapter");
+    if !by_vulkan {
+        return fault;
+    }
+    match SystemLibrary::open(VULKAN) {
+        Err(missing) => format!("{fault}: {missing}"),
+        Ok(_) => fault,
+    }
+}
+
 /// What to do where `provider` is not available for this reason.
 pub(super) fn advice(provider: Provider, fault: &str) -> String {
     if let Some(missing) = missing_library(fault) {
         return format!("Install {missing}{}", origin(missing));
+    }
+    if let Some((_, symbol)) = fault.split_once("undefined symbol: ") {
+        // The driver's own functions go on with a capital, those of CUDA's libraries (cudaMalloc, cublasCreate) do not.
+        let rest = symbol.strip_prefix("cu").unwrap_or_default();
+        return if rest.starts_with(|letter: char| letter.is_ascii_uppercase()) {
+            "Install a newer driver of the GPU, which has that function".to_owned()
+        } else {
+            "Install libraries of the versions that docs/gpu.md names".to_owned()
+        };
     }
     let no_device = [
         "no device",
@@ -109,9 +143,43 @@ mod tests {
     }
 
     #[test]
+    fn a_library_that_is_too_old_is_told_from_the_driver() {
+        let lacks = |symbol: &str| {
+            advice(
+                Provider::Cuda,
+                &format!("libonnxruntime_providers_cuda.so: undefined symbol: {symbol}"),
+            )
+        };
+        assert!(lacks("cuTensorMapEncodeTiled").contains("newer driver"));
+        assert!(lacks("cublasLtMatmul").contains("versions"));
+        assert!(lacks("_ZN4onnx").contains("versions"));
+    }
+
+    #[test]
+    fn a_machine_without_vulkan_is_told_so() {
+        let fault = "Failed to get a WebGPU adapter: No supported adapters".to_owned();
+        let cause = with_missing_library(Provider::WebGpu, fault.clone());
+        let expected = match SystemLibrary::open(VULKAN) {
+            Err(_) if cfg!(unix) => "Install libvulkan.so.1 (Debian: libvulkan1",
+            _ => "Install the GPU's driver",
+        };
+        assert!(advice(Provider::WebGpu, &cause).starts_with(expected), "{cause}");
+        // Of another provider, or another fault, it is not asked.
+        assert_eq!(with_missing_library(Provider::Cuda, fault.clone()), fault);
+        assert_eq!(with_missing_library(Provider::WebGpu, "lost".to_owned()), "lost");
+    }
+
+    #[test]
     fn a_message_without_a_mark_stays_as_it_is() {
         assert_eq!(essence("no device"), "no device");
         assert_eq!(essence("[ONNXRuntimeError] : odd"), "odd");
+        assert_eq!(
+            essence(
+                "/src/webgpu_context.cc:65 Initialize() status == Success was false. Failed to get a WebGPU adapter: none"
+            ),
+            "Failed to get a WebGPU adapter: none"
+        );
+        assert_eq!(essence("it was false. "), "it was false. ");
         assert!(advice(Provider::Cuda, "no CUDA-capable device is detected").contains("NVIDIA's driver"));
         assert!(advice(Provider::WebGpu, "something else").contains("docs/gpu.md"));
     }

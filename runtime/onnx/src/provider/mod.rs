@@ -7,6 +7,7 @@ mod placement;
 mod plugin;
 mod report;
 mod settings;
+mod system_library;
 mod target;
 
 pub(crate) use cuda_driver::{CardMemory, card_memory};

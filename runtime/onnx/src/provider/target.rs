@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use ort::ep::{self, ArbitrarilyConfigurableExecutionProvider, ExecutionProviderDispatch};
 use ort::session::builder::SessionBuilder;
 
-use super::advice::{advice, essence};
+use super::advice::{advice, essence, with_missing_library};
 use super::plugin::PluginDevice;
 use super::settings::ProviderSettings;
 use super::{Provider, plugin};
@@ -94,7 +94,7 @@ impl<'a> ExecutionTarget<'a> {
 
     /// The error of a provider that is not available, from what ONNX Runtime says about it.
     pub(crate) fn unavailable(self, fault: impl std::fmt::Display) -> OnnxError {
-        let fault = essence(&one_line(fault));
+        let fault = with_missing_library(self.provider, essence(&one_line(fault)));
         let advice = advice(self.provider, &fault);
         OnnxError::ProviderUnavailable {
             provider: self.provider.as_str(),
