@@ -8,6 +8,10 @@ use crate::{ByteSize, Config, ConfigError, Origin, Provider};
 /// so that a payload just above the limit still arrives and is answered `too_large`.
 const PACKET_OVERHEAD: u64 = 4 << 10;
 
+/// The options of CUDA and WebGPU that have a run's commands recorded and repeated. A repeated run takes no inputs from the host,
+/// where the node's are.
+const CAPTURE_OPTIONS: [&str; 2] = ["enable_cuda_graph", "enableGraphCapture"];
+
 type Origins = BTreeMap<String, Origin>;
 
 /// Refuses values that contradict each other.
@@ -99,8 +103,19 @@ fn validate_provider(config: &Config, origins: &Origins) -> Result<(), ConfigErr
             "is set without `runtime.plugin.library`; name the provider's library",
         );
     }
-    if runtime.provider_options.is_none() {
+    let Some(options) = &runtime.provider_options else {
         return Ok(());
+    };
+    let captures = |(name, value): (&String, &String)| {
+        CAPTURE_OPTIONS.iter().any(|option| name.ends_with(option))
+            && !matches!(value.as_str(), "" | "0" | "false")
+    };
+    if options.iter().any(captures) {
+        return conflict(
+            "runtime.provider_options",
+            "has a graph captured, which would repeat its first run whatever the next one's tokens are; remove \
+             enable_cuda_graph or enableGraphCapture",
+        );
     }
     match runtime.provider {
         // Of `auto` the warnings speak.

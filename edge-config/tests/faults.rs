@@ -250,6 +250,16 @@ fn settings_of_the_provider_that_contradict_each_other_are_refused() {
         "my.toml:3: `runtime.provider_options`: is set, and `runtime.provider` is \"plugin\"; set \
          `runtime.plugin.options` instead",
     );
+    for (provider, option) in [
+        ("cuda", "enable_cuda_graph"),
+        ("webgpu", "ep.webgpuexecutionprovider.enableGraphCapture"),
+    ] {
+        check_fault(
+            &format!("[runtime]\nprovider = \"{provider}\"\nprovider_options = {{ \"{option}\" = \"1\" }}"),
+            "my.toml:3: `runtime.provider_options`: has a graph captured, which would repeat its first run whatever the next one's \
+             tokens are; remove enable_cuda_graph or enableGraphCapture",
+        );
+    }
     check_fault(
         "[runtime]\nprovider = \"cuda\"\nprovider_options = { enable_cuda_graph = 1 }",
         "my.toml:3: `runtime.provider_options` must be a table of texts by names, such as { name = \"value\" }, but is \
