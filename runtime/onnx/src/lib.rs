@@ -23,6 +23,7 @@ mod library;
 mod load;
 mod logit_difference;
 mod matmul;
+mod mul_add;
 mod onnx_proto;
 mod open;
 mod packed_inputs;

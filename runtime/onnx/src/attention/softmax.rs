@@ -3,6 +3,7 @@
 
 use super::layout::{BLOCK_TOKENS, TILE_BLOCKS, TILE_TOKENS};
 use super::vectors::{Vector, tree_sum};
+use crate::mul_add::mul_add;
 use crate::prefetch::prefetch;
 
 /// The running softmax of one query vector.
@@ -104,7 +105,7 @@ pub(crate) unsafe fn weigh<V: Vector>(query: &mut Query, scores: &mut TileScores
         }
         let mut shrinks = [0f32; BLOCK_TOKENS];
         V::store(shrinks.as_mut_ptr(), exp2::<V>(V::set(query.largest - largest)));
-        query.weight = query.weight.mul_add(shrinks[0], tree_sum(&totals));
+        query.weight = mul_add(query.weight, shrinks[0], tree_sum(&totals));
         query.largest = largest;
         shrinks[0]
     }

@@ -2,6 +2,7 @@
 
 use crate::matmul::LANES;
 use crate::matmul::operands::{LINE_BYTES, PanelRow, Tile, TileForm, WeightBits, WordColumns, WordLine};
+use crate::mul_add::mul_add;
 
 /// Values of a word.
 const WORD: usize = 8;
@@ -88,7 +89,7 @@ pub(super) unsafe fn tile(form: TileForm, tile: &Tile) {
                     let scale = scale.cast::<f32>().read_unaligned() * *tile.scales.add(block * rows + row);
                     #[allow(clippy::cast_precision_loss, reason = "rounded as the vector instructions do")]
                     let whole = whole as f32;
-                    sum = whole.mul_add(scale, sum);
+                    sum = mul_add(whole, scale, sum);
                 }
                 *out = sum;
             }

@@ -3,6 +3,7 @@
 use super::{ByteProducts, Vector, WordLines, byte_lines};
 use crate::attention::i8_tile::{LOWER_QUERY_BITS, LOWER_QUERY_HALF};
 use crate::attention::layout::BLOCK_TOKENS;
+use crate::mul_add::mul_add;
 
 /// Registers of one lane.
 pub(in crate::attention) enum OneLane {}
@@ -44,7 +45,7 @@ impl Vector for OneLane {
     }
 
     unsafe fn mul_add(a: f32, b: f32, c: f32) -> f32 {
-        a.mul_add(b, c)
+        mul_add(a, b, c)
     }
 
     unsafe fn max(a: f32, b: f32) -> f32 {
