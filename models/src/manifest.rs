@@ -2,12 +2,15 @@
 //! writes it.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::path::Path;
 
 use serde_json::{Map, Value, json};
 
 use crate::digest::FileHashes;
 use crate::error::{ModelError, read_json};
+use crate::pull_error::PullError;
 use crate::redaction::without_user;
 use crate::safe_path::is_safe;
 
@@ -125,16 +128,16 @@ impl Manifest {
     }
 
     /// Writes the file atomically.
-    pub(crate) fn write(&self, path: &Path) -> Result<(), ModelError> {
-        let unreadable = |source| ModelError::Unreadable {
-            path: path.to_path_buf(),
-            source,
-        };
+    pub(crate) fn write(&self, path: &Path) -> Result<(), PullError> {
         let fresh = path.with_extension("json.new");
-        std::fs::write(&fresh, self.text())
-            .and_then(|()| std::fs::File::open(&fresh)?.sync_all())
-            .and_then(|()| std::fs::rename(&fresh, path))
-            .map_err(unreadable)
+        let write = || {
+            // Windows syncs only what is open for writing.
+            let mut file = File::create(&fresh)?;
+            file.write_all(self.text().as_bytes())?;
+            file.sync_all()?;
+            std::fs::rename(&fresh, path)
+        };
+        write().map_err(PullError::io(path, "written"))
     }
 
     /// The bytes of all files.
