@@ -16,14 +16,19 @@ fn standing(note: &Arc<Mutex<EncodeNote>>, n: u8) -> Standing {
     note.lock().standing(&work(n))
 }
 
+/// Ends the process of `note`: its file is closed, and nothing is put in order.
+fn die(note: &Arc<Mutex<EncodeNote>>) {
+    note.lock().file = None;
+}
+
 #[test]
 fn only_what_was_alone_at_three_deaths_is_given_up() {
     let folder = tempfile::tempdir().unwrap();
     let note = open(folder.path());
-    // Dead: nothing is left in order.
     std::mem::forget(enter(&note, work(1), false));
     std::mem::forget(enter(&note, work(2), false));
     drop(enter(&note, work(3), false));
+    die(&note);
     for deaths in 0..3 {
         let note = open(folder.path());
         assert_eq!(standing(&note, 1), Standing::Suspect, "{deaths}");
@@ -34,11 +39,13 @@ fn only_what_was_alone_at_three_deaths_is_given_up() {
         }
         assert_eq!(standing(&note, 2), Standing::Clear);
         std::mem::forget(enter(&note, work(1), true));
+        die(&note);
     }
     let note = open(folder.path());
     let given_up = |first| Standing::GivenUp { deaths: 3, first };
     assert_eq!(standing(&note, 1), given_up(true));
     note.lock().told(&work(1));
+    die(&note);
     assert_eq!(standing(&open(folder.path()), 1), given_up(false));
 }
 
@@ -108,10 +115,12 @@ proptest! {
             }
             let in_hand: Vec<u8> = open_entries.iter().map(|(n, ..)| *n).collect();
             std::mem::forget(open_entries);
+            die(&note);
             let next = open(folder.path());
             for n in in_hand {
                 prop_assert_ne!(standing(&next, n), Standing::Clear);
             }
+            die(&next);
         }
     }
 }
