@@ -63,7 +63,16 @@ pub(super) fn advice(provider: Provider, fault: &str) -> String {
         "adapter",
         "CUDA-capable device",
         "CUDA failure 100",
+        // DXGI: unsupported.
+        "887A0004",
     ];
+    if fault.contains("DXCore is not available") {
+        return "Name the device by runtime.device_id; 0 is the first".to_owned();
+    }
+    // DXGI: not found.
+    if fault.contains("887A0002") {
+        return "Check runtime.device_id, which counts from 0, and the GPU's driver".to_owned();
+    }
     let old_driver = ["driver version is insufficient", "CUDA failure 35"];
     if old_driver.iter().any(|words| fault.contains(words)) {
         return "Install a newer driver of the GPU".to_owned();
@@ -181,6 +190,11 @@ mod tests {
         );
         assert_eq!(essence("it was false. "), "it was false. ");
         assert!(advice(Provider::Cuda, "no CUDA-capable device is detected").contains("NVIDIA's driver"));
+        assert!(advice(Provider::DirectMl, "Exception(1) tid(218) 887A0004").contains("the GPU's driver"));
+        assert!(advice(Provider::DirectMl, "Exception(1) tid(148) 887A0002").contains("runtime.device_id"));
+        let old_windows =
+            "DXCore is not available on this platform. This is expected on older versions of Windows";
+        assert!(advice(Provider::DirectMl, old_windows).contains("runtime.device_id"));
         assert!(advice(Provider::WebGpu, "something else").contains("docs/gpu.md"));
     }
 }

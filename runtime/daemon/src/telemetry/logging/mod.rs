@@ -18,6 +18,7 @@ pub(crate) fn quiet() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
     tracing_subscriber::fmt()
         .with_writer(std::io::stderr)
+        .with_ansi(is_on_terminal())
         .with_env_filter(filter)
         .init();
 }
@@ -85,8 +86,12 @@ fn journald(log: &Log) -> (SetLevel, LogRateLimit) {
 }
 
 fn text_to_standard_error() -> LogLayer {
-    let colours = std::io::IsTerminal::is_terminal(&std::io::stderr());
-    text(BoxMakeWriter::new(std::io::stderr), colours)
+    text(BoxMakeWriter::new(std::io::stderr), is_on_terminal())
+}
+
+/// Whether standard error is read by people, who get colours.
+fn is_on_terminal() -> bool {
+    std::io::IsTerminal::is_terminal(&std::io::stderr())
 }
 
 fn text(writer: BoxMakeWriter, colours: bool) -> LogLayer {
