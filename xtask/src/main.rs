@@ -39,7 +39,7 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use crate::device_library::DeviceProvider;
 use crate::library::Platform;
-use crate::windows::{WindowsCommand, WindowsTests};
+use crate::windows::{WindowsCommand, WindowsTestArgs};
 
 #[derive(Parser)]
 #[command(
@@ -146,11 +146,7 @@ enum Command {
     #[command(subcommand)]
     Windows(WindowsCommand),
     /// The program for Windows and unit tests under wine, in a Debian of its own.
-    WindowsTest {
-        /// What runs.
-        #[arg(long, value_enum, default_value = "all")]
-        only: WindowsTests,
-    },
+    WindowsTest(WindowsTestArgs),
     /// Write docs/config.md from edge-config/default.toml.
     Docs,
     /// Formatting, lints and dependency rules: what CI runs after the tests.
@@ -206,7 +202,7 @@ fn run(command: Command) -> Result<()> {
         Command::WebgpuTest { fixtures } => webgpu::webgpu_test(fixtures),
         Command::Gpu { command } => gpu::gpu(&command),
         Command::Windows(command) => windows::windows(&command),
-        Command::WindowsTest { only } => windows::test(only),
+        Command::WindowsTest(args) => windows::test(&args),
         Command::Aarch64PackageTest => aarch64::package_test(),
         Command::Docs => docs::docs(),
         Command::Lint => test::lint(),

@@ -32,6 +32,8 @@ pub(crate) async fn run(wine: &Wine) -> Result<()> {
     let daemon = self::daemon(wine, broker.port, &folder, &there)?;
     state(&mut client, "ready").await;
     daemon.kill()?;
+    // What the broker has kept must not be taken for the next one's.
+    state(&mut client, "offline").await;
     ensure!(
         folder.join("store/running").is_file(),
         "a kill leaves the crash marker"

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, ensure};
 use phi_edge_tests::{Mosquitto, NODE, client, state};
 
 use crate::conversation::ask;
-use crate::wine::{Wine, eventually, said, staged};
+use crate::wine::{Wine, eventually, output, said, staged};
 
 /// The program that controls services.
 const SC: &str = r"C:\windows\system32\sc.exe";
@@ -49,6 +49,7 @@ pub(crate) async fn run(wine: &Wine) -> Result<()> {
             .args(["-s", "KILL", &process.to_string()])
             .status()?;
     }
+    state(&mut client, "offline").await;
     eventually("the service's end", || is(wine, "STOPPED")).await?;
     control(wine, "start")?;
     state(&mut client, "ready").await;
@@ -68,6 +69,8 @@ pub(crate) async fn run(wine: &Wine) -> Result<()> {
 
     let removed = wine.run(&["service", "uninstall"])?;
     ensure!(removed.contains("is removed"), "{removed}");
+    // Other parts run without configuration.
+    wine.program_data()?;
     println!("ok   service uninstall");
     Ok(())
 }
@@ -82,13 +85,13 @@ fn configure(folder: &Path, port: u16, more: &str) -> Result<()> {
 }
 
 fn control(wine: &Wine, control: &str) -> Result<()> {
-    let output = wine.windows(SC).args([control, "phi-edge"]).output()?;
+    let output = output(wine.windows(SC).args([control, "phi-edge"]))?;
     ensure!(output.status.success(), "sc {control}: {}", said(&output));
     Ok(())
 }
 
 fn query(wine: &Wine) -> Result<String> {
-    Ok(said(&wine.windows(SC).args(["query", "phi-edge"]).output()?))
+    Ok(said(&output(wine.windows(SC).args(["query", "phi-edge"]))?))
 }
 
 fn is(wine: &Wine, state: &str) -> Result<bool> {

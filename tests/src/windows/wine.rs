@@ -1,5 +1,7 @@
 //! Programs for Windows, started in a Debian that has wine.
 
+use std::fs::File;
+use std::io::{BufRead as _, BufReader, Read as _, Seek as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 
@@ -10,10 +12,16 @@ use phi_edge_tests::TIMEOUT;
 const STAGE: &str = "phi-edge";
 /// wine's folder of a Windows installation, in the root.
 const PREFIX: &str = "wine-prefix";
+/// `%ProgramData%\phi-edge`, in [`PREFIX`].
+const PROGRAM_DATA: &str = "drive_c/ProgramData/phi-edge";
 
 /// A Debian with wine, and the staged program in it.
 pub(crate) struct Wine {
     root: PathBuf,
+    /// The number of the X server's display, `:N`.
+    display: String,
+    /// A screen, without which DXGI lists no devices.
+    screen: Child,
     /// Keeps wine's server and service manager up between commands.
     server: Child,
 }
@@ -30,6 +38,13 @@ impl Wine {
             root.join(STAGE).join("phi-edge.exe").is_file(),
             "phi-edge.exe is not staged"
         );
+        make_prefix(&root)?;
+        let data = root.join(PREFIX).join(PROGRAM_DATA);
+        if data.exists() {
+            // An earlier run left its configuration.
+            std::fs::remove_dir_all(&data)?;
+        }
+        let (screen, display) = screen(&root)?;
         // `-f -p`: in the foreground, until it is ended.
         let server = in_root(&root, "wineserver")
             .args(["-f", "-p"])
@@ -37,7 +52,12 @@ impl Wine {
             .stderr(Stdio::null())
             .spawn()
             .context("unshare can't be started")?;
-        Ok(Self { root, server })
+        Ok(Self {
+            root,
+            display,
+            screen,
+            server,
+        })
     }
 
     /// A folder beside the program, emptied: its path here, and as Windows has it.
@@ -50,9 +70,22 @@ impl Wine {
         Ok((here, staged(name)))
     }
 
+    /// The names of staged files that end so, in order.
+    pub(crate) fn staged_files(&self, suffix: &str) -> Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(self.root.join(STAGE))? {
+            let name = entry?.file_name().to_string_lossy().into_owned();
+            if name.ends_with(suffix) {
+                names.push(name);
+            }
+        }
+        names.sort();
+        Ok(names)
+    }
+
     /// `%ProgramData%\phi-edge`, emptied.
     pub(crate) fn program_data(&self) -> Result<PathBuf> {
-        let folder = self.root.join(PREFIX).join("drive_c/ProgramData/phi-edge");
+        let folder = self.root.join(PREFIX).join(PROGRAM_DATA);
         if folder.exists() {
             std::fs::remove_dir_all(&folder)?;
         }
@@ -70,13 +103,13 @@ impl Wine {
     /// A program of Windows.
     pub(crate) fn windows(&self, program: &str) -> Command {
         let mut command = in_root(&self.root, "wine");
-        command.arg(program);
+        command.arg(program).env("DISPLAY", &self.display);
         command
     }
 
     /// Runs `phi-edge.exe` to its end and returns what it wrote.
     pub(crate) fn run(&self, arguments: &[&str]) -> Result<String> {
-        let output = self.phi_edge(arguments).output()?;
+        let output = output(&mut self.phi_edge(arguments))?;
         let said = said(&output);
         ensure!(
             output.status.success(),
@@ -109,8 +142,10 @@ impl Drop for Wine {
     fn drop(&mut self) {
         // The server ends all programs that still run.
         let _ = in_root(&self.root, "wineserver").arg("-k").status();
-        let _ = self.server.kill();
-        let _ = self.server.wait();
+        for child in [&mut self.server, &mut self.screen] {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
     }
 }
 
@@ -168,6 +203,28 @@ pub(crate) async fn eventually(what: &str, mut holds: impl FnMut() -> Result<boo
     Ok(())
 }
 
+/// Runs a program to its end and takes what it wrote, from files: wine's services begin with the first program that needs them,
+/// keep its outputs open, and so would keep pipes open.
+pub(crate) fn output(command: &mut Command) -> Result<Output> {
+    let (out, error) = (tempfile::tempfile()?, tempfile::tempfile()?);
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(out.try_clone()?)
+        .stderr(error.try_clone()?)
+        .status()?;
+    let written = |mut file: File| {
+        let mut bytes = Vec::new();
+        file.rewind()?;
+        file.read_to_end(&mut bytes)?;
+        Ok::<_, std::io::Error>(bytes)
+    };
+    Ok(Output {
+        status,
+        stdout: written(out)?,
+        stderr: written(error)?,
+    })
+}
+
 /// All that a program wrote.
 pub(crate) fn said(output: &Output) -> String {
     let (out, error) = (
@@ -182,14 +239,57 @@ pub(crate) fn staged(name: &str) -> String {
     format!(r"Z:\{STAGE}\{}", name.replace('/', r"\"))
 }
 
+/// An X server without a screen that anybody sees, and the display that it has chosen.
+fn screen(root: &Path) -> Result<(Child, String)> {
+    let mut server = in_root(root, "Xvfb")
+        .args(["-displayfd", "1", "-nolisten", "tcp"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .context("unshare can't be started")?;
+    let mut number = String::new();
+    let said = server.stdout.take().context("Xvfb has no output")?;
+    // It ends the line once it takes clients.
+    BufReader::new(said).read_line(&mut number)?;
+    ensure!(!number.trim().is_empty(), "Xvfb does not start");
+    Ok((server, format!(":{}", number.trim())))
+}
+
+/// Makes wine's folder of a Windows installation, once.
+fn make_prefix(root: &Path) -> Result<()> {
+    let stamp = root.join(PREFIX).join("made");
+    if stamp.is_file() {
+        return Ok(());
+    }
+    eprintln!("Making an installation of Windows for wine …");
+    for (program, argument) in [("wineboot", "-i"), ("wineserver", "-w")] {
+        let status = in_root(root, program)
+            .arg(argument)
+            .status()
+            .context("unshare can't be started")?;
+        ensure!(status.success(), "{program} {argument} ended with {status}");
+    }
+    Ok(std::fs::write(stamp, "")?)
+}
+
+/// The checkout's root, as the crates were built with it.
+fn checkout() -> &'static Path {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().unwrap_or(manifest)
+}
+
 /// A program of the root, in an environment that is the same everywhere.
 fn in_root(root: &Path, program: &str) -> Command {
     let mut command = Command::new("unshare");
-    // wine needs /proc, which is there for its processes alone.
-    let enter = r#"mount -t proc proc "$0/proc" && exec chroot "$0" "$@""#;
+    // wine needs /proc, which is there for its processes alone, as is what follows.
+    // Tests look for their files where they were built.
+    let enter = r#"mount -t proc proc "$0/proc" && mkdir -p "$0$1" && mount -o bind,ro "$1" "$0$1" || exit
+        root=$0 && shift && exec chroot "$root" "$@""#;
     command
         .args(["--mount", "sh", "-c", enter])
         .arg(root)
+        .arg(checkout())
         .arg(program)
         .env_clear()
         .env(
@@ -198,6 +298,8 @@ fn in_root(root: &Path, program: &str) -> Command {
         )
         .env("HOME", "/root")
         .env("LANG", "C.UTF-8")
+        // Else wine complains.
+        .env("XDG_RUNTIME_DIR", "/tmp")
         .env("WINEPREFIX", format!("/{PREFIX}"))
         .env("WINEDEBUG", "-all");
     command

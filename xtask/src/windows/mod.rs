@@ -7,7 +7,7 @@ mod zip;
 use anyhow::Result;
 use clap::Subcommand;
 
-pub(crate) use under_wine::{WindowsTests, test};
+pub(crate) use under_wine::{WindowsTestArgs, test};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum WindowsCommand {

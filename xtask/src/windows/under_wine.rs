@@ -6,17 +6,20 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::build::{for_windows, program};
+use super::zip;
+use crate::device_library::{self, DeviceProvider};
+use crate::files::{copy_file, copy_folder};
 use crate::library::{self, Platform};
 use crate::process::{cargo, root, run, target};
 use crate::{debian_root, test};
 
 /// wine 10: that of Debian 12 lacks a library which the standard library needs.
 const SUITE: &str = "trixie";
-const PACKAGES: &str = "wine,wine64";
+/// With a screen and a Vulkan driver in software: wine's Direct3D 12 needs both.
+const PACKAGES: &str = "wine,wine64,xvfb,libvulkan1,mesa-vulkan-drivers";
 
-/// The folders that tests/src/windows/wine.rs knows, too.
+/// The folder that tests/src/windows/wine.rs knows, too.
 const STAGE: &str = "phi-edge";
-const PREFIX: &str = "wine-prefix";
 
 /// The crates whose unit tests run: those with code for Windows, and those that read and write files.
 const CRATES: [&str; 6] = [
@@ -30,91 +33,78 @@ const CRATES: [&str; 6] = [
 
 /// What runs under wine.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum WindowsTests {
+enum WindowsTests {
     /// Everything.
     All,
-    /// The program: its commands, a conversation over MQTT, its service.
+    /// The program: its commands, a conversation over MQTT, its service, DirectML.
     Program,
     /// The unit tests of the crates.
     Units,
 }
 
-/// Runs the tests.
-pub(crate) fn test(which: WindowsTests) -> Result<()> {
+#[derive(clap::Args)]
+pub(crate) struct WindowsTestArgs {
+    /// What runs.
+    #[arg(long, value_enum, default_value = "all")]
+    only: WindowsTests,
+    /// The program and the library of this zip, which `cargo xtask windows zip` made, in place of what is built.
+    #[arg(long)]
+    zip: Option<PathBuf>,
+}
+
+/// Builds what is tested, and has the program `phi-edge-windows` run it.
+pub(crate) fn test(args: &WindowsTestArgs) -> Result<()> {
     test::packages()?;
     let system = debian_root::make(&target().join("windows"), SUITE, PACKAGES)?;
-    let stage = stage(&system)?;
-    make_prefix(&system)?;
-    if which != WindowsTests::Program {
-        units(&system, &stage)?;
+    let stage = stage(&system, args.zip.as_deref())?;
+    let mut parts = Vec::new();
+    if args.only != WindowsTests::Program {
+        stage_unit_tests(&stage)?;
+        parts.push("units");
     }
-    if which != WindowsTests::Units {
-        run(cargo().args([
-            "build",
-            "--locked",
-            "-p",
-            "phi-edge-tests",
-            "--bin",
-            "phi-edge-windows",
-        ]))?;
-        run(Command::new(target().join("debug/phi-edge-windows")).arg(&system))?;
+    if args.only != WindowsTests::Units {
+        parts.extend(["commands", "conversation", "service", "directml"]);
     }
-    Ok(())
+    run(cargo().args([
+        "build",
+        "--locked",
+        "-p",
+        "phi-edge-tests",
+        "--bin",
+        "phi-edge-windows",
+    ]))?;
+    run(Command::new(target().join("debug/phi-edge-windows"))
+        .arg(&system)
+        .args(parts))
 }
 
 /// Puts program, library and model into the root.
-fn stage(system: &Path) -> Result<PathBuf> {
+fn stage(system: &Path, packed: Option<&Path>) -> Result<PathBuf> {
     let stage = system.join(STAGE);
     if stage.exists() {
         std::fs::remove_dir_all(&stage)?;
     }
-    let model = stage.join("models/demo");
-    std::fs::create_dir_all(&model)?;
-    std::fs::copy(program(false)?, stage.join("phi-edge.exe"))?;
-    std::fs::copy(
-        library::fetch(Platform::WindowsX64)?,
-        stage.join("onnxruntime.dll"),
-    )?;
-    for entry in std::fs::read_dir(root().join("models/demo"))? {
-        let file = entry?.path();
-        if let (true, Some(name)) = (file.is_file(), file.file_name()) {
-            std::fs::copy(&file, model.join(name))?;
-        }
+    if let Some(packed) = packed {
+        zip::unpack(packed, &stage)?;
+    } else {
+        copy_file(&program(false)?, &stage.join("phi-edge.exe"))?;
+        copy_file(
+            &library::fetch(Platform::WindowsX64)?,
+            &stage.join("onnxruntime.dll"),
+        )?;
     }
+    let direct_ml = device_library::fetch(DeviceProvider::Directml, None, false)?;
+    let beside = direct_ml.parent().context("the library is in no folder")?;
+    let is_library = |name: &str| Path::new(name).extension().is_some_and(|kind| kind == "dll");
+    copy_folder(beside, &stage.join("directml"), is_library)?;
+    copy_folder(&root().join("models/demo"), &stage.join("models/demo"), |_| true)?;
     Ok(stage)
 }
 
-/// Makes wine's folder of a Windows installation, once.
-fn make_prefix(system: &Path) -> Result<()> {
-    let stamp = system.join(PREFIX).join("made");
-    if stamp.is_file() {
-        return Ok(());
-    }
-    eprintln!("Making an installation of Windows for wine …");
-    run(wine(system, "wineboot").arg("-i")).context("wine can't be set up")?;
-    run(wine(system, "wineserver").arg("-w"))?;
-    std::fs::write(stamp, "")?;
-    Ok(())
-}
-
-/// Builds and runs the unit tests.
-fn units(system: &Path, stage: &Path) -> Result<()> {
-    let mut failed = Vec::new();
+/// Builds the unit tests and puts them beside the program.
+fn stage_unit_tests(stage: &Path) -> Result<()> {
     for (name, tests) in unit_tests()? {
-        let copy = format!("{name}-tests.exe");
-        std::fs::copy(&tests, stage.join(&copy))?;
-        eprintln!("{name}:");
-        let status = wine(system, "wine")
-            .arg(format!(r"Z:\{STAGE}\{copy}"))
-            .arg("--test-threads=2")
-            .env("ORT_DYLIB_PATH", format!(r"Z:\{STAGE}\onnxruntime.dll"))
-            .status()?;
-        if !status.success() {
-            failed.push(name);
-        }
-    }
-    if !failed.is_empty() {
-        bail!("unit tests failed under wine: {}", failed.join(", "));
+        std::fs::copy(&tests, stage.join(format!("{name}-tests.exe")))?;
     }
     Ok(())
 }
@@ -146,25 +136,4 @@ fn unit_tests() -> Result<Vec<(String, PathBuf)>> {
             Some((name, PathBuf::from(message["executable"].as_str()?)))
         })
         .collect())
-}
-
-/// A program of the root, in an environment that is the same everywhere.
-fn wine(system: &Path, program: &str) -> Command {
-    let mut command = Command::new("unshare");
-    // wine needs /proc, which is there for its processes alone.
-    let enter = r#"mount -t proc proc "$0/proc" && exec chroot "$0" "$@""#;
-    command
-        .args(["--mount", "sh", "-c", enter])
-        .arg(system)
-        .arg(program)
-        .env_clear()
-        .env(
-            "PATH",
-            "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-        )
-        .env("HOME", "/root")
-        .env("LANG", "C.UTF-8")
-        .env("WINEPREFIX", format!("/{PREFIX}"))
-        .env("WINEDEBUG", "-all");
-    command
 }

@@ -1,19 +1,46 @@
 //! `cargo xtask windows zip`: the program for Windows with its library, documents and scripts, in one file.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, ensure};
 
 use super::build::program;
 use crate::library::{self, Platform};
 use crate::package::{Plan, sbom, stage};
-use crate::process::{run, target};
+use crate::process::{output, run, target};
 
 /// The files of the checkout that the zip holds.
 const LIST: &str = "xtask/windows/files.txt";
 /// The most that a zip may take: more means that something came in by mistake.
 const MAX_ZIP_BYTES: u64 = 64 << 20;
+/// What an installation does not work without, with the least number of bytes that makes sense.
+const NEEDED: &[(&str, u64)] = &[
+    ("phi-edge.exe", 10 << 20),
+    ("onnxruntime.dll", 10 << 20),
+    ("onnxruntime/LICENSE", 1000),
+    ("onnxruntime/ThirdPartyNotices.txt", 1000),
+    ("config.toml", 1000),
+    ("install.ps1", 1000),
+    ("uninstall.ps1", 500),
+    ("demo-model/model.onnx", 1000),
+    ("demo-model/model.onnx.data", 1 << 20),
+    ("demo-model/tokenizer.json", 1000),
+    ("docs/windows.md", 1000),
+    ("LICENSE-MIT", 500),
+    ("LICENSE-APACHE", 5000),
+    ("sbom.cdx.json", 1000),
+];
+/// Reads every file of a zip, whose check sums must agree, and prints sizes and names.
+const LIST_ZIP: &str = "import sys, zipfile
+with zipfile.ZipFile(sys.argv[1]) as archive:
+    damaged = archive.testzip()
+    if damaged:
+        sys.exit(damaged + ' is damaged')
+    for entry in archive.infolist():
+        print(entry.file_size, entry.filename)
+";
 
 /// Makes the zip and returns its path.
 pub(super) fn zip() -> Result<PathBuf> {
@@ -48,11 +75,51 @@ pub(super) fn zip() -> Result<PathBuf> {
         .current_dir(&out))
     .context("is python3 installed?")?;
     std::fs::remove_dir_all(&tree)?;
-    let bytes = zip.metadata()?.len();
-    if bytes > MAX_ZIP_BYTES {
-        bail!("{} has {bytes} bytes, more than {MAX_ZIP_BYTES}", zip.display());
-    }
+    check(&zip, &name)?;
     Ok(zip)
+}
+
+/// Fails unless the zip is whole, of a size that is expected, and holds what an installation needs, in a folder of its name.
+fn check(zip: &Path, name: &str) -> Result<()> {
+    let bytes = zip.metadata()?.len();
+    ensure!(
+        bytes <= MAX_ZIP_BYTES,
+        "{} has {bytes} bytes, more than {MAX_ZIP_BYTES}",
+        zip.display()
+    );
+    let listed = output(Command::new("python3").args(["-c", LIST_ZIP]).arg(zip))?;
+    let mut sizes = BTreeMap::new();
+    for line in listed.lines() {
+        let (size, entry) = line.split_once(' ').context("no size and name")?;
+        let within = entry.strip_prefix(name).and_then(|entry| entry.strip_prefix('/'));
+        let within = within.with_context(|| format!("{} holds {entry}", zip.display()))?;
+        sizes.insert(within.to_owned(), size.parse::<u64>()?);
+    }
+    for (entry, least) in NEEDED {
+        let size = sizes.get(*entry).copied().unwrap_or_default();
+        ensure!(
+            size >= *least,
+            "{}: {entry} has {size} bytes, fewer than {least}",
+            zip.display()
+        );
+    }
+    Ok(())
+}
+
+/// Unpacks a zip that [`zip`] made into `folder`, which is not there yet.
+pub(super) fn unpack(zip: &Path, folder: &Path) -> Result<()> {
+    let aside = folder.with_extension("unpacked");
+    if aside.exists() {
+        std::fs::remove_dir_all(&aside)?;
+    }
+    run(Command::new("python3")
+        .args(["-m", "zipfile", "-e"])
+        .arg(zip)
+        .arg(&aside))?;
+    let name = zip.file_stem().context("the zip has no name")?;
+    std::fs::rename(aside.join(name), folder)
+        .with_context(|| format!("{} holds no folder of its name", zip.display()))?;
+    Ok(std::fs::remove_dir(&aside)?)
 }
 
 /// ONNX Runtime with the notices of its authors.
@@ -74,8 +141,6 @@ fn library(tree: &Path) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
     use crate::process::root;
 
@@ -130,6 +195,47 @@ mod tests {
         }
         // Beside program and library, which take 25 MB compressed.
         assert!(all < 16 << 20, "{all} bytes of documents and models");
+    }
+
+    #[test]
+    fn a_zip_is_refused_that_lacks_something_holds_something_else_or_is_damaged() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let zip = folder.path().join("phi.zip");
+        // Zeros: a zip of them is small.
+        let write = |left_out: &str, beside: Option<&str>| {
+            let tree = folder.path().join("phi");
+            let _ = std::fs::remove_dir_all(&tree);
+            let _ = std::fs::remove_file(&zip);
+            for (entry, bytes) in NEEDED.iter().filter(|(entry, _)| *entry != left_out) {
+                let file = tree.join(entry);
+                std::fs::create_dir_all(file.parent().expect("a folder")).expect("a folder");
+                let file = std::fs::File::create(file).expect("a file");
+                file.set_len(*bytes).expect("a length");
+            }
+            std::fs::write(folder.path().join("other"), "").expect("a file");
+            let mut python = Command::new("python3");
+            python
+                .args(["-m", "zipfile", "-c"])
+                .arg(&zip)
+                .arg("phi")
+                .args(beside);
+            run(python.current_dir(folder.path())).expect("a zip");
+        };
+        write("", None);
+        check(&zip, "phi").expect("complete");
+        unpack(&zip, &folder.path().join("there")).expect("unpacked");
+        assert!(folder.path().join("there/docs/windows.md").is_file());
+
+        let refused = || check(&zip, "phi").expect_err("refused").to_string();
+        write("onnxruntime.dll", None);
+        assert!(refused().contains("onnxruntime.dll has 0 bytes"), "{}", refused());
+        write("", Some("other"));
+        assert!(refused().contains("holds other"), "{}", refused());
+        write("", None);
+        let mut bytes = std::fs::read(&zip).expect("a zip");
+        bytes[100..200].fill(0xff);
+        std::fs::write(&zip, bytes).expect("a zip");
+        assert!(refused().contains("failed"), "{}", refused());
     }
 
     /// What the packages for Linux explain is explained here, too.
