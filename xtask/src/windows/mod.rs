@@ -17,6 +17,8 @@ pub(crate) enum WindowsCommand {
         #[arg(long)]
         release: bool,
     },
+    /// Check that the program compiles; what CI runs.
+    Check,
     /// Make the zip with program, ONNX Runtime, documents and the script that installs them.
     Zip,
 }
@@ -28,6 +30,7 @@ pub(crate) fn windows(command: &WindowsCommand) -> Result<()> {
             println!("{}", build::program(*release)?.display());
             Ok(())
         }
+        WindowsCommand::Check => build::check(),
         WindowsCommand::Zip => {
             println!("{}", zip::zip()?.display());
             Ok(())
