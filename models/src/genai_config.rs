@@ -9,6 +9,9 @@ use serde_json::Value;
 use crate::config_section::Section;
 use crate::error::{ModelError, read_json};
 
+/// The most layers of a decoder: far more than any model has.
+const MAX_LAYERS: usize = 1024;
+
 /// What the file says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct GenaiConfig {
@@ -131,12 +134,37 @@ impl GenaiConfig {
                 .map(|hidden| hidden / num_heads)
                 .ok_or("model.decoder has neither head_size nor hidden_size")?,
         };
+        let num_layers = decoder.count("num_hidden_layers")?;
+        if num_layers > MAX_LAYERS {
+            return Err(format!(
+                "model.decoder.num_hidden_layers is {num_layers}, and no model has more than {MAX_LAYERS} layers"
+            ));
+        }
+        let (inputs, outputs) = (inputs(&model, &decoder)?, outputs(&decoder)?);
+        for (keys, values, section) in [
+            (
+                &inputs.past_key_template,
+                &inputs.past_value_template,
+                "inputs.past_value_names",
+            ),
+            (
+                &outputs.present_key_template,
+                &outputs.present_value_template,
+                "outputs.present_value_names",
+            ),
+        ] {
+            if keys == values {
+                return Err(format!(
+                    "model.decoder.{section} names the keys ({keys}), not the values"
+                ));
+            }
+        }
         Ok(Self {
             model_type: model.optional_text("type")?.unwrap_or_else(|| "phi3".to_owned()),
             context_length: model.count("context_length")?,
             vocab_size: model.count("vocab_size")?,
             head_size,
-            num_layers: decoder.count("num_hidden_layers")?,
+            num_layers,
             num_kv_heads: decoder
                 .optional_count("num_key_value_heads")?
                 .unwrap_or(num_heads),
@@ -144,8 +172,8 @@ impl GenaiConfig {
             hidden_size: hidden_size.unwrap_or(head_size * num_heads),
             eos: model.token_ids("eos_token_id")?,
             decoder_file: decoder.file_name("filename")?,
-            inputs: inputs(&model, &decoder)?,
-            outputs: outputs(&decoder)?,
+            inputs,
+            outputs,
             vision: vision(&model)?,
         })
     }
@@ -295,6 +323,18 @@ mod tests {
         check(
             |json| json["model"]["decoder"]["num_hidden_layers"] = json!(0),
             "model.decoder.num_hidden_layers",
+        );
+        check(
+            |json| json["model"]["decoder"]["num_hidden_layers"] = json!(100_000_000),
+            "num_hidden_layers is 100000000",
+        );
+        check(
+            |json| json["model"]["decoder"]["inputs"]["past_value_names"] = json!("past.%d.k"),
+            "inputs.past_value_names",
+        );
+        check(
+            |json| json["model"]["decoder"]["outputs"]["present_key_names"] = json!("present.%d.value"),
+            "outputs.present_value_names",
         );
         check(
             |json| json["model"]["decoder"]["filename"] = json!("../other/model.onnx"),
