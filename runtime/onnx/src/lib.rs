@@ -9,6 +9,7 @@ mod custom_operators;
 mod decoder;
 mod device_memory;
 mod edit_cache;
+mod elf_size;
 mod error;
 mod expert_speed;
 mod experts;

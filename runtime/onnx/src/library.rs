@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use ort::environment::Environment;
 
+use crate::elf_size::cut_short;
 use crate::error::{OnnxError, one_line};
 
 /// The folder that packages put the library into.
@@ -164,6 +165,9 @@ fn load(path: &Path) -> Result<Library, OnnxError> {
         path: path.to_path_buf(),
         fault,
     };
+    if let Some(fault) = cut_short(path) {
+        return Err(unusable(fault));
+    }
     crate::telemetry::forbid_telemetry();
     let builder = ort::init_from(path).map_err(|error| {
         let fault = match &error {

@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use super::CPU_PROVIDER;
 use super::library_file::{LibraryFault, checked};
 use super::settings::PluginSettings;
+use crate::elf_size::cut_short;
 use crate::error::{OnnxError, one_line};
 use crate::library::Library;
 
@@ -143,6 +144,9 @@ fn register(library: &Library, file: &Path) -> Result<Vec<usize>, String> {
     let mut registered = REGISTERED.lock();
     if let Some(known) = registered.iter().find(|known| known.file == file) {
         return Ok(known.devices.clone());
+    }
+    if let Some(fault) = cut_short(file) {
+        return Err(format!("{} can't be loaded: {fault}", file.display()));
     }
     let environment = library.environment();
     let before: Vec<usize> = environment.devices().map(|device| address(&device)).collect();
