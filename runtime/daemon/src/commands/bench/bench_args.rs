@@ -51,7 +51,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "model"])]
     pub(crate) products: bool,
     /// Measure the experts of one layer alone, in turns with ONNX Runtime's operator for them.
-    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "products"])]
+    #[arg(long, conflicts_with_all = ["scenario", "requests", "shared_tokens", "concurrency", "replay", "image", "bare", "turns", "kv_cache", "kv_loss", "products", "provider"])]
     pub(crate) experts: bool,
     /// Measure all scenarios, the memory and the processor, write one JSON object to this file, and print a row for the table
     /// of docs/hardware.md. `--image` adds those of a picture. It takes some minutes, and more on a slow machine.

@@ -18,7 +18,7 @@ use phi_edge_onnx::{Isa, baseline};
 use serde_json::{Value, json};
 
 use crate::commands::local_model::LocalModel;
-use crate::exit::Fault;
+use crate::exit::{Exit, Fault};
 use crate::machine::process;
 use crate::setup::model::ModelSetup;
 use bench_args::Scenario;
@@ -109,6 +109,15 @@ fn turns(local: &mut Bench, args: &BenchArgs, loaded: &Value) -> Result<(), Faul
 
 fn streams(local: &mut Bench, args: &BenchArgs) -> Result<Value, Fault> {
     let (prompt, new) = (args.prompt_tokens(), args.new_tokens as usize);
+    let context = local.engine.caps().context_length;
+    if prompt.saturating_add(new) > context {
+        return Err(Fault::new(
+            Exit::Usage,
+            format!(
+                "{prompt} prompt tokens and {new} new ones do not fit the model's context of {context}: give --prompt-tokens or --new-tokens"
+            ),
+        ));
+    }
     let speed = measure(local, args.concurrency(), prompt, new)?;
     Ok(json!({
         "prefill_tokens_per_s": speed.prefill,
