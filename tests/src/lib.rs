@@ -14,7 +14,7 @@ mod path;
 mod prometheus;
 
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitCode};
 use std::sync::atomic::{AtomicU32, Ordering};
 
 pub use broker::{Mosquitto, free_port};
@@ -26,6 +26,18 @@ pub use load::{Load, devices};
 pub use path::{Lives, Path as BrokerPath};
 pub use prometheus::{Prometheus, http};
 use tempfile::TempDir;
+
+/// The exit status of a test program. An error is printed as its whole chain in one line; a backtrace does not help there.
+#[allow(clippy::print_stderr, reason = "what a program says when it fails")]
+pub fn exit_code(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
 
 /// True on CI, where nothing may be skipped.
 pub fn on_ci() -> bool {

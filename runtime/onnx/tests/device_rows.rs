@@ -360,18 +360,7 @@ fn prefixes_are_taken_from_rows_and_kept_over_a_restart() {
     let Some((folder, library)) = tiny("phi3-mini-tiny-fp32") else {
         return;
     };
-    let goldens = goldens(&folder);
-    let golden = goldens.iter().max_by_key(|golden| golden.prompt.len()).unwrap();
-    let engine = || {
-        let decoder = load(&library, &folder, |config| config.rows = 3);
-        let config = EngineConfig {
-            slots: 1,
-            kv_budget: decoder.device_budget(),
-            ..EngineConfig::default()
-        };
-        Engine::new(decoder, config)
-    };
-    check_prefixes(golden, engine);
+    check_prefixes(&folder, || load(&library, &folder, |config| config.rows = 3));
 }
 
 #[test]

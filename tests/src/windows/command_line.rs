@@ -110,7 +110,7 @@ fn pull(wine: &Wine) -> Result<()> {
     let address = hub.repository();
     let pulled = wine.run(&["pull", &address, "--name", "demo", "--set", &link])?;
     ensure!(pulled.contains("every file verified"), "{pulled}");
-    // The manifest is written anew, with where the files came from.
+    // The manifest is written again, with where the files came from.
     for file in files.iter().filter(|file| file.path != "manifest.json") {
         let stored = std::fs::read(folder.join("models/demo").join(&file.path))?;
         ensure!(stored == file.bytes, "{} differs", file.path);

@@ -21,14 +21,7 @@ use anyhow::{Context, Result, bail};
 use wine::Wine;
 
 fn main() -> ExitCode {
-    match run() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            // The whole chain in one line; a backtrace does not help here.
-            eprintln!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    phi_edge_tests::exit_code(run())
 }
 
 fn run() -> Result<()> {

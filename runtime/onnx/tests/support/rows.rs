@@ -1,13 +1,15 @@
 //! Runs of single rows, and prefixes that rows hold or an engine saves.
 
+use std::path::Path;
 use std::time::Duration;
 
 use phi_edge_engine::{
-    Decoder as _, Engine, Event, Input, Interrupt, Regime, Row, RowId, Step, Summary, Symbol, TokenId, Wanted,
+    Decoder as _, Engine, EngineConfig, Event, Input, Interrupt, Regime, Row, RowId, Step, Summary, Symbol,
+    TokenId, Wanted,
 };
 use phi_edge_onnx::OnnxDecoder;
 
-use super::golden::Golden;
+use super::golden::{Golden, goldens};
 use super::request;
 
 /// A row of the short regime whose last logits are wanted.
@@ -31,8 +33,19 @@ pub fn run_alone(decoder: &mut OnnxDecoder, number: u32, past: usize, tokens: &[
 }
 
 /// Checks that a prompt takes its prefix from the row that holds it, and from what another engine saved: the answer stays the golden
-/// one. `engine` makes an engine with one slot, over rows without tokens.
-pub fn check_prefixes(golden: &Golden, engine: impl Fn() -> Engine<OnnxDecoder>) {
+/// one: the longest of the goldens in `folder`. `load` makes a decoder without tokens, for an engine with one slot.
+pub fn check_prefixes(folder: &Path, load: impl Fn() -> OnnxDecoder) {
+    let goldens = goldens(folder);
+    let golden = goldens.iter().max_by_key(|golden| golden.prompt.len()).unwrap();
+    let engine = || {
+        let decoder = load();
+        let config = EngineConfig {
+            slots: 1,
+            kv_budget: decoder.device_budget(),
+            ..EngineConfig::default()
+        };
+        Engine::new(decoder, config)
+    };
     let mut first = engine();
     let whole = answer(&mut first, golden);
     assert_eq!((whole.cached_tokens, &whole.tokens), (0, &golden.expected));
