@@ -11,6 +11,7 @@ mod device_memory;
 mod edit_cache;
 mod elf_size;
 mod error;
+mod exp2_series;
 mod expert_speed;
 mod experts;
 mod experts_session;

@@ -16,6 +16,18 @@ impl Workers for SessionThreads<'_> {
     }
 }
 
+/// The calling thread alone, last piece first: the order must not matter.
+#[cfg(test)]
+pub(crate) struct Alone;
+
+#[cfg(test)]
+impl Workers for Alone {
+    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
+        (0..total).rev().for_each(work);
+        Ok(())
+    }
+}
+
 /// A pointer that several threads write through, each at places of its own.
 #[derive(Clone, Copy)]
 pub(crate) struct SharedPointer<T>(pub(crate) *mut T);

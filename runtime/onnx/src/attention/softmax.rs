@@ -3,6 +3,7 @@
 
 use super::layout::{BLOCK_TOKENS, TILE_BLOCKS, TILE_TOKENS};
 use super::vectors::{Vector, tree_sum};
+use crate::exp2_series::EXP2_SERIES;
 use crate::mul_add::mul_add;
 use crate::prefetch::prefetch;
 
@@ -117,23 +118,13 @@ pub(crate) unsafe fn weigh<V: Vector>(query: &mut Query, scores: &mut TileScores
 /// The processor has the instruction set.
 #[inline(always)]
 unsafe fn exp2<V: Vector>(x: V::Floats) -> V::Floats {
-    // The Taylor series of 2^f for f in -0.5..0.5: what is left out is below 1e-8.
-    const SERIES: [f32; 7] = [
-        1.525_273_4e-5,
-        1.540_353e-4,
-        1.333_355_8e-3,
-        9.618_129e-3,
-        5.550_411e-2,
-        2.402_265e-1,
-        6.931_472e-1,
-    ];
     // SAFETY: as the caller guarantees.
     unsafe {
         let x = V::max(x, V::set(-126.0));
         let whole = V::round(x);
         let part = V::sub(x, whole);
-        let mut sum = V::set(SERIES[0]);
-        for factor in &SERIES[1..] {
+        let mut sum = V::set(EXP2_SERIES[0]);
+        for factor in &EXP2_SERIES[1..] {
             sum = V::mul_add(sum, part, V::set(*factor));
         }
         V::scale(V::mul_add(sum, part, V::set(1.0)), whole)

@@ -14,17 +14,7 @@ use crate::attention::attend::{AttentionInputs, attend};
 use crate::attention::kernel::{AttentionKernels, HeadToken, Heads, Rope};
 use crate::attention::layout::{BLOCK_TOKENS, BlockElement, LayerBlocks, RowTable, TILE_TOKENS};
 use crate::isa::Isa;
-use crate::workers::Workers;
-
-/// The calling thread alone, last piece first: the order must not matter.
-struct Alone;
-
-impl Workers for Alone {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
-        (0..total).rev().for_each(work);
-        Ok(())
-    }
-}
+use crate::workers::Alone;
 
 /// Positions of the rope table.
 const TABLE: usize = 600;

@@ -12,7 +12,7 @@ use crate::experts::routing::{RouterOutputs, Routing};
 use crate::experts::swiglu::SwiGlu;
 use crate::experts::{HAS_LENGTHS, HAS_ZEROS, OPERATOR, input};
 use crate::isa::Isa;
-use crate::matmul::{WeightInputs, release};
+use crate::matmul::{WeightInputs, attribute, bytes_of, release};
 
 /// Scratch buffers that the kernels of a session share.
 type ExpertScratchPool = Arc<Mutex<Vec<ExpertScratch>>>;
@@ -63,11 +63,7 @@ impl Operator for Experts {
     }
 
     fn create_kernel(&self, context: &KernelContext<'_>) -> ort::Result<ExpertsKernel> {
-        let count = |name: &str| {
-            let value = context.get::<i64>(name);
-            let value = value.and_then(|value| usize::try_from(value).ok());
-            value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
-        };
+        let count = |name: &str| attribute(context, name);
         let float = |name: &str| {
             let value = context.get::<f32>(name);
             value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))
@@ -110,7 +106,12 @@ impl Operator for Experts {
         let packed =
             PackedExperts::new(shape, first, second, (self.isa, self.threads)).map_err(ort::Error::new)?;
         // The constant inputs are not read after packing.
-        release(&[first.weights, second.weights]);
+        release(&[
+            first.weights,
+            second.weights,
+            bytes_of(first.scales),
+            bytes_of(second.scales),
+        ]);
         Ok(ExpertsKernel {
             packed,
             chosen: count("k")?,

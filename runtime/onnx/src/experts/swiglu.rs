@@ -1,5 +1,7 @@
 //! SwiGLU: values, gated by the sigmoid-weighted other half of a matmul's results.
 
+use crate::exp2_series::EXP2_SERIES;
+
 /// The constants of `QMoE`'s SwiGLU: `gate * sigmoid(alpha * gate) * (value + beta)`.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(crate) struct SwiGlu {
@@ -25,24 +27,14 @@ impl SwiGlu {
 fn exp(x: f32) -> f32 {
     /// Added to a float of less than 2^22, it leaves the nearest whole number in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
-    // The Taylor series of 2^f for f in -0.5..0.5: what is left out is below 1e-8.
-    const SERIES: [f32; 8] = [
-        1.525_273_4e-5,
-        1.540_353e-4,
-        1.333_355_8e-3,
-        9.618_129e-3,
-        5.550_411e-2,
-        2.402_265e-1,
-        6.931_472e-1,
-        1.0,
-    ];
     let x = (x * std::f32::consts::LOG2_E).clamp(-125.0, 125.0);
     let shifted = x + ROUND;
     let part = x - (shifted - ROUND);
-    let mut sum = SERIES[0];
-    for factor in &SERIES[1..] {
+    let mut sum = EXP2_SERIES[0];
+    for factor in &EXP2_SERIES[1..] {
         sum = sum * part + factor;
     }
+    sum = sum * part + 1.0;
     let power = shifted.to_bits().wrapping_sub(ROUND.to_bits());
     // 127 is the exponent of 1.
     sum * f32::from_bits(power.wrapping_add(127) << 23)

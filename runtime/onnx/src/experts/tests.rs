@@ -10,17 +10,7 @@ use crate::experts::routing::{RouterOutputs, Routing};
 use crate::experts::swiglu::SwiGlu;
 use crate::isa::Isa;
 use crate::matmul::WeightInputs;
-use crate::workers::Workers;
-
-/// The calling thread alone, last piece first: the order must not matter.
-struct Alone;
-
-impl Workers for Alone {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
-        (0..total).rev().for_each(work);
-        Ok(())
-    }
-}
+use crate::workers::Alone;
 
 const SWIGLU: SwiGlu = SwiGlu {
     alpha: 1.0,

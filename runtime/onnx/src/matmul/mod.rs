@@ -98,10 +98,10 @@ mod vnni256_tile;
 
 pub(crate) use multiply::{RowPlaces, RowScratch, columns, panel_height};
 pub(crate) use operands::WeightBits;
-pub(crate) use operator::MatMul;
+pub(crate) use operator::{MatMul, attribute};
 pub(crate) use pack::{MatrixShape, PackedWeights, WeightInputs};
 pub(crate) use quantising_operator::QuantisingMatMul;
-pub(crate) use release::release;
+pub(crate) use release::{bytes_of, release};
 pub use speed::{ProductSpeed, product_speeds};
 
 /// Groups of columns of a tile.

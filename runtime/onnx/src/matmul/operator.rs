@@ -11,7 +11,7 @@ use crate::matmul::OPERATOR;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::operands::WeightBits;
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
-use crate::matmul::release::release;
+use crate::matmul::release::{bytes_of, release};
 use crate::workers::SessionThreads;
 
 /// Scratch buffers that the kernels of a session share.
@@ -69,11 +69,7 @@ impl Operator for MatMul {
         };
         let packed = PackedWeights::new(shape, source, (self.isa, self.threads)).map_err(ort::Error::new)?;
         // The constant inputs are not read after packing.
-        // SAFETY: floats are bytes without gaps.
-        let scales = unsafe {
-            std::slice::from_raw_parts(source.scales.as_ptr().cast::<u8>(), size_of_val(source.scales))
-        };
-        release(&[source.weights, scales]);
+        release(&[source.weights, bytes_of(source.scales)]);
         Ok(MatMulKernel {
             packed,
             scratch: Arc::clone(&self.scratch),
@@ -82,7 +78,7 @@ impl Operator for MatMul {
 }
 
 /// A whole number that a node has as an attribute.
-pub(super) fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
+pub(crate) fn attribute(context: &KernelContext<'_>, name: &str) -> ort::Result<usize> {
     let value = context.get::<i64>(name);
     let value = value.and_then(|value| usize::try_from(value).ok());
     value.ok_or_else(|| ort::Error::new(format!("the attribute {name} is missing")))

@@ -10,7 +10,7 @@ use crate::matmul::QUANTISING_OPERATOR;
 use crate::matmul::operands::WeightBits;
 use crate::matmul::operator::{MatMulKernel, RowScratchPool, attribute, matrix_shape};
 use crate::matmul::pack::PackedWeights;
-use crate::matmul::release::release;
+use crate::matmul::release::{bytes_of, release};
 
 /// The operator of one session.
 pub(crate) struct QuantisingMatMul {
@@ -64,10 +64,7 @@ impl Operator for QuantisingMatMul {
         let packed =
             PackedWeights::quantised(shape, weights, (self.isa, self.threads)).map_err(ort::Error::new)?;
         // The constant input is not read again.
-        // SAFETY: floats are bytes without gaps.
-        release(&[unsafe {
-            std::slice::from_raw_parts(weights.as_ptr().cast::<u8>(), size_of_val(weights))
-        }]);
+        release(&[bytes_of(weights)]);
         Ok(MatMulKernel {
             packed,
             scratch: Arc::clone(&self.scratch),

@@ -1,5 +1,11 @@
 //! The release of pages of weights that were read from their file once.
 
+/// The bytes of floats.
+pub(crate) fn bytes_of(floats: &[f32]) -> &[u8] {
+    // SAFETY: floats are bytes without gaps.
+    unsafe { std::slice::from_raw_parts(floats.as_ptr().cast::<u8>(), size_of_val(floats)) }
+}
+
 /// Releases the memory of each of `parts` that is mapped from a file: it is read again on access.
 ///
 /// ONNX Runtime keeps an operator's constant inputs for as long as the session lives, mapped from the weights' file. They

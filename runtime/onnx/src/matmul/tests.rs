@@ -9,17 +9,7 @@ use crate::matmul::kernels::MatMulKernels;
 use crate::matmul::multiply::{RowScratch, multiply};
 use crate::matmul::operands::WeightBits;
 use crate::matmul::pack::{MatrixShape, PackedWeights, WeightInputs};
-use crate::workers::Workers;
-
-/// The calling thread alone, last piece first: the order must not matter.
-struct Alone;
-
-impl Workers for Alone {
-    fn each(&self, total: usize, work: impl Fn(usize) + Send + Sync) -> Result<(), String> {
-        (0..total).rev().for_each(work);
-        Ok(())
-    }
-}
+use crate::workers::Alone;
 
 /// Whether two results are the same to the last bit.
 fn equal(a: &[f32], b: &[f32]) -> bool {

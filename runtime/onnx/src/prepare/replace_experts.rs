@@ -15,6 +15,9 @@ use crate::prepare::graph_editor::{
 use crate::prepare::logits::CHOSEN_HIDDEN;
 use crate::prepare::ragged::LENGTHS;
 
+/// The most experts of a token.
+const MAX_CHOSEN: i64 = 64;
+
 /// The inputs of `QMoE` that the custom operator takes.
 mod source {
     pub(super) const TOKENS: usize = 0;
@@ -178,7 +181,7 @@ fn fits(node: &NodeProto, held: &HashMap<String, i32>) -> bool {
     }
     let whole = |name: &str| node.attribute(name).map(|attribute| attribute.i);
     let attributes = node.attribute.iter().all(|own| match own.name.as_str() {
-        "k" => own.i > 0,
+        "k" => (1..=MAX_CHOSEN).contains(&own.i),
         "expert_weight_bits" | "accuracy_level" => own.i == 4,
         "swiglu_fusion" => own.i == 1,
         "block_size" => takes_block(own.i),
@@ -286,6 +289,7 @@ mod tests {
         check(|node| node.input.truncate(14), false);
         check(|node| node.input[2] = "computed".into(), false);
         check(|node| node.input[14] = "w1".into(), false);
+        check(|node| node.attribute[0].i = 1 << 40, false);
         check(|node| node.attribute[1].i = 512, false);
         check(|node| node.attribute[2].i = 0, false);
         check(|node| node.attribute[3].i = 8, false);
